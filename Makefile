@@ -1,0 +1,42 @@
+# All set-up on a machine with Python 3.11 and nothing else: `make demo`, `make test`.
+# torch: constraints.txt names the version; for the CPU build where your index serves another one by default, say
+#   make demo PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PIP_FLAGS ?=
+BIN := .venv/bin
+BUNDLE := bundles/brain_mri_cam_segmentation
+DEMO := demo
+RUN := $(BIN)/python -W ignore -m monai.bundle run --bundle_root $(BUNDLE) --logging_file $(BUNDLE)/configs/logging.conf
+
+.PHONY: setup demo test test-slow check clean
+
+setup: .venv/.installed
+
+.venv/.installed: setup.cfg constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install $(PIP_FLAGS) --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+# Phantom studies -> training on their image-level labels -> masks, metrics and report of unseen studies.
+demo: setup
+	$(RUN) --config_file $(BUNDLE)/configs/train.json \
+		--dataset_dir "\$$monai_wsss.data.make_phantoms('$(DEMO)/phantoms', modalities=@modalities)" \
+		--output_dir $(DEMO)/training
+	$(RUN) --config_file "['$(BUNDLE)/configs/train.json','$(BUNDLE)/configs/evaluate.json']" \
+		--dataset_dir $(DEMO)/phantoms --ckpt_dir $(DEMO)/training --split test --output_dir $(DEMO)/results
+	$(BIN)/monai-wsss report --run $(DEMO)/results
+
+test: setup
+	$(BIN)/python -m pytest -n 2 -m "not slow" --cov --cov-report=term:skip-covered
+
+test-slow: setup
+	$(BIN)/python -m pytest -n 2 -m slow
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(DEMO) bundles/*/eval bundles/*/sample_data

@@ -1,0 +1,277 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""``monai-wsss``, or ``python -m monai_wsss``: prepares data, draws phantoms, writes reports.
+
+Training and inference stay ``python -m monai.bundle run``.  Exit codes: 0 done, 1 a mistake in data or arguments (one
+line on stderr), 2 wrong usage.  torch and monai are imported when a command needs them, so that ``--help`` is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+__all__ = ["main"]
+
+_BUNDLE = "bundles/brain_mri_cam_segmentation"
+_SPLITS = ("training", "validation", "test")
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """``"T1,FLAIR"`` as a tuple."""
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(names):
+        raise argparse.ArgumentTypeError(f"expected names with commas between them, got {text!r}")
+    return names
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    """``"0.7,0.15,0.15"`` as a tuple."""
+    try:
+        return tuple(float(number) for number in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected numbers with commas between them, got {text!r}") from None
+
+
+def _add_command(commands: Any, name: str, what: str, example: str) -> argparse.ArgumentParser:
+    """A subcommand with its one-line description and an example."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=what,
+        description=what[0].upper() + what[1:] + ".",
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def _add_draw(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--fractions",
+        type=_numbers,
+        default=(0.7, 0.15, 0.15),
+        metavar="A,B,C",
+        help="shares of the subjects for training, validation and test (default 0.7,0.15,0.15)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the split (default 0)")
+
+
+def _add_folder(commands: Any) -> None:
+    parser = _add_command(
+        commands,
+        "folder",
+        "a folder of images and a table of labels (CSV)",
+        "monai-wsss prepare folder --images scans --labels labels.csv --out prepared",
+    )
+    parser.add_argument("--images", required=True, metavar="DIR", help="PNG, JPEG, TIFF, NIfTI, MetaImage or DICOM")
+    parser.add_argument("--labels", required=True, metavar="CSV", help="a row a case: id, 0/1 labels, perhaps a split")
+    parser.add_argument("--out", required=True, metavar="DIR", help="the folder to write")
+    parser.add_argument("--masks", metavar="DIR", help="masks named by the ids; used for evaluation only")
+    parser.add_argument("--id-column", default="id", metavar="NAME", help="column with the ids (default id)")
+    parser.add_argument("--subject-column", metavar="NAME", help="column that says whose case it is (default: the id)")
+    parser.add_argument("--label-columns", type=_names, metavar="A,B", help="columns with 0/1 labels (default label)")
+    parser.add_argument("--split-column", metavar="NAME", help="column with train, val or test (default: drawn)")
+    parser.add_argument("--modalities", type=_names, metavar="A,B", help="modalities to use, or names of the channels")
+    _add_draw(parser)
+    parser.set_defaults(run=_prepare_folder)
+
+
+def _add_brats(commands: Any) -> None:
+    parser = _add_command(
+        commands,
+        "brats",
+        "BraTS studies of any year, or folders with flair.nii.gz, t1c.nii.gz, seg.nii.gz, …",
+        "monai-wsss prepare brats --root BraTS2021 --modalities T1,T1c,FLAIR --slices --out prepared",
+    )
+    parser.add_argument("--root", required=True, metavar="DIR", help="the folder with the studies")
+    parser.add_argument("--out", required=True, metavar="DIR", help="the folder to write")
+    parser.add_argument("--modalities", type=_names, metavar="A,B", help="any of T1, T1c, T2, FLAIR (default: all)")
+    parser.add_argument("--slices", action="store_true", help="write labeled axial slices instead of whole volumes")
+    _add_draw(parser)
+    parser.set_defaults(run=_prepare_brats)
+
+
+def _add_cases(commands: Any) -> None:
+    parser = _add_command(
+        commands,
+        "cases",
+        "a folder with labels.csv and cases/*.npz, or images/ and masks/",
+        "monai-wsss prepare cases --root acdc --label-columns rv,myo,lv --out prepared",
+    )
+    parser.add_argument("--root", required=True, metavar="DIR", help="the folder with labels.csv")
+    parser.add_argument("--out", required=True, metavar="DIR", help="the folder to write")
+    parser.add_argument(
+        "--label-columns", type=_names, default=("label",), metavar="A,B", help="columns with 0/1 labels (default label)"
+    )
+    parser.add_argument("--modalities", type=_names, metavar="A,B", help="names of the stored channels, in their order")
+    parser.set_defaults(run=_prepare_cases)
+
+
+def _add_phantom(commands: Any) -> None:
+    parser = _add_command(
+        commands,
+        "phantom",
+        "generate phantom studies with exact masks",
+        "monai-wsss phantom --kind brain --modalities T1,FLAIR --out phantoms",
+    )
+    parser.add_argument("--kind", default="brain", choices=("brain",), help="what is drawn (default brain)")
+    parser.add_argument("--out", required=True, metavar="DIR", help="the folder to write")
+    parser.add_argument("--spatial-dims", type=int, default=2, choices=(2, 3), help="slices or volumes (default 2)")
+    parser.add_argument("--modalities", type=_names, metavar="A,B", help="any of T1, T1c, T2, FLAIR")
+    parser.add_argument("--seed", type=int, default=0, help="another seed draws other subjects (default 0)")
+    parser.set_defaults(run=_phantom)
+
+
+def _add_report(commands: Any) -> None:
+    parser = _add_command(
+        commands,
+        "report",
+        "write report.html for a run that was evaluated",
+        "monai-wsss report --run runs/brain",
+    )
+    parser.add_argument("--run", required=True, metavar="DIR", dest="run_dir", help="folder with run.json, metrics.json")
+    parser.set_defaults(run=_report)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="monai-wsss",
+        description="Image-level labels in, masks out: prepare data, draw phantoms, write reports.",
+        epilog="example:\n  monai-wsss prepare folder --images scans --labels labels.csv --out prepared\n\n"
+        "Training, evaluation and inference are `python -m monai.bundle run`, see the README.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    prepare = commands.add_parser(
+        "prepare",
+        help="turn images and labels into a folder with a datalist",
+        description="Turn images and image-level labels into a folder with a datalist.",
+        epilog="example:\n  monai-wsss prepare folder --images scans --labels labels.csv --out prepared",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    kinds = prepare.add_subparsers(title="layouts", metavar="LAYOUT", required=True)
+    for add in (_add_folder, _add_brats, _add_cases):
+        add(kinds)
+    _add_phantom(commands)
+    _add_report(commands)
+    return parser
+
+
+def _prepare_folder(options: argparse.Namespace) -> None:
+    from monai_wsss.data.folder import prepare_folder
+
+    path = prepare_folder(
+        options.images,
+        options.labels,
+        options.out,
+        masks=options.masks,
+        id_column=options.id_column,
+        subject_column=options.subject_column,
+        label_columns=options.label_columns,
+        split_column=options.split_column,
+        modalities=options.modalities,
+        fractions=options.fractions,
+        seed=options.seed,
+    )
+    _summarize(path)
+
+
+def _prepare_cases(options: argparse.Namespace) -> None:
+    from monai_wsss.data.cases import prepare_cases
+
+    path = prepare_cases(
+        options.root, options.out, label_columns=options.label_columns, modalities=options.modalities
+    )
+    _summarize(path)
+
+
+def _phantom(options: argparse.Namespace) -> None:
+    from monai_wsss.data.phantoms import make_phantoms
+
+    modalities = {} if options.modalities is None else {"modalities": options.modalities}
+    folder = make_phantoms(
+        options.out, kind=options.kind, spatial_dims=options.spatial_dims, seed=options.seed, **modalities
+    )
+    _summarize(Path(folder) / "datalist.json")
+
+
+def _report(options: argparse.Namespace) -> None:
+    from monai_wsss.reports import write_report
+
+    print(f"Wrote {write_report(options.run_dir)}")
+
+
+def _summarize(path: Path) -> None:
+    """Print what was written, and the command that comes next."""
+    datalist = json.loads(path.read_text(encoding="utf-8"))
+    classes, modality = datalist["classes"], datalist["modality"]
+    print(f"Wrote {path}")
+    print(f"classes:    {', '.join(classes)}")
+    print(f"modalities: {', '.join(modality[str(channel)] for channel in range(len(modality)))}")
+    print("  ".join([f"{'split':<10}", f"{'images':>8}", f"{'subjects':>8}", *(f"{f'{name} = 1':>14}" for name in classes)]))
+    for split in _SPLITS:
+        items = datalist.get(split, [])
+        positives = [sum(item["label"][index] for item in items) for index in range(len(classes))]
+        subjects = len({item["subject"] for item in items})
+        print("  ".join([f"{split:<10}", f"{len(items):>8}", f"{subjects:>8}", *(f"{number:>14}" for number in positives)]))
+    folder = path.parent.resolve()
+    print("Next, to train on it:")
+    print(f"  cd {_BUNDLE}")
+    print(
+        "  python -m monai.bundle run --config_file configs/train.json "
+        f"--dataset_dir {shlex.quote(str(folder))} --output_dir {shlex.quote(f'{folder}_run')}"
+    )
+
+
+def _error_line(error: Exception) -> str:
+    """The error as one line; one that is not a user's mistake gives its type too."""
+    text = " ".join(str(error).split())
+    if isinstance(error, ValueError):
+        return f"error: {text}"
+    return f"error: {type(error).__name__}: {text} (run again with --debug to see where)"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: the arguments; None takes those of the process.
+
+    Returns:
+        0 done, 1 a mistake in data or arguments, 2 wrong usage.
+
+    Example:
+        >>> import tempfile
+        >>> main(["prepare", "cases", "--root", tempfile.mkdtemp(), "--out", tempfile.mkdtemp()])
+        1
+    """
+    try:
+        options = _parser().parse_args(argv)
+    except SystemExit as stop:  # argparse has said what is wrong, or has shown the help
+        return int(stop.code or 0)
+    logger, handler = logging.getLogger("monai_wsss"), logging.StreamHandler(sys.stderr)
+    previous_level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        options.run(options)
+    except Exception as error:  # the one place where errors become a line for the user
+        if options.debug:
+            raise
+        print(_error_line(error), file=sys.stderr)
+        return 1
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(previous_level)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""Files that are whole or absent: written under a temporary name beside their place, then renamed."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from monai_wsss._checks import DataError
+
+__all__ = ["atomic_path", "file_sha256", "make_directory", "write_json"]
+
+_REASONS = {
+    errno.ENOSPC: "the disk is full: free some space or choose another output folder",
+    errno.EDQUOT: "the disk quota is used up: free some space or choose another output folder",
+    errno.EACCES: "no permission to write there: choose another output folder or change its permissions",
+    errno.EPERM: "no permission to write there: choose another output folder or change its permissions",
+    errno.EROFS: "the file system is read-only: choose another output folder",
+}
+
+
+def _write_error(path: Path, error: OSError) -> DataError:
+    reason = _REASONS.get(error.errno or 0, f"{error.strerror or error}: check the path and try again")
+    return DataError(f"Cannot write {path}: {reason}.")
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a temporary path with the same suffixes; rename it to ``path`` when the block ends well, else remove it.
+
+    Raises:
+        DataError: the disk is full, or the folder cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> target = Path(tempfile.mkdtemp()) / "note.txt"
+        >>> with atomic_path(target) as temporary:
+        ...     _ = temporary.write_text("whole")
+        >>> target.read_text()
+        'whole'
+    """
+    target = Path(path)
+    temporary = target.with_name(f".{os.getpid()}.partial.{target.name}")
+    try:
+        yield temporary
+        os.replace(temporary, target)
+    except OSError as error:
+        raise _write_error(target, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def make_directory(path: str | os.PathLike[str]) -> Path:
+    """Create a folder and its parents.
+
+    Raises:
+        DataError: it cannot be created, or is a file.
+    """
+    directory = Path(path)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _write_error(directory, error) from error
+    return directory
+
+
+def write_json(path: str | os.PathLike[str], content: Any) -> None:
+    """Write ``content`` as indented JSON, whole or not at all; NaN and infinity are refused."""
+    text = json.dumps(content, indent=4, allow_nan=False) + "\n"
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file as a hexadecimal string."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
