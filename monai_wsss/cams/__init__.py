@@ -1,0 +1,22 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+
+"""Class activation maps: extraction, pooling, normalization, fusion. Tensors to tensors; no paper, no thresholds."""
+
+from monai_wsss.cams.extract import gradient_activation_maps, head_activation_maps, resize_maps
+from monai_wsss.cams.fuse import average_ensemble, fuse_groups
+from monai_wsss.cams.normalize import normalize_maps, subtract_negative_reference, zscore_images
+from monai_wsss.cams.pooling import decision_rule, pool_maps
+
+__all__ = [
+    "average_ensemble",
+    "decision_rule",
+    "fuse_groups",
+    "gradient_activation_maps",
+    "head_activation_maps",
+    "normalize_maps",
+    "pool_maps",
+    "resize_maps",
+    "subtract_negative_reference",
+    "zscore_images",
+]

@@ -1,0 +1,202 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""Thresholds that need no masks: Otsu's, and what the pixels of training-negative images tell.
+
+An image without class k shows class k nowhere: every pixel of it is a labelled pixel for free. The median of their
+responses is the level of healthy tissue (*negative reference*), a high quantile is what healthy tissue hardly exceeds.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from monai_wsss._checks import check_label, check_shape, float32_or_wider
+
+__all__ = ["NegativeResponses", "median_reference", "negative_quantile", "otsu_threshold"]
+
+# Kept for each channel, 16 MiB in float32; at the 0.999 quantile still 4000 values lie above.
+MAX_VALUES_PER_CHANNEL = 2**22
+
+
+def otsu_threshold(maps: torch.Tensor) -> torch.Tensor:
+    """Otsu's threshold (1979) of each map, exact: no histogram, so neither bins nor outliers matter.
+
+    Of all splits of the sorted pixels into a lower share w and the rest, the one that maximizes the variance between
+    the two, w (1 - w) (mean_1 - mean_0)^2. With the strict comparison ``map > threshold`` the upper part is foreground.
+
+    Args:
+        maps: (B, K, *S), finite.
+
+    Returns:
+        (B, K): the largest value of the lower part; of a constant map its value, so that nothing lies above.
+
+    Raises:
+        ValueError: another shape.
+
+    Example:
+        >>> otsu_threshold(torch.tensor([[[[0.0, 1.0], [8.0, 9.0]]]]))
+        tensor([[1.]])
+    """
+    check_shape("maps", maps, "(B, K, *S)")
+    ordered = float32_or_wider(maps).flatten(2).sort(dim=2).values
+    count = ordered.shape[2]
+    # With values centered on their mean the two parts have opposite sums s, -s: between-variance = s^2 / (w (1 - w)).
+    sums = (ordered - ordered.mean(dim=2, keepdim=True)).cumsum(dim=2, dtype=torch.float64)[..., :-1]
+    lower = torch.arange(1, count, device=maps.device, dtype=torch.float64)
+    between = sums.square_().div_(lower * (count - lower))
+    if count == 1:
+        return ordered[..., 0]
+    # Equal values cannot be parted: only the last of each run is a candidate.
+    between.masked_fill_(ordered[..., 1:] == ordered[..., :-1], -1.0)
+    return ordered.gather(2, between.argmax(dim=2, keepdim=True)).squeeze(2)
+
+
+def negative_quantile(values: torch.Tensor, q: float) -> float:
+    """The q-quantile of responses, linear between neighbours as ``numpy.quantile``; any number of values.
+
+    (``torch.quantile`` refuses more than 2^24 values.)
+
+    Args:
+        values: (N,), N >= 1.
+        q: in [0, 1].
+
+    Raises:
+        ValueError: no values, another shape, or q outside [0, 1].
+
+    Example:
+        >>> negative_quantile(torch.tensor([4.0, 1.0, 2.0, 3.0]), 0.5)
+        2.5
+    """
+    check_shape("values", values, "(N)")
+    if not 0.0 <= q <= 1.0:
+        raise ValueError(f"Expected `q` in [0, 1], got {q}.")
+    if values.numel() == 0:
+        raise ValueError("Expected at least one value, got none.")
+    ordered = float32_or_wider(values).sort().values
+    position = q * (len(ordered) - 1)
+    below = int(position)
+    above = min(below + 1, len(ordered) - 1)
+    low, high = ordered[below].item(), ordered[above].item()
+    return low + (position - below) * (high - low)
+
+
+def median_reference(values: torch.Tensor) -> float:
+    """The median response of training-negative pixels (N,): the level of healthy tissue.
+
+    Example:
+        >>> median_reference(torch.tensor([-3.0, -1.0, -2.0]))
+        -2.0
+    """
+    return negative_quantile(values, 0.5)
+
+
+class NegativeResponses:
+    """Collects, class by class, the responses of pixels of images that are negative for that class, in bounded memory.
+
+    From each image at most ``max_values_per_image`` pixels are kept, evenly spaced; when a channel exceeds 2^22 values,
+    every second one is dropped and later images give half as many, so that early and late images weigh the same.
+    Channel c = g K + k of the maps belongs to group g and class k.
+
+    Args:
+        num_channels: G * K.
+        max_values_per_image: pixels kept of one image and channel.
+
+    Raises:
+        ValueError: a number below 1.
+
+    Example:
+        >>> responses = NegativeResponses(1)
+        >>> responses.update(torch.tensor([[[[1.0, 2.0, 3.0]]], [[[7.0, 8.0, 9.0]]]]), torch.tensor([[0.0], [1.0]]))
+        >>> responses.reference()
+        tensor([2.])
+    """
+
+    def __init__(self, num_channels: int, *, max_values_per_image: int = 4096) -> None:
+        if num_channels < 1 or max_values_per_image < 1:
+            raise ValueError(
+                "Expected `num_channels` and `max_values_per_image` of at least 1, "
+                f"got {num_channels} and {max_values_per_image}."
+            )
+        self.max_values_per_image = max_values_per_image
+        #: One list of float32 tensors (on the CPU) a channel; :meth:`merge` takes those of another process.
+        self.values: list[list[torch.Tensor]] = [[] for _ in range(num_channels)]
+        self._halvings = [0] * num_channels
+        self._num_classes = num_channels
+
+    @torch.no_grad()
+    def update(self, maps: torch.Tensor, label: torch.Tensor) -> None:
+        """Take the negative images of a batch.
+
+        Args:
+            maps: raw maps (B, G*K, *S).
+            label: (B, K), 0/1.
+
+        Raises:
+            ValueError: other shapes, or NaN/Inf in the maps of a negative image.
+        """
+        check_shape("maps", maps, "(B, G*K, *S)")
+        if maps.shape[1] != len(self.values) or label.ndim != 2 or len(self.values) % label.shape[1]:
+            raise ValueError(
+                f"Expected maps of {len(self.values)} channels = groups x classes and label (B, K), "
+                f"got {tuple(maps.shape)} and {tuple(label.shape)}."
+            )
+        check_label(label, maps.shape[0], label.shape[1])
+        self._num_classes = label.shape[1]
+        flat = maps.detach().flatten(2)
+        for image, channel in (label == 0).repeat(1, maps.shape[1] // label.shape[1]).nonzero().tolist():
+            pixels = flat[image, channel]
+            count = max(1, min(len(pixels), self.max_values_per_image >> self._halvings[channel]))
+            taken = pixels[_evenly_spaced(len(pixels), count, pixels.device)].float().cpu()
+            if not bool(taken.isfinite().all()):
+                raise ValueError(
+                    f"Expected finite maps, got NaN or infinity in channel {channel}: the training diverged, "
+                    "repeat it with a smaller learning rate."
+                )
+            self._add(channel, [taken])
+
+    def merge(self, values: list[list[torch.Tensor]]) -> None:
+        """Add the :attr:`values` that another process (rank) has collected.
+
+        Raises:
+            ValueError: another number of channels.
+        """
+        if len(values) != len(self.values):
+            raise ValueError(f"Expected values of {len(self.values)} channels, got {len(values)}.")
+        for channel, tensors in enumerate(values):
+            self._add(channel, tensors)
+
+    def reference(self) -> torch.Tensor:
+        """The median of each channel (G*K,), float32.
+
+        Raises:
+            ValueError: a class without any negative image, by its number.
+        """
+        return torch.tensor([median_reference(self._channel(c)) for c in range(len(self.values))])
+
+    def quantile(self, q: float = 0.999) -> torch.Tensor:
+        """The q-quantile of each channel (G*K,), float32; one healthy pixel in a thousand lies above the default.
+
+        Raises:
+            ValueError: a class without any negative image, by its number; q outside [0, 1].
+        """
+        return torch.tensor([negative_quantile(self._channel(c), q) for c in range(len(self.values))])
+
+    def _add(self, channel: int, tensors: list[torch.Tensor]) -> None:
+        held = self.values[channel]
+        held.extend(tensors)
+        while sum(map(len, held)) > MAX_VALUES_PER_CHANNEL and any(len(tensor) > 1 for tensor in held):
+            held[:] = [tensor[::2].clone() for tensor in held]
+            self._halvings[channel] += 1
+
+    def _channel(self, channel: int) -> torch.Tensor:
+        if not self.values[channel]:
+            raise ValueError(
+                f"No training image is negative for class {channel % self._num_classes} (counted from 0), so its "
+                "healthy level is unknown: add images labelled 0 for it, or choose a rule without reference: 'otsu'."
+            )
+        return torch.cat(self.values[channel])
+
+
+def _evenly_spaced(length: int, count: int, device: torch.device) -> torch.Tensor:
+    """``count`` indices into ``length`` pixels: a constant stride would keep hitting the same columns of an image."""
+    return torch.linspace(0, length - 1, count, dtype=torch.float64, device=device).round().long()
