@@ -1,0 +1,99 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""A network over a whole study: a 2D network slice by slice, a 3D network by sliding windows, raw maps assembled.
+
+Normalization, the presence gate and thresholds come after, once, over the assembled whole: nothing here looks at the
+values of a map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from monai.inferers import Inferer, SlidingWindowInferer
+
+from monai_wsss._checks import check_shape
+from monai_wsss.inferers.multi_view import multi_view_maps
+from monai_wsss.transforms import resize_in_plane
+
+__all__ = ["VolumeInferer"]
+
+
+class VolumeInferer(Inferer):
+    """Raw maps of images or whole studies at their own size.
+
+    Args:
+        spatial_dims: of the network. A 2D network takes images (B, C, H, W) and studies (B, C, H, W, D), a 3D network
+            studies alone.
+        grid: in-plane size that a 2D network was trained on; slices are brought to it and their maps back. None for
+            the slices' own size.
+        slice_axis: spatial axis along which a 2D network walks through a study, 0..2 or negative.
+        slice_batch: slices at once.
+        roi_size: window of a 3D network; None for the whole study at once.
+        overlap: share by which windows overlap, in [0, 1).
+        views: see :func:`~monai_wsss.inferers.multi_view_maps`.
+        scales: see there.
+
+    Raises:
+        ValueError: an image whose dimensions do not fit the network.
+
+    Example:
+        >>> from monai_wsss.networks import CAMEncoder
+        >>> inferer = VolumeInferer(grid=(16, 16), slice_batch=2)
+        >>> inferer(torch.rand(1, 1, 24, 20, 5), CAMEncoder.tiny().eval()).shape
+        torch.Size([1, 1, 24, 20, 5])
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int = 2,
+        *,
+        grid: Sequence[int] | None = None,
+        slice_axis: int = -1,
+        slice_batch: int = 32,
+        roi_size: Sequence[int] | None = None,
+        overlap: float = 0.25,
+        views: str = "none",
+        scales: Sequence[float] = (1.0,),
+    ) -> None:
+        super().__init__()
+        self.spatial_dims = spatial_dims
+        self.grid = grid
+        self.slice_axis = slice_axis
+        self.slice_batch = slice_batch
+        self.windows = SlidingWindowInferer(roi_size, overlap=overlap, mode="gaussian") if roi_size else None
+        self.views = views
+        self.scales = tuple(scales)
+
+    def __call__(
+        self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        check_shape("image", inputs, "(B, C, *S)")
+        image = torch.Tensor(inputs.as_tensor()) if hasattr(inputs, "as_tensor") else inputs
+
+        def maps(patch: torch.Tensor) -> torch.Tensor:
+            return multi_view_maps(
+                lambda view: network(view, *args, **kwargs), patch, views=self.views, scales=self.scales
+            )
+
+        if self.spatial_dims == 2:
+            return self._in_plane(image, maps) if image.ndim == 4 else self._slices(image, maps)
+        if image.ndim == 4:
+            raise ValueError(f"Expected a study (B, C, H, W, D) for a 3D network, got {tuple(image.shape)}.")
+        return maps(image) if self.windows is None else self.windows(image, maps)
+
+    def _in_plane(self, image: torch.Tensor, maps: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        if self.grid is None:
+            return maps(image)
+        return resize_in_plane(maps(resize_in_plane(image, self.grid)), image.shape[2:])
+
+    def _slices(self, study: torch.Tensor, maps: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        axis = self.slice_axis % 3 + 2
+        parts = []
+        for chunk in study.split(self.slice_batch, dim=axis):
+            slices = chunk.movedim(axis, 1)
+            flat = self._in_plane(slices.flatten(0, 1).contiguous(), maps)
+            parts.append(flat.unflatten(0, slices.shape[:2]).movedim(1, axis))
+        return torch.cat(parts, dim=axis)

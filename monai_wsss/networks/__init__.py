@@ -1,0 +1,18 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+
+"""Networks: tensors in, tensors out. Nothing here knows a loss, a dataset or a device."""
+
+from monai_wsss.networks.activation import POOLINGS, ActivationNetwork
+from monai_wsss.networks.cam_adapter import CAMAdapter, dense_features
+from monai_wsss.networks.cam_encoder import CAMEncoder
+from monai_wsss.networks.map_ensemble import MapEnsemble
+
+__all__ = [
+    "POOLINGS",
+    "ActivationNetwork",
+    "CAMAdapter",
+    "CAMEncoder",
+    "MapEnsemble",
+    "dense_features",
+]

@@ -1,0 +1,55 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""The in-plane grid that a 2D network works on: slices of any size are brought to it alike in training and after."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from monai.config import KeysCollection
+from monai.transforms import MapTransform
+
+__all__ = ["ResizeInPlaned", "resize_in_plane"]
+
+
+def resize_in_plane(images: torch.Tensor, grid: Sequence[int] | torch.Size) -> torch.Tensor:
+    """Bilinear resampling with a low-pass filter where it shrinks: ``(B, C, H, W) -> (B, C, *grid)``.
+
+    Example:
+        >>> resize_in_plane(torch.ones(1, 1, 240, 240), (64, 64)).shape
+        torch.Size([1, 1, 64, 64])
+    """
+    if tuple(images.shape[2:]) == tuple(grid):
+        return images
+    return F.interpolate(images, size=tuple(grid), mode="bilinear", align_corners=False, antialias=True)
+
+
+class ResizeInPlaned(MapTransform):
+    """:func:`resize_in_plane` on 2D images (C, H, W) of an item.
+
+    Args:
+        keys: images to resize.
+        grid: height and width.
+        allow_missing_keys: skip keys that an item lacks.
+
+    Raises:
+        ValueError: an image that is not 2D.
+    """
+
+    def __init__(self, keys: KeysCollection, grid: Sequence[int], allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.grid = tuple(grid)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        for key in self.key_iterator(item):
+            if item[key].ndim != 3:
+                raise ValueError(
+                    f"Expected `{key}` to be a 2D image (C, H, W) for a 2D network, got {tuple(item[key].shape)}: "
+                    "prepare volumes as slices for training."
+                )
+            item[key] = resize_in_plane(item[key][None], self.grid)[0]
+        return item

@@ -1,0 +1,94 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""Masks on disk in the geometry of their source image, one file a case, whole or absent."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import NibabelWriter, PILWriter
+from monai.data.meta_tensor import MetaTensor
+from monai.transforms import MapTransform
+
+from monai_wsss._checks import check_shape
+from monai_wsss._files import atomic_path, make_directory
+
+__all__ = ["SaveMaskd", "write_mask"]
+
+_RASTER = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+
+
+def write_mask(path: str | os.PathLike[str], mask: torch.Tensor, affine: np.ndarray | None = None) -> None:
+    """Write a mask (1, *S) of 0..K as uint8: PNG for 2D without geometry, NIfTI with ``affine`` (RAS+) otherwise.
+
+    Raises:
+        ValueError: another shape, or more than 255 classes.
+        DataError: the file cannot be written.
+    """
+    check_shape("mask", mask, "(1, *S)")
+    if int(mask.max()) > 255:
+        raise ValueError(f"Expected `mask` of at most 255 classes, got the value {int(mask.max())}.")
+    array = mask.detach().cpu().to(torch.uint8).numpy()
+    writer: NibabelWriter | PILWriter
+    if str(path).endswith(".png"):
+        writer = PILWriter(output_dtype=np.uint8, scale=None)
+        writer.set_data_array(array, channel_dim=0)
+    else:
+        writer = NibabelWriter(output_dtype=np.uint8)
+        writer.set_data_array(array, channel_dim=0)
+        writer.set_metadata({"affine": affine, "original_affine": affine}, resample=False)
+    with atomic_path(path) as temporary:
+        writer.write(str(temporary))
+
+
+class SaveMaskd(MapTransform):
+    """Write the masks of an item to ``output_dir/masks/<id>.nii.gz`` or ``.png``; the path goes to ``<key>_path``.
+
+    The geometry is that of ``image_key``: nothing was resampled on the way, so its affine holds for the mask.  Images
+    without geometry (PNG, JPEG, TIFF) give PNG.
+
+    Args:
+        keys: masks (1, *S) to write.
+        output_dir: folder of the run.
+        image_key: the source image, a MetaTensor that knows its file and affine.
+        allow_missing_keys: skip keys that an item lacks.
+
+    Raises:
+        ValueError: the mask has another size than its source image.
+        DataError: the file cannot be written.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        output_dir: str | os.PathLike[str],
+        image_key: str = "image",
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.output_dir = Path(output_dir)
+        self.image_key = image_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        image: MetaTensor = item[self.image_key]
+        for key in self.key_iterator(item):
+            mask = item[key]
+            if mask.shape[1:] != image.shape[1:]:
+                raise ValueError(
+                    f"Expected `{key}` of its source image's size {tuple(image.shape[1:])}, "
+                    f"got {tuple(mask.shape[1:])}."
+                )
+            raster = str(image.meta.get("filename_or_obj", "")).lower().endswith(_RASTER)
+            name = re.sub(r"[^\w.+-]", "_", str(item["id"])) + (".png" if raster else ".nii.gz")
+            folder = make_directory(self.output_dir / "masks")
+            write_mask(folder / name, mask, None if raster else np.asarray(image.affine, dtype=np.float64))
+            item[f"{key}_path"] = str(folder / name)
+        return item

@@ -1,0 +1,115 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""Networks over whole studies and over views: assembled maps equal what each part gives by itself."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from monai.data import MetaTensor
+
+from monai_wsss.inferers import VolumeInferer, multi_view_maps
+from monai_wsss.networks import CAMEncoder
+from monai_wsss.transforms import resize_in_plane
+
+
+@pytest.mark.parametrize("axis", [-1, 0, 1])
+@pytest.mark.parametrize("grid", [None, (16, 24)])
+def test_a_2d_network_gives_each_slice_its_own_map(axis, grid):
+    network = CAMEncoder.tiny(2, 2, 3).eval()
+    study = torch.rand(2, 2, 12, 10, 9)
+    with torch.no_grad():
+        maps = VolumeInferer(grid=grid, slice_axis=axis, slice_batch=4)(study, network)
+        assert maps.shape == (2, 3, 12, 10, 9)
+        dim = axis % 3 + 2
+        for position in (0, 3, study.shape[dim] - 1):
+            image = study.select(dim, position)
+            if grid is None:
+                expected = network(image)
+            else:
+                expected = resize_in_plane(network(resize_in_plane(image, grid)), image.shape[2:])
+            torch.testing.assert_close(maps.select(dim, position), expected)
+
+
+def test_an_image_is_taken_as_it_is_and_meta_tensors_come_out_plain():
+    network = CAMEncoder.tiny().eval()
+    image = torch.rand(2, 1, 16, 20)
+    with torch.no_grad():
+        maps = VolumeInferer()(MetaTensor(image), network)
+        torch.testing.assert_close(maps, network(image))
+    assert type(maps) is torch.Tensor
+
+
+def test_a_3d_network_by_windows_agrees_with_the_whole_inside():
+    # A network that looks at no neighbor gives the same map whatever the window.
+    pointwise = torch.nn.Conv3d(1, 2, 1)
+    study = torch.rand(1, 1, 20, 18, 16)
+    with torch.no_grad():
+        windows = VolumeInferer(3, roi_size=(8, 8, 8), overlap=0.5)(study, pointwise)
+        torch.testing.assert_close(windows, pointwise(study), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(VolumeInferer(3)(study, pointwise), pointwise(study))
+
+
+def test_a_one_slice_study_works_and_an_image_for_a_3d_network_does_not():
+    with torch.no_grad():
+        assert VolumeInferer()(torch.rand(1, 1, 8, 8, 1), CAMEncoder.tiny().eval()).shape == (1, 1, 8, 8, 1)
+    with pytest.raises(ValueError, match=r"study \(B, C, H, W, D\) for a 3D network, got \(1, 1, 8, 8\)"):
+        VolumeInferer(3)(torch.rand(1, 1, 8, 8), CAMEncoder.tiny(3))
+
+
+@pytest.mark.parametrize(("views", "shape"), [("flips", (9, 7)), ("flips", (6, 5, 4)), ("dihedral", (9, 7))])
+def test_views_are_turned_back(views, shape):
+    """The mean over views of a pointwise map is that map; a wrong inverse would smear it."""
+    image = torch.rand(1, 1, *shape)
+    torch.testing.assert_close(multi_view_maps(lambda x: 3 * x, image, views=views), 3 * image)
+
+
+@pytest.mark.parametrize(("views", "count"), [("none", 1), ("flips", 4), ("dihedral", 8)])
+def test_views_make_the_map_equivariant(views, count):
+    calls = []
+
+    def network(x):
+        calls.append(x)
+        return F.conv2d(x, kernel, padding=1)
+
+    kernel = torch.rand(1, 1, 3, 3)
+    image = torch.rand(1, 1, 8, 8)
+    maps = multi_view_maps(network, image, views=views)
+    assert len(calls) == count
+    assert len({tuple(call.flatten().tolist()) for call in calls}) == count
+    if views != "none":
+        torch.testing.assert_close(multi_view_maps(network, image.flip(2), views=views), maps.flip(2))
+    if views == "dihedral":
+        turned = multi_view_maps(network, image.rot90(1, (2, 3)), views=views)
+        torch.testing.assert_close(turned, maps.rot90(1, (2, 3)))
+
+
+def test_scales_are_averaged_at_the_size_of_the_image():
+    image = torch.rand(1, 1, 16, 12)
+    sizes = []
+
+    def network(x):
+        sizes.append(tuple(x.shape[2:]))
+        return torch.full_like(x, float(x.shape[2]))
+
+    maps = multi_view_maps(network, image, scales=(0.5, 1.0, 1.5))
+    assert sizes == [(8, 6), (16, 12), (24, 18)]
+    torch.testing.assert_close(maps, torch.full_like(image, 16.0))
+
+
+def test_maps_are_differentiable_and_float32_under_autocast():
+    network = CAMEncoder.tiny()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        maps = multi_view_maps(network, torch.rand(1, 1, 8, 8), views="flips")
+    assert maps.dtype == torch.float32
+    maps.sum().backward()
+    assert network.head.weight.grad.any()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [({"views": "all"}, "`views` to be one of"), ({"scales": (0.0,)}, "positive factors")]
+)
+def test_wrong_views_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        multi_view_maps(lambda x: x, torch.rand(1, 1, 4, 4), **options)
