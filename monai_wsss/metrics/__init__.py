@@ -1,0 +1,62 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+
+"""Numbers that compare masks with references. They read masks, so nothing that trains may call them."""
+
+from monai_wsss.metrics.aggregate import CaseTable
+from monai_wsss.metrics.cam_quality import (
+    SWEEP_THRESHOLDS,
+    oracle_threshold,
+    pixel_auroc,
+    presence_auroc,
+    sweep_counts,
+    sweep_dice,
+)
+from monai_wsss.metrics.definitions import METRIC_DEFINITIONS, metric_definition
+from monai_wsss.metrics.segmentation import (
+    EMPTY_RULE,
+    IGNORED_LABEL,
+    PixelCounts,
+    accuracy,
+    count_pixels,
+    dice_macro_pooled,
+    dice_score,
+    f1_from_miou,
+    f1_score,
+    iou_score,
+    miou_pooled,
+    r_over,
+    r_under,
+    sensitivity,
+    specificity,
+)
+from monai_wsss.metrics.surface import SurfaceDistances, surface_distances
+
+__all__ = [
+    "EMPTY_RULE",
+    "IGNORED_LABEL",
+    "METRIC_DEFINITIONS",
+    "SWEEP_THRESHOLDS",
+    "CaseTable",
+    "PixelCounts",
+    "SurfaceDistances",
+    "accuracy",
+    "count_pixels",
+    "dice_macro_pooled",
+    "dice_score",
+    "f1_from_miou",
+    "f1_score",
+    "iou_score",
+    "metric_definition",
+    "miou_pooled",
+    "oracle_threshold",
+    "pixel_auroc",
+    "presence_auroc",
+    "r_over",
+    "r_under",
+    "sensitivity",
+    "specificity",
+    "surface_distances",
+    "sweep_counts",
+    "sweep_dice",
+]

@@ -1,0 +1,45 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""What each number of ``metrics.json`` means, in one sentence: the words that reports and documentation show."""
+
+from __future__ import annotations
+
+__all__ = ["METRIC_DEFINITIONS", "metric_definition"]
+
+METRIC_DEFINITIONS = {
+    "dice_subject": "Dice of the foreground: pixels pooled over all images of a subject, then the mean over the "
+    "subjects with a finding in the reference.",
+    "dice_pooled": "Dice of the foreground: pixels of the whole set pooled, images without a finding included.",
+    "iou_pooled": "Intersection over union of the foreground, pixels of the whole set pooled.",
+    "miou_pooled": "Mean over background and foreground of the pooled intersection over union.",
+    "dice_macro_pooled": "Mean over background and foreground of the pooled Dice (class-averaged F1). "
+    "An empty mask reaches nearly 0.5 by it.",
+    "f1": "F1 of the foreground pixels, pooled: the same number as dice_pooled under its other name.",
+    "f1_from_miou": "2 mIoU / (1 + mIoU), as some papers derive F1 from miou_pooled.",
+    "asd": "Mean distance from the surface of the mask to that of the reference.",
+    "assd": "Average symmetric surface distance: both directions pooled, then averaged.",
+    "assd_directed": "Average symmetric surface distance: mean of the two directed means (medpy's convention).",
+    "hd95": "The larger of the two directed 95th percentiles of the surface distances.",
+    "accuracy": "Share of all pixels that are labeled correctly, pooled.",
+    "sensitivity": "Share of the reference's foreground pixels that were found, pooled.",
+    "specificity": "Share of the reference's background pixels that were left alone, pooled.",
+    "healthy_clean": "Share of the healthy images whose mask is empty.",
+    "presence_auroc": "Area under the ROC curve of the image-level score.",
+    "pixel_auroc": "Area under the ROC curve of the map within images with a finding, mean over subjects.",
+    "r_under": "Under-segmentation: false negatives / true positives, totals; 0 is best.",
+    "r_over": "Over-segmentation: false positives / true positives, totals; 0 is best.",
+    "oracle_dice_subject": "dice_subject at the one threshold of the map that is best for it: chosen on reference "
+    "masks, for analysis only.",
+}
+"""One sentence a metric, by its name without unit and class."""
+
+
+def metric_definition(name: str) -> str:
+    """The definition of a metric of ``metrics.json``, whatever its unit or class; empty for a name it does not know.
+
+    Example:
+        >>> metric_definition("hd95_mm/edema")
+        'The larger of the two directed 95th percentiles of the surface distances.'
+    """
+    base = name.split("/", 1)[0].removesuffix("_mm").removesuffix("_px")
+    return METRIC_DEFINITIONS.get(base, "")

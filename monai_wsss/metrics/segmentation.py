@@ -1,0 +1,245 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""Overlap of masks: count pixels once, per class, then every overlap metric is a formula on the counts.
+
+Counts add up: over the slices of a subject, over a whole test set, over a bootstrap sample.  So a *pooled* metric is
+the formula on summed counts, a *per-subject* metric the formula on that subject's counts, and nothing else differs.
+
+The rule for empty references is stated here and nowhere else (:data:`EMPTY_RULE`).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from monai.utils import convert_to_numpy
+
+__all__ = [
+    "EMPTY_RULE",
+    "IGNORED_LABEL",
+    "PixelCounts",
+    "accuracy",
+    "count_pixels",
+    "dice_macro_pooled",
+    "dice_score",
+    "f1_from_miou",
+    "f1_score",
+    "iou_score",
+    "miou_pooled",
+    "r_over",
+    "r_under",
+    "sensitivity",
+    "specificity",
+]
+
+EMPTY_RULE = "Empty reference and empty prediction score 1; empty reference with a prediction scores 0."
+"""How Dice, IoU and F1 treat a reference without a single pixel of the class."""
+
+IGNORED_LABEL = 255
+"""Pixels with this value in the reference (e.g. the contours of VOC) enter no count."""
+
+
+class PixelCounts(NamedTuple):
+    """Confusion counts, one against the rest, for the background (index 0) and the K classes (1..K) on the last axis.
+
+    Attributes:
+        tp: predicted and in the reference, ``(..., K+1)``.
+        fp: predicted, not in the reference.
+        fn: in the reference, not predicted.
+        tn: neither.
+    """
+
+    tp: np.ndarray
+    fp: np.ndarray
+    fn: np.ndarray
+    tn: np.ndarray
+
+
+def count_pixels(
+    prediction: torch.Tensor | np.ndarray, reference: torch.Tensor | np.ndarray, *, num_classes: int = 1
+) -> PixelCounts:
+    """Count true and false positives and negatives of one case.
+
+    Args:
+        prediction: label map of any shape (2D or 3D, with or without a channel axis of size 1): bool, or 0..K.
+        reference: label map of the same shape; pixels of value :data:`IGNORED_LABEL` are left out.
+        num_classes: K, the number of foreground classes.
+
+    Returns:
+        counts as int64 arrays of shape ``(K+1,)``.
+
+    Raises:
+        ValueError: the shapes differ, or a value is not a label.
+
+    Example:
+        >>> counts = count_pixels(np.array([[1, 1, 0, 0]]), np.array([[0, 1, 1, 0]]))
+        >>> [int(count[1]) for count in counts]
+        [1, 1, 1, 1]
+    """
+    predicted, expected = _labels("prediction", prediction, num_classes), _labels("reference", reference, num_classes)
+    if predicted.shape != expected.shape:
+        raise ValueError(
+            f"Expected `prediction` and `reference` of one shape, got {predicted.shape} and {expected.shape}: "
+            "resample one of them to the other's grid."
+        )
+    valid = expected != IGNORED_LABEL
+    if not valid.all():
+        predicted, expected = predicted[valid], expected[valid]
+    rows = []
+    for label in range(num_classes + 1):
+        found, wanted = predicted == label, expected == label
+        both, any_found, any_wanted = (int(np.count_nonzero(mask)) for mask in (found & wanted, found, wanted))
+        rows.append((both, any_found - both, any_wanted - both, expected.size - any_found - any_wanted + both))
+    return PixelCounts(*np.array(rows, dtype=np.int64).T)
+
+
+def _labels(name: str, mask: torch.Tensor | np.ndarray, num_classes: int) -> np.ndarray:
+    """A label map as uint8 on the CPU, its values checked."""
+    array = convert_to_numpy(mask)
+    if not array.size:
+        return array.astype(np.uint8)
+    low, high = array.min(), array.max()
+    in_range = bool(low >= 0) and bool(high <= IGNORED_LABEL)
+    labels = array.astype(np.uint8) if in_range else np.zeros(array.shape, dtype=np.uint8)
+    allowed = labels <= num_classes
+    if name == "reference":
+        allowed |= labels == IGNORED_LABEL
+    if not (in_range and allowed.all() and (labels == array).all()):
+        raise ValueError(
+            f"Expected `{name}` to hold the labels 0..{num_classes} only, got values from {low} to {high}."
+        )
+    return labels
+
+
+def _ratio(numerator: np.ndarray, denominator: np.ndarray, *, empty: float) -> np.ndarray:
+    """Elementwise division with ``empty`` where the denominator is 0."""
+    numerator, denominator = np.asarray(numerator, dtype=np.float64), np.asarray(denominator, dtype=np.float64)
+    return np.divide(numerator, denominator, out=np.full(numerator.shape, empty), where=denominator > 0)
+
+
+def dice_score(counts: PixelCounts) -> np.ndarray:
+    """Dice = 2 TP / (2 TP + FP + FN), in [0, 1], of the shape of the counts; 0/0 by :data:`EMPTY_RULE`.
+
+    Example:
+        >>> float(dice_score(count_pixels(np.array([1, 1, 0]), np.array([0, 1, 0])))[1])
+        0.6666666666666666
+    """
+    return _ratio(2 * counts.tp, 2 * counts.tp + counts.fp + counts.fn, empty=1.0)
+
+
+def iou_score(counts: PixelCounts) -> np.ndarray:
+    """Intersection over union = TP / (TP + FP + FN), in [0, 1]; 0/0 by :data:`EMPTY_RULE`.
+
+    Example:
+        >>> float(iou_score(count_pixels(np.array([1, 1, 0]), np.array([0, 1, 0])))[1])
+        0.5
+    """
+    return _ratio(counts.tp, counts.tp + counts.fp + counts.fn, empty=1.0)
+
+
+def sensitivity(counts: PixelCounts) -> np.ndarray:
+    """TP / (TP + FN), in [0, 1]; NaN where the reference has no such pixel.
+
+    Example:
+        >>> float(sensitivity(count_pixels(np.array([1, 1, 0, 0]), np.array([1, 1, 1, 1])))[1])
+        0.5
+    """
+    return _ratio(counts.tp, counts.tp + counts.fn, empty=np.nan)
+
+
+def specificity(counts: PixelCounts) -> np.ndarray:
+    """TN / (TN + FP), in [0, 1]; NaN where the reference has nothing but that class.
+
+    Example:
+        >>> float(specificity(count_pixels(np.array([1, 0, 0, 0]), np.array([0, 0, 0, 0])))[1])
+        0.75
+    """
+    return _ratio(counts.tn, counts.tn + counts.fp, empty=np.nan)
+
+
+def accuracy(counts: PixelCounts) -> np.ndarray:
+    """(TP + TN) / all pixels, in [0, 1]; NaN where there is no pixel.
+
+    Example:
+        >>> float(accuracy(count_pixels(np.array([1, 0, 0, 0]), np.array([0, 0, 0, 0])))[1])
+        0.75
+    """
+    right = counts.tp + counts.tn
+    return _ratio(right, right + counts.fp + counts.fn, empty=np.nan)
+
+
+def f1_score(counts: PixelCounts) -> np.ndarray:
+    """F1 = harmonic mean of precision and sensitivity of the pixels, which is the Dice of the same counts.
+
+    Kept because papers print it under this name; the class-averaged F1 of the gland papers is
+    :func:`dice_macro_pooled`, the one derived from mIoU :func:`f1_from_miou`.
+
+    Example:
+        >>> float(f1_score(count_pixels(np.array([1, 1, 0]), np.array([0, 1, 0])))[1])
+        0.6666666666666666
+    """
+    return dice_score(counts)
+
+
+def miou_pooled(counts: PixelCounts, *, background: bool = True) -> np.ndarray:
+    """Mean IoU over the classes on pooled counts: the number that the weak supervision literature prints.
+
+    Args:
+        counts: counts summed over the whole set, ``(..., K+1)``.
+        background: average over the background too; ``False`` where all K classes are real tissue.
+
+    Returns:
+        ``(...)``, in [0, 1].
+
+    Example:
+        >>> counts = count_pixels(np.array([1, 1, 0, 0]), np.array([0, 1, 0, 0]))
+        >>> round(float(miou_pooled(counts)), 4)  # (1/2 + 2/3) / 2
+        0.5833
+    """
+    return iou_score(counts)[..., 0 if background else 1 :].mean(-1)
+
+
+def dice_macro_pooled(counts: PixelCounts, *, background: bool = True) -> np.ndarray:
+    """Mean Dice over the classes on pooled counts, background included unless ``background`` is false.
+
+    The tables of CoinGAN hold this number (method sheet, section 13).  A mask without a single pixel scores nearly
+    1/2 by it when lesions are small, so read it beside the Dice of the foreground.
+
+    Example:
+        >>> counts = count_pixels(np.zeros(100), np.arange(100) < 4)
+        >>> round(float(dice_macro_pooled(counts)), 3)
+        0.49
+    """
+    return dice_score(counts)[..., 0 if background else 1 :].mean(-1)
+
+
+def f1_from_miou(miou: np.ndarray | float) -> np.ndarray:
+    """F1 = 2 mIoU / (1 + mIoU): what OEEM's script, and so the gland papers' tables, call F1.
+
+    Example:
+        >>> round(float(f1_from_miou(0.8769)), 4)
+        0.9344
+    """
+    return 2 * np.asarray(miou) / (1 + np.asarray(miou))
+
+
+def r_under(counts: PixelCounts) -> np.ndarray:
+    """Under-segmentation FN / TP of total counts (CMER, Table V), from 0 up; NaN where TP = 0.
+
+    Example:
+        >>> float(r_under(count_pixels(np.array([1, 0, 0]), np.array([1, 1, 1])))[1])
+        2.0
+    """
+    return _ratio(counts.fn, counts.tp, empty=np.nan)
+
+
+def r_over(counts: PixelCounts) -> np.ndarray:
+    """Over-segmentation FP / TP of total counts (CMER, Table V), from 0 up; NaN where TP = 0.
+
+    Example:
+        >>> float(r_over(count_pixels(np.array([1, 1, 1]), np.array([1, 0, 0])))[1])
+        2.0
+    """
+    return _ratio(counts.fp, counts.tp, empty=np.nan)

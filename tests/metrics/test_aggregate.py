@@ -1,0 +1,477 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""The case table against loops over the same images, and every rule about empty, healthy and unknown cases."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import pickle
+import time
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.metrics import compute_roc_auc
+
+from monai_wsss._checks import DataError
+from monai_wsss.metrics import METRIC_DEFINITIONS, CaseTable, metric_definition, surface_distances
+from monai_wsss.metrics.bootstrap import bootstrap_weights
+from monai_wsss.metrics.estimates import CaseArrays, metric_estimates
+
+ALWAYS = {
+    "dice_subject", "dice_pooled", "iou_pooled", "miou_pooled", "dice_macro_pooled", "f1", "f1_from_miou", "accuracy",
+    "sensitivity", "specificity", "healthy_clean", "presence_auroc", "pixel_auroc", "r_under", "r_over",
+    "oracle_dice_subject",
+}  # fmt: skip
+
+
+def disc(center, radius, shape=(24, 20)):
+    axes = np.ogrid[tuple(slice(size) for size in shape)]
+    return sum((axis - c) ** 2 for axis, c in zip(axes, center, strict=True)) < radius**2
+
+
+def cases(seed=0, subjects=6, slices=4, classes=1, shape=(24, 20)):
+    """Some slices of some subjects: references with up to ``classes`` classes, predictions that are nearly right."""
+    generator = np.random.default_rng(seed)
+    made = []
+    for s in range(subjects):
+        for z in range(slices):
+            reference, prediction = np.zeros((2, 1, *shape), dtype=np.uint8)
+            label = np.zeros(classes, dtype=np.float32)
+            for k in range(classes):
+                center = generator.integers(6, 14, len(shape))
+                if s and generator.random() < 0.6:  # subject 0 is healthy
+                    reference[0][disc(center, 4, shape)] = k + 1
+                if generator.random() < 0.7:
+                    prediction[0][disc(center + generator.integers(-2, 3, len(shape)), 4, shape)] = k + 1
+                label[k] = (reference == k + 1).any()
+            cam = np.clip(
+                np.stack([(prediction[0] == k + 1) * 0.6 for k in range(classes)])
+                + generator.random((classes, *shape)) * 0.4,
+                0,
+                1,
+            ).astype(np.float32)
+            presence = np.round(label + generator.normal(size=classes), 1)
+            made.append(
+                {
+                    "id": f"s{s}z{z}", "subject": f"s{s}", "label": label, "prediction": prediction,
+                    "reference": reference, "presence": presence, "cam": cam,
+                }
+            )  # fmt: skip
+    return made
+
+
+def table_of(made, classes=("tumor",), **options):
+    table = CaseTable(classes, **options)
+    for case in made:
+        table.add(**case)
+    return table
+
+
+def dice_of(prediction, reference):
+    total = prediction.sum() + reference.sum()
+    return 2 * (prediction & reference).sum() / total if total else 1.0
+
+
+def stacked(made, subject, k=1):
+    own = [case for case in made if case["subject"] == subject]
+    return tuple(np.stack([case[name][0] == k for case in own]) for name in ("prediction", "reference"))
+
+
+def test_every_number_matches_a_loop_over_the_images():
+    made = cases()
+    spacing = (0.5, 2.0)
+    table = table_of([case | {"spacing": spacing} for case in made])
+    metrics = table.summary(bootstrap=20)
+    assert set(metrics) == ALWAYS | {"asd_mm", "assd_mm", "assd_directed_mm", "hd95_mm"}
+    prediction, reference = (np.stack([case[name][0] == 1 for case in made]) for name in ("prediction", "reference"))
+    tp, fp = (prediction & reference).sum(), (prediction & ~reference).sum()
+    fn, tn = (~prediction & reference).sum(), (~prediction & ~reference).sum()
+    iou, iou_background = tp / (tp + fp + fn), tn / (tn + fp + fn)
+    pairs = [stacked(made, f"s{s}") for s in range(6)]
+    with_finding = [pair for pair in pairs if pair[1].any()]
+    healthy = [case for case in made if not case["reference"].any()]
+    expected = {
+        "dice_subject": np.mean([dice_of(*pair) for pair in with_finding]),
+        "dice_pooled": dice_of(prediction, reference),
+        "f1": dice_of(prediction, reference),
+        "iou_pooled": iou,
+        "miou_pooled": (iou + iou_background) / 2,
+        "f1_from_miou": (iou + iou_background) / (1 + (iou + iou_background) / 2),
+        "dice_macro_pooled": (dice_of(prediction, reference) + dice_of(~prediction, ~reference)) / 2,
+        "accuracy": (tp + tn) / prediction.size,
+        "sensitivity": tp / (tp + fn),
+        "specificity": tn / (tn + fp),
+        "r_under": fn / tp,
+        "r_over": fp / tp,
+        "healthy_clean": np.mean([not case["prediction"].any() for case in healthy]),
+        "presence_auroc": compute_roc_auc(
+            *(torch.as_tensor(np.array([case[name][0] for case in made])) for name in ("presence", "label"))
+        ),
+    }
+    for name, value in expected.items():
+        assert metrics[name]["mean"] == pytest.approx(value), name
+    for field in ("asd", "assd", "assd_directed", "hd95"):
+        of_subjects = []
+        for s in range(6):
+            own = [surface_distances(p, r, spacing=spacing) for p, r in zip(*stacked(made, f"s{s}"), strict=True)]
+            if values := [getattr(distances, field) for distances in own if distances]:
+                of_subjects.append(np.mean(values))
+        assert metrics[f"{field}_mm"]["mean"] == pytest.approx(np.mean(of_subjects)), field
+        assert metrics[f"{field}_mm"]["n"] == len(of_subjects)
+    assert metrics["dice_subject"]["n"] == len(with_finding) == 5
+    assert metrics["dice_pooled"]["n"] == 6
+    assert 0 < metrics["healthy_clean"]["mean"] < 1
+
+
+def test_several_classes_have_their_own_names_and_the_mean_under_the_plain_one():
+    made = cases(seed=1, classes=2, subjects=8)
+    metrics = table_of(made, ("core", "edema")).summary(bootstrap=20)
+    for k, name in ((1, "core"), (2, "edema")):
+        pairs = [stacked(made, f"s{s}", k) for s in range(8)]
+        dice = np.mean([dice_of(*pair) for pair in pairs if pair[1].any()])
+        assert metrics[f"dice_subject/{name}"]["mean"] == pytest.approx(dice)
+        tp, fn = (sum((f(p) & r).sum() for p, r in pairs) for f in (lambda p: p, lambda p: ~p))
+        assert metrics[f"r_under/{name}"]["mean"] == pytest.approx(fn / tp)
+    for name in ("dice_subject", "assd_px", "presence_auroc", "specificity"):
+        both = [metrics[f"{name}/{label}"]["mean"] for label in ("core", "edema")]
+        assert metrics[name]["mean"] == pytest.approx(np.mean(both))
+    table = np.zeros((3, 3))
+    for case in made:
+        np.add.at(table, (case["reference"].ravel(), case["prediction"].ravel()), 1)
+    iou = np.diag(table) / (table.sum(0) + table.sum(1) - np.diag(table))
+    assert metrics["miou_pooled"]["mean"] == pytest.approx(iou.mean())
+    assert "miou_pooled/core" not in metrics
+
+
+def test_without_background_the_scored_class_has_the_plain_names():
+    generator = np.random.default_rng(2)
+    made = [
+        {
+            "id": f"{i}", "subject": f"{i}", "label": np.ones(2),
+            "prediction": generator.integers(1, 3, (1, 16, 16)), "reference": generator.integers(1, 3, (1, 16, 16)),
+        }
+        for i in range(4)
+    ]  # fmt: skip
+    metrics = table_of(made, ("other", "gland"), background=False, scored_class="gland").summary(bootstrap=5)
+    assert metrics["dice_pooled"] == metrics["dice_pooled/gland"] != metrics["dice_pooled/other"]
+    both = [metrics[f"iou_pooled/{name}"]["mean"] for name in ("other", "gland")]
+    assert metrics["miou_pooled"]["mean"] == pytest.approx(np.mean(both))
+    assert "healthy_clean" not in metrics
+
+
+def test_volumes_are_cases_too_and_tensors_are_welcome():
+    shape = (12, 11, 9)
+    reference = torch.as_tensor(disc((6, 5, 4), 4, shape))[None].to(torch.uint8)
+    prediction = MetaTensor(torch.as_tensor(disc((6, 6, 4), 4, shape))[None].to(torch.uint8))
+    table = CaseTable(["tumor"])
+    options = {"label": torch.ones(1), "spacing": (1.0, 1.0, 3.0), "cam": prediction.float()}
+    table.add(id="a", subject="a", prediction=prediction, reference=reference, presence=torch.ones(1), **options)
+    metrics = table.summary(bootstrap=5)
+    assert metrics["dice_subject"]["mean"] == pytest.approx(
+        dice_of(*(m[0].numpy() > 0 for m in (prediction, reference)))
+    )
+    assert metrics["assd_mm"]["mean"] == pytest.approx(
+        surface_distances(prediction[0], reference[0], spacing=(1, 1, 3)).assd
+    )
+    assert "presence_auroc" not in metrics  # no negative image
+    assert any("With one subject" in note for note in table.notes)
+
+
+def test_a_weight_is_a_number_of_copies():
+    """The bootstrap's weights against tables in which a subject really is there as often as it was drawn."""
+    made = cases(seed=3, classes=2, subjects=5)
+    table = table_of(made, ("core", "edema"))
+    arrays = CaseArrays(table.rows, table.scheme)
+    weights = bootstrap_weights(5, samples=4, seed=1)
+    assert (weights == 0).any()
+    assert (weights > 1).any()
+    values = {name: estimate.function(weights) for name, estimate in metric_estimates(arrays).items()}
+    for sample, times in enumerate(weights.astype(int)):
+        copied = CaseTable(("core", "edema"))
+        for subject, copies in zip(arrays.subjects, times, strict=True):
+            for copy in range(copies):
+                own = [case for case in made if case["subject"] == subject]
+                for case in own:
+                    copied.add(**(case | {"id": f"{case['id']}c{copy}", "subject": f"{subject}c{copy}"}))
+        metrics = copied.summary(bootstrap=1)
+        for name in values:
+            if name.startswith("oracle_"):  # keeps the threshold of the whole set
+                continue
+            expected = metrics[name]["mean"] if name in metrics else np.nan
+            assert values[name][sample] == pytest.approx(expected, nan_ok=True), name
+
+
+def test_intervals_hold_the_value_follow_the_seed_and_narrow_with_subjects():
+    few, many = (table_of(cases(seed=4, subjects=n, slices=2)) for n in (6, 60))
+    first, again, other = few.summary(seed=0), few.summary(seed=0), few.summary(seed=1)
+    assert first == again
+    assert first["dice_subject"]["ci95"] != other["dice_subject"]["ci95"]
+    wide = narrow = 0.0
+    for name, value in many.summary().items():
+        low, high = value["ci95"]
+        assert low <= value["mean"] <= high, name
+        narrow += high - low
+        wide += np.diff(first[name]["ci95"])[0]
+    assert narrow < 0.6 * wide
+
+
+def test_numbers_do_not_depend_on_the_order_or_the_process():
+    made = cases(seed=5)
+    whole, left, right = table_of(made), table_of(made[::2]), table_of(made[1::2] + made[:1])
+    left.merge(pickle.loads(pickle.dumps(right.rows)))
+    assert len(left.rows) == len(whole.rows)
+    one, two = whole.summary(bootstrap=50), left.summary(bootstrap=50)
+    for name, value in one.items():
+        assert two[name]["mean"] == pytest.approx(value["mean"]), name
+        assert two[name]["ci95"] == pytest.approx(value["ci95"]), name
+
+
+def plain(**changes):
+    empty = np.zeros((1, 8, 8), dtype=np.uint8)
+    return {"id": "a", "subject": "a", "label": np.ones(1), "prediction": empty, "reference": empty + 1} | changes
+
+
+def test_empty_healthy_and_unknown_cases_are_told_apart_and_counted():
+    empty, full = np.zeros((1, 8, 8), dtype=np.uint8), np.ones((1, 8, 8), dtype=np.uint8)
+    table = CaseTable(["tumor"])
+    zero = np.zeros(1)
+    table.add(**plain(id="missed", subject="a"))
+    table.add(**plain(id="hit", subject="a", prediction=full))
+    table.add(id="clean", subject="b", label=zero, prediction=empty)
+    table.add(id="alarm", subject="b", label=zero, prediction=full)
+    table.add(id="alarm2", subject="b", label=zero, prediction=full, reference=empty)
+    table.add(id="unknown", subject="c", label=np.ones(1), prediction=full, presence=np.ones(1))
+    table.add(**plain(id="odd", subject="d", label=zero, prediction=full))  # the mask has a finding, the label none
+    metrics = table.summary(bootstrap=30)
+    assert metrics["healthy_clean"]["mean"] == pytest.approx(1 / 3)
+    assert metrics["healthy_clean"]["n"] == 1
+    assert metrics["dice_subject"] == {
+        "mean": pytest.approx((2 / 3 + 1) / 2),
+        "ci95": [pytest.approx(2 / 3), 1],
+        "n": 2,
+    }
+    assert metrics["dice_pooled"]["mean"] == pytest.approx(2 * 128 / (2 * 128 + 128 + 64))
+    assert metrics["dice_pooled"]["n"] == 3
+    rows = {row["id"]: row for row in table.rows}
+    assert [rows[name]["dice"] for name in ("missed", "hit", "clean", "alarm", "alarm2")] == [0, 1, 1, 0, 0]
+    assert "dice" not in rows["unknown"]
+    assert "assd" not in rows["missed"]
+    notes = "\n".join(table.notes)
+    for words in (
+        "7 cases of 4 subjects: 4 with a reference mask, 2 without a finding by label",
+        "1 with a finding but without a reference mask",
+        "In 1 cases the label and the reference mask disagree",
+        "1 cases scored 1 by it, 2 scored 0",
+        "measured in 2 cases, left out in 1 with an empty prediction and 2 with a prediction but no reference",
+        "covers the 2 subjects with a finding",
+        "Left out, since nothing here defines them: presence_auroc",
+    ):
+        assert words in notes, words
+    assert not any(f"{name}" in notes for name in ("alarm2", "hit"))  # counts, no ids
+
+
+def test_healthy_means_by_label_and_by_mask():
+    empty, full = np.zeros((1, 8, 8), dtype=np.uint8), np.ones((1, 8, 8), dtype=np.uint8)
+    table = CaseTable(["tumor"])
+    table.add(**plain(id="a", label=np.ones(1), reference=empty))
+    table.add(**plain(id="b", label=np.zeros(1), reference=full))
+    assert [row["healthy"] for row in table.rows] == [0, 0]
+    table.add(**plain(id="c", label=np.zeros(1), reference=empty))
+    assert table.summary(bootstrap=2)["healthy_clean"]["mean"] == table.rows[2]["healthy"] == 1
+
+
+def test_a_method_that_finds_nothing_gives_no_nan():
+    table = CaseTable(["tumor"])
+    for i in range(4):
+        table.add(**plain(id=f"{i}", subject=f"{i}", cam=np.zeros((1, 8, 8)), presence=np.zeros(1)))
+    metrics = table.summary(bootstrap=10)
+    text = json.dumps(metrics, allow_nan=False)
+    assert "NaN" not in text
+    assert {"r_under", "r_over", "assd_px", "healthy_clean", "presence_auroc"}.isdisjoint(metrics)
+    left_out = table.notes[-1]
+    assert all(name in left_out for name in ("r_under", "r_over", "assd_px", "hd95_px", "healthy_clean"))
+    assert metrics["dice_subject"]["mean"] == metrics["dice_pooled"]["mean"] == 0
+
+
+def test_all_healthy_set():
+    table = CaseTable(["tumor"])
+    for i in range(4):
+        table.add(id=f"{i}", subject=f"{i}", label=np.zeros(1), prediction=np.zeros((1, 8, 8)))
+    metrics = table.summary(bootstrap=10)
+    assert metrics["healthy_clean"] == {"mean": 1, "ci95": [1, 1], "n": 4}
+    assert metrics["dice_pooled"]["mean"] == 1
+    assert any("No reference holds a pixel of it" in note for note in table.notes)
+    assert "dice_subject" not in metrics
+
+
+def test_undefined_bootstrap_samples_are_counted():
+    full = np.ones((1, 8, 8), dtype=np.uint8)
+    table = CaseTable(["tumor"])
+    table.add(**plain(id="hit", subject="a", prediction=full))
+    for name in "bc":
+        table.add(id=name, subject=name, label=np.zeros(1), prediction=0 * full)
+    metrics = table.summary(bootstrap=200)
+    assert metrics["r_under"] == {"mean": 0, "ci95": [0, 0], "n": 3}
+    note = next(note for note in table.notes if note.startswith("r_under:"))
+    assert 30 < int(note.split()[1]) < 90  # (2/3)**3 of 200 hold no subject with a finding
+
+
+def test_mixed_units_are_kept_apart():
+    full = np.ones((1, 8, 8), dtype=np.uint8)
+    part = full.copy()
+    part[:, :, 6:] = 0
+    table = CaseTable(["tumor"])
+    table.add(**plain(id="a", subject="a", prediction=part, reference=full, spacing=(1, 2)))
+    table.add(**plain(id="b", subject="b", prediction=part, reference=full))
+    metrics = table.summary(bootstrap=10)
+    # The right border is 2 columns away: a nearest pixel of the prediction's edge is 2 px or 4 mm off.
+    assert metrics["hd95_mm"]["mean"] == 2 * metrics["hd95_px"]["mean"] == 4
+    assert metrics["hd95_mm"]["n"] == metrics["hd95_px"]["n"] == 1
+
+
+def test_ignored_pixels_count_nowhere():
+    reference = np.zeros((1, 8, 8), dtype=np.uint8)
+    reference[0, 2:5, 2:5] = 1
+    prediction, ignored = reference.copy(), reference.copy()
+    prediction[0, 7], ignored[0, 7] = 1, 255
+    table = CaseTable(["tumor"])
+    table.add(**plain(prediction=prediction, reference=ignored, cam=prediction.astype(float)))
+    metrics = table.summary(bootstrap=3)
+    assert (
+        metrics["dice_subject"]["mean"] == metrics["pixel_auroc"]["mean"] == metrics["oracle_dice_subject"]["mean"] == 1
+    )
+    assert metrics["hd95_px"]["mean"] == metrics["r_over"]["mean"] == 0
+
+
+def test_written_files(tmp_path):
+    table = table_of(cases(seed=6))
+    metrics = table.write(tmp_path / "run", bootstrap=10)
+    folder = tmp_path / "run"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "metrics.json", "notes.txt", "per_case.csv", "per_subject.csv", "sweep.json",
+    ]  # fmt: skip
+    assert json.loads((folder / "metrics.json").read_text()) == metrics
+    assert (folder / "notes.txt").read_text().splitlines() == table.notes
+    rows = list(csv.DictReader((folder / "per_case.csv").open()))
+    assert [row["row"] for row in rows] == [str(i) for i in range(1, 25)]
+    assert rows[4]["id"] == "s1z0"
+    assert float(rows[4]["dice"]) == table.rows[4]["dice"]
+    assert "sweep" not in rows[0]
+    subjects = list(csv.DictReader((folder / "per_subject.csv").open()))
+    assert subjects[0]["dice"] == ""  # healthy
+    dice = [float(row["dice"]) for row in subjects if row["dice"]]
+    assert np.mean(dice) == pytest.approx(metrics["dice_subject"]["mean"])
+    assert int(subjects[0]["cases"]) == 4
+    assert sum(int(row["tp"]) for row in subjects) == sum(row["tp"] for row in table.rows)
+    sweep = json.loads((folder / "sweep.json").read_text())
+    curve = sweep["classes"]["tumor"]["dice_subject"]
+    assert len(curve) == len(sweep["thresholds"]) == 100
+    assert max(curve) == pytest.approx(metrics["oracle_dice_subject"]["mean"])
+    assert sweep["classes"]["tumor"]["oracle_dice_subject"] == max(curve)
+    assert sweep["cases"] == 24
+
+
+def test_sweep_of_the_table_is_thresholding_of_the_maps(tmp_path):
+    made = cases(seed=7, classes=2)
+    table_of(made, ("core", "edema")).write(tmp_path, bootstrap=2)
+    sweep = json.loads((tmp_path / "sweep.json").read_text())
+    for k, name in enumerate(("core", "edema")):
+        for i in (0, 30, 60, 90):
+            threshold = sweep["thresholds"][i]
+            masks = [(case["subject"], case["cam"][k] > threshold, case["reference"][0] == k + 1) for case in made]
+            found, wanted = (np.stack([mask[j] for mask in masks]) for j in (1, 2))
+            assert sweep["classes"][name]["dice_pooled"][i] == pytest.approx(dice_of(found, wanted))
+            of_subject = []
+            for s in range(6):
+                own = np.array([mask[0] == f"s{s}" for mask in masks])
+                if wanted[own].any():
+                    of_subject.append(dice_of(found[own], wanted[own]))
+            assert sweep["classes"][name]["dice_subject"][i] == pytest.approx(np.mean(of_subject))
+
+
+def test_a_second_evaluation_leaves_no_stale_sweep(tmp_path):
+    made = cases(seed=8)
+    table_of(made).write(tmp_path, bootstrap=2)
+    assert (tmp_path / "sweep.json").exists()
+    table_of([case | {"cam": None} for case in made]).write(tmp_path, bootstrap=2)
+    assert not (tmp_path / "sweep.json").exists()
+
+
+def test_rows_are_plain(tmp_path):
+    def check(value):
+        if isinstance(value, dict):
+            value = list(value.values())
+        if isinstance(value, list):
+            for part in value:
+                check(part)
+            return
+        assert type(value) in (str, int, float)
+        assert not (isinstance(value, float) and not math.isfinite(value))
+
+    for table in (table_of(cases(classes=2), ("core", "edema")), table_of(cases())):
+        check(table.rows)
+        check([{k: v for k, v in row.items() if v is not None} for row in table.subject_rows])
+
+
+def test_every_metric_has_a_definition():
+    metrics = table_of(cases(classes=2), ("core", "edema")).summary(bootstrap=2)
+    assert all(metric_definition(name) for name in metrics)
+    assert {name.split("/")[0].removesuffix("_px") for name in metrics} == set(METRIC_DEFINITIONS)
+    assert metric_definition("unknown") == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"prediction": np.zeros((8, 8))}, r"`prediction` of shape \(1, \*S\).* got \(8, 8\) in row 1"),
+        ({"prediction": np.zeros((2, 8, 8))}, "`prediction` of shape"),
+        ({"reference": np.zeros((1, 8, 9))}, "`reference` of shape"),
+        ({"label": np.ones(2)}, r"`label` of shape \(K,\) of 0 and 1"),
+        ({"label": np.full(1, 0.5)}, "`label` of shape"),
+        ({"presence": np.full(1, np.nan)}, "`presence` of shape .* finite"),
+        ({"presence": np.zeros(2)}, "`presence` of shape"),
+        ({"cam": np.zeros((2, 8, 8))}, r"`cam` of shape \(K, \*S\)"),
+        ({"cam": np.full((1, 8, 8), 3.0)}, r"`score_map` in \[0, 1\]"),
+        ({"cam": np.full((1, 8, 8), np.nan)}, "finite scores"),
+        ({"prediction": np.full((1, 8, 8), 2)}, "`prediction` to hold the labels"),
+        ({"spacing": (1, 1, 1), "prediction": np.ones((1, 8, 8))}, "`spacing` as 2 positive sizes"),
+    ],
+)
+def test_bad_cases_are_refused_and_leave_no_row(changes, words):
+    table = CaseTable(["tumor"])
+    with pytest.raises(ValueError, match=words):
+        table.add(**plain(**changes))
+    assert table.rows == []
+    table.add(**plain())
+    with pytest.raises(ValueError, match="every `id` once, but row 2 repeats"):
+        table.add(**plain())
+
+
+def test_bad_tables(tmp_path):
+    for classes in ([], ["a", "a"], ["background"]):
+        with pytest.raises(ValueError, match="`classes` to be unique"):
+            CaseTable(classes)
+    for options in ({"background": False}, {"scored_class": "a"}, {"background": False, "scored_class": "b"}):
+        with pytest.raises(ValueError, match="`scored_class` to be one of the classes where"):
+            CaseTable(["a"], **options)
+    with pytest.raises(ValueError, match="at least one case"):
+        CaseTable(["a"]).summary()
+    with pytest.raises(ValueError, match="one bootstrap sample, got 24 and 0"):
+        table_of(cases()).summary(bootstrap=0)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="Cannot write"):
+        table_of(cases()).write(tmp_path / "file", bootstrap=1)
+
+
+def test_large_sets_stay_quick():
+    made = cases(seed=9, subjects=100, slices=10, shape=(16, 16))
+    start = time.perf_counter()
+    table = table_of([case | {"cam": None} for case in made])
+    filled = time.perf_counter()
+    table.summary()
+    assert filled - start < 10
+    assert time.perf_counter() - filled < 5
