@@ -1,0 +1,36 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+
+"""Adapters from folders to a datalist, the datalist's reader, phantoms and the training dataset. No networks."""
+
+from monai_wsss.data.brats import prepare_brats
+from monai_wsss.data.cases import prepare_cases
+from monai_wsss.data.datalist import (
+    check_trainable,
+    load_datalist,
+    load_header,
+    sort_modalities,
+    split_by_subject,
+    write_datalist,
+)
+from monai_wsss.data.dataset import EpochCacheDataset
+from monai_wsss.data.folder import prepare_folder
+from monai_wsss.data.phantoms import make_phantoms
+from monai_wsss.data.reading import read_image
+from monai_wsss.data.statistics import foreground_statistics
+
+__all__ = [
+    "EpochCacheDataset",
+    "check_trainable",
+    "foreground_statistics",
+    "load_datalist",
+    "load_header",
+    "make_phantoms",
+    "prepare_brats",
+    "prepare_cases",
+    "prepare_folder",
+    "read_image",
+    "sort_modalities",
+    "split_by_subject",
+    "write_datalist",
+]

@@ -1,0 +1,319 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""``prepare brats``: brain tumor MRI with segmentations becomes image-level labels, as whole volumes or axial slices.
+
+The segmentation gives the label (is there tumor?) and, for evaluation alone, the mask of the whole tumor.  Volumes keep
+their values and geometry.  Slices are chosen by one stated rule and scaled by percentiles of the volume's brain.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+from tqdm import tqdm
+
+from monai_wsss._checks import DataError, check_choice
+from monai_wsss.data.brats_layouts import BRATS_SEQUENCES, BratsCase, find_brats_cases
+from monai_wsss.data.datalist import sort_modalities
+from monai_wsss.data.folder import check_output
+from monai_wsss.data.label_table import LabeledRow, LabelTable, write_prepared
+from monai_wsss.data.reading import affine_of, check_alike, read_image, read_labels
+from monai_wsss.data.statistics import foreground_statistics
+from monai_wsss.data.writing import copy_file, write_nifti, write_picture
+
+__all__ = ["prepare_brats", "scale_to_16_bit"]
+
+_logger = logging.getLogger(__name__)
+
+Piece = tuple[LabeledRow, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """What is written, and how it is scaled: the arguments of :func:`prepare_brats`."""
+
+    as_slices: bool
+    slice_step: int
+    min_brain_fraction: float
+    min_tumor_pixels: int
+    percentiles: tuple[float, float]
+
+    def check(self) -> None:
+        """Raise ``ValueError`` for what is out of range."""
+        low, high = self.percentiles
+        if not 0 <= low < high <= 100:
+            raise ValueError(f"Expected `percentiles` to be two rising numbers from 0 to 100, got {self.percentiles}.")
+        for name in ("slice_step", "min_tumor_pixels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"Expected `{name}` to be at least 1, got {getattr(self, name)}.")
+        if not 0 <= self.min_brain_fraction <= 1:
+            raise ValueError(f"Expected `min_brain_fraction` to be from 0 to 1, got {self.min_brain_fraction}.")
+
+    def label(self, tumor: np.ndarray) -> int | None:
+        """1 for enough tumor, 0 for none; None between: too little for a positive, too much for a negative."""
+        count = int(np.count_nonzero(tumor))
+        return 1 if count >= self.min_tumor_pixels else None if count else 0
+
+    def __str__(self) -> str:
+        if not self.as_slices:
+            return "volumes"
+        return (
+            f"axial slices (step {self.slice_step}, brain on at least {self.min_brain_fraction:.1%} of the slice, "
+            f"percentiles {self.percentiles[0]:g} and {self.percentiles[1]:g} of the brain scaled to 0 and 65535)"
+        )
+
+
+def _choose_modalities(cases: Sequence[BratsCase], wanted: Sequence[str] | None) -> list[str]:
+    """The sequences wanted, which every case must have; by default those that all cases have."""
+    if wanted is not None:
+        chosen = sort_modalities(wanted)
+        for name in chosen:
+            check_choice("modalities", name, BRATS_SEQUENCES)
+        if not chosen:
+            raise ValueError(f"Expected `modalities` to name at least one of {', '.join(BRATS_SEQUENCES)}, got none.")
+    else:
+        chosen = [name for name in BRATS_SEQUENCES if all(name in case.images for case in cases)]
+    for case in cases:
+        missing = [name for name in chosen if name not in case.images]
+        if missing or not chosen:
+            raise DataError(
+                f"Case {case.name} ({case.folder}) has {', '.join(case.images)}, but not "
+                f"{', '.join(missing) or 'any sequence that all other cases have'}: add the file, move the case away, "
+                "or name the sequences to be used."
+            )
+        if case.truth is None:
+            raise DataError(
+                f"Case {case.name} ({case.folder}) has no segmentation (`seg`) to derive a label from: move it away, "
+                "or use `prepare folder`, which takes the labels from a CSV table."
+            )
+    return chosen
+
+
+def _read_case(case: BratsCase, modalities: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The sequences (C, X, Y, Z) float32, the whole tumor (X, Y, Z) bool, and the affine (4, 4)."""
+    files = {case.images[name][0] for name in modalities}
+    images = {file: read_image(file) for file in sorted(files)}
+    for file, image in images.items():
+        if image.ndim != 4 or image.shape[0] != case.channels:
+            raise DataError(
+                f"{file} has {image.ndim - 1} dimensions and {image.shape[0]} channels, but a volume with "
+                f"{case.channels} was expected: export it again."
+            )
+    assert case.truth is not None  # checked for all cases before the first is read
+    truth = read_labels(case.truth)
+    check_alike({**{str(file): image for file, image in images.items()}, str(case.truth): truth})
+    volumes = [images[case.images[name][0]][case.images[name][1]].as_tensor().numpy() for name in modalities]
+    return np.stack(volumes), truth[0].as_tensor().numpy() > 0, affine_of(next(iter(images.values())))
+
+
+def _row(case: BratsCase, name: str, label: int) -> LabeledRow:
+    return LabeledRow(str(case.folder), name, case.subject, [label], None, {})
+
+
+def _write_volume(
+    out: Path, case: BratsCase, modalities: Sequence[str], volume: np.ndarray, tumor: np.ndarray, affine: np.ndarray
+) -> dict[str, Any]:
+    """Copy the sequences that are NIfTI files of their own, convert the others; returns the files' names."""
+    paths = []
+    for name, values in zip(modalities, volume, strict=True):
+        paths.append(f"images/{case.subject}/{case.name}_{name}.nii.gz")
+        source = case.images[name][0]
+        if case.channels == 1 and source.name.lower().endswith(".nii.gz"):
+            copy_file(source, out / paths[-1])
+        else:
+            write_nifti(out / paths[-1], values, affine)
+    mask = f"masks/{case.subject}/{case.name}.nii.gz"
+    write_nifti(out / mask, tumor.astype(np.uint8), affine)
+    return {"image": paths, "mask": mask}
+
+
+def _background(values: np.ndarray) -> float:
+    """The most frequent value on the six faces of a volume (X, Y, Z): 0, or what z-scoring made of 0."""
+    faces = [face.ravel() for axis in range(3) for face in (values.take(0, axis), values.take(-1, axis))]
+    found, counts = np.unique(np.concatenate(faces), return_counts=True)
+    return float(found[counts.argmax()])
+
+
+def scale_to_16_bit(
+    volume: np.ndarray, percentiles: tuple[float, float] = (0.5, 99.5)
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scale each sequence of a skull-stripped volume so that two percentiles of its brain become 0 and 65535.
+
+    Brain is where any sequence is above its background, the most frequent value at the volume's border, so volumes that
+    were z-scored, with a negative background, scale as others do.  Outside the brain the result is 0.
+
+    Args:
+        volume: (C, X, Y, Z), any real type.
+        percentiles: lower and upper, 0 to 100.
+
+    Returns:
+        The scaled volume (C, X, Y, Z) uint16, and the brain (X, Y, Z) bool.
+
+    Raises:
+        ValueError: a sequence has no two different values in the brain.
+
+    Example:
+        >>> import numpy as np
+        >>> volume = np.full((1, 4, 4, 4), -3.0)
+        >>> volume[0, 1, 1, 1:3] = -1.0, 2.0
+        >>> scaled, brain = scale_to_16_bit(volume, percentiles=(0, 100))
+        >>> scaled[0, 1, 1].tolist(), int(brain.sum())
+        ([0, 0, 65535, 0], 2)
+    """
+    brain = np.any([values > _background(values) for values in volume], axis=0)
+    scaled = np.zeros(volume.shape, dtype=np.uint16)
+    for channel, values in enumerate(volume):
+        low, high = np.percentile(values[brain], percentiles) if brain.any() else (0.0, 0.0)
+        if low >= high:
+            raise ValueError(
+                f"Expected channel {channel} of `volume` to vary within the brain, got {low:g} throughout."
+            )
+        share = np.clip((values[brain].astype(np.float64) - low) / (high - low), 0.0, 1.0)
+        scaled[channel][brain] = np.rint(share * 65535).astype(np.uint16)
+    return scaled, brain
+
+
+def _check_axial(case: BratsCase, affine: np.ndarray) -> None:
+    axes = nibabel.aff2axcodes(affine)
+    if axes[2] not in ("S", "I"):
+        raise DataError(
+            f"The third axis of case {case.name} ({case.folder}) does not run along the body, its axes are "
+            f"{''.join(axes)}: reorient its files for axial slices, or prepare whole volumes."
+        )
+
+
+def _write_slices(
+    out: Path,
+    case: BratsCase,
+    modalities: Sequence[str],
+    scaled: np.ndarray,
+    brain: np.ndarray,
+    tumor: np.ndarray,
+    rule: _Rule,
+) -> Iterator[Piece]:
+    """Write the slices that the rule takes; gives each with its row."""
+    for z in range(0, scaled.shape[-1], rule.slice_step):
+        label = rule.label(tumor[..., z])
+        if label is None or brain[..., z].mean() < rule.min_brain_fraction:
+            continue
+        stem = f"{case.subject}/{case.name}_{z:03d}"
+        images = [f"images/{stem}_{name}.png" for name in modalities]
+        for path, values in zip(images, scaled[..., z], strict=True):
+            write_picture(out / path, values[None])
+        write_picture(out / f"masks/{stem}.png", tumor[None, ..., z].astype(np.uint8))
+        yield _row(case, f"{case.name}_{z:03d}", label), {"image": images, "mask": f"masks/{stem}.png"}
+
+
+def _convert(out: Path, case: BratsCase, modalities: Sequence[str], rule: _Rule) -> tuple[list[Piece], np.ndarray]:
+    """Read and write one case; returns its rows with their files, and the volume (C, X, Y, Z) as it was written."""
+    volume, tumor, affine = _read_case(case, modalities)
+    if not rule.as_slices:
+        label = rule.label(tumor)
+        if label is None:
+            return [], volume
+        return [(_row(case, case.name, label), _write_volume(out, case, modalities, volume, tumor, affine))], volume
+    _check_axial(case, affine)
+    try:
+        scaled, brain = scale_to_16_bit(volume, rule.percentiles)
+    except ValueError as error:
+        raise DataError(f"Case {case.name} ({case.folder}) cannot be scaled: {error}") from error
+    return list(_write_slices(out, case, modalities, scaled, brain, tumor, rule)), scaled
+
+
+def _convert_all(
+    out: Path, cases: Sequence[BratsCase], modalities: Sequence[str], rule: _Rule
+) -> tuple[list[Piece], dict[str, dict[str, list[float]]]]:
+    """Convert subject by subject; returns all rows with their files, and the statistics of each subject."""
+    by_subject: dict[str, list[BratsCase]] = {}
+    for case in cases:
+        by_subject.setdefault(case.subject, []).append(case)
+    pieces: list[Piece] = []
+    statistics = {}
+    for subject, scans in tqdm(by_subject.items(), desc="subjects", disable=None):
+        volumes = []
+        for case in scans:
+            new, volume = _convert(out, case, modalities, rule)
+            pieces += new
+            volumes += [volume] if new else []
+        if volumes:
+            mean, std = foreground_statistics(volumes)
+            statistics[subject] = {"mean": mean.tolist(), "std": std.tolist()}
+    return pieces, statistics
+
+
+def prepare_brats(
+    root: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    modalities: Sequence[str] | None = None,
+    as_slices: bool = False,
+    slice_step: int = 1,
+    min_brain_fraction: float = 0.02,
+    min_tumor_pixels: int = 1,
+    percentiles: tuple[float, float] = (0.5, 99.5),
+    fractions: Sequence[float] = (0.7, 0.15, 0.15),
+    seed: int = 0,
+) -> Path:
+    """Turn a BraTS folder of any year, Decathlon Task01, or plain NIfTI cases into a prepared folder.
+
+    The layouts are listed in :mod:`monai_wsss.data.brats_layouts`.  The mask is the whole tumor: segmentation above 0.
+    The label is 1 from ``min_tumor_pixels`` mask pixels on and 0 if there is none; what lies between belongs to
+    neither class and is left out.  Subjects (patients, not scans) are split by :func:`split_by_subject`.
+
+    Whole volumes become one NIfTI file for each sequence, copied where possible, with values and geometry kept.  Axial
+    slices are PNG files of 16 bits (:func:`scale_to_16_bit`), in the array order of the volume.  The rule: of the
+    slices z = 0, ``slice_step``, 2 ``slice_step``, … along the third axis those whose brain covers at least
+    ``min_brain_fraction`` of the slice.  The statistics of a subject are those of its whole volumes, as written.
+
+    Args:
+        root: the folder of the cases, or one above it.
+        out: the folder to write.
+        modalities: any of T1, T1c, T2, FLAIR; by default those that all cases have.
+        as_slices: axial slices instead of whole volumes.
+        slice_step: every how many-th slice.
+        min_brain_fraction: share of a slice that the brain must cover, 0 to 1.
+        min_tumor_pixels: mask pixels (voxels for volumes) that make a positive.
+        percentiles: of the brain, which become black and white; for slices.
+        fractions: shares of the subjects for training, validation and test.
+        seed: seed of the split.
+
+    Returns:
+        The path of ``datalist.json``.
+
+    Raises:
+        DataError: a case lacks a sequence or its segmentation, files do not fit each other, or nothing is left.
+        ValueError: an argument out of range.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> root = Path(tempfile.mkdtemp())
+        >>> for word in ("t1", "flair", "seg"):
+        ...     write_nifti(root / "anna" / f"{word}.nii.gz", np.arange(64.0).reshape(4, 4, 4), np.eye(4))
+        >>> prepare_brats(root, root / "prepared").name
+        'datalist.json'
+    """
+    rule = _Rule(as_slices, slice_step, min_brain_fraction, min_tumor_pixels, percentiles)
+    rule.check()
+    cases = find_brats_cases(root)
+    chosen = _choose_modalities(cases, modalities)
+    folder = check_output(out, root)
+    pieces, statistics = _convert_all(folder, cases, chosen, rule)
+    if not pieces:
+        raise DataError(
+            f"Nothing of {root} is left: lower `min_brain_fraction` ({min_brain_fraction}) or `min_tumor_pixels` "
+            f"({min_tumor_pixels})."
+        )
+    rows = [row for row, _ in pieces]
+    positives = sum(row.label[0] for row in rows)
+    _logger.info("%d %s of %s: %d with, %d without tumor", len(rows), rule, root, positives, len(rows) - positives)
+    table = LabelTable(Path(root), ["tumor"], rows)
+    files = {row.id: item for row, item in pieces}
+    return write_prepared(folder, table, files, chosen, statistics, fractions=fractions, seed=seed)

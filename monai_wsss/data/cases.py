@@ -1,0 +1,167 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""``prepare cases``: folders that hold a ``labels.csv`` and either ``cases/*.npz`` or ``images/`` and ``masks/``.
+
+The table has the columns ``id``, ``case`` (the subject), ``split`` (train, val, test or heldout) and the labels.  In
+the npz layout a row is a slice: ``file`` and ``index_in_npz`` say where its pixels are.  Every row is kept.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from monai_wsss._checks import DataError
+from monai_wsss.data.case_files import image_name, labels_to_classes, mask_shows, name_channels
+from monai_wsss.data.datalist import sort_modalities
+from monai_wsss.data.folder import check_output, find_masks, prepare_images, warn_of_contradictions
+from monai_wsss.data.label_table import LabeledRow, LabelTable, read_label_table, write_prepared
+from monai_wsss.data.statistics import foreground_statistics
+from monai_wsss.data.writing import write_picture
+
+__all__ = ["prepare_cases"]
+
+_BRAIN_CHANNELS = {3: ("T1", "FLAIR", "T1c"), 4: ("T1", "T1c", "T2", "FLAIR")}
+"""In which order the brain MRI sets store their sequences, by their number."""
+
+_logger = logging.getLogger(__name__)
+
+
+def prepare_cases(
+    root: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    label_columns: Sequence[str] = ("label",),
+    modalities: Sequence[str] | None = None,
+) -> Path:
+    """Turn a folder with ``labels.csv`` and ``cases/*.npz``, or ``images/`` and ``masks/``, into a prepared folder.
+
+    Each npz file holds ``images`` (N, H, W[, C]) of 8 or 16 bits and perhaps ``masks`` (N, H, W).  Its slices become
+    PNG files, one for each channel, and the intensity statistics of each subject are recorded over all its slices.  In
+    the layout with ``images/`` a mask is left out where the column ``has_pixel_truth`` is 0.
+
+    Args:
+        root: the folder.
+        out: the folder to write.
+        label_columns: the columns with 0/1 labels, one for each class; mask value k is the k-th of them.
+        modalities: names of the stored channels, in the order of the file.  None takes, for a table with the columns
+            ``index_in_npz`` and ``brain_px``, T1, FLAIR, T1c for three and T1, T1c, T2, FLAIR for four channels; else
+            "image" for one channel, and "channel 0", … for several.
+
+    Returns:
+        The path of ``datalist.json``.
+
+    Raises:
+        DataError: what is wrong with a file or row, in one sentence with the remedy.
+
+    Example:
+        >>> import tempfile
+        >>> root = Path(tempfile.mkdtemp())
+        >>> (root / "cases").mkdir()
+        >>> np.savez(root / "cases" / "anna.npz", images=np.arange(32, dtype=np.uint8).reshape(2, 4, 4))
+        >>> rows = ["id,case,index_in_npz,label,split,file", "a,anna,0,1,val,cases/anna.npz"]
+        >>> _ = (root / "labels.csv").write_text("\\n".join(rows))
+        >>> prepare_cases(root, root / "prepared").name
+        'datalist.json'
+    """
+    folder = Path(root)
+    table = read_label_table(
+        folder / "labels.csv", subject_column="case", label_columns=label_columns, split_column="split"
+    )
+    target = check_output(out, folder)
+    columns = table.rows[0].values
+    if "file" in columns and "index_in_npz" in columns:
+        return _prepare_npz(folder, table, target, modalities)
+    rows = [row for row in table.rows if row.values.get("has_pixel_truth", "1") != "0"]
+    masks = find_masks(folder / "masks", rows) if (folder / "masks").is_dir() and rows else {}
+    _logger.info("%d of %d cases have a mask.", len(masks), len(table.rows))
+    return prepare_images(table, folder / "images", masks, target, modalities=modalities, with_statistics=False)
+
+
+def _open_npz(path: Path, row: LabeledRow) -> tuple[np.ndarray, np.ndarray | None]:
+    """``images`` (N, H, W, C) and ``masks`` (N, H, W) or None."""
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            images = content["images"]
+            masks = content.get("masks")
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{row.where}: cannot read `images` in {path} ({error}): restore the npz file.") from error
+    if images.ndim not in (3, 4) or images.dtype not in (np.uint8, np.uint16):
+        raise DataError(
+            f"{path}: `images` is {images.dtype} of shape {images.shape}: "
+            "store unsigned 8 or 16 bits as (N, H, W) or (N, H, W, C)."
+        )
+    if masks is not None and masks.shape != images.shape[:3]:
+        raise DataError(f"{path}: `masks` has shape {masks.shape}, `images` {images.shape}: store one mask a slice.")
+    return images.reshape(*images.shape[:3], -1), masks
+
+
+def _read_slices(root: Path, rows: Sequence[LabeledRow]) -> Iterator[tuple[LabeledRow, np.ndarray, np.ndarray | None]]:
+    """Each row with its slice (C, x, y) and its mask (1, x, y) or None; the rows of a subject share their files."""
+    opened: dict[str, tuple[np.ndarray, np.ndarray | None]] = {}
+    for row in rows:
+        file, text = row.values["file"], row.values["index_in_npz"]
+        if file not in opened:
+            opened[file] = _open_npz(root / file, row)
+        images, masks = opened[file]
+        if not text.isdecimal() or int(text) >= len(images):
+            raise DataError(f'{row.where}: index_in_npz is "{text}", but {file} holds slices 0 to {len(images) - 1}.')
+        index = int(text)
+        yield row, images[index].transpose(2, 1, 0), None if masks is None else masks[index].T[None]
+
+
+def _channel_names(channels: int, row: LabeledRow, wanted: Sequence[str] | None) -> list[str]:
+    """Names of the stored channels; tables of the brain MRI sets are known by their column ``brain_px``."""
+    if wanted is None and "brain_px" in row.values:
+        wanted = _BRAIN_CHANNELS.get(channels)
+    return name_channels(channels, wanted, f"{row.where}: the slice")
+
+
+def _write_slice(
+    out: Path, row: LabeledRow, pixels: np.ndarray, mask: np.ndarray | None, modalities: Sequence[str]
+) -> tuple[dict[str, Any], bool]:
+    """Write a slice (C, x, y) and its mask (1, x, y); returns their names, and whether the mask shows the label."""
+    paths = []
+    for name, channel in zip(modalities, pixels, strict=True):
+        paths.append(image_name(row, name, len(modalities)) + ".png")
+        write_picture(out / paths[-1], channel[None])
+    item: dict[str, Any] = {"image": paths if len(paths) > 1 else paths[0]}
+    if mask is None:
+        return item, True
+    classes = labels_to_classes(mask, len(row.label), f"{row.where}: the mask")
+    item["mask"] = f"masks/{row.subject}/{row.id}.png"
+    write_picture(out / item["mask"], classes)
+    return item, mask_shows(classes, row.label)
+
+
+def _prepare_npz(root: Path, table: LabelTable, out: Path, wanted: Sequence[str] | None) -> Path:
+    """Write the slices subject by subject, with the statistics of each."""
+    modalities: list[str] = []
+    written: dict[str, dict[str, Any]] = {}
+    statistics: dict[str, dict[str, list[float]]] = {}
+    contradictions: list[str] = []
+    for subject, rows in tqdm(table.by_subject().items(), desc="subjects", disable=None):
+        slices = []
+        for row, pixels, mask in _read_slices(root, rows):
+            names = _channel_names(len(pixels), row, wanted)
+            modalities = modalities or sort_modalities(names)
+            if sort_modalities(names) != modalities:
+                raise DataError(
+                    f"{row.where}: the slice has the channels {', '.join(names)}, "
+                    f"the first one {', '.join(modalities)}: prepare slices of one kind at a time."
+                )
+            slices.append(pixels[[names.index(name) for name in modalities]])
+            written[row.id], agrees = _write_slice(out, row, slices[-1], mask, modalities)
+            contradictions += [] if agrees else [row.id]
+        mean, std = foreground_statistics(slices)
+        statistics[subject] = {"mean": mean.tolist(), "std": std.tolist()}
+    _logger.info("%d slices of %d subjects, channels %s.", len(written), len(statistics), ", ".join(modalities))
+    warn_of_contradictions(contradictions)
+    return write_prepared(out, table, written, modalities, statistics)

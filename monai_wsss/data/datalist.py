@@ -1,0 +1,415 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""The datalist: one JSON file that says which images, labels and subjects belong to which split.
+
+It is MONAI's Decathlon style with image-level labels.  What can go wrong (a subject in two splits, a label other than
+0 and 1, a missing file) is checked when the list is written and again when it is read.  Masks may be named in any
+split; the reader leaves them out unless asked, and only evaluation asks.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from monai_wsss._checks import DataError, check_choice
+from monai_wsss._files import make_directory, write_json
+
+__all__ = [
+    "SPLITS",
+    "canonical_modality",
+    "check_trainable",
+    "load_datalist",
+    "load_header",
+    "sort_modalities",
+    "split_by_subject",
+    "write_datalist",
+]
+
+SPLITS = ("training", "validation", "test")
+"""The three splits of every datalist, by their keys in the JSON."""
+
+_ORDER = ("T1", "T1c", "T2", "FLAIR")
+_ALIASES = {
+    "T1": ("t1", "t1w", "t1n", "t1native", "t1pre"),
+    "T1c": ("t1c", "t1ce", "t1gd", "t1post", "t1km", "t1contrast", "t1wce", "t1cw"),
+    "T2": ("t2", "t2w"),
+    "FLAIR": ("flair", "t2f", "t2flair", "fl"),
+}
+_CANONICAL = {alias: name for name, aliases in _ALIASES.items() for alias in aliases}
+_UNNAMED = re.compile(r"image|channel \d+")
+_REQUIRED = ("id", "image", "label", "subject")
+
+_logger = logging.getLogger(__name__)
+
+
+def canonical_modality(name: str) -> str:
+    """The name that this package uses for an MRI sequence; an unknown name comes back as it is.
+
+    Example:
+        >>> canonical_modality("t1ce"), canonical_modality("T2-FLAIR"), canonical_modality("ADC")
+        ('T1c', 'FLAIR', 'ADC')
+    """
+    return _CANONICAL.get(re.sub(r"[^a-z0-9]", "", name.lower()), name)
+
+
+def sort_modalities(names: Sequence[str]) -> list[str]:
+    """Sequence names in the package's order T1, T1c, T2, FLAIR; unknown names follow in the order given.
+
+    Raises:
+        ValueError: two names mean the same sequence.
+
+    Example:
+        >>> sort_modalities(["flair", "ADC", "t1ce", "T1w"])
+        ['T1', 'T1c', 'FLAIR', 'ADC']
+    """
+    canonical = [canonical_modality(name) for name in names]
+    if len(set(canonical)) != len(canonical):
+        raise ValueError(f"Expected `names` to name each sequence once, got {', '.join(names)}.")
+    known = [name for name in _ORDER if name in canonical]
+    return known + [name for name in canonical if name not in _ORDER]
+
+
+def split_by_subject(
+    subjects: Sequence[str],
+    labels: Sequence[Sequence[float]] | np.ndarray,
+    *,
+    fractions: Sequence[float] = (0.7, 0.15, 0.15),
+    seed: int = 0,
+) -> list[str]:
+    """Draw a split for every case, the same for all cases of a subject, stratified by the subject's labels.
+
+    A subject's stratum is the union of the labels of its cases.  Within a stratum the subjects are shuffled and dealt
+    out by largest remainder; what rounding takes from a split in one stratum is given back in the next.
+
+    Args:
+        subjects: the subject of every case (N).
+        labels: 0/1 labels of every case, (N, K).
+        fractions: shares of the subjects for training, validation and test; they add up to 1.
+        seed: the seed of the shuffle.
+
+    Returns:
+        "training", "validation" or "test" for every case (N).
+
+    Raises:
+        ValueError: fractions that are negative or do not add up to 1, or lists of different lengths.
+
+    Example:
+        >>> split_by_subject(["a", "a", "b", "c", "d"], [[1], [0], [0], [1], [0]], fractions=(0.5, 0.5, 0.0))
+        ['training', 'training', 'training', 'validation', 'validation']
+    """
+    shares = np.asarray(fractions, dtype=np.float64)
+    if shares.shape != (3,) or (shares < 0).any() or abs(shares.sum() - 1) > 1e-6:
+        raise ValueError(f"Expected `fractions` to be three shares that add up to 1, got {tuple(fractions)}.")
+    if len(subjects) != len(labels):
+        raise ValueError(f"Expected one row of `labels` for each of {len(subjects)} subjects, got {len(labels)} rows.")
+    union: dict[str, np.ndarray] = {}
+    for subject, label in zip(subjects, np.asarray(labels, dtype=np.float64), strict=True):
+        union[subject] = np.maximum(union.get(subject, 0.0), label)
+    strata: dict[tuple[float, ...], list[str]] = {}
+    for subject in sorted(union):
+        strata.setdefault(tuple(union[subject]), []).append(subject)
+
+    generator = np.random.default_rng(seed)
+    carry = np.zeros(3)
+    split_of: dict[str, str] = {}
+    for stratum in sorted(strata):
+        members = generator.permutation(strata[stratum]).tolist()
+        quota = shares * len(members) + carry
+        counts = np.maximum(np.floor(quota + 1e-9), 0)
+        while counts.sum() < len(members):
+            counts[np.argmax(np.where(shares > 0, quota - counts, -np.inf))] += 1
+        while counts.sum() > len(members):
+            counts[np.argmin(np.where(counts > 0, quota - counts, np.inf))] -= 1
+        carry = quota - counts
+        names = np.repeat(SPLITS, counts.astype(int)).tolist()
+        split_of.update(zip(members, names, strict=True))
+    return [split_of[subject] for subject in subjects]
+
+
+def check_trainable(items: Sequence[Mapping[str, Any]]) -> None:
+    """Check that every class has a positive and a negative case: without both there is nothing to learn.
+
+    Args:
+        items: cases as :func:`load_datalist` gives them, with ``label`` (K,).
+
+    Raises:
+        DataError: no cases at all, or a class without positive or without negative cases.
+
+    Example:
+        >>> check_trainable([{"label": [1, 0]}, {"label": [0, 1]}])
+    """
+    if not items:
+        raise DataError("There is no case to train on: put cases into the split, or choose another one.")
+    labels = np.stack([np.asarray(item["label"], dtype=np.float32) for item in items])
+    for number, column in enumerate(labels.T, start=1):
+        for value, kind in ((1, "positive"), (0, "negative")):
+            if not (column == value).any():
+                raise DataError(
+                    f"None of the {len(items)} cases is {kind} for class {number} of {labels.shape[1]}: "
+                    f"training needs both, so add {kind} cases or split anew."
+                )
+
+
+def _check_keys(datalist: Mapping[str, Any], source: str) -> None:
+    """Check the parts of the list that are not cases."""
+    classes, modality = datalist.get("classes"), datalist.get("modality")
+    if not isinstance(classes, list) or not classes or len(set(map(str, classes))) != len(classes):
+        raise DataError(f'{source}: "classes" must list the foreground classes by name, each once; got {classes!r}.')
+    if not isinstance(modality, dict) or not modality or set(modality) != {str(i) for i in range(len(modality))}:
+        raise DataError(f'{source}: "modality" must map "0", "1", … to the names of the channels; got {modality!r}.')
+    for split in SPLITS:
+        if not isinstance(datalist.get(split, []), list):
+            raise DataError(f'{source}: "{split}" must be a list of cases.')
+    scored = datalist.get("scored_class")
+    if not datalist.get("background", True) and scored not in classes:
+        raise DataError(
+            f'{source}: "background" is false, so "scored_class" must name one of the classes '
+            f"{', '.join(map(str, classes))}; got {scored!r}."
+        )
+    for subject, values in datalist.get("statistics", {}).items():
+        lengths = {len(values.get(key, [])) for key in ("mean", "std")}
+        if lengths != {len(modality)} or not np.isfinite([*values["mean"], *values["std"]]).all():
+            raise DataError(
+                f'{source}: "statistics" of subject {subject} must hold one finite "mean" and "std" '
+                f"for each of {len(modality)} modalities."
+            )
+
+
+def _rows(datalist: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Every case as (split, where it stands, case)."""
+    for split in SPLITS:
+        for index, item in enumerate(datalist.get(split, [])):
+            yield split, f"{split}[{index}]", item
+
+
+def _check_case(item: Any, datalist: Mapping[str, Any], where: str) -> None:
+    """Check one case by itself."""
+    missing = [key for key in _REQUIRED if not isinstance(item, dict) or key not in item]
+    if missing:
+        raise DataError(f"{where} lacks {', '.join(missing)}: a case needs {', '.join(_REQUIRED)}.")
+    label, classes = item["label"], datalist["classes"]
+    if not isinstance(label, list) or len(label) != len(classes) or any(value not in (0, 1) for value in label):
+        raise DataError(
+            f'{where} (id "{item["id"]}") has label {label!r}: '
+            f"give a list with one 0 or 1 for each of {', '.join(map(str, classes))}."
+        )
+    image, modality = item["image"], datalist["modality"]
+    if isinstance(image, list) and len(image) != len(modality):
+        raise DataError(
+            f'{where} (id "{item["id"]}") names {len(image)} image files, "modality" has {len(modality)} names: '
+            "give one file per modality."
+        )
+
+
+def _check_datalist(datalist: Mapping[str, Any], source: str) -> None:
+    """Check everything that can be checked without opening the images."""
+    _check_keys(datalist, source)
+    seen: dict[str, str] = {}
+    split_of: dict[str, str] = {}
+    for split, place, item in _rows(datalist):
+        _check_case(item, datalist, f"{source}: {place}")
+        if item["id"] in seen:
+            raise DataError(f'{source}: id "{item["id"]}" stands in {seen[item["id"]]} and in {place}: ids are unique.')
+        seen[item["id"]] = place
+        first = split_of.setdefault(item["subject"], split)
+        if first != split:
+            raise DataError(
+                f'{source}: subject "{item["subject"]}" is in {first} and in {split} ({place}): '
+                "put all cases of a subject into one split."
+            )
+
+
+def _paths(item: Mapping[str, Any], base: Path) -> list[str]:
+    """Absolute paths of a case's image files."""
+    files = item["image"] if isinstance(item["image"], list) else [item["image"]]
+    return [os.path.normpath(base / file) for file in files]
+
+
+def _check_exists(path: str, item: Mapping[str, Any], kind: str, source: str) -> None:
+    if not os.path.exists(path):
+        raise DataError(
+            f'{source}: the {kind} {path} of case "{item["id"]}" does not exist: '
+            "restore the file, take the case out of the list, or prepare the data anew."
+        )
+
+
+def write_datalist(directory: str | os.PathLike[str], datalist: Mapping[str, Any]) -> Path:
+    """Check a datalist and write it as ``directory/datalist.json``, whole or not at all.
+
+    Args:
+        directory: the folder of the list; relative paths in it are relative to this folder.
+        datalist: ``name``, ``modality`` ({"0": "T1", …}), ``classes``, ``background``, optionally ``scored_class`` and
+            ``statistics`` ({subject: {"mean": [C], "std": [C]}}), and the splits ``training``, ``validation``, ``test``
+            with their cases (``id``, ``image``, ``label``, ``subject``, optionally ``mask``).
+
+    Returns:
+        The path of the JSON file.
+
+    Raises:
+        DataError: a subject in two splits, an id twice, a label other than 0 and 1 or of the wrong length, a file that
+            does not exist, or a folder that cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> (folder / "a.png").touch()
+        >>> case = {"id": "a", "image": "a.png", "label": [1], "subject": "s"}
+        >>> write_datalist(folder, {"modality": {"0": "T1"}, "classes": ["tumor"], "training": [case]}).name
+        'datalist.json'
+    """
+    directory = make_directory(directory)
+    path = directory / "datalist.json"
+    content = {"name": directory.name, "background": True, **datalist}
+    content.update({split: datalist.get(split, []) for split in SPLITS})
+    _check_datalist(content, str(path))
+    for _, _, item in _rows(content):
+        for file in _paths(item, directory):
+            _check_exists(file, item, "image", str(path))
+        if "mask" in item:
+            _check_exists(os.path.normpath(directory / item["mask"]), item, "mask", str(path))
+    write_json(path, content)
+    return path
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(
+            f"Cannot read the datalist {path} ({error.strerror}): "
+            "give the path of a datalist.json as `monai-wsss prepare` writes it."
+        ) from error
+    except ValueError as error:
+        raise DataError(f"{path} is not a JSON file ({error}): correct it, or prepare the data anew.") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path} holds no datalist but a {type(content).__name__}: prepare the data anew.")
+    return content
+
+
+def _channels(names: list[str], wanted: Sequence[str], replace_missing: Mapping[str, str], source: str) -> list[int]:
+    """Which channel of the list serves each wanted modality."""
+    if all(_UNNAMED.fullmatch(name) for name in names):
+        if len(names) != len(wanted):
+            raise DataError(
+                f"{source} has {len(names)} unnamed channels, but {len(wanted)} modalities are wanted "
+                f'({", ".join(wanted)}): name its channels under "modality".'
+            )
+        return list(range(len(names)))
+    available = {canonical_modality(name): channel for channel, name in enumerate(names)}
+    replacements = {canonical_modality(key): canonical_modality(name) for key, name in replace_missing.items()}
+    channels = []
+    for name in map(canonical_modality, wanted):
+        chosen = name if name in available else replacements.get(name, name)
+        if chosen not in available:
+            raise DataError(
+                f"{source} lacks the modality {chosen}, it has {', '.join(names)}: prepare the data with it, use a "
+                "network for the modalities at hand, or ask for another one in its place (`replace_missing`)."
+            )
+        if chosen != name:
+            _logger.warning("%s lacks %s: %s is used in its place, as asked.", source, name, chosen)
+        channels.append(available[chosen])
+    return channels
+
+
+def _selected_paths(files: list[str], channels: list[int], num_modalities: int, item: Any, source: str) -> list[str]:
+    """The files of the wanted channels; one file that holds all channels can only be taken whole and in order."""
+    if len(files) == num_modalities:
+        return [files[channel] for channel in channels]
+    if channels != list(range(num_modalities)):
+        raise DataError(
+            f'{source}: the image of case "{item["id"]}" is one file with {num_modalities} channels, from which '
+            "modalities cannot be chosen: take all of them in their order, or prepare the data with a file for each."
+        )
+    return files
+
+
+def load_datalist(
+    path: str | os.PathLike[str],
+    split: str,
+    *,
+    masks: bool = False,
+    modalities: Sequence[str] | None = None,
+    replace_missing: Mapping[str, str] | None = None,
+) -> list[dict[str, Any]]:
+    """Read one split of a datalist.
+
+    Args:
+        path: the JSON file.
+        split: "training", "validation" or "test".
+        masks: whether to give the masks as well. For evaluation, oracles and full supervision only: a method that
+            learns from image-level labels must never see them.
+        modalities: the sequences wanted, in the order wanted, e.g. ``("T1", "T1c", "FLAIR")``; None takes the list's.
+            Channels without names ("channel 0", "image") are taken in order if their number is right.
+        replace_missing: stand-ins for modalities that the list lacks, e.g. ``{"T1": "FLAIR"}``; a warning says so.
+
+    Returns:
+        One dictionary a case: ``id``, ``subject``, ``image`` (an absolute path, or one per modality), ``label``
+        float32 (K,), ``mask`` (an absolute path, where asked for and at hand), and, where the list has statistics of
+        the subject, ``intensity_mean`` and ``intensity_std`` float32 (C,).
+
+    Raises:
+        DataError: the file is absent, broken or inconsistent, a modality or an image is missing.
+        ValueError: an unknown split.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> for name in ("a_t1.png", "a_flair.png"):
+        ...     (folder / name).touch()
+        >>> case = {"id": "a", "image": ["a_t1.png", "a_flair.png"], "label": [1], "subject": "s"}
+        >>> modality = {"0": "T1", "1": "FLAIR"}
+        >>> file = write_datalist(folder, {"modality": modality, "classes": ["tumor"], "training": [case]})
+        >>> (item,) = load_datalist(file, "training", modalities=["FLAIR"])
+        >>> Path(item["image"]).name, item["label"].tolist()
+        ('a_flair.png', [1.0])
+    """
+    check_choice("split", split, SPLITS)
+    file = Path(path).absolute()
+    datalist = _read_json(file)
+    _check_datalist(datalist, str(file))
+    names = [datalist["modality"][str(channel)] for channel in range(len(datalist["modality"]))]
+    channels = list(range(len(names)))
+    if modalities is not None:
+        channels = _channels(names, modalities, replace_missing or {}, str(file))
+
+    items = []
+    for entry in datalist.get(split, []):
+        files = _selected_paths(_paths(entry, file.parent), channels, len(names), entry, str(file))
+        for image in files:
+            _check_exists(image, entry, "image", str(file))
+        item = {"id": entry["id"], "subject": entry["subject"], "image": files[0] if len(files) == 1 else files}
+        item["label"] = np.asarray(entry["label"], dtype=np.float32)
+        if masks and "mask" in entry:
+            item["mask"] = os.path.normpath(file.parent / entry["mask"])
+            _check_exists(item["mask"], entry, "mask", str(file))
+        if entry["subject"] in datalist.get("statistics", {}):
+            statistics = datalist["statistics"][entry["subject"]]
+            item["intensity_mean"] = np.asarray(statistics["mean"], dtype=np.float32)[channels]
+            item["intensity_std"] = np.asarray(statistics["std"], dtype=np.float32)[channels]
+        items.append(item)
+    return items
+
+
+def load_header(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a datalist says about itself: all of it but the cases and the subjects' statistics.
+
+    Args:
+        path: the JSON file.
+
+    Returns:
+        ``name``, ``modality``, ``classes``, ``background`` and what else stands there.
+
+    Raises:
+        DataError: the file is absent or broken.
+    """
+    datalist = _read_json(Path(path))
+    _check_keys(datalist, str(path))
+    return {"background": True, **{key: value for key, value in datalist.items() if key not in (*SPLITS, "statistics")}}

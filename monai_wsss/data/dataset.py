@@ -1,0 +1,99 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""The training dataset: deterministic transforms cached by MONAI, random ones drawn from (seed, epoch, index) alone.
+
+MONAI's random transforms carry one random state through a run, so that what an image looks like depends on all that
+was drawn before it.  Here each draw starts from its own (seed, epoch, index): the order of loading, the number of
+workers and a killed and resumed run change nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import CacheDataset
+from monai.transforms import Compose, Randomizable
+
+__all__ = ["EpochCacheDataset", "item_bytes"]
+
+logger = logging.getLogger(__name__)
+
+
+def item_bytes(item: Any) -> int:
+    """Bytes of the arrays and tensors inside a (nested) sample."""
+    if isinstance(item, torch.Tensor):
+        return item.element_size() * item.nelement()
+    if isinstance(item, np.ndarray):
+        return int(item.nbytes)
+    if isinstance(item, Mapping):
+        return sum(item_bytes(value) for value in item.values())
+    if isinstance(item, (list, tuple)):
+        return sum(item_bytes(value) for value in item)
+    return 0
+
+
+class EpochCacheDataset(CacheDataset):
+    """``monai.data.CacheDataset`` whose random transforms depend on (seed, epoch, index) alone.
+
+    The memory that the cache will take is logged before it is filled, measured on the first item.
+
+    Args:
+        data: items of a datalist.
+        transform: deterministic transforms; their results are cached.
+        random_transform: random transforms, applied to a copy of the cached item at each access.
+        seed: the first of the three numbers that a draw depends on.
+        cache_rate: share of the items to cache; 0 caches nothing.
+        num_workers: threads that fill the cache.
+        progress: whether to show a progress bar while the cache is filled.
+
+    Example:
+        >>> from monai.transforms import RandShiftIntensityd
+        >>> items = [{"image": torch.zeros(1, 4, 4)} for _ in range(3)]
+        >>> shift = RandShiftIntensityd("image", offsets=1.0, prob=1.0)
+        >>> dataset = EpochCacheDataset(items, Compose([]), shift, seed=7, progress=False)
+        >>> first = dataset[1]["image"]
+        >>> _ = dataset[0], dataset[2]
+        >>> bool((dataset[1]["image"] == first).all())
+        True
+        >>> dataset.set_epoch(2)
+        >>> bool((dataset[1]["image"] == first).all())
+        False
+    """
+
+    def __init__(
+        self,
+        data: Sequence[Mapping[str, Any]],
+        transform: Compose,
+        random_transform: Compose | Randomizable | None = None,
+        *,
+        seed: int = 0,
+        cache_rate: float = 1.0,
+        num_workers: int = 1,
+        progress: bool = True,
+    ) -> None:
+        self.random_transform = random_transform
+        self.seed = seed
+        # Shared memory, so that worker processes that outlive an epoch see the new one as well.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        if data and cache_rate > 0:
+            cached = int(len(data) * min(cache_rate, 1.0))
+            size = item_bytes(transform(data[0])) * cached
+            logger.info("Caching %d of %d items in memory: about %.0f MB.", cached, len(data), size / 1e6)
+        super().__init__(data, transform, cache_rate=cache_rate, num_workers=num_workers, progress=progress)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell which epoch the coming draws belong to; the trainer does so when an epoch starts."""
+        self._epoch.fill_(epoch)
+
+    def _transform(self, index: int) -> Any:
+        item = super()._transform(index)
+        if self.random_transform is None:
+            return item
+        state = np.random.SeedSequence((self.seed, int(self._epoch), index)).generate_state(1)
+        if isinstance(self.random_transform, Randomizable):
+            self.random_transform.set_random_state(seed=int(state[0]))
+        return self.random_transform(item)

@@ -1,0 +1,241 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""labels.csv: a row a case, with its id, subject, 0/1 labels and perhaps its split.
+
+A mistake in the table is reported with the number of its row, before any image is opened.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from monai_wsss._checks import DataError
+from monai_wsss.data.datalist import split_by_subject, write_datalist
+
+__all__ = ["LabelTable", "LabeledRow", "read_label_table", "write_prepared"]
+
+_SPLIT_NAMES = {
+    "training": ("train", "training"),
+    "validation": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing", "heldout", "holdout"),
+}
+_SPLIT_OF = {name: split for split, names in _SPLIT_NAMES.items() for name in names}
+_SAFE_NAME = re.compile(r"[^./\\\x00-\x1f][^/\\\x00-\x1f]{0,199}")
+
+
+@dataclass(frozen=True)
+class LabeledRow:
+    """A case of the table.
+
+    Attributes:
+        where: file and row number, for messages.
+        id: the case's name, unique in the table.
+        subject: whose case it is.
+        label: 0/1 for each class, (K).
+        split: "training", "validation" or "test"; None where the table has no splits.
+        values: the row as it stands, column -> text.
+    """
+
+    where: str
+    id: str
+    subject: str
+    label: list[int]
+    split: str | None
+    values: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class LabelTable:
+    """A table of cases with the names of the classes, (K)."""
+
+    path: Path
+    classes: list[str]
+    rows: list[LabeledRow]
+
+    def by_subject(self) -> dict[str, list[LabeledRow]]:
+        """The rows of each subject, in the order of the table."""
+        subjects: dict[str, list[LabeledRow]] = {}
+        for row in self.rows:
+            subjects.setdefault(row.subject, []).append(row)
+        return subjects
+
+
+def _read_rows(path: Path) -> tuple[list[str], list[tuple[int, dict[str, Any]]]]:
+    """Column names and (line number, row) of a CSV file; semicolons and tabs separate as well as commas."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            header = file.readline()
+            file.seek(0)
+            reader = csv.DictReader(file, delimiter=max(",;\t", key=header.count), skipinitialspace=True)
+            rows = [(reader.line_num, row) for row in reader]
+            columns = list(reader.fieldnames or [])
+    except OSError as error:
+        raise DataError(
+            f"Cannot read the label table {path} ({error.strerror}): give the path of a CSV file."
+        ) from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} is not a CSV file in UTF-8 ({error}): save the table as CSV (UTF-8).") from error
+    if not rows:
+        raise DataError(f"The label table {path} has no rows: give a header line and one row for each case.")
+    return columns, rows
+
+
+def _label_columns(columns: list[str], wanted: Sequence[str] | None, others: Sequence[str | None]) -> list[str]:
+    """The columns wanted; without any named, ``label``, and failing that all columns that are nothing else."""
+    if wanted is not None:
+        return list(wanted)
+    return ["label"] if "label" in columns else [name for name in columns if name not in others]
+
+
+def _parse_label(row: Mapping[str, str], columns: Sequence[str], where: str) -> list[int]:
+    label = []
+    for column in columns:
+        text = row[column].strip()
+        if text not in ("0", "1", "0.0", "1.0"):
+            raise DataError(
+                f'{where}: the label in column "{column}" is "{text}": write 0 or 1, or name the label columns.'
+            )
+        label.append(int(float(text)))
+    return label
+
+
+def _parse_split(row: Mapping[str, str], column: str | None, where: str) -> str | None:
+    if column is None:
+        return None
+    split = _SPLIT_OF.get(re.sub(r"[^a-z]", "", row[column].lower()))
+    if split is None:
+        raise DataError(f'{where}: the split is "{row[column]}": write train, val or test.')
+    return split
+
+
+def _parse_row(
+    row: dict[str, Any], where: str, id_column: str, subject_column: str, labels: list[str], split: str | None
+) -> LabeledRow:
+    """Check one row by itself."""
+    if None in row or None in row.values():
+        raise DataError(f"{where} has more or fewer fields than the header: correct the row.")
+    name, subject = row[id_column].strip(), row[subject_column].strip()
+    for column, text in ((id_column, name), (subject_column, subject)):
+        if not _SAFE_NAME.fullmatch(text):
+            raise DataError(
+                f'{where}: "{text}" in column "{column}" cannot name a file: use letters, digits, "-" and "_".'
+            )
+    return LabeledRow(where, name, subject, _parse_label(row, labels, where), _parse_split(row, split, where), row)
+
+
+def read_label_table(
+    path: str | os.PathLike[str],
+    *,
+    id_column: str = "id",
+    subject_column: str | None = None,
+    label_columns: Sequence[str] | None = None,
+    split_column: str | None = None,
+) -> LabelTable:
+    """Read and check a table of image-level labels.
+
+    Args:
+        path: a CSV file with a header line.
+        id_column: the column with the names of the cases.
+        subject_column: the column that says whose case it is; None takes ``subject`` if there is one, else the id.
+        label_columns: the columns with 0/1 labels, one for each class; None takes ``label`` if there is one, else all
+            columns that are nothing else.
+        split_column: the column with train, val or test; None takes ``split`` if there is one, else there are none.
+
+    Returns:
+        The table.  A single column called ``label`` makes a class called "foreground".
+
+    Raises:
+        DataError: a missing column, a duplicate id, a label other than 0 and 1, an unknown split, a subject in two
+            splits, an id that cannot name a file, or no rows.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "labels.csv"
+        >>> _ = file.write_text("id,subject,edema,split\\nscan1,anna,1,train\\nscan2,ben,0,val\\n")
+        >>> table = read_label_table(file)
+        >>> table.classes, [(row.id, row.subject, row.label, row.split) for row in table.rows]
+        (['edema'], [('scan1', 'anna', [1], 'training'), ('scan2', 'ben', [0], 'validation')])
+    """
+    file = Path(path)
+    columns, rows = _read_rows(file)
+    if split_column is None and "split" in columns:
+        split_column = "split"
+    if subject_column is None:
+        subject_column = "subject" if "subject" in columns else id_column
+    labels = _label_columns(columns, label_columns, (id_column, subject_column, split_column))
+    for column in (id_column, subject_column, *labels, *([split_column] if split_column else [])):
+        if column not in columns:
+            raise DataError(f'{file} has no column "{column}", it has {", ".join(columns)}: name the right column.')
+    if not labels:
+        raise DataError(f"{file} has no column with labels: add one with 0 or 1 for each class.")
+    parsed = [_parse_row(row, f"{file}, row {n}", id_column, subject_column, labels, split_column) for n, row in rows]
+    _check_unique(parsed)
+    return LabelTable(file, ["foreground"] if labels == ["label"] else labels, parsed)
+
+
+def _check_unique(rows: Sequence[LabeledRow]) -> None:
+    """Every id once, and every subject in one split."""
+    place_of: dict[str, str] = {}
+    first_of: dict[str, LabeledRow] = {}
+    for row in rows:
+        if row.id in place_of:
+            raise DataError(f'{row.where}: the id "{row.id}" is also in {place_of[row.id]}: give each case its own.')
+        place_of[row.id] = row.where
+        first = first_of.setdefault(row.subject, row)
+        if first.split != row.split:
+            raise DataError(
+                f'{row.where}: subject "{row.subject}" is in {row.split}, but in {first.split} in {first.where}: '
+                "put all cases of a subject into one split."
+            )
+
+
+def write_prepared(
+    out: str | os.PathLike[str],
+    table: LabelTable,
+    files: Mapping[str, Mapping[str, Any]],
+    modalities: Sequence[str],
+    statistics: Mapping[str, Any],
+    *,
+    fractions: Sequence[float] = (0.7, 0.15, 0.15),
+    seed: int = 0,
+) -> Path:
+    """Write the datalist of prepared cases, the last file of a preparation; splits that the table lacks are drawn.
+
+    Args:
+        out: the folder prepared.
+        table: the cases.
+        files: id -> ``image`` and perhaps ``mask``, relative to ``out``.
+        modalities: names of the channels, (C).
+        statistics: subject -> ``mean`` and ``std``; may be empty.
+        fractions: shares of training, validation and test where splits are drawn.
+        seed: seed of the draw.
+
+    Returns:
+        The path of ``datalist.json``.
+
+    Raises:
+        DataError: as :func:`write_datalist`.
+    """
+    rows = table.rows
+    splits: Sequence[str | None] = [row.split for row in rows]
+    if None in splits:
+        subjects, labels = [row.subject for row in rows], [row.label for row in rows]
+        splits = split_by_subject(subjects, labels, fractions=fractions, seed=seed)
+    datalist: dict[str, Any] = {
+        "name": Path(out).resolve().name,
+        "modality": {str(channel): name for channel, name in enumerate(modalities)},
+        "classes": table.classes,
+        "background": True,
+    }
+    if statistics:
+        datalist["statistics"] = dict(statistics)
+    for row, split in zip(rows, splits, strict=True):
+        item = {"id": row.id, "subject": row.subject, "label": row.label, **files[row.id]}
+        datalist.setdefault(str(split), []).append(item)
+    return write_datalist(out, datalist)

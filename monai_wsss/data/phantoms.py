@@ -1,0 +1,185 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""Phantoms on disk: generated subjects laid out as ``prepare`` lays out real ones, so that all runs without a download.
+
+What a file holds depends on its name and the generator's version alone (kind, seed, split and number stand in the
+name), and each file is written whole or not at all.  So processes may race and a killed run may be repeated: no folder
+ever mixes two sets.  ``datalist.json`` comes last; its entry ``"phantom"`` says for which arguments the folder stands.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from monai_wsss._checks import DataError, check_choice
+from monai_wsss._files import make_directory
+from monai_wsss.data.datalist import SPLITS, sort_modalities, write_datalist
+from monai_wsss.data.phantom_brain import CONTRAST, BrainStudy, draw_brain
+from monai_wsss.data.statistics import foreground_statistics
+from monai_wsss.data.writing import write_nifti, write_picture
+
+__all__ = ["PHANTOM_KINDS", "make_phantoms"]
+
+GENERATOR_VERSION = 1
+"""To be raised with every change of what is drawn: folders of another version are drawn anew."""
+
+PHANTOM_KINDS: dict[str, Callable[..., BrainStudy]] = {"brain": draw_brain}
+"""Kind → function ``(rng, *, modalities, diseased) -> study`` with ``volumes``, ``mask``, ``organ`` and ``affine``."""
+
+_LEAST_ORGAN = 0.02  # share of a slice that the organ must cover for the slice to be written
+
+_logger = logging.getLogger(__name__)
+
+
+def _read_previous(folder: Path) -> dict[str, Any]:
+    """The phantom datalist that the folder holds already, or an empty one."""
+    path = folder / "datalist.json"
+    if not path.exists():
+        return {}
+    try:
+        previous = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        previous = None
+    if not isinstance(previous, dict) or "phantom" not in previous:
+        raise DataError(f"{path} is no datalist of phantoms, so nothing was overwritten: choose another folder.")
+    return previous
+
+
+def _generate(folder: Path, marker: dict[str, Any]) -> dict[str, Any]:
+    """Draw and write all subjects; returns the datalist."""
+    kind, modalities, seed = marker["kind"], marker["modalities"], marker["seed"]
+    datalist: dict[str, Any] = {
+        "name": f"{kind}_phantoms",
+        "modality": {str(channel): name for channel, name in enumerate(modalities)},
+        "classes": ["tumor"],
+        "background": True,
+        "phantom": marker,
+        "statistics": {},
+    }
+    for stream, (split, count) in enumerate(zip(SPLITS, marker["subjects"], strict=True)):
+        as_slices = marker["spatial_dims"] == 2 and split != "test"
+        datalist[split] = []
+        for number in range(count):
+            rng = np.random.default_rng([seed, stream, number])
+            study = PHANTOM_KINDS[kind](rng, modalities=tuple(modalities), diseased=_is_diseased(split, number))
+            subject = f"{kind}{seed}-{split}-{number:03d}"
+            write = _write_slices if as_slices else _write_study
+            datalist[split] += write(folder, subject, study)
+            mean, std = foreground_statistics(np.stack([study.volumes[name] for name in modalities]))
+            datalist["statistics"][subject] = {"mean": mean.tolist(), "std": std.tolist()}
+    return datalist
+
+
+def _is_diseased(split: str, number: int) -> bool:
+    return number % 4 != 2 if split == "test" else number % 2 == 0
+
+
+def _write_slices(folder: Path, subject: str, study: BrainStudy) -> list[dict[str, Any]]:
+    """One PNG per modality and one of the mask for each slice with enough of the organ; returns the cases."""
+    cases = []
+    for z in np.flatnonzero(study.organ.mean(axis=(0, 1)) >= _LEAST_ORGAN):
+        images = {f"images/{subject}/{z:02d}_{name}.png": volume for name, volume in study.volumes.items()}
+        mask = f"masks/{subject}/{z:02d}.png"
+        for path, volume in {**images, mask: study.mask}.items():
+            write_picture(folder / path, volume[None, :, :, z])
+        label = [int(study.mask[:, :, z].any())]
+        case = {"id": f"{subject}_{z:02d}", "image": list(images), "label": label, "subject": subject, "mask": mask}
+        cases.append(case)
+    return cases
+
+
+def _write_study(folder: Path, subject: str, study: BrainStudy) -> list[dict[str, Any]]:
+    """One NIfTI per modality and one of the mask; returns the case."""
+    images = {f"images/{subject}/{name}.nii.gz": volume for name, volume in study.volumes.items()}
+    mask = f"masks/{subject}/mask.nii.gz"
+    for path, volume in {**images, mask: study.mask}.items():
+        write_nifti(folder / path, volume, study.affine)
+    label = [int(study.mask.any())]
+    return [{"id": subject, "image": list(images), "label": label, "subject": subject, "mask": mask}]
+
+
+def _files_of(datalist: dict[str, Any]) -> set[str]:
+    cases = [case for split in SPLITS for case in datalist.get(split, [])]
+    return {path for case in cases for path in (*case["image"], case["mask"])}
+
+
+def _remove_stale(folder: Path, previous: dict[str, Any], current: dict[str, Any]) -> None:
+    """Remove the files of the replaced phantoms; nothing that the old list did not name."""
+    stale = _files_of(previous) - _files_of(current)
+    for path in stale:
+        (folder / path).unlink(missing_ok=True)
+    for parent in {(folder / path).parent for path in stale}:
+        if parent.is_dir() and not any(parent.iterdir()):
+            parent.rmdir()
+
+
+def make_phantoms(
+    directory: str | os.PathLike[str],
+    *,
+    kind: str = "brain",
+    modalities: Sequence[str] = ("T1", "T1c", "FLAIR"),
+    spatial_dims: int = 2,
+    subjects: Sequence[int] = (24, 8, 4),
+    seed: int = 0,
+) -> str:
+    """Generate phantom subjects with exact masks and a ``datalist.json``, unless they are there already.
+
+    In 2D, training and validation are axial slices (all that hold brain) as 8-bit PNG files, labeled one by one, and
+    test is whole studies as NIfTI, so that a 2D network is tried on studies.  In 3D all splits are studies.  Every
+    other training and validation subject is healthy, and every fourth test subject (the third, the seventh, …).
+    The statistics of a subject are those of its whole volume.  The same arguments give the same bytes.
+
+    Args:
+        directory: where to; created if need be.  A phantom folder for other arguments is replaced.
+        kind: what is drawn; ``"brain"``.
+        modalities: any of T1, T1c, T2, FLAIR.
+        spatial_dims: 2 or 3.
+        subjects: numbers of subjects for training, validation and test.
+        seed: seed of all chance; another seed gives other subjects.
+
+    Returns:
+        ``directory`` as a string: the folder that holds ``datalist.json``.
+
+    Raises:
+        ValueError: an unknown kind or modality, or numbers that are not three, or not 0 or more.
+        DataError: the folder holds a datalist that is no phantom's, or cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> folder = make_phantoms(tempfile.mkdtemp(), modalities=["FLAIR"], subjects=(1, 0, 1))
+        >>> sorted(path.name for path in Path(folder).iterdir())
+        ['datalist.json', 'images', 'masks']
+    """
+    check_choice("kind", kind, tuple(PHANTOM_KINDS))
+    modalities = sort_modalities(modalities)
+    if not modalities:
+        raise ValueError(f"Expected `modalities` to name at least one of {', '.join(CONTRAST)}, got none.")
+    for name in modalities:
+        check_choice("modalities", name, tuple(CONTRAST))
+    if spatial_dims not in (2, 3):
+        raise ValueError(f"Expected `spatial_dims` to be 2 or 3, got {spatial_dims}.")
+    if len(subjects) != len(SPLITS) or any(int(number) != number or number < 0 for number in subjects):
+        raise ValueError(f"Expected `subjects` to be three numbers for {', '.join(SPLITS)}, got {tuple(subjects)}.")
+    marker = {
+        "version": GENERATOR_VERSION,
+        "kind": kind,
+        "modalities": modalities,
+        "spatial_dims": spatial_dims,
+        "subjects": [int(number) for number in subjects],
+        "seed": seed,
+    }
+    folder = Path(directory)
+    previous = _read_previous(folder)
+    if previous.get("phantom") != marker:
+        datalist = _generate(make_directory(folder), marker)
+        write_datalist(folder, datalist)
+        _remove_stale(folder, previous, datalist)
+        _logger.info("%d %s phantoms written to %s", sum(subjects), kind, folder)
+    return str(directory)

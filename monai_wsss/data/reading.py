@@ -1,0 +1,261 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""One door for image files of any kind: whatever is wrong with a file becomes one sentence that names it.
+
+MONAI's readers do the reading; this file chooses the reader, brings pictures to gray or RGB, and refuses what would
+spoil a training run later: truncated files, NaN and infinity, empty and constant images, modalities that do not match.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK
+import torch
+from monai.data import ITKReader, MetaTensor, NibabelReader, PILReader
+from monai.data.utils import to_affine_nd
+from monai.transforms import EnsureChannelFirst
+from PIL import Image
+
+from monai_wsss._checks import DataError
+
+__all__ = ["affine_of", "check_alike", "image_format", "image_stem", "read_image", "read_labels"]
+
+_SUFFIXES = {
+    "picture": (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"),
+    "nifti": (".nii", ".nii.gz"),
+    "metaimage": (".mha", ".mhd"),
+    "dicom": (".dcm", ".dicom", ".ima"),
+}
+_ITK_SOURCE_LINE = re.compile(r"\.[ch]xx:\d+")
+_ITK_PREFIX = re.compile(r"ITK ERROR: \w+\(0x[0-9a-f]+\): ")
+_GRAY_MODES = ("L", "I", "F", "I;16", "I;16B", "I;16L")
+
+
+def image_format(path: str | os.PathLike[str]) -> str | None:
+    """What kind of image a path holds: "picture" (PNG, JPEG, TIFF, BMP), "nifti", "metaimage" or "dicom".
+
+    The suffix decides.  A file without a known suffix is DICOM if it begins like one; so is a folder that holds one.
+
+    Returns:
+        The kind, or None if the path holds no image that can be read.
+
+    Example:
+        >>> image_format("case/flair.nii.gz"), image_format("scan.PNG"), image_format("notes.txt")
+        ('nifti', 'picture', None)
+    """
+    file = Path(path)
+    if file.is_dir():
+        return "dicom" if any(child.is_file() and image_format(child) == "dicom" for child in file.iterdir()) else None
+    name = file.name.lower()
+    for kind, suffixes in _SUFFIXES.items():
+        if name.endswith(suffixes):
+            return kind
+    return "dicom" if file.is_file() and _begins_like_dicom(file) else None
+
+
+def image_stem(path: str | os.PathLike[str]) -> str:
+    """The name of an image without its suffix; what only looks like one, as in a DICOM file ``1.2.840``, stays.
+
+    Example:
+        >>> image_stem("scans/anna.v2.nii.gz"), image_stem("scans/1.2.840")
+        ('anna.v2', '1.2.840')
+    """
+    name = Path(path).name
+    found = [suffix for suffixes in _SUFFIXES.values() for suffix in suffixes if name.lower().endswith(suffix)]
+    return name[: -len(max(found, key=len))] if found else name
+
+
+def _begins_like_dicom(file: Path) -> bool:
+    try:
+        with open(file, "rb") as stream:
+            return stream.read(132)[128:] == b"DICM" and file.name != "DICOMDIR"
+    except OSError:
+        return False
+
+
+def _to_gray_or_rgb(picture: Image.Image) -> Image.Image:
+    """Gray pictures keep their depth; palette, CMYK, YCbCr and transparent ones become RGB or gray without alpha."""
+    pages = getattr(picture, "n_frames", 1)
+    if pages > 1:
+        name = getattr(picture, "filename", "the picture")
+        raise DataError(f"{name} holds {pages} pages: save each page as a picture, or the stack as NIfTI.")
+    if picture.mode in _GRAY_MODES or picture.mode == "RGB":
+        return picture
+    return picture.convert("L" if picture.mode in ("1", "LA", "La") else "RGB")
+
+
+def _check_single_series(folder: Path) -> None:
+    """Refuse a folder with several DICOM series, of which ITK would take one, or with broken files, which it skips."""
+    series = SimpleITK.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
+    if len(series) > 1:
+        raise DataError(f"{folder} holds {len(series)} DICOM series: keep one series in a folder.")
+    read = {Path(name).name for name in SimpleITK.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), *series)}
+    files = [path for path in sorted(folder.iterdir()) if path.is_file() and image_format(path) == "dicom"]
+    broken = [path for path in files if path.name not in read]
+    if broken:
+        raise DataError(f"Cannot read {broken[0]} as dicom: the file is damaged, so copy or export it again.")
+
+
+def _load(file: Path, kind: str) -> MetaTensor:
+    """Read a file with MONAI's reader for its kind: (C, *S) float32.
+
+    Not by ``LoadImage``: where the right reader refuses a truncated file, that goes on to another one, which may not.
+    """
+    if file.is_dir():
+        _check_single_series(file)
+    reader: Any = ITKReader()
+    if kind == "picture":
+        reader = PILReader(converter=_to_gray_or_rgb)
+    elif kind == "nifti":
+        reader = NibabelReader()
+    values, meta = reader.get_data(reader.read(file))
+    tensor = MetaTensor.ensure_torch_and_prune_meta(values.astype(np.float32), meta)
+    image = EnsureChannelFirst()(tensor)
+    if kind == "dicom" and image.ndim == 4 and image.shape[-1] == 1:
+        image = image[..., 0]
+    return image
+
+
+def _reason(error: Exception) -> str:
+    """The first telling line of an error, short enough for one sentence; ITK's begin with a place in its source."""
+    lines = [line for line in str(error).strip().splitlines() if not _ITK_SOURCE_LINE.search(line)]
+    reason = _ITK_PREFIX.sub("", lines[0]) if lines else type(error).__name__
+    return reason.strip(". ")[:200]
+
+
+def read_image(path: str | os.PathLike[str]) -> MetaTensor:
+    """Read an image file, or a folder with one DICOM series.
+
+    Pictures with a palette, with transparency or in CMYK come as RGB; a DICOM file with one slice comes in 2D.
+    Arrays are indexed (C, x, y[, z]), as by all MONAI readers; ``.affine`` maps indices to RAS millimeters.
+
+    Args:
+        path: PNG, JPEG, TIFF, BMP, NIfTI, MetaImage or DICOM.
+
+    Returns:
+        (C, *S), float32.
+
+    Raises:
+        DataError: the file is missing, of another kind, truncated or broken, or its values are empty, NaN, infinite or
+            all the same.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "gray.png"
+        >>> Image.fromarray(np.array([[0, 1, 2], [3, 4, 5]], dtype=np.uint8)).save(file)
+        >>> read_image(file).shape  # three columns, two rows
+        torch.Size([1, 3, 2])
+    """
+    file = Path(path)
+    if not file.exists():
+        raise DataError(f"The image {file} does not exist: check the path.")
+    kind = image_format(file)
+    if kind is None:
+        raise DataError(f"{file} is no image that can be read: give PNG, JPEG, TIFF, NIfTI, MetaImage or DICOM.")
+    try:
+        image = _load(file, kind)
+    except DataError:
+        raise
+    except Exception as error:  # every reader has its own exceptions, down to bare RuntimeError and EOFError
+        raise DataError(
+            f"Cannot read {file} as {kind} ({_reason(error)}): the file is damaged or of another kind, "
+            "so copy or export it again."
+        ) from error
+    _check_values(image, file, color=kind == "picture")
+    return image
+
+
+def _check_values(image: torch.Tensor, file: Path, color: bool) -> None:
+    """Refuse values that would spoil training; the channels of a color picture may be constant one by one."""
+    remedy = "export it again or leave the case out"
+    if image.numel() == 0:
+        raise DataError(f"{file} is empty, it has no pixels: {remedy}.")
+    if not bool(torch.isfinite(image).all()):
+        raise DataError(f"{file} holds NaN or infinite values: {remedy}.")
+    for channel in image[None] if color else image:
+        if bool((channel == channel.flatten()[0]).all()):
+            raise DataError(f"{file} is constant (every value is {channel.flatten()[0].item():g}): {remedy}.")
+
+
+def read_labels(path: str | os.PathLike[str]) -> MetaTensor:
+    """Read a mask: whole numbers from 0 on, one channel.
+
+    A palette picture gives its palette indices.  Unlike an image, a mask may be constant (nothing drawn).
+
+    Returns:
+        (1, *S), int64.
+
+    Raises:
+        DataError: the file cannot be read, has several channels, or holds values that are no whole numbers from 0 on.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "mask.png"
+        >>> Image.fromarray(np.array([[0, 255]], dtype=np.uint8)).save(file)
+        >>> read_labels(file).tolist()
+        [[[0], [255]]]
+    """
+    file = Path(path)
+    kind = image_format(file) if file.exists() else None
+    if kind is None:
+        raise DataError(f"The mask {file} does not exist or is no image: give PNG, TIFF, NIfTI, MetaImage or DICOM.")
+    try:
+        if kind == "picture":
+            with Image.open(file) as picture:
+                values = np.asarray(picture.convert("L") if picture.mode in ("1", "RGB", "RGBA", "LA") else picture)
+            mask = MetaTensor(torch.from_numpy(values.T.astype(np.float64))[None])
+        else:
+            mask = _load(file, kind)
+    except Exception as error:
+        raise DataError(f"Cannot read the mask {file} ({_reason(error)}): copy or export it again.") from error
+    if mask.shape[0] != 1:
+        raise DataError(f"The mask {file} has {mask.shape[0]} channels: give one channel with 0 for background.")
+    if not bool(((mask >= 0) & (mask == mask.round())).all()):
+        raise DataError(f"The mask {file} holds values other than whole numbers from 0 on: export it as labels.")
+    return mask.long()
+
+
+def affine_of(image: MetaTensor) -> np.ndarray:
+    """The affine of an image of two or three dimensions as (4, 4) float64, indices to RAS millimeters.
+
+    Example:
+        >>> image = MetaTensor(torch.zeros(1, 4, 4), affine=torch.diag(torch.tensor([2.0, 3.0, 1.0])))
+        >>> affine_of(image).diagonal().tolist()
+        [2.0, 3.0, 1.0, 1.0]
+    """
+    return np.asarray(to_affine_nd(3, torch.as_tensor(image.affine).numpy().astype(np.float64)))
+
+
+def check_alike(images: Mapping[str, MetaTensor], *, tolerance_mm: float = 1e-3) -> None:
+    """Check that the modalities of a case lie on one grid: equal spatial shapes and affines.
+
+    Args:
+        images: file name -> (C, *S); the names go into the message.
+        tolerance_mm: the largest difference between the entries of two affines, in millimeters.
+
+    Raises:
+        DataError: two files differ.
+
+    Example:
+        >>> check_alike({"t1": MetaTensor(torch.zeros(1, 4, 4)), "t2": MetaTensor(torch.zeros(1, 4, 4))})
+    """
+    (first_name, first), *others = images.items()
+    for name, image in others:
+        if image.shape[1:] != first.shape[1:]:
+            sizes = [" x ".join(map(str, one.shape[1:])) for one in (first, image)]
+            raise DataError(
+                f"{first_name} is of size {sizes[0]} but {name} of {sizes[1]}: register and resample the files "
+                "of a case to one grid first."
+            )
+        difference = float(np.abs(affine_of(first) - affine_of(image)).max())
+        if difference > tolerance_mm:
+            raise DataError(
+                f"The affines of {first_name} and {name} differ by up to {difference:.3g} mm: register and resample "
+                "the files of a case to one grid first."
+            )

@@ -1,0 +1,91 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""One case: what is copied, what is converted, and masks as classes; whole folders are in test_folder.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from monai_wsss._checks import DataError
+from monai_wsss.data.case_files import (
+    UNNAMED,
+    image_name,
+    is_color_picture,
+    labels_to_classes,
+    mask_shows,
+    read_case,
+    write_case,
+)
+from monai_wsss.data.label_table import LabeledRow
+
+RNG = np.random.default_rng(0)
+ROW = LabeledRow("row 2", "a", "p", [1], None, {})
+
+
+def save(path: Path, mode: str) -> Path:
+    Image.fromarray(RNG.integers(0, 255, (6, 8, 3)).astype(np.uint8)).convert(mode).save(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "copied"),
+    [
+        ("a.png", "L", True),
+        ("a.jpg", "RGB", True),
+        ("a.png", "RGBA", False),
+        ("a.tif", "L", False),
+        ("a.png", "P", False),
+    ],
+)
+def test_what_is_copied(tmp_path, name, mode, copied):
+    path = save(tmp_path / name, mode)
+    case = read_case({UNNAMED: path}, channel_names=None, color=False)
+    item, agrees = write_case(tmp_path / "out", ROW, case, None, 1)
+    assert agrees
+    written = tmp_path / "out" / item["image"]
+    assert (written.read_bytes() == path.read_bytes()) == copied
+    assert item["image"] == "images/p/a" + (path.suffix if copied else ".png")
+
+
+def test_color_is_told_by_the_header(tmp_path):
+    assert is_color_picture(save(tmp_path / "a.png", "RGB"))
+    assert is_color_picture(save(tmp_path / "b.png", "P"))
+    assert not is_color_picture(save(tmp_path / "c.png", "LA"))
+    (tmp_path / "d.png").write_text("note")
+    assert not is_color_picture(tmp_path / "d.png")
+    assert not is_color_picture(tmp_path / "e.nii.gz")
+
+
+def test_a_mask_says_whether_it_shows_the_label(tmp_path):
+    case = read_case({"T1": save(tmp_path / "a.png", "L")}, channel_names=None, color=False)
+    for value, expected in ((0, False), (200, True)):
+        Image.fromarray(np.full((6, 8), value, np.uint8)).save(tmp_path / "mask.png")
+        item, agrees = write_case(tmp_path / "out", ROW, case, tmp_path / "mask.png", 1)
+        assert agrees is expected
+        assert item["mask"] == "masks/p/a.png"
+
+
+def test_classes_of_a_mask():
+    np.testing.assert_array_equal(labels_to_classes(np.array([0, 1, 128, 255]), 1, "m"), [0, 1, 1, 1])
+    np.testing.assert_array_equal(labels_to_classes(np.array([0, 1, 2]), 2, "m"), [0, 1, 2])
+    assert labels_to_classes(np.zeros((0, 4), int), 2, "m").dtype == np.uint8
+    with pytest.raises(
+        DataError, match="m holds the value 3, but there are 2 classes: use 0 for background and 1 to 2"
+    ):
+        labels_to_classes(np.array([3]), 2, "m")
+
+
+@pytest.mark.parametrize(
+    ("classes", "label", "expected"),
+    [([0, 0], [0], True), ([0, 1], [0], False), ([0, 0], [1], False), ([1, 2], [1, 1], True), ([2, 2], [1, 0], False)],
+)
+def test_masks_and_labels(classes, label, expected):
+    assert mask_shows(np.array(classes), label) is expected
+
+
+def test_names_of_channels_cannot_leave_the_folder():
+    assert image_name(ROW, "../T1 c", 2) == "images/p/a_T1c"
