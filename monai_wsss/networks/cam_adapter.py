@@ -46,7 +46,7 @@ def dense_features(classifier: nn.Module) -> nn.Sequential:
         >>> from monai.networks.nets import resnet10
         >>> backbone = dense_features(resnet10(spatial_dims=2, n_input_channels=1, num_classes=1))
         >>> backbone(torch.zeros(1, 1, 64, 64)).shape
-        torch.Size([1, 512, 2, 2])
+        torch.Size([1, 512, 4, 4])
     """
     kept: list[nn.Module] = []
     for child in classifier.children():

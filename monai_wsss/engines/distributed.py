@@ -1,0 +1,61 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""Several processes under ``torchrun``: start, stop, device, and the wrapped method. One process needs none of it."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+__all__ = ["distribute_method", "is_main_process", "local_device", "start_distributed", "stop_distributed"]
+
+
+def local_device() -> torch.device:
+    """The device of this process: its own GPU by ``LOCAL_RANK`` where there is one, else the CPU."""
+    return torch.device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu")
+
+
+def start_distributed() -> None:
+    """Join the process group that ``torchrun`` describes: nccl with GPUs, gloo without; quiet on all ranks but 0.
+
+    Raises:
+        RuntimeError: not started by ``torchrun``.
+    """
+    if "RANK" not in os.environ:
+        raise RuntimeError("Not started by torchrun: use `torchrun --nproc_per_node=N -m monai.bundle run …`.")
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_device())
+    if dist.get_rank() > 0:
+        logging.getLogger().setLevel(logging.WARNING)
+
+
+def stop_distributed() -> None:
+    """Leave the process group; nothing happens outside one."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def is_main_process() -> bool:
+    """Whether this process writes files: rank 0, or the only one."""
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+
+
+def distribute_method(method: nn.Module) -> DistributedDataParallel:
+    """Wrap a method so that its parties' gradients are averaged over the processes.
+
+    Several players leave the others' parameters unused in a step, which DDP has to be told.
+    """
+    device = local_device()
+    players = getattr(method, "players", ("network",))
+    return DistributedDataParallel(
+        method.to(device),
+        device_ids=[device] if device.type == "cuda" else None,
+        find_unused_parameters=len(players) > 1,
+    )

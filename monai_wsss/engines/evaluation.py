@@ -1,0 +1,161 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""The case table as an ignite metric: MONAI's evaluators fill it, its handlers print and save its numbers."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from ignite.engine import Engine, Events
+from ignite.metrics import Metric
+from monai.data.meta_tensor import MetaTensor
+
+from monai_wsss._files import atomic_path, make_directory
+from monai_wsss.data import load_header
+from monai_wsss.engines.distributed import is_main_process
+from monai_wsss.metrics import CaseTable
+
+__all__ = ["SegmentationScores", "TrainingLog", "case_spacing"]
+
+logger = logging.getLogger(__name__)
+
+_RASTER = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+
+
+def case_spacing(image: Any) -> tuple[float, ...] | None:
+    """Voxel size in mm of an image (C, *S) read by MONAI; None for a file without geometry, such as PNG."""
+    name = str(image.meta.get("filename_or_obj", "")).lower() if isinstance(image, MetaTensor) else ""
+    if not name or name.endswith(_RASTER):
+        return None
+    return tuple(float(side) for side in image.pixdim[: image.ndim - 1])
+
+
+class SegmentationScores(Metric):
+    """Collects every case of an evaluation in a :class:`~monai_wsss.metrics.CaseTable`.
+
+    Attach it under a name of your choice: that name gets ``dice_subject`` (NaN, with a warning, where no reference
+    exists), and every metric of the table's summary goes to ``engine.state.metrics`` under its own name.  It reads
+    decollated, post-processed items: ``pred`` (1, *S), ``label``, ``id``, ``subject``; where there are, ``mask``,
+    ``cam`` and ``presence``.
+
+    Args:
+        datalist: path of the datalist, for the names of the classes.
+        bootstrap: resamplings of the subjects for the intervals.
+        seed: of the resampling.
+    """
+
+    def __init__(self, datalist: str | os.PathLike[str], bootstrap: int = 1000, seed: int = 0) -> None:
+        self.datalist = datalist
+        self.bootstrap = bootstrap
+        self.seed = seed
+        super().__init__(lambda output: output)
+
+    def reset(self) -> None:
+        """Start an empty table."""
+        header = load_header(self.datalist)
+        self.table = CaseTable(
+            header["classes"], background=header.get("background", True), scored_class=header.get("scored_class")
+        )
+
+    def update(self, output: tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]]) -> None:
+        """Add the cases of an iteration.
+
+        Args:
+            output: the engine's decollated batch and output.
+        """
+        for item, result in zip(*output, strict=True):
+            self.table.add(
+                id=str(item["id"]),
+                subject=str(item["subject"]),
+                label=torch.as_tensor(item["label"]),
+                prediction=result["pred"],
+                reference=item.get("mask"),
+                spacing=case_spacing(item["image"] if "image" in item else result["image"]),
+                presence=result.get("presence"),
+                cam=result.get("cam"),
+            )
+
+    def iteration_completed(self, engine: Engine) -> None:
+        """ignite's hook; a metric needs the batch besides the output."""
+        self.update((engine.state.batch, engine.state.output))
+
+    def compute(self) -> float:
+        """``dice_subject`` over all processes."""
+        if dist.is_available() and dist.is_initialized():
+            gathered: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(gathered, self.table.rows)
+            for rows in gathered:
+                self.table.merge(rows)
+        self.summary = self.table.summary(bootstrap=self.bootstrap, seed=self.seed)
+        if "dice_subject" not in self.summary:
+            logger.warning("No reference mask of a positive image in this split: Dice is not computed.")
+            return float("nan")
+        return float(self.summary["dice_subject"]["mean"])
+
+    def completed(self, engine: Engine, name: str) -> None:
+        """ignite's hook: put every metric of the summary beside the one that was asked for."""
+        super().completed(engine, name)
+        engine.state.metrics.update({metric: value["mean"] for metric, value in self.summary.items()})
+
+
+class TrainingLog:
+    """Writes ``training_log.csv``: an epoch a row, the mean of each loss, and the metrics of the epoch's validation.
+
+    A resumed run goes on with the rows of the epochs before it.
+
+    Args:
+        output_dir: folder of the run.
+        evaluator: the validation engine whose metrics are logged in the epochs in which it ran.
+    """
+
+    def __init__(self, output_dir: str | os.PathLike[str], evaluator: Engine | None = None) -> None:
+        self.path = Path(output_dir) / "training_log.csv"
+        self.evaluator = evaluator
+        self._rows: dict[int, dict[str, float]] = {}
+        self._sums: dict[str, float] = {}
+
+    def attach(self, engine: Engine) -> None:
+        """Register on the trainer."""
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._write)
+        if self.evaluator is not None:
+            self.evaluator.add_event_handler(Events.COMPLETED, self._validated)
+
+    def _start(self, engine: Engine) -> None:
+        if engine.state.epoch == 0 or not self.path.is_file():
+            return
+        header, *lines = self.path.read_text(encoding="utf-8").splitlines()
+        for line in lines:
+            cells = zip(header.split(","), line.split(","), strict=True)
+            row = {name: float(cell) for name, cell in cells if cell}
+            epoch = int(row.pop("epoch"))
+            if epoch <= engine.state.epoch:
+                self._rows[epoch] = row
+
+    def _collect(self, engine: Engine) -> None:
+        for name, value in engine.state.output.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value / engine.state.epoch_length
+
+    def _validated(self, engine: Engine) -> None:
+        self._sums |= {f"val_{name.removeprefix('val_')}": float(value) for name, value in engine.state.metrics.items()}
+
+    def _write(self, engine: Engine) -> None:
+        self._rows[engine.state.epoch] = self._sums
+        self._sums = {}
+        if not is_main_process():
+            return
+        names = sorted({name for row in self._rows.values() for name in row})
+        lines = [",".join(["epoch", *names])]
+        for epoch, row in sorted(self._rows.items()):
+            cells = [f"{row[name]:.9g}" if name in row else "" for name in names]
+            lines.append(",".join([str(epoch), *cells]))
+        make_directory(self.path.parent)
+        with atomic_path(self.path) as temporary:
+            temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")

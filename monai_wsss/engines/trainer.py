@@ -1,0 +1,281 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""The one training loop of all methods, on ``monai.engines.Trainer``.
+
+It knows no paper: a method turns a batch into named, weighted losses; the loop minimizes their sum for each of the
+method's players in turn, logs each, watches that they are finite, writes checkpoints and resumes from them.  A run
+that was killed and resumed ends bit for bit as the one that was not (on a CPU): the checkpoint holds every state that
+the rest of the run depends on, and the random draws of the data depend on (seed, epoch, index) alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from monai.engines import Trainer
+from monai.engines.utils import IterationEvents
+from monai.engines.workflow import Workflow
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from monai_wsss.data import check_trainable
+from monai_wsss.engines.checkpoint import (
+    latest_checkpoint,
+    load_tensors,
+    restore_rng_state,
+    rng_state,
+    save_checkpoint,
+    save_weights,
+)
+from monai_wsss.engines.distributed import is_main_process
+from monai_wsss.engines.schedules import Progress
+
+__all__ = ["NonFiniteLossError", "WSSSTrainer"]
+
+logger = logging.getLogger(__name__)
+
+
+class NonFiniteLossError(ArithmeticError):
+    """A loss became NaN or infinite; names the loss and the images of the batch."""
+
+
+class WSSSTrainer(Trainer):
+    """Train any :class:`~monai_wsss.methods.WSSSMethod` from image-level labels.
+
+    ``engine.state.output`` holds ``loss`` (the sum) and every named loss as floats; with several players the names
+    are ``player/loss``.
+
+    Args:
+        method: maps a batch to named losses; may be wrapped in ``DistributedDataParallel``.
+        optimizers: an optimizer for each of ``method.players``; one optimizer alone serves a single player.
+        train_data_loader: batches ``{"image": (B, C, *S), "label": (B, K)}`` and what else the method reads.
+        max_epochs: epochs of the whole run, those before a resume counted in.
+        device: where to train.
+        amp: mixed precision: float16 with loss scaling on a GPU, bfloat16 on a CPU.
+        accumulation_steps: batches whose gradients are averaged before a step.
+        clip_norm: the greatest norm of a player's gradients, None for no clipping.
+        lr_schedulers: schedulers to keep in the checkpoint, by player; handlers step them.
+        train_handlers: ignite handlers, in order.
+        checkpoint_dir: where ``epoch_<n>.pt`` go, None for none.
+        keep_checkpoints: how many of the last ones stay.
+        model_path: where the deployable network's weights go when training ends, None for nowhere.
+        resume: go on from the last checkpoint in ``checkpoint_dir``.
+        finalize_interval: epochs between refreshes of the network's healthy level, so that a validation in between
+            can use it; the end of training refreshes it always.
+        progress_bar: whether to show one.
+
+    Raises:
+        ValueError: optimizers that do not fit the players, or a count below one.
+        DataError: when training starts: no positive or no negative image for a class.
+        NonFiniteLossError: a loss is NaN or infinite.
+    """
+
+    def __init__(
+        self,
+        method: nn.Module,
+        optimizers: Mapping[str, Optimizer] | Optimizer,
+        train_data_loader: Iterable | DataLoader,
+        max_epochs: int,
+        *,
+        device: torch.device | str = "cpu",
+        amp: bool = False,
+        accumulation_steps: int = 1,
+        clip_norm: float | None = None,
+        lr_schedulers: Mapping[str, LRScheduler] | LRScheduler | None = None,
+        train_handlers: Sequence | None = None,
+        checkpoint_dir: str | Path | None = None,
+        keep_checkpoints: int = 2,
+        model_path: str | Path | None = None,
+        resume: bool = False,
+        finalize_interval: int | None = None,
+        progress_bar: bool = True,
+    ) -> None:
+        if accumulation_steps < 1 or keep_checkpoints < 1:
+            raise ValueError(
+                "Expected `accumulation_steps` and `keep_checkpoints` of at least 1, "
+                f"got {accumulation_steps} and {keep_checkpoints}."
+            )
+        super().__init__(device, max_epochs, train_data_loader, amp=amp, decollate=False)
+        self.method = method
+        self.core: Any = getattr(method, "module", method)
+        self.optimizers = _by_player("optimizers", optimizers, self.core.players)
+        self.lr_schedulers = _by_player("lr_schedulers", lr_schedulers, self.core.players) if lr_schedulers else {}
+        self.accumulation_steps = accumulation_steps
+        self.clip_norm = clip_norm
+        self.checkpoint_dir = checkpoint_dir
+        self.keep_checkpoints = keep_checkpoints
+        self.model_path = model_path
+        self.resume = resume
+        self.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
+        if finalize_interval is not None:
+            self.add_event_handler(Events.EPOCH_COMPLETED(every=finalize_interval), self._finalize)
+        if progress_bar and is_main_process():
+            _ProgressBar().attach(self)
+        self._register_handlers(train_handlers or ())
+        # Last, so that a checkpoint holds what the other handlers did in its epoch.
+        self.add_event_handler(Events.EPOCH_COMPLETED, self._end_epoch)
+
+    def run(self) -> None:
+        """Train to ``max_epochs``, then fill the network's healthy level and write its weights."""
+        if self.core.uses_masks:
+            logger.warning("Full supervision: this training reads pixel masks, an upper bound and no weak result.")
+        elif isinstance(items := getattr(getattr(self.data_loader, "dataset", None), "data", None), Sequence):
+            check_trainable(items)
+        self.scaler = torch.amp.GradScaler("cuda") if self.amp and self.state.device.type == "cuda" else None
+        if self.resume:
+            self._load_checkpoint()
+        if self.state.epoch < self.state.max_epochs:
+            Workflow.run(self)
+        self._finalize()
+        if self.model_path is not None and is_main_process():
+            save_weights(self.model_path, self.core.network)
+            logger.info("Wrote the deployable network to %s.", self.model_path)
+
+    @property
+    def progress(self) -> Progress:
+        """Where the run stands in the present iteration."""
+        total = max(1, self.state.max_epochs * (self.state.epoch_length or 1))
+        return Progress(self.state.epoch, self.state.iteration, (self.state.iteration - 1) / total)
+
+    def _iteration(self, engine: Any, batchdata: dict[str, Any]) -> dict[str, float]:
+        """One batch: each player in turn computes its losses on it and steps."""
+        batch = {
+            name: value.to(self.state.device, non_blocking=self.non_blocking) if torch.is_tensor(value) else value
+            for name, value in batchdata.items()
+        }
+        self.method.train()
+        output: dict[str, float] = {"loss": 0.0}
+        for player, optimizer in self.optimizers.items():
+            with torch.autocast(self.state.device.type, enabled=self.amp, **self.amp_kwargs):
+                losses = self.method(batch, self.progress, player)
+            self.fire_event(IterationEvents.FORWARD_COMPLETED)
+            prefix = f"{player}/" if len(self.optimizers) > 1 else ""
+            for name, loss in losses.items():
+                output[prefix + name] = self._finite(name, loss, batch)
+            total = torch.stack([loss.float() for loss in losses.values()]).sum()
+            output["loss"] += total.item()
+            self.fire_event(IterationEvents.LOSS_COMPLETED)
+            self._step(player, optimizer, total)
+        self.core.after_step(self.progress)
+        self.state.output = output
+        self.fire_event(IterationEvents.MODEL_COMPLETED)
+        return output
+
+    def _step(self, player: str, optimizer: Optimizer, total: torch.Tensor) -> None:
+        """Accumulate the gradients of one player's loss, and step at the end of the accumulated batches."""
+        length = self.state.epoch_length
+        position = (self.state.iteration - 1) % length
+        begins = position % self.accumulation_steps == 0
+        ends = (position + 1) % self.accumulation_steps == 0 or position + 1 == length
+        if begins:
+            optimizer.zero_grad(set_to_none=True)
+        scale = self.scaler.scale if self.scaler is not None else (lambda loss: loss)
+        scale(total / self.accumulation_steps).backward()
+        self.fire_event(IterationEvents.BACKWARD_COMPLETED)
+        if not ends:
+            return
+        if self.clip_norm is not None:
+            if self.scaler is not None:
+                self.scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(self.core.player_parameters(player), self.clip_norm)
+        if self.scaler is None:
+            optimizer.step()
+        else:
+            self.scaler.step(optimizer)
+            self.scaler.update()
+
+    def _finite(self, name: str, loss: torch.Tensor, batch: dict[str, Any]) -> float:
+        value = float(loss.detach())
+        if math.isfinite(value):
+            return value
+        ids = ", ".join(map(str, batch.get("id", ["unknown"])))
+        raise NonFiniteLossError(
+            f"Loss `{name}` is {value} in epoch {self.state.epoch}, iteration {self.state.iteration} (images: {ids}): "
+            "look at these images, or lower the learning rate."
+        )
+
+    def _start_epoch(self, engine: Engine | None = None) -> None:
+        """Tell the data which epoch it is drawn for."""
+        for part in ("dataset", "sampler"):
+            drawn: Any = getattr(self.data_loader, part, None)
+            if hasattr(drawn, "set_epoch"):
+                drawn.set_epoch(self.state.epoch)
+
+    def _end_epoch(self, engine: Engine) -> None:
+        for sentence in self.core.collapse_warnings():
+            # The first half of a run may still be all background.
+            if 2 * self.state.epoch >= self.state.max_epochs:
+                warnings.warn(f"Epoch {self.state.epoch}: {sentence}", stacklevel=1)
+        if self.checkpoint_dir is not None and is_main_process():
+            save_checkpoint(self.checkpoint_dir, self.state.epoch, self._checkpoint(), keep=self.keep_checkpoints)
+
+    def _finalize(self, engine: Engine | None = None) -> None:
+        self._start_epoch()  # a finished run that is resumed draws as it did
+        self.core.finalize(self.data_loader, self.state.device)
+
+    def _checkpoint(self) -> dict[str, Any]:
+        return {
+            "epoch": self.state.epoch,
+            "iteration": self.state.iteration,
+            "method": self.core.state_dict(),
+            "optimizers": {player: optimizer.state_dict() for player, optimizer in self.optimizers.items()},
+            "lr_schedulers": {player: scheduler.state_dict() for player, scheduler in self.lr_schedulers.items()},
+            "scaler": self.scaler.state_dict() if self.scaler is not None else {},
+            "rng": rng_state(),
+        }
+
+    def _load_checkpoint(self) -> None:
+        path = latest_checkpoint(self.checkpoint_dir) if self.checkpoint_dir is not None else None
+        if path is None:
+            logger.warning("No checkpoint to resume from in %s: training starts at the beginning.", self.checkpoint_dir)
+            return
+        content = load_tensors(path)
+        self.core.load_state_dict(content["method"])
+        for player, state in content["optimizers"].items():
+            self.optimizers[player].load_state_dict(state)
+        for player, state in content["lr_schedulers"].items():
+            self.lr_schedulers[player].load_state_dict(state)
+        if self.scaler is not None and content["scaler"]:
+            self.scaler.load_state_dict(content["scaler"])
+        self.state.epoch = content["epoch"]
+        self.state.iteration = content["iteration"]
+        restore_rng_state(content["rng"])
+        logger.info("Resumed %s after epoch %d of %d.", path, self.state.epoch, self.state.max_epochs)
+
+
+def _by_player(name: str, given: Any, players: tuple[str, ...]) -> dict[str, Any]:
+    """``given`` as a dict in the order of the players; a single thing serves a single player."""
+    table = dict(given) if isinstance(given, Mapping) else {players[0]: given}
+    if set(table) != set(players):
+        raise ValueError(f"Expected `{name}` for the players {', '.join(players)}, got {', '.join(table)}.")
+    return {player: table[player] for player in players}
+
+
+class _ProgressBar:
+    """A tqdm bar an epoch with the present loss."""
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.EPOCH_STARTED, self._open)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._update)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._close)
+
+    def _open(self, engine: Engine) -> None:
+        title = f"epoch {engine.state.epoch}/{engine.state.max_epochs}"
+        self._bar = tqdm(total=engine.state.epoch_length, desc=title, mininterval=1.0, leave=True)
+
+    def _update(self, engine: Engine) -> None:
+        self._bar.set_postfix(loss=f"{engine.state.output['loss']:.3f}", refresh=False)
+        self._bar.update()
+
+    def _close(self, engine: Engine) -> None:
+        self._bar.close()

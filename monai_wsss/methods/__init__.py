@@ -1,0 +1,15 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+
+"""One paper a file: composes networks, cams, refinement and losses into named training losses."""
+
+from monai_wsss.methods.base import WSSSMethod
+from monai_wsss.methods.cam import ClassActivationMapping
+from monai_wsss.methods.full_supervision import FullSupervision, SegmentationNetwork
+
+__all__ = [
+    "ClassActivationMapping",
+    "FullSupervision",
+    "SegmentationNetwork",
+    "WSSSMethod",
+]

@@ -1,0 +1,82 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""Full supervision: the upper bound that weakly supervised methods are measured against. It reads pixel masks."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from monai.losses import DiceCELoss
+from monai.networks.nets import UNet
+from torch import nn
+
+from monai_wsss._checks import float32_or_wider
+from monai_wsss.engines.schedules import Progress
+from monai_wsss.methods.base import WSSSMethod
+
+__all__ = ["FullSupervision", "SegmentationNetwork"]
+
+
+class SegmentationNetwork(nn.Module):
+    """Any MONAI segmenter as a deployable network with ``output_kind = "segmentation"``.
+
+    Args:
+        segmenter: gives K+1 logits, channel 0 the background: ``(B, C, *S) -> (B, K+1, *S)``.
+
+    Example:
+        >>> import torch
+        >>> SegmentationNetwork.tiny()(torch.zeros(1, 1, 16, 16)).shape
+        torch.Size([1, 2, 16, 16])
+    """
+
+    def __init__(self, segmenter: nn.Module) -> None:
+        super().__init__()
+        self.segmenter = segmenter
+        self.output_kind = "segmentation"
+
+    @classmethod
+    def tiny(cls, spatial_dims: int = 2, in_channels: int = 1, num_classes: int = 1) -> SegmentationNetwork:
+        """A U-Net of a few thousand parameters."""
+        return cls(UNet(spatial_dims, in_channels, num_classes + 1, channels=(4, 8), strides=(2,)))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Logits at the input's size."""
+        return self.segmenter(image)
+
+
+class FullSupervision(WSSSMethod):
+    """Cross-entropy plus soft Dice on pixel masks: an upper bound, never a weak result.
+
+    Args:
+        network: gives K+1 logits, channel 0 the background.
+
+    Example:
+        >>> import torch
+        >>> batch = {
+        ...     "image": torch.rand(2, 1, 16, 16),
+        ...     "label": torch.tensor([[0.0], [1.0]]),
+        ...     "mask": torch.zeros(2, 1, 16, 16, dtype=torch.uint8),
+        ... }
+        >>> list(FullSupervision.tiny()(batch, Progress(epoch=1, iteration=1, fraction=0.0)))
+        ['full_supervision']
+    """
+
+    uses_masks: ClassVar[bool] = True
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__(network)
+        # batch=True: Dice over the batch, so that images without foreground do not divide by nothing.
+        self.criterion = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False, batch=True)
+
+    @classmethod
+    def tiny(cls, spatial_dims: int = 2, in_channels: int = 1, num_classes: int = 1) -> FullSupervision:
+        """Small enough to overfit one batch in seconds on a CPU."""
+        return cls(SegmentationNetwork.tiny(spatial_dims, in_channels, num_classes))
+
+    def losses(self, batch: dict[str, Any], progress: Progress, player: str) -> dict[str, torch.Tensor]:
+        """``full_supervision``: cross-entropy plus soft Dice against ``mask`` (B, 1, *S)."""
+        if "mask" not in batch:
+            raise ValueError("Full supervision needs `mask` in its batch: read the split with masks=True.")
+        logits = float32_or_wider(self.network(batch["image"]))
+        return {"full_supervision": self.criterion(logits, batch["mask"])}

@@ -1,0 +1,313 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""The training loop: learning, exact resume, players, accumulation, failures."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from ignite.engine import Events
+from monai.data import DataLoader, DistributedSampler
+from monai.handlers import LrScheduleHandler
+from monai.transforms import Compose, RandFlipd, RandGaussianNoised, RandRotate90d
+from torch import nn
+
+from monai_wsss._checks import DataError
+from monai_wsss.data import EpochCacheDataset
+from monai_wsss.engines import NonFiniteLossError, TrainingLog, WSSSTrainer, one_cycle
+from monai_wsss.methods import ClassActivationMapping, FullSupervision, WSSSMethod
+from monai_wsss.networks import CAMEncoder
+
+
+def make_items(count: int = 12, size: int = 16) -> list[dict[str, Any]]:
+    """Noise; every other image with a bright square, which is its finding."""
+    generator = torch.Generator().manual_seed(0)
+    items = []
+    for index in range(count):
+        image = torch.rand(1, size, size, generator=generator)
+        label = torch.tensor([float(index % 2)])
+        if index % 2:
+            image[:, 4:9, 5:11] += 2.0
+        items.append({"image": image, "label": label, "id": f"case{index}"})
+    return items
+
+
+def make_loader(items: list[dict[str, Any]], num_workers: int = 0) -> DataLoader:
+    augment = Compose([RandRotate90d("image"), RandFlipd("image", 0.5, 0), RandGaussianNoised("image", prob=0.5)])
+    dataset = EpochCacheDataset(items, Compose([]), augment, seed=3, progress=False)
+    sampler = DistributedSampler(dataset, num_replicas=1, rank=0, shuffle=True, seed=3)
+    return DataLoader(dataset, batch_size=4, sampler=sampler, num_workers=num_workers)
+
+
+class Dropping(CAMEncoder):
+    """An encoder that draws from the global generator in each forward pass."""
+
+    def class_maps(self, image: torch.Tensor) -> torch.Tensor:
+        return super().class_maps(nn.functional.dropout(image, 0.1, self.training))
+
+
+def make_trainer(tmp_path, epochs: int = 4, **options) -> WSSSTrainer:
+    torch.manual_seed(0)
+    method = ClassActivationMapping(Dropping(2, 1, 1, width=2))
+    loader = make_loader(make_items(), options.pop("num_workers", 0))
+    optimizer = torch.optim.AdamW(method.player_parameters("network"), lr=0.01)
+    scheduler = one_cycle(optimizer, 0.01, 4, loader)
+    handlers = [LrScheduleHandler(scheduler, print_lr=False, epoch_level=False), TrainingLog(tmp_path)]
+    options = {"checkpoint_dir": tmp_path / "checkpoints", "model_path": tmp_path / "model.pt"} | options
+    return WSSSTrainer(
+        method,
+        optimizer,
+        loader,
+        epochs,
+        lr_schedulers=scheduler,
+        train_handlers=handlers,
+        progress_bar=False,
+        **options,
+    )
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_killed_and_resumed_run_ends_bit_for_bit_as_the_unkilled_one(tmp_path, num_workers):
+    whole = make_trainer(tmp_path / "whole", num_workers=num_workers)
+    whole.run()
+
+    killed = make_trainer(tmp_path / "killed", num_workers=num_workers)
+
+    @killed.on(Events.ITERATION_COMPLETED(once=8))  # in the middle of the third of four epochs
+    def kill(engine):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        killed.run()
+    torch.rand(17)  # another process has another state
+    resumed = make_trainer(tmp_path / "killed", num_workers=num_workers, resume=True)
+    resumed.run()
+
+    assert resumed.state.iteration == whole.state.iteration == 12
+    first, second = (torch.load(tmp_path / run / "model.pt", weights_only=True) for run in ("whole", "killed"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    logs = [(tmp_path / run / "training_log.csv").read_text() for run in ("whole", "killed")]
+    assert logs[0] == logs[1]
+    assert len(logs[0].splitlines()) == 5
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path):
+    make_trainer(tmp_path).run()
+    before = torch.load(tmp_path / "model.pt", weights_only=True)
+    again = make_trainer(tmp_path, resume=True)
+    again.run()
+    after = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert again.state.epoch == 4
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_checkpoints_are_tensors_and_only_the_last_stay(tmp_path):
+    make_trainer(tmp_path, keep_checkpoints=2).run()
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["epoch_0003.pt", "epoch_0004.pt"]
+    content = torch.load(tmp_path / "checkpoints" / names[-1], weights_only=True)
+    assert set(content) == {"epoch", "iteration", "method", "optimizers", "lr_schedulers", "scaler", "rng"}
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "epoch_0001.pt").write_bytes(b"not a checkpoint")
+    with pytest.raises(DataError, match=r"Cannot read .*epoch_0001.pt as tensors"):
+        make_trainer(tmp_path, resume=True).run()
+
+
+def test_nothing_to_resume_is_said(tmp_path, caplog):
+    make_trainer(tmp_path, epochs=1, resume=True).run()
+    assert "No checkpoint to resume from" in caplog.text
+
+
+def test_one_batch_is_overfitted_and_the_square_is_found():
+    torch.manual_seed(0)
+    items = make_items(8)
+    batch = {key: torch.stack([item[key] for item in items]) for key in ("image", "label")}
+    method = ClassActivationMapping.tiny()
+    trainer = WSSSTrainer(method, torch.optim.AdamW(method.parameters(), lr=0.02), [batch], 60, progress_bar=False)
+    trainer.run()
+    assert trainer.state.output["classification"] < 0.05
+    maps = method.network.eval()(batch["image"][1:2])[0, 0]
+    inside = torch.zeros_like(maps, dtype=torch.bool)
+    inside[4:9, 5:11] = True
+    assert maps[inside].mean() > maps[~inside].mean() + 1
+    assert method.network.negative_reference < 0
+
+
+def test_the_negative_reference_is_the_median_over_negative_images_alone():
+    items = make_items(6)
+    method = ClassActivationMapping.tiny()
+    batches = [{"image": item["image"][None], "label": item["label"][None]} for item in items]
+    method.finalize(batches)
+    maps = method.network.eval()(torch.stack([item["image"] for item in items[0::2]]))
+    torch.testing.assert_close(method.network.negative_reference[0], maps.flatten().median(), atol=1e-3, rtol=1e-3)
+    assert method.network.negative_quantile > method.network.negative_reference
+
+
+class TwoPlayers(WSSSMethod):
+    """x follows y, y runs from x: shows who is stepped, in which order, with which loss."""
+
+    players: ClassVar[tuple[str, ...]] = ("chaser", "runner")
+
+    def __init__(self) -> None:
+        super().__init__(CAMEncoder.tiny())
+        self.chaser = nn.Linear(1, 1, bias=False)
+        self.runner = nn.Linear(1, 1, bias=False)
+        nn.init.ones_(self.chaser.weight)
+        nn.init.constant_(self.runner.weight, 3.0)
+        self.calls: list[str] = []
+
+    def losses(self, batch, progress, player):
+        self.calls.append(player)
+        gap = (self.chaser.weight - self.runner.weight).square().sum()
+        return {"gap": gap if player == "chaser" else -gap}
+
+    def finalize(self, train_data_loader, device="cpu"):
+        self.calls.append("finalize")
+
+
+def test_players_step_in_turn_each_on_its_own_loss():
+    method = TwoPlayers()
+    optimizers = {name: torch.optim.SGD(method.player_parameters(name), lr=0.1) for name in method.players}
+    loader = [{"image": torch.zeros(1, 1, 8, 8), "label": torch.zeros(1, 1)}]
+    trainer = WSSSTrainer(method, optimizers, loader, 1, progress_bar=False)
+    trainer.run()
+    assert method.calls == ["chaser", "runner", "finalize"]
+    # chaser: 1 - 0.1 * 2 (1 - 3) = 1.4; runner then: 3 + 0.1 * 2 (3 - 1.4) = 3.32
+    assert method.chaser.weight.item() == pytest.approx(1.4)
+    assert method.runner.weight.item() == pytest.approx(3.32)
+    assert trainer.state.output["chaser/gap"] == pytest.approx(4.0)
+    assert trainer.state.output["runner/gap"] == pytest.approx(-2.56)
+
+
+class Quadratic(WSSSMethod):
+    """Mean over the batch of (w - x)^2: gradients add up over batches."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(1, 1, bias=False))
+        nn.init.zeros_(self.network.weight)
+
+    def losses(self, batch, progress, player):
+        return {"distance": (self.network.weight - batch["image"].flatten(1)).square().mean()}
+
+
+def run_quadratic(batches, **options) -> float:
+    method = Quadratic()
+    optimizer = torch.optim.SGD(method.parameters(), lr=0.1)
+    WSSSTrainer(method, optimizer, batches, 1, progress_bar=False, **options).run()
+    return method.network.weight.item()
+
+
+def test_accumulated_batches_step_as_one_and_the_rest_is_not_lost():
+    values = torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0]).reshape(5, 1, 1, 1, 1).expand(5, 1, 1, 4, 4)
+    batches = [{"image": value, "label": torch.zeros(1, 1)} for value in values]
+    pairs = [
+        {"image": values[start : start + 2].flatten(0, 1), "label": torch.zeros(len(values[start : start + 2]), 1)}
+        for start in (0, 2)
+    ]
+    assert run_quadratic(batches[:4], accumulation_steps=2) == pytest.approx(run_quadratic(pairs))
+    # The fifth batch is stepped on its own, at half weight, rather than dropped.
+    assert run_quadratic(batches, accumulation_steps=2) > run_quadratic(batches[:4], accumulation_steps=2)
+
+
+def test_clipping_bounds_the_step():
+    batch = {"image": torch.full((1, 1, 4, 4), 100.0), "label": torch.zeros(1, 1)}
+    assert run_quadratic([batch]) == pytest.approx(20.0)
+    assert run_quadratic([batch], clip_norm=1.0) == pytest.approx(0.1)
+
+
+def test_progress_runs_from_zero_towards_one():
+    seen = []
+
+    class Watching(Quadratic):
+        def losses(self, batch, progress, player):
+            seen.append((progress.epoch, progress.iteration, progress.fraction))
+            return super().losses(batch, progress, player)
+
+    method = Watching()
+    batch = {"image": torch.zeros(1, 1, 4, 4), "label": torch.zeros(1, 1)}
+    WSSSTrainer(method, torch.optim.SGD(method.parameters(), lr=0.1), [batch] * 2, 2, progress_bar=False).run()
+    assert seen == [(1, 1, 0.0), (1, 2, 0.25), (2, 3, 0.5), (2, 4, 0.75)]
+
+
+def test_a_loss_that_is_not_finite_names_itself_and_the_images():
+    items = make_items(4)
+    items[2]["image"][0, 3, 3] = float("nan")
+    method = ClassActivationMapping.tiny()
+    trainer = WSSSTrainer(
+        method, torch.optim.SGD(method.parameters(), lr=0.1), make_loader(items), 1, progress_bar=False
+    )
+    with pytest.raises(NonFiniteLossError, match=r"Loss `classification` is nan in epoch 1, iteration 1 .*case2"):
+        trainer.run()
+
+
+def test_a_batch_with_masks_is_refused():
+    batch = {"image": torch.zeros(1, 1, 8, 8), "label": torch.zeros(1, 1), "mask": torch.zeros(1, 1, 8, 8)}
+    method = ClassActivationMapping.tiny()
+    trainer = WSSSTrainer(method, torch.optim.SGD(method.parameters(), lr=0.1), [batch], 1, progress_bar=False)
+    with pytest.raises(ValueError, match="learns from image-level labels alone, but its batch holds `mask`"):
+        trainer.run()
+
+
+@pytest.mark.parametrize(("label", "kind"), [(0.0, "positive"), (1.0, "negative")])
+def test_one_kind_of_image_alone_is_refused_when_training_starts(tmp_path, label, kind):
+    items = [item | {"label": torch.tensor([label])} for item in make_items(4)]
+    method = ClassActivationMapping.tiny()
+    trainer = WSSSTrainer(
+        method, torch.optim.SGD(method.parameters(), lr=0.1), make_loader(items), 1, progress_bar=False
+    )
+    with pytest.raises(DataError, match=f"None of the 4 cases is {kind}"):
+        trainer.run()
+
+
+@pytest.mark.parametrize(("bias", "sentence"), [(-50.0, "almost all background"), (50.0, "almost all foreground")])
+def test_collapsed_maps_warn(bias, sentence):
+    method = ClassActivationMapping.tiny()
+    nn.init.constant_(method.network.head.bias, bias)
+    optimizer = torch.optim.SGD(method.parameters(), lr=1e-9)
+    with pytest.warns(UserWarning, match=sentence):
+        WSSSTrainer(method, optimizer, make_loader(make_items()), 1, progress_bar=False).run()
+
+
+def test_healthy_maps_do_not_warn():
+    method = ClassActivationMapping.tiny()
+    nn.init.zeros_(method.network.head.bias)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        method.observe(torch.tensor([-1.0, 1.0]).reshape(1, 1, 1, 2), torch.ones(1, 1))
+        assert method.collapse_warnings() == []
+
+
+def test_full_supervision_says_that_it_reads_masks(caplog):
+    torch.manual_seed(0)
+    items = make_items(4)
+    batch = {key: torch.stack([item[key] for item in items]) for key in ("image", "label")}
+    batch["mask"] = (batch["image"] > 1.5).to(torch.uint8)
+    method = FullSupervision.tiny()
+    trainer = WSSSTrainer(method, torch.optim.AdamW(method.parameters(), lr=0.02), [batch], 30, progress_bar=False)
+    trainer.run()
+    assert "reads pixel masks" in caplog.text
+    assert trainer.state.output["full_supervision"] < 0.5
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16])
+def test_mixed_precision_on_the_cpu_learns(dtype):
+    torch.manual_seed(0)
+    method = ClassActivationMapping.tiny()
+    optimizer = torch.optim.AdamW(method.parameters(), lr=0.02)
+    trainer = WSSSTrainer(method, optimizer, make_loader(make_items()), 8, amp=True, progress_bar=False)
+    trainer.run()
+    assert trainer.state.output["loss"] < 0.69
+
+
+def test_optimizers_must_fit_the_players():
+    method = TwoPlayers()
+    with pytest.raises(ValueError, match="`optimizers` for the players chaser, runner, got chaser"):
+        WSSSTrainer(method, torch.optim.SGD(method.parameters(), lr=0.1), [], 1)
+    with pytest.raises(ValueError, match="`accumulation_steps` and `keep_checkpoints` of at least 1"):
+        WSSSTrainer(method, {}, [], 1, accumulation_steps=0)
