@@ -14,6 +14,7 @@ import logging
 import shlex
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,15 @@ def _names(text: str) -> tuple[str, ...]:
     return names
 
 
-def _numbers(text: str) -> tuple[float, ...]:
-    """``"0.7,0.15,0.15"`` as a tuple."""
+def _numbers(text: str, count: int) -> tuple[float, ...]:
+    """``"0.7,0.15,0.15"`` as a tuple of ``count`` numbers."""
     try:
-        return tuple(float(number) for number in text.split(","))
+        numbers = tuple(float(number) for number in text.split(","))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"expected numbers with commas between them, got {text!r}") from None
+        numbers = ()
+    if len(numbers) != count:
+        raise argparse.ArgumentTypeError(f"expected {count} numbers with commas between them, got {text!r}")
+    return numbers
 
 
 def _add_command(commands: Any, name: str, what: str, example: str) -> argparse.ArgumentParser:
@@ -55,12 +59,11 @@ def _add_command(commands: Any, name: str, what: str, example: str) -> argparse.
 def _add_draw(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fractions",
-        type=_numbers,
-        default=(0.7, 0.15, 0.15),
+        type=partial(_numbers, count=3),
         metavar="A,B,C",
         help="shares of the subjects for training, validation and test (default 0.7,0.15,0.15)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the split (default 0)")
+    parser.add_argument("--seed", type=int, metavar="N", help="seed of the split (default 0)")
 
 
 def _add_folder(commands: Any) -> None:
@@ -74,10 +77,16 @@ def _add_folder(commands: Any) -> None:
     parser.add_argument("--labels", required=True, metavar="CSV", help="a row a case: id, 0/1 labels, perhaps a split")
     parser.add_argument("--out", required=True, metavar="DIR", help="the folder to write")
     parser.add_argument("--masks", metavar="DIR", help="masks named by the ids; used for evaluation only")
-    parser.add_argument("--id-column", default="id", metavar="NAME", help="column with the ids (default id)")
-    parser.add_argument("--subject-column", metavar="NAME", help="column that says whose case it is (default: the id)")
-    parser.add_argument("--label-columns", type=_names, metavar="A,B", help="columns with 0/1 labels (default label)")
-    parser.add_argument("--split-column", metavar="NAME", help="column with train, val or test (default: drawn)")
+    parser.add_argument("--id-column", metavar="NAME", help="column with the ids (default id)")
+    parser.add_argument(
+        "--subject-column", metavar="NAME", help="column that says whose case it is (default subject, or the id)"
+    )
+    parser.add_argument(
+        "--label-columns", type=_names, metavar="A,B", help="columns with 0/1 labels (default label, or all others)"
+    )
+    parser.add_argument(
+        "--split-column", metavar="NAME", help="column with train, val or test (default split, or drawn)"
+    )
     parser.add_argument("--modalities", type=_names, metavar="A,B", help="modalities to use, or names of the channels")
     _add_draw(parser)
     parser.set_defaults(run=_prepare_folder)
@@ -88,12 +97,25 @@ def _add_brats(commands: Any) -> None:
         commands,
         "brats",
         "BraTS studies of any year, or folders with flair.nii.gz, t1c.nii.gz, seg.nii.gz, …",
-        "monai-wsss prepare brats --root BraTS2021 --modalities T1,T1c,FLAIR --slices --out prepared",
+        "monai-wsss prepare brats --root BraTS2021 --modalities T1,T1c,FLAIR --as-slices --out prepared",
     )
     parser.add_argument("--root", required=True, metavar="DIR", help="the folder with the studies")
     parser.add_argument("--out", required=True, metavar="DIR", help="the folder to write")
     parser.add_argument("--modalities", type=_names, metavar="A,B", help="any of T1, T1c, T2, FLAIR (default: all)")
-    parser.add_argument("--slices", action="store_true", help="write labeled axial slices instead of whole volumes")
+    parser.add_argument("--as-slices", action="store_true", help="write labeled axial slices instead of whole volumes")
+    parser.add_argument("--slice-step", type=int, metavar="N", help="take every N-th slice (default 1)")
+    parser.add_argument(
+        "--min-brain-fraction", type=float, metavar="F", help="leave out slices with less brain (default 0.02)"
+    )
+    parser.add_argument(
+        "--min-tumor-pixels", type=int, metavar="N", help="leave out what has tumor, but less of it (default 1)"
+    )
+    parser.add_argument(
+        "--percentiles",
+        type=partial(_numbers, count=2),
+        metavar="A,B",
+        help="of the brain, black and white in slices (default 0.5,99.5)",
+    )
     _add_draw(parser)
     parser.set_defaults(run=_prepare_brats)
 
@@ -107,9 +129,7 @@ def _add_cases(commands: Any) -> None:
     )
     parser.add_argument("--root", required=True, metavar="DIR", help="the folder with labels.csv")
     parser.add_argument("--out", required=True, metavar="DIR", help="the folder to write")
-    parser.add_argument(
-        "--label-columns", type=_names, default=("label",), metavar="A,B", help="columns with 0/1 labels (default label)"
-    )
+    parser.add_argument("--label-columns", type=_names, metavar="A,B", help="columns with 0/1 labels (default label)")
     parser.add_argument("--modalities", type=_names, metavar="A,B", help="names of the stored channels, in their order")
     parser.set_defaults(run=_prepare_cases)
 
@@ -121,11 +141,11 @@ def _add_phantom(commands: Any) -> None:
         "generate phantom studies with exact masks",
         "monai-wsss phantom --kind brain --modalities T1,FLAIR --out phantoms",
     )
-    parser.add_argument("--kind", default="brain", choices=("brain",), help="what is drawn (default brain)")
+    parser.add_argument("--kind", choices=("brain",), help="what is drawn (default brain)")
     parser.add_argument("--out", required=True, metavar="DIR", help="the folder to write")
-    parser.add_argument("--spatial-dims", type=int, default=2, choices=(2, 3), help="slices or volumes (default 2)")
+    parser.add_argument("--spatial-dims", type=int, choices=(2, 3), help="slices or volumes (default 2)")
     parser.add_argument("--modalities", type=_names, metavar="A,B", help="any of T1, T1c, T2, FLAIR")
-    parser.add_argument("--seed", type=int, default=0, help="another seed draws other subjects (default 0)")
+    parser.add_argument("--seed", type=int, metavar="N", help="another seed draws other subjects (default 0)")
     parser.set_defaults(run=_phantom)
 
 
@@ -136,7 +156,9 @@ def _add_report(commands: Any) -> None:
         "write report.html for a run that was evaluated",
         "monai-wsss report --run runs/brain",
     )
-    parser.add_argument("--run", required=True, metavar="DIR", dest="run_dir", help="folder with run.json, metrics.json")
+    parser.add_argument(
+        "--run", required=True, metavar="DIR", dest="run_dir", help="folder with run.json, metrics.json"
+    )
     parser.set_defaults(run=_report)
 
 
@@ -164,41 +186,36 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """The options that were given, by name; the functions have the defaults of the others."""
+    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+
+
 def _prepare_folder(options: argparse.Namespace) -> None:
     from monai_wsss.data.folder import prepare_folder
 
-    path = prepare_folder(
-        options.images,
-        options.labels,
-        options.out,
-        masks=options.masks,
-        id_column=options.id_column,
-        subject_column=options.subject_column,
-        label_columns=options.label_columns,
-        split_column=options.split_column,
-        modalities=options.modalities,
-        fractions=options.fractions,
-        seed=options.seed,
-    )
-    _summarize(path)
+    columns = ("id_column", "subject_column", "label_columns", "split_column")
+    given = _given(options, "masks", *columns, "modalities", "fractions", "seed")
+    _summarize(prepare_folder(options.images, options.labels, options.out, **given))
+
+
+def _prepare_brats(options: argparse.Namespace) -> None:
+    from monai_wsss.data.brats import prepare_brats
+
+    rule = ("as_slices", "slice_step", "min_brain_fraction", "min_tumor_pixels", "percentiles")
+    _summarize(prepare_brats(options.root, options.out, **_given(options, "modalities", *rule, "fractions", "seed")))
 
 
 def _prepare_cases(options: argparse.Namespace) -> None:
     from monai_wsss.data.cases import prepare_cases
 
-    path = prepare_cases(
-        options.root, options.out, label_columns=options.label_columns, modalities=options.modalities
-    )
-    _summarize(path)
+    _summarize(prepare_cases(options.root, options.out, **_given(options, "label_columns", "modalities")))
 
 
 def _phantom(options: argparse.Namespace) -> None:
     from monai_wsss.data.phantoms import make_phantoms
 
-    modalities = {} if options.modalities is None else {"modalities": options.modalities}
-    folder = make_phantoms(
-        options.out, kind=options.kind, spatial_dims=options.spatial_dims, seed=options.seed, **modalities
-    )
+    folder = make_phantoms(options.out, **_given(options, "kind", "spatial_dims", "modalities", "seed"))
     _summarize(Path(folder) / "datalist.json")
 
 
@@ -215,12 +232,11 @@ def _summarize(path: Path) -> None:
     print(f"Wrote {path}")
     print(f"classes:    {', '.join(classes)}")
     print(f"modalities: {', '.join(modality[str(channel)] for channel in range(len(modality)))}")
-    print("  ".join([f"{'split':<10}", f"{'images':>8}", f"{'subjects':>8}", *(f"{f'{name} = 1':>14}" for name in classes)]))
+    _print_row("split", "images", "subjects", *(f"{name} = 1" for name in classes))
     for split in _SPLITS:
-        items = datalist.get(split, [])
+        items = datalist[split]
         positives = [sum(item["label"][index] for item in items) for index in range(len(classes))]
-        subjects = len({item["subject"] for item in items})
-        print("  ".join([f"{split:<10}", f"{len(items):>8}", f"{subjects:>8}", *(f"{number:>14}" for number in positives)]))
+        _print_row(split, len(items), len({item["subject"] for item in items}), *positives)
     folder = path.parent.resolve()
     print("Next, to train on it:")
     print(f"  cd {_BUNDLE}")
@@ -228,6 +244,10 @@ def _summarize(path: Path) -> None:
         "  python -m monai.bundle run --config_file configs/train.json "
         f"--dataset_dir {shlex.quote(str(folder))} --output_dir {shlex.quote(f'{folder}_run')}"
     )
+
+
+def _print_row(first: str, *cells: object) -> None:
+    print(f"{first:<10}", *(f"{cell!s:>14}" for cell in cells))
 
 
 def _error_line(error: Exception) -> str:

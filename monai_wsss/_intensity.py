@@ -1,47 +1,77 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""The one rule by which intensities are measured: mean and standard deviation over the foreground of a subject.
+"""Intensity statistics of a subject: the mean and spread of what is brighter than the whole volume's mean.
 
-``prepare`` measures whole subjects with it and writes the numbers into the datalist; the normalization transform uses
-those, or applies the same rule to an image that comes without.
+The voxels above the mean are a mask-free stand-in for "the body, not the air around it".  The slices of a subject are
+pooled, so that a slice can later be normalized as its volume: a bright slice stays brighter than a dim one.
+
+``prepare`` writes these numbers into the datalist; the normalization transform uses them, or applies the same rule to
+an image that comes without.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import numpy as np
 
-__all__ = ["STD_FLOOR", "foreground_statistics"]
+__all__ = ["foreground_statistics"]
 
-STD_FLOOR = 1e-6
+_SMALLEST_STD = 1e-6
 
 
-def foreground_statistics(volumes: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and population standard deviation of each channel over its foreground, all images of a subject together.
+def _channel_sums(slices: Sequence[np.ndarray], mean: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Count and sum, per channel, of the values strictly above ``mean`` (C,)."""
+    count, total = np.zeros_like(mean), np.zeros_like(mean)
+    for values in slices:
+        for channel, threshold in enumerate(mean):
+            foreground = values[channel][values[channel] > threshold]
+            count[channel] += foreground.size
+            total[channel] += foreground.sum(dtype=np.float64)
+    return count, total
 
-    Foreground are the values strictly above the mean of all: the head without the air around it, whether or not the
-    skull was stripped and however much air there is.  A constant channel has no foreground: its mean is its value and
-    its deviation 1, so that it normalizes to zero.
+
+def _squared_deviations(slices: Sequence[np.ndarray], threshold: np.ndarray, center: np.ndarray) -> np.ndarray:
+    """Sum, per channel, of the squared distances to ``center`` (C,) of the values strictly above ``threshold`` (C,)."""
+    total = np.zeros_like(center)
+    for values in slices:
+        for channel in range(len(center)):
+            foreground = values[channel][values[channel] > threshold[channel]].astype(np.float64)
+            total[channel] += np.square(foreground - center[channel]).sum()
+    return total
+
+
+def foreground_statistics(volume: np.ndarray | Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and population standard deviation of the foreground, per channel.
+
+    Foreground are the voxels strictly above the mean of the whole volume.  A constant channel has no such voxel: its
+    mean is the constant.  A standard deviation below 1e-6 becomes 1, so that dividing by it is safe.
 
     Args:
-        volumes: the subject's images, each ``(C, *S)``; shapes may differ.
+        volume: one array (C, *S), or a sequence of arrays (C, *S) – the slices of a subject, whose spatial shapes may
+            differ – that are pooled.
 
     Returns:
-        mean and std, each ``(C,)`` float32.
+        mean (C,) and standard deviation (C,), both float64.
+
+    Raises:
+        ValueError: nothing to compute from, or the arrays differ in their number of channels.
 
     Example:
-        >>> mean, std = foreground_statistics([np.array([[0.0, 0.0, 2.0, 4.0]])])
+        >>> import numpy as np
+        >>> mean, std = foreground_statistics(np.array([[[0.0, 0.0], [4.0, 8.0]]]))  # mean 3, so 4 and 8 count
         >>> mean.tolist(), std.tolist()
-        ([3.0], [1.0])
+        ([6.0], [2.0])
     """
-    flat = np.concatenate([np.asarray(volume, dtype=np.float64).reshape(len(volume), -1) for volume in volumes], axis=1)
-    means, deviations = [], []
-    for channel in flat:
-        foreground = channel[channel > channel.mean()]
-        # Rounding leaves a few values "above the mean" of a constant channel.
-        constant = foreground.size == 0 or np.ptp(channel) < STD_FLOOR
-        means.append(channel.mean() if constant else foreground.mean())
-        deviation = 0.0 if constant else foreground.std()
-        deviations.append(deviation if deviation > STD_FLOOR else 1.0)
-    return np.asarray(means, dtype=np.float32), np.asarray(deviations, dtype=np.float32)
+    slices = [volume] if isinstance(volume, np.ndarray) else list(volume)
+    channels = {values.shape[0] for values in slices}
+    if len(channels) != 1 or any(values.size == 0 for values in slices):
+        shapes = [values.shape for values in slices]
+        raise ValueError(f"Expected `volume` to hold values and one number of channels, got arrays of shape {shapes}.")
+    size = sum(values[0].size for values in slices)
+    whole_mean = sum(values.reshape(values.shape[0], -1).sum(axis=1, dtype=np.float64) for values in slices) / size
+    count, total = _channel_sums(slices, whole_mean)
+    mean = np.where(count > 0, total / np.maximum(count, 1), whole_mean)
+    variance = _squared_deviations(slices, whole_mean, mean) / np.maximum(count, 1)
+    std = np.sqrt(variance)
+    return mean, np.where(std < _SMALLEST_STD, 1.0, std)

@@ -17,12 +17,10 @@ from monai_wsss.data.dataset import EpochCacheDataset
 from monai_wsss.data.folder import prepare_folder
 from monai_wsss.data.phantoms import make_phantoms
 from monai_wsss.data.reading import read_image
-from monai_wsss.data.statistics import foreground_statistics
 
 __all__ = [
     "EpochCacheDataset",
     "check_trainable",
-    "foreground_statistics",
     "load_datalist",
     "load_header",
     "make_phantoms",

@@ -20,12 +20,12 @@ import numpy as np
 from tqdm import tqdm
 
 from monai_wsss._checks import DataError, check_choice
+from monai_wsss._intensity import foreground_statistics
 from monai_wsss.data.brats_layouts import BRATS_SEQUENCES, BratsCase, find_brats_cases
 from monai_wsss.data.datalist import sort_modalities
 from monai_wsss.data.folder import check_output
 from monai_wsss.data.label_table import LabeledRow, LabelTable, write_prepared
 from monai_wsss.data.reading import affine_of, check_alike, read_image, read_labels
-from monai_wsss.data.statistics import foreground_statistics
 from monai_wsss.data.writing import copy_file, write_nifti, write_picture
 
 __all__ = ["prepare_brats", "scale_to_16_bit"]

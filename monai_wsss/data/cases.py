@@ -19,11 +19,11 @@ import numpy as np
 from tqdm import tqdm
 
 from monai_wsss._checks import DataError
+from monai_wsss._intensity import foreground_statistics
 from monai_wsss.data.case_files import image_name, labels_to_classes, mask_shows, name_channels
 from monai_wsss.data.datalist import sort_modalities
 from monai_wsss.data.folder import check_output, find_masks, prepare_images, warn_of_contradictions
 from monai_wsss.data.label_table import LabeledRow, LabelTable, read_label_table, write_prepared
-from monai_wsss.data.statistics import foreground_statistics
 from monai_wsss.data.writing import write_picture
 
 __all__ = ["prepare_cases"]

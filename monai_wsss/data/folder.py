@@ -20,11 +20,11 @@ from tqdm import tqdm
 
 from monai_wsss._checks import DataError
 from monai_wsss._files import make_directory
+from monai_wsss._intensity import foreground_statistics
 from monai_wsss.data.case_files import UNNAMED, ImageCase, is_color_picture, read_case, write_case
 from monai_wsss.data.datalist import canonical_modality, sort_modalities
 from monai_wsss.data.label_table import LabeledRow, LabelTable, read_label_table, write_prepared
 from monai_wsss.data.reading import image_format, image_stem
-from monai_wsss.data.statistics import foreground_statistics
 
 __all__ = ["check_output", "find_masks", "prepare_folder", "prepare_images"]
 

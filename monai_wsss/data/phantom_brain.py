@@ -101,16 +101,17 @@ def _pose(rng: np.random.Generator) -> Array:
     """Head coordinates of every voxel (3, X, Y, Z): the patient's size, tilt, shift and asymmetry undone."""
     axes = [(np.arange(n) - (n - 1) / 2) * step for n, step in zip(SHAPE[:2], SPACING[:2], strict=True)]
     axes.append(_LOWEST + np.arange(SHAPE[2]) * SPACING[2])
-    points = np.stack(np.meshgrid(*axes, indexing="ij"))
+    points = np.stack(np.meshgrid(*axes, indexing="ij")).astype(np.float32)
     yaw, pitch, roll = np.deg2rad(rng.normal(0, [5.0, 5.0, 3.0]))
     about_z = np.array([[np.cos(yaw), -np.sin(yaw), 0], [np.sin(yaw), np.cos(yaw), 0], [0, 0, 1]])
     about_x = np.array([[1, 0, 0], [0, np.cos(pitch), -np.sin(pitch)], [0, np.sin(pitch), np.cos(pitch)]])
     about_y = np.array([[np.cos(roll), 0, np.sin(roll)], [0, 1, 0], [-np.sin(roll), 0, np.cos(roll)]])
     size = rng.normal(1.0, 0.04) * rng.normal(1.0, 0.025, (3, 1))
     shift = rng.normal(0, [4.0, 5.0, 4.0])[:, None]
-    moved = (about_z @ about_x @ about_y) @ (points.reshape(3, -1) - shift) / size
+    matrix = (about_z @ about_x @ about_y / size).astype(np.float32)
+    moved = matrix @ (points.reshape(3, -1) - shift).astype(np.float32)
     warp = np.stack([2.5 * _field(rng, 110.0) for _ in range(3)])
-    return moved.reshape(points.shape).astype(np.float32) + warp
+    return moved.reshape(points.shape) + warp
 
 
 def _ellipsoid(head: Array, center: Sequence[float], radii: Sequence[float]) -> Array:
@@ -287,7 +288,7 @@ def _acquire(rng: np.random.Generator, image: Array, shared_bias: Array) -> Arra
     """Bias field, Rician noise and gain of one scan; as uint8, with the brightest 0.1 % of voxels at 150 to 255."""
     biased = image * np.exp(shared_bias + np.float32(0.06) * _field(rng, 150.0))
     real, imaginary = np.float32(rng.uniform(0.02, 0.05)) * rng.standard_normal((2, *SHAPE), dtype=np.float32)
-    noisy = np.hypot(biased + real, imaginary)
+    noisy = np.sqrt(np.square(biased + real) + np.square(imaginary))
     gain = rng.uniform(150, 255) / np.quantile(noisy, 0.999)
     return np.minimum(np.rint(noisy * np.float32(gain)), 255).astype(np.uint8)
 

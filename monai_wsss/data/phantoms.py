@@ -20,9 +20,9 @@ import numpy as np
 
 from monai_wsss._checks import DataError, check_choice
 from monai_wsss._files import make_directory
+from monai_wsss._intensity import foreground_statistics
 from monai_wsss.data.datalist import SPLITS, sort_modalities, write_datalist
 from monai_wsss.data.phantom_brain import CONTRAST, BrainStudy, draw_brain
-from monai_wsss.data.statistics import foreground_statistics
 from monai_wsss.data.writing import write_nifti, write_picture
 
 __all__ = ["PHANTOM_KINDS", "make_phantoms"]

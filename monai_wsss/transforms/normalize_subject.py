@@ -51,7 +51,7 @@ class NormalizeSubjectd(MapTransform):
             if "intensity_mean" in item:
                 mean, std = np.asarray(item["intensity_mean"]), np.asarray(item["intensity_std"])
             else:
-                mean, std = foreground_statistics([np.asarray(image)])
+                mean, std = foreground_statistics(np.asarray(image))
             if mean.shape != (image.shape[0],):
                 raise ValueError(
                     f"Expected `intensity_mean` of {image.shape[0]} channels as in `{key}`, got {mean.shape[0]}: "

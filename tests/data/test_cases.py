@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 from monai_wsss._checks import DataError
+from monai_wsss._intensity import foreground_statistics
 from monai_wsss.data.cases import prepare_cases
 from monai_wsss.data.datalist import load_datalist
 from monai_wsss.data.reading import read_image, read_labels
-from monai_wsss.data.statistics import foreground_statistics
 
 RNG = np.random.default_rng(0)
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monai_wsss.data.statistics import foreground_statistics
+from monai_wsss._intensity import foreground_statistics
 
 
 def oracle(volume: np.ndarray) -> tuple[list[float], list[float]]:

@@ -1,0 +1,171 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""The command line: what it writes and says, its exit codes, and errors as one line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from PIL import Image
+
+from monai_wsss.__main__ import main
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """Four gray pictures and their labels."""
+    (tmp_path / "images").mkdir()
+    for name in "abcd":
+        Image.fromarray(RNG.integers(0, 255, (6, 8)).astype(np.uint8)).save(tmp_path / "images" / f"{name}.png")
+    (tmp_path / "labels.csv").write_text("id,who,x,y,fold\na,p,1,0,train\nb,p,0,0,train\nc,q,1,1,val\nd,r,0,1,test\n")
+    return tmp_path
+
+
+def folder_arguments(source: Path, *more: str) -> list[str]:
+    paths = ["--images", f"{source}/images", "--labels", f"{source}/labels.csv", "--out", f"{source}/my out"]
+    columns = ["--subject-column", "who", "--label-columns", "x,y", "--split-column", "fold"]
+    return ["prepare", "folder", *paths, *columns, *more]
+
+
+def test_prepare_folder_says_what_was_written_and_what_comes_next(source, capsys):
+    assert main(folder_arguments(source, "--modalities", "FLAIR")) == 0
+    text = capsys.readouterr().out
+    lines = [line.split() for line in text.splitlines()]
+    assert f"Wrote {source}/my out/datalist.json" in text
+    assert ["classes:", "x,", "y"] in lines
+    assert ["modalities:", "FLAIR"] in lines
+    assert ["training", "2", "1", "1", "0"] in lines
+    assert ["validation", "1", "1", "1", "1"] in lines
+    assert ["test", "1", "1", "0", "1"] in lines
+    assert f"python -m monai.bundle run --config_file configs/train.json --dataset_dir '{source}/my out'" in text
+
+
+def test_an_error_is_one_line_and_exit_code_one(source, capsys):
+    (source / "images" / "d.png").unlink()
+    assert main(folder_arguments(source)) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.splitlines()
+    assert line.startswith(f"error: {source}/labels.csv, row 5: ")
+    assert line.endswith("add it under this name, or delete the row.")
+
+
+def test_debug_shows_where(source):
+    (source / "images" / "d.png").unlink()
+    with pytest.raises(ValueError, match="has no image for the id"):
+        main(folder_arguments(source, "--debug"))
+
+
+def test_an_argument_out_of_range_is_a_users_error(source, capsys):
+    (source / "labels.csv").write_text("id,x\na,1\nb,0\nc,1\nd,0\n")
+    arguments = ["prepare", "folder", "--images", f"{source}/images", "--labels", f"{source}/labels.csv"]
+    assert main([*arguments, "--out", f"{source}/out", "--fractions", "0.5,0.5,0.5"]) == 1
+    assert capsys.readouterr().err.startswith("error: Expected `fractions` to be three shares that add up to 1")
+    assert main([*arguments, "--out", f"{source}/new", "--fractions", "0.5,0.5,0", "--seed", "3"]) == 0
+
+
+def test_an_unexpected_error_names_its_type_and_the_debug_option(monkeypatch, tmp_path, capsys):
+    def fail(*_, **__):
+        raise RuntimeError("two\nlines")
+
+    monkeypatch.setattr("monai_wsss.data.cases.prepare_cases", fail)
+    assert main(["prepare", "cases", "--root", str(tmp_path), "--out", "x"]) == 1
+    assert capsys.readouterr().err == "error: RuntimeError: two lines (run again with --debug to see where)\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "required: COMMAND"),
+        (["prepare"], "required: LAYOUT"),
+        (["prepare", "voc"], "invalid choice: 'voc'"),
+        (["prepare", "folder", "--images", "x"], "required: --labels, --out"),
+        (
+            ["prepare", "cases", "--root", "x", "--out", "y", "--label-columns", "a,,b"],
+            "names with commas between them",
+        ),
+        (["prepare", "brats", "--root", "x", "--out", "y", "--percentiles", "1"], "expected 2 numbers with commas"),
+        (["prepare", "brats", "--root", "x", "--out", "y", "--fractions", "a,b,c"], "expected 3 numbers with commas"),
+        (["phantom", "--out", "x", "--spatial-dims", "4"], "invalid choice: 4"),
+        (["report"], "required: --run"),
+    ],
+)
+def test_wrong_usage_is_exit_code_two(capsys, arguments, words):
+    assert main(arguments) == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [[], ["prepare"], ["prepare", "folder"], ["prepare", "brats"], ["prepare", "cases"], ["phantom"], ["report"]],
+)
+def test_every_help_has_an_example(capsys, command):
+    assert main([*command, "--help"]) == 0
+    assert "example:\n  monai-wsss " in capsys.readouterr().out
+
+
+def test_help_needs_neither_torch_nor_monai():
+    code = (
+        "import sys; from monai_wsss.__main__ import main; assert main(['--help']) == 0; "
+        "assert not {'torch', 'monai', 'numpy'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
+
+
+def test_prepare_cases_logs_what_was_taken(tmp_path, capsys):
+    (tmp_path / "root" / "cases").mkdir(parents=True)
+    images = RNG.integers(0, 255, (2, 6, 8)).astype(np.uint8)
+    np.savez(tmp_path / "root" / "cases" / "p.npz", images=images)
+    (tmp_path / "root" / "labels.csv").write_text(
+        "id,case,index_in_npz,label,split,file\na,p,0,1,val,cases/p.npz\nb,p,1,0,val,cases/p.npz\n"
+    )
+    assert main(["prepare", "cases", "--root", f"{tmp_path}/root", "--out", f"{tmp_path}/out"]) == 0
+    captured = capsys.readouterr()
+    assert "2 slices of 1 subjects, channels image." in captured.err
+    assert ["validation", "2", "1", "1"] in [line.split() for line in captured.out.splitlines()]
+
+
+def test_prepare_brats(tmp_path, capsys):
+    for number in range(3):
+        folder = tmp_path / "root" / f"case{number}"
+        folder.mkdir(parents=True)
+        values = RNG.integers(1, 900, (12, 12, 6)).astype(np.int16)
+        values[0] = 0
+        tumor = np.zeros((12, 12, 6), dtype=np.uint8)
+        tumor[4:6, 4:6, 2] = 1
+        for name, array in (("flair", values), ("t1c", values + 1), ("seg", tumor)):
+            nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), folder / f"{name}.nii.gz")
+    arguments = ["prepare", "brats", "--root", f"{tmp_path}/root", "--out", f"{tmp_path}/out", "--modalities", "FLAIR"]
+    assert main([*arguments, "--as-slices", "--slice-step", "2", "--fractions", "1,0,0"]) == 0
+    assert ["training", "9", "3", "3"] in [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert json.loads((tmp_path / "out" / "datalist.json").read_text())["modality"] == {"0": "FLAIR"}
+
+
+def test_phantom(tmp_path, capsys, monkeypatch):
+    def make_phantoms(directory: str, **options: object) -> str:
+        assert options == {"kind": "brain", "spatial_dims": 3, "modalities": ("T1", "FLAIR"), "seed": 4}
+        case = {"id": "a", "image": ["a", "b"], "label": [1], "subject": "s"}
+        content = {"classes": ["tumor"], "modality": {"0": "T1", "1": "FLAIR"}}
+        content |= {"training": [case], "validation": [], "test": []}
+        Path(directory).mkdir()
+        (Path(directory) / "datalist.json").write_text(json.dumps(content))
+        return directory
+
+    monkeypatch.setattr("monai_wsss.data.phantoms.make_phantoms", make_phantoms)
+    options = ["--kind", "brain", "--spatial-dims", "3", "--modalities", "T1,FLAIR", "--seed", "4"]
+    assert main(["phantom", "--out", f"{tmp_path}/out", *options]) == 0
+    assert "modalities: T1, FLAIR" in capsys.readouterr().out
+
+
+def test_report(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("monai_wsss.reports.write_report", lambda folder: Path(folder) / "report.html", raising=False)
+    assert main(["report", "--run", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"Wrote {tmp_path}/report.html\n"
