@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""``monai-wsss``, or ``python -m monai_wsss``: prepares data, draws phantoms, writes reports.
+"""``monai-wsss``, or ``python -m monai_wsss``: prepares data, draws phantoms, writes reports, compares, scans bundles.
 
 Training and inference stay ``python -m monai.bundle run``.  Exit codes: 0 done, 1 a mistake in data or arguments (one
 line on stderr), 2 wrong usage.  torch and monai are imported when a command needs them, so that ``--help`` is quick.
@@ -41,6 +41,14 @@ def _numbers(text: str, count: int) -> tuple[float, ...]:
     if len(numbers) != count:
         raise argparse.ArgumentTypeError(f"expected {count} numbers with commas between them, got {text!r}")
     return numbers
+
+
+def _whole_numbers(text: str) -> tuple[int, ...]:
+    """``"0,1,2"`` as a tuple."""
+    try:
+        return tuple(int(number) for number in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected whole numbers with commas between them, got {text!r}") from error
 
 
 def _add_command(commands: Any, name: str, what: str, example: str) -> argparse.ArgumentParser:
@@ -162,6 +170,32 @@ def _add_report(commands: Any) -> None:
     parser.set_defaults(run=_report)
 
 
+def _add_benchmark(commands: Any) -> None:
+    parser = _add_command(
+        commands,
+        "benchmark",
+        "train and measure plain CAM: poolings, decision rules, seeds, full supervision",
+        "monai-wsss benchmark --data prepared --out table --seeds 0,1,2",
+    )
+    parser.add_argument("--data", required=True, metavar="DIR", help="a prepared folder of slices")
+    parser.add_argument("--out", required=True, metavar="DIR", help="weights, rows and the table; goes on if killed")
+    parser.add_argument("--epochs", type=int, metavar="N", help="epochs of every training (default 8)")
+    parser.add_argument("--seeds", type=_whole_numbers, metavar="A,B", help="seeds of every recipe (default 0,1,2)")
+    parser.add_argument("--split", choices=_SPLITS, help="where to measure (default validation)")
+    parser.set_defaults(run=_benchmark)
+
+
+def _add_scan_bundle(commands: Any) -> None:
+    parser = _add_command(
+        commands,
+        "scan-bundle",
+        "check a bundle without running it: files, metadata, weights, every expression of its configs",
+        "monai-wsss scan-bundle bundles/brain_mri_cam_segmentation",
+    )
+    parser.add_argument("bundle", metavar="DIR", help="the bundle's folder")
+    parser.set_defaults(run=_scan_bundle)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="monai-wsss",
@@ -183,6 +217,8 @@ def _parser() -> argparse.ArgumentParser:
         add(kinds)
     _add_phantom(commands)
     _add_report(commands)
+    _add_benchmark(commands)
+    _add_scan_bundle(commands)
     return parser
 
 
@@ -222,7 +258,38 @@ def _phantom(options: argparse.Namespace) -> None:
 def _report(options: argparse.Namespace) -> None:
     from monai_wsss.reports import write_report
 
-    print(f"Wrote {write_report(options.run_dir)}")
+    report = write_report(options.run_dir)
+    run_dir = report.parent
+    metrics = json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))
+    if "dice_subject" in metrics:
+        dice = metrics["dice_subject"]
+        low, high = dice["ci95"]
+        print(f"Dice per subject: {dice['mean']:.3f} (95 % interval {low:.3f} to {high:.3f}, {dice['n']} subjects)")
+    masks = sorted((run_dir / "masks").glob("*"))
+    if masks:
+        print(f"Masks:  {run_dir / 'masks'} ({len(masks)} files, e.g. {masks[0].name})")
+    print(f"Report: {report}")
+
+
+def _benchmark(options: argparse.Namespace) -> None:
+    from monai_wsss.benchmark import CamTable
+
+    given = _given(options, "epochs", "seeds", "split")
+    table = CamTable(Path(options.data) / "datalist.json", Path(options.out), **given)
+    table.run()
+    print((table.out / "table.md").read_text(encoding="utf-8"))
+
+
+def _scan_bundle(options: argparse.Namespace) -> None:
+    from monai_wsss._checks import DataError
+    from monai_wsss.benchmark import scan_bundle
+
+    faults = scan_bundle(options.bundle)
+    for fault in faults:
+        print(fault)
+    if faults:
+        raise DataError(f"{options.bundle} has {len(faults)} faults: mend them, or do not run it.")
+    print(f"{options.bundle}: no faults found")
 
 
 def _summarize(path: Path) -> None:

@@ -165,7 +165,15 @@ def test_phantom(tmp_path, capsys, monkeypatch):
     assert "modalities: T1, FLAIR" in capsys.readouterr().out
 
 
-def test_report(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("monai_wsss.reports.write_report", lambda folder: Path(folder) / "report.html", raising=False)
+def test_report_ends_with_the_dice_the_masks_and_the_page(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("monai_wsss.reports.write_report", lambda folder: Path(folder) / "report.html")
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks" / "a.nii.gz").touch()
+    metrics = {"dice_subject": {"mean": 0.61234, "ci95": [0.5, 0.7], "n": 3}}
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
     assert main(["report", "--run", str(tmp_path)]) == 0
-    assert capsys.readouterr().out == f"Wrote {tmp_path}/report.html\n"
+    assert capsys.readouterr().out.splitlines() == [
+        "Dice per subject: 0.612 (95 % interval 0.500 to 0.700, 3 subjects)",
+        f"Masks:  {tmp_path}/masks (1 files, e.g. a.nii.gz)",
+        f"Report: {tmp_path}/report.html",
+    ]

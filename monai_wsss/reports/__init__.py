@@ -1,0 +1,20 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+
+"""Run folders and their HTML page: what was measured, on what, with which weights."""
+
+from monai_wsss.reports.page import write_report
+from monai_wsss.reports.panels import choose_cases, render_panel
+from monai_wsss.reports.provenance import collect_provenance, write_run
+from monai_wsss.reports.run_folder import InferenceLog, RunFolder, RunRecord
+
+__all__ = [
+    "InferenceLog",
+    "RunFolder",
+    "RunRecord",
+    "choose_cases",
+    "collect_provenance",
+    "render_panel",
+    "write_report",
+    "write_run",
+]

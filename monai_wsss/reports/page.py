@@ -1,0 +1,290 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""A run folder as one page: ``report.html``, without scripts, remote assets or patient identifiers.
+
+What is in the folder is shown, what is missing is said in a sentence.  Cases go by their row of ``per_case.csv``.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+
+from monai_wsss._checks import DataError
+from monai_wsss._files import atomic_path
+from monai_wsss.metrics import metric_definition
+from monai_wsss.reports.charts import ChartLine, interval_bar, line_chart, value_strip
+from monai_wsss.reports.panels import MASK_COLOR, REFERENCE_COLOR, choose_cases
+
+__all__ = ["write_report"]
+
+_GROUPS: dict[str, dict[str, str]] = {
+    "Overlap with the reference": {
+        "dice_subject": "Dice, per subject",
+        "dice_pooled": "Dice, pooled",
+        "iou_pooled": "IoU, pooled",
+        "f1": "F1, pooled",
+    },
+    "Surface distances": {
+        "assd": "ASSD, pooled directions",
+        "assd_directed": "ASSD, mean of directions",
+        "asd": "ASD, mask to reference",
+        "hd95": "HD95",
+    },
+    "Healthy images and presence": {
+        "healthy_clean": "Healthy images left clean",
+        "presence_auroc": "Presence AUROC",
+    },
+    "Too little, too much": {"r_under": "Under-segmentation", "r_over": "Over-segmentation"},
+    "Pixels": {"sensitivity": "Sensitivity", "specificity": "Specificity", "accuracy": "Accuracy"},
+    "Averaged with the background, as some papers do": {
+        "miou_pooled": "Mean IoU",
+        "dice_macro_pooled": "Macro Dice",
+        "f1_from_miou": "F1 from mean IoU",
+    },
+    "The map itself": {
+        "pixel_auroc": "Pixel AUROC",
+        "oracle_dice_subject": "Oracle Dice (threshold from reference masks)",
+    },
+}
+_HEADLINES = ("dice_subject", "dice_pooled", "assd", "healthy_clean", "presence_auroc")
+_UNBOUNDED = {*_GROUPS["Surface distances"], *_GROUPS["Too little, too much"]}
+_CASE_KINDS = {
+    "best": "Best cases",
+    "median": "Median cases",
+    "worst": "Worst cases",
+    "false alarm": "Healthy images with a mask",
+}
+_RUN_LABELS = {
+    "time_utc": "Time (UTC)",
+    "platform": "Platform",
+    "accelerator": "Accelerator",
+    "git_commit": "Git commit",
+    "seed": "Seed",
+    "datalist_sha256": "Data list, SHA-256",
+    "weights_sha256": "Weights, SHA-256",
+}
+
+
+def write_report(run_dir: str | os.PathLike[str]) -> Path:
+    """Write ``report.html`` into a run folder.
+
+    Reads ``run.json``, ``metrics.json``, ``notes.txt``, ``per_case.csv``, ``per_subject.csv``, ``sweep.json``,
+    ``training_log.csv`` and ``panels/<row>.png``; each may be missing.
+
+    Args:
+        run_dir: the folder of an evaluation or a training.
+
+    Returns:
+        path of the page.
+
+    Raises:
+        DataError: the folder holds no run, a file in it cannot be read as what it should be, or the page cannot be
+            written.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> _ = (folder / "metrics.json").write_text('{"dice_subject": {"mean": 0.6, "ci95": [0.5, 0.7], "n": 16}}')
+        >>> "0.600" in write_report(folder).read_text(encoding="utf-8")
+        True
+    """
+    folder = Path(run_dir)
+    if not any((folder / name).is_file() for name in ("run.json", "metrics.json", "per_case.csv")):
+        raise DataError(
+            f"{folder} is no run folder: it holds none of run.json, metrics.json and per_case.csv; "
+            "give the folder that an evaluation wrote."
+        )
+    template = resources.files("monai_wsss.reports").joinpath("page.html.jinja").read_text(encoding="utf-8")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    page = environment.from_string(template).render(_view(folder))
+    path = folder / "report.html"
+    with atomic_path(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return path
+
+
+def _view(folder: Path) -> dict[str, Any]:
+    """Everything that the template shows; ``None`` for what the folder does not hold."""
+    return {
+        "run": _read(folder / "run.json", _run),
+        "metrics": _read(folder / "metrics.json", _metrics),
+        "notes": _read(folder / "notes.txt", str.splitlines) or [],
+        "cases": _read(folder / "per_case.csv", lambda text: _cases(text, folder / "panels")),
+        "subject_charts": _read(folder / "per_subject.csv", _subject_charts),
+        "sweep_charts": _read(folder / "sweep.json", _sweep_charts),
+        "training_charts": _read(folder / "training_log.csv", _training_charts),
+        "colors": {"reference": REFERENCE_COLOR, "mask": MASK_COLOR},
+    }
+
+
+def _read(path: Path, view: Callable[[str], Any]) -> Any:
+    """What ``view`` makes of the file's text; ``None`` where there is no file."""
+    if not path.is_file():
+        return None
+    try:
+        return view(path.read_text(encoding="utf-8"))
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, csv.Error) as error:
+        raise DataError(
+            f"{path} does not hold what a run folder's file of that name holds ({type(error).__name__}): "
+            "run the evaluation anew."
+        ) from error
+
+
+def _table(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text, newline="")))
+
+
+def _run(text: str) -> dict[str, Any]:
+    """``run.json``: labeled rows, versions, what used masks, and the configuration as text."""
+    run = json.loads(text)
+    rows = [(label, run[name]) for name, label in _RUN_LABELS.items() if run.get(name) is not None]
+    return {
+        "rows": [*rows, *((f"Version of {name}", number) for name, number in (run.get("versions") or {}).items())],
+        "date": str(run.get("time_utc", ""))[:10],
+        "uses_masks": [str(use) for use in run["uses_masks"]] if "uses_masks" in run else None,
+        "config": json.dumps(run["config"], indent=2, ensure_ascii=False) if run.get("config") else "",
+    }
+
+
+def _metrics(text: str) -> dict[str, Any]:
+    """``metrics.json`` as headlines and as groups of rows."""
+    metrics = {
+        name: _metric_row(name, float(entry["mean"]), [float(end) for end in entry["ci95"]], int(entry["n"]))
+        for name, entry in json.loads(text).items()
+    }
+    bases = {name: row["base"] for name, row in metrics.items()}
+    order = [base for names in _GROUPS.values() for base in names]
+    groups = [
+        (title, [metrics[name] for base in names for name in metrics if bases[name] == base])
+        for title, names in _GROUPS.items()
+    ]
+    groups.append(("Other numbers", [row for row in metrics.values() if row["base"] not in order]))
+    headlines = [metrics[name] for base in _HEADLINES for name in metrics if bases[name] == base and "/" not in name]
+    return {"headlines": headlines, "groups": [(title, rows) for title, rows in groups if rows]}
+
+
+def _metric_row(name: str, mean: float, interval: Sequence[float], subjects: int) -> dict[str, Any]:
+    plain, _, label = name.partition("/")
+    base = plain.removesuffix("_mm").removesuffix("_px")
+    unit = plain.removeprefix(base).replace("_", " ") if base in _GROUPS["Surface distances"] else ""
+    low, high = interval
+    digits = 2 if base in _UNBOUNDED else 3
+    titles = {key: title for names in _GROUPS.values() for key, title in names.items()}
+    return {
+        "name": name,
+        "base": base,
+        "title": titles.get(base, base),
+        "label": label,
+        "unit": unit,
+        "definition": "" if label else metric_definition(name),
+        "value": f"{mean:.{digits}f}",
+        "interval": f"{low:.{digits}f} to {high:.{digits}f}",
+        "n": subjects,
+        "bar": "" if base in _UNBOUNDED or base not in titles else interval_bar(mean, low, high),
+    }
+
+
+def _cases(text: str, panels: Path) -> dict[str, Any]:
+    """``per_case.csv``: how many cases of how many subjects, and the panels of the telling ones."""
+    rows = _table(text)
+    chosen = choose_cases(rows)
+    return {
+        "number": len(rows),
+        "subjects": len({row["subject"] for row in rows}),
+        "findings": sum(row["finding"] == "1" for row in rows),
+        "healthy": sum(row["healthy"] == "1" for row in rows),
+        "groups": [
+            (title, [_panel(number, rows[number - 1], panels) for number in chosen[kind]])
+            for kind, title in _CASE_KINDS.items()
+            if chosen[kind]
+        ],
+    }
+
+
+def _panel(number: int, row: Mapping[str, str], panels: Path) -> dict[str, Any]:
+    """Picture and caption of a case; the picture is ``None`` where it was not drawn."""
+    path = panels / f"{number}.png"
+    content = path.read_bytes() if path.is_file() else b""
+    distance = f", ASSD {float(row['assd']):.2f} {row['unit']}" if row.get("assd") else ""
+    marked = sum(int(value) for name, value in row.items() if name.split("/")[0] == "fp" and value)
+    score = f"Dice {float(row['dice']):.2f}{distance}" if row["finding"] == "1" else f"{marked} pixels marked"
+    return {
+        "number": number,
+        "score": score,
+        "png": base64.b64encode(content).decode() if content.startswith(b"\x89PNG") else None,
+    }
+
+
+def _subject_charts(text: str) -> list[dict[str, Any]]:
+    """One strip of per-subject Dice for each class, with the numbers that a strip cannot say."""
+    rows = _table(text)
+    charts = []
+    for column in rows[0] if rows else ():
+        values = sorted(float(row[column]) for row in rows if row[column]) if column.split("/")[0] == "dice" else []
+        if values:
+            label = column.partition("/")[2]
+            lower, median, upper = np.quantile(values, [0.25, 0.5, 0.75])
+            charts.append(
+                {
+                    "label": label,
+                    "svg": value_strip(values, title=f"Dice of each subject {label}", x_label="Dice of a subject"),
+                    "text": f"{len(values)} subjects: lowest {values[0]:.2f}, quartiles {lower:.2f}, {median:.2f} and "
+                    f"{upper:.2f}, highest {values[-1]:.2f}.",
+                }
+            )
+    return charts
+
+
+def _sweep_charts(text: str) -> list[dict[str, Any]]:
+    """Dice against the threshold for each class, the oracle's choice ringed."""
+    sweep = json.loads(text)
+    charts = []
+    for label, curves in sweep["classes"].items():
+        lines = [
+            ChartLine(title, sweep["thresholds"], curves[name], mark=curves[name].index(max(curves[name])))
+            for name, title in (("dice_subject", "per subject"), ("dice_pooled", "pooled"))
+            if name in curves
+        ]
+        best = [f"{line.name} {max(line.y):.3f} at {line.x[line.mark or 0]:.2f}" for line in lines]
+        title = f"Dice against the threshold of the map, {label}"
+        charts.append(
+            {
+                "label": label if len(sweep["classes"]) > 1 else "",
+                "svg": line_chart(lines, title=title, x_label="threshold on the map", y_range=(0.0, 1.0)),
+                "text": f"Oracle: {'; '.join(best)}.",
+            }
+        )
+    return charts
+
+
+def _training_charts(text: str) -> list[dict[str, Any]]:
+    """A small chart for each column of the log; of the validation metrics only the headlines."""
+    rows = _table(text)
+    charts = []
+    for column in rows[0] if rows else ():
+        points = [(float(row["epoch"]), float(row[column])) for row in rows if row[column]]
+        points = [(epoch, value) for epoch, value in points if math.isfinite(value)]
+        if column == "epoch" or not points or _is_minor(column):
+            continue
+        line = ChartLine(column, [epoch for epoch, _ in points], [value for _, value in points])
+        chart = line_chart([line], title=f"{column} by epoch", x_label="epoch", size=(300, 190))
+        charts.append({"label": column, "svg": chart, "last": f"{line.y[-1]:.4g}"})
+    return charts
+
+
+def _is_minor(column: str) -> bool:
+    name = column.removeprefix("val_")
+    base = name.removesuffix("_mm").removesuffix("_px")
+    return bool(metric_definition(name)) and base not in _HEADLINES

@@ -1,0 +1,225 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""One case as a strip of pictures: image channels | map | mask | both outlines; and which cases are worth looking at.
+
+Arrays are indexed [x, y] (column, row), as MONAI reads them; pictures are rows of pixels, so each is transposed once,
+when it becomes a picture.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.utils import convert_to_numpy
+from PIL import Image, ImageDraw, ImageFont
+
+__all__ = ["MASK_COLOR", "REFERENCE_COLOR", "choose_cases", "render_panel"]
+
+REFERENCE_COLOR = "#4da3ff"
+"""Outline of the reference."""
+
+MASK_COLOR = "#ff9f1c"
+"""Outline and filling of the predicted mask (of its first class); apart from blue for every kind of color vision."""
+
+_HEIGHT, _CAPTION, _GAP, _MAX_CHANNELS = 192, 20, 4, 4
+_PALETTE = np.array(
+    [[0, 0, 0], [255, 159, 28], [197, 90, 199], [63, 193, 128], [236, 94, 94], [240, 228, 66]], np.float32
+)
+_HEAT = np.array([[0, 0, 4], [66, 10, 104], [147, 38, 103], [221, 81, 58], [252, 165, 10], [252, 255, 164]], np.float32)
+
+
+def choose_cases(rows: Iterable[Mapping[str, Any]], *, each: int = 3) -> dict[str, list[int]]:
+    """Row numbers (from 1) of the cases that tell most: best, median and worst by Dice, and false alarms.
+
+    Args:
+        rows: the cases of a :class:`~monai_wsss.metrics.CaseTable` or of ``per_case.csv``, in its order.
+        each: how many of each kind.
+
+    Returns:
+        ``"best"``, ``"median"``, ``"worst"``: cases with a finding, none of them twice; ``"false alarm"``: healthy
+        cases with a mask, the largest first.
+
+    Example:
+        >>> rows = [{"finding": 1, "healthy": 0, "found": 1, "dice": dice} for dice in (0.2, 0.9, 0.5)]
+        >>> choose_cases(rows, each=1)
+        {'best': [2], 'median': [3], 'worst': [1], 'false alarm': []}
+    """
+    numbered = [(number, row) for number, row in enumerate(rows, start=1) if row.get("finding") not in (None, "")]
+    positive = sorted((float(row["dice"]), number) for number, row in numbered if int(row["finding"]))
+    ranked = [number for _, number in reversed(positive)]
+    count = min(each, -(-len(ranked) // 3))
+    best, worst = ranked[:count], ranked[max(count, len(ranked) - count) :]
+    middle = ranked[count : len(ranked) - len(worst)]
+    start = max(0, (len(middle) - count) // 2)
+    alarms = [
+        (sum(int(value) for key, value in row.items() if key.split("/")[0] == "fp" and "background" not in key), number)
+        for number, row in numbered
+        if int(row["healthy"]) and int(row["found"])
+    ]
+    return {
+        "best": best,
+        "median": middle[start : start + count],
+        "worst": worst[::-1],
+        "false alarm": [number for _, number in sorted(alarms, key=lambda alarm: (-alarm[0], alarm[1]))[:each]],
+    }
+
+
+def render_panel(
+    image: torch.Tensor | np.ndarray,
+    cam: torch.Tensor | np.ndarray | None,
+    mask: torch.Tensor | np.ndarray,
+    reference: torch.Tensor | np.ndarray | None,
+    *,
+    channel_names: Sequence[str],
+) -> bytes:
+    """Draw a case as a strip of equally high tiles.
+
+    Tiles: up to four channels (one tile for red, green, blue), the map over the last channel shown, the mask over it,
+    and the outlines of reference and mask.  Of a volume, the slice of the last axis with the largest reference is
+    shown, or with the largest mask, or with the strongest map, whichever is first there.
+
+    Args:
+        image: ``(C, x, y)`` or ``(C, x, y, z)``, any intensities; not finite ones are shown black.
+        cam: ``(x, y[, z])`` in [0, 1], or ``None``.
+        mask: ``(x, y[, z])``, labels 0..K.
+        reference: ``(x, y[, z])``, labels 0..K, or ``None``.
+        channel_names: C names; with none, channels are numbered.
+
+    Returns:
+        a PNG file.
+
+    Raises:
+        ValueError: the shapes do not fit one another.
+
+    Example:
+        >>> image, mask = np.random.rand(2, 32, 24), np.zeros((32, 24))
+        >>> render_panel(image, None, mask, None, channel_names=["T1", "FLAIR"])[1:4]
+        b'PNG'
+    """
+    picture, found = convert_to_numpy(image), convert_to_numpy(mask)
+    heat = None if cam is None else np.nan_to_num(convert_to_numpy(cam).astype(np.float64)).clip(0, 1)
+    wanted = None if reference is None else convert_to_numpy(reference)
+    names = list(channel_names) or [f"channel {number}" for number in range(1, len(picture) + 1)]
+    _check_shapes(picture, heat, found, wanted, names)
+    if found.ndim == 3:
+        z = _telling_slice(found, wanted, heat)
+        picture, found = picture[..., z], found[..., z]
+        heat, wanted = (None if part is None else part[..., z] for part in (heat, wanted))
+    size = (int(np.clip(round(_HEIGHT * found.shape[0] / found.shape[1]), _HEIGHT // 3, 3 * _HEIGHT)), _HEIGHT)
+    tiles = _channel_tiles(picture, names, size)
+    base = tiles[-1][1]
+    if heat is not None:
+        tiles.append(("map", _overlay_heat(base, _resize(heat, size, Image.Resampling.BILINEAR))))
+    labels = _resize(found.astype(np.float64), size, Image.Resampling.NEAREST).astype(int)
+    tiles.append(("mask", _overlay_labels(base, labels)))
+    if wanted is not None:
+        expected = _resize(wanted.astype(np.float64), size, Image.Resampling.NEAREST).astype(int)
+        tiles.append(("reference / mask", _draw_outlines(base, expected, labels)))
+    return _strip(tiles, size)
+
+
+def _check_shapes(
+    picture: np.ndarray, heat: np.ndarray | None, found: np.ndarray, wanted: np.ndarray | None, names: Sequence[str]
+) -> None:
+    if found.ndim not in (2, 3) or picture.shape[1:] != found.shape or picture.shape[0] != len(names):
+        raise ValueError(
+            f"Expected `image` of shape (C, *S) with C = {len(names)} channel names and `mask` of shape (*S), "
+            f"got {picture.shape} and {found.shape}."
+        )
+    for name, part in (("cam", heat), ("reference", wanted)):
+        if part is not None and part.shape != found.shape:
+            raise ValueError(f"Expected `{name}` of the mask's shape {found.shape}, got {part.shape}.")
+
+
+def _telling_slice(found: np.ndarray, wanted: np.ndarray | None, heat: np.ndarray | None) -> int:
+    """Index of the last axis with most reference, else most mask, else most map, else the middle."""
+    for part in (wanted, found, heat):
+        if part is not None and part.any():
+            weight = part if part is heat else part > 0
+            return int(np.argmax(weight.sum(axis=(0, 1))))
+    return found.shape[2] // 2
+
+
+def _resize(plane: np.ndarray, size: tuple[int, int], how: Image.Resampling) -> np.ndarray:
+    """A plane ``(x, y)`` as rows of pixels ``(height, width)`` of the given (width, height)."""
+    picture = Image.fromarray(np.ascontiguousarray(plane.T, dtype=np.float32))
+    return np.asarray(picture.resize(size, how), dtype=np.float32)
+
+
+def _channel_tiles(picture: np.ndarray, names: Sequence[str], size: tuple[int, int]) -> list[tuple[str, np.ndarray]]:
+    """Name and picture ``(height, width, 3)`` in [0, 255] of each channel shown."""
+    planes = [_resize(_window(plane), size, Image.Resampling.BILINEAR) for plane in picture[:_MAX_CHANNELS]]
+    if [name.lower()[:1] for name in names] == ["r", "g", "b"]:
+        colors = np.nan_to_num(picture.astype(np.float64), posinf=0, neginf=0)
+        low, high = colors.min(), colors.max()
+        scaled = (colors - low) / (high - low if high > low else 1)
+        planes = [_resize(plane, size, Image.Resampling.BILINEAR) for plane in scaled]
+        return [("image", 255 * np.stack(planes, axis=-1))]
+    return [(name, 255 * np.repeat(plane[..., None], 3, axis=2)) for name, plane in zip(names, planes, strict=False)]
+
+
+def _window(plane: np.ndarray) -> np.ndarray:
+    """Intensities between the 1st and the 99.5th percentile as 0..1; a constant plane becomes black."""
+    values = np.nan_to_num(plane.astype(np.float64), posinf=0, neginf=0)
+    low, high = np.percentile(values, [1, 99.5])
+    return ((values - low) / (high - low)).clip(0, 1) if high > low else np.zeros(values.shape)
+
+
+def _overlay_heat(base: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """The map in color over the picture: the stronger the map, the less shows through."""
+    place = heat * (len(_HEAT) - 1)
+    lower = np.minimum(place.astype(int), len(_HEAT) - 2)
+    color = _HEAT[lower] + (place - lower)[..., None].astype(np.float32) * (_HEAT[lower + 1] - _HEAT[lower])
+    opacity = 0.85 * np.sqrt(heat)[..., None]
+    return (1 - opacity) * base + opacity * color
+
+
+def _overlay_labels(base: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    color = _PALETTE[np.where(labels > 0, (labels - 1) % (len(_PALETTE) - 1) + 1, 0)]
+    opacity = np.where(labels > 0, np.float32(0.55), np.float32(0))[..., None]
+    return (1 - opacity) * base + opacity * color
+
+
+def _draw_outlines(base: np.ndarray, expected: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Both outlines; where they coincide, dashes of the one and the other."""
+    reference, mask = _outline(expected), _outline(labels)
+    rows, columns = np.indices(labels.shape)
+    dash = (rows + columns) // 6 % 2 == 0
+    picture = base.copy()
+    picture[reference] = _rgb(REFERENCE_COLOR)
+    picture[mask & (dash | ~reference)] = _rgb(MASK_COLOR)
+    return picture
+
+
+def _outline(labels: np.ndarray, width: int = 2) -> np.ndarray:
+    """Pixels of each label within ``width`` of another label or of the picture's end."""
+    inside = labels > 0
+    padded = np.pad(labels, width, constant_values=-1)
+    rows, columns = labels.shape
+    for step in range(1, width + 1):
+        for down, right in ((step, 0), (-step, 0), (0, step), (0, -step)):
+            shifted = padded[width + down : width + down + rows, width + right : width + right + columns]
+            inside &= shifted == labels
+    return (labels > 0) & ~inside
+
+
+def _rgb(color: str) -> list[int]:
+    return [int(color[i : i + 2], 16) for i in (1, 3, 5)]
+
+
+def _strip(tiles: Sequence[tuple[str, np.ndarray]], size: tuple[int, int]) -> bytes:
+    width, height = size
+    sheet = Image.new("RGB", (len(tiles) * (width + _GAP) - _GAP, height + _CAPTION), "#14171c")
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(size=12)
+    for position, (name, tile) in enumerate(tiles):
+        left = position * (width + _GAP)
+        sheet.paste(Image.fromarray(tile.round().clip(0, 255).astype(np.uint8)), (left, _CAPTION))
+        draw.text((left + 4, 3), name, fill="#d7dde5", font=font)
+    file = io.BytesIO()
+    sheet.save(file, "PNG", compress_level=4)
+    return file.getvalue()

@@ -1,0 +1,163 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""``run.json``: what made these numbers, so that someone else can make them again, and nothing about who did it where.
+
+Versions, seed, configuration and the hashes of data list and weights go in; user names, host names and home folders
+stay out.
+"""
+
+from __future__ import annotations
+
+import getpass
+import math
+import os
+import platform
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import monai_wsss
+from monai_wsss._checks import DataError
+from monai_wsss._files import file_sha256, make_directory, write_json
+
+__all__ = ["collect_provenance", "write_run"]
+
+_PACKAGES = ("torch", "monai", "numpy", "pytorch-ignite")
+_START = r"(?<![\w.])"
+_HOME_FOLDERS = re.compile(rf"{_START}(?:[A-Za-z]:)?[/\\](?:home|Users)[/\\][^/\\\s:;,'\"]+|{_START}/root(?=/|$)")
+
+
+def collect_provenance(
+    *,
+    config: dict[str, Any] | None,
+    seed: int | None,
+    data: str | os.PathLike[str] | None,
+    weights: str | os.PathLike[str] | None,
+    uses_masks: Sequence[str],
+) -> dict[str, Any]:
+    """Describe a run.
+
+    Args:
+        config: the settings of the run; values that JSON cannot hold are written as the name of their type.
+        seed: of the random numbers, if one was set.
+        data: the data list; its SHA-256 is recorded, its path is not.
+        weights: the weights file; its SHA-256 is recorded, its path is not.
+        uses_masks: what read pixel masks, one phrase each, e.g. ``"training targets (full supervision)"``; empty where
+            image-level labels were all the supervision.
+
+    Returns:
+        a dict that JSON can hold, without user name, host name or home folder.
+
+    Raises:
+        DataError: ``data`` or ``weights`` cannot be read.
+
+    Example:
+        >>> run = collect_provenance(config={"epochs": 8}, seed=0, data=None, weights=None, uses_masks=[])
+        >>> run["seed"], run["config"], run["uses_masks"]
+        (0, {'epochs': 8}, [])
+    """
+    return {
+        "time_utc": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": _versions(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "git_commit": _git_commit(Path(monai_wsss.__file__).parents[1]),
+        "seed": seed,
+        "datalist_sha256": _sha256("data list", data),
+        "weights_sha256": _sha256("weights", weights),
+        "uses_masks": list(uses_masks),
+        "config": _plain(config or {}),
+    }
+
+
+def write_run(run_dir: str | os.PathLike[str], provenance: dict[str, Any]) -> Path:
+    """Write ``run.json`` into the run folder, which is created if missing, and return its path.
+
+    Raises:
+        DataError: the folder cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> write_run(tempfile.mkdtemp(), {"seed": 0}).name
+        'run.json'
+    """
+    path = make_directory(run_dir) / "run.json"
+    write_json(path, provenance)
+    return path
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version(), "monai_wsss": monai_wsss.__version__}
+    for name in _PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "not installed"
+    return versions
+
+
+def _sha256(what: str, path: str | os.PathLike[str] | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        return file_sha256(path)
+    except OSError as error:
+        raise DataError(f"Cannot read the {what} {path}: {error.strerror}; check the path.") from error
+
+
+def _git_commit(checkout: Path) -> str | None:
+    """The commit that is checked out at ``checkout``, read from its files (no program is run); ``None`` elsewhere."""
+    folder = checkout / ".git"
+    try:
+        if folder.is_file():  # A work tree: the file names the folder, whose `commondir` names the repository.
+            folder = (checkout / folder.read_text().removeprefix("gitdir:").strip()).resolve()
+        head = (folder / "HEAD").read_text().strip()
+        if not head.startswith("ref: "):
+            return head
+        reference = head.removeprefix("ref: ")
+        common = folder / "commondir"
+        shared = (folder / common.read_text().strip()).resolve() if common.is_file() else folder
+        loose = shared / reference
+        if loose.is_file():
+            return loose.read_text().strip()
+        lines = (line.split() for line in (shared / "packed-refs").read_text().splitlines())
+        return next((words[0] for words in lines if words[1:] == [reference]), None)
+    except OSError:
+        return None
+
+
+def _plain(value: Any) -> Any:
+    """``value`` as JSON can hold it, with home folders and the user's name taken out of paths."""
+    if isinstance(value, dict):
+        return {_without_user(str(key)): _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    return _without_user(os.fspath(value) if isinstance(value, str | os.PathLike) else type(value).__name__)
+
+
+def _without_user(text: str) -> str:
+    home = Path.home()
+    if len(home.parts) > 1:
+        text = re.sub(rf"{_START}{re.escape(str(home))}(?=[/\\]|$)", "~", text)
+    text = _HOME_FOLDERS.sub("~", text)
+    parts = re.split(r"([/\\\\])", text)
+    if len(parts) == 1:
+        return text
+    private = {_user_name(), platform.node()} - {""}
+    return "".join("…" if part in private else part for part in parts)
+
+
+def _user_name() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # no such user in the password file, as in some containers
+        return ""

@@ -1,0 +1,66 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""The dictionary transform decides as ``to_mask`` does, by what the network says about itself."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from monai.data import MetaTensor
+
+from monai_wsss.methods import SegmentationNetwork
+from monai_wsss.networks import CAMEncoder
+from monai_wsss.refinement import ToMaskd, to_mask
+
+
+def network(pooling: str = "max", num_classes: int = 1, reference: float = -3.0) -> CAMEncoder:
+    made = CAMEncoder(2, 1, num_classes, width=2, pooling=pooling)
+    made.negative_reference.fill_(reference)
+    made.negative_quantile.fill_(0.25)
+    return made
+
+
+@pytest.mark.parametrize("rule", [None, "logit", "minmax", "otsu", "negative_quantile"])
+@pytest.mark.parametrize("shape", [(9, 7), (6, 5, 4)])
+def test_it_agrees_with_to_mask_and_adds_map_and_presence(rule, shape):
+    scores = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+    made = network(num_classes=2)
+    item = ToMaskd("pred", made, rule=rule)({"pred": MetaTensor(scores)})
+    expected = to_mask(
+        scores[None],
+        pooling="max",
+        rule=rule,
+        negative_reference=made.negative_reference,
+        negative_quantile=made.negative_quantile,
+    )[0]
+    torch.testing.assert_close(item["pred"], expected)
+    assert item["pred"].dtype == torch.uint8
+    assert item["cam"].shape == scores.shape
+    assert 0 <= item["cam"].min() <= item["cam"].max() <= 1
+    torch.testing.assert_close(item["presence"], scores.flatten(1).amax(1))
+
+
+def test_the_mask_lies_half_way_between_the_healthy_level_and_the_peak():
+    scores = torch.tensor([[[-3.0, -1.1, -0.9, 1.0]]])
+    item = ToMaskd("pred", network(reference=-3.0))({"pred": scores})
+    assert item["pred"].tolist() == [[[0, 0, 1, 1]]]  # half-way from -3 to 1 is -1
+
+
+@pytest.mark.parametrize(("gate", "label", "found"), [("given", 0.0, 0), ("given", 1.0, 2), ("none", 1.0, 2)])
+def test_the_gate_may_come_from_the_label(gate, label, found):
+    scores = torch.tensor([[[-3.0, -2.9, -1.5, -1.0]]])  # the network itself sees no finding
+    item = ToMaskd("pred", network(), gate=gate)({"pred": scores, "label": torch.tensor([label])})
+    assert int(item["pred"].sum()) == found
+    assert int(ToMaskd("pred", network())({"pred": scores})["pred"].sum()) == 0
+
+
+def test_segmentations_are_cut_by_argmax():
+    scores = torch.tensor([[[2.0, 0.0]], [[1.0, 3.0]]])
+    item = ToMaskd("pred", SegmentationNetwork.tiny())({"pred": scores})
+    assert item["pred"].tolist() == [[[0, 1]]]
+    assert "cam" not in item
+
+
+def test_an_unfinalized_network_is_refused_with_the_remedy():
+    with pytest.raises(ValueError, match=r"run `method.finalize\(train_loader\)`"):
+        ToMaskd("pred", CAMEncoder.tiny())({"pred": torch.ones(1, 4, 4)})

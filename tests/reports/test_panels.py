@@ -1,0 +1,213 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""Strips of pictures: what lies where, in which color and orientation; and which cases are chosen."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from monai_wsss.reports import choose_cases, render_panel
+from monai_wsss.reports.panels import MASK_COLOR, REFERENCE_COLOR
+
+TILE, CAPTION, GAP = 192, 20, 4
+
+
+def tiles_of(png, width=TILE):
+    """The tiles without captions, each (height, width, 3)."""
+    sheet = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+    count = (sheet.shape[1] + GAP) // (width + GAP)
+    assert sheet.shape == (TILE + CAPTION, count * (width + GAP) - GAP, 3)
+    return [sheet[CAPTION:, i * (width + GAP) : i * (width + GAP) + width].astype(int) for i in range(count)]
+
+
+def center_of(selected):
+    rows, columns = np.nonzero(selected)
+    return columns.mean() / selected.shape[1], rows.mean() / selected.shape[0]
+
+
+def near(tile, color):
+    wanted = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)])
+    return (np.abs(tile - wanted) <= 1).all(-1)
+
+
+def square(x, y, size=32, half=3):
+    mask = np.zeros((size, size), dtype=np.uint8)
+    mask[x - half : x + half, y - half : y + half] = 1
+    return mask
+
+
+def test_first_index_is_the_column():
+    mask, reference = square(24, 8), square(8, 20)
+    image = np.stack([mask, reference]).astype(float)
+    first, second, heat, filled, outlined = tiles_of(
+        render_panel(image, mask.astype(float), mask, reference, channel_names=["a", "b"])
+    )
+    assert center_of(first.mean(-1) > 128) == pytest.approx((24 / 32, 8 / 32), abs=0.02)
+    assert center_of(second.mean(-1) > 128) == pytest.approx((8 / 32, 20 / 32), abs=0.02)
+    changed = np.abs(heat - second).sum(-1) > 60
+    assert center_of(changed) == pytest.approx((24 / 32, 8 / 32), abs=0.02)
+    orange = (filled[..., 0] - filled[..., 2]) > 60
+    assert center_of(orange) == pytest.approx((24 / 32, 8 / 32), abs=0.02)
+    assert center_of(near(outlined, MASK_COLOR)) == pytest.approx((24 / 32, 8 / 32), abs=0.02)
+    assert center_of(near(outlined, REFERENCE_COLOR)) == pytest.approx((8 / 32, 20 / 32), abs=0.02)
+
+
+def test_outlines_are_outlines_and_lie_inside_their_masks():
+    mask = square(16, 16, half=6)
+    outlined = tiles_of(render_panel(np.zeros((1, 32, 32)), None, mask, 0 * mask, channel_names=["a"]))[-1]
+    edge = near(outlined, MASK_COLOR)
+    inside = np.kron(mask.T, np.ones((6, 6))) > 0
+    assert not (edge & ~inside).any()
+    perimeter = 4 * 12 * 6
+    assert edge.sum() == pytest.approx(2 * perimeter, rel=0.05)
+    assert not near(outlined, REFERENCE_COLOR).any()
+
+
+def test_both_outlines_show_where_they_agree():
+    mask = square(16, 16, half=6)
+    outlined = tiles_of(render_panel(np.zeros((1, 32, 32)), None, mask, mask, channel_names=["a"]))[-1]
+    assert near(outlined, MASK_COLOR).any()
+    assert near(outlined, REFERENCE_COLOR).any()
+
+
+def test_a_volume_is_shown_where_the_reference_is_largest():
+    image = np.zeros((1, 16, 16, 6))
+    image[0, ..., 3], image[0, ..., 4], image[0, 2:8, :, 1] = 3, 4, 5
+    mask, reference, cam = np.zeros((3, 16, 16, 6))
+    image[:, :8, :, 3] = 1
+    reference[4:12, 4:12, 3], reference[4:6, 4:6, 4] = 1, 1
+    mask[4:12, 4:12, 4] = 1
+    cam[..., 1] = 0.2
+
+    def brightness(*arguments):
+        return tiles_of(render_panel(image, *arguments, channel_names=["a"]))[0].mean()
+
+    def of_slice(z):
+        return tiles_of(render_panel(image[..., z], None, mask[..., z], None, channel_names=["a"]))[0].mean()
+
+    assert len({of_slice(z) for z in (1, 3, 4)}) == 3
+    assert brightness(cam, mask, reference) == of_slice(3)
+    assert brightness(cam, mask, None) == brightness(cam, mask, 0 * reference) == of_slice(4)
+    assert brightness(cam, 0 * mask, None) == of_slice(1)
+    assert brightness(None, 0 * mask, None) == of_slice(3)  # nothing anywhere: the middle
+
+
+@pytest.mark.parametrize(
+    ("channels", "names", "tiles"),
+    [
+        (1, ["FLAIR"], 1),
+        (4, ["T1", "T1c", "T2", "FLAIR"], 4),
+        (6, list("abcdef"), 4),
+        (3, ["R", "G", "B"], 1),
+        (2, [], 2),
+    ],
+)
+def test_channels(channels, names, tiles):
+    image = torch.rand(channels, 20, 20)
+    assert len(tiles_of(render_panel(image, None, torch.zeros(20, 20), None, channel_names=names))) == tiles + 1
+
+
+def test_colors_stay_colors():
+    image = np.zeros((3, 20, 20))
+    image[0, :10] = 255  # red on the left
+    tile = tiles_of(render_panel(image, None, np.zeros((20, 20)), None, channel_names=["red", "green", "blue"]))[0]
+    assert tile[:, :80].mean(axis=(0, 1)).tolist() == [255, 0, 0]
+    assert tile[:, -80:].max() == 0
+
+
+def test_long_images_keep_their_shape_within_reason():
+    png = render_panel(np.zeros((1, 40, 20)), None, np.zeros((40, 20)), None, channel_names=["a"])
+    assert len(tiles_of(png, width=384)) == 2
+    png = render_panel(np.zeros((1, 400, 2)), None, np.zeros((400, 2)), None, channel_names=["a"])
+    assert len(tiles_of(png, width=576)) == 2
+
+
+@pytest.mark.parametrize("value", [0.0, 7.0, np.nan, np.inf, -np.inf])
+def test_degenerate_images_are_drawn_dark(value):
+    image, cam = np.full((1, 16, 16), value), np.full((16, 16), value)
+    tiles = tiles_of(render_panel(image, cam, np.zeros((16, 16)), np.ones((16, 16)), channel_names=["a"]))
+    assert tiles[0].max() == 0
+    assert len(tiles) == 4
+
+
+def test_several_classes_have_several_colors():
+    mask = square(8, 8) + 2 * square(24, 24)
+    filled = tiles_of(render_panel(np.zeros((1, 32, 32)), None, mask, None, channel_names=["a"]))[-1]
+    assert len(np.unique(filled.reshape(-1, 3), axis=0)) == 3
+
+
+def test_identical_input_gives_identical_bytes_without_metadata():
+    image, mask = np.random.default_rng(0).random((2, 20, 20)), square(10, 10, 20)
+    first, second = (render_panel(image, None, mask, mask, channel_names=["a", "b"]) for _ in range(2))
+    assert first == second
+    assert Image.open(io.BytesIO(first)).info == {}
+
+
+@pytest.mark.parametrize(
+    ("shapes", "names", "words"),
+    [
+        (((1, 8, 8), (8, 8), (8, 9), None), ["a"], r"`image` of shape \(C, \*S\) with C = 1"),
+        (((2, 8, 8), None, (8, 8), None), ["a"], "C = 1 channel names"),
+        (((1, 8, 8), (8, 9), (8, 8), None), ["a"], r"`cam` of the mask's shape \(8, 8\), got \(8, 9\)"),
+        (((1, 8, 8), None, (8, 8), (1, 8, 8)), ["a"], "`reference` of the mask's shape"),
+        (((8, 8), None, (8,), None), list("abcdefgh"), "`image` of shape"),
+    ],
+)
+def test_bad_shapes(shapes, names, words):
+    arrays = [None if shape is None else np.zeros(shape) for shape in shapes]
+    with pytest.raises(ValueError, match=words):
+        render_panel(*arrays, channel_names=names)
+
+
+def row(dice=None, *, finding=1, healthy=0, found=1, fp=0):
+    return {"finding": finding, "healthy": healthy, "found": found, "fp": fp} | ({} if dice is None else {"dice": dice})
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 20), max_size=30), st.integers(1, 4))
+def test_chosen_cases_are_in_order_and_never_twice(scores, each):
+    rows = [row(score / 20) for score in scores]
+    chosen = choose_cases(rows, each=each)
+    dice = {kind: [scores[number - 1] for number in numbers] for kind, numbers in chosen.items()}
+    numbers = chosen["best"] + chosen["median"] + chosen["worst"]
+    assert len(set(numbers)) == len(numbers) <= 3 * each
+    assert len(numbers) == min(len(scores), 3 * each)
+    if scores:
+        assert dice["best"][0] == max(scores)
+    if len(scores) > 1:
+        assert dice["worst"][0] == min(scores)
+        assert max(dice["worst"]) <= min(dice["best"])
+    if dice["median"]:
+        assert min(dice["best"]) >= max(dice["median"]) >= min(dice["median"]) >= max(dice["worst"])
+    if len(scores) >= 3 * each and len(scores) % 2 == each % 2:
+        assert min(dice["median"]) <= np.median(scores) <= max(dice["median"])
+
+
+def test_false_alarms_by_size_and_cases_without_truth_are_passed_over():
+    rows = [
+        row(0.0, finding=0, healthy=1, fp=5),
+        row(1.0, finding=0, healthy=1, found=0),
+        row(0.0, finding=0, healthy=1, fp=90),
+        {"label": 1},
+        row(0.4),
+    ]
+    expected = {"best": [5], "median": [], "worst": [], "false alarm": [3, 1]}
+    assert choose_cases(rows) == expected
+    as_csv = [
+        {key: str(value) for key, value in ({"finding": "", "healthy": "", "found": ""} | r).items()} for r in rows
+    ]
+    assert choose_cases(as_csv) == expected
+    assert choose_cases([]) == {"best": [], "median": [], "worst": [], "false alarm": []}
+
+
+def test_false_alarms_of_several_classes_leave_out_the_background():
+    small = {"finding": 0, "healthy": 1, "found": 1, "dice": 0.0, "fp/background": 99, "fp/a": 1, "fp/b": 1}
+    large = small | {"fp/background": 0, "fp/b": 9}
+    assert choose_cases([small, large])["false alarm"] == [2, 1]
