@@ -23,12 +23,16 @@ __all__ = ["NormalizeSubjectd"]
 class NormalizeSubjectd(MapTransform):
     """``(image - mean) / std`` of each channel, clipped; mean and std of the subject's foreground.
 
+    How dark the air is says nothing about the tissue and changes with skull stripping and with scaling: all below
+    ``lower`` is made equal, so that a network meets the same background in stripped and unstripped studies.
+
     The item's ``intensity_mean`` and ``intensity_std`` (C,) are used where the datalist has them; an item without is
     measured by itself, which for a whole volume is the same rule.
 
     Args:
         keys: images (C, *S) to normalize.
-        clip: greatest absolute value left, in standard deviations.
+        lower: lowest value left, in standard deviations below the mean of the foreground.
+        upper: highest value left.
         allow_missing_keys: skip keys that an item lacks.
 
     Raises:
@@ -37,12 +41,15 @@ class NormalizeSubjectd(MapTransform):
     Example:
         >>> item = {"image": torch.tensor([[0.0, 0.0, 2.0, 4.0]])}
         >>> NormalizeSubjectd("image")(item)["image"].tolist()
-        [[-3.0, -3.0, -1.0, 1.0]]
+        [[-2.5, -2.5, -1.0, 1.0]]
     """
 
-    def __init__(self, keys: KeysCollection, clip: float = 6.0, allow_missing_keys: bool = False) -> None:
+    def __init__(
+        self, keys: KeysCollection, lower: float = -2.5, upper: float = 6.0, allow_missing_keys: bool = False
+    ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.clip = clip
+        self.lower = lower
+        self.upper = upper
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
@@ -60,5 +67,5 @@ class NormalizeSubjectd(MapTransform):
             column = (-1, *[1] * (image.ndim - 1))
             shift = torch.as_tensor(mean, dtype=torch.float32).reshape(column)
             scale = torch.as_tensor(std, dtype=torch.float32).reshape(column)
-            item[key] = ((image - shift) / scale).clamp(-self.clip, self.clip)
+            item[key] = ((image - shift) / scale).clamp(self.lower, self.upper)
         return item
