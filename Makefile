@@ -20,9 +20,9 @@ setup: .venv/.installed
 
 # Phantom studies -> training on their image-level labels -> masks, metrics and report of unseen studies.
 demo: setup
+	$(BIN)/monai-wsss phantom --modalities T1,T1c,FLAIR --out $(DEMO)/phantoms
 	$(RUN) --config_file $(BUNDLE)/configs/train.json \
-		--dataset_dir "\$$monai_wsss.data.make_phantoms('$(DEMO)/phantoms', modalities=@modalities)" \
-		--output_dir $(DEMO)/training
+		--dataset_dir $(DEMO)/phantoms --output_dir $(DEMO)/training
 	$(RUN) --config_file "['$(BUNDLE)/configs/train.json','$(BUNDLE)/configs/evaluate.json']" \
 		--dataset_dir $(DEMO)/phantoms --ckpt_dir $(DEMO)/training --split test --output_dir $(DEMO)/results
 	$(BIN)/monai-wsss report --run $(DEMO)/results

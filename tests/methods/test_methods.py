@@ -1,0 +1,140 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""One contract for all methods, and each method's loss against an independent calculation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import expit
+
+from monai_wsss.engines import Progress
+from monai_wsss.methods import ClassActivationMapping, FullSupervision, SegmentationNetwork
+from monai_wsss.networks import CAMEncoder, MapEnsemble
+
+METHODS = [ClassActivationMapping, FullSupervision]
+START = Progress(epoch=1, iteration=1, fraction=0.0)
+
+
+def make_batch(spatial_dims: int = 2, channels: int = 1, classes: int = 1, size: int = 16, **label) -> dict:
+    generator = torch.Generator().manual_seed(1)
+    shape = (3, channels, *(size,) * spatial_dims)
+    batch = {"image": torch.rand(shape, generator=generator), "label": torch.zeros(3, classes)}
+    batch["label"][0] = 1.0
+    batch["mask"] = torch.zeros((3, 1, *shape[2:]), dtype=torch.uint8)
+    batch["mask"][0, 0, 2:6] = 1
+    return batch | label
+
+
+def as_seen_by(method_class: type, batch: dict) -> dict:
+    return batch if method_class.uses_masks else {key: value for key, value in batch.items() if key != "mask"}
+
+
+@pytest.mark.parametrize("method_class", METHODS)
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+@pytest.mark.parametrize(("channels", "classes"), [(1, 1), (4, 3)])
+def test_losses_are_named_finite_scalars_with_gradients(method_class, spatial_dims, channels, classes):
+    method = method_class.tiny(spatial_dims, channels, classes)
+    losses = method(as_seen_by(method_class, make_batch(spatial_dims, channels, classes)), START)
+    assert losses
+    assert all(loss.ndim == 0 and loss.isfinite() for loss in losses.values())
+    sum(losses.values()).backward()
+    for player in method.players:
+        assert all(parameter.grad is not None for parameter in method.player_parameters(player))
+
+
+@pytest.mark.parametrize("method_class", METHODS)
+@pytest.mark.parametrize("value", [0.0, 0.3])
+def test_degenerate_batches_stay_finite(method_class, value):
+    batch = make_batch()
+    batch["image"] = torch.full_like(batch["image"], value)
+    batch["label"] = torch.zeros_like(batch["label"])
+    batch["mask"] = torch.zeros_like(batch["mask"])
+    method = method_class.tiny()
+    losses = method(as_seen_by(method_class, batch), START)
+    sum(losses.values()).backward()
+    gradients = [parameter.grad for parameter in method.parameters()]
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+@pytest.mark.parametrize("method_class", METHODS)
+def test_autocast_gives_float32_losses(method_class):
+    method = method_class.tiny()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = method(as_seen_by(method_class, make_batch()), START)
+    assert all(loss.dtype == torch.float32 for loss in losses.values())
+
+
+@pytest.mark.parametrize("pooling", ["average", "max", "topk", "lse"])
+def test_classification_is_the_mean_cross_entropy_summed_over_members(pooling):
+    members = [CAMEncoder(2, 1, 2, width=2, pooling=pooling) for _ in range(3)]
+    method = ClassActivationMapping(MapEnsemble(members)).double().eval()
+    batch = make_batch(classes=2)
+    batch["image"] = batch["image"].double()
+    batch["label"] = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
+    expected = 0.0
+    for member in members:
+        maps = member(batch["image"]).detach().numpy().reshape(3, 2, -1)
+        ordered = np.sort(maps, axis=2)[..., ::-1]
+        logits = {
+            "average": maps.mean(2),
+            "max": maps.max(2),
+            "topk": ordered[..., : round(0.1 * maps.shape[2])].mean(2),
+            "lse": np.log(np.exp(5 * maps).mean(2)) / 5,
+        }[pooling]
+        truth = batch["label"].numpy()
+        expected -= (truth * np.log(expit(logits)) + (1 - truth) * np.log(expit(-logits))).mean()
+    loss = method(as_seen_by(ClassActivationMapping, batch), START)["classification"]
+    assert loss.item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_presets_are_what_they_say():
+    default = ClassActivationMapping.from_preset(in_channels=3)
+    assert len(default.network.members) == 3
+    assert default.network.pooling == "max"
+    assert default.network.members[0].stride == 4
+    paper = ClassActivationMapping.from_preset("paper", spatial_dims=3, num_classes=2)
+    assert paper.network.pooling == "average"
+    with pytest.raises(ValueError, match="`preset` to be one of default, paper, got 'best'"):
+        ClassActivationMapping.from_preset("best")
+
+
+def test_full_supervision_rewards_the_right_mask():
+    batch = make_batch()
+    method = FullSupervision(torch.nn.Identity())
+    method.network.output_kind = "segmentation"
+    right = torch.cat([1.0 - batch["mask"].float(), batch["mask"].float()], dim=1) * 20 - 10
+
+    def loss(logits: torch.Tensor) -> float:
+        return method(batch | {"image": logits}, START)["full_supervision"].item()
+
+    assert loss(right) < 1e-3 < 1.0 < loss(-right)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"label": torch.zeros(2, 1)}, r"`label` of shape \(B, K\) = \(3, 1\), got \(2, 1\)"),
+        ({"label": torch.full((3, 1), 0.5)}, "`label` to hold 0 and 1 only"),
+        ({"image": torch.zeros(3, 16, 16)}, r"`image` of shape \(B, C, \*S\), got \(3, 16, 16\)"),
+    ],
+)
+def test_wrong_batches_are_named(change, message):
+    batch = as_seen_by(ClassActivationMapping, make_batch()) | change
+    with pytest.raises(ValueError, match=message):
+        ClassActivationMapping.tiny()(batch, START)
+
+
+def test_a_class_without_negatives_has_no_healthy_level():
+    batch = as_seen_by(ClassActivationMapping, make_batch(classes=2))
+    batch["label"][:, 1] = 1.0
+    with pytest.raises(ValueError, match=r"No training image is negative for class 1"):
+        ClassActivationMapping.tiny(num_classes=2).finalize([batch])
+
+
+def test_a_segmentation_network_has_nothing_to_finalize():
+    method = FullSupervision(SegmentationNetwork.tiny())
+    before = {name: value.clone() for name, value in method.state_dict().items()}
+    method.finalize([])
+    assert all(torch.equal(before[name], value) for name, value in method.state_dict().items())
