@@ -14,24 +14,21 @@ import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
 from ignite.metrics import Metric
-from monai.data.meta_tensor import MetaTensor
 
 from monai_wsss._files import atomic_path, make_directory
 from monai_wsss.data import load_header
 from monai_wsss.engines.distributed import is_main_process
 from monai_wsss.metrics import CaseTable
+from monai_wsss.transforms import has_geometry
 
 __all__ = ["SegmentationScores", "TrainingLog", "case_spacing"]
 
 logger = logging.getLogger(__name__)
 
-_RASTER = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-
 
 def case_spacing(image: Any) -> tuple[float, ...] | None:
     """Voxel size in mm of an image (C, *S) read by MONAI; None for a file without geometry, such as PNG."""
-    name = str(image.meta.get("filename_or_obj", "")).lower() if isinstance(image, MetaTensor) else ""
-    if not name or name.endswith(_RASTER):
+    if not has_geometry(image):
         return None
     return tuple(float(side) for side in image.pixdim[: image.ndim - 1])
 

@@ -20,9 +20,15 @@ from monai.transforms import MapTransform
 from monai_wsss._checks import check_shape
 from monai_wsss._files import atomic_path, make_directory
 
-__all__ = ["SaveMaskd", "write_mask"]
+__all__ = ["SaveMaskd", "has_geometry", "write_mask"]
 
 _RASTER = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+
+
+def has_geometry(image: Any) -> bool:
+    """Whether an image that MONAI has read knows its place in space: False for PNG, JPEG, TIFF and plain tensors."""
+    name = str(image.meta.get("filename_or_obj", "")).lower() if isinstance(image, MetaTensor) else ""
+    return bool(name) and not name.endswith(_RASTER)
 
 
 def write_mask(path: str | os.PathLike[str], mask: torch.Tensor, affine: np.ndarray | None = None) -> None:
@@ -86,9 +92,11 @@ class SaveMaskd(MapTransform):
                     f"Expected `{key}` of its source image's size {tuple(image.shape[1:])}, "
                     f"got {tuple(mask.shape[1:])}."
                 )
-            raster = str(image.meta.get("filename_or_obj", "")).lower().endswith(_RASTER)
-            name = re.sub(r"[^\w.+-]", "_", str(item["id"])) + (".png" if raster else ".nii.gz")
+            placed = has_geometry(image)
+            # Escaped rather than replaced: two ids never share a file.
+            name = re.sub(r"[^\w.+-]", lambda found: f"%{ord(found[0]):02X}", str(item["id"]))
+            name += ".nii.gz" if placed else ".png"
             folder = make_directory(self.output_dir / "masks")
-            write_mask(folder / name, mask, None if raster else np.asarray(image.affine, dtype=np.float64))
+            write_mask(folder / name, mask, np.asarray(image.affine, dtype=np.float64) if placed else None)
             item[f"{key}_path"] = str(folder / name)
         return item
