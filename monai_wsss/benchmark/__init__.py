@@ -2,3 +2,16 @@
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 
 """Methods x datasets x seeds: one JSON per run, tables like the papers'."""
+
+from monai_wsss.benchmark.bundle_checks import check_bundle, scan_bundle
+from monai_wsss.benchmark.cam_table import CamTable, format_table
+from monai_wsss.benchmark.recipes import RECIPES, Recipe
+
+__all__ = [
+    "RECIPES",
+    "CamTable",
+    "Recipe",
+    "check_bundle",
+    "format_table",
+    "scan_bundle",
+]

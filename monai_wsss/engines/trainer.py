@@ -69,7 +69,8 @@ class WSSSTrainer(Trainer):
         checkpoint_dir: where ``epoch_<n>.pt`` go, None for none.
         keep_checkpoints: how many of the last ones stay.
         model_path: where the deployable network's weights go when training ends, None for nowhere.
-        resume: go on from the last checkpoint in ``checkpoint_dir``.
+        resume: go on from the last checkpoint in ``checkpoint_dir``; also as ``"true"`` or ``"false"``, which is how
+            the bundle's command line hands it over.
         finalize_interval: epochs between refreshes of the network's healthy level, so that a validation in between
             can use it; the end of training refreshes it always.
         progress_bar: whether to show one.
@@ -96,7 +97,7 @@ class WSSSTrainer(Trainer):
         checkpoint_dir: str | Path | None = None,
         keep_checkpoints: int = 2,
         model_path: str | Path | None = None,
-        resume: bool = False,
+        resume: bool | str = False,
         finalize_interval: int | None = None,
         progress_bar: bool = True,
     ) -> None:
@@ -115,7 +116,7 @@ class WSSSTrainer(Trainer):
         self.checkpoint_dir = checkpoint_dir
         self.keep_checkpoints = keep_checkpoints
         self.model_path = model_path
-        self.resume = resume
+        self.resume = _flag("resume", resume)
         self.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
         if finalize_interval is not None:
             self.add_event_handler(Events.EPOCH_COMPLETED(every=finalize_interval), self._finalize)
@@ -251,6 +252,13 @@ class WSSSTrainer(Trainer):
         self.state.iteration = content["iteration"]
         restore_rng_state(content["rng"])
         logger.info("Resumed %s after epoch %d of %d.", path, self.state.epoch, self.state.max_epochs)
+
+
+def _flag(name: str, value: bool | str) -> bool:
+    flags = {"true": True, "false": False}
+    if str(value).lower() not in flags:
+        raise ValueError(f"Expected `{name}` to be true or false, got {value!r}.")
+    return flags[str(value).lower()]
 
 
 def _by_player(name: str, given: Any, players: tuple[str, ...]) -> dict[str, Any]:

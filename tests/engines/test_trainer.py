@@ -311,3 +311,10 @@ def test_optimizers_must_fit_the_players():
         WSSSTrainer(method, torch.optim.SGD(method.parameters(), lr=0.1), [], 1)
     with pytest.raises(ValueError, match="`accumulation_steps` and `keep_checkpoints` of at least 1"):
         WSSSTrainer(method, {}, [], 1, accumulation_steps=0)
+
+
+@pytest.mark.parametrize(("given", "resumed"), [(True, True), ("true", True), (False, False), ("false", False)])
+def test_the_command_line_hands_flags_over_as_text(tmp_path, given, resumed):
+    assert make_trainer(tmp_path, resume=given).resume is resumed
+    with pytest.raises(ValueError, match="`resume` to be true or false, got 'yes'"):
+        make_trainer(tmp_path, resume="yes")

@@ -1,0 +1,175 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""What a bundle's configuration may do, found out without running it.
+
+A MONAI configuration is code: every ``_target_`` is called and every string that begins with ``$`` is evaluated.  Here
+each is taken apart: targets must be full paths to things of monai, torch or monai_wsss, and expressions may only use
+these and the configuration's own ``@references``.  It is a lint that keeps our bundles plain and shows a reader what to
+look at in others', not a sandbox: what the three packages do themselves is trusted.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+__all__ = ["iterate_config", "scan_expressions"]
+
+_PACKAGES = ("monai", "torch", "monai_wsss")
+_IMPORT = "$import monai_wsss"
+# How MONAI finds references in an expression, once `#` has become `::` (monai.bundle.ReferenceResolver).
+_REFERENCE = re.compile(r"@\w*(?:::\w*)*")
+_STAND_IN = "config_reference"
+_DOTTED = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)+")
+# Doors of Python to the system, and what in monai and torch runs, imports, downloads or unpickles what it is told to.
+_UNSAFE = """
+    builtins ctypes exec importlib inspect open os pathlib pickle popen shutil socket spawn subprocess sys system
+    bundle cpp_extension hub instantiate load load_library load_url optional_import package run_cmd save
+"""
+
+
+def iterate_config(config: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of a nested configuration that is no dict or list, with its id in MONAI's notation.
+
+    Example:
+        >>> list(iterate_config({"train": {"steps": [1, "@a"]}}))
+        [('train#steps#0', 1), ('train#steps#1', '@a')]
+    """
+    if not isinstance(config, (dict, list)):
+        yield name, config
+        return
+    for key, value in config.items() if isinstance(config, dict) else enumerate(config):
+        yield from iterate_config(value, f"{name}#{key}" if name else str(key))
+
+
+def scan_expressions(config: Any) -> list[str]:
+    """Look for what a configuration should not do; nothing of it is evaluated.
+
+    Args:
+        config: the content of a configuration file.
+
+    Returns:
+        A sentence for each ``_target_`` that is no full path to a class or function of monai, torch or monai_wsss, and
+        for each expression that uses or calls anything else than these and ``@references``, touches private
+        attributes, imports more than monai_wsss, or names one of the functions that run, load or download things.
+
+    Example:
+        >>> scan_expressions({"size": "$torch.ones(@n).sum()", "n": 2})
+        []
+        >>> scan_expressions({"run": ["$os.remove('x')"]})
+        ['`run#0` uses `os`: expressions may use monai, torch, monai_wsss and @references only.']
+    """
+    faults = []
+    for name, value in iterate_config(config):
+        problem = None
+        if name.rsplit("#", 1)[-1] == "_target_":
+            problem = _target_problem(value)
+        elif name.rsplit("#", 1)[-1] == "_mode_":
+            problem = None if value in ("default", "callable") else "may be `default` or `callable` only"
+        elif isinstance(value, str):
+            problem = _string_problem(value)
+        if problem:
+            faults.append(f"`{name}` {problem}.")
+    return faults
+
+
+def _target_problem(target: Any) -> str | None:
+    if not isinstance(target, str) or not _DOTTED.fullmatch(target) or target.split(".")[0] not in _PACKAGES:
+        return f"is {target!r}: write the full path of a class or function of {', '.join(_PACKAGES)}"
+    return _path_problem(target)
+
+
+def _string_problem(text: str) -> str | None:
+    if text.startswith("%") and re.search(r"\.(json|ya?ml)\b", text):
+        return f"copies from another file ({text!r}): keep what a configuration needs in itself"
+    if not text.startswith("$") or text == _IMPORT:
+        return None
+    if re.match(r"\$\s*(import|from)\b", text):
+        return f"imports more than monai_wsss ({text!r}): move the code into an installed package"
+    expression = _REFERENCE.sub(_STAND_IN, text[1:].replace("#", "::"))
+    try:
+        tree = ast.parse(expression.strip(), mode="eval")
+    except SyntaxError:
+        return f"is no Python expression ({text!r}): correct it"
+    visitor = _ExpressionVisitor(tree)
+    visitor.visit(tree)
+    return visitor.problems[0] if visitor.problems else None
+
+
+class _ExpressionVisitor(ast.NodeVisitor):
+    """Collects what an expression does beyond the packages and the references."""
+
+    def __init__(self, tree: ast.AST) -> None:
+        self.problems: list[str] = []
+        self.bound = {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
+        self.bound |= {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+
+    def visit_Name(self, node: ast.Name) -> None:
+        if node.id in _PACKAGES:
+            self.problems.append(f"hands out the package `{node.id}` itself: name what is needed of it")
+        elif node.id != _STAND_IN and node.id not in self.bound:
+            self.problems.append(f"uses `{node.id}`: expressions may use {', '.join(_PACKAGES)} and @references only")
+
+    def visit_Attribute(self, node: ast.Attribute) -> None:
+        path = _dotted(node)
+        if path is not None and path.split(".")[0] in _PACKAGES:
+            problem = _path_problem(path)
+        else:
+            problem = _part_problem(node.attr)
+            self.generic_visit(node)
+        if problem:
+            self.problems.append(problem)
+
+    def visit_Call(self, node: ast.Call) -> None:
+        self.generic_visit(node)
+        if _root(node.func) not in (*_PACKAGES, _STAND_IN):
+            self.problems.append(
+                f"calls `{ast.unparse(node.func)}`: expressions may call what belongs to {', '.join(_PACKAGES)} "
+                "or to a @reference only"
+            )
+
+
+def _dotted(node: ast.expr) -> str | None:
+    """``a.b.c`` of a chain of attributes that begins with a name, else None."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute) and (start := _dotted(node.value)) is not None:
+        return f"{start}.{node.attr}"
+    return None
+
+
+def _root(node: ast.expr) -> str | None:
+    """The name that a chain of attributes, subscripts and calls begins with, None where it begins with a literal."""
+    while isinstance(node, (ast.Attribute, ast.Subscript, ast.Call)):
+        node = node.func if isinstance(node, ast.Call) else node.value
+    return node.id if isinstance(node, ast.Name) else None
+
+
+def _part_problem(part: str) -> str | None:
+    if part.startswith("_"):
+        return f"touches the private attribute `{part}`: use public ones"
+    if part in _UNSAFE.split() or part.startswith("download"):
+        return f"uses `{part}`, which can run, load or write whatever it is told to: do without"
+    return None
+
+
+def _path_problem(path: str) -> str | None:
+    """Why ``torch.a.b`` is not to be used; the packages are imported for it, the configuration is not evaluated."""
+    parts = path.split(".")
+    for part in parts[1:]:
+        if problem := _part_problem(part):
+            return problem
+    thing: Any = importlib.import_module(parts[0])
+    for length, part in enumerate(parts[1:], start=2):
+        try:
+            thing = getattr(thing, part) if hasattr(thing, part) else importlib.import_module(".".join(parts[:length]))
+        except ImportError:
+            return f"names {path}, which does not exist: correct the path"
+        owner = thing.__name__ if isinstance(thing, ModuleType) else getattr(thing, "__module__", None)
+        if isinstance(owner, str) and owner.split(".")[0] not in _PACKAGES:
+            return f"reaches {owner} through {path}: use what {parts[0]} itself defines"
+    return f"names the module {path} itself: name what is needed of it" if isinstance(thing, ModuleType) else None

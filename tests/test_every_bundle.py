@@ -1,0 +1,522 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""Every bundle does what docs/architecture.md and its README promise: it is checked, loaded, run, killed and resumed.
+
+All runs are offline, on phantoms, from a folder that is not the bundle's.  What is quick runs in this process through
+MONAI's ConfigWorkflow; the slow tests type the README's commands.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import hashlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import monai.bundle
+import nibabel
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigWorkflow
+from monai.utils import set_determinism
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from monai_wsss.benchmark.bundle_checks import check_bundle, metadata_schema
+from monai_wsss.data import load_datalist, make_phantoms, prepare_cases
+from monai_wsss.networks import ActivationNetwork
+
+ROOT = Path(__file__).parents[1]
+BUNDLES = sorted(path.parent.parent for path in ROOT.glob("bundles/*/configs/train.json"))
+WORKFLOWS = {
+    "train": ("train", ["train.json"]),
+    "evaluate": ("train", ["train.json", "evaluate.json"]),
+    "inference": ("inference", ["inference.json"]),
+}
+
+# One epoch on two subjects may well end with maps that are all or nothing.
+pytestmark = pytest.mark.filterwarnings("ignore:Epoch .* maps of positive images")
+
+
+def test_there_are_bundles():
+    assert BUNDLES
+
+
+# ---- helpers ---------------------------------------------------------------------------------------------------------
+
+
+def refuse(*arguments: Any, **options: Any) -> NoReturn:
+    raise OSError("The tests of the bundles run offline.")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def offline() -> Iterator[None]:
+    """No name is resolved and no connection opened in this process; the random state is left as it was found."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", refuse)
+        patch.setattr(socket, "getaddrinfo", refuse)
+        yield
+    set_determinism(None)
+
+
+@pytest.fixture(scope="module", params=BUNDLES, ids=lambda path: path.name)
+def bundle(request: pytest.FixtureRequest) -> Path:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def modalities(bundle: Path) -> list[str]:
+    return read_json(bundle / "configs" / "train.json")["modalities"]
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory: pytest.TempPathFactory, modalities: list[str]) -> Path:
+    """A diseased and a healthy subject to train on, as many to validate, and one study to segment."""
+    return Path(make_phantoms(tmp_path_factory.mktemp("phantoms"), modalities=modalities, subjects=(2, 2, 1)))
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def fingerprint(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file below a folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def configs(bundle: Path, *names: str) -> list[str]:
+    return [str(bundle / "configs" / name) for name in names]
+
+
+def start(bundle: Path, workflow: str, **overrides: Any) -> ConfigWorkflow:
+    """A workflow, initialized as `python -m monai.bundle run` does it."""
+    kind, names = WORKFLOWS[workflow]
+    started = ConfigWorkflow(
+        configs(bundle, *names),
+        logging_file=False,
+        workflow_type=kind,
+        bundle_root=str(bundle),
+        **{"device": "cpu", **overrides},
+    )
+    started.initialize()
+    return started
+
+
+def run(bundle: Path, workflow: str, output_dir: Path, dataset_dir: Path, **overrides: Any) -> Path:
+    """Run a workflow from an empty folder; returns ``output_dir``.
+
+    Nothing may be written but there: neither in the bundle nor beside the data nor where the process stands.
+    """
+    elsewhere = output_dir.with_name(f"{output_dir.name}_elsewhere")
+    elsewhere.mkdir()
+    before, search_path = (fingerprint(bundle), fingerprint(dataset_dir)), list(sys.path)
+    with contextlib.chdir(elsewhere):
+        started = start(bundle, workflow, output_dir=str(output_dir), dataset_dir=str(dataset_dir), **overrides)
+        started.run()
+        started.finalize()
+    sys.path[:] = search_path
+    assert (fingerprint(bundle), fingerprint(dataset_dir)) == before
+    assert list(elsewhere.iterdir()) == []
+    return output_dir
+
+
+def same_weights(first: Path, second: Path) -> bool:
+    """Whether two state dicts are equal bit for bit (NaN equals NaN)."""
+    states = [torch.load(path, weights_only=True) for path in (first, second)]
+    assert states[0].keys() == states[1].keys()
+    return all(np.array_equal(states[0][name], states[1][name], equal_nan=True) for name in states[0])
+
+
+# ---- what it is ------------------------------------------------------------------------------------------------------
+
+
+def test_it_has_no_static_faults(bundle):
+    assert check_bundle(bundle) == []
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS)
+def test_its_properties_are_those_that_other_programs_look_for(bundle, phantoms, workflow, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    started = start(bundle, workflow, dataset_dir=str(phantoms), output_dir=str(tmp_path / "out"))
+    assert started.check_properties() == []
+    assert started.workflow_type == ("infer" if workflow == "inference" else "train")
+    assert Path(started.bundle_root) == bundle
+
+
+def test_monai_loads_the_network_from_anywhere(bundle, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    network = monai.bundle.load(bundle.name, bundle_dir=str(bundle.parent), workflow_type="inference", device="cpu")
+    shipped = torch.load(bundle / "models" / "model.pt", weights_only=True)
+    state = network.state_dict()
+    assert state.keys() == shipped.keys()
+    assert all(np.array_equal(state[name], shipped[name], equal_nan=True) for name in shipped)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_monai_verifies_the_metadata_offline(bundle, tmp_path):
+    (tmp_path / "schema.json").write_text(json.dumps(metadata_schema()), encoding="utf-8")
+    monai.bundle.verify_metadata(
+        meta_file=str(bundle / "configs" / "metadata.json"), filepath=str(tmp_path / "schema.json")
+    )
+
+
+@pytest.mark.parametrize("name", ["train.json", "inference.json"])
+def test_monai_verifies_what_goes_in_and_out(bundle, name):
+    monai.bundle.verify_net_in_out(
+        "network_def",
+        meta_file=str(bundle / "configs" / "metadata.json"),
+        config_file=str(bundle / "configs" / name),
+        device="cpu",
+    )
+
+
+def test_the_exported_network_gives_the_same_maps(bundle, tmp_path):
+    exported = tmp_path / "model.ts"
+    monai.bundle.ckpt_export(
+        "network_def",
+        filepath=str(exported),
+        ckpt_file=str(bundle / "models" / "model.pt"),
+        meta_file=str(bundle / "configs" / "metadata.json"),
+        config_file=str(bundle / "configs" / "inference.json"),
+        bundle_root=str(bundle),
+    )
+    network = monai.bundle.load(bundle.name, bundle_dir=str(bundle.parent), workflow_type="inference", device="cpu")
+    image = torch.randn(2, network_channels(bundle), 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected, maps = network.eval()(image), torch.jit.load(exported).eval()(image)
+    assert torch.allclose(maps, expected, atol=1e-5)
+
+
+def network_channels(bundle: Path) -> int:
+    return read_json(bundle / "configs" / "metadata.json")["network_data_format"]["inputs"]["image"]["num_channels"]
+
+
+# ---- inference and evaluation ----------------------------------------------------------------------------------------
+
+
+def test_inference_writes_masks_in_the_geometry_of_the_studies(bundle, phantoms, tmp_path):
+    output = run(bundle, "inference", tmp_path / "out", phantoms, views="none")
+    (case,) = load_datalist(phantoms / "datalist.json", "test")
+    study = nibabel.load(case["image"][0])
+    mask = nibabel.load(output / "masks" / f"{case['id']}.nii.gz")
+    assert mask.shape == study.shape
+    assert np.allclose(mask.affine, study.affine)
+    assert mask.get_data_dtype() == np.uint8
+    assert set(np.unique(mask.dataobj)) <= {0, 1}
+    (row,) = read_rows(output / "predictions.csv")
+    assert row["id"] == case["id"]
+    assert (output / row["mask"]).is_file()
+    record = read_json(output / "run.json")
+    assert record["weights_sha256"] == fingerprint(bundle)["models/model.pt"]
+    assert record["datalist_sha256"] == fingerprint(phantoms)["datalist.json"]
+
+
+def test_a_missing_modality_is_replaced_on_request_alone(bundle, modalities, tmp_path):
+    if len(modalities) < 2:
+        pytest.skip("one modality cannot stand in for another")
+    data = Path(make_phantoms(tmp_path / "data", modalities=modalities[1:], subjects=(0, 0, 1)))
+    with pytest.raises(RuntimeError) as error:
+        run(bundle, "inference", tmp_path / "refused", data, views="none")
+    assert f"lacks the modality {modalities[0]}" in str(error.value.__cause__)
+    stand_in = {modalities[0]: modalities[-1]}
+    output = run(bundle, "inference", tmp_path / "out", data, views="none", replace_missing=stand_in)
+    assert read_json(output / "run.json")["config"]["replace_missing"] == stand_in
+    assert len(list((output / "masks").iterdir())) == 1
+
+
+@pytest.fixture(scope="module")
+def evaluation(bundle: Path, phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of an evaluation with the shipped weights."""
+    return run(bundle, "evaluate", tmp_path_factory.mktemp("evaluation") / "out", phantoms, views="none")
+
+
+def test_evaluation_fills_the_run_folder(evaluation, phantoms, bundle):
+    assert {"metrics.csv", "run.json", "metrics.json", "per_case.csv", "per_subject.csv", "masks", "report.html"} <= {
+        path.name for path in evaluation.iterdir()
+    }
+    cases = load_datalist(phantoms / "datalist.json", "validation")
+    assert [row["id"] for row in read_rows(evaluation / "per_case.csv")] == [case["id"] for case in cases]
+    assert {row["subject"] for row in read_rows(evaluation / "per_subject.csv")} == {case["subject"] for case in cases}
+    assert len(list((evaluation / "masks").iterdir())) == len(cases)
+    assert read_json(evaluation / "run.json")["uses_masks"] == []
+
+
+def test_both_metric_files_say_the_same(evaluation):
+    metrics = read_json(evaluation / "metrics.json")
+    listed = dict(line.split(",") for line in (evaluation / "metrics.csv").read_text(encoding="utf-8").splitlines())
+    assert {"dice_subject", "healthy_clean", "presence_auroc"} <= metrics.keys()
+    for name, value in metrics.items():
+        assert float(listed[name]) == pytest.approx(value["mean"])
+        assert value["ci95"][0] <= value["ci95"][1]
+
+
+def test_what_metadata_states_is_measured(evaluation, bundle):
+    stated = read_json(bundle / "configs" / "metadata.json")["eval_metrics"]
+    assert "phantom" in stated
+    for block in stated.values():
+        assert block.keys() <= read_json(evaluation / "metrics.json").keys()
+
+
+# ---- training --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def training(bundle: Path, phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of one epoch of training."""
+    return run(bundle, "train", tmp_path_factory.mktemp("training") / "out", phantoms, epochs=1, val_interval=1)
+
+
+def test_training_writes_a_checkpoint_and_the_network(training, bundle):
+    (checkpoint,) = (training / "checkpoints").iterdir()
+    assert torch.load(checkpoint, weights_only=True)["epoch"] == 1
+    network = start(bundle, "inference").network_def
+    network.load_state_dict(torch.load(training / "model.pt", weights_only=True))
+    assert all(bool(torch.isfinite(parameter).all()) for parameter in network.parameters())
+    if isinstance(network, ActivationNetwork):
+        assert bool(torch.isfinite(network.negative_reference).all())
+    (row,) = read_rows(training / "training_log.csv")
+    assert float(row["loss"]) > 0
+    assert "val_dice_subject" in row
+    record = read_json(training / "run.json")
+    assert record["weights_sha256"] is None
+    assert record["uses_masks"] == []
+    assert record["config"]["epochs"] == 1
+
+
+def curves(output: Path) -> list[set[str]]:
+    """The names of the curves in each TensorBoard file that holds any."""
+    tags = [set(EventAccumulator(str(path)).Reload().Tags()["scalars"]) for path in output.glob("events.*")]
+    return [names for names in tags if names]
+
+
+def test_tensorboard_shows_loss_and_validation(training):
+    names = set().union(*curves(training))
+    assert any("loss" in name for name in names), names
+    assert "val_dice_subject" in names
+
+
+def test_training_never_reads_masks_and_repeats_itself(bundle, training, phantoms, tmp_path):
+    """Without any mask of the training split the same seed gives the same losses and, bit for bit, the same weights."""
+    data = shutil.copytree(phantoms, tmp_path / "data")
+    masks = [case["mask"] for case in load_datalist(data / "datalist.json", "training", masks=True)]
+    assert masks
+    for mask in masks:
+        os.remove(mask)
+    again = run(bundle, "train", tmp_path / "again", data, epochs=1, val_interval=1)
+    assert (again / "training_log.csv").read_text() == (training / "training_log.csv").read_text()
+    assert same_weights(again / "model.pt", training / "model.pt")
+
+
+# ---- the README's commands -------------------------------------------------------------------------------------------
+
+OFFLINE_SITE = """
+import socket
+
+connect = socket.socket.connect
+
+
+def local_only(self, address):
+    if isinstance(address, tuple) and address[0] not in ("127.0.0.1", "::1", "localhost", socket.gethostname()):
+        raise OSError(f"offline: no connection to {address}")
+    return connect(self, address)
+
+
+socket.socket.connect = local_only
+"""
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """One thread, no GPU, no network but this machine's own."""
+    site = tmp_path_factory.mktemp("offline")
+    (site / "sitecustomize.py").write_text(OFFLINE_SITE, encoding="utf-8")
+    search_path = os.pathsep.join([str(site), str(ROOT)])
+    return {**os.environ, "PYTHONPATH": search_path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def command(*config_files: str, **overrides: Any) -> list[str]:
+    """``python -m monai.bundle run`` with several configurations and overrides."""
+    flags = [word for name, value in overrides.items() for word in (f"--{name}", str(value))]
+    return [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(list(config_files)), *flags]
+
+
+def call(words: list[str], environment: dict[str, str], cwd: Path) -> str:
+    """Run a command to its end, which must be a good one; returns what it printed."""
+    done = subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=1500)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout + done.stderr
+
+
+@pytest.fixture
+def own_copy(bundle: Path, tmp_path: Path) -> Path:
+    """A copy for the runs that write into the bundle by default."""
+    return shutil.copytree(bundle, tmp_path / bundle.name, ignore=shutil.ignore_patterns("eval", "sample_data"))
+
+
+@pytest.mark.slow
+def test_by_default_it_segments_phantoms(own_copy, environment):
+    call([*command("configs/inference.json")], environment, own_copy)
+    cases = load_datalist(own_copy / "sample_data" / "datalist.json", "test")
+    assert len(list((own_copy / "eval" / "masks").iterdir())) == len(cases) > 0
+
+
+@pytest.mark.slow
+def test_by_default_evaluation_gives_the_stated_metrics(own_copy, environment):
+    call(command("configs/train.json", "configs/evaluate.json"), environment, own_copy)
+    measured = read_json(own_copy / "eval" / "metrics.json")
+    for name, value in read_json(own_copy / "configs" / "metadata.json")["eval_metrics"]["phantom"].items():
+        assert measured[name]["mean"] == pytest.approx(value, abs=1e-3), name
+
+
+@pytest.mark.slow
+def test_the_command_line_writes_where_it_is_told_to(bundle, phantoms, training, environment, tmp_path):
+    elsewhere, output = tmp_path / "elsewhere", tmp_path / "out"
+    elsewhere.mkdir()
+    before = fingerprint(bundle), fingerprint(phantoms)
+    words = command(
+        *configs(bundle, "train.json"),
+        bundle_root=bundle,
+        dataset_dir=phantoms,
+        output_dir=output,
+        device="cpu",
+        epochs=1,
+        val_interval=1,
+    )
+    call(words, environment, elsewhere)
+    assert list(elsewhere.iterdir()) == []
+    assert (fingerprint(bundle), fingerprint(phantoms)) == before
+    assert {path.name for path in output.iterdir()} >= {"checkpoints", "model.pt", "run.json", "training_log.csv"}
+    losses = [float(read_rows(folder / "training_log.csv")[0]["loss"]) for folder in (output, training)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_a_killed_and_resumed_run_ends_as_the_other(bundle, phantoms, environment, tmp_path):
+    def words(output: str, **more: Any) -> list[str]:
+        return command(
+            *configs(bundle, "train.json"),
+            bundle_root=bundle,
+            dataset_dir=phantoms,
+            output_dir=tmp_path / output,
+            device="cpu",
+            epochs=4,
+            val_interval=2,
+            **more,
+        )
+
+    call(words("whole"), environment, tmp_path)
+    with subprocess.Popen(
+        words("killed"), cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        first = tmp_path / "killed" / "checkpoints" / "epoch_0001.pt"
+        deadline = time.monotonic() + 300
+        while not first.exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "model.pt").exists()
+    printed = call(words("killed", resume="true"), environment, tmp_path)
+    assert "after epoch" in printed
+    assert same_weights(tmp_path / "killed" / "model.pt", tmp_path / "whole" / "model.pt")
+    logs = [(tmp_path / name / "training_log.csv").read_text(encoding="utf-8") for name in ("killed", "whole")]
+    assert logs[0] == logs[1]
+
+
+@pytest.mark.slow
+def test_two_processes_train_together(bundle, phantoms, environment, tmp_path):
+    single = command(
+        *configs(bundle, "train.json", "multi_gpu_train.json"),
+        bundle_root=bundle,
+        dataset_dir=phantoms,
+        output_dir=tmp_path / "out",
+        epochs=2,
+        val_interval=1,
+    )
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes=1", "--nproc_per_node=2"]
+    printed = call([*launcher, *single[1:]], environment, tmp_path)
+    assert printed.count("Wrote the deployable network") == 1
+    output = tmp_path / "out"
+    assert [row["epoch"] for row in read_rows(output / "training_log.csv")] == ["1", "2"]
+    assert len(curves(output)) <= 2  # one for training, one for validation, all of one process
+    assert sorted(path.name for path in (output / "checkpoints").iterdir()) == ["epoch_0001.pt", "epoch_0002.pt"]
+    state = torch.load(output / "model.pt", weights_only=True)
+    shipped = torch.load(bundle / "models" / "model.pt", weights_only=True)
+    assert state.keys() == shipped.keys()  # no prefix of the wrapper
+    for name, tensor in state.items():
+        assert bool(torch.isfinite(tensor).all() or torch.isnan(shipped[name]).all()), name
+
+
+@pytest.fixture
+def threshold_dice(bundle: Path, phantoms: Path, tmp_path: Path) -> Any:
+    """The best that a threshold on one channel can do, chosen with the masks: the trivial reference."""
+
+    def best(dataset_dir: Path) -> float:
+        started = start(bundle, "evaluate", dataset_dir=str(dataset_dir), output_dir=str(tmp_path / "unused"))
+        items = list(started.parser.get_parsed_content("validate#dataset"))
+        subjects: dict[str, list[Any]] = {}
+        for item in items:
+            subjects.setdefault(item["subject"], []).append(
+                (np.asarray(item["image"]), np.asarray(item["mask"])[0] > 0)
+            )
+        scores = []
+        for channel in range(np.asarray(items[0]["image"]).shape[0]):
+            for threshold in np.linspace(-2, 4, 25):
+                dice = []
+                for slices in subjects.values():
+                    found = np.stack([image[channel] > threshold for image, _ in slices])
+                    truth = np.stack([mask for _, mask in slices])
+                    if truth.any():
+                        dice.append(2 * (found & truth).sum() / (found.sum() + truth.sum()))
+                scores.append(float(np.mean(dice)))
+        return max(scores)
+
+    return best
+
+
+@pytest.mark.slow
+def test_default_training_beats_no_training_and_trivial_rules(own_copy, environment, threshold_dice):
+    def dice(output: str, **overrides: Any) -> float:
+        call(command("configs/train.json", output_dir=output, **overrides), environment, own_copy)
+        overlaid = command(
+            "configs/train.json", "configs/evaluate.json", ckpt_dir=output, output_dir=f"{output}_scores"
+        )
+        call(overlaid, environment, own_copy)
+        return read_json(own_copy / f"{output}_scores" / "metrics.json")["dice_subject"]["mean"]
+
+    trained = dice("trained")
+    # One epoch at a rate of nothing: initial weights whose normalization and healthy level are fitted to the data.
+    untrained = dice("untrained", epochs=1, learning_rate=1e-12)
+    trivial = threshold_dice(own_copy / "sample_data")
+    assert trained > max(untrained, trivial) + 0.2
+    assert trained > 0.5
+    assert fingerprint(own_copy)["models/model.pt"] != fingerprint(own_copy)["trained/model.pt"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("WSSS_DATA" not in os.environ, reason="WSSS_DATA does not point to the folder with the real data")
+def test_real_data_gives_the_stated_metrics(bundle, tmp_path):
+    stated = read_json(bundle / "configs" / "metadata.json")["eval_metrics"]
+    blocks = stated.keys() - {"phantom"}
+    assert blocks, "the metadata states no metric on real data"
+    for block in blocks:
+        data = Path(prepare_cases(Path(os.environ["WSSS_DATA"]) / block, tmp_path / block)).parent
+        output = run(bundle, "evaluate", tmp_path / f"{block}_scores", data, split="validation")
+        measured = read_json(output / "metrics.json")
+        for name, value in stated[block].items():
+            assert measured[name]["mean"] == pytest.approx(value, abs=1e-3), (block, name)
