@@ -55,7 +55,7 @@ def check_label(label: torch.Tensor, batch_size: int, num_classes: int) -> None:
     if label.shape != (batch_size, num_classes):
         raise ValueError(
             f"Expected `label` of shape (B, K) = {(batch_size, num_classes)}, got {tuple(label.shape)}: "
-            "one 0/1 entry for each foreground class."
+            "one 0/1 entry for each foreground class of the network (`num_classes`)."
         )
     if not bool(((label == 0) | (label == 1)).all()):
         raise ValueError(f"Expected `label` to hold 0 and 1 only, got values up to {label.max().item():g}.")

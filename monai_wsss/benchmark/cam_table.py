@@ -8,6 +8,7 @@ goes on; every row leaves ``<out>/rows/<row>.json``.  Masks are read to measure,
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import time
@@ -21,20 +22,23 @@ import numpy as np
 import torch
 from monai.data import CacheDataset, DataLoader, DistributedSampler
 from monai.handlers import LrScheduleHandler
-from monai.transforms import Compose, LoadImaged, RandFlipd, RandRotate90d
+from monai.transforms import Compose, LoadImaged, RandFlipd, RandRotate90d, Resized
 from monai.utils import set_determinism
 from tqdm import tqdm
 
-from monai_wsss._files import make_directory, write_json
+from monai_wsss._checks import DataError
+from monai_wsss._files import file_sha256, make_directory, write_json
 from monai_wsss.benchmark.recipes import RECIPES, Recipe
-from monai_wsss.data import EpochCacheDataset, load_datalist, load_header
+from monai_wsss.cams import pool_maps
+from monai_wsss.data import EpochCacheDataset, check_trainable, load_datalist, load_header
 from monai_wsss.engines import TrainingLog, WSSSTrainer, load_tensors, one_cycle
 from monai_wsss.inferers import GradientCAMInferer, VolumeInferer
 from monai_wsss.methods import ClassActivationMapping, WSSSMethod
 from monai_wsss.metrics import CaseTable
 from monai_wsss.networks import ActivationNetwork, MapEnsemble
 from monai_wsss.refinement import to_mask
-from monai_wsss.transforms import NormalizeSubjectd, ResizeInPlaned
+from monai_wsss.refinement.oracle import oracle_raw_threshold
+from monai_wsss.transforms import NormalizeSubjectd, ResizeInPlaned, resize_in_plane
 
 __all__ = ["CamTable", "format_table"]
 
@@ -49,7 +53,7 @@ Cases = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class CamTable:
-    """The benchmark of plain CAM on one prepared dataset.
+    """The benchmark of plain CAM on one prepared dataset of slices with one class.
 
     Args:
         datalist: path of the prepared ``datalist.json``.
@@ -77,6 +81,7 @@ class CamTable:
         Returns:
             row name to one metrics map a seed.
         """
+        self._check()
         rows: dict[str, list[Row]] = {}
         for name, results in self._all_rows():
             rows[name] = results
@@ -85,6 +90,28 @@ class CamTable:
         write_json(self.out / "table.json", rows)
         (self.out / "table.md").write_text(format_table(rows) + "\n", encoding="utf-8")
         return rows
+
+    def _check(self) -> None:
+        """Refuse at once what would fail after hours of training.
+
+        Raises:
+            DataError: several classes, no positive or no negative image, or weights of other settings in ``out``.
+        """
+        classes = load_header(self.datalist)["classes"]
+        if len(classes) != 1:
+            raise DataError(f"{self.datalist} has the classes {', '.join(classes)}: this table is for one class.")
+        check_trainable(load_datalist(self.datalist, "training"))
+        settings = {
+            "datalist_sha256": file_sha256(self.datalist),
+            "epochs": self.epochs,
+            "grid": list(self.grid),
+            "batch_size": self.batch_size,
+            "learning_rate": self.learning_rate,
+        }
+        path = make_directory(self.out) / "settings.json"
+        if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != settings:
+            raise DataError(f"{self.out} holds weights that were trained with other settings: choose another folder.")
+        write_json(path, settings)
 
     def _all_rows(self) -> Iterator[tuple[str, list[Row]]]:
         header = load_header(self.datalist)
@@ -105,10 +132,13 @@ class CamTable:
 
     def _loader(self, recipe: Recipe, seed: int, *, masks: bool) -> DataLoader:
         keys = ["image", "mask"] if masks else ["image"]
+        resizing = [ResizeInPlaned("image", self.grid)]
+        if masks:
+            resizing.append(Resized("mask", self.grid, mode="nearest"))
         items = self._items("training", recipe.by_subject, masks=masks)
         dataset = EpochCacheDataset(
             items,
-            Compose([*_reading(keys), ResizeInPlaned("image", self.grid)]),
+            Compose([*_reading(keys), *resizing]),
             Compose([RandRotate90d(keys, 0.75, 3), RandFlipd(keys, 0.5, 0)]),
             seed=seed,
             progress=False,
@@ -145,8 +175,8 @@ class CamTable:
 
     def _items(self, split: str, by_subject: bool, *, masks: bool) -> Cases:
         items = load_datalist(self.datalist, split, masks=masks)
-        if masks:
-            # An image without finding has an empty mask by definition; full supervision trains on it as well.
+        if masks and split == "training":
+            # Full supervision trains on the images whose mask is on disk, healthy ones among them.
             items = [item for item in items if "mask" in item]
         if by_subject:
             return items
@@ -168,13 +198,23 @@ class CamTable:
                 for network, per_case in zip(networks, maps, strict=True)
             ]
             yield f"{name} / {rule or 'argmax'}", results
+        if "negative_reference" in recipe.rules[:1]:
+            results = [
+                self._measure(cases, per_case, _oracle_options(network, cases, per_case))
+                for network, per_case in zip(networks, maps, strict=True)
+            ]
+            yield f"{name} / ORACLE raw threshold (chosen on the masks)", results
 
     def _gradient_rows(self, networks: Sequence[torch.nn.Module]) -> list[Row]:
         """Grad-CAM++ at the last block of each network, gated by the network's own logits."""
         cases = self._cases(by_subject=True)
         inferer = GradientCAMInferer("encoder", variant="gradcam++", gate="predicted")
-        options = {"pooling": "average", "rule": "max", "gate": "none"}
-        return [self._measure(cases, _maps(cases, partial(inferer, network=network)), options) for network in networks]
+        options = {"rule": "max", "gate": "none"}
+        maps = [_maps(cases, partial(self._on_grid, inferer, network)) for network in networks]
+        return [self._measure(cases, per_case, options) for per_case in maps]
+
+    def _on_grid(self, inferer: GradientCAMInferer, network: torch.nn.Module, image: torch.Tensor) -> torch.Tensor:
+        return resize_in_plane(inferer(resize_in_plane(image, self.grid), network), image.shape[2:])
 
     def _trivial_rows(self, network: torch.nn.Module) -> Iterator[tuple[str, list[Row]]]:
         """References without a learned map: FLAIR above a level; the whole image where the network sees a finding."""
@@ -196,6 +236,7 @@ class CamTable:
     def _measure(self, cases: Cases, maps: Sequence[torch.Tensor], options: dict[str, Any]) -> Row:
         header = load_header(self.datalist)
         table = CaseTable(header["classes"], background=header["background"], scored_class=header.get("scored_class"))
+        pooling = {name: options[name] for name in ("pooling", "topk_share", "lse_sharpness") if name in options}
         for case, scores in zip(cases, maps, strict=True):
             table.add(
                 id=case["id"],
@@ -203,7 +244,7 @@ class CamTable:
                 label=case["label"],
                 prediction=to_mask(scores, **options)[0],
                 reference=case.get("mask"),
-                presence=scores.flatten(2).amax(2)[0] if options.get("output_kind") != "segmentation" else None,
+                presence=pool_maps(scores, **pooling)[0] if pooling else None,
             )
         return table.summary()
 
@@ -239,6 +280,21 @@ def _options(network: torch.nn.Module, rule: str | None) -> dict[str, Any]:
         "negative_reference": network.negative_reference,
         "negative_quantile": network.negative_quantile,
     }
+
+
+def _oracle_options(network: torch.nn.Module, cases: Cases, maps: Sequence[torch.Tensor]) -> dict[str, Any]:
+    """The raw threshold that the masks call best: an upper bound of every fixed threshold, no rule to use."""
+    options = _options(network, "fixed")
+    gated = []
+    for scores in maps:
+        presence = pool_maps(scores, options["pooling"], topk_share=network.topk_share)[0, 0] > 0  # type: ignore[arg-type]
+        gated.append(scores[0] if presence else torch.full_like(scores[0], -torch.inf))
+    masks = [
+        torch.as_tensor(case.get("mask", torch.zeros_like(scores))) for case, scores in zip(cases, gated, strict=True)
+    ]
+    candidates = torch.linspace(-6, 6, 121).tolist()
+    chosen = oracle_raw_threshold(gated, masks, candidates, subjects=[case["subject"] for case in cases])
+    return options | {"threshold": chosen.oracle_threshold}
 
 
 def format_table(rows: dict[str, list[Row]]) -> str:

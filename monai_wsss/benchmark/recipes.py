@@ -18,6 +18,7 @@ from monai_wsss.networks import CAMEncoder
 
 __all__ = ["RECIPES", "Recipe"]
 
+
 @dataclass(frozen=True)
 class Recipe:
     """One way to train.
@@ -40,6 +41,10 @@ def _encoder(in_channels: int, num_classes: int, *, pooling: str, topk_share: fl
     return ClassActivationMapping(network)
 
 
+def _plain(in_channels: int, num_classes: int) -> WSSSMethod:
+    return ClassActivationMapping.from_preset("paper", in_channels=in_channels, num_classes=num_classes)
+
+
 def _full_supervision(in_channels: int, num_classes: int) -> WSSSMethod:
     unet = BasicUNet(2, in_channels, num_classes + 1, features=(16, 32, 64, 128, 128, 16), norm="batch")
     return FullSupervision(SegmentationNetwork(unet))
@@ -53,9 +58,7 @@ RECIPES = {
         partial(_encoder, pooling="average"),
         rules=("minmax", "negative_reference", "negative_quantile", "logit", "otsu"),
     ),
-    "plain (paper): average": Recipe(
-        partial(_encoder, pooling="average"), by_subject=False, views="none", rules=("minmax",)
-    ),
+    "plain (paper): average": Recipe(_plain, by_subject=False, views="none", rules=("minmax",)),
     "full supervision (masks)": Recipe(_full_supervision, rules=(None,)),
 }
 """The rows of the table by name; names say where masks were used."""

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import random
 import re
@@ -17,7 +18,15 @@ from torch import nn
 from monai_wsss._checks import DataError
 from monai_wsss._files import atomic_path, make_directory
 
-__all__ = ["latest_checkpoint", "load_tensors", "restore_rng_state", "rng_state", "save_checkpoint", "save_weights"]
+__all__ = [
+    "latest_checkpoint",
+    "load_tensors",
+    "remove_checkpoints",
+    "restore_rng_state",
+    "rng_state",
+    "save_checkpoint",
+    "save_weights",
+]
 
 _NAME = re.compile(r"epoch_(\d+)\.pt")
 
@@ -58,8 +67,7 @@ def save_checkpoint(directory: str | os.PathLike[str], epoch: int, content: dict
     """
     folder = make_directory(directory)
     path = folder / f"epoch_{epoch:04d}.pt"
-    with atomic_path(path) as temporary:
-        torch.save(content, temporary)
+    _write_tensors(path, content)
     for _, old in _checkpoints(folder)[:-keep]:
         old.unlink()
     return path
@@ -96,5 +104,20 @@ def load_tensors(path: str | os.PathLike[str]) -> dict[str, Any]:
 def save_weights(path: str | os.PathLike[str], network: nn.Module) -> None:
     """Write a network's flat state dict, on the CPU, whole or not at all."""
     make_directory(Path(path).parent)
+    _write_tensors(Path(path), {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()})
+
+
+def remove_checkpoints(directory: str | os.PathLike[str]) -> int:
+    """Remove the checkpoints of an earlier run, which a new one must not be resumed from; gives their number."""
+    found = _checkpoints(Path(directory))
+    for _, path in found:
+        path.unlink()
+    return len(found)
+
+
+def _write_tensors(path: Path, content: dict[str, Any]) -> None:
+    """Whole or not at all; by way of memory, since torch's own writer hides that a disk is full."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
     with atomic_path(path) as temporary:
-        torch.save({name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}, temporary)
+        temporary.write_bytes(buffer.getbuffer())

@@ -28,10 +28,12 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from monai_wsss._checks import DataError
 from monai_wsss.data import check_trainable
 from monai_wsss.engines.checkpoint import (
     latest_checkpoint,
     load_tensors,
+    remove_checkpoints,
     restore_rng_state,
     rng_state,
     save_checkpoint,
@@ -135,6 +137,8 @@ class WSSSTrainer(Trainer):
         self.scaler = torch.amp.GradScaler("cuda") if self.amp and self.state.device.type == "cuda" else None
         if self.resume:
             self._load_checkpoint()
+        elif self.checkpoint_dir is not None and is_main_process() and remove_checkpoints(self.checkpoint_dir):
+            logger.warning("A new training: the earlier checkpoints in %s are removed.", self.checkpoint_dir)
         if self.state.epoch < self.state.max_epochs:
             Workflow.run(self)
         self._finalize()
@@ -167,23 +171,33 @@ class WSSSTrainer(Trainer):
             output["loss"] += total.item()
             self.fire_event(IterationEvents.LOSS_COMPLETED)
             self._step(player, optimizer, total)
+        # Once for all players: a scale that changes between them would spoil what the later ones have accumulated.
+        if self.scaler is not None and self._accumulated:
+            self.scaler.update()
         self.core.after_step(self.progress)
         self.state.output = output
         self.fire_event(IterationEvents.MODEL_COMPLETED)
         return output
 
+    @property
+    def _position(self) -> int:
+        """Place of the present iteration in its epoch, from 0."""
+        return (self.state.iteration - 1) % self.state.epoch_length
+
+    @property
+    def _accumulated(self) -> bool:
+        """Whether the present iteration ends a step; the last one of an epoch does, so that nothing is lost."""
+        done = self._position + 1
+        return done % self.accumulation_steps == 0 or done == self.state.epoch_length
+
     def _step(self, player: str, optimizer: Optimizer, total: torch.Tensor) -> None:
         """Accumulate the gradients of one player's loss, and step at the end of the accumulated batches."""
-        length = self.state.epoch_length
-        position = (self.state.iteration - 1) % length
-        begins = position % self.accumulation_steps == 0
-        ends = (position + 1) % self.accumulation_steps == 0 or position + 1 == length
-        if begins:
+        if self._position % self.accumulation_steps == 0:
             optimizer.zero_grad(set_to_none=True)
         scale = self.scaler.scale if self.scaler is not None else (lambda loss: loss)
         scale(total / self.accumulation_steps).backward()
         self.fire_event(IterationEvents.BACKWARD_COMPLETED)
-        if not ends:
+        if not self._accumulated:
             return
         if self.clip_norm is not None:
             if self.scaler is not None:
@@ -193,7 +207,6 @@ class WSSSTrainer(Trainer):
             optimizer.step()
         else:
             self.scaler.step(optimizer)
-            self.scaler.update()
 
     def _finite(self, name: str, loss: torch.Tensor, batch: dict[str, Any]) -> float:
         value = float(loss.detach())
@@ -227,6 +240,7 @@ class WSSSTrainer(Trainer):
     def _checkpoint(self) -> dict[str, Any]:
         return {
             "epoch": self.state.epoch,
+            "length": [self.state.max_epochs, self.state.epoch_length],
             "iteration": self.state.iteration,
             "method": self.core.state_dict(),
             "optimizers": {player: optimizer.state_dict() for player, optimizer in self.optimizers.items()},
@@ -241,7 +255,16 @@ class WSSSTrainer(Trainer):
             logger.warning("No checkpoint to resume from in %s: training starts at the beginning.", self.checkpoint_dir)
             return
         content = load_tensors(path)
-        self.core.load_state_dict(content["method"])
+        length = [self.state.max_epochs, self.state.epoch_length]
+        if content["length"] != length:
+            raise DataError(
+                f"{path} is of a run of {content['length'][0]} epochs of {content['length'][1]} iterations, "
+                f"this one has {length[0]} of {length[1]}: resume with the same epochs, data and batch size."
+            )
+        try:
+            self.core.load_state_dict(content["method"])
+        except RuntimeError as error:
+            raise DataError(f"{path} holds another network: resume with the same settings. {error}") from error
         for player, state in content["optimizers"].items():
             self.optimizers[player].load_state_dict(state)
         for player, state in content["lr_schedulers"].items():

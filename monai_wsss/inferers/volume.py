@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from monai.data.meta_tensor import MetaTensor
 from monai.inferers import Inferer, SlidingWindowInferer
 
 from monai_wsss._checks import check_shape
@@ -71,7 +72,7 @@ class VolumeInferer(Inferer):
         self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
     ) -> torch.Tensor:
         check_shape("image", inputs, "(B, C, *S)")
-        image = torch.Tensor(inputs.as_tensor()) if hasattr(inputs, "as_tensor") else inputs
+        image = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
 
         def maps(patch: torch.Tensor) -> torch.Tensor:
             return multi_view_maps(

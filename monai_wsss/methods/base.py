@@ -54,8 +54,12 @@ class WSSSMethod(nn.Module):
                 "read the training split without masks=True."
             )
         check_shape("image", batch["image"], "(B, C, *S)")
-        check_label(batch["label"], batch["image"].shape[0], batch["label"].shape[-1])
+        check_label(batch["label"], batch["image"].shape[0], self._num_classes(batch["label"]))
         return self.losses(batch, progress, player)
+
+    def _num_classes(self, label: torch.Tensor) -> int:
+        """K of the network; of the label where the network is anybody's segmenter and does not say."""
+        return int(getattr(self.network, "num_classes", label.shape[-1]))
 
     def player_parameters(self, player: str) -> Iterator[nn.Parameter]:
         """The parameters of one party, for its optimizer and for clipping."""
@@ -74,9 +78,11 @@ class WSSSMethod(nn.Module):
             return
         was_training = self.network.training
         self.network.eval()
+        _broadcast_buffers(self.network)
         responses = NegativeResponses(self.network.groups * self.network.num_classes)
         for batch in train_data_loader:
             label = torch.as_tensor(batch["label"])
+            check_label(label, len(label), self._num_classes(label))
             # Whole batches of positives for every class have nothing to tell.
             if bool((label == 0).any()):
                 responses.update(float32_or_wider(self.network(batch["image"].to(device))), label.to(device))
@@ -110,6 +116,13 @@ class WSSSMethod(nn.Module):
                 "use max-like pooling, a lower learning rate, or more negative images."
             ]
         return []
+
+
+def _broadcast_buffers(network: nn.Module) -> None:
+    """Batch-norm statistics differ between the processes after a step: all measure with those of the first."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        for buffer in network.buffers():
+            torch.distributed.broadcast(buffer, 0)
 
 
 def _gather(responses: NegativeResponses) -> None:

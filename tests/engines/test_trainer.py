@@ -4,7 +4,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import warnings
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -109,7 +112,7 @@ def test_checkpoints_are_tensors_and_only_the_last_stay(tmp_path):
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert names == ["epoch_0003.pt", "epoch_0004.pt"]
     content = torch.load(tmp_path / "checkpoints" / names[-1], weights_only=True)
-    assert set(content) == {"epoch", "iteration", "method", "optimizers", "lr_schedulers", "scaler", "rng"}
+    assert set(content) == {"epoch", "length", "iteration", "method", "optimizers", "lr_schedulers", "scaler", "rng"}
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path):
@@ -318,3 +321,40 @@ def test_the_command_line_hands_flags_over_as_text(tmp_path, given, resumed):
     assert make_trainer(tmp_path, resume=given).resume is resumed
     with pytest.raises(ValueError, match="`resume` to be true or false, got 'yes'"):
         make_trainer(tmp_path, resume="yes")
+
+
+def test_a_new_run_leaves_no_checkpoint_of_an_earlier_one_to_resume_from(tmp_path, caplog):
+    make_trainer(tmp_path).run()
+    killed = make_trainer(tmp_path)
+    killed.add_event_handler(Events.ITERATION_STARTED(once=2), lambda: killed.terminate())
+    killed.run()
+    assert "earlier checkpoints" in caplog.text
+    resumed = make_trainer(tmp_path, resume=True)
+    resumed.run()
+    assert resumed.state.iteration == 12
+    assert "No checkpoint to resume from" in caplog.text
+
+
+def test_resuming_with_other_epochs_or_another_network_is_refused(tmp_path):
+    make_trainer(tmp_path).run()
+    with pytest.raises(DataError, match="is of a run of 4 epochs of 3 iterations, this one has 2 of 3"):
+        make_trainer(tmp_path, epochs=2, resume=True).run()
+    other = make_trainer(tmp_path, resume=True)
+    other.core.network.head = nn.Conv2d(3, 1, 1)
+    with pytest.raises(DataError, match="holds another network: resume with the same settings"):
+        other.run()
+
+
+def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_stays(tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path)
+
+    @trainer.on(Events.EPOCH_STARTED(once=3))
+    def fill(engine):
+        def refuse(path, data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(Path, "write_bytes", refuse)
+
+    with pytest.raises(DataError, match=r"Cannot write .*epoch_0003.pt: the disk is full"):
+        trainer.run()
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["epoch_0001.pt", "epoch_0002.pt"]

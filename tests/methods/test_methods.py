@@ -126,6 +126,14 @@ def test_wrong_batches_are_named(change, message):
         ClassActivationMapping.tiny()(batch, START)
 
 
+def test_labels_of_another_number_of_classes_than_the_network_are_refused():
+    batch = as_seen_by(ClassActivationMapping, make_batch())
+    method = ClassActivationMapping.tiny(num_classes=3)
+    for use in (lambda: method(batch, START), lambda: method.finalize([batch])):
+        with pytest.raises(ValueError, match=r"`label` of shape \(B, K\) = \(3, 3\), got \(3, 1\).*num_classes"):
+            use()
+
+
 def test_a_class_without_negatives_has_no_healthy_level():
     batch = as_seen_by(ClassActivationMapping, make_batch(classes=2))
     batch["label"][:, 1] = 1.0
