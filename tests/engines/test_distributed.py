@@ -1,0 +1,91 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""Two gloo processes: gradients are averaged, the healthy level is that of all images, one process writes."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch import nn
+
+from monai_wsss.engines import (
+    WSSSTrainer,
+    distribute_method,
+    is_main_process,
+    local_device,
+    start_distributed,
+    stop_distributed,
+)
+from monai_wsss.methods import ClassActivationMapping, WSSSMethod
+from monai_wsss.networks import ActivationNetwork
+
+
+class Distance(WSSSMethod):
+    """Mean of (w - x)^2: its gradient tells which images were seen."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(1, 1, bias=False))
+        nn.init.zeros_(self.network.weight)
+
+    def losses(self, batch, progress, player):
+        return {"distance": (self.network(torch.ones(1, 1)) - batch["image"].mean()).square().mean()}
+
+
+class Identity(ActivationNetwork):
+    """The map is the image."""
+
+    def class_maps(self, image):
+        return image
+
+
+def work(rank: int, port: int, folder: str) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    start_distributed()
+    method = Distance()
+    batch = {"image": torch.full((1, 1, 4, 4), (1.0, 3.0)[rank]), "label": torch.zeros(1, 1)}
+    optimizer = torch.optim.SGD(method.parameters(), lr=0.1)
+    WSSSTrainer(
+        distribute_method(method), optimizer, [batch], 1, progress_bar=False, model_path=f"{folder}/{rank}.pt"
+    ).run()
+
+    healthy = ClassActivationMapping(Identity(2, 1))
+    value = torch.full((1, 1, 4, 4), (-5.0, 7.0)[rank])
+    value[..., :1, :1] = 1.0
+    healthy.finalize([{"image": value, "label": torch.zeros(1, 1)}])
+    result = {
+        "weight": method.network.weight.detach(),
+        "quantile": healthy.network.negative_quantile,
+        "main": is_main_process(),
+    }
+    torch.save(result, f"{folder}/result{rank}.pt")
+    stop_distributed()
+
+
+@pytest.mark.slow
+def test_two_processes_average_gradients_and_share_the_healthy_level(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    mp.spawn(work, args=(port, str(tmp_path)), nprocs=2)
+    first, second = (torch.load(tmp_path / f"result{rank}.pt", weights_only=True) for rank in (0, 1))
+    # d/dw of mean((w - 1)^2, (w - 3)^2) at 0 is -4; each process alone would go to 0.2 or 0.6.
+    assert first["weight"].item() == second["weight"].item() == pytest.approx(0.4)
+    assert first["quantile"].item() == second["quantile"].item() == pytest.approx(7.0)
+    assert (first["main"], second["main"]) == (True, False)
+    assert (tmp_path / "0.pt").is_file()
+    assert not (tmp_path / "1.pt").exists()
+
+
+def test_one_process_needs_none_of_it(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    assert is_main_process()
+    assert local_device().type == ("cuda" if torch.cuda.is_available() else "cpu")
+    stop_distributed()
+    with pytest.raises(RuntimeError, match="Not started by torchrun"):
+        start_distributed()
