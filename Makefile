@@ -7,7 +7,7 @@ PIP_FLAGS ?=
 BIN := .venv/bin
 BUNDLE := bundles/brain_mri_cam_segmentation
 DEMO := demo
-RUN := $(BIN)/python -W ignore -m monai.bundle run --bundle_root $(BUNDLE) --logging_file $(BUNDLE)/configs/logging.conf
+RUN := $(BIN)/python -W ignore::DeprecationWarning -W ignore::FutureWarning -m monai.bundle run --bundle_root $(BUNDLE) --logging_file $(BUNDLE)/configs/logging.conf
 
 .PHONY: setup demo test test-slow check clean
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -96,6 +97,12 @@ def _add_folder(commands: Any) -> None:
         "--split-column", metavar="NAME", help="column with train, val or test (default split, or drawn)"
     )
     parser.add_argument("--modalities", type=_names, metavar="A,B", help="modalities to use, or names of the channels")
+    parser.add_argument(
+        "--as-slices", action="store_true", help="cut volumes into slices; the table has a row for each slice"
+    )
+    parser.add_argument(
+        "--slice-column", metavar="NAME", help="column with the slice along the last axis, from 0 on (default slice)"
+    )
     _add_draw(parser)
     parser.set_defaults(run=_prepare_folder)
 
@@ -231,7 +238,7 @@ def _prepare_folder(options: argparse.Namespace) -> None:
     from monai_wsss.data.folder import prepare_folder
 
     columns = ("id_column", "subject_column", "label_columns", "split_column")
-    given = _given(options, "masks", *columns, "modalities", "fractions", "seed")
+    given = _given(options, "masks", *columns, "modalities", "as_slices", "slice_column", "fractions", "seed")
     _summarize(prepare_folder(options.images, options.labels, options.out, **given))
 
 
@@ -260,7 +267,8 @@ def _report(options: argparse.Namespace) -> None:
 
     report = write_report(options.run_dir)
     run_dir = report.parent
-    metrics = json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))
+    path = run_dir / "metrics.json"
+    metrics = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if "dice_subject" in metrics:
         dice = metrics["dice_subject"]
         low, high = dice["ci95"]
@@ -304,13 +312,49 @@ def _summarize(path: Path) -> None:
         items = datalist[split]
         positives = [sum(item["label"][index] for item in items) for index in range(len(classes))]
         _print_row(split, len(items), len({item["subject"] for item in items}), *positives)
-    folder = path.parent.resolve()
-    print("Next, to train on it:")
+    _print_next(path.parent.resolve(), datalist)
+
+
+def _print_next(folder: Path, datalist: dict[str, Any]) -> None:
+    """Print the command that trains on a prepared folder, or for volumes, which the bundle takes apart, segments it."""
+    names = [datalist["modality"][str(channel)] for channel in range(len(datalist["modality"]))]
+    needed = ""
+    if names != ["T1", "T1c", "FLAIR"]:
+        needed += f" --modalities {_quoted(names)} --in_channels {len(names)}"
+    if len(datalist["classes"]) > 1:
+        needed += f" --num_classes {len(datalist['classes'])}"
+    data = f"--dataset_dir {shlex.quote(str(folder))}{needed}"
+    run_dir, results = shlex.quote(f"{folder}_run"), shlex.quote(f"{folder}_masks")
+    filled = [split for split in _SPLITS if datalist[split]]
+    if filled and _is_volume(folder, datalist[filled[0]][0]["image"]):
+        if needed:
+            data += " --ckpt_dir RUN"
+        if "test" not in filled:
+            data += f" --split {filled[0]}"
+        print("These are volumes, and the bundle trains on slices: to train, prepare again with --as-slices.")
+        print(f"Next, to segment them{', with the folder RUN of a training on such slices' if needed else ''}:")
+        command = f"configs/inference.json {data} --output_dir {results}"
+    else:
+        print("Next, to train on it:")
+        command = f"configs/train.json {data} --output_dir {run_dir}"
     print(f"  cd {_BUNDLE}")
-    print(
-        "  python -m monai.bundle run --config_file configs/train.json "
-        f"--dataset_dir {shlex.quote(str(folder))} --output_dir {shlex.quote(f'{folder}_run')}"
-    )
+    print(f"  python -m monai.bundle run --config_file {command}")
+
+
+def _quoted(names: list[str]) -> str:
+    """A list as one word for any shell."""
+    text = str(names)
+    return f'"{text}"' if re.fullmatch(r"[\w .+,'\[\]-]+", text) else shlex.quote(text)
+
+
+def _is_volume(folder: Path, image: str | list[str]) -> bool:
+    """Whether the image of a case has three dimensions; NIfTI files hold two as well."""
+    file = image if isinstance(image, str) else image[0]
+    if not file.endswith((".nii", ".nii.gz")):
+        return False
+    import nibabel
+
+    return len(nibabel.load(folder / file).header.get_data_shape()) > 2
 
 
 def _print_row(first: str, *cells: object) -> None:

@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +48,63 @@ def test_prepare_folder_says_what_was_written_and_what_comes_next(source, capsys
     assert ["validation", "1", "1", "1", "1"] in lines
     assert ["test", "1", "1", "0", "1"] in lines
     assert f"python -m monai.bundle run --config_file configs/train.json --dataset_dir '{source}/my out'" in text
+
+
+def command_after_preparation(capsys) -> str:
+    return next(line for line in capsys.readouterr().out.splitlines() if "monai.bundle run" in line)
+
+
+def test_the_next_command_bears_what_the_data_need(source, capsys):
+    assert main(folder_arguments(source)) == 0
+    overrides = (
+        f"--dataset_dir '{source}/my out' --modalities \"['image']\" --in_channels 1 --num_classes 2 --output_dir"
+    )
+    assert overrides in command_after_preparation(capsys)
+
+
+def test_names_that_a_shell_would_read_are_quoted(source, capsys):
+    assert main(folder_arguments(source, "--modalities", "a$(b)")) == 0
+    command = command_after_preparation(capsys).split("run ", 1)[1]
+    words = shlex.split(command)
+    assert ast.literal_eval(words[words.index("--modalities") + 1]) == ["a$(b)"]
+    assert '"[' not in command
+
+
+@pytest.fixture
+def scans(tmp_path: Path) -> Path:
+    """Two volumes with the bundle's sequences; a table of volumes and one of slices."""
+    (tmp_path / "images").mkdir()
+    for case in "ab":
+        for name in ("T1", "T1c", "FLAIR"):
+            image = nibabel.Nifti1Image(RNG.integers(0, 900, (6, 5, 4)).astype(np.int16), np.eye(4))
+            nibabel.save(image, tmp_path / "images" / f"{case}_{name}.nii.gz")
+    (tmp_path / "labels.csv").write_text("id,tumor,split\na,1,train\nb,0,test\n")
+    (tmp_path / "slices.csv").write_text("id,z,tumor,split\na,1,1,train\na,2,0,train\nb,0,0,test\n")
+    return tmp_path
+
+
+def test_volumes_are_segmented_and_slices_trained_on(scans, capsys):
+    arguments = ["prepare", "folder", "--images", f"{scans}/images"]
+    assert main([*arguments, "--labels", f"{scans}/labels.csv", "--out", f"{scans}/whole"]) == 0
+    text = capsys.readouterr().out
+    assert "the bundle trains on slices: to train, prepare again with --as-slices" in text
+    assert "train.json" not in text
+    command = f"--config_file configs/inference.json --dataset_dir {scans}/whole --output_dir {scans}/whole_masks"
+    assert command in text
+    options = ["--labels", f"{scans}/slices.csv", "--out", f"{scans}/cut", "--as-slices", "--slice-column", "z"]
+    assert main([*arguments, *options]) == 0
+    command = f"--config_file configs/train.json --dataset_dir {scans}/cut --output_dir {scans}/cut_run"
+    assert command in command_after_preparation(capsys)
+
+
+def test_volumes_with_other_sequences_need_weights_of_their_own(scans, capsys):
+    arguments = ["prepare", "folder", "--images", f"{scans}/images", "--labels", f"{scans}/labels.csv"]
+    (scans / "labels.csv").write_text("id,tumor,split\na,1,val\nb,0,val\n")
+    assert main([*arguments, "--out", f"{scans}/out", "--modalities", "FLAIR"]) == 0
+    needed = "--modalities \"['FLAIR']\" --in_channels 1 --ckpt_dir RUN --split validation --output_dir"
+    text = capsys.readouterr().out
+    assert needed in text
+    assert "with the folder RUN of a training on such slices" in text
 
 
 def test_an_error_is_one_line_and_exit_code_one(source, capsys):
@@ -163,6 +222,12 @@ def test_phantom(tmp_path, capsys, monkeypatch):
     options = ["--kind", "brain", "--spatial-dims", "3", "--modalities", "T1,FLAIR", "--seed", "4"]
     assert main(["phantom", "--out", f"{tmp_path}/out", *options]) == 0
     assert "modalities: T1, FLAIR" in capsys.readouterr().out
+
+
+def test_report_without_metrics(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("monai_wsss.reports.write_report", lambda folder: Path(folder) / "report.html")
+    assert main(["report", "--run", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"Report: {tmp_path}/report.html\n"
 
 
 def test_report_ends_with_the_dice_the_masks_and_the_page(tmp_path, capsys, monkeypatch):

@@ -26,9 +26,9 @@ from monai_wsss.data.datalist import sort_modalities
 from monai_wsss.data.folder import check_output
 from monai_wsss.data.label_table import LabeledRow, LabelTable, write_prepared
 from monai_wsss.data.reading import affine_of, check_alike, read_image, read_labels
-from monai_wsss.data.writing import copy_file, write_nifti, write_picture
+from monai_wsss.data.writing import copy_file, is_bare_nifti, scale_to_16_bit, write_nifti, write_picture
 
-__all__ = ["prepare_brats", "scale_to_16_bit"]
+__all__ = ["prepare_brats"]
 
 _logger = logging.getLogger(__name__)
 
@@ -96,8 +96,8 @@ def _choose_modalities(cases: Sequence[BratsCase], wanted: Sequence[str] | None)
     return chosen
 
 
-def _read_case(case: BratsCase, modalities: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The sequences (C, X, Y, Z) float32, the whole tumor (X, Y, Z) bool, and the affine (4, 4)."""
+def _read_case(case: BratsCase, modalities: Sequence[str]) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+    """The sequences (C, X, Y, Z) float32, the whole tumor (X, Y, Z) bool, and each sequence's affine (4, 4)."""
     files = {case.images[name][0] for name in modalities}
     images = {file: read_image(file) for file in sorted(files)}
     for file, image in images.items():
@@ -110,7 +110,8 @@ def _read_case(case: BratsCase, modalities: Sequence[str]) -> tuple[np.ndarray, 
     truth = read_labels(case.truth)
     check_alike({**{str(file): image for file, image in images.items()}, str(case.truth): truth})
     volumes = [images[case.images[name][0]][case.images[name][1]].as_tensor().numpy() for name in modalities]
-    return np.stack(volumes), truth[0].as_tensor().numpy() > 0, affine_of(next(iter(images.values())))
+    affines = [affine_of(images[case.images[name][0]]) for name in modalities]
+    return np.stack(volumes), truth[0].as_tensor().numpy() > 0, affines
 
 
 def _row(case: BratsCase, name: str, label: int) -> LabeledRow:
@@ -118,66 +119,29 @@ def _row(case: BratsCase, name: str, label: int) -> LabeledRow:
 
 
 def _write_volume(
-    out: Path, case: BratsCase, modalities: Sequence[str], volume: np.ndarray, tumor: np.ndarray, affine: np.ndarray
+    out: Path,
+    case: BratsCase,
+    modalities: Sequence[str],
+    volume: np.ndarray,
+    tumor: np.ndarray,
+    affines: Sequence[np.ndarray],
 ) -> dict[str, Any]:
-    """Copy the sequences that are NIfTI files of their own, convert the others; returns the files' names."""
+    """Write all sequences with the affine of the first, which MONAI demands; returns the files' names.
+
+    A sequence is copied if it is a NIfTI file of its own that has this affine already and no text in its header.
+    """
     paths = []
-    for name, values in zip(modalities, volume, strict=True):
+    for name, values, affine in zip(modalities, volume, affines, strict=True):
         paths.append(f"images/{case.subject}/{case.name}_{name}.nii.gz")
         source = case.images[name][0]
-        if case.channels == 1 and source.name.lower().endswith(".nii.gz"):
+        as_it_is = case.channels == 1 and source.name.lower().endswith(".nii.gz")
+        if as_it_is and np.array_equal(affine, affines[0]) and is_bare_nifti(source):
             copy_file(source, out / paths[-1])
         else:
-            write_nifti(out / paths[-1], values, affine)
+            write_nifti(out / paths[-1], values, affines[0])
     mask = f"masks/{case.subject}/{case.name}.nii.gz"
-    write_nifti(out / mask, tumor.astype(np.uint8), affine)
+    write_nifti(out / mask, tumor.astype(np.uint8), affines[0])
     return {"image": paths, "mask": mask}
-
-
-def _background(values: np.ndarray) -> float:
-    """The most frequent value on the six faces of a volume (X, Y, Z): 0, or what z-scoring made of 0."""
-    faces = [face.ravel() for axis in range(3) for face in (values.take(0, axis), values.take(-1, axis))]
-    found, counts = np.unique(np.concatenate(faces), return_counts=True)
-    return float(found[counts.argmax()])
-
-
-def scale_to_16_bit(
-    volume: np.ndarray, percentiles: tuple[float, float] = (0.5, 99.5)
-) -> tuple[np.ndarray, np.ndarray]:
-    """Scale each sequence of a skull-stripped volume so that two percentiles of its brain become 0 and 65535.
-
-    Brain is where any sequence is above its background, the most frequent value at the volume's border, so volumes that
-    were z-scored, with a negative background, scale as others do.  Outside the brain the result is 0.
-
-    Args:
-        volume: (C, X, Y, Z), any real type.
-        percentiles: lower and upper, 0 to 100.
-
-    Returns:
-        The scaled volume (C, X, Y, Z) uint16, and the brain (X, Y, Z) bool.
-
-    Raises:
-        ValueError: a sequence has no two different values in the brain.
-
-    Example:
-        >>> import numpy as np
-        >>> volume = np.full((1, 4, 4, 4), -3.0)
-        >>> volume[0, 1, 1, 1:3] = -1.0, 2.0
-        >>> scaled, brain = scale_to_16_bit(volume, percentiles=(0, 100))
-        >>> scaled[0, 1, 1].tolist(), int(brain.sum())
-        ([0, 0, 65535, 0], 2)
-    """
-    brain = np.any([values > _background(values) for values in volume], axis=0)
-    scaled = np.zeros(volume.shape, dtype=np.uint16)
-    for channel, values in enumerate(volume):
-        low, high = np.percentile(values[brain], percentiles) if brain.any() else (0.0, 0.0)
-        if low >= high:
-            raise ValueError(
-                f"Expected channel {channel} of `volume` to vary within the brain, got {low:g} throughout."
-            )
-        share = np.clip((values[brain].astype(np.float64) - low) / (high - low), 0.0, 1.0)
-        scaled[channel][brain] = np.rint(share * 65535).astype(np.uint16)
-    return scaled, brain
 
 
 def _check_axial(case: BratsCase, affine: np.ndarray) -> None:
@@ -213,13 +177,13 @@ def _write_slices(
 
 def _convert(out: Path, case: BratsCase, modalities: Sequence[str], rule: _Rule) -> tuple[list[Piece], np.ndarray]:
     """Read and write one case; returns its rows with their files, and the volume (C, X, Y, Z) as it was written."""
-    volume, tumor, affine = _read_case(case, modalities)
+    volume, tumor, affines = _read_case(case, modalities)
     if not rule.as_slices:
         label = rule.label(tumor)
         if label is None:
             return [], volume
-        return [(_row(case, case.name, label), _write_volume(out, case, modalities, volume, tumor, affine))], volume
-    _check_axial(case, affine)
+        return [(_row(case, case.name, label), _write_volume(out, case, modalities, volume, tumor, affines))], volume
+    _check_axial(case, affines[0])
     try:
         scaled, brain = scale_to_16_bit(volume, rule.percentiles)
     except ValueError as error:
@@ -267,10 +231,11 @@ def prepare_brats(
     The label is 1 from ``min_tumor_pixels`` mask pixels on and 0 if there is none; what lies between belongs to
     neither class and is left out.  Subjects (patients, not scans) are split by :func:`split_by_subject`.
 
-    Whole volumes become one NIfTI file for each sequence, copied where possible, with values and geometry kept.  Axial
-    slices are PNG files of 16 bits (:func:`scale_to_16_bit`), in the array order of the volume.  The rule: of the
-    slices z = 0, ``slice_step``, 2 ``slice_step``, … along the third axis those whose brain covers at least
-    ``min_brain_fraction`` of the slice.  The statistics of a subject are those of its whole volumes, as written.
+    Whole volumes become one NIfTI file for each sequence, copied where possible, with values kept and the affine of the
+    first sequence.  Axial slices are PNG files of 16 bits (:func:`~monai_wsss.data.writing.scale_to_16_bit`), in the
+    array order of the volume.  The rule: of the slices z = 0, ``slice_step``, 2 ``slice_step``, … along the third axis
+    those whose brain covers at least ``min_brain_fraction`` of the slice.  The statistics of a subject are those of its
+    whole volumes, as written.
 
     Args:
         root: the folder of the cases, or one above it.

@@ -2,8 +2,9 @@
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 """One case on its way into a prepared folder: its files are read, checked against each other, and copied or converted.
 
-Gray and RGB pictures (PNG, JPEG) and NIfTI files are copied as they are.  Everything else is converted: to PNG where
-that loses nothing, else to NIfTI; so DICOM and MetaImage headers, which may name the patient, stay behind.
+Gray and RGB pictures (PNG, JPEG) and NIfTI files are copied.  Everything else is converted: to PNG where that loses
+nothing, else to NIfTI.  What may name the patient stays behind: DICOM and MetaImage headers, text, comments and EXIF in
+pictures; NIfTI files with text or extensions in their headers are written anew.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import torch
@@ -21,9 +23,16 @@ from PIL import Image
 
 from monai_wsss._checks import DataError
 from monai_wsss.data.datalist import canonical_modality, sort_modalities
-from monai_wsss.data.label_table import LabeledRow
+from monai_wsss.data.label_table import WHOLE, LabeledRow
 from monai_wsss.data.reading import affine_of, check_alike, image_format, read_image, read_labels
-from monai_wsss.data.writing import copy_file, fits_picture, write_nifti, write_picture
+from monai_wsss.data.writing import (
+    copy_file,
+    fits_picture,
+    is_bare_nifti,
+    scale_to_16_bit,
+    write_nifti,
+    write_picture,
+)
 
 __all__ = [
     "UNNAMED",
@@ -35,6 +44,8 @@ __all__ = [
     "name_channels",
     "read_case",
     "write_case",
+    "write_slice",
+    "write_slices",
 ]
 
 UNNAMED = ""
@@ -42,6 +53,7 @@ UNNAMED = ""
 
 _RGB = ["red", "green", "blue"]
 _COPIED_MODES = ("L", "RGB", "I;16")
+_JPEG_SUFFIXES = (".jpg", ".jpeg")
 _GRAY_MODES = ("1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L")
 
 
@@ -84,11 +96,11 @@ def is_color_picture(path: Path) -> bool:
 
 
 def _copyable(path: Path) -> Path | None:
-    """The path, if the file may be copied as it is."""
+    """The path, if the file may be copied."""
     if image_format(path) == "picture":
         with Image.open(path) as picture:
             return path if picture.format in ("PNG", "JPEG") and picture.mode in _COPIED_MODES else None
-    return path if image_format(path) == "nifti" else None
+    return path if image_format(path) == "nifti" and is_bare_nifti(path) else None
 
 
 def read_case(files: Mapping[str, Path], *, channel_names: Sequence[str] | None, color: bool) -> ImageCase:
@@ -153,33 +165,46 @@ def _split_channels(
 def image_name(row: LabeledRow, channel: str, channels: int) -> str:
     """Where the image of a channel goes in a prepared folder, without its suffix; one of several bears its name.
 
+    Other characters than letters, digits and ``_.-~+`` are escaped rather than left out: two names never become one.
+
     Example:
         >>> row = LabeledRow("row 2", "scan1", "anna", [1], None, {})
         >>> image_name(row, "channel 0", 2), image_name(row, "FLAIR", 1)
-        ('images/anna/scan1_channel0', 'images/anna/scan1')
+        ('images/anna/scan1_channel%200', 'images/anna/scan1')
     """
-    return f"images/{row.subject}/{row.id}" + ("_" + re.sub(r"\W+", "", channel) if channels > 1 else "")
+    return f"images/{row.subject}/{row.id}" + ("_" + quote(channel, safe="+") if channels > 1 else "")
 
 
-def labels_to_classes(values: np.ndarray, num_classes: int, where: str) -> np.ndarray:
+def labels_to_classes(values: np.ndarray, classes: Sequence[str], where: str) -> np.ndarray:
     """Mask values as 0..K: with one class everything above 0 is 1, with more the values must be 0..K already.
+
+    A single class with a name of its own, rather than :data:`~monai_wsss.data.label_table.WHOLE`, may be one of several
+    in the mask, so there the values above 0 must all be the same.
 
     Args:
         values: whole numbers, any shape.
-        num_classes: K.
+        classes: names of the classes, (K).
         where: the mask's name, for the message.
 
     Returns:
         The same shape, uint8.
 
     Raises:
-        DataError: a value above K > 1.
+        DataError: a value above K > 1, or several values where one class is named.
 
     Example:
-        >>> labels_to_classes(np.array([0, 255]), 1, "mask.png").tolist()
+        >>> labels_to_classes(np.array([0, 255]), ["tumor"], "mask.png").tolist()
         [0, 1]
     """
+    num_classes = len(classes)
     if num_classes == 1:
+        found = np.unique(values[values > 0]).tolist()
+        if len(found) > 1 and classes[0] != WHOLE:
+            raise DataError(
+                f'{where} holds the values {", ".join(map(str, found[:5]))}, but "{classes[0]}" is the only class: '
+                "name the label columns of all classes, in the order of the values, or call the column `label` to "
+                "count every value above 0."
+            )
         return (values > 0).astype(np.uint8)
     if values.max(initial=0) > num_classes:
         raise DataError(
@@ -189,27 +214,42 @@ def labels_to_classes(values: np.ndarray, num_classes: int, where: str) -> np.nd
     return values.astype(np.uint8)
 
 
-def _read_mask(path: Path, like: MetaTensor, num_classes: int) -> np.ndarray:
+def _cut_jpeg(values: np.ndarray, num_classes: int, where: str) -> np.ndarray:
+    """A two-level picture as it was before JPEG blurred it: 1 above half of the maximum, 0 below."""
+    top = values.max(initial=0)
+    high, middle = values > 0.75 * top, (values > 0.25 * top) & (values <= 0.75 * top)
+    if num_classes > 1 or np.count_nonzero(middle) > np.count_nonzero(high):
+        raise DataError(f"{where} is a JPEG with more than two levels, which JPEG blurs: export the mask as PNG.")
+    return np.asarray(values > 0.5 * top, dtype=np.int64)
+
+
+def _read_mask(path: Path, like: MetaTensor, classes: Sequence[str]) -> np.ndarray:
     """A mask as (1, *S) with values 0..K, on the grid of the image."""
     mask = read_labels(path)
     grid = like[:1]
     if image_format(path) == "picture":
         mask.affine = grid.affine  # a picture knows no geometry, so its size alone can be compared
     check_alike({f"the image of {path.name}": grid, str(path): mask})
-    return labels_to_classes(mask.as_tensor().numpy(), num_classes, str(path))
+    values = mask.as_tensor().numpy()
+    if path.name.lower().endswith(_JPEG_SUFFIXES):
+        values = _cut_jpeg(values, len(classes), str(path))
+    return labels_to_classes(values, classes, str(path))
 
 
 def write_case(
-    out: Path, row: LabeledRow, case: ImageCase, mask: Path | None, num_classes: int
+    out: Path, row: LabeledRow, case: ImageCase, mask: Path | None, classes: Sequence[str]
 ) -> tuple[dict[str, Any], bool]:
     """Write the images and the mask of a case to ``out/images`` and ``out/masks``.
+
+    All have the affine of the first image, since MONAI reads no case whose files differ by more than rounding: an image
+    with another affine is not copied but written anew.
 
     Args:
         out: the prepared folder.
         row: the case's row in the table.
         case: its images.
         mask: its mask, or None.
-        num_classes: K.
+        classes: names of the classes, (K).
 
     Returns:
         ``image`` and perhaps ``mask``, relative to ``out``; and whether the mask shows what the label says.
@@ -223,9 +263,10 @@ def write_case(
         raise DataError(f"{row.where}: the color image of {row.id} has no whole values up to 255: save it as RGB PNG.")
     affine = affine_of(case.images[0])
     paths = []
-    for name, values, source in zip(case.names, arrays, case.sources, strict=False):
+    for name, image, values, source in zip(case.names, case.images, arrays, case.sources, strict=False):
         stem = image_name(row, name, len(arrays))
-        if source is not None and (image_format(source) == "picture") == as_picture:
+        in_place = (image_format(source) == "picture") == as_picture if source else False
+        if source is not None and in_place and np.array_equal(affine_of(image), affine):
             paths.append(stem + "".join(re.findall(r"(?:\.nii)?\.[A-Za-z]+$", source.name)).lower())
             copy_file(source, out / paths[-1])
         else:
@@ -234,10 +275,80 @@ def write_case(
     item: dict[str, Any] = {"image": paths if len(paths) > 1 else paths[0]}
     if mask is None:
         return item, True
-    classes = _read_mask(mask, case.images[0], num_classes)
+    shown = _read_mask(mask, case.images[0], classes)
     item["mask"] = f"masks/{row.subject}/{row.id}" + (".png" if as_picture else ".nii.gz")
-    _write(out / item["mask"], classes, affine)
-    return item, mask_shows(classes, row.label)
+    _write(out / item["mask"], shown, affine)
+    return item, mask_shows(shown, row.label)
+
+
+def write_slice(
+    out: Path, row: LabeledRow, channels: Sequence[str], pixels: np.ndarray, shown: np.ndarray | None
+) -> tuple[dict[str, Any], bool]:
+    """Write a slice as PNG files, one for each channel, and its mask.
+
+    Args:
+        out: the prepared folder.
+        row: the slice's row in the table.
+        channels: names of the channels, (C).
+        pixels: (C, x, y), uint8 or uint16.
+        shown: the mask (1, x, y) with values 0..K, or None.
+
+    Returns:
+        ``image`` and perhaps ``mask``, relative to ``out``; and whether the mask shows what the label says.
+    """
+    paths = []
+    for name, channel in zip(channels, pixels, strict=True):
+        paths.append(image_name(row, name, len(channels)) + ".png")
+        write_picture(out / paths[-1], channel[None])
+    item: dict[str, Any] = {"image": paths if len(paths) > 1 else paths[0]}
+    if shown is None:
+        return item, True
+    item["mask"] = f"masks/{row.subject}/{row.id}.png"
+    write_picture(out / item["mask"], shown)
+    return item, mask_shows(shown, row.label)
+
+
+def write_slices(
+    out: Path, rows: Sequence[LabeledRow], case: ImageCase, mask: Path | None, classes: Sequence[str]
+) -> tuple[list[tuple[dict[str, Any], bool]], np.ndarray]:
+    """Cut a volume along its last axis and write the slices of the rows, scaled to 16 bits by the whole volume.
+
+    Args:
+        out: the prepared folder.
+        rows: the rows of the volume, with ``volume`` set.
+        case: the volume's images.
+        mask: the volume's mask, or None.
+        classes: names of the classes, (K).
+
+    Returns:
+        For each row what :func:`write_slice` returns, and the scaled volume (C, X, Y, Z) uint16.
+
+    Raises:
+        DataError: the case is no volume, a row's slice lies outside, the volume cannot be scaled, or the mask cannot be
+            read or does not fit.
+    """
+    first = rows[0]
+    if case.images[0].ndim != 4:
+        raise DataError(
+            f'{first.where}: the image of "{first.image_id}" is 2D, but slices are cut from volumes: prepare 2D '
+            "images without `as_slices`."
+        )
+    try:
+        scaled, _ = scale_to_16_bit(case.volume)
+    except ValueError as error:
+        raise DataError(f'{first.where}: volume "{first.image_id}" cannot be scaled: {error}') from error
+    shown = None if mask is None else _read_mask(mask, case.images[0], classes)
+    written = []
+    for row in rows:
+        index = row.volume[1] if row.volume else 0
+        if index >= scaled.shape[-1]:
+            raise DataError(
+                f'{row.where}: the slice is {index}, but volume "{row.image_id}" has the slices 0 to '
+                f"{scaled.shape[-1] - 1} along its last axis: correct the number, it counts from 0."
+            )
+        mask_of_slice = None if shown is None else shown[..., index]
+        written.append(write_slice(out, row, case.names, scaled[..., index], mask_of_slice))
+    return written, scaled
 
 
 def _write(path: Path, values: np.ndarray, affine: np.ndarray) -> None:

@@ -20,11 +20,10 @@ from tqdm import tqdm
 
 from monai_wsss._checks import DataError
 from monai_wsss._intensity import foreground_statistics
-from monai_wsss.data.case_files import image_name, labels_to_classes, mask_shows, name_channels
+from monai_wsss.data.case_files import labels_to_classes, name_channels, write_slice
 from monai_wsss.data.datalist import sort_modalities
 from monai_wsss.data.folder import check_output, find_masks, prepare_images, warn_of_contradictions
 from monai_wsss.data.label_table import LabeledRow, LabelTable, read_label_table, write_prepared
-from monai_wsss.data.writing import write_picture
 
 __all__ = ["prepare_cases"]
 
@@ -44,13 +43,14 @@ def prepare_cases(
     """Turn a folder with ``labels.csv`` and ``cases/*.npz``, or ``images/`` and ``masks/``, into a prepared folder.
 
     Each npz file holds ``images`` (N, H, W[, C]) of 8 or 16 bits and perhaps ``masks`` (N, H, W).  Its slices become
-    PNG files, one for each channel, and the intensity statistics of each subject are recorded over all its slices.  In
-    the layout with ``images/`` a mask is left out where the column ``has_pixel_truth`` is 0.
+    PNG files, one for each channel.  The intensity statistics of each subject are recorded over all its images, but not
+    for color pictures.  In the layout with ``images/`` a mask is left out where the column ``has_pixel_truth`` is 0.
 
     Args:
         root: the folder.
         out: the folder to write.
-        label_columns: the columns with 0/1 labels, one for each class; mask value k is the k-th of them.
+        label_columns: the columns with 0/1 labels, one for each class; mask value k is the k-th of them.  For the
+            single column ``label`` every value above 0 counts.
         modalities: names of the stored channels, in the order of the file.  None takes, for a table with the columns
             ``index_in_npz`` and ``brain_px``, T1, FLAIR, T1c for three and T1, T1c, T2, FLAIR for four channels; else
             "image" for one channel, and "channel 0", … for several.
@@ -82,7 +82,7 @@ def prepare_cases(
     rows = [row for row in table.rows if row.values.get("has_pixel_truth", "1") != "0"]
     masks = find_masks(folder / "masks", rows) if (folder / "masks").is_dir() and rows else {}
     _logger.info("%d of %d cases have a mask.", len(masks), len(table.rows))
-    return prepare_images(table, folder / "images", masks, target, modalities=modalities, with_statistics=False)
+    return prepare_images(table, folder / "images", masks, target, modalities=modalities)
 
 
 def _open_npz(path: Path, row: LabeledRow) -> tuple[np.ndarray, np.ndarray | None]:
@@ -91,7 +91,12 @@ def _open_npz(path: Path, row: LabeledRow) -> tuple[np.ndarray, np.ndarray | Non
         with np.load(path, allow_pickle=False) as content:
             images = content["images"]
             masks = content.get("masks")
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, TypeError) as error:  # numpy would advise to unpickle, which runs what the file says
+        raise DataError(
+            f"{row.where}: cannot read `images` in {path} (it is no npz file of plain numeric arrays): "
+            "restore the npz file."
+        ) from error
+    except (OSError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{row.where}: cannot read `images` in {path} ({error}): restore the npz file.") from error
     if images.ndim not in (3, 4) or images.dtype not in (np.uint8, np.uint16):
         raise DataError(
@@ -108,6 +113,8 @@ def _read_slices(root: Path, rows: Sequence[LabeledRow]) -> Iterator[tuple[Label
     opened: dict[str, tuple[np.ndarray, np.ndarray | None]] = {}
     for row in rows:
         file, text = row.values["file"], row.values["index_in_npz"]
+        if os.path.isabs(file) or os.path.normpath(file).split(os.sep)[0] == os.pardir:
+            raise DataError(f'{row.where}: the file "{file}" is outside {root}: give a path below this folder.')
         if file not in opened:
             opened[file] = _open_npz(root / file, row)
         images, masks = opened[file]
@@ -122,23 +129,6 @@ def _channel_names(channels: int, row: LabeledRow, wanted: Sequence[str] | None)
     if wanted is None and "brain_px" in row.values:
         wanted = _BRAIN_CHANNELS.get(channels)
     return name_channels(channels, wanted, f"{row.where}: the slice")
-
-
-def _write_slice(
-    out: Path, row: LabeledRow, pixels: np.ndarray, mask: np.ndarray | None, modalities: Sequence[str]
-) -> tuple[dict[str, Any], bool]:
-    """Write a slice (C, x, y) and its mask (1, x, y); returns their names, and whether the mask shows the label."""
-    paths = []
-    for name, channel in zip(modalities, pixels, strict=True):
-        paths.append(image_name(row, name, len(modalities)) + ".png")
-        write_picture(out / paths[-1], channel[None])
-    item: dict[str, Any] = {"image": paths if len(paths) > 1 else paths[0]}
-    if mask is None:
-        return item, True
-    classes = labels_to_classes(mask, len(row.label), f"{row.where}: the mask")
-    item["mask"] = f"masks/{row.subject}/{row.id}.png"
-    write_picture(out / item["mask"], classes)
-    return item, mask_shows(classes, row.label)
 
 
 def _prepare_npz(root: Path, table: LabelTable, out: Path, wanted: Sequence[str] | None) -> Path:
@@ -158,7 +148,8 @@ def _prepare_npz(root: Path, table: LabelTable, out: Path, wanted: Sequence[str]
                     f"the first one {', '.join(modalities)}: prepare slices of one kind at a time."
                 )
             slices.append(pixels[[names.index(name) for name in modalities]])
-            written[row.id], agrees = _write_slice(out, row, slices[-1], mask, modalities)
+            shown = None if mask is None else labels_to_classes(mask, table.classes, f"{row.where}: the mask")
+            written[row.id], agrees = write_slice(out, row, modalities, slices[-1], shown)
             contradictions += [] if agrees else [row.id]
         mean, std = foreground_statistics(slices)
         statistics[subject] = {"mean": mean.tolist(), "std": std.tolist()}

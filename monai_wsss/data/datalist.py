@@ -15,7 +15,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -158,12 +158,28 @@ def check_trainable(items: Sequence[Mapping[str, Any]]) -> None:
                 )
 
 
+def _are_names(values: Any) -> TypeGuard[list[str]]:
+    """Whether this is a list of texts, not empty and without an empty one."""
+    return isinstance(values, list) and bool(values) and all(isinstance(value, str) and value for value in values)
+
+
+def _are_numbers(values: Any, count: int) -> bool:
+    """Whether this is a list of so many finite numbers."""
+    if not isinstance(values, list) or len(values) != count:
+        return False
+    return all(isinstance(value, (int, float)) and np.isfinite(value) for value in values)
+
+
 def _check_keys(datalist: Mapping[str, Any], source: str) -> None:
     """Check the parts of the list that are not cases."""
     classes, modality = datalist.get("classes"), datalist.get("modality")
-    if not isinstance(classes, list) or not classes or len(set(map(str, classes))) != len(classes):
+    if not _are_names(classes) or len(set(classes)) != len(classes):
         raise DataError(f'{source}: "classes" must list the foreground classes by name, each once; got {classes!r}.')
-    if not isinstance(modality, dict) or not modality or set(modality) != {str(i) for i in range(len(modality))}:
+    if (
+        not isinstance(modality, dict)
+        or set(modality) != {str(i) for i in range(len(modality))}
+        or not _are_names(list(modality.values()))
+    ):
         raise DataError(f'{source}: "modality" must map "0", "1", … to the names of the channels; got {modality!r}.')
     for split in SPLITS:
         if not isinstance(datalist.get(split, []), list):
@@ -174,9 +190,13 @@ def _check_keys(datalist: Mapping[str, Any], source: str) -> None:
             f'{source}: "background" is false, so "scored_class" must name one of the classes '
             f"{', '.join(map(str, classes))}; got {scored!r}."
         )
-    for subject, values in datalist.get("statistics", {}).items():
-        lengths = {len(values.get(key, [])) for key in ("mean", "std")}
-        if lengths != {len(modality)} or not np.isfinite([*values["mean"], *values["std"]]).all():
+    statistics = datalist.get("statistics", {})
+    if not isinstance(statistics, dict):
+        raise DataError(
+            f'{source}: "statistics" must map each subject to its "mean" and "std"; got {statistics!r:.80}.'
+        )
+    for subject, values in statistics.items():
+        if not (isinstance(values, dict) and all(_are_numbers(values.get(k), len(modality)) for k in ("mean", "std"))):
             raise DataError(
                 f'{source}: "statistics" of subject {subject} must hold one finite "mean" and "std" '
                 f"for each of {len(modality)} modalities."
@@ -195,6 +215,9 @@ def _check_case(item: Any, datalist: Mapping[str, Any], where: str) -> None:
     missing = [key for key in _REQUIRED if not isinstance(item, dict) or key not in item]
     if missing:
         raise DataError(f"{where} lacks {', '.join(missing)}: a case needs {', '.join(_REQUIRED)}.")
+    for key in ("id", "subject", *(["mask"] if "mask" in item else [])):
+        if not _are_names([item[key]]):
+            raise DataError(f'{where} has {key} {item[key]!r}: give a text in quotes, as "{key}": "a1".')
     label, classes = item["label"], datalist["classes"]
     if not isinstance(label, list) or len(label) != len(classes) or any(value not in (0, 1) for value in label):
         raise DataError(
@@ -202,6 +225,8 @@ def _check_case(item: Any, datalist: Mapping[str, Any], where: str) -> None:
             f"give a list with one 0 or 1 for each of {', '.join(map(str, classes))}."
         )
     image, modality = item["image"], datalist["modality"]
+    if not _are_names(image if isinstance(image, list) else [image]):
+        raise DataError(f'{where} (id "{item["id"]}") has image {image!r}: give a path, or a list of one per modality.')
     if isinstance(image, list) and len(image) != len(modality):
         raise DataError(
             f'{where} (id "{item["id"]}") names {len(image)} image files, "modality" has {len(modality)} names: '
@@ -300,7 +325,8 @@ def _channels(names: list[str], wanted: Sequence[str], replace_missing: Mapping[
         if len(names) != len(wanted):
             raise DataError(
                 f"{source} has {len(names)} unnamed channels, but {len(wanted)} modalities are wanted "
-                f'({", ".join(wanted)}): name its channels under "modality".'
+                f'({", ".join(wanted)}): give the bundle --modalities "{names}" --in_channels {len(names)}, '
+                'or name its channels under "modality".'
             )
         return list(range(len(names)))
     available = {canonical_modality(name): channel for channel, name in enumerate(names)}
@@ -380,6 +406,8 @@ def load_datalist(
     if modalities is not None:
         channels = _channels(names, modalities, replace_missing or {}, str(file))
 
+    if not datalist.get(split):
+        _logger.warning('The split "%s" of %s is empty.', split, file)
     items = []
     for entry in datalist.get(split, []):
         files = _selected_paths(_paths(entry, file.parent), channels, len(names), entry, str(file))

@@ -3,7 +3,8 @@
 """``prepare folder``: a folder of images and a table of labels become one self-contained folder with a datalist.
 
 Images are found by the ids of the table: ``<id>.<suffix>``, ``<id>_<modality>.<suffix>``, or a folder ``<id>/`` with a
-DICOM series or with one file a modality.  Every image must have a row, and every row its images.
+DICOM series or with one file a modality.  Every image must have a row, and every row its images.  Where the rows are
+slices of volumes, the slices are cut out and become the images.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from monai_wsss._checks import DataError
 from monai_wsss._files import make_directory
 from monai_wsss._intensity import foreground_statistics
-from monai_wsss.data.case_files import UNNAMED, ImageCase, is_color_picture, read_case, write_case
+from monai_wsss.data.case_files import UNNAMED, ImageCase, is_color_picture, read_case, write_case, write_slices
 from monai_wsss.data.datalist import canonical_modality, sort_modalities
 from monai_wsss.data.label_table import LabeledRow, LabelTable, read_label_table, write_prepared
 from monai_wsss.data.reading import image_format, image_stem
@@ -88,25 +90,36 @@ def _add_file(files: dict[str, Path], modality: str, path: Path) -> None:
     files[modality] = path
 
 
+def _suffix_hint(name: str, table: LabelTable) -> str:
+    """What to say if the table names files, with their suffixes, where it should have ids."""
+    if not any(row.image_id == name and image_stem(name) != name for row in table.rows):
+        return ""
+    return f' (write the id without the suffix of the file, "{image_stem(name)}")'
+
+
 def _find_images(folder: Path, table: LabelTable) -> dict[str, dict[str, Path]]:
-    """id -> modality -> file, complete in both directions."""
-    found: dict[str, dict[str, Path]] = {row.id: {} for row in table.rows}
+    """id of the image -> modality -> file, complete in both directions."""
+    found: dict[str, dict[str, Path]] = {row.image_id: {} for row in table.rows}
     for entry in _entries(folder, "image"):
         if entry.is_dir() and entry.name in found:
             matches = [(entry.name, *pair) for pair in _files_in_case(entry)]
         elif image_format(entry) or (entry.is_dir() and any(map(image_format, entry.iterdir()))):
             matched = _match(image_stem(entry), found)
             if matched is None:
-                raise DataError(f"The image {entry} has no row in {table.path}: add its row, or move the image away.")
+                raise DataError(
+                    f"The image {entry} has no row in {table.path}{_suffix_hint(entry.name, table)}: add its row, or "
+                    "move the image away."
+                )
             matches = [(*matched, entry)]
         else:
             continue
         for name, modality, path in matches:
             _add_file(found[name], canonical_modality(modality), path)
     for row in table.rows:
-        if not found[row.id]:
+        if not found[row.image_id]:
             raise DataError(
-                f'{row.where}: {folder} has no image for the id "{row.id}": add it under this name, or delete the row.'
+                f'{row.where}: {folder} has no image for the id "{row.image_id}"{_suffix_hint(row.image_id, table)}: '
+                "add it under this name, or delete the row."
             )
     return found
 
@@ -119,7 +132,7 @@ def find_masks(folder: str | os.PathLike[str], rows: Sequence[LabeledRow]) -> di
     Raises:
         DataError: the folder is missing or empty, no mask is found, or a case has two.
     """
-    ids = {row.id for row in rows}
+    ids = {row.image_id for row in rows}
     masks: dict[str, Path] = {}
     for entry in _entries(Path(folder), "mask"):
         matched = _match(image_stem(entry), ids) if image_format(entry) else None
@@ -142,11 +155,12 @@ def _common_modalities(
     if choose:
         common = frozenset(map(canonical_modality, wanted or ()))
     for row in rows:
-        missing, extra = common - set(found[row.id]), set(found[row.id]) - common
+        files = found[row.image_id]
+        missing, extra = common - set(files), set(files) - common
         if extra and (not choose or UNNAMED in extra):
-            files = ", ".join(str(found[row.id][name]) for name in sorted(extra))
+            names = ", ".join(str(files[name]) for name in sorted(extra))
             raise DataError(
-                f'{row.where}: case "{row.id}" has an image that other cases do not have ({files}): move it away, '
+                f'{row.where}: case "{row.id}" has an image that other cases do not have ({names}): move it away, '
                 "or name the modalities to be used."
             )
         if missing:
@@ -154,7 +168,7 @@ def _common_modalities(
                 f'{row.where}: case "{row.id}" lacks the modality {", ".join(sorted(missing))}: add its file, '
                 "leave the case out, or name the modalities to be used."
             )
-    return sort_modalities([name for name in found[rows[0].id] if name in common])
+    return sort_modalities([name for name in found[rows[0].image_id] if name in common])
 
 
 def _check_like_first(row: LabeledRow, case: ImageCase, first: ImageCase) -> None:
@@ -167,6 +181,15 @@ def _check_like_first(row: LabeledRow, case: ImageCase, first: ImageCase) -> Non
         )
 
 
+def _write_image(
+    out: Path, rows: Sequence[LabeledRow], case: ImageCase, mask: Path | None, classes: Sequence[str]
+) -> tuple[list[tuple[dict[str, Any], bool]], np.ndarray]:
+    """Write an image whole, or its slices; returns what each row got, and the values (C, *S) for the statistics."""
+    if rows[0].volume is not None:
+        return write_slices(out, rows, case, mask, classes)
+    return [write_case(out, rows[0], case, mask, classes)], case.volume
+
+
 def prepare_images(
     table: LabelTable,
     images: str | os.PathLike[str],
@@ -174,19 +197,19 @@ def prepare_images(
     out: Path,
     *,
     modalities: Sequence[str] | None,
-    with_statistics: bool,
     fractions: Sequence[float] = (0.7, 0.15, 0.15),
     seed: int = 0,
 ) -> Path:
     """Read, check and write the images and masks of all cases of a table, and last the datalist.
 
+    The intensity statistics of each subject are recorded over all its images; color pictures have none.
+
     Args:
-        table: the cases.
+        table: the cases, images or slices of volumes.
         images: the folder of images.
-        masks: id -> mask, as :func:`find_masks` gives it; may be empty.
+        masks: id of the image -> mask, as :func:`find_masks` gives it; may be empty.
         out: the output folder, made by :func:`check_output`.
         modalities: see :func:`prepare_folder`.
-        with_statistics: whether to record the intensity statistics of each subject; color pictures never have any.
         fractions: see :func:`prepare_folder`.
         seed: see :func:`prepare_folder`.
 
@@ -205,14 +228,16 @@ def prepare_images(
     first: ImageCase | None = None
     for subject, rows in tqdm(table.by_subject().items(), desc="subjects", disable=None):
         volumes = []
-        for row in rows:
-            files = {name: found[row.id][name] for name in names}
+        for image_id in dict.fromkeys(row.image_id for row in rows):
+            of_image = [row for row in rows if row.image_id == image_id]
+            files = {name: found[image_id][name] for name in names}
             case = read_case(files, channel_names=modalities, color=color)
             first = first or case
-            _check_like_first(row, case, first)
-            written[row.id], agrees = write_case(out, row, case, masks.get(row.id), len(table.classes))
-            contradictions += [] if agrees else [row.id]
-            volumes += [case.volume] if with_statistics and not case.is_color else []
+            _check_like_first(of_image[0], case, first)
+            items, volume = _write_image(out, of_image, case, masks.get(image_id), table.classes)
+            written |= {row.id: item for row, (item, _) in zip(of_image, items, strict=True)}
+            contradictions += [row.id for row, (_, agrees) in zip(of_image, items, strict=True) if not agrees]
+            volumes += [] if case.is_color else [volume]
         if volumes:
             mean, std = foreground_statistics(volumes)
             statistics[subject] = {"mean": mean.tolist(), "std": std.tolist()}
@@ -238,10 +263,17 @@ def prepare_folder(
     label_columns: Sequence[str] | None = None,
     split_column: str | None = None,
     modalities: Sequence[str] | None = None,
+    as_slices: bool = False,
+    slice_column: str = "slice",
     fractions: Sequence[float] = (0.7, 0.15, 0.15),
     seed: int = 0,
 ) -> Path:
     """Turn a folder of images and a table of image-level labels into a prepared folder.
+
+    With ``as_slices`` the table has a row for each slice to be taken: the id of its volume, the number of the slice
+    along the volume's last array axis (the axial one where files are stored as scanned), and its labels, which never
+    come from a mask.  Slices become PNG files of 16 bits, scaled by percentiles of the whole volume
+    (:func:`~monai_wsss.data.writing.scale_to_16_bit`), with the statistics of the subject's whole volumes as written.
 
     Args:
         images: PNG, JPEG, TIFF, NIfTI, MetaImage or DICOM, named by the ids of the table.
@@ -255,6 +287,8 @@ def prepare_folder(
             the labels.
         modalities: which modalities to use where a case has several files, or the names of the channels where it is
             one file with several.
+        as_slices: whether the rows are slices of volumes.
+        slice_column: the column with the number of the slice, from 0 on; read with ``as_slices`` alone.
         fractions: shares of training, validation and test for the draw.
         seed: seed of the draw.
 
@@ -282,9 +316,8 @@ def prepare_folder(
         subject_column=subject_column,
         label_columns=label_columns,
         split_column=split_column,
+        slice_column=slice_column if as_slices else None,
     )
     folder = check_output(out, images, masks, Path(labels).parent)
     found = {} if masks is None else find_masks(masks, table.rows)
-    return prepare_images(
-        table, images, found, folder, modalities=modalities, with_statistics=True, fractions=fractions, seed=seed
-    )
+    return prepare_images(table, images, found, folder, modalities=modalities, fractions=fractions, seed=seed)

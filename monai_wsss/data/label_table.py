@@ -11,14 +11,17 @@ import csv
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from monai_wsss._checks import DataError
 from monai_wsss.data.datalist import split_by_subject, write_datalist
 
-__all__ = ["LabelTable", "LabeledRow", "read_label_table", "write_prepared"]
+__all__ = ["WHOLE", "LabelTable", "LabeledRow", "read_label_table", "write_prepared"]
+
+WHOLE = "foreground"
+"""The class of a single column called ``label``: all that is not background."""
 
 _SPLIT_NAMES = {
     "training": ("train", "training"),
@@ -40,6 +43,7 @@ class LabeledRow:
         label: 0/1 for each class, (K).
         split: "training", "validation" or "test"; None where the table has no splits.
         values: the row as it stands, column -> text.
+        volume: for a slice, the id of its volume and the slice's index along the last axis; else None.
     """
 
     where: str
@@ -48,6 +52,12 @@ class LabeledRow:
     label: list[int]
     split: str | None
     values: Mapping[str, str]
+    volume: tuple[str, int] | None = None
+
+    @property
+    def image_id(self) -> str:
+        """The name of the image that holds the case: the volume's for a slice, else the case's own."""
+        return self.volume[0] if self.volume else self.id
 
 
 @dataclass(frozen=True)
@@ -129,6 +139,16 @@ def _parse_row(
     return LabeledRow(where, name, subject, _parse_label(row, labels, where), _parse_split(row, split, where), row)
 
 
+def _as_slice(row: LabeledRow, column: str) -> LabeledRow:
+    """A row of a volume as that of one of its slices, which the column numbers."""
+    text = row.values[column].strip()
+    if not re.fullmatch("[0-9]{1,6}", text):
+        raise DataError(
+            f'{row.where}: the slice in column "{column}" is "{text}": write its number along the last axis, from 0 on.'
+        )
+    return replace(row, id=f"{row.id}_{int(text):03d}", volume=(row.id, int(text)))
+
+
 def read_label_table(
     path: str | os.PathLike[str],
     *,
@@ -136,6 +156,7 @@ def read_label_table(
     subject_column: str | None = None,
     label_columns: Sequence[str] | None = None,
     split_column: str | None = None,
+    slice_column: str | None = None,
 ) -> LabelTable:
     """Read and check a table of image-level labels.
 
@@ -146,13 +167,15 @@ def read_label_table(
         label_columns: the columns with 0/1 labels, one for each class; None takes ``label`` if there is one, else all
             columns that are nothing else.
         split_column: the column with train, val or test; None takes ``split`` if there is one, else there are none.
+        slice_column: for a table of slices, the column with their numbers along the last axis of their volume, from 0
+            on; the id is then the volume's, and the case becomes ``<id>_<slice:03d>``.
 
     Returns:
         The table.  A single column called ``label`` makes a class called "foreground".
 
     Raises:
         DataError: a missing column, a duplicate id, a label other than 0 and 1, an unknown split, a subject in two
-            splits, an id that cannot name a file, or no rows.
+            splits, a volume of two subjects, an id that cannot name a file, or no rows.
 
     Example:
         >>> import tempfile
@@ -168,31 +191,54 @@ def read_label_table(
         split_column = "split"
     if subject_column is None:
         subject_column = "subject" if "subject" in columns else id_column
-    labels = _label_columns(columns, label_columns, (id_column, subject_column, split_column))
-    for column in (id_column, subject_column, *labels, *([split_column] if split_column else [])):
+    labels = _label_columns(columns, label_columns, (id_column, subject_column, split_column, slice_column))
+    for column in (id_column, subject_column, *labels, *filter(None, (split_column, slice_column))):
         if column not in columns:
             raise DataError(f'{file} has no column "{column}", it has {", ".join(columns)}: name the right column.')
     if not labels:
         raise DataError(f"{file} has no column with labels: add one with 0 or 1 for each class.")
     parsed = [_parse_row(row, f"{file}, row {n}", id_column, subject_column, labels, split_column) for n, row in rows]
+    if slice_column is not None:
+        parsed = [_as_slice(row, slice_column) for row in parsed]
     _check_unique(parsed)
-    return LabelTable(file, ["foreground"] if labels == ["label"] else labels, parsed)
+    return LabelTable(file, [WHOLE] if labels == ["label"] else labels, parsed)
 
 
 def _check_unique(rows: Sequence[LabeledRow]) -> None:
-    """Every id once, and every subject in one split."""
+    """Every id once, every image of one subject, and every subject in one split."""
     place_of: dict[str, str] = {}
     first_of: dict[str, LabeledRow] = {}
+    first_of_image: dict[str, LabeledRow] = {}
     for row in rows:
         if row.id in place_of:
             raise DataError(f'{row.where}: the id "{row.id}" is also in {place_of[row.id]}: give each case its own.')
         place_of[row.id] = row.where
+        same = first_of_image.setdefault(row.image_id, row)
+        if same.subject != row.subject:
+            raise DataError(
+                f'{row.where}: volume "{row.image_id}" is of subject "{row.subject}", but of "{same.subject}" in '
+                f"{same.where}: give all slices of a volume the same subject."
+            )
         first = first_of.setdefault(row.subject, row)
         if first.split != row.split:
             raise DataError(
                 f'{row.where}: subject "{row.subject}" is in {row.split}, but in {first.split} in {first.where}: '
                 "put all cases of a subject into one split."
             )
+
+
+def _check_targets(files: Mapping[str, Mapping[str, Any]]) -> None:
+    """No file was written twice; names that differ in upper and lower case alone are one file on some disks."""
+    owner: dict[str, str] = {}
+    for name, item in files.items():
+        images = item["image"] if isinstance(item["image"], list) else [item["image"]]
+        for path in (*images, *([item["mask"]] if "mask" in item else [])):
+            if path.lower() in owner:
+                raise DataError(
+                    f'{path} would hold two images, one of case "{owner[path.lower()]}" and one of case "{name}": '
+                    "rename a case or a modality."
+                )
+            owner[path.lower()] = name
 
 
 def write_prepared(
@@ -220,8 +266,9 @@ def write_prepared(
         The path of ``datalist.json``.
 
     Raises:
-        DataError: as :func:`write_datalist`.
+        DataError: two images have the same path, or as :func:`write_datalist`.
     """
+    _check_targets(files)
     rows = table.rows
     splits: Sequence[str | None] = [row.split for row in rows]
     if None in splits:

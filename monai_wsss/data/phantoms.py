@@ -129,7 +129,7 @@ def make_phantoms(
     subjects: Sequence[int] = (24, 8, 4),
     seed: int = 0,
 ) -> str:
-    """Generate phantom subjects with exact masks and a ``datalist.json``, unless they are there already.
+    """Generate phantom subjects with exact masks and a ``datalist.json``, unless all their files are there already.
 
     In 2D, training and validation are axial slices (all that hold brain) as 8-bit PNG files, labeled one by one, and
     test is whole studies as NIfTI, so that a 2D network is tried on studies.  In 3D all splits are studies.  Every
@@ -177,7 +177,7 @@ def make_phantoms(
     }
     folder = Path(directory)
     previous = _read_previous(folder)
-    if previous.get("phantom") != marker:
+    if previous.get("phantom") != marker or not all((folder / path).exists() for path in _files_of(previous)):
         datalist = _generate(make_directory(folder), marker)
         write_datalist(folder, datalist)
         _remove_stale(folder, previous, datalist)

@@ -3,12 +3,13 @@
 """What the adapters write: pictures as PNG, everything else as NIfTI with its geometry, each file whole or absent.
 
 Arrays are indexed [x, y(, z)], as MONAI reads them; the rows of a picture are y, so pictures are transposed on the way.
+Text in headers, which may name the patient, is never written: what is copied is copied without it.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
+import re
 from pathlib import Path
 
 import nibabel
@@ -17,7 +18,11 @@ from PIL import Image
 
 from monai_wsss._files import atomic_path, make_directory
 
-__all__ = ["copy_file", "fits_picture", "write_nifti", "write_picture"]
+__all__ = ["copy_file", "fits_picture", "is_bare_nifti", "scale_to_16_bit", "write_nifti", "write_picture"]
+
+_NIFTI_TEXTS = ("data_type", "db_name", "intent_name", "descrip", "aux_file")
+_PNG_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"gAMA", b"cHRM", b"sRGB", b"sBIT", b"pHYs")
+_AFTER_JPEG_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # a marker other than restarts and escaped data
 
 
 def _compact(values: np.ndarray) -> np.ndarray:
@@ -88,12 +93,131 @@ def write_nifti(path: str | os.PathLike[str], values: np.ndarray, affine: np.nda
         nibabel.save(image, temporary)
 
 
+def _background(values: np.ndarray) -> float:
+    """The most frequent value on the six faces of a volume (X, Y, Z): 0, or what z-scoring made of 0."""
+    faces = [face.ravel() for axis in range(3) for face in (values.take(0, axis), values.take(-1, axis))]
+    found, counts = np.unique(np.concatenate(faces), return_counts=True)
+    return float(found[counts.argmax()])
+
+
+def scale_to_16_bit(
+    volume: np.ndarray, percentiles: tuple[float, float] = (0.5, 99.5)
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scale each sequence of a skull-stripped volume so that two percentiles of its brain become 0 and 65535.
+
+    Brain is where any sequence is above its background, the most frequent value at the volume's border, so volumes that
+    were z-scored, with a negative background, scale as others do.  Outside the brain the result is 0.
+
+    Args:
+        volume: (C, X, Y, Z), any real type.
+        percentiles: lower and upper, 0 to 100.
+
+    Returns:
+        The scaled volume (C, X, Y, Z) uint16, and the brain (X, Y, Z) bool.
+
+    Raises:
+        ValueError: a sequence has no two different values in the brain.
+
+    Example:
+        >>> volume = np.full((1, 4, 4, 4), -3.0)
+        >>> volume[0, 1, 1, 1:3] = -1.0, 2.0
+        >>> scaled, brain = scale_to_16_bit(volume, percentiles=(0, 100))
+        >>> scaled[0, 1, 1].tolist(), int(brain.sum())
+        ([0, 0, 65535, 0], 2)
+    """
+    brain = np.any([values > _background(values) for values in volume], axis=0)
+    scaled = np.zeros(volume.shape, dtype=np.uint16)
+    for channel, values in enumerate(volume):
+        low, high = np.percentile(values[brain], percentiles) if brain.any() else (0.0, 0.0)
+        if low >= high:
+            raise ValueError(
+                f"Expected channel {channel} of `volume` to vary within the brain, got {low:g} throughout."
+            )
+        share = np.clip((values[brain].astype(np.float64) - low) / (high - low), 0.0, 1.0)
+        scaled[channel][brain] = np.rint(share * 65535).astype(np.uint16)
+    return scaled, brain
+
+
+def is_bare_nifti(path: str | os.PathLike[str]) -> bool:
+    """Whether a NIfTI file holds an image and its geometry alone: no text in its header, no extensions, no file name.
+
+    Description, auxiliary file and database name are free text, extensions may be whole DICOM headers, and gzip notes
+    the name that a file had.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "volume.nii.gz"
+        >>> write_nifti(file, np.ones((2, 3, 4)), np.eye(4))
+        >>> is_bare_nifti(file)
+        True
+    """
+    with open(path, "rb") as file:
+        start = file.read(4)
+    if start[:2] == b"\x1f\x8b" and start[3] & 0b11100:  # gzip's flags: extra field, name, comment
+        return False
+    image = nibabel.load(path)
+    if not isinstance(image, nibabel.Nifti1Image):
+        return False
+    header = image.header
+    texts = [header[name].item() for name in _NIFTI_TEXTS if name in header]
+    return not any(texts) and not len(header.extensions)
+
+
+def _bare_png(content: bytes) -> bytes:
+    """A PNG without text, EXIF, color profile, time, private chunks and what follows its end."""
+    kept, place = [content[:8]], 8
+    while place < len(content):
+        end = place + 12 + int.from_bytes(content[place : place + 4], "big")
+        kind = content[place + 4 : place + 8]
+        if kind in _PNG_CHUNKS:
+            kept.append(content[place:end])
+        place = len(content) if kind == b"IEND" else end
+    return b"".join(kept)
+
+
+def _is_jpeg_coding(marker: int, segment: bytes) -> bool:
+    """Whether a segment is needed to decode the picture: no comment, and no application data but plain JFIF, Adobe."""
+    if marker == 0xE0:
+        return segment[4:9] == b"JFIF\0" and len(segment) == 18  # without a thumbnail
+    if marker == 0xEE:
+        return segment[4:9] == b"Adobe" and len(segment) == 16
+    return marker != 0xFE and not 0xE0 <= marker <= 0xEF
+
+
+def _bare_jpeg(content: bytes) -> bytes:
+    """A JPEG without EXIF, comments, other application data and what follows its end; its pixels stay as coded."""
+    kept, place = [content[:2]], 2
+    while place + 4 <= len(content):
+        marker = content[place + 1]
+        if marker == 0xFF:  # fill byte
+            place += 1
+            continue
+        if marker == 0xD9:
+            break
+        end = place + 2 + int.from_bytes(content[place + 2 : place + 4], "big")
+        if marker == 0xDA:
+            after = _AFTER_JPEG_SCAN.search(content, end)
+            end = after.start() if after else len(content)
+        if _is_jpeg_coding(marker, content[place:end]):
+            kept.append(content[place:end])
+        place = end
+    return b"".join([*kept, b"\xff\xd9"])
+
+
 def copy_file(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
-    """Copy a file's content, whole or not at all, making the target's folder.
+    """Copy an image file, whole or not at all, making the target's folder.
+
+    PNG and JPEG files lose what is not needed to decode them (text, comments, EXIF with its preview); their pixels are
+    not coded anew.  Other files are copied byte for byte: ask :func:`is_bare_nifti` first.
 
     Raises:
         DataError: the disk is full, or the folder cannot be written.
     """
     make_directory(Path(target).parent)
     with atomic_path(target) as temporary:
-        shutil.copyfile(source, temporary)
+        content = Path(source).read_bytes()
+        if content.startswith(b"\x89PNG"):
+            content = _bare_png(content)
+        elif content.startswith(b"\xff\xd8"):
+            content = _bare_jpeg(content)
+        temporary.write_bytes(content)

@@ -27,10 +27,10 @@ from monai_wsss.metrics import segmentation
 from monai_wsss.metrics.bootstrap import bootstrap_interval, bootstrap_weights
 from monai_wsss.metrics.cam_quality import pixel_auroc, sweep_counts
 from monai_wsss.metrics.estimates import CaseArrays, ClassScheme, coverage_notes, metric_estimates, sweep_content
-from monai_wsss.metrics.segmentation import IGNORED_LABEL, PixelCounts, count_pixels
+from monai_wsss.metrics.segmentation import IGNORED_LABEL, PixelCounts, count_pixels, where_referenced
 from monai_wsss.metrics.surface import SurfaceDistances, surface_distances
 
-__all__ = ["CaseTable"]
+__all__ = ["CaseTable", "table_text"]
 
 Row = dict[str, Any]
 Metrics = dict[str, dict[str, Any]]
@@ -251,9 +251,9 @@ class CaseTable:
         subject_rows = self.subject_rows
         _write_csv(folder / "per_subject.csv", subject_rows, list(subject_rows[0]))
         (folder / "sweep.json").unlink(missing_ok=True)  # of an earlier evaluation into the same folder
-        arrays = CaseArrays(self.rows, self.scheme)
-        if arrays.swept.any():
-            write_json(folder / "sweep.json", sweep_content(arrays))
+        sweep = sweep_content(CaseArrays(self.rows, self.scheme))
+        if sweep["classes"]:
+            write_json(folder / "sweep.json", sweep)
         return metrics
 
     @property
@@ -261,7 +261,6 @@ class CaseTable:
         """One dict a subject: its cases, pooled counts, Dice and IoU (with a finding only), mean surface distances."""
         arrays = CaseArrays(self.rows, self.scheme)
         counts = PixelCounts(*np.moveaxis(arrays.counts.astype(int), 1, 0))
-        present = (counts.tp + counts.fn)[:, 1:] > 0
         clean = arrays.column("healthy") * (1 - arrays.column("found"))
         columns: dict[str, np.ndarray] = {
             "cases": np.bincount(arrays.subject),
@@ -269,8 +268,8 @@ class CaseTable:
             "healthy": arrays.subject_sum(arrays.column("healthy")).astype(int),
             "healthy_clean": arrays.subject_sum(clean).astype(int),
         }
-        dice = np.where(present, segmentation.dice_score(counts)[:, 1:], np.nan)
-        iou = np.where(present, segmentation.iou_score(counts)[:, 1:], np.nan)
+        dice = where_referenced(segmentation.dice_score(counts), counts)[:, 1:]
+        iou = where_referenced(segmentation.iou_score(counts), counts)[:, 1:]
         for name, values in zip(PixelCounts._fields, counts, strict=True):
             columns |= self._by_class(name, values[:, 1:].T)
         columns |= self._by_class("dice", dice.T) | self._by_class("iou", iou.T)
@@ -297,6 +296,16 @@ class CaseTable:
         ]
 
 
+def table_text(name: str) -> str:
+    """A name as a cell of a table: a leading ``'`` keeps spreadsheets from reading it as a formula.
+
+    Example:
+        >>> table_text("=1+1"), table_text("case-1")
+        ("'=1+1", 'case-1')
+    """
+    return f"'{name}" if name.startswith(("=", "+", "-", "@")) else name
+
+
 def _interval_note(subjects: int, bootstrap: int, seed: int) -> str:
     width = " With one subject they have no width and mean nothing." if subjects == 1 else ""
     return f"Intervals: 2.5th and 97.5th percentiles of {bootstrap} resamplings of the subjects, seed {seed}.{width}"
@@ -306,4 +315,5 @@ def _write_csv(path: Path, rows: Sequence[Row], columns: Sequence[str]) -> None:
     with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore")
         writer.writeheader()
-        writer.writerows(rows)
+        for row in rows:
+            writer.writerow(row | {name: table_text(row[name]) for name in ("id", "subject") if name in row})

@@ -9,9 +9,11 @@ __all__ = ["METRIC_DEFINITIONS", "metric_definition"]
 METRIC_DEFINITIONS = {
     "dice_subject": "Dice of the foreground: pixels pooled over all images of a subject, then the mean over the "
     "subjects with a finding in the reference.",
-    "dice_pooled": "Dice of the foreground: pixels of the whole set pooled, images without a finding included.",
+    "dice_pooled": "Dice of the foreground: pixels of the whole set pooled, images without a finding included; "
+    "undefined where no reference holds a finding.",
     "iou_pooled": "Intersection over union of the foreground, pixels of the whole set pooled.",
-    "miou_pooled": "Mean over background and foreground of the pooled intersection over union.",
+    "miou_pooled": "Mean over background and foreground of the pooled intersection over union; a class that no "
+    "reference holds does not enter.",
     "dice_macro_pooled": "Mean over background and foreground of the pooled Dice (class-averaged F1). "
     "An empty mask reaches nearly 0.5 by it.",
     "f1": "F1 of the foreground pixels, pooled: the same number as dice_pooled under its other name.",

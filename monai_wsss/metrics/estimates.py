@@ -24,15 +24,15 @@ from monai_wsss.metrics.bootstrap import (
     sum_ratio_estimate,
 )
 from monai_wsss.metrics.cam_quality import SWEEP_THRESHOLDS, oracle_threshold, sweep_dice
-from monai_wsss.metrics.segmentation import EMPTY_RULE, PixelCounts
+from monai_wsss.metrics.segmentation import EMPTY_RULE, PixelCounts, where_referenced
 from monai_wsss.metrics.surface import SurfaceDistances
 
 __all__ = ["CaseArrays", "ClassScheme", "coverage_notes", "metric_estimates", "sweep_content"]
 
 _POOLED: dict[str, Callable[[PixelCounts], np.ndarray]] = {
-    "dice_pooled": segmentation.dice_score,
-    "iou_pooled": segmentation.iou_score,
-    "f1": segmentation.f1_score,
+    "dice_pooled": lambda counts: where_referenced(segmentation.dice_score(counts), counts),
+    "iou_pooled": lambda counts: where_referenced(segmentation.iou_score(counts), counts),
+    "f1": lambda counts: where_referenced(segmentation.f1_score(counts), counts),
     "accuracy": segmentation.accuracy,
     "sensitivity": segmentation.sensitivity,
     "specificity": segmentation.specificity,
@@ -128,15 +128,15 @@ class CaseArrays:
 
     @cached_property
     def sweep(self) -> tuple[np.ndarray, np.ndarray]:
-        """Dice at each threshold: of each subject ``(S, K, T)``, NaN without the class, and pooled ``(K, T)``."""
+        """Dice at each threshold: of each subject ``(S, K, T)`` and pooled ``(K, T)``, NaN without the class."""
         sums = np.zeros((len(self.subjects), len(self.scheme.classes), 2, len(SWEEP_THRESHOLDS)))
         for index in np.flatnonzero(self.swept).tolist():
             sums[self.subject[index]] += self.rows[index]["sweep"]
         wanted = [self.column("tp", k) + self.column("fn", k) for k in self.scheme.labels]
         pixels = np.stack([self.subject_sum(np.where(self.swept, values, 0)) for values in wanted], axis=1)
         of_subject = np.where(pixels[..., None] > 0, sweep_dice(sums[:, :, 0], sums[:, :, 1], pixels), np.nan)
-        pooled = sums.sum(0)
-        return of_subject, sweep_dice(pooled[:, 0], pooled[:, 1], pixels.sum(0))
+        pooled, total = sums.sum(0), pixels.sum(0)
+        return of_subject, np.where(total[:, None] > 0, sweep_dice(pooled[:, 0], pooled[:, 1], total), np.nan)
 
 
 def metric_estimates(arrays: CaseArrays) -> dict[str, Estimate]:
@@ -164,7 +164,7 @@ def metric_estimates(arrays: CaseArrays) -> dict[str, Estimate]:
 def _class_estimates(arrays: CaseArrays, label: int) -> dict[str, Estimate]:
     """The metrics of one class, under their plain names."""
     of_class = PixelCounts(*np.moveaxis(arrays.counts[..., label], 1, 0))
-    dice = np.where(of_class.tp + of_class.fn > 0, segmentation.dice_score(of_class), np.nan)
+    dice = where_referenced(segmentation.dice_score(of_class), of_class)
     estimates = {"dice_subject": subject_mean_estimate(dice)}
     estimates |= {name: pooled_estimate(arrays.counts, _of_class(metric, label)) for name, metric in _POOLED.items()}
     units = np.array([row["unit"] for row in arrays.rows])
@@ -202,20 +202,21 @@ def _dice_at_oracle(arrays: CaseArrays, label: int) -> np.ndarray:
 
 
 def sweep_content(arrays: CaseArrays) -> dict[str, Any]:
-    """``sweep.json``: thresholds, and for each class the Dice curves and the oracle's choice on them."""
+    """``sweep.json``: thresholds, and for each class with a reference its Dice curves and the oracle's choice."""
     of_subject, pooled = arrays.sweep
     classes: dict[str, dict[str, Any]] = {}
     for k, name in enumerate(arrays.scheme.classes):
-        curves = {"dice_subject": _mean_curve(of_subject[:, k]), "dice_pooled": pooled[k]}
+        mean = _mean_curve(of_subject[:, k])
+        if mean is None:
+            continue
         classes[name] = {}
-        for curve, values in curves.items():
-            if values is not None:
-                threshold, dice = oracle_threshold(values)
-                classes[name] |= {
-                    curve: values.tolist(),
-                    f"oracle_threshold_{curve}": threshold,
-                    f"oracle_{curve}": dice,
-                }
+        for curve, values in (("dice_subject", mean), ("dice_pooled", pooled[k])):
+            threshold, dice = oracle_threshold(values)
+            classes[name] |= {
+                curve: values.tolist(),
+                f"oracle_threshold_{curve}": threshold,
+                f"oracle_{curve}": dice,
+            }
     return {"thresholds": SWEEP_THRESHOLDS.tolist(), "cases": _number(arrays.swept), "classes": classes}
 
 
@@ -261,7 +262,12 @@ def _class_notes(arrays: CaseArrays, label: int) -> list[str]:
         "alarms do not show in them.",
     ]
     if known.any() and not wanted.any():
-        notes.append(f"No reference holds a pixel of it:{name} pooled Dice, IoU and F1 follow the empty rule.")
+        unknown = _number(np.isnan(tp) & (arrays.column("label", label) > 0))
+        why = f", and the pixels of {unknown} cases with a finding are unknown" if unknown else ""
+        notes.append(
+            f"No reference holds a pixel of it{why}:{name} Dice, IoU and F1, per subject and pooled, are undefined and "
+            "left out; accuracy, specificity and healthy_clean cover other images alone."
+        )
     return notes
 
 

@@ -5,7 +5,8 @@
 Counts add up: over the slices of a subject, over a whole test set, over a bootstrap sample.  So a *pooled* metric is
 the formula on summed counts, a *per-subject* metric the formula on that subject's counts, and nothing else differs.
 
-The rule for empty references is stated here and nowhere else (:data:`EMPTY_RULE`).
+The rule for empty references is stated here and nowhere else (:data:`EMPTY_RULE`).  It is a rule for a case; over a
+whole set, a class of which no reference holds a pixel has no overlap (:func:`where_referenced`).
 """
 
 from __future__ import annotations
@@ -32,10 +33,11 @@ __all__ = [
     "r_under",
     "sensitivity",
     "specificity",
+    "where_referenced",
 ]
 
 EMPTY_RULE = "Empty reference and empty prediction score 1; empty reference with a prediction scores 0."
-"""How Dice, IoU and F1 treat a reference without a single pixel of the class."""
+"""How Dice, IoU and F1 of a case treat a reference without a single pixel of the class."""
 
 IGNORED_LABEL = 255
 """Pixels with this value in the reference (e.g. the contours of VOC) enter no count."""
@@ -139,6 +141,28 @@ def iou_score(counts: PixelCounts) -> np.ndarray:
     return _ratio(counts.tp, counts.tp + counts.fp + counts.fn, empty=1.0)
 
 
+def where_referenced(scores: np.ndarray, counts: PixelCounts) -> np.ndarray:
+    """Scores of pooled counts where some reference holds a pixel of the class, NaN elsewhere.
+
+    Without it, a set of healthy images alone would have a Dice, of 1 or 0, that measures no overlap.
+
+    Example:
+        >>> counts = count_pixels(np.array([0, 0]), np.array([0, 0]))
+        >>> where_referenced(dice_score(counts), counts).tolist()
+        [1.0, nan]
+    """
+    return np.where(counts.tp + counts.fn > 0, scores, np.nan)
+
+
+def _class_mean(scores: np.ndarray, counts: PixelCounts, background: bool) -> np.ndarray:
+    """Mean over the classes that some reference holds, NaN where the references hold nothing but background."""
+    defined = where_referenced(scores, counts)
+    averaged = defined[..., 0 if background else 1 :]
+    known = ~np.isnan(averaged)
+    means = _ratio(np.where(known, averaged, 0.0).sum(-1), known.sum(-1), empty=np.nan)
+    return np.where(np.isnan(defined[..., 1:]).all(-1), np.nan, means)
+
+
 def sensitivity(counts: PixelCounts) -> np.ndarray:
     """TP / (TP + FN), in [0, 1]; NaN where the reference has no such pixel.
 
@@ -186,33 +210,36 @@ def f1_score(counts: PixelCounts) -> np.ndarray:
 def miou_pooled(counts: PixelCounts, *, background: bool = True) -> np.ndarray:
     """Mean IoU over the classes on pooled counts: the number that the weak supervision literature prints.
 
+    A class of which no reference holds a pixel does not enter.
+
     Args:
         counts: counts summed over the whole set, ``(..., K+1)``.
         background: average over the background too; ``False`` where all K classes are real tissue.
 
     Returns:
-        ``(...)``, in [0, 1].
+        ``(...)``, in [0, 1]; NaN where no reference holds a pixel of the foreground.
 
     Example:
         >>> counts = count_pixels(np.array([1, 1, 0, 0]), np.array([0, 1, 0, 0]))
         >>> round(float(miou_pooled(counts)), 4)  # (1/2 + 2/3) / 2
         0.5833
     """
-    return iou_score(counts)[..., 0 if background else 1 :].mean(-1)
+    return _class_mean(iou_score(counts), counts, background)
 
 
 def dice_macro_pooled(counts: PixelCounts, *, background: bool = True) -> np.ndarray:
     """Mean Dice over the classes on pooled counts, background included unless ``background`` is false.
 
     The tables of CoinGAN hold this number (method sheet, section 13).  A mask without a single pixel scores nearly
-    1/2 by it when lesions are small, so read it beside the Dice of the foreground.
+    1/2 by it when lesions are small, so read it beside the Dice of the foreground.  A class of which no reference holds
+    a pixel does not enter; NaN where that is all of the foreground.
 
     Example:
         >>> counts = count_pixels(np.zeros(100), np.arange(100) < 4)
         >>> round(float(dice_macro_pooled(counts)), 3)
         0.49
     """
-    return dice_score(counts)[..., 0 if background else 1 :].mean(-1)
+    return _class_mean(dice_score(counts), counts, background)
 
 
 def f1_from_miou(miou: np.ndarray | float) -> np.ndarray:

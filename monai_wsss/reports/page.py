@@ -22,7 +22,7 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 
 from monai_wsss._checks import DataError
-from monai_wsss._files import atomic_path
+from monai_wsss._files import atomic_path, file_sha256
 from monai_wsss.metrics import metric_definition
 from monai_wsss.reports.charts import ChartLine, interval_bar, line_chart, value_strip
 from monai_wsss.reports.panels import MASK_COLOR, REFERENCE_COLOR, choose_cases
@@ -117,14 +117,21 @@ def write_report(run_dir: str | os.PathLike[str]) -> Path:
 
 def _view(folder: Path) -> dict[str, Any]:
     """Everything that the template shows; ``None`` for what the folder does not hold."""
+    run = _read(folder / "run.json", _run)
+    log = folder / "training_log.csv"
+    # An evaluation records which log belongs to its weights; a training's own record names none.
+    foreign = (
+        run is not None and run["training_log"] != "" and log.is_file() and file_sha256(log) != run["training_log"]
+    )
     return {
-        "run": _read(folder / "run.json", _run),
+        "run": run,
         "metrics": _read(folder / "metrics.json", _metrics),
         "notes": _read(folder / "notes.txt", str.splitlines) or [],
         "cases": _read(folder / "per_case.csv", lambda text: _cases(text, folder / "panels")),
         "subject_charts": _read(folder / "per_subject.csv", _subject_charts),
         "sweep_charts": _read(folder / "sweep.json", _sweep_charts),
-        "training_charts": _read(folder / "training_log.csv", _training_charts),
+        "training_charts": None if foreign else _read(log, _training_charts),
+        "foreign_log": foreign,
         "colors": {"reference": REFERENCE_COLOR, "mask": MASK_COLOR},
     }
 
@@ -153,7 +160,9 @@ def _run(text: str) -> dict[str, Any]:
     return {
         "rows": [*rows, *((f"Version of {name}", number) for name, number in (run.get("versions") or {}).items())],
         "date": str(run.get("time_utc", ""))[:10],
-        "uses_masks": [str(use) for use in run["uses_masks"]] if "uses_masks" in run else None,
+        "uses_masks": None if run.get("uses_masks") is None else [str(use) for use in run["uses_masks"]],
+        "replaced": list((run.get("replaced") or {}).items()),
+        "training_log": run.get("training_log_sha256", ""),
         "config": json.dumps(run["config"], indent=2, ensure_ascii=False) if run.get("config") else "",
     }
 
@@ -261,7 +270,7 @@ def _sweep_charts(text: str) -> list[dict[str, Any]]:
         title = f"Dice against the threshold of the map, {label}"
         charts.append(
             {
-                "label": label if len(sweep["classes"]) > 1 else "",
+                "label": label,
                 "svg": line_chart(lines, title=title, x_label="threshold on the map", y_range=(0.0, 1.0)),
                 "text": f"Oracle: {'; '.join(best)}.",
             }

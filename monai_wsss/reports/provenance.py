@@ -9,6 +9,7 @@ stay out.
 from __future__ import annotations
 
 import getpass
+import json
 import math
 import os
 import platform
@@ -25,7 +26,7 @@ import monai_wsss
 from monai_wsss._checks import DataError
 from monai_wsss._files import file_sha256, make_directory, write_json
 
-__all__ = ["collect_provenance", "write_run"]
+__all__ = ["collect_provenance", "read_run", "recorded_supervision", "write_run"]
 
 _PACKAGES = ("torch", "monai", "numpy", "pytorch-ignite")
 _START = r"(?<![\w.])"
@@ -38,7 +39,7 @@ def collect_provenance(
     seed: int | None,
     data: str | os.PathLike[str] | None,
     weights: str | os.PathLike[str] | None,
-    uses_masks: Sequence[str],
+    uses_masks: Sequence[str] | None,
 ) -> dict[str, Any]:
     """Describe a run.
 
@@ -48,7 +49,7 @@ def collect_provenance(
         data: the data list; its SHA-256 is recorded, its path is not.
         weights: the weights file; its SHA-256 is recorded, its path is not.
         uses_masks: what read pixel masks, one phrase each, e.g. ``"training targets (full supervision)"``; empty where
-            image-level labels were all the supervision.
+            image-level labels were all the supervision, ``None`` where that is not known.
 
     Returns:
         a dict that JSON can hold, without user name, host name or home folder.
@@ -70,7 +71,7 @@ def collect_provenance(
         "seed": seed,
         "datalist_sha256": _sha256("data list", data),
         "weights_sha256": _sha256("weights", weights),
-        "uses_masks": list(uses_masks),
+        "uses_masks": None if uses_masks is None else list(uses_masks),
         "config": _plain(config or {}),
     }
 
@@ -89,6 +90,42 @@ def write_run(run_dir: str | os.PathLike[str], provenance: dict[str, Any]) -> Pa
     path = make_directory(run_dir) / "run.json"
     write_json(path, provenance)
     return path
+
+
+def read_run(run_dir: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """The ``run.json`` of a folder, ``None`` where there is none that :func:`write_run` wrote.
+
+    Example:
+        >>> import tempfile
+        >>> read_run(tempfile.mkdtemp()) is None
+        True
+    """
+    try:
+        run = json.loads((Path(run_dir) / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    versions = run.get("versions") if isinstance(run, dict) else None
+    return run if isinstance(versions, dict) and "monai_wsss" in versions else None
+
+
+def recorded_supervision(run_dir: str | os.PathLike[str], weights: str | os.PathLike[str] | None) -> list[str] | None:
+    """What read pixel masks in the training of weights, as the ``run.json`` of their training says.
+
+    Args:
+        run_dir: folder of the training, or one whose run used the same weights.
+        weights: the weights file; a record of a run with other weights says nothing about it.
+
+    Returns:
+        one phrase each, empty where image-level labels were all; ``None`` where nothing is recorded.
+
+    Raises:
+        DataError: ``weights`` cannot be read.
+    """
+    run = read_run(run_dir) or {}
+    if run.get("weights_sha256") not in (None, _sha256("weights", weights)):
+        return None
+    uses = run.get("uses_masks")
+    return [str(use) for use in uses] if isinstance(uses, list) else None
 
 
 def _versions() -> dict[str, str]:

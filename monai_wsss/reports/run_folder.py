@@ -7,6 +7,8 @@ metrics.json    metric -> mean, interval, n           per_case.csv, per_subject.
 masks/          written by SaveMaskd                  predictions.csv                  inference: what was found
 panels/<n>.png  image | CAM | mask | reference of row n of per_case.csv
 report.html     all of it on one page
+
+An evaluation begins with an empty folder: what an earlier run left under these names goes when it starts.
 """
 
 from __future__ import annotations
@@ -15,20 +17,23 @@ import csv
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
 
-from monai_wsss._files import atomic_path, make_directory
+from monai_wsss._checks import DataError
+from monai_wsss._files import atomic_path, file_sha256, make_directory
 from monai_wsss.data import load_header
+from monai_wsss.data.datalist import canonical_modality
 from monai_wsss.engines import SegmentationScores, case_spacing, is_main_process
+from monai_wsss.metrics.aggregate import table_text
 from monai_wsss.reports.page import write_report
 from monai_wsss.reports.panels import render_panel
-from monai_wsss.reports.provenance import collect_provenance, write_run
+from monai_wsss.reports.provenance import collect_provenance, read_run, recorded_supervision, write_run
 
 __all__ = ["InferenceLog", "RunFolder", "RunRecord"]
 
@@ -44,7 +49,13 @@ class RunRecord:
         weights: path of the weights that are used, None while they are being trained.
         seed: of the run.
         settings: what else decides the result, as plain values.
+        uses_masks: what read pixel masks when the weights were trained, one phrase each, empty for nothing; None looks
+            it up in the ``run.json`` beside the weights, and records "not known" where there is none.  A trainer's
+            method speaks for itself.
     """
+
+    leftovers: ClassVar[tuple[str, ...]] = ()
+    """What an earlier run may have left in the folder that this one renews."""
 
     def __init__(
         self,
@@ -54,13 +65,16 @@ class RunRecord:
         weights: str | os.PathLike[str] | None = None,
         seed: int | None = None,
         settings: Mapping[str, Any] | None = None,
+        uses_masks: Sequence[str] | None = None,
     ) -> None:
         self.output_dir = Path(output_dir)
         self.datalist = datalist
         self.weights = weights
         self.seed = seed
         self.settings = dict(settings or {})
-        self.uses_masks: list[str] = []
+        self.uses_masks = uses_masks
+        self.training_dir = None if weights is None else Path(weights).parent
+        self.replaced: dict[str, str] = {}
 
     def attach(self, engine: Engine) -> None:
         """Register on a trainer or evaluator."""
@@ -69,18 +83,68 @@ class RunRecord:
     def _write_record(self, engine: Engine) -> None:
         if not is_main_process():
             return
-        core = getattr(engine, "core", None)
-        if getattr(core, "uses_masks", False):
-            self.uses_masks.append(f"training by {type(core).__name__} (an upper bound)")
+        self.replaced = _replaced(self.datalist, self.settings)
         make_directory(self.output_dir)
         record = collect_provenance(
             config=self.settings,
             seed=self.seed,
             data=self.datalist,
             weights=self.weights,
-            uses_masks=self.uses_masks,
+            uses_masks=self._supervision(engine),
         )
-        write_run(self.output_dir, record)
+        self._remove_leftovers()
+        write_run(self.output_dir, record | {"replaced": self.replaced} | self._more())
+
+    def _supervision(self, engine: Engine) -> list[str] | None:
+        """What read pixel masks in training; None where nobody knows."""
+        core = getattr(engine, "core", None)
+        if core is not None:
+            own = [f"training by {type(core).__name__} (an upper bound)"] if getattr(core, "uses_masks", False) else []
+            return [*(self.uses_masks or ()), *own]
+        if self.uses_masks is not None:
+            return list(self.uses_masks)
+        return None if self.training_dir is None else recorded_supervision(self.training_dir, self.weights)
+
+    def _more(self) -> dict[str, Any]:
+        """What a kind of run records besides."""
+        return {}
+
+    def _refuse_empty(self, engine: Engine) -> None:
+        """MONAI's engines pass over an empty loader in silence: no event is fired, nothing would be written."""
+        if getattr(engine.state, "epoch_length", None) == 0:
+            split = f' "{self.settings["split"]}"' if self.settings.get("split") else ""
+            raise DataError(
+                f"The split{split} of {Path(self.datalist).name} holds no case: choose another with --split."
+            )
+
+    def _remove_leftovers(self) -> None:
+        """Remove what an earlier run of ours left; a folder that holds the data keeps its masks."""
+        earlier = read_run(self.output_dir)
+        if earlier is None:
+            return
+        holds_data = _same_folder(Path(self.datalist).parent, self.output_dir)
+        for name in self.leftovers:
+            path = self.output_dir / name
+            if name == "training_log.csv" and not self._is_copy(path, earlier):
+                continue
+            try:
+                if path.is_symlink() or path.is_file():
+                    path.unlink()
+                elif path.is_dir() and not holds_data:
+                    shutil.rmtree(path)
+            except OSError as error:
+                raise DataError(
+                    f"Cannot remove {path} of an earlier run ({error.strerror}): choose another output folder."
+                ) from error
+
+    def _is_copy(self, log: Path, earlier: Mapping[str, Any]) -> bool:
+        """Whether a training log was copied here by an earlier evaluation, and is not the folder's own."""
+        copied = earlier.get("training_log_copied", False) and not self._in_training_folder
+        return copied and log.is_file() and file_sha256(log) == earlier.get("training_log_sha256")
+
+    @property
+    def _in_training_folder(self) -> bool:
+        return self.training_dir is not None and _same_folder(self.training_dir, self.output_dir)
 
 
 class RunFolder(RunRecord):
@@ -93,8 +157,18 @@ class RunFolder(RunRecord):
         weights: path of the weights.
         seed: of the run.
         settings: what else decides the result.
-        training_dir: folder of the training; its ``training_log.csv`` is taken over where there is one.
+        training_dir: folder of the training, that of the weights if left out; its ``training_log.csv`` is taken over
+            and its ``run.json`` says what read pixel masks, where there are such files.
+        uses_masks: what read pixel masks in training, see :class:`RunRecord`; None looks it up.
+
+    Raises:
+        DataError: on attaching: the evaluator has no case.
     """
+
+    leftovers = (
+        *("masks", "panels", "training_log.csv", "sweep.json", "metrics.json", "per_case.csv", "per_subject.csv"),
+        *("predictions.csv", "notes.txt", "report.html"),
+    )
 
     def __init__(
         self,
@@ -106,17 +180,39 @@ class RunFolder(RunRecord):
         seed: int | None = None,
         settings: Mapping[str, Any] | None = None,
         training_dir: str | os.PathLike[str] | None = None,
+        uses_masks: Sequence[str] | None = None,
     ) -> None:
-        super().__init__(output_dir, datalist, weights=weights, seed=seed, settings=settings)
+        super().__init__(output_dir, datalist, weights=weights, seed=seed, settings=settings, uses_masks=uses_masks)
         self.scores = scores
-        self.training_dir = training_dir
-        self.channel_names: list[str] = list(self.settings.get("modalities") or [])
+        if training_dir is not None:
+            self.training_dir = Path(training_dir)
 
     def attach(self, engine: Engine) -> None:
         """Register on an evaluator, after its metrics."""
+        self._refuse_empty(engine)
         super().attach(engine)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._draw)
         engine.add_event_handler(Events.COMPLETED, self._write)
+
+    @property
+    def channel_names(self) -> list[str]:
+        """Captions of the image's channels: a sequence that another stands in for says so."""
+        stand_ins = {
+            name: self.replaced.get(canonical_modality(name)) for name in self.settings.get("modalities") or ()
+        }
+        return [f"{name} ({other} instead)" if other else name for name, other in stand_ins.items()]
+
+    def _more(self) -> dict[str, Any]:
+        log = self._training_log
+        return {
+            "training_log_sha256": None if log is None else file_sha256(log),
+            "training_log_copied": log is not None and not self._in_training_folder,
+        }
+
+    @property
+    def _training_log(self) -> Path | None:
+        log = None if self.training_dir is None else self.training_dir / "training_log.csv"
+        return log if log is not None and log.is_file() else None
 
     def _draw(self, engine: Engine) -> None:
         """A panel for each case of the iteration, numbered as its row in the table."""
@@ -135,8 +231,9 @@ class RunFolder(RunRecord):
 
     def _write(self, engine: Engine) -> None:
         self.scores.table.write(self.output_dir)
-        if self.training_dir is not None and (log := Path(self.training_dir) / "training_log.csv").is_file():
-            with atomic_path(self.output_dir / "training_log.csv") as temporary:
+        log, copy = self._training_log, self.output_dir / "training_log.csv"
+        if log is not None and not copy.exists():  # one that is there still is the folder's own
+            with atomic_path(copy) as temporary:
                 shutil.copyfile(log, temporary)
         logger.info("Report: %s", write_report(self.output_dir))
 
@@ -145,10 +242,17 @@ class InferenceLog(RunRecord):
     """Writes ``run.json`` and ``predictions.csv``: for each case its mask file, presence scores and volumes.
 
     Volumes are in millilitres where the spacing of a study is known, else in pixels.
+    ``replaced`` names a sequence that the data lack and the one in its place, as ``T1<-FLAIR``.
+
+    Raises:
+        DataError: on attaching: the evaluator has no case.
     """
+
+    leftovers = ("masks", "predictions.csv")
 
     def attach(self, engine: Engine) -> None:
         """Register on an evaluator whose post-processing writes the masks."""
+        self._refuse_empty(engine)
         super().attach(engine)
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._note)
@@ -160,7 +264,11 @@ class InferenceLog(RunRecord):
 
     def _note(self, engine: Engine) -> None:
         for item, result in zip(engine.state.batch, engine.state.output, strict=True):
-            row: dict[str, Any] = {"id": item["id"], "mask": os.path.relpath(result["pred_path"], self.output_dir)}
+            row: dict[str, Any] = {
+                "id": table_text(str(item["id"])),
+                "mask": os.path.relpath(result["pred_path"], self.output_dir),
+                "replaced": " ".join(f"{name}<-{other}" for name, other in self.replaced.items()),
+            }
             spacing = case_spacing(result["image"])
             unit, size = ("px", 1.0) if spacing is None or len(spacing) < 3 else ("ml", float(np.prod(spacing)) / 1000)
             for number, name in enumerate(self._classes, start=1):
@@ -179,6 +287,21 @@ class InferenceLog(RunRecord):
             writer.writeheader()
             writer.writerows(self._rows)
         logger.info("Wrote %d masks, listed in %s.", len(self._rows), self.output_dir / "predictions.csv")
+
+
+def _replaced(datalist: str | os.PathLike[str], settings: Mapping[str, Any]) -> dict[str, str]:
+    """Wanted sequences that the data lack, and what stands in for each by ``settings["replace_missing"]``."""
+    stand_ins = settings.get("replace_missing") or {}
+    if not stand_ins:
+        return {}
+    at_hand = set(map(canonical_modality, load_header(datalist)["modality"].values()))
+    wanted = set(map(canonical_modality, settings.get("modalities") or stand_ins))
+    pairs = {canonical_modality(name): canonical_modality(other) for name, other in stand_ins.items()}
+    return {name: other for name, other in pairs.items() if name in wanted - at_hand and other in at_hand}
+
+
+def _same_folder(one: Path, other: Path) -> bool:
+    return one.resolve() == other.resolve()
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:

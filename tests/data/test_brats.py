@@ -11,13 +11,15 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK
+from monai.transforms import LoadImaged
 from PIL import Image
 
 from monai_wsss._checks import DataError
-from monai_wsss.data.brats import prepare_brats, scale_to_16_bit
+from monai_wsss.data.brats import prepare_brats
 from monai_wsss.data.brats_layouts import find_brats_cases
 from monai_wsss.data.datalist import load_datalist
 from monai_wsss.data.reading import read_image
+from monai_wsss.data.writing import scale_to_16_bit
 
 SHAPE = (12, 10, 8)
 LPS = np.array([[-1.0, 0, 0, 0], [0, -1, 0, 9], [0, 0, 1, 0], [0, 0, 0, 1]])
@@ -221,6 +223,30 @@ def test_nifti_is_copied_byte_for_byte(tmp_path):
     plain_case(tmp_path / "source" / "anna")
     (item,) = cases_of(prepare_brats(tmp_path / "source", tmp_path / "out"))
     assert (tmp_path / "out" / item["image"][3]).read_bytes() == (tmp_path / "source/anna/flair.nii.gz").read_bytes()
+
+
+def test_noise_in_the_affines_is_taken_out_so_that_monai_reads_the_case(tmp_path):
+    plain_case(tmp_path / "source" / "anna", skip=("T1", "T2"))
+    save(tmp_path / "source" / "anna" / "flair.nii.gz", a_brain("FLAIR"), LPS + 1e-6 * (LPS == 0))
+    path = prepare_brats(tmp_path / "source", tmp_path / "out")
+    (item,) = cases_of(path)
+    first, second = (nibabel.load(path.parent / file) for file in item["image"])
+    np.testing.assert_array_equal(first.affine, LPS)
+    np.testing.assert_array_equal(second.affine, LPS)
+    np.testing.assert_array_equal(np.asarray(second.dataobj), a_brain("FLAIR"))
+    loaded = LoadImaged("image")({"image": [str(path.parent / file) for file in item["image"]]})
+    assert loaded["image"].shape[0] == 2
+
+
+def test_text_in_headers_stays_behind(tmp_path):
+    plain_case(tmp_path / "source" / "anna", skip=("T1", "T1c", "T2"))
+    image = nibabel.Nifti1Image(a_brain("FLAIR"), LPS)
+    image.header["descrip"] = b"Doe^Jane"
+    nibabel.save(image, tmp_path / "source" / "anna" / "flair.nii.gz")
+    path = prepare_brats(tmp_path / "source", tmp_path / "out")
+    written = nibabel.load(path.parent / cases_of(path)[0]["image"][0])
+    assert written.header["descrip"].item() == b""
+    np.testing.assert_array_equal(np.asarray(written.dataobj), a_brain("FLAIR"))
 
 
 @pytest.mark.parametrize(

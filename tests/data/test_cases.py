@@ -128,6 +128,32 @@ def test_label_columns_in_the_wrong_order_are_noticed(tmp_path, caplog):
     assert "2 masks show other classes than their labels say, first that of s0." in caplog.text
 
 
+def test_one_class_of_several_in_the_masks_is_refused(tmp_path):
+    masks = np.array([[[0, 1], [1, 1]], [[0, 1], [3, 2]]], dtype=np.uint8)
+    root = multi_class_root(tmp_path / "root", masks)
+    message = (
+        r'row 3: the mask holds the values 1, 2, 3, but "lv" is the only class: name the label columns of all classes'
+    )
+    with pytest.raises(DataError, match=message):
+        prepare_cases(root, tmp_path / "out", label_columns=("lv",))
+    path = prepare_cases(root, tmp_path / "whole")  # the column `label`: everything above 0
+    item = load_datalist(path, "validation", masks=True)[1]
+    np.testing.assert_array_equal(read_labels(item["mask"]).numpy()[0], masks[1].T > 0)
+
+
+def test_an_npz_file_that_is_something_else(tmp_path):
+    brain_root(tmp_path / "root")
+    file = tmp_path / "root" / "cases" / "p1.npz"
+    file.write_text("a note")
+    with pytest.raises(DataError, match="no npz file of plain numeric arrays") as caught:
+        prepare_cases(tmp_path / "root", tmp_path / "out")
+    assert "pickle" not in str(caught.value)
+    with open(file, "wb") as stream:
+        np.save(stream, np.zeros(3))
+    with pytest.raises(DataError, match="no npz file of plain numeric arrays"):
+        prepare_cases(tmp_path / "root", tmp_path / "out")
+
+
 def test_a_mask_value_beyond_the_classes(tmp_path):
     root = multi_class_root(tmp_path / "root", np.full((2, 5, 4), 3, dtype=np.uint8))
     with pytest.raises(DataError, match=r"row 2: the mask holds the value 3, but there are 2 classes"):
@@ -157,7 +183,18 @@ def test_images_and_masks(tmp_path):
     assert read_labels(first["mask"]).max() == 1
     assert read_labels(second["mask"]).sum() == 0
     assert "mask" not in load_datalist(path, "test", masks=True)[0]
-    assert "intensity_mean" not in first
+    pixels = np.stack([np.asarray(Image.open(tmp_path / "root" / "images" / f"{name}.png")) for name in "ab"])
+    mean, std = foreground_statistics(pixels[None])  # subject p has both
+    for item in (first, second):
+        np.testing.assert_allclose(item["intensity_mean"], mean, rtol=1e-6)
+        np.testing.assert_allclose(item["intensity_std"], std, rtol=1e-6)
+
+
+def test_photographs_have_no_statistics(tmp_path):
+    root = picture_root(tmp_path / "root")
+    for name in "abc":
+        Image.fromarray(RNG.integers(0, 255, (6, 8, 3)).astype(np.uint8)).save(root / "images" / f"{name}.png")
+    assert "intensity_mean" not in load_datalist(prepare_cases(root, tmp_path / "out"), "training")[0]
 
 
 def test_images_without_a_mask_folder(tmp_path):
@@ -175,6 +212,9 @@ def test_images_without_a_mask_folder(tmp_path):
         ("cases/p2.npz", "cases/p9.npz", r"row 5: cannot read `images` in .*p9.npz \(.*No such file.*restore"),
         ("p1_1,p1", "p1_0,p1", r'row 3: the id "p1_0" is also in'),
         ("p1_1,p1", "p1_1,p2", r'subject "p2" is in test, but in training'),
+        ("cases/p2.npz", "../p2.npz", r'row 5: the file "../p2.npz" is outside .*root: give a path below this folder'),
+        ("cases/p2.npz", "cases/../../p2.npz", r"row 5: the file .* is outside"),
+        ("cases/p2.npz", "/p2.npz", r"row 5: the file .* is outside"),
         (",split,", ",fold,", r'labels.csv has no column "split", it has id, case'),
         (",train,", ",fold 1,", r'row 2: the split is "fold 1": write train, val or test'),
     ],
@@ -194,7 +234,10 @@ def test_mistakes_in_the_table(tmp_path, old, new, message):
         ({"pictures": np.zeros((3, 4, 4), np.uint8)}, r"row 2: cannot read `images` in .*p1.npz"),
         ({"images": np.zeros((3, 4, 4), np.float32)}, r"`images` is float32 of shape \(3, 4, 4\): store unsigned 8 or"),
         ({"images": np.zeros((3, 4), np.uint8)}, r"`images` is uint8 of shape \(3, 4\)"),
-        ({"images": np.array([{}, {}, {}])}, r"row 2: cannot read `images` in .*allow_pickle=False"),
+        (
+            {"images": np.array([{}, {}, {}])},
+            r"row 2: cannot read `images` in .*\(it is no npz file of plain numeric arrays\): restore",
+        ),
         (
             {"images": np.zeros((3, 4, 4), np.uint8), "masks": np.zeros((2, 4, 4), np.uint8)},
             r"`masks` has shape \(2, 4, 4\), `images` \(3, 4, 4\): store one mask a slice",

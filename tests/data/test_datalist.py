@@ -141,8 +141,19 @@ def test_one_file_with_all_channels_is_taken_whole_or_not_at_all(tmp_path):
 def test_unnamed_channels_must_agree_in_number(tmp_path):
     path = write_datalist(tmp_path, make_list(tmp_path, ("channel 0", "channel 1")))
     assert len(load_datalist(path, "test", modalities=("T1", "FLAIR"))[0]["image"]) == 2
-    with pytest.raises(DataError, match=r"2 unnamed channels, but 1 modalities are wanted \(T1\): name its channels"):
+    message = (
+        r"2 unnamed channels, but 1 modalities are wanted \(T1\): give the bundle --modalities "
+        r"\"\['channel 0', 'channel 1'\]\" --in_channels 2, or name its channels"
+    )
+    with pytest.raises(DataError, match=message):
         load_datalist(path, "test", modalities=("T1",))
+
+
+def test_an_empty_split_is_said(tmp_path, caplog):
+    path = write_datalist(tmp_path, make_list(tmp_path, test=[]))
+    with caplog.at_level(logging.WARNING):
+        assert load_datalist(path, "test") == []
+    assert [record.getMessage() for record in caplog.records] == [f'The split "test" of {path} is empty.']
 
 
 def edit(datalist: dict, split: str, **changes) -> dict:
@@ -166,6 +177,17 @@ BAD = [
     (lambda d: {**d, "modality": {"1": "T1"}}, r'"modality" must map "0", "1"'),
     (lambda d: {**d, "background": False}, r'"scored_class" must name one of the classes tumor; got None'),
     (lambda d: {**d, "statistics": {"s0": {"mean": [0.0], "std": [1.0]}}}, r"subject s0 must hold one finite"),
+    (lambda d: {**d, "statistics": []}, r'"statistics" must map each subject to its "mean" and "std"; got \[\]'),
+    (lambda d: {**d, "statistics": {"s0": [1.0]}}, r"subject s0 must hold one finite"),
+    (lambda d: {**d, "statistics": {"s0": {"mean": 3, "std": ["a"] * 3}}}, r"subject s0 must hold one finite"),
+    (lambda d: {**d, "modality": {"0": 5, "1": "T1", "2": "T2"}}, r'"modality" must map "0", "1", … to the names'),
+    (lambda d: {**d, "classes": [["tumor"]]}, r'"classes" must list the foreground classes by name'),
+    (lambda d: edit(d, "test", image=None), r'test\[0\] \(id "test"\) has image None: give a path, or a list of one'),
+    (lambda d: edit(d, "test", image=["a.png", None, "b.png"]), r"has image \['a.png', None, 'b.png'\]: give a path"),
+    (lambda d: edit(d, "test", image=[]), r"has image \[\]: give a path"),
+    (lambda d: edit(d, "test", mask=None), r'test\[0\] has mask None: give a text in quotes, as "mask": "a1"'),
+    (lambda d: edit(d, "test", subject=["s2"]), r"test\[0\] has subject \['s2'\]: give a text in quotes"),
+    (lambda d: edit(d, "test", id=7), r'test\[0\] has id 7: give a text in quotes, as "id": "a1"'),
     (lambda d: {**d, "statistics": {"s0": {"mean": [np.nan] * 3, "std": [1.0] * 3}}}, r"s0 must hold one finite"),
 ]
 

@@ -16,12 +16,14 @@ import numpy as np
 import pytest
 import SimpleITK
 import tifffile
-from PIL import Image
+from monai.transforms import LoadImaged
+from PIL import Image, PngImagePlugin
 
 from monai_wsss._checks import DataError
 from monai_wsss.data.datalist import load_datalist
 from monai_wsss.data.folder import prepare_folder
 from monai_wsss.data.reading import read_image, read_labels
+from monai_wsss.data.writing import scale_to_16_bit
 
 RNG = np.random.default_rng(0)
 AFFINE = np.diag([-1.0, -2.0, 3.0, 1.0])
@@ -312,6 +314,126 @@ def test_a_drawn_split_is_by_subject_and_by_seed(tmp_path):
     assert json.loads(run(tmp_path, fractions=(0.6, 0.2, 0.2), seed=5).read_text()) == datalist
 
 
+def test_noise_in_the_affines_is_taken_out_so_that_monai_reads_the_case(tmp_path):
+    expected = [volume(tmp_path / "images" / "a_t1.nii.gz")]
+    expected.append(volume(tmp_path / "images" / "a_t2.nii.gz", affine=AFFINE + 1e-6 * (AFFINE == 0)))
+    with pytest.raises(RuntimeError, match="affine"):
+        LoadImaged("image")({"image": [str(tmp_path / "images" / f"a_{name}.nii.gz") for name in ("t1", "t2")]})
+    table(tmp_path, "a,1,train")
+    (item,) = items(run(tmp_path))
+    np.testing.assert_array_equal(LoadImaged("image")(item)["image"].numpy(), expected)
+    assert Path(item["image"][0]).read_bytes() == (tmp_path / "images" / "a_t1.nii.gz").read_bytes()
+    np.testing.assert_array_equal(nibabel.load(item["image"][1]).affine, AFFINE)
+
+
+def test_nothing_in_the_prepared_folder_names_the_patient(tmp_path):
+    values = RNG.integers(0, 255, (6, 8)).astype(np.uint8)
+    texts, exif = PngImagePlugin.PngInfo(), Image.Exif()
+    texts.add_text("PatientName", "Doe^Jane")
+    exif[0x010E] = "Doe^Jane"
+    (tmp_path / "images").mkdir()
+    Image.fromarray(values).save(tmp_path / "images" / "a.png", pnginfo=texts)
+    Image.fromarray(values).save(tmp_path / "images" / "b.jpg", exif=exif, comment="Doe^Jane")
+    tifffile.imwrite(tmp_path / "images" / "c.tif", values, description="Doe^Jane")
+    table(tmp_path, "a,1,train", "b,0,train", "c,0,train")
+    for item in items(run(tmp_path)):
+        assert b"Doe" not in Path(item["image"]).read_bytes()
+        before = Image.open(next((tmp_path / "images").glob(f"{item['id']}.*")))
+        np.testing.assert_array_equal(np.asarray(Image.open(item["image"])), np.asarray(before))
+    assert b"Doe" in (tmp_path / "images" / "c.tif").read_bytes()
+
+
+def test_modalities_with_like_names_are_two_files(tmp_path):
+    for name in ("a-1", "a1"):
+        picture(tmp_path / "images" / f"x_{name}.png")
+    table(tmp_path, "x,1,train")
+    (item,) = items(run(tmp_path))
+    for file, name in zip(item["image"], ("a-1", "a1"), strict=True):
+        assert Path(file).read_bytes() == (tmp_path / "images" / f"x_{name}.png").read_bytes()
+
+
+# Slices of volumes -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def volumes(tmp_path: Path) -> dict[str, np.ndarray]:
+    """Two volumes (C, x, y, z) of one patient each, with masks, and a table of five slices."""
+    arrays = {}
+    for case in ("v_1", "w"):
+        arrays[case] = np.stack([volume(tmp_path / "images" / case / f"{name}.nii.gz") for name in ("t1", "flair")])
+        mask = np.zeros((6, 5, 4), dtype=np.uint8)
+        mask[2:4, 1, 3] = 1
+        nibabel.save(nibabel.Nifti1Image(mask, AFFINE), make(tmp_path / "masks" / f"{case}.nii.gz"))
+    rows = ["v_1,p,3,1,train", "v_1,p,0,0,train", "w,q,1,0,val", "w,q,2,0,val", "w,q,3,1,val"]
+    table(tmp_path, *rows, header="id,subject,slice,label,split")
+    return arrays
+
+
+def test_rows_of_slices_cut_volumes(tmp_path, volumes):
+    path = run(tmp_path, as_slices=True, masks=tmp_path / "masks")
+    first, second = items(path, masks=True)
+    assert [item["id"] for item in (first, second)] == ["v_1_003", "v_1_000"]
+    assert [item["label"].tolist() for item in (first, second)] == [[1.0], [0.0]]
+    scaled, _ = scale_to_16_bit(volumes["v_1"])
+    for item, z in ((first, 3), (second, 0)):
+        for file, expected in zip(item["image"], scaled[..., z], strict=True):
+            with Image.open(file) as image:
+                assert image.mode == "I;16"
+            np.testing.assert_array_equal(read_image(file).numpy()[0], expected)
+    assert read_labels(first["mask"])[0].nonzero().tolist() == [[2, 1], [3, 1]]
+    assert read_labels(second["mask"]).sum() == 0
+    foreground = [values[values > values.mean()] for values in scaled.astype(np.float64)]
+    np.testing.assert_allclose(first["intensity_mean"], [values.mean() for values in foreground], rtol=1e-6)
+    np.testing.assert_allclose(first["intensity_std"], [values.std() for values in foreground], rtol=1e-6)
+    assert [item["id"] for item in items(path, "validation")] == ["w_001", "w_002", "w_003"]
+
+
+def test_the_subject_of_a_slice_is_its_volume_and_labels_are_never_taken_from_masks(tmp_path, volumes, caplog):
+    rows = ["v_1,1,0,1", "v_1,3,0,0", "w,2,1,1"]
+    table(tmp_path, *rows, header="id,z,x,y")
+    with caplog.at_level(logging.WARNING):
+        path = run(tmp_path, as_slices=True, slice_column="z", masks=tmp_path / "masks", fractions=(1, 0, 0))
+    assert json.loads(path.read_text())["classes"] == ["x", "y"]
+    cases = [(item["id"], item["subject"], item["label"].tolist()) for item in items(path)]
+    assert cases == [("v_1_001", "v_1", [0, 1]), ("v_1_003", "v_1", [0, 0]), ("w_002", "w", [1, 1])]
+    assert "3 masks show other classes than their labels say, first that of v_1_001." in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (["v_1,4,1"], r'row 2: the slice is 4, but volume "v_1" has the slices 0 to 3 along its last axis: correct'),
+        (["v_1,-1,1"], r'row 2: the slice in column "slice" is "-1": write its number along the last axis, from 0 on'),
+        (["v_1,1.5,1"], r'row 2: the slice in column "slice" is "1.5": write its number'),
+        (["v_1,1,1", "v_1,01,0"], r'row 3: the id "v_1_001" is also in .*row 2: give each case its own'),
+        (["u,1,1"], r"no row in .*labels.csv: add its row"),
+    ],
+)
+def test_slices_that_are_not_there(tmp_path, volumes, rows, message):
+    table(tmp_path, *rows, header="id,slice,label")
+    if len(rows) == 1 and rows[0].startswith("v_1"):
+        shutil.rmtree(tmp_path / "images" / "w")
+    refuse(tmp_path, message, as_slices=True)
+
+
+def test_other_mistakes_with_slices(tmp_path, volumes):
+    table(tmp_path, "v_1,p,1,1", "w,q,1,0", "w,p,2,0", header="id,subject,slice,label")
+    refuse(tmp_path, r'row 4: volume "w" is of subject "p", but of "q" in .*row 3: give all slices', as_slices=True)
+    table(tmp_path, "v_1,1", "w,0", header="id,label")
+    refuse(tmp_path, r'labels.csv has no column "slice", it has id, label: name the right column', as_slices=True)
+    binary = np.zeros((6, 5, 4), dtype=np.uint8)
+    binary[2:4, 2:4, 1:3] = 1
+    for name in ("t1", "flair"):
+        nibabel.save(nibabel.Nifti1Image(binary, AFFINE), tmp_path / "images" / "v_1" / f"{name}.nii.gz")
+    table(tmp_path, "v_1,1,1", "w,1,0", header="id,slice,label")
+    refuse(tmp_path, r'row 2: volume "v_1" cannot be scaled: .*to vary within the brain', as_slices=True)
+
+
+def test_pictures_have_no_slices(two):
+    table(two, "a,0,1,train", "b,0,0,train", header="id,slice,label,split")
+    refuse(two, r'row 2: the image of "a" is 2D, but slices are cut from volumes: prepare 2D images', as_slices=True)
+
+
 # Each mistake ------------------------------------------------------------------------------------------------------
 
 
@@ -336,6 +458,22 @@ def test_an_image_without_row(two, name):
     make(two / "images" / name)
     (two / "images" / "c.nii.gz").rename(two / "images" / name)
     refuse(two, r"The image .*c.* has no row in .*labels.csv: add its row, or move the image away")
+
+
+def test_ids_with_a_suffix_get_a_hint(two):
+    table(two, "a.png,1,train", "b.png,0,val")
+    hint = r'The image .*a.png has no row in .*labels.csv \(write the id without the suffix of the file, "a"\): add'
+    refuse(two, hint)
+    table(two, "a,1,train", "b,0,val", "c.png,0,val")
+    refuse(two, r'row 4: .* no image for the id "c.png" \(write the id without the suffix of the file, "c"\): add it')
+
+
+def test_two_cases_that_would_be_one_file(tmp_path):
+    for name in ("a", "A"):
+        picture(tmp_path / "images" / f"{name}.png")
+    table(tmp_path, "a,p,1,train", "A,p,0,train", header="id,subject,label,split")
+    message = r'images/p/A.png would hold two images, one of case "a" and one of case "A": rename a case or a modality'
+    refuse(tmp_path, message)
 
 
 def test_duplicate_ids(two):
@@ -468,7 +606,7 @@ def test_an_id_that_leaves_the_folder(two):
     refuse(two, r'row 2: "../a" in column "id" cannot name a file: use letters')
 
 
-@pytest.mark.parametrize("call", ["os.replace", "shutil.copyfile"])
+@pytest.mark.parametrize("call", ["os.replace", "pathlib.Path.write_bytes"])
 @pytest.mark.parametrize(
     ("number", "words"),
     [

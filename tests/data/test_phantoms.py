@@ -240,6 +240,16 @@ def test_a_second_call_draws_nothing(small, monkeypatch):
     assert {path: path.stat().st_mtime_ns for path in Path(small).rglob("*")} == before
 
 
+@pytest.mark.parametrize("folder", ["images", "masks"])
+def test_phantoms_whose_files_were_deleted_are_drawn_anew(tmp_path, folder):
+    make_phantoms(tmp_path, modalities=["FLAIR"], subjects=(1, 0, 1))
+    before = fingerprints(tmp_path)
+    next((tmp_path / folder).rglob("*.png")).unlink()
+    assert fingerprints(tmp_path) != before
+    make_phantoms(tmp_path, modalities=["FLAIR"], subjects=(1, 0, 1))
+    assert fingerprints(tmp_path) == before
+
+
 def test_other_arguments_replace_the_phantoms_and_nothing_else(tmp_path):
     folder = Path(make_phantoms(tmp_path, modalities=["T1"], subjects=(2, 0, 0)))
     (folder / "images" / "note.txt").write_text("mine")

@@ -5,15 +5,18 @@
 from __future__ import annotations
 
 import errno
+import gzip
+from io import BytesIO
+from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from monai_wsss._checks import DataError
 from monai_wsss.data.reading import affine_of, read_image
-from monai_wsss.data.writing import copy_file, fits_picture, write_nifti, write_picture
+from monai_wsss.data.writing import copy_file, fits_picture, is_bare_nifti, write_nifti, write_picture
 
 
 @pytest.mark.parametrize(("channels", "top", "mode"), [(1, 255, "L"), (1, 60000, "I;16"), (3, 255, "RGB")])
@@ -61,7 +64,7 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch, kind):
     (tmp_path / "source").write_text("content")
     target = tmp_path / "out" / ("a.nii.gz" if kind == "nifti" else "a.png")
     if kind == "copy":
-        monkeypatch.setattr("shutil.copyfile", fail)
+        monkeypatch.setattr("pathlib.Path.write_bytes", fail)
     elif kind == "nifti":
         monkeypatch.setattr("nibabel.save", fail)
     else:
@@ -74,3 +77,79 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch, kind):
     with pytest.raises(DataError, match=r"Cannot write .*the disk is full: free some space"):
         write[kind]()
     assert list(target.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("field", ["descrip", "aux_file", "db_name", "intent_name", "extension", "gzip"])
+def test_text_in_a_nifti_header_is_noticed(tmp_path, field):
+    image = nibabel.Nifti1Image(np.ones((2, 3, 4), np.uint8), np.eye(4))
+    file = tmp_path / "a.nii.gz"
+    nibabel.save(image, file)
+    assert is_bare_nifti(file)
+    if field == "extension":
+        image.header.extensions.append(nibabel.nifti1.Nifti1Extension("comment", b"Doe"))
+    elif field != "gzip":
+        image.header[field] = b"Doe"
+    nibabel.save(image, file)
+    if field == "gzip":
+        content = gzip.decompress(file.read_bytes())
+        with open(file, "wb") as stream, gzip.GzipFile("Doe.nii", "wb", fileobj=stream) as packed:
+            packed.write(content)
+        assert b"Doe" in file.read_bytes()
+    assert not is_bare_nifti(file)
+
+
+def test_a_nifti_of_version_two_is_bare_as_well(tmp_path):
+    nibabel.save(nibabel.Nifti2Image(np.ones((2, 3, 4), np.uint8), np.eye(4)), tmp_path / "a.nii")
+    assert is_bare_nifti(tmp_path / "a.nii")
+
+
+def exif() -> bytes:
+    tags = Image.Exif()
+    tags[0x010E] = "Doe^Jane"
+    return tags.tobytes()
+
+
+def copied(folder: Path, name: str) -> bytes:
+    """A copy's bytes, after a look that its pixels are the source's."""
+    copy_file(folder / name, folder / "out" / name)
+    with Image.open(folder / name) as source, Image.open(folder / "out" / name) as target:
+        assert (target.mode, target.size) == (source.mode, source.size)
+        np.testing.assert_array_equal(np.asarray(target), np.asarray(source))
+        assert not target.getexif()
+    return (folder / "out" / name).read_bytes()
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "I;16"])
+def test_pngs_lose_their_texts(tmp_path, mode):
+    values = np.random.default_rng(0).integers(0, 255, (6, 8, 3)).astype(np.uint8)
+    picture = Image.fromarray(values[..., 0].astype(np.uint16) * 99 if mode == "I;16" else values)
+    picture = picture.convert("L") if mode == "L" else picture
+    texts = PngImagePlugin.PngInfo()
+    texts.add_text("PatientName", "Doe^Jane")
+    texts.add_text("Comment", "Doe^Jane", zip=True)
+    texts.add_itxt("Name", "Doe^Jane")
+    picture.save(tmp_path / "a.png", pnginfo=texts, exif=exif())
+    with open(tmp_path / "a.png", "ab") as stream:
+        stream.write(b"Doe^Jane")
+    content = copied(tmp_path, "a.png")
+    assert not any(word in content for word in (b"Doe", b"tEXt", b"zTXt", b"iTXt", b"eXIf"))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_jpegs_lose_exif_and_comments_but_no_pixel(tmp_path, mode, progressive):
+    values = np.random.default_rng(0).integers(0, 255, (70, 90, 3)).astype(np.uint8)
+    picture = Image.fromarray(values).convert(mode)
+    picture.save(tmp_path / "a.jpg", exif=exif(), comment="Doe^Jane", progressive=progressive, restart_marker_rows=1)
+    with open(tmp_path / "a.jpg", "ab") as stream:
+        stream.write(b"Doe^Jane")
+    assert b"Doe" not in copied(tmp_path, "a.jpg")
+
+
+def test_pictures_without_texts_are_copied_byte_for_byte(tmp_path):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 16)).astype(np.uint8))
+    for name in ("a.png", "a.jpg"):
+        stream = BytesIO()
+        picture.save(stream, {"png": "PNG", "jpg": "JPEG"}[name[2:]])
+        (tmp_path / name).write_bytes(stream.getvalue())
+        assert copied(tmp_path, name) == stream.getvalue()

@@ -28,6 +28,11 @@ ALWAYS = {
 }  # fmt: skip
 
 
+OVERLAP = {
+    "dice_subject", "dice_pooled", "iou_pooled", "f1", "miou_pooled", "dice_macro_pooled", "f1_from_miou",
+}  # fmt: skip
+
+
 def disc(center, radius, shape=(24, 20)):
     axes = np.ogrid[tuple(slice(size) for size in shape)]
     return sum((axis - c) ** 2 for axis, c in zip(axes, center, strict=True)) < radius**2
@@ -303,9 +308,48 @@ def test_all_healthy_set():
         table.add(id=f"{i}", subject=f"{i}", label=np.zeros(1), prediction=np.zeros((1, 8, 8)))
     metrics = table.summary(bootstrap=10)
     assert metrics["healthy_clean"] == {"mean": 1, "ci95": [1, 1], "n": 4}
-    assert metrics["dice_pooled"]["mean"] == 1
+    assert OVERLAP.isdisjoint(metrics)
+    assert metrics["specificity"]["mean"] == metrics["accuracy"]["mean"] == 1
     assert any("No reference holds a pixel of it" in note for note in table.notes)
     assert "dice_subject" not in metrics
+
+
+@pytest.mark.parametrize("found", [0, 1])
+def test_without_the_pixels_of_positives_no_overlap_is_measured_on_healthy_images_alone(found, tmp_path):
+    prediction = np.full((1, 8, 8), found, dtype=np.uint8)
+    table = CaseTable(["tumor"])
+    for i in range(3):
+        table.add(id=f"p{i}", subject=f"p{i}", label=np.ones(1), prediction=prediction)
+        table.add(id=f"h{i}", subject=f"h{i}", label=np.zeros(1), prediction=prediction, cam=np.zeros((1, 8, 8)))
+    metrics = table.write(tmp_path, bootstrap=10)
+    assert OVERLAP.isdisjoint(metrics)
+    assert metrics["healthy_clean"]["mean"] == 1 - found
+    assert set(table.notes[-1].removesuffix(".").replace(",", "").split()) >= OVERLAP
+    assert any("the pixels of 3 cases with a finding are unknown" in note for note in table.notes)
+    assert not (tmp_path / "sweep.json").exists()
+
+
+def test_a_class_that_no_reference_holds_does_not_enter_the_means():
+    made = cases(seed=1, classes=1)
+    both = table_of(
+        [case | {"label": np.append(case["label"], 0.0), "cam": None, "presence": None} for case in made], "ab"
+    )
+    alone = table_of(made).summary(bootstrap=3)
+    metrics = both.summary(bootstrap=3)
+    for name in ("dice_pooled", "miou_pooled", "dice_macro_pooled"):
+        assert metrics[name]["mean"] == pytest.approx(alone[name]["mean"]), name
+    assert "dice_pooled/b" not in metrics
+
+
+def test_names_that_a_spreadsheet_would_take_for_formulas_are_quoted(tmp_path):
+    table = CaseTable(["tumor"])
+    for name in ("=1+1", "+a", "-a", "@a", "a=1"):
+        table.add(**plain(id=name, subject=name))
+    table.write(tmp_path, bootstrap=2)
+    for file, column in (("per_case.csv", "id"), ("per_case.csv", "subject"), ("per_subject.csv", "subject")):
+        cells = {row[column] for row in csv.DictReader((tmp_path / file).open())}
+        assert cells == {"'=1+1", "'+a", "'-a", "'@a", "a=1"}
+    assert table.rows[0]["id"] == "=1+1"
 
 
 def test_undefined_bootstrap_samples_are_counted():

@@ -85,6 +85,15 @@ def test_empty_rule():
     assert "scores 0" in seg.EMPTY_RULE
 
 
+def test_a_set_without_a_reference_pixel_has_no_overlap():
+    healthy = seg.count_pixels(np.zeros((4, 4)), np.zeros((4, 4)))
+    assert np.isnan(seg.miou_pooled(healthy))
+    assert np.isnan(seg.dice_macro_pooled(healthy))
+    assert np.isnan(seg.where_referenced(seg.dice_score(healthy), healthy)).tolist() == [False, True]
+    filled = seg.count_pixels(np.ones((4, 4)), np.ones((4, 4)))
+    assert seg.miou_pooled(filled) == 1  # the background, of which there is none, does not enter
+
+
 def test_formulas_on_numbers():
     counts = counts_of(tp=30, fp=10, fn=20, tn=140)
     assert seg.dice_score(counts)[1] == pytest.approx(60 / 90)

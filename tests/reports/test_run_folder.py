@@ -6,23 +6,27 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 
 import nibabel
 import numpy as np
 import pytest
 import torch
+from ignite.engine import Engine, Events
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
 from monai.transforms import Compose, LoadImaged
 from torch import nn
 
+from monai_wsss._checks import DataError
 from monai_wsss._files import file_sha256
 from monai_wsss.data import load_datalist, make_phantoms
 from monai_wsss.engines import SegmentationScores, save_weights
 from monai_wsss.inferers import VolumeInferer
+from monai_wsss.methods import ClassActivationMapping, FullSupervision
 from monai_wsss.networks import ActivationNetwork
 from monai_wsss.refinement import ToMaskd
-from monai_wsss.reports import InferenceLog, RunFolder
+from monai_wsss.reports import InferenceLog, RunFolder, RunRecord, run_folder, write_report
 from monai_wsss.transforms import NormalizeSubjectd, SaveMaskd
 
 
@@ -77,6 +81,7 @@ def test_an_evaluation_fills_the_run_folder(phantoms, tmp_path):
         seed=7,
         settings={"modalities": ["FLAIR"], "replace_missing": {"T1": "FLAIR"}},
         training_dir=tmp_path,
+        uses_masks=[],
     )
     items = evaluate(phantoms, "validation", run, [folder], masks=True, scores=scores)
 
@@ -110,7 +115,10 @@ def test_an_inference_lists_its_masks_with_volumes(phantoms, tmp_path):
     milliliters = np.asanyarray(mask.dataobj).sum() * np.prod(mask.header.get_zooms()) / 1000
     assert float(row["tumor_ml"]) == pytest.approx(milliliters, rel=1e-3)
     assert float(row["tumor_presence_logit"]) > 0
-    assert json.loads((tmp_path / "run.json").read_text())["weights_sha256"] is None
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["weights_sha256"] is None
+    assert record["uses_masks"] is None
+    assert row["replaced"] == ""
 
 
 def test_without_any_mask_presence_is_all_that_is_measured(phantoms, tmp_path, caplog):
@@ -122,4 +130,202 @@ def test_without_any_mask_presence_is_all_that_is_measured(phantoms, tmp_path, c
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert "dice_subject" not in metrics
     assert {"presence_auroc", "healthy_clean"} <= set(metrics)
+    assert "dice_pooled" not in metrics, "healthy images alone have no overlap"
     assert (tmp_path / "report.html").is_file()
+
+
+# ---- what read pixel masks -------------------------------------------------------------------------------------------
+
+
+def started(record, core=None):
+    """``run.json`` of a record whose engine started, and nothing more."""
+    engine = Engine(lambda *_: None)
+    if core is not None:
+        engine.core = core
+    record.attach(engine)
+    engine.fire_event(Events.STARTED)
+    return json.loads((record.output_dir / "run.json").read_text())
+
+
+@pytest.fixture
+def datalist(phantoms):
+    return f"{phantoms}/datalist.json"
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        (FullSupervision, "training by FullSupervision"),
+        (ClassActivationMapping, "image-level labels"),
+    ],
+)
+def test_an_evaluation_says_what_its_training_recorded(method, words, datalist, tmp_path):
+    training = started(RunRecord(tmp_path / "training", datalist), core=method.tiny())
+    assert bool(training["uses_masks"]) is method.uses_masks
+    weights = tmp_path / "training" / "model.pt"
+    weights.write_bytes(b"weights")
+    elsewhere = tmp_path / "elsewhere.pt"
+    elsewhere.write_bytes(b"weights")
+    scores = SegmentationScores(datalist)
+    for number, record in enumerate(
+        (
+            RunFolder(tmp_path / "0", datalist, scores, weights=weights),
+            RunFolder(tmp_path / "1", datalist, scores, weights=elsewhere, training_dir=weights.parent),
+            InferenceLog(tmp_path / "2", datalist, weights=weights),
+            RunFolder(tmp_path / "training", datalist, scores, weights=weights),
+            RunFolder(tmp_path / "training", datalist, scores, weights=weights),  # reads the one before
+        )
+    ):
+        assert started(record)["uses_masks"] == training["uses_masks"], number
+        assert words in write_report(record.output_dir).read_text()
+
+
+def test_weights_without_a_record_are_not_called_weakly_supervised(datalist, tmp_path):
+    weights = tmp_path / "model.pt"
+    weights.write_bytes(b"of a segmentation network")
+    (tmp_path / "run.json").write_text('{"uses_masks": []}')  # of another program
+    run = tmp_path / "run"
+    assert started(RunFolder(run, datalist, SegmentationScores(datalist), weights=weights))["uses_masks"] is None
+    report = write_report(run).read_text()
+    assert "not recorded with these weights" in report
+    assert "image-level labels only" not in report
+    assert started(InferenceLog(run, datalist, weights=weights, uses_masks=["pseudo"]))["uses_masks"] == ["pseudo"]
+    assert started(InferenceLog(run, datalist, weights=weights, uses_masks=[]))["uses_masks"] == []
+
+
+def test_the_record_of_a_run_with_other_weights_says_nothing(datalist, tmp_path):
+    old, new = tmp_path / "old.pt", tmp_path / "new.pt"
+    old.write_bytes(b"old")
+    new.write_bytes(b"new")
+    started(InferenceLog(tmp_path, datalist, weights=old, uses_masks=[]))
+    assert started(InferenceLog(tmp_path / "a", datalist, weights=old))["uses_masks"] == []
+    assert started(InferenceLog(tmp_path / "b", datalist, weights=new))["uses_masks"] is None
+
+
+# ---- a folder that was used before -----------------------------------------------------------------------------------
+
+LEFT = (
+    *("masks/old.png", "panels/99.png", "sweep.json", "metrics.json", "per_case.csv", "per_subject.csv"),
+    *("predictions.csv", "notes.txt", "report.html"),
+)
+KEPT = ("model.pt", "mine.txt", "checkpoints/epoch_1.pt", "metrics.csv")
+
+
+def litter(folder):
+    for name in (*LEFT, *KEPT):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("old")
+
+
+def test_what_an_earlier_evaluation_left_goes_and_nothing_else(datalist, tmp_path):
+    training, run = tmp_path / "training", tmp_path / "run"
+    training.mkdir()
+    scores = SegmentationScores(datalist)
+    litter(run)
+    started(RunFolder(run, datalist, scores))
+    assert all((run / name).exists() for name in LEFT), "without a run.json of ours nothing is removed"
+    started(RunFolder(run, datalist, scores))
+    assert not [name for name in LEFT if (run / name).exists()]
+    assert all((run / name).exists() for name in KEPT)
+
+
+def test_an_inference_renews_its_masks_and_its_table_alone(datalist, tmp_path):
+    started(InferenceLog(tmp_path, datalist))
+    litter(tmp_path)
+    started(InferenceLog(tmp_path, datalist))
+    gone = [name for name in (*LEFT, *KEPT) if not (tmp_path / name).exists()]
+    assert gone == ["masks/old.png", "predictions.csv"]
+
+
+def test_masks_beside_the_datalist_are_data_and_stay(phantoms, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(phantoms, data)
+    (data / "masks").mkdir(exist_ok=True)
+    (data / "masks" / "reference.png").write_text("drawn by hand")
+    for _ in range(2):
+        started(InferenceLog(data, data / "datalist.json"))
+    assert (data / "masks" / "reference.png").is_file()
+
+
+def test_a_training_keeps_its_log_whoever_evaluates_into_its_folder(datalist, tmp_path):
+    own, other = tmp_path / "own", tmp_path / "other"
+    for folder, text in ((own, "epoch,loss\n1,0.5\n"), (other, "epoch,loss\n1,0.25\n")):
+        started(RunRecord(folder, datalist), core=ClassActivationMapping.tiny())
+        (folder / "training_log.csv").write_text(text)
+    scores = SegmentationScores(datalist)
+    for _ in range(2):
+        started(RunFolder(own, datalist, scores, training_dir=own))
+        assert "last 0.5" in write_report(own).read_text()
+    for _ in range(2):
+        started(RunFolder(own, datalist, scores, training_dir=other))
+        assert "training_log.csv in this folder is of another training" in write_report(own).read_text()
+    assert (own / "training_log.csv").read_text() == "epoch,loss\n1,0.5\n"
+
+
+def test_the_copy_of_a_training_log_goes_with_its_evaluation(phantoms, datalist, tmp_path):
+    training, run = tmp_path / "training", tmp_path / "run"
+    training.mkdir()
+    for text in ("epoch,loss\n1,0.5\n", "epoch,loss\n1,0.25\n"):
+        (training / "training_log.csv").write_text(text)
+        scores = SegmentationScores(datalist, bootstrap=5)
+        folder = RunFolder(run, datalist, scores, training_dir=training)
+        evaluate(phantoms, "validation", run, [folder], masks=True, scores=scores)
+        assert (run / "training_log.csv").read_text() == text
+    started(RunFolder(run, datalist, SegmentationScores(datalist)))
+    assert not (run / "training_log.csv").exists()
+
+
+# ---- stand-ins, empty splits, formulas -------------------------------------------------------------------------------
+
+
+def test_a_stand_in_is_named_wherever_it_shows(phantoms, datalist, tmp_path, monkeypatch):
+    captions = []
+    monkeypatch.setattr(run_folder, "render_panel", lambda *_, channel_names: captions.append(channel_names) or b"")
+    asked = {"modalities": ["t1"], "replace_missing": {"T1": "flair"}, "split": "test"}
+    scores = SegmentationScores(datalist, bootstrap=5)
+    folder = RunFolder(tmp_path / "run", datalist, scores, settings=asked)
+    evaluate(phantoms, "test", tmp_path / "run", [folder], masks=True, scores=scores)
+    assert captions == [["t1 (FLAIR instead)"]]
+    assert "These data lack T1: <b>FLAIR was given" in (tmp_path / "run" / "report.html").read_text()
+    log = InferenceLog(tmp_path / "out", datalist, settings=asked)
+    evaluate(phantoms, "test", tmp_path / "out", [log], masks=False)
+    with open(tmp_path / "out" / "predictions.csv", newline="") as file:
+        assert [row["replaced"] for row in csv.DictReader(file)] == ["T1<-FLAIR"]
+
+
+@pytest.mark.parametrize(
+    ("modalities", "stand_ins"), [(["FLAIR"], {"FLAIR": "T2"}), (["FLAIR"], {"T1": "FLAIR"}), (["FLAIR"], None)]
+)
+def test_what_the_data_have_or_nobody_wants_is_not_replaced(modalities, stand_ins, datalist, tmp_path):
+    settings = {"modalities": modalities, "replace_missing": stand_ins}
+    folder = RunFolder(tmp_path, datalist, SegmentationScores(datalist), settings=settings)
+    assert started(folder)["replaced"] == {}
+    assert folder.channel_names == ["FLAIR"]
+
+
+def test_an_empty_split_is_refused(datalist, phantoms, tmp_path):
+    words = r'The split "training" of datalist.json holds no case: choose another with --split.'
+    settings = {"split": "training"}
+    scores = SegmentationScores(datalist)
+    for handler in (
+        RunFolder(tmp_path, datalist, scores, settings=settings),
+        InferenceLog(tmp_path, datalist, settings=settings),
+    ):
+        with pytest.raises(DataError, match=words):
+            evaluate(phantoms, "training", tmp_path, [handler], masks=False, scores=scores)
+    with pytest.raises(DataError, match=r"The split of datalist.json holds no case"):
+        evaluate(phantoms, "training", tmp_path, [InferenceLog(tmp_path, datalist)], masks=False)
+
+
+def test_a_formula_as_an_id_is_quoted(datalist, tmp_path):
+    log = InferenceLog(tmp_path, datalist)
+    engine = Engine(lambda *_: None)
+    log.attach(engine)
+    engine.fire_event(Events.STARTED)
+    engine.state.batch = [{"id": "=1+1"}]
+    image = torch.zeros(1, 4, 4)
+    engine.state.output = [{"image": image, "pred": image, "pred_path": str(tmp_path / "masks" / "a.png")}]
+    engine.fire_event(Events.ITERATION_COMPLETED)
+    engine.fire_event(Events.COMPLETED)
+    with open(tmp_path / "predictions.csv", newline="") as file:
+        assert [row["id"] for row in csv.DictReader(file)] == ["'=1+1"]
