@@ -208,6 +208,7 @@ class CaseTable:
         metrics: Metrics = {}
         self.notes = [*coverage_notes(arrays), _interval_note(len(arrays.subjects), bootstrap, seed)]
         missing = []
+        undefined: dict[int, list[str]] = {}
         for name, estimate in metric_estimates(arrays).items():
             interval = bootstrap_interval(estimate, weights)
             if interval is None:
@@ -219,9 +220,12 @@ class CaseTable:
                 "n": int(estimate.members.sum()),
             }
             if interval.undefined:
-                self.notes.append(
-                    f"{name}: {interval.undefined} of {bootstrap} bootstrap samples are undefined and left out."
-                )
+                undefined.setdefault(interval.undefined, []).append(name)
+        for count, names in sorted(undefined.items()):
+            self.notes.append(
+                f"{count} of {bootstrap} bootstrap samples leave these undefined and out of their intervals: "
+                f"{', '.join(names)}."
+            )
         if missing:
             self.notes.append(f"Left out, since nothing here defines them: {', '.join(missing)}.")
         return metrics
