@@ -27,7 +27,7 @@ from monai.utils import set_determinism
 from tqdm import tqdm
 
 from monai_wsss._checks import DataError
-from monai_wsss._files import file_sha256, make_directory, write_json
+from monai_wsss._files import atomic_path, file_sha256, make_directory, write_json
 from monai_wsss.benchmark.recipes import RECIPES, Recipe
 from monai_wsss.cams import pool_maps
 from monai_wsss.data import EpochCacheDataset, check_trainable, load_datalist, load_header
@@ -88,7 +88,8 @@ class CamTable:
             write_json(make_directory(self.out / "rows") / f"{_slug(name)}.json", results)
             logger.info("%s: Dice %.3f", name, np.mean([row["dice_subject"]["mean"] for row in results]))
         write_json(self.out / "table.json", rows)
-        (self.out / "table.md").write_text(format_table(rows) + "\n", encoding="utf-8")
+        with atomic_path(self.out / "table.md") as temporary:
+            temporary.write_text(format_table(rows) + "\n", encoding="utf-8")
         return rows
 
     def _check(self) -> None:
@@ -283,7 +284,7 @@ def _options(network: torch.nn.Module, rule: str | None) -> dict[str, Any]:
 
 
 def _oracle_options(network: torch.nn.Module, cases: Cases, maps: Sequence[torch.Tensor]) -> dict[str, Any]:
-    """The raw threshold that the masks call best: an upper bound of every fixed threshold, no rule to use."""
+    """The raw threshold, of 121 from -6 to 6, that the masks call best: a bound of fixed thresholds, no rule to use."""
     options = _options(network, "fixed")
     gated = []
     for scores in maps:

@@ -195,7 +195,10 @@ class WSSSTrainer(Trainer):
         if self._position % self.accumulation_steps == 0:
             optimizer.zero_grad(set_to_none=True)
         scale = self.scaler.scale if self.scaler is not None else (lambda loss: loss)
-        scale(total / self.accumulation_steps).backward()
+        # With several players, one's loss must leave no gradient in another that is still accumulating its own.
+        shared = len(self.optimizers) > 1 and self.accumulation_steps > 1
+        own = list(self.core.player_parameters(player)) if shared else None
+        scale(total / self.accumulation_steps).backward(inputs=own)
         self.fire_event(IterationEvents.BACKWARD_COMPLETED)
         if not self._accumulated:
             return

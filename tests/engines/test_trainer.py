@@ -188,6 +188,16 @@ def test_players_step_in_turn_each_on_its_own_loss():
     assert trainer.state.output["runner/gap"] == pytest.approx(-2.56)
 
 
+def test_players_that_accumulate_keep_their_gradients_apart():
+    method = TwoPlayers()
+    optimizers = {name: torch.optim.SGD(method.player_parameters(name), lr=0.1) for name in method.players}
+    loader = [{"image": torch.zeros(1, 1, 8, 8), "label": torch.zeros(1, 1)}] * 2
+    WSSSTrainer(method, optimizers, loader, 1, accumulation_steps=2, progress_bar=False).run()
+    # chaser: 2 (1 - 3) twice at half weight. runner: -2 (3 - 1) and, after the chaser's step, -2 (3 - 1.4), halved.
+    assert method.chaser.weight.item() == pytest.approx(1.4)
+    assert method.runner.weight.item() == pytest.approx(3 + 0.1 * (4.0 + 3.2) / 2)
+
+
 class Quadratic(WSSSMethod):
     """Mean over the batch of (w - x)^2: gradients add up over batches."""
 
