@@ -16,7 +16,6 @@ from monai_wsss._checks import check_choice, check_label, check_shape, float32_o
 __all__ = ["normalize_maps", "subtract_negative_reference", "zscore_images"]
 
 MINMAX_EPSILON = 1e-8  # of the code released with CMER (Patel & Dolz), utils/CAM_utils.py
-CONSTANT_TOLERANCE = 1e-6  # a channel whose range is below this share of its largest magnitude counts as constant
 
 
 def normalize_maps(maps: torch.Tensor, norm: str, *, label: torch.Tensor | None = None) -> torch.Tensor:
@@ -94,7 +93,7 @@ def subtract_negative_reference(maps: torch.Tensor, reference: torch.Tensor) -> 
     return normalize_maps(maps - reference.to(maps).reshape(1, -1, *[1] * (maps.ndim - 2)), "max")
 
 
-def zscore_images(images: torch.Tensor, *, eps: float = 1e-12) -> torch.Tensor:
+def zscore_images(images: torch.Tensor, eps: float = 1e-12) -> torch.Tensor:
     """Standardize each image and channel: (x - mean) / (std + eps), std with the unbiased divisor N - 1.
 
     The batch form that networks and losses need after a spatial transform; in the data pipeline MONAI's
@@ -115,14 +114,16 @@ def zscore_images(images: torch.Tensor, *, eps: float = 1e-12) -> torch.Tensor:
         >>> zscore_images(torch.tensor([[[[1.0, 3.0]], [[0.3, 0.3]]]])).flatten().tolist()
         [-0.7071067690849304, 0.7071067690849304, 0.0, 0.0]
     """
-    check_shape("images", images, "(B, C, *S)")
-    images = float32_or_wider(images)
-    axes = tuple(range(2, images.ndim))
-    largest = images.abs().amax(dim=axes, keepdim=True)
-    spread = images.amax(dim=axes, keepdim=True) - images.amin(dim=axes, keepdim=True)
-    varies = spread > CONSTANT_TOLERANCE * largest
-    centered = images - images.mean(dim=axes, keepdim=True)
-    divisor = max(images[0, 0].numel() - 1, 1)
-    variance = centered.square().sum(dim=axes, keepdim=True) / divisor
+    # Networks that standardize their input are compiled by TorchScript, and this with them.
+    if not torch.jit.is_scripting():
+        check_shape("images", images, "(B, C, *S)")
+    if images.dtype == torch.float16 or images.dtype == torch.bfloat16:
+        images = images.float()
+    pixels = images.flatten(2)
+    largest = pixels.abs().amax(dim=2, keepdim=True)
+    spread = pixels.amax(dim=2, keepdim=True) - pixels.amin(dim=2, keepdim=True)
+    varies = spread > 1e-6 * largest  # below, a channel counts as constant
+    centered = pixels - pixels.mean(dim=2, keepdim=True)
+    variance = centered.square().sum(dim=2, keepdim=True) / max(pixels.shape[2] - 1, 1)
     std = torch.where(varies, variance, torch.ones_like(variance)).sqrt()
-    return torch.where(varies, centered / (std + eps), torch.zeros_like(centered))
+    return torch.where(varies, centered / (std + eps), torch.zeros_like(centered)).reshape(images.shape)

@@ -84,3 +84,9 @@ class ActivationNetwork(nn.Module):
     def pool(self, maps: torch.Tensor) -> torch.Tensor:
         """Image-level logits of maps: ``(B, G*K, *S) -> (B, G*K)``, with this network's pooling."""
         return pool_maps(maps, self.pooling, topk_share=self.topk_share, lse_sharpness=self.lse_sharpness)
+
+    @torch.jit.unused
+    def decision_traits(self) -> dict[str, object]:
+        """What :func:`monai_wsss.refinement.to_mask` has to know of this network's output, by its argument names."""
+        names = ("pooling", "topk_share", "lse_sharpness", "groups", "negative_reference", "negative_quantile")
+        return {"output_kind": self.output_kind, **{name: getattr(self, name) for name in names}}

@@ -12,9 +12,9 @@ from monai.networks.nets import DenseNet121, ResNetFeatures, SEResNet50, UNet, r
 from monai.visualize import CAM
 from torch import nn
 
-from monai_wsss.networks import ActivationNetwork, CAMAdapter, CAMEncoder, MapEnsemble, dense_features
+from monai_wsss.networks import ActivationNetwork, CAMAdapter, CAMEncoder, CAMUNet, MapEnsemble, dense_features
 
-NETWORKS = [CAMEncoder, MapEnsemble, CAMAdapter]
+NETWORKS = [CAMEncoder, CAMUNet, MapEnsemble, CAMAdapter]
 
 
 @pytest.mark.parametrize("network_class", NETWORKS)

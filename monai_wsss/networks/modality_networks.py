@@ -1,0 +1,215 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""One classifier a modality, with weights of its own, as one deployable network: G groups of K activation maps.
+
+Patel & Dolz, "Weakly supervised segmentation with cross-modality equivariant constraints" (CMER), train such networks
+side by side; at test time each gives its own map, and maps are fused by :func:`monai_wsss.refinement.to_mask`.  The
+networks share nothing, so a study that lacks a modality can be segmented by the networks of those it has.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from monai_wsss._checks import DataError, check_choice
+from monai_wsss.cams import zscore_images
+from monai_wsss.networks.activation import ActivationNetwork
+from monai_wsss.networks.aspp_resnet import ASPPResNet
+from monai_wsss.networks.cam_encoder import CAMEncoder
+from monai_wsss.networks.cam_unet import CAMUNet
+
+__all__ = ["ModalityNetworks", "networks_by_modality"]
+
+
+_NAME_BYTES = 128
+
+
+class ModalityNetworks(ActivationNetwork):
+    """G networks side by side, network g on channel g of the image: ``(B, G, *S) -> (B, G*K, *S)``.
+
+    Args:
+        members: an activation network of one input channel for each modality; they agree in spatial dimensions,
+            classes and pooling, and share no weights.
+        modalities: the names of the modalities, in the order of ``members``; None for ``"0"``, ``"1"``, …
+        present: the names of the input's channels, in their order, where that is not ``modalities``: channels find
+            their network by name, absent modalities take no part, and ``groups`` counts those present.  Weights are
+            stored alike whatever is present, so that a network of four modalities can be loaded for two.
+        standardize: z-score each image and modality first (the paper's step for slices).  In the network, so that
+            training, the transformed second view and inference do the same; not for windows of a larger volume.
+
+    Attributes:
+        modalities: the names, a tuple.
+        present_modalities: the names of the groups in the output, in the order of ``modalities``.
+        reliable: (G,) bool buffer: which modalities' maps are fused; all, until training has found some weak.
+
+    Raises:
+        ValueError: no member, members that disagree or share weights, names that do not fit, or an image of another
+            number of channels.
+
+    Example:
+        >>> import torch
+        >>> members = [CAMEncoder.tiny() for _ in range(3)]
+        >>> network = ModalityNetworks(members, ("T1", "T1c", "FLAIR"))
+        >>> network(torch.zeros(2, 3, 16, 16)).shape
+        torch.Size([2, 3, 16, 16])
+        >>> ModalityNetworks(members, ("T1", "T1c", "FLAIR"), present=("FLAIR",))(torch.zeros(2, 1, 16, 16)).shape
+        torch.Size([2, 1, 16, 16])
+    """
+
+    reliable: torch.Tensor
+    modality_names: torch.Tensor
+    channels: list[int]
+
+    def __init__(
+        self,
+        members: Sequence[ActivationNetwork],
+        modalities: Sequence[str] | None = None,
+        *,
+        present: Sequence[str] | None = None,
+        standardize: bool = False,
+    ) -> None:
+        if not members:
+            raise ValueError("Expected `members` to hold at least one network, got none.")
+        first = members[0]
+        for name in ("spatial_dims", "num_classes", "pooling", "topk_share", "lse_sharpness"):
+            values = {getattr(member, name) for member in members}
+            if len(values) > 1:
+                raise ValueError(f"Expected `members` that agree in {name}, got {sorted(values)}.")
+        if len({id(member) for member in members}) < len(members):
+            raise ValueError("Expected `members` with weights of their own, got the same network twice.")
+        names = tuple(map(str, range(len(members)))) if modalities is None else tuple(modalities)
+        if len(set(names)) != len(members) or len(names) != len(members):
+            raise ValueError(f"Expected {len(members)} different `modalities`, one a member, got {names}.")
+        channels = names if present is None else tuple(present)
+        if not channels or len(set(channels)) < len(channels) or not set(channels) <= set(names):
+            raise ValueError(f"Expected `present` to name some of the modalities {names}, each once, got {channels}.")
+        super().__init__(
+            first.spatial_dims,
+            first.num_classes,
+            groups=len(members),
+            pooling=first.pooling,
+            topk_share=first.topk_share,
+            lse_sharpness=first.lse_sharpness,
+        )
+        # The buffers of the base stay those of all modalities; the output has the groups that are present.
+        self.groups = len(channels)
+        self.members = nn.ModuleList(members)
+        self.modalities = names
+        self.present_modalities = tuple(name for name in names if name in channels)
+        self.standardize = standardize
+        # In the weights, so that they are not loaded into networks of other modalities or in another order.
+        self.register_buffer("modality_names", torch.tensor(list(_encoded(names)), dtype=torch.uint8))
+        self.register_buffer("reliable", torch.ones(len(members), dtype=torch.bool))
+        # Of each member its channel in the image, -1 for those that take no part.
+        self.channels = [channels.index(name) if name in channels else -1 for name in names]
+
+    @classmethod
+    def tiny(cls, spatial_dims: int = 2, in_channels: int = 1, num_classes: int = 1) -> "ModalityNetworks":
+        """An encoder of width 4 for each channel: trains in seconds on a CPU."""
+        return cls([CAMEncoder.tiny(spatial_dims, 1, num_classes) for _ in range(in_channels)])
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Raw maps at the input's size, group by group in the order of ``modalities``."""
+        if image.shape[1] != self.groups:
+            raise ValueError(
+                f"Expected an image of {self.groups} channels, a modality each, got {image.shape[1]}: "
+                "name the modalities at hand as `present`."
+            )
+        if self.standardize:
+            image = zscore_images(image)
+        maps: list[torch.Tensor] = []
+        for g, member in enumerate(self.members):  # TorchScript zips no list with the networks
+            channel = self.channels[g]
+            if channel >= 0:
+                maps.append(member(image[:, channel : channel + 1]))
+        return torch.cat(maps, dim=1)
+
+    @torch.jit.unused
+    def _load_from_state_dict(self, state_dict: dict[str, torch.Tensor], prefix: str, *arguments: Any) -> None:
+        """As torch's, after the names of the modalities were compared.
+
+        Raises:
+            DataError: the weights are of other modalities, or of the same in another order.
+        """
+        stored = state_dict.get(f"{prefix}modality_names")
+        if stored is not None and bytes(stored.tolist()) != _encoded(self.modalities):
+            names = bytes(stored.tolist()).rstrip().decode()
+            raise DataError(
+                f"The weights are of the modalities {names}, the network was built for {','.join(self.modalities)}: "
+                "give `modalities` as trained, and name those at hand, in the order of the channels, as `present`."
+            )
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
+    @torch.jit.unused
+    def parts(self, image: torch.Tensor) -> list[tuple[ActivationNetwork, torch.Tensor]]:
+        """Each network that takes part with its input (B, 1, *S), in the order of ``modalities``."""
+        if self.standardize:
+            image = zscore_images(image)
+        return [
+            (member, image[:, channel : channel + 1])  # type: ignore[misc]
+            for member, channel in zip(self.members, self.channels, strict=True)
+            if channel >= 0
+        ]
+
+    @torch.jit.unused
+    def decision_traits(self) -> dict[str, object]:
+        """As the base's, of the modalities that are present; unreliable ones count where no reliable one is present."""
+        traits = super().decision_traits()
+        present = torch.tensor([channel >= 0 for channel in self.channels], device=self.reliable.device)
+        for name in ("negative_reference", "negative_quantile"):
+            traits[name] = getattr(self, name)[present.repeat_interleave(self.num_classes)]
+        reliable = self.reliable[present]
+        return traits | {"reliable": reliable if bool(reliable.any()) else ~reliable}
+
+
+def _encoded(names: Sequence[str]) -> bytes:
+    """Names as bytes of one length, whatever they are, so that a comparison comes before a mismatch of sizes."""
+    text = ",".join(names).encode()
+    if len(text) > _NAME_BYTES:
+        raise ValueError(f"Expected names of `modalities` of at most {_NAME_BYTES} bytes together, got {len(text)}.")
+    return text.ljust(_NAME_BYTES)
+
+
+def networks_by_modality(
+    modalities: Sequence[str],
+    *,
+    backbone: str = "encoder",
+    spatial_dims: int = 2,
+    num_classes: int = 1,
+    width: int | None = None,
+    pooling: str = "max",
+    present: Sequence[str] | None = None,
+    standardize: bool = False,
+) -> ModalityNetworks:
+    """The same kind of network for each modality; for configurations, which have no loops.
+
+    Args:
+        modalities: their names, a network each.
+        backbone: ``"encoder"`` (:class:`~monai_wsss.networks.CAMEncoder` at stride 4), ``"unet"``
+            (:class:`~monai_wsss.networks.CAMUNet`, the paper's) or ``"aspp_resnet"``
+            (:class:`~monai_wsss.networks.ASPPResNet`, the paper's Table IV).
+        spatial_dims: 2 or 3.
+        num_classes: K, the foreground classes.
+        width: channels of the first block; None for the network's own default.
+        pooling: see :class:`~monai_wsss.networks.ActivationNetwork`; the paper's is ``"average"``.
+        present: see :class:`ModalityNetworks`.
+        standardize: see there; the paper's way.
+
+    Raises:
+        ValueError: an unknown backbone, or names that do not fit.
+
+    Example:
+        >>> networks_by_modality(["T1", "FLAIR"], width=4).groups
+        2
+    """
+    backbones: dict[str, Callable[..., ActivationNetwork]] = {
+        "encoder": CAMEncoder,
+        "unet": CAMUNet,
+        "aspp_resnet": ASPPResNet,
+    }
+    check_choice("backbone", backbone, tuple(backbones))
+    options: dict[str, Any] = {"pooling": pooling} if width is None else {"pooling": pooling, "width": width}
+    members = [backbones[backbone](spatial_dims, 1, num_classes, **options) for _ in modalities]
+    return ModalityNetworks(members, modalities, present=present, standardize=standardize)
