@@ -12,7 +12,7 @@ from monai_wsss.engines.distributed import (
     stop_distributed,
 )
 from monai_wsss.engines.evaluation import SegmentationScores, TrainingLog, case_spacing
-from monai_wsss.engines.schedules import Progress, one_cycle
+from monai_wsss.engines.schedules import Progress, WeightRamp, one_cycle
 from monai_wsss.engines.trainer import NonFiniteLossError, WSSSTrainer
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "SegmentationScores",
     "TrainingLog",
     "WSSSTrainer",
+    "WeightRamp",
     "case_spacing",
     "distribute_method",
     "is_main_process",

@@ -1,16 +1,19 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Where a run stands, and the learning-rate schedules that are stated as fractions of it."""
+"""Where a run stands, and the schedules of learning rates and of loss weights."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sized
 from dataclasses import dataclass
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
 
-__all__ = ["Progress", "one_cycle"]
+from monai_wsss._checks import check_choice
+
+__all__ = ["Progress", "WeightRamp", "one_cycle"]
 
 
 @dataclass(frozen=True)
@@ -47,3 +50,49 @@ def one_cycle(
         10
     """
     return OneCycleLR(optimizer, learning_rate, total_steps=max_epochs * len(train_data_loader), pct_start=warm_up)
+
+
+@dataclass(frozen=True)
+class WeightRamp:
+    """A loss weight that grows from 0 to 1 over the first part of a run and stays there.
+
+    | shape           | weight before ``end`` | unit of t and ``end`` = T                                         |
+    |-----------------|-----------------------|-------------------------------------------------------------------|
+    | ``none``        | 1                     | –                                                                 |
+    | ``step``        | 0                     | fraction of the run                                               |
+    | ``gaussian``    | exp(-5 (1 - t/T)^2)   | fraction of the run (Laine & Aila 2017, arXiv:1610.02242)         |
+    | ``exponential`` | exp(-(t - T)^2)       | epochs, the first is t = 0 (Patel & Dolz, CMER, Sec. IV-C; T = 15) |
+
+    The exponential one is a step in all but name: 0.37 one epoch before T, 0.02 two epochs before.
+
+    Args:
+        shape: see the table.
+        end: T > 0, where the weight reaches 1.
+
+    Raises:
+        ValueError: an unknown shape, or an end that is not positive.
+
+    Example:
+        >>> ramp = WeightRamp("exponential", end=2)
+        >>> [round(ramp(Progress(epoch=epoch, iteration=1, fraction=0.0)), 3) for epoch in (1, 2, 3)]
+        [0.018, 0.368, 1.0]
+    """
+
+    shape: str = "step"
+    end: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_choice("shape", self.shape, ("none", "step", "gaussian", "exponential"))
+        if not self.end > 0:
+            raise ValueError(f"Expected `end` > 0, got {self.end}.")
+
+    def __call__(self, progress: Progress) -> float:
+        """The weight, in [0, 1]."""
+        position = progress.epoch - 1 if self.shape == "exponential" else progress.fraction
+        if self.shape == "none" or position >= self.end:
+            return 1.0
+        if self.shape == "step":
+            return 0.0
+        if self.shape == "gaussian":
+            return math.exp(-5 * (1 - position / self.end) ** 2)
+        return math.exp(-((position - self.end) ** 2))

@@ -2,3 +2,23 @@
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 
 """Losses, one a file: a pure function and its Module."""
+
+from monai_wsss.losses.cross_modal_equivariance import (
+    CrossModalEquivarianceLoss,
+    cross_modal_equivariance_loss,
+    unit_norm_maps,
+)
+from monai_wsss.losses.equivariance import EquivarianceLoss, equivariance_loss
+from monai_wsss.losses.mutual_distillation import MutualDistillationLoss, mutual_distillation_loss
+from monai_wsss.losses.peers import peer_weights
+
+__all__ = [
+    "CrossModalEquivarianceLoss",
+    "EquivarianceLoss",
+    "MutualDistillationLoss",
+    "cross_modal_equivariance_loss",
+    "equivariance_loss",
+    "mutual_distillation_loss",
+    "peer_weights",
+    "unit_norm_maps",
+]

@@ -10,10 +10,11 @@ from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import torch
 from monai.config import KeysCollection
-from monai.data import NibabelWriter, PILWriter
+from monai.data import PILWriter
 from monai.data.meta_tensor import MetaTensor
 from monai.transforms import MapTransform
 
@@ -42,16 +43,14 @@ def write_mask(path: str | os.PathLike[str], mask: torch.Tensor, affine: np.ndar
     if int(mask.max()) > 255:
         raise ValueError(f"Expected `mask` of at most 255 classes, got the value {int(mask.max())}.")
     array = mask.detach().cpu().to(torch.uint8).numpy()
-    writer: NibabelWriter | PILWriter
-    if str(path).endswith(".png"):
-        writer = PILWriter(output_dtype=np.uint8, scale=None)
-        writer.set_data_array(array, channel_dim=0)
-    else:
-        writer = NibabelWriter(output_dtype=np.uint8)
-        writer.set_data_array(array, channel_dim=0)
-        writer.set_metadata({"affine": affine, "original_affine": affine}, resample=False)
     with atomic_path(path) as temporary:
-        writer.write(str(temporary))
+        if str(path).endswith(".png"):
+            writer = PILWriter(output_dtype=np.uint8, scale=None)
+            writer.set_data_array(array, channel_dim=0)
+            writer.write(str(temporary))
+        else:
+            # Not by MONAI's NibabelWriter, which squeezes the last axis of a study of one slice away.
+            nibabel.save(nibabel.Nifti1Image(array[0], affine), temporary)
 
 
 class SaveMaskd(MapTransform):

@@ -1,0 +1,35 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""Who teaches whom among G networks that learn from one another: the mean over l != k as a matrix."""
+
+from __future__ import annotations
+
+import torch
+
+__all__ = ["peer_weights"]
+
+
+def peer_weights(allowed: torch.Tensor, *, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Weights of the teachers of each student: equal over those allowed, zero for the rest and for itself.
+
+    The mean over l != k of Patel & Dolz (CMER), Eq. 5; a student without teacher has a row of zeros, G = 1 among them.
+
+    Args:
+        allowed: (G, G) bool, entry [k, l]: may network l teach network k?  The diagonal is ignored.
+        dtype: of the result.
+
+    Returns:
+        (G, G), rows that sum to 1 or 0.
+
+    Raises:
+        ValueError: another shape.
+
+    Example:
+        >>> peer_weights(torch.ones(3, 3, dtype=torch.bool))[0].tolist()
+        [0.0, 0.5, 0.5]
+    """
+    if allowed.ndim != 2 or allowed.shape[0] != allowed.shape[1]:
+        raise ValueError(f"Expected `allowed` of shape (G, G), got {tuple(allowed.shape)}.")
+    own = torch.eye(len(allowed), dtype=torch.bool, device=allowed.device)
+    teachers = (allowed & ~own).to(dtype)
+    return teachers / teachers.sum(1, keepdim=True).clamp(min=1)

@@ -1,0 +1,66 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""Loss weights over a run: each shape's values, its unit of time, and its bounds."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import FrozenInstanceError
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from monai_wsss.engines import Progress, WeightRamp
+
+SHAPES = ["none", "step", "gaussian", "exponential"]
+
+
+def at(epoch: int = 1, fraction: float = 0.0) -> Progress:
+    return Progress(epoch=epoch, iteration=1, fraction=fraction)
+
+
+def test_the_default_is_a_step_at_half_of_the_run():
+    ramp = WeightRamp()
+    assert [ramp(at(fraction=f)) for f in (0.0, 0.49, 0.5, 0.99)] == [0.0, 0.0, 1.0, 1.0]
+
+
+def test_none_is_always_one():
+    assert {WeightRamp("none")(at(epoch, fraction)) for epoch in (1, 99) for fraction in (0.0, 0.9)} == {1.0}
+
+
+def test_the_paper_counts_epochs_from_zero():
+    """lambda_E = exp(-(t - T)^2) for 0 <= t < T, 1 afterwards; T = 15."""
+    ramp = WeightRamp("exponential", end=15)
+    for epoch in range(1, 30):
+        t = epoch - 1
+        expected = math.exp(-((t - 15) ** 2)) if t < 15 else 1.0
+        # Where the run stands as a share of it plays no part.
+        for fraction in (0.0, 0.9):
+            assert ramp(at(epoch, fraction)) == pytest.approx(expected, rel=1e-12, abs=0)
+
+
+def test_the_gaussian_counts_shares_of_the_run():
+    ramp = WeightRamp("gaussian", end=0.4)
+    for fraction in (0.0, 0.1, 0.2, 0.399):
+        expected = math.exp(-5 * (1 - fraction / 0.4) ** 2)
+        assert ramp(at(epoch=77, fraction=fraction)) == pytest.approx(expected, rel=1e-12)
+    assert ramp(at(fraction=0.4)) == ramp(at(fraction=0.9)) == 1.0
+
+
+@given(st.sampled_from(SHAPES), st.floats(0.05, 20), st.lists(st.floats(0, 0.999), min_size=2, max_size=6))
+def test_weights_lie_in_0_1_and_never_fall(shape, end, fractions):
+    ramp = WeightRamp(shape, end=end)
+    weights = [ramp(at(1 + int(30 * fraction), fraction)) for fraction in sorted(fractions)]
+    assert weights == sorted(weights)
+    assert 0 <= weights[0] <= weights[-1] <= 1
+
+
+def test_mistakes_are_named():
+    with pytest.raises(ValueError, match="`shape` to be one of none, step, gaussian, exponential, got 'linear'"):
+        WeightRamp("linear")
+    for end in (0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match=f"`end` > 0, got {end}"):
+            WeightRamp("step", end=end)
+    with pytest.raises(FrozenInstanceError):
+        WeightRamp().end = 3
