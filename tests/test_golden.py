@@ -14,6 +14,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,7 +29,21 @@ from monai_wsss.cams import (
     resize_maps,
     zscore_images,
 )
+from monai_wsss.engines import Progress, WeightRamp
+from monai_wsss.losses import (
+    CrossModalEquivarianceLoss,
+    EquivarianceLoss,
+    MutualDistillationLoss,
+    cross_modal_equivariance_loss,
+    equivariance_loss,
+    mutual_distillation_loss,
+    unit_norm_maps,
+)
+from monai_wsss.methods import CMER
+from monai_wsss.methods.cmer import _View
+from monai_wsss.networks import AtrousSpatialPyramid, CAMUNet, ModalityNetworks
 from monai_wsss.refinement import to_mask
+from monai_wsss.transforms import SpatialRecord
 
 GOLDEN = Path(os.environ.get("WSSS_GOLDEN") or Path(__file__).parents[2] / "shared" / "golden")
 
@@ -36,10 +51,6 @@ PENDING = {
     "bmp": (
         "the BMP method",
         "afa_segloss affinity bsp labels losses multiscale_fusion network par polywarmup",
-    ),
-    "cmer": (
-        "the CMER method",
-        "aspp cmer er kd lambda_e total_K2 total_K4 unetcam",
     ),
     "coingan": (
         "the CoinGAN method",
@@ -147,10 +158,201 @@ def check_cam(z: Vectors) -> None:
     close(pool_maps(maps, "average").sigmoid(), z["p_eq3"])
 
 
+def check_er(z: Vectors) -> None:
+    warped, of_warped = z["cam_warped"].requires_grad_(), z["cam_of_warped"].requires_grad_()
+    maps = (warped[:, 1:], of_warped[:, 1:])  # channel 0 is the background
+    label = z["y"][:, None].expand(maps[0].shape[:2])
+    official = EquivarianceLoss()(*maps, label)
+    close(official.detach(), z["official"])
+    gradients = torch.autograd.grad(official, (warped, of_warped))
+    close(gradients[0], z["official_grad_cam_warped"])
+    close(gradients[1], z["official_grad_cam_of_warped"])
+    for settings, expected in (
+        ({"reduction": "sum", "mask": "none"}, "paper_sum"),
+        ({"reduction": "sum"}, "paper_sum_masked"),
+        ({"mask": "none"}, "paper_mean"),
+    ):
+        close(EquivarianceLoss(**settings)(*maps, label).detach(), z[expected])
+    for n, expected in enumerate(z["per_image_sum"]):
+        close(equivariance_loss(*(m[n : n + 1].detach() for m in maps), reduction="sum"), expected)
+
+
+def check_cmer(z: Vectors) -> None:
+    assert z["eps"].item() == 1e-12
+    student, teacher, logits = z["student_cam"].requires_grad_(), z["teacher_cam"].requires_grad_(), z["teacher_logits"]
+    maps = (student[:, None, 1:], teacher[:, None, 1:])
+    classes, alone = maps[0].shape[2], torch.ones(1, 1)
+    assert torch.equal(((logits.argmax(1) == 1) * z["y"]).double(), z["mask"])
+    weight = z["mask"][:, None, None].expand(-1, 1, classes)
+    official = cross_modal_equivariance_loss(*maps, alone, weight=weight, reduction="mean", skip_empty=False)
+    close(official.detach(), z["official"])
+    if classes == 1:  # the Module finds the mask itself, by the sign of the one logit
+        module = CrossModalEquivarianceLoss(reduction="mean", skip_empty=False)
+        presence = (logits[:, 1] - logits[:, 0])[:, None, None]
+        close(module(*maps, z["y"][:, None], presence, alone).detach(), z["official"])
+    gradient, of_teacher = torch.autograd.grad(official, (student, teacher), allow_unused=True)
+    assert of_teacher is None
+    close_but_for_empty(gradient, z["official_grad_student"], student)
+    for factors, expected in ((None, "paper_sum"), (weight, "paper_sum_masked")):
+        got = cross_modal_equivariance_loss(*maps, alone, weight=factors, skip_empty=False)
+        close(got.detach(), z[expected])
+    for n, expected in enumerate(z["paper_per_image_sum"]):
+        of_image = (m[n : n + 1].detach() for m in maps)
+        close(cross_modal_equivariance_loss(*of_image, alone, skip_empty=False), expected)
+    units = (unit_norm_maps(m[:, 0].detach()) for m in maps)  # the same value by another way
+    close(equivariance_loss(*units, reduction="sum"), z["paper_sum"])
+
+
+def close_but_for_empty(got: torch.Tensor, official: torch.Tensor, maps: torch.Tensor) -> None:
+    """Gradients, map by map.  Officially an empty one's is divided by an epsilon, up to 1e8; here it is finite."""
+    filled = maps.detach().flatten(-2).any(-1)
+    close(got[filled], official[filled])
+    assert bool(got.isfinite().all())
+
+
+def check_kd(z: Vectors) -> None:
+    student, teacher = z["student_logits"].requires_grad_(), z["teacher_logits"].requires_grad_()
+    settings = [("softmax", student, teacher)]
+    if student.shape[1] == 2:  # the one logit of a single class is the difference of the two
+        settings.append(("sigmoid", student[:, 1:] - student[:, :1], teacher[:, 1:] - teacher[:, :1]))
+    for temperature in (1, 2, 10):
+        for activation, s, t in settings:
+            module = MutualDistillationLoss(temperature=temperature, activation=activation)
+            loss = module(s[:, None], t[:, None], torch.ones(1, 1))
+            close(loss.detach(), z[f"official_T{temperature}"])
+            gradient, of_teacher = torch.autograd.grad(loss, (student, teacher), retain_graph=True, allow_unused=True)
+            assert of_teacher is None
+            close(gradient, z[f"official_grad_student_T{temperature}"])
+    close(z["official_T1"], z["paper"])
+    for n, expected in enumerate(z["paper_per_image"]):
+        of_image = (logits[n : n + 1, None].detach() for logits in (student, teacher))
+        close(mutual_distillation_loss(*of_image, torch.ones(1, 1), activation="softmax"), expected)
+
+
+def check_lambda_e(z: Vectors) -> None:
+    end, epochs = z["T"].item(), z["epoch"].tolist()
+    progress = [Progress(epoch=int(t) + 1, iteration=1, fraction=t / len(epochs)) for t in epochs]
+    exponential, gaussian = WeightRamp("exponential", end=end), WeightRamp("gaussian", end=end / len(epochs))
+    weights = torch.tensor([exponential(now) for now in progress], dtype=torch.float64)
+    assert weights.tolist() == pytest.approx(z["lam"].tolist(), rel=1e-9, abs=0)
+    close(weights.float(), z["lam_float32"])
+    assert torch.equal(weights.float() == 0, z["lam_float32"] == 0)
+    alternative = torch.tensor([gaussian(now) for now in progress], dtype=torch.float64)
+    close(alternative, z["lam_gaussian_rampup_alternative"])
+
+
+def check_total(z: Vectors) -> None:
+    parts = [z[name].requires_grad_() for name in ("logits1", "logits2", "cams1", "cams2")]
+    label, groups = z["y"][:, None].double(), len(parts[0])
+    networks = ModalityNetworks.tiny(2, groups)
+    released = CMER.from_preset("released", network=networks).double()
+    paper = CMER.from_preset("paper", network=networks).double()
+    mean = CMER.from_preset(
+        "paper",
+        network=networks,
+        equivariance=EquivarianceLoss(mask="none"),
+        cross_modal=CrossModalEquivarianceLoss(reduction="mean", mask="none", skip_empty=False),
+    )
+    assert z["l2_eps"].item() == 1e-12
+    assert released.distillation.temperature == z["temperature"].item()
+    assert released.distillation_weight == z["lambda_kd"].item()
+    for k in range(groups):
+        check_network(z, k, "official", "kl", released, parts)
+        check_network(z, k, "paper_sum", "kd", paper, parts)
+        check_network(z, k, "paper_mean", "kd", mean, parts)
+    losses = as_composed(released, parts, label, epoch=1)
+    for name, expected, weight in (("equivariance", "er", 1), ("cross_modal", "cmer", 1), ("distillation", "kl", 0.5)):
+        close(losses[name].detach(), weight * z[f"official_{expected}"].sum())
+    close(sum(losses.values()).detach(), z["official_total"].sum())
+    # Teachers are detached, so the gradient of the sum is, for each network, that of its own loss.
+    gradients = torch.autograd.grad(sum(losses.values()), parts)
+    close(gradients[0], z["official_grad_logits1"])
+    close(gradients[1], z["official_grad_logits2"])
+    close_but_for_empty(gradients[2], z["official_grad_cams1"], parts[2])
+    close_but_for_empty(gradients[3], z["official_grad_cams2"], parts[3])
+    for t, weight, expected in zip(z["paper_epochs"], z["paper_lambda_e"], z["paper_sum_total_by_epoch"], strict=True):
+        progress = Progress(epoch=int(t) + 1, iteration=1, fraction=0.0)
+        assert paper.ramp(progress) == pytest.approx(weight.item(), rel=1e-9, abs=0)
+        close(sum(as_composed(paper, parts, label, progress.epoch).values()).detach(), expected.sum())
+
+
+def views_of(parts: list[torch.Tensor]) -> list[_View]:
+    """What the method would see: one logit a network, the difference of the two, and the maps of the tumor."""
+    logits = [(part[..., 1:] - part[..., :1]).transpose(0, 1) for part in parts[:2]]
+    maps = [part[:, :, 1:].transpose(0, 1) for part in parts[2:]]
+    return [_View(m, s, m) for s, m in zip(logits, maps, strict=True)]
+
+
+def check_network(z: Vectors, k: int, prefix: str, kd: str, method: CMER, parts: list[torch.Tensor]) -> None:
+    """The terms of network k alone: a matrix of pairs with its row filled."""
+    first, second = views_of([part.detach() for part in parts])
+    label, groups = z["y"][:, None].double(), len(parts[0])
+    pairs = torch.zeros(groups, groups, dtype=torch.float64)
+    pairs[k] = (torch.arange(groups) != k).double() / (groups - 1)
+    ce = [method._classification([view], label)[f"classification/{k}"] for view in (first, second)]
+    kl = [groups * method.distillation(view.logits, view.logits, pairs) for view in (first, second)]
+    er = method.equivariance(first.maps[:, k], second.maps[:, k], label)
+    moved, maps = first.maps, second.maps
+    if method.cross_modal.l2_before_warp:
+        moved, maps = (unit_norm_maps(m[:, :, 0])[:, :, None] for m in (moved, maps))
+    cmer = [
+        groups * method.cross_modal(moved, maps, label, second.logits, pairs),
+        groups * method.cross_modal(maps, moved, label, first.logits, pairs),
+    ]
+    ce_mean, kl_mean, cmer_mean = (sum(values) / 2 for values in (ce, kl, cmer))
+    for got, name in ((ce_mean, "ce"), (kl_mean, kd), (er, "er"), (cmer_mean, "cmer")):
+        close(got, z[f"{prefix}_{name}"][k])
+    close(ce_mean + 0.5 * kl_mean + er + cmer_mean, z[f"{prefix}_total"][k])
+    if prefix == "official":  # by view; sums over the peers
+        for view in (0, 1):
+            close(ce[view], z[f"official_ce_{view + 1}"][k])
+            close((groups - 1) * kl[view], z[f"official_kl_{view + 1}"][k])
+            close((groups - 1) * cmer[view], z[f"official_cmer_{view + 1}"][k])
+
+
+def as_composed(method: CMER, parts: list[torch.Tensor], label: torch.Tensor, epoch: int) -> dict[str, torch.Tensor]:
+    """The losses as the method composes them, where its networks would have given the file's arrays."""
+    views = iter(views_of(parts))
+    method._see = lambda image: next(views)
+    method.transform = SimpleNamespace(draw=lambda shape: SpatialRecord(()))
+    batch = {"image": torch.zeros(len(label), len(parts[0]), *parts[2].shape[3:]), "label": label}
+    return method(batch, Progress(epoch=epoch, iteration=1, fraction=0.0))
+
+
+def load_in_order(network: torch.nn.Module, z: Vectors) -> None:
+    """Fill a network with a file's `w/` by the order of its entries, but for the buffers that are ours alone."""
+    own = [name for name in network.state_dict() if not name.startswith("negative_")]
+    official = [key for key in z.arrays if key.startswith("w/")]
+    network.load_state_dict({name: z[key] for name, key in zip(own, official, strict=True)}, strict=False)
+
+
+def check_unetcam(z: Vectors) -> None:
+    network = CAMUNet(2, z["x"].shape[1], z["cam"].shape[1], width=64 // int(z["filters_div"].item())).double()
+    load_in_order(network, z)
+    maps = network.train(bool(z["training"].item()))(z["x"]).detach()
+    close(maps, z["cam"])
+    close(network.pool(maps), z["logits"].flatten(1))
+    close(normalize_maps(maps, "minmax"), z["cam_maxnorm"])
+
+
+def check_aspp(z: Vectors) -> None:
+    pyramid = AtrousSpatialPyramid(2, z["x"].shape[1], z["out"].shape[1]).double().eval()
+    load_in_order(pyramid, z)
+    close(pyramid(z["x"]).detach(), z["out"])
+
+
 CHECKS: dict[str, Callable[[Vectors], None]] = {
+    "cmer/aspp": check_aspp,
+    "cmer/cmer": check_cmer,
+    "cmer/er": check_er,
     "cmer/fuse": check_fuse,
     "cmer/gradcam": check_gradcam,
+    "cmer/kd": check_kd,
+    "cmer/lambda_e": check_lambda_e,
     "cmer/maxnorm": check_maxnorm,
+    "cmer/total_K2": check_total,
+    "cmer/total_K4": check_total,
+    "cmer/unetcam": check_unetcam,
     "cmer/zscore": check_zscore,
     "gland/cam": check_cam,
 }

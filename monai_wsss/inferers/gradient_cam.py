@@ -17,6 +17,7 @@ from torch import nn
 
 from monai_wsss._checks import check_choice, check_shape, float32_or_wider
 from monai_wsss.cams import gradient_activation_maps, pool_maps, resize_maps
+from monai_wsss.networks import ModalityNetworks
 
 __all__ = ["GradientCAMInferer"]
 
@@ -33,9 +34,12 @@ class GradientCAMInferer(Inferer):
     The maps are not negative and their mean is no logit. To have :func:`monai_wsss.refinement.to_mask` gate absent
     classes, choose ``gate="predicted"`` here: their maps are then zero, which every pooling calls absent.
 
+    A :class:`~monai_wsss.networks.ModalityNetworks` is explained network by network, (B, G*K, *S).
+
     Args:
         target_layer: module of the network, or its name in ``network.named_modules()``, whose output (B, F, *S) is
-            explained; as a rule the last layer with space. If it is called several times, its last call counts.
+            explained; as a rule the last layer with space. If it is called several times, its last call counts. The
+            name within each network where there is one a modality.
         variant: ``"gradcam"`` or ``"gradcam++"``.
         gate: ``"predicted"`` zeroes the maps of classes with a logit <= 0, ``"none"`` keeps all.
 
@@ -66,13 +70,15 @@ class GradientCAMInferer(Inferer):
             kwargs: further keyword arguments of the network.
 
         Returns:
-            (B, K, *S), float32 or wider, not negative, without graph.
+            (B, K, *S), or (B, G*K, *S) of several modalities; float32 or wider, not negative, without graph.
 
         Raises:
             ValueError: the target layer does not exist, was not called or gives no (B, F, *S), or the network gives
                 neither logits nor maps with a pooling.
         """
         check_shape("inputs", inputs, "(B, C, *S)")
+        if isinstance(network, ModalityNetworks):
+            return torch.cat([self(part, member, *args, **kwargs) for member, part in network.parts(inputs)], dim=1)
         # Tensors made in inference mode cannot take part in a graph; a clone made outside it can.
         with (
             torch.inference_mode(False),

@@ -36,6 +36,8 @@ class VolumeInferer(Inferer):
         overlap: share by which windows overlap, in [0, 1).
         views: see :func:`~monai_wsss.inferers.multi_view_maps`.
         scales: see there.
+        cam: how a map is taken from an image or window, e.g. a
+            :class:`~monai_wsss.inferers.GradientCAMInferer`; None for the network's own output.
 
     Raises:
         ValueError: an image whose dimensions do not fit the network.
@@ -58,6 +60,7 @@ class VolumeInferer(Inferer):
         overlap: float = 0.25,
         views: str = "none",
         scales: Sequence[float] = (1.0,),
+        cam: Inferer | None = None,
     ) -> None:
         super().__init__()
         self.spatial_dims = spatial_dims
@@ -67,6 +70,7 @@ class VolumeInferer(Inferer):
         self.windows = SlidingWindowInferer(roi_size, overlap=overlap, mode="gaussian") if roi_size else None
         self.views = views
         self.scales = tuple(scales)
+        self.cam = cam
 
     def __call__(
         self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
@@ -74,10 +78,11 @@ class VolumeInferer(Inferer):
         check_shape("image", inputs, "(B, C, *S)")
         image = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
 
+        def view_maps(view: torch.Tensor) -> torch.Tensor:
+            return network(view, *args, **kwargs) if self.cam is None else self.cam(view, network, *args, **kwargs)
+
         def maps(patch: torch.Tensor) -> torch.Tensor:
-            return multi_view_maps(
-                lambda view: network(view, *args, **kwargs), patch, views=self.views, scales=self.scales
-            )
+            return multi_view_maps(view_maps, patch, views=self.views, scales=self.scales)
 
         if self.spatial_dims == 2:
             return self._in_plane(image, maps) if image.ndim == 4 else self._slices(image, maps)

@@ -5,9 +5,11 @@
 
 from monai_wsss.methods.base import WSSSMethod
 from monai_wsss.methods.cam import ClassActivationMapping
+from monai_wsss.methods.cmer import CMER
 from monai_wsss.methods.full_supervision import FullSupervision, SegmentationNetwork
 
 __all__ = [
+    "CMER",
     "ClassActivationMapping",
     "FullSupervision",
     "SegmentationNetwork",

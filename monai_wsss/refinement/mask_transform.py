@@ -33,6 +33,7 @@ class ToMaskd(MapTransform):
         gate: ``predicted`` (default for activations), ``given`` (by ``label_key``) or ``none`` (default for
             segmentations).
         fusion: see there.
+        reliable_only: leave out the groups that the network's training found unreliable; False fuses all of them.
         label_key: image-level label (K,), read with ``gate="given"`` alone.
         allow_missing_keys: skip keys that an item lacks.
 
@@ -54,6 +55,7 @@ class ToMaskd(MapTransform):
         threshold: float | None = None,
         gate: str | None = None,
         fusion: str = "max",
+        reliable_only: bool = True,
         label_key: str = "label",
         allow_missing_keys: bool = False,
     ) -> None:
@@ -63,6 +65,7 @@ class ToMaskd(MapTransform):
         self.threshold = threshold
         self.gate = gate
         self.fusion = fusion
+        self.reliable_only = reliable_only
         self.label_key = label_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -79,6 +82,8 @@ class ToMaskd(MapTransform):
                 "label": label,
                 **_traits(self.network),
             }
+            if not self.reliable_only:
+                arguments.pop("reliable", None)
             if arguments["output_kind"] == "segmentation":
                 item[key] = to_mask(scores, **arguments)[0]
                 continue
@@ -91,23 +96,19 @@ class ToMaskd(MapTransform):
         return item
 
     def _presence(self, scores: torch.Tensor, arguments: dict[str, Any]) -> torch.Tensor:
-        """(1, K): of each class the greatest logit over the groups."""
+        """(1, K): of each class the greatest logit over the groups that take part."""
         options = {name: arguments[name] for name in ("topk_share", "lse_sharpness")}
-        logits = pool_maps(scores, arguments["pooling"], **options)
-        return logits.unflatten(1, (arguments["groups"], -1)).amax(1)
+        logits = pool_maps(scores, arguments["pooling"], **options).unflatten(1, (arguments["groups"], -1))
+        reliable = arguments.get("reliable")
+        return (logits if reliable is None else logits[:, reliable.to(logits.device)]).amax(1)
 
 
 def _traits(network: nn.Module) -> dict[str, Any]:
     """What a deployable network says about its output; see docs/architecture.md."""
     if network.output_kind == "segmentation":
         return {"output_kind": "segmentation"}
-    names = (
-        "output_kind",
-        "pooling",
-        "groups",
-        "topk_share",
-        "lse_sharpness",
-        "negative_reference",
-        "negative_quantile",
-    )
-    return {name: getattr(network, name) for name in names}
+    if hasattr(network, "decision_traits") and not isinstance(network, torch.jit.ScriptModule):
+        return network.decision_traits()  # type: ignore[operator]
+    # Compiled, or anybody's network: what it has as attributes.
+    names = ("pooling", "topk_share", "lse_sharpness", "groups", "negative_reference", "negative_quantile")
+    return {"output_kind": "activation", **{name: getattr(network, name) for name in names}}

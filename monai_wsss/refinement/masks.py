@@ -23,6 +23,7 @@ of the lower half by how far their raw responses exceed the level.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +48,7 @@ def to_mask(
     negative_reference: torch.Tensor | None = None,
     negative_quantile: torch.Tensor | None = None,
     groups: int = 1,
+    reliable: torch.Tensor | None = None,
     fusion: str = "max",
     gate: str | None = None,
     label: torch.Tensor | None = None,
@@ -71,6 +73,7 @@ def to_mask(
         negative_reference: the network's buffer (G*K,), for that rule.
         negative_quantile: the network's buffer (G*K,), for that rule.
         groups: G, the network's attribute.
+        reliable: (G,) bool, the network's buffer: other groups take no part, neither in the maps nor in the presence.
         fusion: ``"max"`` or ``"mean"`` over groups.
         gate: ``"predicted"`` (None for activations), ``"given"`` (by ``label``) or ``"none"`` (None for segmentations).
             Segmentations predict presence by pooling class minus background: choose ``"topk"`` or ``"max"`` for them.
@@ -96,10 +99,11 @@ def to_mask(
     with torch.no_grad():
         maps, rule = _checked(scores, output_kind, pooling, rule, groups, fusion)
         _cut(rule, threshold)
+        maps, *references = _taking_part(maps, reliable, negative_reference, negative_quantile)
         presence = _presence(maps, output_kind, rule, gate, label, pooling, topk_share, lse_sharpness)
         if rule in ("argmax", "background"):
             return _argmax_mask(_competing(maps, rule, presence, fusion), rule, presence)
-        shares = _scores(maps, rule, presence, fusion, threshold, negative_reference, negative_quantile)
+        shares = _scores(maps, rule, presence, fusion, threshold, *references)
         return cut_score_maps(shares, rule, threshold)
 
 
@@ -136,6 +140,7 @@ def score_maps(
     negative_reference: torch.Tensor | None = None,
     negative_quantile: torch.Tensor | None = None,
     groups: int = 1,
+    reliable: torch.Tensor | None = None,
     fusion: str = "max",
     gate: str | None = None,
     label: torch.Tensor | None = None,
@@ -161,9 +166,10 @@ def score_maps(
     """
     maps, rule = _checked(scores, output_kind, pooling, rule, groups, fusion)
     _cut(rule, threshold)
+    maps, *references = _taking_part(maps, reliable, negative_reference, negative_quantile)
     presence = _presence(maps, output_kind, rule, gate, label, pooling, topk_share, lse_sharpness)
     if rule not in ("argmax", "background"):
-        return _scores(maps, rule, presence, fusion, threshold, negative_reference, negative_quantile)
+        return _scores(maps, rule, presence, fusion, threshold, *references)
     competing = _competing(maps, rule, presence, fusion)
     if rule == "background":
         return competing.softmax(dim=1)[:, 1:]
@@ -199,6 +205,20 @@ def _checked(
             "check the image's intensities and that the training did not diverge."
         )
     return float32_or_wider(scores).unflatten(1, (groups, -1)), rule
+
+
+def _taking_part(maps: torch.Tensor, reliable: torch.Tensor | None, *references: torch.Tensor | None) -> list[Any]:
+    """The maps (B, G, K, *S) and references (G*K,) of the reliable groups."""
+    if reliable is None:
+        return [maps, *references]
+    groups, classes = maps.shape[1:3]
+    if reliable.shape != (groups,) or not bool(reliable.any()):
+        raise ValueError(
+            f"Expected `reliable` of shape (G,) = ({groups},) with at least one group, got {reliable.tolist()}."
+        )
+    chosen, channels = reliable.to(maps.device), reliable.repeat_interleave(classes)
+    kept = [None if reference is None else reference[channels.to(reference.device)] for reference in references]
+    return [maps[:, chosen], *kept]
 
 
 def _presence(

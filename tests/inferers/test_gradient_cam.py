@@ -14,7 +14,9 @@ from monai.networks.nets import DenseNet121, resnet10
 from monai.visualize import CAM, GradCAM, GradCAMpp
 from torch import nn
 
+from monai_wsss.cams import zscore_images
 from monai_wsss.inferers import GradientCAMInferer
+from monai_wsss.networks import CAMEncoder, ModalityNetworks
 from monai_wsss.refinement import to_mask
 
 VARIANTS = ("gradcam", "gradcam++")
@@ -259,3 +261,15 @@ def test_bad_arguments() -> None:
         GradientCAMInferer("last", variant="cam")
     with pytest.raises(ValueError, match="`gate` to be one of none, predicted"):
         GradientCAMInferer("last", gate="given")
+
+
+@pytest.mark.parametrize("standardize", [False, True])
+def test_each_modality_is_explained_by_its_own_network(standardize: bool) -> None:
+    torch.manual_seed(0)
+    members = [CAMEncoder.tiny() for _ in range(3)]
+    network = ModalityNetworks(members, ("T1", "T1c", "FLAIR"), present=("FLAIR", "T1"), standardize=standardize)
+    image = torch.rand(2, 2, 16, 16)
+    cam = GradientCAMInferer("encoder", variant="gradcam++", gate="none")
+    seen = zscore_images(image) if standardize else image
+    expected = torch.cat([cam(seen[:, 1:], members[0]), cam(seen[:, :1], members[2])], dim=1)
+    torch.testing.assert_close(cam(image, network), expected)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from monai.data import MetaTensor
 
-from monai_wsss.inferers import VolumeInferer, multi_view_maps
+from monai_wsss.inferers import GradientCAMInferer, VolumeInferer, multi_view_maps
 from monai_wsss.networks import CAMEncoder
 from monai_wsss.transforms import resize_in_plane
 
@@ -113,3 +113,12 @@ def test_maps_are_differentiable_and_float32_under_autocast():
 def test_wrong_views_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         multi_view_maps(lambda x: x, torch.rand(1, 1, 4, 4), **options)
+
+
+def test_any_way_to_take_a_map_walks_through_a_study():
+    network = CAMEncoder.tiny().eval()
+    cam = GradientCAMInferer("encoder", variant="gradcam++")
+    study = torch.rand(1, 1, 16, 16, 3)
+    maps = VolumeInferer(cam=cam, slice_batch=2)(study, network)
+    for index in range(3):
+        torch.testing.assert_close(maps[..., index], cam(study[..., index], network))

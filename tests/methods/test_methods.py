@@ -10,10 +10,10 @@ import torch
 from scipy.special import expit
 
 from monai_wsss.engines import Progress
-from monai_wsss.methods import ClassActivationMapping, FullSupervision, SegmentationNetwork
+from monai_wsss.methods import CMER, ClassActivationMapping, FullSupervision, SegmentationNetwork
 from monai_wsss.networks import CAMEncoder, MapEnsemble
 
-METHODS = [ClassActivationMapping, FullSupervision]
+METHODS = [ClassActivationMapping, CMER, FullSupervision]
 START = Progress(epoch=1, iteration=1, fraction=0.0)
 
 

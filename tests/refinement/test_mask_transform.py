@@ -9,7 +9,7 @@ import torch
 from monai.data import MetaTensor
 
 from monai_wsss.methods import SegmentationNetwork
-from monai_wsss.networks import CAMEncoder
+from monai_wsss.networks import CAMEncoder, ModalityNetworks
 from monai_wsss.refinement import ToMaskd, to_mask
 
 
@@ -64,3 +64,27 @@ def test_segmentations_are_cut_by_argmax():
 def test_an_unfinalized_network_is_refused_with_the_remedy():
     with pytest.raises(ValueError, match=r"run `method.finalize\(train_loader\)`"):
         ToMaskd("pred", CAMEncoder.tiny())({"pred": torch.ones(1, 4, 4)})
+
+
+def test_unreliable_modalities_are_left_out_unless_asked_for():
+    made = ModalityNetworks([CAMEncoder.tiny() for _ in range(2)], ("T1", "FLAIR"))
+    made.reliable.copy_(torch.tensor([False, True]))
+    scores = torch.zeros(2, 4, 4)
+    scores[0, 0], scores[1, 1] = 2.0, 1.0
+    reliable, all_of_them = (
+        ToMaskd("pred", made, rule="logit", reliable_only=only)({"pred": scores}) for only in (True, False)
+    )
+    assert reliable["pred"].nonzero()[:, 1].unique().tolist() == [1]
+    assert all_of_them["pred"].nonzero()[:, 1].unique().tolist() == [0, 1]
+    assert (reliable["presence"].item(), all_of_them["presence"].item()) == (1.0, 2.0)
+    # A study that has unreliable modalities alone is segmented by what it has.
+    alone = ModalityNetworks(list(made.members), ("T1", "FLAIR"), present=("T1",))
+    alone.reliable.copy_(made.reliable)
+    assert ToMaskd("pred", alone, rule="logit")({"pred": scores[:1]})["pred"].sum() == 4
+
+
+def test_a_compiled_network_decides_alike():
+    made = network()
+    scores = torch.randn(1, 6, 5, generator=torch.Generator().manual_seed(0))
+    compiled = ToMaskd("pred", torch.jit.script(made))({"pred": scores})
+    assert torch.equal(compiled["pred"], ToMaskd("pred", made)({"pred": scores})["pred"])

@@ -330,3 +330,21 @@ def test_bad_arguments(arguments: dict, message: str) -> None:
             function(torch.ones(1, 2, 3, 3), **arguments)
     with pytest.raises(ValueError, match=r"`scores` of shape \(B, channels, \*S\), got \(3, 3\)"):
         to_mask(torch.ones(3, 3))
+
+
+@pytest.mark.parametrize("rule", ["minmax", "negative_reference", "logit", "argmax"])
+def test_unreliable_groups_take_no_part(rule: str) -> None:
+    scores = torch.randn(2, 6, 5, 4, generator=torch.Generator().manual_seed(0))
+    options = {"rule": rule, "pooling": "max", "gate": "predicted"}
+    reference = torch.tensor([-1.0, -2.0, -3.0, -4.0, -5.0, -6.0])
+    got = to_mask(
+        scores, groups=3, reliable=torch.tensor([False, True, False]), negative_reference=reference, **options
+    )
+    assert torch.equal(got, to_mask(scores[:, 2:4], negative_reference=reference[2:4], **options))
+
+
+def test_bad_reliable_groups() -> None:
+    scores = torch.zeros(1, 2, 4, 4)
+    for reliable in (torch.tensor([False, False]), torch.tensor([True])):
+        with pytest.raises(ValueError, match=r"`reliable` of shape \(G,\) = \(2,\) with at least one group"):
+            to_mask(scores, groups=2, reliable=reliable, rule="minmax")

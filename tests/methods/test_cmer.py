@@ -1,0 +1,469 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""CMER against its algorithm box written out network by network; ablations, presets, weak peers, degenerate input."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from monai.data import MetaTensor
+
+from monai_wsss.engines import Progress, WeightRamp
+from monai_wsss.losses import CrossModalEquivarianceLoss, EquivarianceLoss, MutualDistillationLoss
+from monai_wsss.methods import CMER
+from monai_wsss.networks import CAMEncoder, ModalityNetworks, networks_by_modality
+from monai_wsss.transforms import PairedSpatialTransform, SpatialRecord
+from monai_wsss.transforms.paired_spatial import Translate
+
+START, END = Progress(epoch=1, iteration=1, fraction=0.0), Progress(epoch=40, iteration=999, fraction=0.9)
+TERMS = {
+    "equivariance": EquivarianceLoss(),
+    "cross_modal": CrossModalEquivarianceLoss(),
+    "distillation": MutualDistillationLoss(),
+}
+
+
+def make_network(groups: int = 3, spatial_dims: int = 2, classes: int = 1, **options) -> ModalityNetworks:
+    torch.manual_seed(5)
+    members = [CAMEncoder(spatial_dims, 1, classes, width=2, norm="instance") for _ in range(groups)]
+    return ModalityNetworks(members, **options)
+
+
+def make_batch(groups: int = 3, classes: int = 1, size: tuple[int, ...] = (16, 16)) -> dict:
+    generator = torch.Generator().manual_seed(1)
+    image = torch.rand(4, groups, *size, generator=generator)
+    label = torch.zeros(4, classes)
+    label[0] = label[3] = 1.0
+    if classes > 1:
+        label[1, 0] = 1.0
+    return {"image": image, "label": label}
+
+
+def sum_of(losses: dict[str, torch.Tensor]) -> torch.Tensor:
+    return torch.stack(list(losses.values())).sum()
+
+
+def gradients_of(method: CMER, total: torch.Tensor) -> list[torch.Tensor]:
+    """Of each member network all gradients in one vector."""
+    method.zero_grad()
+    total.backward()
+    return [
+        torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in member.parameters()])
+        for member in method.network.members
+    ]
+
+
+def minmax(raw: torch.Tensor) -> torch.Tensor:
+    """N of the released code, for one map."""
+    p = raw.relu()
+    return (p - p.min() - 1e-8).relu() / (p.max() - p.min() + 1e-8)
+
+
+def unit(u: torch.Tensor) -> torch.Tensor:
+    return u / u.norm() if bool(u.any()) else u
+
+
+def divergence(teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
+    q, p = teacher.sigmoid(), student.sigmoid()
+    return q * (q / p).log() + (1 - q) * ((1 - q) / (1 - p)).log()
+
+
+def loss_of_network(
+    k: int, images: tuple[torch.Tensor, torch.Tensor], record: SpatialRecord, network: ModalityNetworks, label
+) -> dict[str, torch.Tensor]:
+    """L(k) of section 2 of the sheet, image by image and pair by pair, teachers without gradient; K = 1.
+
+    Default options: ER the mean over all pixels, of labeled images; CMER a sum over pixels, of images that are labeled
+    and that the teacher predicts on its branch.
+    """
+    groups, batch = len(network.members), len(label)
+    raw = [[member(view[:, g : g + 1])[:, 0] for g, member in enumerate(network.members)] for view in images]
+    logit = [[maps.flatten(1).amax(1) for maps in view] for view in raw]
+    maps = [[torch.stack([minmax(image) for image in of_group]) for of_group in view] for view in raw]
+    maps[0] = [record(of_group[:, None])[:, 0] for of_group in maps[0]]  # pi(M)
+    terms = {"classification": 0.0, "equivariance": 0.0, "distillation": 0.0, "cross_modal": 0.0}
+    for n in range(batch):
+        y = label[n, 0]
+        for view in (0, 1):
+            s = logit[view][k][n]
+            terms["classification"] += -(y * F.logsigmoid(s) + (1 - y) * F.logsigmoid(-s)) / 2 / batch
+        terms["equivariance"] += y * (maps[0][k][n] - maps[1][k][n]).square().mean() / batch
+        for l in range(groups):  # noqa: E741 (the paper's letter)
+            if l == k:
+                continue
+            share = 1 / (groups - 1) / 2 / batch
+            for view in (0, 1):
+                terms["distillation"] += share * divergence(logit[view][l][n].detach(), logit[view][k][n])
+                teacher = maps[view][l][n].detach()
+                if y == 1 and logit[view][l][n] > 0 and bool(teacher.any()):
+                    terms["cross_modal"] += share * (unit(teacher) - unit(maps[1 - view][k][n])).square().sum()
+    return terms
+
+
+def draw_again(transform: PairedSpatialTransform, shape: tuple[int, ...], seed: int) -> SpatialRecord:
+    torch.manual_seed(seed)
+    return transform.draw(shape)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("groups", [2, 3])
+def test_the_losses_are_the_sum_of_each_networks_own(seed, groups):
+    """Values, and the gradients that as many separate optimizers would see."""
+    method = CMER(make_network(groups), **TERMS, ramp=WeightRamp("none")).double()
+    for member in method.network.members:
+        torch.nn.init.constant_(member.head.bias, 0.3)  # so that some teachers predict the class
+    batch = make_batch(groups, size=(20, 20))
+    batch["image"] = batch["image"].double()
+    label = batch["label"].double()
+    record = draw_again(method.transform, batch["image"].shape, seed)
+    images = (batch["image"], record(batch["image"], padding="minimum"))
+    torch.manual_seed(seed)
+    losses = method(batch, END)
+    expected = [loss_of_network(k, images, record, method.network, label) for k in range(groups)]
+    for k in range(groups):
+        torch.testing.assert_close(losses[f"classification/{k}"], expected[k]["classification"])
+    for name, weight in (("equivariance", 1.0), ("cross_modal", 1.0), ("distillation", 0.5)):
+        torch.testing.assert_close(losses[name], weight * sum(terms[name] for terms in expected))
+        assert losses[name].item() > 0
+    together = gradients_of(method, sum_of(losses))
+    for k, terms in enumerate(expected):
+        own = terms["classification"] + terms["equivariance"] + terms["cross_modal"] + 0.5 * terms["distillation"]
+        alone = gradients_of(method, own)
+        torch.testing.assert_close(together[k], alone[k])
+        assert alone[k].any()
+        assert not any(gradient.any() for g, gradient in enumerate(alone) if g != k)
+
+
+@pytest.mark.parametrize("present", [[], ["equivariance"], ["cross_modal"], ["distillation"], list(TERMS)])
+@pytest.mark.parametrize(("dims", "groups", "classes"), [(2, 1, 1), (2, 3, 2), (3, 2, 1)])
+def test_every_term_can_be_switched_off(present, dims, groups, classes):
+    size = (16,) * dims
+    method = CMER(make_network(groups, dims, classes), **{name: TERMS[name] for name in present})
+    losses = method(make_batch(groups, classes, size), END)
+    assert set(losses) == {f"classification/{g}" for g in range(groups)} | set(present)
+    assert all(loss.ndim == 0 and loss.isfinite() for loss in losses.values())
+    if groups == 1:
+        assert all(losses[name].item() == 0 for name in present if name != "equivariance")
+    assert all(gradient.any() for gradient in gradients_of(method, sum_of(losses)))
+
+
+@pytest.mark.parametrize("second_view", [True, False])
+def test_plain_maps_see_each_image_once(second_view):
+    network = make_network()
+    seen = []
+    network.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0].shape))
+    losses = CMER(network, second_view=second_view, distillation=MutualDistillationLoss())(make_batch(), END)
+    assert len(seen) == (2 if second_view else 1)
+    if not second_view:
+        logits = network(make_batch()["image"]).flatten(2).amax(2)
+        target = make_batch()["label"][:, 0]
+        for k in range(3):
+            expected = F.binary_cross_entropy_with_logits(logits[:, k], target)
+            torch.testing.assert_close(losses[f"classification/{k}"], expected)
+
+
+def test_weights_and_ramps_multiply_their_term():
+    batch = make_batch()
+
+    def losses(progress: Progress, **arguments) -> dict[str, float]:
+        method = CMER(make_network(), **TERMS, **arguments)
+        torch.manual_seed(0)
+        return {name: loss.item() for name, loss in method(batch, progress).items()}
+
+    plain = losses(END, ramp=WeightRamp("none"))
+    weights = {"equivariance_weight": 3.0, "cross_modal_weight": 5.0, "distillation_weight": 1.0}
+    weighted = losses(END, ramp=WeightRamp("none"), **weights)
+    for name, ratio in (("equivariance", 3), ("cross_modal", 5), ("distillation", 2), ("classification/0", 1)):
+        assert weighted[name] == pytest.approx(ratio * plain[name], rel=1e-5)
+    before = losses(START)  # the default: a step at half
+    assert before["equivariance"] == before["cross_modal"] == 0
+    assert before["distillation"] == plain["distillation"] > 0
+    ramped = losses(Progress(epoch=14, iteration=1, fraction=0.3), ramp=WeightRamp("exponential", end=15))
+    for name in ("equivariance", "cross_modal"):
+        assert ramped[name] == pytest.approx(np.exp(-4) * plain[name], rel=1e-5)
+    assert losses(START, distillation_ramp=WeightRamp())["distillation"] == 0
+
+
+@pytest.mark.parametrize("normalization", ["minmax", "max"])
+def test_the_normalization_is_the_one_asked_for(normalization):
+    method = CMER(make_network(), **TERMS, norm=normalization)
+    maps = method._see(make_batch()["image"]).maps
+    highest = maps.flatten(3).amax(3)
+    assert ((highest == 1) | (highest == 0)).all() if normalization == "max" else (highest < 1 + 1e-6).all()
+
+
+def test_the_border_that_came_in_can_be_left_out():
+    """Where only the padding differs, the equivariance of a network that is equivariant is zero without it."""
+    method = CMER(make_network(1), equivariance=EquivarianceLoss(mask="none"), ramp=WeightRamp("none"))
+    maps = torch.rand(2, 1, 1, 8, 8)
+    record = SpatialRecord((Translate(((0.25, 0.0), (0.0, -0.25))),))
+    moved = record(maps[:, 0])[:, None]
+    filled = torch.where(record(torch.ones(2, 1, 8, 8))[:, None] > 0.5, moved, 0.7)
+    views = [type(method._see(torch.rand(2, 1, 8, 8)))(m, torch.zeros(2, 1, 1), m) for m in (maps, filled)]
+    arguments = (*views, record, torch.ones(2, 1), torch.zeros(1, 1))
+    assert method._consistency(*arguments)["equivariance"].item() > 0.05
+    method.ignore_border = True
+    assert method._consistency(*arguments)["equivariance"].item() == pytest.approx(0, abs=1e-10)
+
+
+def test_unit_norm_before_or_after_the_transform():
+    maps = torch.rand(2, 2, 1, 8, 8, generator=torch.Generator().manual_seed(0)).double()
+    record = SpatialRecord((Translate(((0.25, 0.0), (0.0, -0.25))),))
+    pairs = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+    for before in (False, True):
+        module = CrossModalEquivarianceLoss(mask="none", l2_before_warp=before)
+        method = CMER(make_network(2), cross_modal=module)
+        view = type(method._see(torch.rand(2, 2, 8, 8)))(maps, torch.zeros(2, 2, 1), maps)
+        got = method._consistency(view, view, record, torch.ones(2, 1), pairs)["cross_modal"]
+        expected = 0.0
+        for n in range(2):
+            for student, teacher in ((0, 1), (1, 0)):
+                moved, kept = [], []
+                for g in (student, teacher):
+                    u = unit(maps[n, g, 0]) if before else maps[n, g, 0]
+                    image = SpatialRecord((Translate(record.steps[0].shifts[n : n + 1]),))(u[None, None])[0, 0]
+                    moved.append(image if before else unit(image))
+                    kept.append(u if before else unit(u))
+                expected += ((moved[1] - kept[0]).square().sum() + (kept[1] - moved[0]).square().sum()) / 2 / 2
+        torch.testing.assert_close(got, expected)
+
+
+def test_a_teacher_counts_on_the_view_where_it_predicts_the_class():
+    """One network says present on the first view alone, whose moved map then teaches the second view of the other."""
+    generator = torch.Generator().manual_seed(0)
+    maps, maps_of_second = torch.rand(2, 1, 2, 1, 8, 8, generator=generator)
+    method = CMER(make_network(2), cross_modal=CrossModalEquivarianceLoss())
+    view = type(method._see(torch.rand(1, 2, 8, 8)))
+    first = view(maps, torch.tensor([[[1.0], [-1.0]]]), maps)
+    second = view(maps_of_second, torch.tensor([[[-1.0], [-1.0]]]), maps_of_second)
+    pairs = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+    got = method._consistency(first, second, SpatialRecord(()), torch.ones(1, 1), pairs)["cross_modal"]
+    expected = (unit(maps[0, 0]) - unit(maps_of_second[0, 1])).square().sum() / 2
+    torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3])
+@pytest.mark.parametrize("standardize", [False, True])
+def test_a_constant_sequence_stays_finite(value, standardize):
+    batch = make_batch()
+    batch["image"][:, 1] = value
+    method = CMER(make_network(standardize=standardize), **TERMS, ramp=WeightRamp("none"))
+    for seed in range(4):
+        torch.manual_seed(seed)
+        losses = method(batch, END)
+        assert all(loss.isfinite() for loss in losses.values())
+        assert all(gradient.isfinite().all() for gradient in gradients_of(method, sum_of(losses)))
+
+
+@pytest.mark.parametrize("preset", ["default", "paper", "released"])
+@pytest.mark.parametrize("which", [0, slice(None)])
+def test_all_zero_maps_give_finite_gradients(preset, which):
+    network = make_network()
+    with torch.no_grad():
+        for member in list(network.members)[which] if isinstance(which, slice) else [network.members[which]]:
+            member.head.weight.zero_()
+            member.head.bias.fill_(-2.0)
+    method = CMER.from_preset(preset, network=network)
+    losses = method(make_batch(), END)
+    assert all(loss.isfinite() for loss in losses.values())
+    gradients = gradients_of(method, sum_of(losses))
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    assert max(gradient.abs().max() for gradient in gradients) < 1e4
+
+
+def test_healthy_batches_are_classified_only():
+    batch = make_batch() | {"label": torch.zeros(4, 1)}
+    losses = CMER(make_network(), **TERMS, ramp=WeightRamp("none"))(batch, END)
+    assert losses["equivariance"].item() == losses["cross_modal"].item() == 0
+    assert losses["distillation"].item() > 0
+
+
+@pytest.mark.parametrize("size", [(33, 47), (17, 4), (16, 24, 9), (16, 16, 4)])
+@pytest.mark.parametrize("mode", ["one_of", "compose"])
+def test_odd_and_thin_images(size, mode):
+    method = CMER(make_network(2, len(size)), PairedSpatialTransform(mode=mode), **TERMS, ramp=WeightRamp("none"))
+    for seed in range(4):
+        torch.manual_seed(seed)
+        losses = method(make_batch(2, size=size), END)
+        assert all(loss.isfinite() for loss in losses.values())
+        assert all(gradient.isfinite().all() for gradient in gradients_of(method, sum_of(losses)))
+
+
+def test_images_may_be_metatensors():
+    batch = make_batch()
+    method = CMER(make_network(), **TERMS)
+    torch.manual_seed(0)
+    expected = sum_of(method(batch, END))
+    torch.manual_seed(0)
+    got = sum_of(method(batch | {"image": MetaTensor(batch["image"])}, END))
+    assert type(got) is torch.Tensor
+    torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("preset", ["default", "paper", "released"])
+def test_autocast_gives_finite_float32_losses_near_the_exact_ones(preset):
+    method, batch = CMER.from_preset(preset, network=make_network(2)), make_batch(2, size=(32, 32))
+    torch.manual_seed(3)
+    exact = method(batch, END)
+    torch.manual_seed(3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = method(batch, END)
+    for name, loss in losses.items():
+        assert loss.dtype == torch.float32
+        torch.testing.assert_close(loss, exact[name], rtol=0.2, atol=0.02)
+    assert all(gradient.isfinite().all() for gradient in gradients_of(method, sum_of(losses)))
+
+
+@pytest.mark.parametrize("preset", ["default", "released"])
+def test_one_batch_is_learned(preset):
+    torch.manual_seed(0)
+    batch = make_batch(2, size=(16, 16))
+    batch["image"][batch["label"][:, 0] == 1, :, 4:9, 5:10] += 2.0
+    method = CMER.from_preset(preset, network=ModalityNetworks.tiny(2, 2), ramp=WeightRamp("none"))
+    optimizer = torch.optim.AdamW(method.parameters(), lr=1e-2)
+    totals = []
+    for _ in range(50):
+        losses = method(batch, END)
+        optimizer.zero_grad()
+        sum_of(losses).backward()
+        optimizer.step()
+        totals.append(sum(loss.item() for name, loss in losses.items() if name.startswith("classification")))
+    assert np.mean(totals[-5:]) < 0.3 * totals[0]
+
+
+def test_all_teach_or_those_that_are_better_by_more_than_the_ratio():
+    method = CMER(make_network(), **TERMS, teachers="better", weak_peer_ratio=1.5)
+    method.peer_loss.copy_(torch.tensor([0.2, 0.25, 0.6]))  # 0.25 is not weak for 0.2; 0.6 is for both
+    assert method._pairs().tolist() == [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.5, 0.5, 0.0]]
+    method.weak_peer_ratio = 1.2
+    assert method._pairs().tolist() == [[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.5, 0.5, 0.0]]
+    method.teachers = "all"
+    assert method._pairs().tolist() == [[0.0, 0.5, 0.5], [0.5, 0.0, 0.5], [0.5, 0.5, 0.0]]
+
+
+def test_a_better_network_learns_as_if_the_worse_one_were_not_there():
+    """What reaches the two better of three networks is what reaches them as a pair."""
+    method = CMER(make_network(), **TERMS, teachers="better", ramp=WeightRamp("none"))
+    pair = CMER(ModalityNetworks(list(method.network.members)[:2]), **TERMS, teachers="better", ramp=WeightRamp("none"))
+    batch = make_batch()
+    gradients = []
+    for one, image in ((method, batch["image"]), (pair, batch["image"][:, :2])):
+        one.peer_loss.copy_(torch.tensor([0.2, 0.3, 5.0])[: one.network.groups])
+        torch.manual_seed(11)
+        gradients.append(gradients_of(one, sum_of(one(batch | {"image": image}, END)))[:2])
+    for with_third, without in zip(*gradients, strict=True):
+        torch.testing.assert_close(with_third, without)
+
+
+@pytest.mark.parametrize("teachers", ["all", "better"])
+def test_weak_peers_are_reported(teachers):
+    method = CMER(make_network(modalities=("T1", "T2", "FLAIR")), **TERMS, teachers=teachers, weak_peer_ratio=1.5)
+    assert method.collapse_warnings() == []  # before the first batch
+    method.peer_loss.copy_(torch.tensor([0.2, 0.6, 0.25]))
+    (sentence,) = method.collapse_warnings()
+    assert sentence.startswith("T2 is a weak peer of T1 (classification loss 0.600 against 0.200): ")
+    assert ("it does not teach it" in sentence) == (teachers == "better")
+    assert ("see `teachers`" in sentence) == (teachers == "all")
+    method.weak_peer_ratio = 1.2
+    assert [sentence.split()[0] for sentence in method.collapse_warnings()] == ["T2", "FLAIR"]
+
+
+def test_the_running_losses_follow_the_classification():
+    method = CMER(make_network(), second_view=False)
+    assert method.peer_loss.isnan().all()
+    losses = method(make_batch(), START)
+    first = torch.stack(list(losses.values())).detach()
+    torch.testing.assert_close(method.peer_loss, first)
+    other = make_batch()
+    other["label"] = 1 - other["label"]
+    second = torch.stack(list(method(other, START).values())).detach()
+    torch.testing.assert_close(method.peer_loss, 0.98 * first + 0.02 * second)
+    assert not method.peer_loss.requires_grad
+
+
+def test_finalize_marks_the_reliable_modalities_and_measures_every_group():
+    method = CMER(make_network(), second_view=False, weak_peer_ratio=1.5)
+    method.peer_loss.copy_(torch.tensor([0.6, 0.2, 0.25]))
+    method.finalize([make_batch()])
+    assert method.network.reliable.tolist() == [False, True, True]
+    assert method.network.negative_reference.shape == (3,)
+    assert method.network.negative_reference.isfinite().all()
+    untrained = CMER(make_network(), second_view=False)
+    untrained.finalize([make_batch()])
+    assert untrained.network.reliable.all()
+
+
+def test_the_state_holds_the_running_losses():
+    method = CMER(make_network(), **TERMS)
+    method(make_batch(), START)
+    other = CMER(make_network(), **TERMS)
+    other.load_state_dict(method.state_dict())
+    assert torch.equal(other.peer_loss, method.peer_loss)
+    assert "peer_loss" not in method.network.state_dict()
+
+
+def test_presets_are_what_they_say():
+    default = CMER.from_preset(modalities=("T1", "T2", "FLAIR"), num_classes=2)
+    assert default.network.modalities == ("T1", "T2", "FLAIR")
+    assert (default.network.pooling, default.network.standardize) == ("max", False)
+    assert all(member.stride == 4 for member in default.network.members)
+    assert (default.equivariance.reduction, default.equivariance.mask) == ("mean", "label")
+    assert (default.cross_modal.reduction, default.cross_modal.mask) == ("sum", "label_and_teacher")
+    assert default.teachers == "better"
+    paper = CMER.from_preset("paper", network=make_network())
+    assert (paper.equivariance.reduction, paper.equivariance.mask) == ("sum", "none")
+    assert (paper.cross_modal.reduction, paper.cross_modal.mask, paper.cross_modal.l2_before_warp) == (
+        "sum",
+        "none",
+        True,
+    )
+    assert (paper.norm, paper.transform.turns, paper.distillation.temperature) == ("max", (0, 1, 2, 3), 1.0)
+    assert paper.ramp == WeightRamp("exponential", end=15)
+    released = CMER.from_preset("released", network=make_network())
+    assert (released.equivariance.reduction, released.equivariance.mask) == ("mean", "label")
+    assert (released.cross_modal.reduction, released.cross_modal.mask) == ("mean", "label_and_teacher")
+    assert (released.norm, released.distillation.temperature, released.ramp) == ("minmax", 10.0, WeightRamp("none"))
+    assert paper.teachers == released.teachers == "all"
+    for method in (default, paper, released):
+        assert (method.transform.kinds, method.transform.mode) == (("flip", "rotate", "scale", "translate"), "one_of")
+        assert (method.distillation_weight, method.equivariance_weight, method.cross_modal_weight) == (0.5, 1.0, 1.0)
+    changed = CMER.from_preset("released", network=make_network(), cross_modal=None, distillation_weight=2.0)
+    assert changed.cross_modal is None
+    assert changed.distillation_weight == 2.0
+
+
+@pytest.mark.parametrize("preset", ["paper", "released"])
+def test_the_papers_network_averages_and_standardizes(preset):
+    network = CMER.from_preset(preset, modalities=("T1",)).network
+    assert (network.pooling, network.standardize, type(network.members[0]).__name__) == ("average", True, "CAMUNet")
+
+
+@pytest.mark.parametrize("backbone", ["encoder", "unet", "aspp_resnet"])
+def test_every_backbone_trains(backbone):
+    network = networks_by_modality(("T1", "T2"), backbone=backbone, width=4, standardize=True)
+    method = CMER.from_preset(network=network, ramp=WeightRamp("none"))
+    losses = method(make_batch(2, size=(32, 32)), END)
+    assert all(gradient.isfinite().all() for gradient in gradients_of(method, sum_of(losses)))
+
+
+def test_mistakes_are_named():
+    with pytest.raises(ValueError, match="`preset` to be one of default, paper, released, got 'best'"):
+        CMER.from_preset("best")
+    for name in ("equivariance", "cross_modal"):
+        with pytest.raises(ValueError, match="`second_view` for `equivariance` and `cross_modal`, which compare"):
+            CMER(make_network(), second_view=False, **{name: TERMS[name]})
+    with pytest.raises(ValueError, match="all of its modalities present: `present` is for inference"):
+        CMER(make_network(2, modalities=("T1", "T2"), present=("T1",)))
+    with pytest.raises(ValueError, match="`norm` to be one of minmax, max, got 'mean'"):
+        CMER(make_network(), norm="mean")
+    with pytest.raises(ValueError, match="`teachers` to be one of all, better, got 'best'"):
+        CMER(make_network(), teachers="best")
+    method = CMER(make_network())
+    with pytest.raises(ValueError, match="CMER learns from image-level labels alone, but its batch holds `mask`"):
+        method(make_batch() | {"mask": torch.zeros(4, 1, 16, 16)}, START)
+    with pytest.raises(ValueError, match="image of 3 channels, a modality each, got 2"):
+        method(make_batch(2), START)
+    with pytest.raises(ValueError, match=r"`label` of shape \(B, K\) = \(4, 1\), got \(4, 2\)"):
+        method(make_batch(classes=2), START)
