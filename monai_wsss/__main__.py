@@ -23,6 +23,14 @@ __all__ = ["main"]
 
 _BUNDLE = "bundles/brain_mri_cam_segmentation"
 _SPLITS = ("training", "validation", "test")
+_TABLES = {
+    "cam": "CamTable",
+    "cmer": "CmerTable",
+    "cmer-unet": "CmerFullResolution",
+    "cmer-errors": "CmerErrors",
+    "cmer-thresholds": "CmerThresholds",
+    "cmer-transforms": "CmerTransforms",
+}
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -181,9 +189,10 @@ def _add_benchmark(commands: Any) -> None:
     parser = _add_command(
         commands,
         "benchmark",
-        "train and measure plain CAM: poolings, decision rules, seeds, full supervision",
-        "monai-wsss benchmark --data prepared --out table --seeds 0,1,2",
+        "train and measure: plain CAM, or the tables and figures of a paper, over seeds, beside full supervision",
+        "monai-wsss benchmark --data prepared --out table --table cmer --seeds 0,1,2",
     )
+    parser.add_argument("--table", choices=_TABLES, default="cam", help="which table or figure (default cam)")
     parser.add_argument("--data", required=True, metavar="DIR", help="a prepared folder of slices")
     parser.add_argument("--out", required=True, metavar="DIR", help="weights, rows and the table; goes on if killed")
     parser.add_argument("--epochs", type=int, metavar="N", help="epochs of every training (default 8)")
@@ -280,12 +289,15 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _benchmark(options: argparse.Namespace) -> None:
-    from monai_wsss.benchmark import CamTable
+    from monai_wsss import benchmark
 
     given = _given(options, "epochs", "seeds", "split")
-    table = CamTable(Path(options.data) / "datalist.json", Path(options.out), **given)
+    table_class = getattr(benchmark, _TABLES[options.table])
+    table = table_class(Path(options.data) / "datalist.json", Path(options.out), **given)
     table.run()
-    print((table.out / "table.md").read_text(encoding="utf-8"))
+    print((table.out / f"{table.name}.md").read_text(encoding="utf-8"))
+    for figure in sorted(table.out.glob(f"{table.name}*.svg")):
+        print(f"Figure: {figure}")
 
 
 def _scan_bundle(options: argparse.Namespace) -> None:

@@ -28,7 +28,8 @@ LEVELS = [
     {"refinement", "losses", "networks", "transforms", "data", "metrics"},
     {"engines", "inferers"},
     {"methods"},
-    {"reports", "benchmark"},
+    {"reports"},
+    {"benchmark"},
     {"__main__"},
 ]
 LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}

@@ -4,13 +4,27 @@
 """Methods x datasets x seeds: one JSON per run, tables like the papers'."""
 
 from monai_wsss.benchmark.bundle_checks import check_bundle, scan_bundle
-from monai_wsss.benchmark.cam_table import CamTable, format_table
+from monai_wsss.benchmark.cam_table import CamTable
+from monai_wsss.benchmark.cmer_table import (
+    CmerErrors,
+    CmerFullResolution,
+    CmerTable,
+    CmerThresholds,
+    CmerTransforms,
+)
+from monai_wsss.benchmark.recipe_table import RecipeTable, format_table
 from monai_wsss.benchmark.recipes import RECIPES, Recipe
 
 __all__ = [
     "RECIPES",
     "CamTable",
+    "CmerErrors",
+    "CmerFullResolution",
+    "CmerTable",
+    "CmerThresholds",
+    "CmerTransforms",
     "Recipe",
+    "RecipeTable",
     "check_bundle",
     "format_table",
     "scan_bundle",

@@ -1,118 +1,34 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""The table of plain CAM: poolings x decision rules x seeds, beside full supervision and trivial references.
-
-Every training leaves ``<out>/<recipe>/seed<k>/model.pt`` and is skipped when that is there, so that a killed benchmark
-goes on; every row leaves ``<out>/rows/<row>.json``.  Masks are read to measure, and to train the rows that say so.
-"""
+"""The table of plain CAM: poolings x decision rules x seeds, beside full supervision and trivial references."""
 
 from __future__ import annotations
 
-import json
-import logging
-import re
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import numpy as np
 import torch
-from monai.data import CacheDataset, DataLoader, DistributedSampler
-from monai.handlers import LrScheduleHandler
-from monai.transforms import Compose, LoadImaged, RandFlipd, RandRotate90d, Resized
-from monai.utils import set_determinism
-from tqdm import tqdm
 
-from monai_wsss._checks import DataError
-from monai_wsss._files import atomic_path, file_sha256, make_directory, write_json
+from monai_wsss.benchmark.recipe_table import Cases, RecipeTable, Row, decision_options, maps_of
 from monai_wsss.benchmark.recipes import RECIPES, Recipe
 from monai_wsss.cams import pool_maps
-from monai_wsss.data import EpochCacheDataset, check_trainable, load_datalist, load_header
-from monai_wsss.engines import TrainingLog, WSSSTrainer, load_tensors, one_cycle
+from monai_wsss.data import load_header
 from monai_wsss.inferers import GradientCAMInferer, VolumeInferer
-from monai_wsss.methods import ClassActivationMapping, WSSSMethod
-from monai_wsss.metrics import CaseTable
-from monai_wsss.networks import ActivationNetwork, MapEnsemble
-from monai_wsss.refinement import to_mask
+from monai_wsss.methods import ClassActivationMapping
+from monai_wsss.networks import MapEnsemble
 from monai_wsss.refinement.oracle import oracle_raw_threshold
-from monai_wsss.transforms import NormalizeSubjectd, ResizeInPlaned, resize_in_plane
+from monai_wsss.transforms import resize_in_plane
 
-__all__ = ["CamTable", "format_table"]
-
-logger = logging.getLogger(__name__)
-
-_COLUMNS = ("dice_subject", "dice_pooled", "assd", "r_under", "r_over", "healthy_clean", "presence_auroc")
-_STATISTICS = ("intensity_mean", "intensity_std")
-
-Row = dict[str, dict[str, float]]
-Cases = list[dict[str, Any]]
+__all__ = ["CamTable"]
 
 
 @dataclass(frozen=True)
-class CamTable:
-    """The benchmark of plain CAM on one prepared dataset of slices with one class.
+class CamTable(RecipeTable):
+    """The benchmark of plain CAM; the arguments are those of :class:`RecipeTable`."""
 
-    Args:
-        datalist: path of the prepared ``datalist.json``.
-        out: folder for weights, rows and the table.
-        epochs: of every training.
-        seeds: of every recipe.
-        split: where to measure.
-        grid: in-plane size of the networks.
-        batch_size: images of a training step.
-        learning_rate: peak of the one-cycle schedule.
-    """
-
-    datalist: Path
-    out: Path
-    epochs: int = 8
-    seeds: Sequence[int] = (0, 1, 2)
-    split: str = "validation"
-    grid: tuple[int, int] = (64, 64)
-    batch_size: int = 32
-    learning_rate: float = 1e-3
-
-    def run(self) -> dict[str, list[Row]]:
-        """Train what is missing, measure every row, write ``table.json`` and ``table.md``.
-
-        Returns:
-            row name to one metrics map a seed.
-        """
-        self._check()
-        rows: dict[str, list[Row]] = {}
-        for name, results in self._all_rows():
-            rows[name] = results
-            write_json(make_directory(self.out / "rows") / f"{_slug(name)}.json", results)
-            logger.info("%s: Dice %.3f", name, np.mean([row["dice_subject"]["mean"] for row in results]))
-        write_json(self.out / "table.json", rows)
-        with atomic_path(self.out / "table.md") as temporary:
-            temporary.write_text(format_table(rows) + "\n", encoding="utf-8")
-        return rows
-
-    def _check(self) -> None:
-        """Refuse at once what would fail after hours of training.
-
-        Raises:
-            DataError: several classes, no positive or no negative image, or weights of other settings in ``out``.
-        """
-        classes = load_header(self.datalist)["classes"]
-        if len(classes) != 1:
-            raise DataError(f"{self.datalist} has the classes {', '.join(classes)}: this table is for one class.")
-        check_trainable(load_datalist(self.datalist, "training"))
-        settings = {
-            "datalist_sha256": file_sha256(self.datalist),
-            "epochs": self.epochs,
-            "grid": list(self.grid),
-            "batch_size": self.batch_size,
-            "learning_rate": self.learning_rate,
-        }
-        path = make_directory(self.out) / "settings.json"
-        if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != settings:
-            raise DataError(f"{self.out} holds weights that were trained with other settings: choose another folder.")
-        write_json(path, settings)
+    name: ClassVar[str] = "table"
 
     def _all_rows(self) -> Iterator[tuple[str, list[Row]]]:
         header = load_header(self.datalist)
@@ -129,73 +45,15 @@ class CamTable:
         yield from self._network_rows(f"max, mean of {len(self.seeds)} seeds", RECIPES["max"], [ensemble.network])
         yield from self._trivial_rows(singles[0])
 
-    # --------------------------------------------------------------------------------------------------- training
-
-    def _loader(self, recipe: Recipe, seed: int, *, masks: bool) -> DataLoader:
-        keys = ["image", "mask"] if masks else ["image"]
-        resizing = [ResizeInPlaned("image", self.grid)]
-        if masks:
-            resizing.append(Resized("mask", self.grid, mode="nearest"))
-        items = self._items("training", recipe.by_subject, masks=masks)
-        dataset = EpochCacheDataset(
-            items,
-            Compose([*_reading(keys), *resizing]),
-            Compose([RandRotate90d(keys, 0.75, 3), RandFlipd(keys, 0.5, 0)]),
-            seed=seed,
-            progress=False,
-        )
-        sampler = DistributedSampler(dataset, num_replicas=1, rank=0, shuffle=True, seed=seed)
-        return DataLoader(dataset, batch_size=self.batch_size, sampler=sampler, num_workers=0)
-
-    def _train(self, name: str, recipe: Recipe, seed: int, channels: int, classes: int) -> WSSSMethod:
-        set_determinism(seed)
-        method = recipe.build(channels, classes)
-        folder = self.out / _slug(name) / f"seed{seed}"
-        if (folder / "model.pt").is_file():
-            method.network.load_state_dict(load_tensors(folder / "model.pt"))
-            return method
-        loader = self._loader(recipe, seed, masks=method.uses_masks)
-        optimizer = torch.optim.AdamW(method.player_parameters("network"), lr=self.learning_rate, weight_decay=0.01)
-        scheduler = one_cycle(optimizer, self.learning_rate, self.epochs, loader)
-        start = time.perf_counter()
-        WSSSTrainer(
-            method,
-            optimizer,
-            loader,
-            self.epochs,
-            lr_schedulers=scheduler,
-            train_handlers=[LrScheduleHandler(scheduler, print_lr=False, epoch_level=False), TrainingLog(folder)],
-            checkpoint_dir=folder / "checkpoints",
-            model_path=folder / "model.pt",
-            resume=True,
-        ).run()
-        logger.info("%s, seed %d: %.1f s an epoch", name, seed, (time.perf_counter() - start) / self.epochs)
-        return method
-
-    # --------------------------------------------------------------------------------------------------- measuring
-
-    def _items(self, split: str, by_subject: bool, *, masks: bool) -> Cases:
-        items = load_datalist(self.datalist, split, masks=masks)
-        if masks and split == "training":
-            # Full supervision trains on the images whose mask is on disk, healthy ones among them.
-            items = [item for item in items if "mask" in item]
-        if by_subject:
-            return items
-        return [{key: value for key, value in item.items() if key not in _STATISTICS} for item in items]
-
-    def _cases(self, by_subject: bool) -> Cases:
-        items = self._items(self.split, by_subject, masks=True)
-        return list(CacheDataset(items, Compose(_reading(["image", "mask"])), progress=False))
-
     def _network_rows(
         self, name: str, recipe: Recipe, networks: Sequence[torch.nn.Module]
     ) -> Iterator[tuple[str, list[Row]]]:
         cases = self._cases(recipe.by_subject)
         inferer = VolumeInferer(2, grid=self.grid, views=recipe.views)
-        maps = [_maps(cases, partial(inferer, network=network)) for network in networks]
+        maps = [maps_of(cases, partial(inferer, network=network)) for network in networks]
         for rule in recipe.rules:
             results = [
-                self._measure(cases, per_case, _options(network, rule))
+                self._measure(cases, per_case, decision_options(network, rule))
                 for network, per_case in zip(networks, maps, strict=True)
             ]
             yield f"{name} / {rule or 'argmax'}", results
@@ -211,7 +69,7 @@ class CamTable:
         cases = self._cases(by_subject=True)
         inferer = GradientCAMInferer("encoder", variant="gradcam++", gate="predicted")
         options = {"rule": "max", "gate": "none"}
-        maps = [_maps(cases, partial(self._on_grid, inferer, network)) for network in networks]
+        maps = [maps_of(cases, partial(self._on_grid, inferer, network)) for network in networks]
         return [self._measure(cases, per_case, options) for per_case in maps]
 
     def _on_grid(self, inferer: GradientCAMInferer, network: torch.nn.Module, image: torch.Tensor) -> torch.Tensor:
@@ -229,63 +87,15 @@ class CamTable:
                 options = {"rule": "fixed", "threshold": level, "gate": "none"}
                 yield f"trivial: FLAIR > {level} SD", [self._measure(cases, flair, options)]
         inferer = VolumeInferer(2, grid=self.grid)
-        present = _maps(cases, lambda image: (inferer(image, network).amax((2, 3), keepdim=True) > 0).float())
+        present = maps_of(cases, lambda image: (inferer(image, network).amax((2, 3), keepdim=True) > 0).float())
         whole = [value.expand(-1, -1, *case["image"].shape[1:]) for value, case in zip(present, cases, strict=True)]
         options = {"rule": "fixed", "threshold": 0.5, "gate": "none"}
         yield "trivial: whole slice where the network sees a finding", [self._measure(cases, whole, options)]
 
-    def _measure(self, cases: Cases, maps: Sequence[torch.Tensor], options: dict[str, Any]) -> Row:
-        header = load_header(self.datalist)
-        table = CaseTable(header["classes"], background=header["background"], scored_class=header.get("scored_class"))
-        pooling = {name: options[name] for name in ("pooling", "topk_share", "lse_sharpness") if name in options}
-        for case, scores in zip(cases, maps, strict=True):
-            table.add(
-                id=case["id"],
-                subject=case["subject"],
-                label=case["label"],
-                prediction=to_mask(scores, **options)[0],
-                reference=case.get("mask"),
-                presence=pool_maps(scores, **pooling)[0] if pooling else None,
-            )
-        return table.summary()
-
-
-def _reading(keys: list[str]) -> list[Any]:
-    return [
-        LoadImaged(keys, ensure_channel_first=True, allow_missing_keys=True),
-        NormalizeSubjectd("image"),
-    ]
-
-
-@torch.no_grad()
-def _maps(cases: Cases, give: Callable[[torch.Tensor], torch.Tensor]) -> list[torch.Tensor]:
-    """A map a case; images of one size are taken together."""
-    maps: list[torch.Tensor] = []
-    for start in tqdm(range(0, len(cases), 32), desc="maps", leave=False):
-        images = [torch.as_tensor(case["image"]).float() for case in cases[start : start + 32]]
-        if len({image.shape for image in images}) == 1:
-            maps.extend(give(torch.stack(images)).split(1))
-        else:
-            maps.extend(give(image[None]) for image in images)
-    return maps
-
-
-def _options(network: torch.nn.Module, rule: str | None) -> dict[str, Any]:
-    if not isinstance(network, ActivationNetwork):
-        return {"output_kind": "segmentation"}
-    return {
-        "rule": rule,
-        "pooling": network.pooling,
-        "topk_share": network.topk_share,
-        "lse_sharpness": network.lse_sharpness,
-        "negative_reference": network.negative_reference,
-        "negative_quantile": network.negative_quantile,
-    }
-
 
 def _oracle_options(network: torch.nn.Module, cases: Cases, maps: Sequence[torch.Tensor]) -> dict[str, Any]:
     """The raw threshold, of 121 from -6 to 6, that the masks call best: a bound of fixed thresholds, no rule to use."""
-    options = _options(network, "fixed")
+    options = decision_options(network, "fixed")
     gated = []
     for scores in maps:
         presence = pool_maps(scores, options["pooling"], topk_share=network.topk_share)[0, 0] > 0  # type: ignore[arg-type]
@@ -296,34 +106,3 @@ def _oracle_options(network: torch.nn.Module, cases: Cases, maps: Sequence[torch
     candidates = torch.linspace(-6, 6, 121).tolist()
     chosen = oracle_raw_threshold(gated, masks, candidates, subjects=[case["subject"] for case in cases])
     return options | {"threshold": chosen.oracle_threshold}
-
-
-def format_table(rows: dict[str, list[Row]]) -> str:
-    """Markdown: mean over seeds (and standard deviation where there are several), and the ratio to full supervision.
-
-    Example:
-        >>> row = {"dice_subject": {"mean": 0.5}, "healthy_clean": {"mean": 1.0}}
-        >>> print(format_table({"max": [row]}).splitlines()[-1])
-        | max | 0.500 | – | – | – | – | 1.000 | – | – |
-    """
-    full = [
-        row["dice_subject"]["mean"] for name, results in rows.items() if "full supervision" in name for row in results
-    ]
-    lines = ["| row | " + " | ".join(_COLUMNS) + " | ratio to full supervision |", "|---" * (len(_COLUMNS) + 2) + "|"]
-    for name, results in rows.items():
-        cells = [_cell(results, column) for column in _COLUMNS]
-        ratio = f"{np.mean([row['dice_subject']['mean'] for row in results]) / np.mean(full):.2f}" if full else "–"
-        lines.append(f"| {name} | " + " | ".join([*cells, ratio]) + " |")
-    return "\n".join(lines)
-
-
-def _cell(results: list[Row], column: str) -> str:
-    values = [row[name]["mean"] for row in results for name in (column, f"{column}_mm", f"{column}_px") if name in row]
-    if not values:
-        return "–"
-    spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.3f}{spread}"
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")

@@ -230,6 +230,13 @@ class CaseTable:
             self.notes.append(f"Left out, since nothing here defines them: {', '.join(missing)}.")
         return metrics
 
+    def sweep(self) -> dict[str, Any]:
+        """``sweep.json``: Dice of each class against the threshold, of the cases that were added with maps.
+
+        The curves, and what is called ``oracle_`` in them, have read reference masks.
+        """
+        return sweep_content(CaseArrays(self.rows, self.scheme))
+
     def write(self, run_dir: str | os.PathLike[str], *, bootstrap: int = 1000, seed: int = 0) -> Metrics:
         """Write ``metrics.json``, ``notes.txt``, ``per_case.csv``, ``per_subject.csv`` and, with maps, ``sweep.json``.
 
@@ -255,7 +262,7 @@ class CaseTable:
         subject_rows = self.subject_rows
         _write_csv(folder / "per_subject.csv", subject_rows, list(subject_rows[0]))
         (folder / "sweep.json").unlink(missing_ok=True)  # of an earlier evaluation into the same folder
-        sweep = sweep_content(CaseArrays(self.rows, self.scheme))
+        sweep = self.sweep()
         if sweep["classes"]:
             write_json(folder / "sweep.json", sweep)
         return metrics

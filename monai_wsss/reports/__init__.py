@@ -1,8 +1,9 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 
-"""Run folders and their HTML page: what was measured, on what, with which weights."""
+"""Run folders and their HTML page: what was measured, on what, with which weights; and charts as files."""
 
+from monai_wsss.reports.charts import bar_chart, write_svg
 from monai_wsss.reports.page import write_report
 from monai_wsss.reports.panels import choose_cases, render_panel
 from monai_wsss.reports.provenance import collect_provenance, write_run
@@ -12,9 +13,11 @@ __all__ = [
     "InferenceLog",
     "RunFolder",
     "RunRecord",
+    "bar_chart",
     "choose_cases",
     "collect_provenance",
     "render_panel",
     "write_report",
     "write_run",
+    "write_svg",
 ]

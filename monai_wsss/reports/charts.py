@@ -1,21 +1,82 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Small charts as inline SVG: no scripts, no plotting library, colors from the page so that light, dark and print fit.
+"""Small charts as SVG, inline in a page or as files: no scripts, no plotting library, for light, dark and print.
 
-Every text is escaped on the way in (markupsafe); colors and fonts are classes of the page's style sheet.
+Every text is escaped on the way in (markupsafe); colors and fonts are classes of the style sheet below, which the
+page takes over and :func:`write_svg` writes into the file.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import os
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from markupsafe import Markup
 
-__all__ = ["ChartLine", "interval_bar", "line_chart", "value_strip"]
+from monai_wsss._files import atomic_path
+
+__all__ = [
+    "CHART_COLORS",
+    "CHART_STYLE",
+    "FONTS",
+    "ChartLine",
+    "bar_chart",
+    "interval_bar",
+    "line_chart",
+    "value_strip",
+    "write_svg",
+]
+
+FONTS = Markup('system-ui, -apple-system, "Segoe UI", "Helvetica Neue", "DejaVu Sans", sans-serif')
+
+CHART_COLORS = {
+    "light": {
+        "paper": "#ffffff",
+        "ink": "#1a1f26",
+        "soft": "#59636f",
+        "rule": "#dde2e8",
+        "accent": "#14619e",
+        "second": "#b3520a",
+        "band": "#b9d5ec",
+    },
+    "dark": {
+        "paper": "#14171c",
+        "ink": "#e6e9ed",
+        "soft": "#a0aab5",
+        "rule": "#313840",
+        "accent": "#6cb4f0",
+        "second": "#f2a35e",
+        "band": "#2b4d69",
+    },
+}
+"""Values of the style sheet's variables on a light and on a dark background."""
+
+# Curves differ in color and in dashes, so that they are told apart in gray too.
+CHART_STYLE = Markup("""\
+svg text { fill: var(--soft); font-size: 12px; font-family: inherit; }
+svg .grid { stroke: var(--rule); }
+svg .axis, svg .whisker { stroke: var(--soft); }
+svg .c0 { color: var(--accent); } svg .c1 { color: var(--second); } svg .c2 { color: #3a9a62; }
+svg .c3 { color: #a15bb5; } svg .c4 { color: #8a8f98; } svg .c5 { color: #c0504d; }
+svg .curve { fill: none; stroke: currentColor; stroke-width: 2.25; stroke-linecap: round; stroke-linejoin: round; }
+svg .curve.c1 { stroke-dasharray: 6 4; } svg .curve.c2 { stroke-dasharray: 1 5; }
+svg .curve.c3 { stroke-dasharray: 10 4 1 4; } svg .curve.c5 { stroke-dasharray: 12 5; }
+svg .ring { fill: var(--paper); stroke: currentColor; stroke-width: 2; }
+svg .column { fill: currentColor; }
+svg .number { fill: var(--ink); font-size: 11px; }
+svg .dot { fill: var(--accent); fill-opacity: 0.75; }
+svg .mean { stroke: var(--second); stroke-width: 2; }
+svg .track { fill: var(--rule); } svg .range { fill: var(--band); } svg .value { fill: var(--accent); }
+""")
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 12, 10, 36
+_ROW = 18  # height of a row of the legend, and of a label above the chart
+_LETTER = 6.8  # width of a letter of 12 px, a little more than the mean of the fonts above
 
 
 @dataclass(frozen=True)
@@ -54,6 +115,7 @@ class _Frame:
     height: float
     x_range: tuple[float, float]
     y_range: tuple[float, float]
+    top: float = _TOP
 
     def x(self, value: float) -> float:
         low, high = self.x_range
@@ -61,7 +123,7 @@ class _Frame:
 
     def y(self, value: float) -> float:
         low, high = self.y_range
-        return self.height - _BOTTOM - (value - low) / (high - low) * (self.height - _TOP - _BOTTOM)
+        return self.height - _BOTTOM - (value - low) / (high - low) * (self.height - self.top - _BOTTOM)
 
 
 def line_chart(
@@ -69,17 +131,19 @@ def line_chart(
     *,
     title: str,
     x_label: str,
+    y_label: str = "",
     y_range: tuple[float, float] | None = None,
     size: tuple[int, int] = (520, 280),
 ) -> Markup:
     """Curves over a common axis, with grid, legend (from two curves on) and a title for screen readers.
 
     Args:
-        lines: at least one curve; at most six are told apart by color.
+        lines: at least one curve; at most six are told apart by color and dashes.
         title: what the chart shows.
         x_label: below the axis.
+        y_label: above the axis.
         y_range: lowest and highest value shown; from the data if left out.
-        size: width and height in CSS pixels at full size.
+        size: width and height in CSS pixels at full size; the legend, below, comes on top of the height.
 
     Example:
         >>> line_chart([ChartLine("loss", [0, 1], [0.7, 0.3])], title="<b>", x_label="epoch")[:4]
@@ -90,15 +154,67 @@ def line_chart(
     xs = [x for line in lines for x in line.x]
     ys = [y for line in lines for y in line.y]
     x_ticks = _ticks(min(xs), max(xs), 6)
-    y_ticks = _ticks(*(y_range or (min(ys), max(ys))), 5)
-    y_limits = y_range or (min(y_ticks[0], *ys), max(y_ticks[-1], *ys))
-    frame = _Frame(*size, _widened(min(xs), max(xs)), _widened(*y_limits))
-    parts = [_grid(frame, x_ticks, y_ticks, x_label)]
-    for number, line in enumerate(lines):
-        parts.append(_curve(frame, line, number % 6))
-        if len(lines) > 1:
-            parts.append(_legend_entry(frame, line.name, number % 6, number))
-    return _svg(size, title, parts)
+    y_ticks, y_limits = _scale(ys, y_range)
+    frame = _Frame(*size, _widened(min(xs), max(xs)), y_limits, _top(y_label))
+    parts = [_grid(frame, x_ticks, y_ticks, x_label, y_label)]
+    parts += [_curve(frame, line, number % 6) for number, line in enumerate(lines)]
+    legend, added = _legend([line.name for line in lines], size, "curve")
+    return _svg((size[0], size[1] + added), title, [*parts, legend])
+
+
+def bar_chart(
+    groups: Sequence[str],
+    values: Mapping[str, Sequence[float]],
+    *,
+    title: str,
+    spread: Mapping[str, Sequence[float]] | None = None,
+    y_label: str = "",
+    y_range: tuple[float, float] | None = None,
+    digits: int = 2,
+    size: tuple[int, int] = (520, 280),
+) -> Markup:
+    """Bars side by side in groups, each with its value, with grid, legend (from two bars a group on) and a title.
+
+    Args:
+        groups: names below the axis, at least one.
+        values: name in the legend to one finite value a group; at most six names are told apart by color.
+        title: what the chart shows, for screen readers.
+        spread: name to one half length a group of the stroke around the value, e.g. a standard deviation; names may
+            be left out.
+        y_label: above the axis.
+        y_range: lowest and highest value shown; from 0 and the data if left out.
+        digits: of the values that are written.
+        size: width and height in CSS pixels at full size; legend and long names come on top of the height.
+
+    Raises:
+        ValueError: another number of values than of groups, or the spread of an unknown name.
+
+    Example:
+        >>> dice = {"T1": [0.31, 0.35], "fused": [0.42, 0.47]}
+        >>> chart = bar_chart(["flip", "all"], dice, title="Dice by transform", spread={"T1": [0.02, 0.01]})
+        >>> chart.count(">0.47<"), chart.count('class="whisker"')
+        (1, 2)
+    """
+    spread = spread or {}
+    _check_bars(groups, values, spread)
+    ends = [
+        value + sign * half
+        for name, row in values.items()
+        for value, half in zip(row, spread.get(name, [0.0] * len(row)), strict=True)
+        for sign in (-1, 1)
+    ]
+    y_ticks, y_limits = _scale([0.0, *ends], y_range)
+    frame = _Frame(*size, (0.0, float(len(groups))), y_limits, _top(y_label) + _ROW)  # a row for the highest number
+    parts = [_grid(frame, [], y_ticks, "", y_label)]
+    for number, (name, row) in enumerate(values.items()):
+        for group, value in enumerate(row):
+            left, right = (frame.x(group + 0.1 + 0.8 * (number + side) / len(values)) for side in (0, 1))
+            half = spread[name][group] if name in spread else None
+            parts.append(_column(frame, left, right, value, half, number % 6, f"{value:.{digits}f}"))
+    names, lines = _group_names(frame, groups)
+    below = (size[0], size[1] + 14 * (lines - 1) - 10)  # no label of the axis between names and legend
+    legend, added = _legend(list(values), below, "column")
+    return _svg((below[0], below[1] + added), title, [*parts, names, legend])
 
 
 def value_strip(values: Sequence[float], *, title: str, x_label: str, size: tuple[int, int] = (520, 110)) -> Markup:
@@ -116,7 +232,7 @@ def value_strip(values: Sequence[float], *, title: str, x_label: str, size: tupl
     """
     frame = _Frame(*size, (0.0, 1.0), (0.0, 1.0))
     bottom = size[1] - _BOTTOM
-    parts = [_grid(frame, [0, 0.2, 0.4, 0.6, 0.8, 1], [], x_label)]
+    parts = [_grid(frame, [0, 0.2, 0.4, 0.6, 0.8, 1], [], x_label, "")]
     stacked: dict[int, int] = {}
     for value in sorted(values):
         column = round(value * 80)
@@ -161,12 +277,23 @@ def _widened(low: float, high: float) -> tuple[float, float]:
     return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 
-def _grid(frame: _Frame, x_ticks: Sequence[float], y_ticks: Sequence[float], x_label: str) -> Markup:
+def _scale(values: Sequence[float], y_range: tuple[float, float] | None) -> tuple[list[float], tuple[float, float]]:
+    """Ticks and limits of the upright axis: the range that was asked for, else what holds all values and ticks."""
+    ticks = _ticks(*(y_range or (min(values), max(values))), 5)
+    return ticks, _widened(*(y_range or (min(ticks[0], *values), max(ticks[-1], *values))))
+
+
+def _top(y_label: str) -> int:
+    return _TOP + (_ROW if y_label else 0)
+
+
+def _grid(frame: _Frame, x_ticks: Sequence[float], y_ticks: Sequence[float], x_label: str, y_label: str) -> Markup:
     bottom, right = frame.height - _BOTTOM, frame.width - _RIGHT
-    parts = [
-        _element("line", class_="axis", x1=_LEFT, x2=right, y1=bottom, y2=bottom),
-        _element("text", x_label, x=(_LEFT + right) / 2, y=frame.height - 4, text_anchor="middle"),
-    ]
+    parts = [_element("line", class_="axis", x1=_LEFT, x2=right, y1=bottom, y2=bottom)]
+    if x_label:
+        parts.append(_element("text", x_label, x=(_LEFT + right) / 2, y=frame.height - 4, text_anchor="middle"))
+    if y_label:
+        parts.append(_element("text", y_label, x=_LEFT, y=_TOP + 4))
     for value in y_ticks:
         level = frame.y(value)
         parts.append(_element("line", class_="grid", x1=_LEFT, x2=right, y1=level, y2=level))
@@ -186,13 +313,126 @@ def _curve(frame: _Frame, line: ChartLine, color: int) -> Markup:
     return drawn + _element("circle", class_=f"ring c{color}", cx=x, cy=y, r=5)
 
 
-def _legend_entry(frame: _Frame, name: str, color: int, row: int) -> Markup:
-    level = frame.height - _BOTTOM - 12 - 18 * row
-    stroke = _element("line", class_=f"curve c{color}", x1=_LEFT + 12, x2=_LEFT + 34, y1=level, y2=level)
-    return stroke + _element("text", name, x=_LEFT + 40, y=level + 4)
+def _column(
+    frame: _Frame, left: float, right: float, value: float, half: float | None, color: int, number: str
+) -> Markup:
+    """A bar from zero, the stroke of its spread, and its number above both; upright where the bar is narrow.
+
+    Numbers of negative bars are above zero too: below are the names of the groups.
+    """
+    low, high = frame.y_range
+    base, tip, middle = frame.y(min(max(0.0, low), high)), frame.y(value), (left + right) / 2
+    top, height = min(base, tip), max(abs(base - tip), 1.0)
+    drawn = _element("rect", class_=f"column c{color}", x=left, y=top, width=(right - left) * 0.92, height=height)
+    ends = [base, tip]
+    if half is not None:
+        bottom, top = frame.y(value - half), frame.y(value + half)
+        stroke = f"M{middle - 3:.1f} {bottom:.1f}h6m-3 0V{top:.1f}m-3 0h6"
+        drawn += _element("path", class_="whisker", d=stroke)
+        ends.append(top)
+    level = min(ends) - 4
+    if len(number) * _LETTER <= right - left + 4:
+        return drawn + _element("text", number, class_="number", x=middle, y=level, text_anchor="middle")
+    turn = f"rotate(-90 {middle + 4:.1f} {level:.1f})"
+    return drawn + _element("text", number, class_="number", x=middle + 4, y=level, transform=turn)
+
+
+def _group_names(frame: _Frame, groups: Sequence[str]) -> tuple[Markup, int]:
+    """The names below their groups, broken into lines that fit, and the greatest number of lines."""
+    letters = max(int((frame.x(1) - frame.x(0)) / _LETTER), 6)
+    wrapped = [textwrap.wrap(name, letters) or [""] for name in groups]
+    level = frame.height - _BOTTOM + 16
+    texts = [
+        _element("text", line, x=frame.x(group + 0.5), y=level + 14 * row, text_anchor="middle")
+        for group, lines in enumerate(wrapped)
+        for row, line in enumerate(lines)
+    ]
+    return Markup("").join(texts), max(map(len, wrapped))
+
+
+def _legend(names: Sequence[str], size: tuple[int, int], kind: str) -> tuple[Markup, int]:
+    """Names with their strokes or blocks in columns below a chart of that size, and the height that they add.
+
+    A single name needs no legend.  It lies below because no corner of the chart is safe from curves.
+    """
+    if len(names) < 2:
+        return Markup(""), 0
+    key_width = 24 if kind == "curve" else 12
+    step = max(map(len, names)) * _LETTER + key_width + 24
+    columns = max(int((size[0] - _LEFT) / step), 1)
+    parts = []
+    for number, name in enumerate(names):
+        left, level = _LEFT + step * (number % columns), size[1] + _ROW * (number // columns) + 12
+        key = f"{kind} c{number % 6}"
+        if kind == "curve":
+            parts.append(_element("line", class_=key, x1=left + 1, x2=left + key_width, y1=level, y2=level))
+        else:
+            parts.append(_element("rect", class_=key, x=left, y=level - 6, width=key_width, height=12))
+        parts.append(_element("text", name, x=left + key_width + 7, y=level + 4))
+    return Markup("").join(parts), _ROW * math.ceil(len(names) / columns) + 8
+
+
+def _check_bars(
+    groups: Sequence[str], values: Mapping[str, Sequence[float]], spread: Mapping[str, Sequence[float]]
+) -> None:
+    if not groups or not values:
+        raise ValueError(f"Expected at least one of `groups` and of `values`, got {len(groups)} and {len(values)}.")
+    unknown = set(spread) - set(values)
+    if unknown:
+        raise ValueError(f"Expected `spread` for some of {', '.join(values)}, got {', '.join(sorted(unknown))}.")
+    for argument, rows in (("values", values), ("spread", spread)):
+        for name, row in rows.items():
+            if len(row) != len(groups):
+                raise ValueError(f"Expected `{argument}` of {len(groups)} groups, got {len(row)} for {name}.")
 
 
 def _svg(size: tuple[int, int], title: str, parts: Sequence[Markup]) -> Markup:
     content = Markup("<title>{}</title>").format(title) + Markup("").join(parts)
     box = f"0 0 {size[0]} {size[1]}"
     return _element("svg", content, class_="chart", viewBox=box, role="img", style=f"max-width:{size[0]}px")
+
+
+def write_svg(path: str | os.PathLike[str], chart: Markup) -> Path:
+    """Write a chart as a file of its own, with its style sheet; it follows the reader's light or dark setting.
+
+    Variables are replaced by their values, which also viewers that know no style variables can draw; those show the
+    light colors.
+
+    Args:
+        path: of the ``.svg`` file, whole or absent.
+        chart: as :func:`bar_chart` or one of this file's other charts gives it.
+
+    Returns:
+        the path.
+
+    Raises:
+        ValueError: something that is no chart of this file.
+        DataError: the file cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> chart = bar_chart(["flip", "all"], {"Dice": [0.4, 0.5]}, title="Dice by transform")
+        >>> write_svg(Path(tempfile.mkdtemp()) / "dice.svg", chart).read_text(encoding="utf-8")[:39]
+        '<svg xmlns="http://www.w3.org/2000/svg"'
+    """
+    found = re.match(r'<svg class="chart" viewBox="0 0 (\d+) (\d+)"', chart)
+    if found is None:
+        raise ValueError(f"Expected `chart` as bar_chart or line_chart gives it, got {str(chart)[:40]!r}.")
+    width, height = found.groups()
+    tag, _, content = chart.removeprefix("<svg").partition("</title>")
+    light, dark = _rules("light"), _rules("dark")
+    text = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}"{tag}</title>'
+        f"<style>\n{light}@media (prefers-color-scheme: dark) {{\n{dark}}}\n</style>"
+        f'<rect class="paper" width="{width}" height="{height}"></rect>{content}\n'
+    )
+    target = Path(path)
+    with atomic_path(target) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return target
+
+
+def _rules(scheme: str) -> str:
+    """The style sheet of a file of its own, with values in the place of variables."""
+    rules = f"svg {{ font-family: {FONTS}; }}\nsvg .paper {{ fill: var(--paper); }}\n{CHART_STYLE}"
+    return re.sub(r"var\(--(\w+)\)", lambda name: CHART_COLORS[scheme][name[1]], rules)

@@ -24,7 +24,15 @@ from jinja2 import Environment, StrictUndefined
 from monai_wsss._checks import DataError
 from monai_wsss._files import atomic_path, file_sha256
 from monai_wsss.metrics import metric_definition
-from monai_wsss.reports.charts import ChartLine, interval_bar, line_chart, value_strip
+from monai_wsss.reports.charts import (
+    CHART_COLORS,
+    CHART_STYLE,
+    FONTS,
+    ChartLine,
+    interval_bar,
+    line_chart,
+    value_strip,
+)
 from monai_wsss.reports.panels import MASK_COLOR, REFERENCE_COLOR, choose_cases
 
 __all__ = ["write_report"]
@@ -133,6 +141,7 @@ def _view(folder: Path) -> dict[str, Any]:
         "training_charts": None if foreign else _read(log, _training_charts),
         "foreign_log": foreign,
         "colors": {"reference": REFERENCE_COLOR, "mask": MASK_COLOR},
+        "charts": {"style": CHART_STYLE, "colors": CHART_COLORS, "fonts": FONTS},
     }
 
 
