@@ -337,7 +337,8 @@ def _channels(names: list[str], wanted: Sequence[str], replace_missing: Mapping[
         if chosen not in available:
             raise DataError(
                 f"{source} lacks the modality {chosen}, it has {', '.join(names)}: prepare the data with it, use a "
-                "network for the modalities at hand, or ask for another one in its place (`replace_missing`)."
+                "network for the modalities at hand (`present`, where each modality has a network of its own), or ask "
+                "for another one in its place (`replace_missing`)."
             )
         if chosen != name:
             _logger.warning("%s lacks %s: %s is used in its place, as asked.", source, name, chosen)

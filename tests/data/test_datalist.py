@@ -107,8 +107,12 @@ def test_modalities_choose_files_and_statistics_alike(tmp_path, wanted, channels
 
 def test_a_missing_modality_is_named(tmp_path):
     path = write_datalist(tmp_path, make_list(tmp_path))
-    with pytest.raises(DataError, match="lacks the modality T2, it has T1, T1c, FLAIR: prepare the data with it"):
+    with pytest.raises(
+        DataError, match="lacks the modality T2, it has T1, T1c, FLAIR: prepare the data with it"
+    ) as error:
         load_datalist(path, "test", modalities=("T1", "T2"))
+    assert "(`present`, where each modality has a network of its own)" in str(error.value)
+    assert "(`replace_missing`)" in str(error.value)
 
 
 def test_a_missing_modality_is_replaced_only_on_request_and_said(tmp_path, caplog):
