@@ -39,4 +39,4 @@ check: setup
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(DEMO) bundles/*/eval bundles/*/sample_data
+	rm -rf demo demo_cmer $(DEMO) bundles/*/eval bundles/*/sample_data

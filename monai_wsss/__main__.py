@@ -296,8 +296,8 @@ def _benchmark(options: argparse.Namespace) -> None:
     table = table_class(Path(options.data) / "datalist.json", Path(options.out), **given)
     table.run()
     print((table.out / f"{table.name}.md").read_text(encoding="utf-8"))
-    for figure in sorted(table.out.glob(f"{table.name}*.svg")):
-        print(f"Figure: {figure}")
+    for figure in table.figures:
+        print(f"Figure: {table.out / figure}")
 
 
 def _scan_bundle(options: argparse.Namespace) -> None:

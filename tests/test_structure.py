@@ -89,6 +89,14 @@ def test_no_public_name_exists_in_monai():
     assert not clashes, "ComponentLocator would take MONAI's instead"
 
 
+def test_no_class_of_any_module_exists_in_monai():
+    """ComponentLocator knows every class of the loaded modules, exported or not."""
+    modules = [importlib.import_module(info.name) for info in pkgutil.walk_packages([str(PACKAGE)], "monai_wsss.")]
+    classes = {value for module in modules for value in vars(module).values() if inspect.isclass(value)}
+    ours = {value.__name__ for value in classes if value.__module__.startswith("monai_wsss.")}
+    assert not ours & monai_names()
+
+
 def test_every_public_name_can_be_a_target():
     for path, value in public_names().items():
         assert locate(path) is value, f"{path} resolves to something else: is it named like its module?"

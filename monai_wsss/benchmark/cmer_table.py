@@ -54,7 +54,7 @@ _FUSED = ("fused", "fused, reliable")
 
 @dataclass(frozen=True)
 class CmerTable(RecipeTable):
-    """Tables I to IV: rows are losses, columns modalities; ``fused`` takes all of them, as the paper does, ``fused,
+    """Tables I to III: rows are losses, columns modalities; ``fused`` takes all of them, as the paper does, ``fused,
     reliable`` those that training has not found weak.  The arguments are those of :class:`RecipeTable`."""
 
     name: ClassVar[str] = "cmer"
@@ -122,7 +122,7 @@ class CmerTable(RecipeTable):
                 _, options = self._of_group(network, per_case, recipe, group)
                 chosen = {"rule": "max", "gate": "none", "groups": network.groups, "reliable": options["reliable"]}
                 results.append(self._measure(cases, per_case, chosen))
-            yield f"{name}, Grad-CAM++ / {group}", results
+            yield f"{name}, Grad-CAM++ (one view, half of the maximum) / {group}", results
 
     def _bound(self, name: str, recipe: Recipe) -> list[Row]:
         networks = self._networks(name, recipe, self.seeds)
@@ -131,19 +131,21 @@ class CmerTable(RecipeTable):
         return [self._measure(cases, per_case, {"output_kind": "segmentation"}) for per_case in maps]
 
     def format(self, rows: dict[str, list[Row]]) -> str:
-        """A row a recipe, a column for each metric and modality, and the ratio to full supervision of the last."""
+        """A row a recipe, a column for each metric and modality, and the ratio of the fused to full supervision."""
         groups = [*self._modalities(), *_FUSED]
         names = list(dict.fromkeys(row.rsplit(" / ", 1)[0] for row in rows))
         heads = [f"{group} {column.removesuffix('_subject')}" for group in groups for column in self.columns]
         full = rows.get(f"{FULL_SUPERVISION} / fused")
-        lines = [f"| row | {' | '.join(heads)} |" + (" ratio |" if full else "")]
-        lines.append("|---" * (len(heads) + 1 + bool(full)) + "|")
+        heads += [f"ratio, {group}" for group in _FUSED] if full else []
+        lines = [f"| row | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
         for name in names:
             results = {group: rows.get(f"{name} / {group}", []) for group in groups}
             cells = [format_cell(results[group], column) for group in groups for column in self.columns]
             if full:
-                best = _mean_dice(results[_FUSED[1]] or results[_FUSED[0]])
-                cells.append(f"{best / _mean_dice(full):.2f}")
+                cells += [
+                    f"{_mean_dice(results[group]) / _mean_dice(full):.2f}" if results[group] else "–"
+                    for group in _FUSED
+                ]
             lines.append(f"| {name} | {' | '.join(cells)} |")
         return "\n".join(lines)
 
@@ -173,6 +175,7 @@ class CmerThresholds(CmerTable):
     """
 
     name: ClassVar[str] = "cmer_thresholds"
+    figures: ClassVar[tuple[str, ...]] = ("cmer_thresholds.svg",)
     recipes: ClassVar[dict[str, Recipe]] = {
         name: CMER_RECIPES[name] for name in ("plain CAM", "SEAM, all transforms", _DEFAULT)
     }
@@ -202,7 +205,7 @@ class CmerThresholds(CmerTable):
             y_label="Dice per subject",
             y_range=(0.0, 1.0),
         )
-        write_svg(self.out / f"{self.name}.svg", chart)
+        write_svg(self.out / self.figures[0], chart)
         return rows
 
     def _sweep(self, cases: Cases, maps: list[torch.Tensor], options: dict[str, Any]) -> dict[str, Any]:
@@ -217,6 +220,7 @@ class CmerTransforms(CmerTable):
     """
 
     name: ClassVar[str] = "cmer_transforms"
+    figures: ClassVar[tuple[str, ...]] = ("cmer_transforms.svg",)
     recipes: ClassVar[dict[str, Recipe]] = {**TRANSFORM_RECIPES, _DEFAULT: CMER_RECIPES[_DEFAULT]}
 
     def run(self) -> dict[str, list[Row]]:
@@ -236,7 +240,7 @@ class CmerTransforms(CmerTable):
             y_label="Dice per subject",
             y_range=(0.0, 1.0),
         )
-        write_svg(self.out / f"{self.name}.svg", chart)
+        write_svg(self.out / self.figures[0], chart)
         return rows
 
 

@@ -74,6 +74,7 @@ class RecipeTable:
     learning_rate: float = 1e-3
 
     name: ClassVar[str]
+    figures: ClassVar[tuple[str, ...]] = ()
 
     def run(self) -> dict[str, list[Row]]:
         """Train what is missing, measure every row, write ``<name>.json`` and ``<name>.md``.

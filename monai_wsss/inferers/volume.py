@@ -40,7 +40,7 @@ class VolumeInferer(Inferer):
             :class:`~monai_wsss.inferers.GradientCAMInferer`; None for the network's own output.
 
     Raises:
-        ValueError: an image whose dimensions do not fit the network.
+        ValueError: an image whose dimensions do not fit the network; ``cam`` together with ``roi_size``.
 
     Example:
         >>> from monai_wsss.networks import CAMEncoder
@@ -63,6 +63,8 @@ class VolumeInferer(Inferer):
         cam: Inferer | None = None,
     ) -> None:
         super().__init__()
+        if cam is not None and roi_size:
+            raise ValueError("Expected `cam` without `roi_size`: presence is decided for a whole study, not by window.")
         self.spatial_dims = spatial_dims
         self.grid = grid
         self.slice_axis = slice_axis

@@ -2,10 +2,11 @@
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 """Equivariance: the map of a transformed image is the transformed map of the image.
 
-    L_ER = || pi(M(x)) - M(pi(x)) ||^2        Patel & Dolz (CMER), Eq. 2; Wang et al. 2020 (SEAM), Eq. 5
+    L_ER = || pi(M(x)) - M(pi(x)) ||^2        Patel & Dolz (CMER), Eq. 2
 
-M are maps normalized to [0, 1].  The paper sums over pixels, which with full-resolution maps is of the order of 1000
-an image and drowns the classification; the released code averages.  Gradients pass through both maps.
+The idea, with another norm and for one modality, is of Wang et al. 2020 (SEAM, arXiv:2004.04581).  M are maps
+normalized to [0, 1].  The paper sums over pixels, which with full-resolution maps is of the order of 1000 an image and
+drowns the classification; the released code averages.  Gradients pass through both maps.
 
 | symbol     | name               |
 |------------|--------------------|

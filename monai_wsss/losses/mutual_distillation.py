@@ -58,6 +58,8 @@ def mutual_distillation_loss(
             "Expected `student` (B, G, K), `teacher` (B, H, K) and `pairs` (G, H), "
             f"got {tuple(student.shape)}, {tuple(teacher.shape)} and {tuple(pairs.shape)}."
         )
+    if activation == "softmax" and student.shape[2] < 2:
+        raise ValueError("Expected K >= 2 for activation 'softmax', a background among them: one logit is 'sigmoid'.")
     if not temperature > 0:
         raise ValueError(f"Expected `temperature` > 0, got {temperature}.")
     log_p = _log_probabilities(float32_or_wider(student) / temperature, activation)[:, :, None]

@@ -12,7 +12,7 @@ __all__ = ["peer_weights"]
 def peer_weights(allowed: torch.Tensor, *, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """Weights of the teachers of each student: equal over those allowed, zero for the rest and for itself.
 
-    The mean over l != k of Patel & Dolz (CMER), Eq. 5; a student without teacher has a row of zeros, G = 1 among them.
+    The mean over l != k of Patel & Dolz (CMER), Eq. 8; a student without teacher has a row of zeros, G = 1 among them.
 
     Args:
         allowed: (G, G) bool, entry [k, l]: may network l teach network k?  The diagonal is ignored.

@@ -21,6 +21,10 @@ class activation maps.
 | M, M~     | ``maps`` of the two views       | pi(M)     | ``warped_maps``                        |
 | s, s~     | ``logits`` of the two views     | lambda_E  | ``ramp``                               |
 
+What the default deploys.  Networks are compared by their classification loss; weak ones neither teach nor take part in
+the fusion.  The best network therefore learns from its labels and from L_ER alone, and where it leaves all others
+behind, its map is the mask: cross-modal learning then serves the studies that lack that modality.
+
 Differences.  The paper's classifier has a softmax over background and tumor and takes the map of the second; here
 each of the K classes has one logit and one map, which for K = 1 is the difference of those two, with equal losses.
 Presets: ``"paper"`` takes the equations as printed; ``"released"`` takes what the authors' code computes; what
@@ -78,7 +82,7 @@ class CMER(WSSSMethod):
         equivariance_weight: factor of L_ER.
         cross_modal_weight: factor of L_CMER.
         distillation_weight: lambda_KD.
-        ramp: lambda_E(t), of both equivariances.
+        ramp: lambda_E(t), of both equivariances; None for a step at half of the run, the paper's 15 of 30 epochs.
         distillation_ramp: the same for lambda_KD; None for a constant.
         ignore_border: leave out of L_ER and L_CMER the pixels that a translation brought in.
         weak_peer_ratio: a peer is weak for a network if its running classification loss is more than this many times as
@@ -122,6 +126,8 @@ class CMER(WSSSMethod):
         super().__init__(network)
         check_choice("norm", norm, ("minmax", "max"))
         check_choice("teachers", teachers, ("all", "better"))
+        if not weak_peer_ratio >= 1:
+            raise ValueError(f"Expected `weak_peer_ratio` >= 1, got {weak_peer_ratio}.")
         if not second_view and (equivariance is not None or cross_modal is not None):
             raise ValueError("Expected `second_view` for `equivariance` and `cross_modal`, which compare two views.")
         if network.groups < len(network.modalities):
@@ -154,7 +160,7 @@ class CMER(WSSSMethod):
         *,
         network: ModalityNetworks | None = None,
         spatial_dims: int = 2,
-        modalities: Sequence[str] = ("T1", "T2"),
+        modalities: Sequence[str] | None = None,
         num_classes: int = 1,
         **changes: Any,
     ) -> CMER:
@@ -169,26 +175,30 @@ class CMER(WSSSMethod):
         z: each slice is z-scored in the network; labeled, predicted: the maps that count.
         ``"paper"`` normalizes maps by their maximum and to unit norm before they are transformed, and draws 0 to 3
         quarter turns; the others min-max, unit norm after, 1 to 3.  As printed, Eq. 2 is of the order of 1000 and
-        drowns the classification; as released, Eq. 4 is below 4e-5 and has no effect.  ``"default"`` therefore takes
-        each where both are of the order of 1 or below; and lets a peer teach, distillation too, only from half time on
-        and only if the labels have shown it to be clearly better.
+        drowns the classification; as released, Eq. 4 is below 2 / number of pixels and has no effect.  ``"default"``
+        therefore takes each where both are of the order of 1 or below; and lets a peer teach, distillation too, only
+        from half time on and only if the labels have shown it to be clearly better.
 
         Args:
             preset: ``"default"``, ``"paper"`` or ``"released"``.
-            network: other classifiers in the place of the preset's.
+            network: other classifiers in the place of the preset's; they have dimensions and classes of their own.
             spatial_dims: 2 or 3.
-            modalities: their names, a network each.
+            modalities: their names, a network each; where ``network`` is not given.
             num_classes: K, the foreground classes.
             changes: arguments of the class to set otherwise, e.g. ``cross_modal=None``.
 
         Raises:
-            ValueError: an unknown preset.
+            ValueError: an unknown preset; both or neither of ``network`` and ``modalities``.
         """
+        if (network is None) == (modalities is None):
+            raise ValueError("Expected either `network` or `modalities`, the names of the networks to build.")
         check_choice("preset", preset, ("default", "paper", "released"))
         if network is None:
             printed = {"backbone": "unet", "pooling": "average", "standardize": True}
             backbone: dict[str, Any] = {} if preset == "default" else printed
-            network = networks_by_modality(modalities, spatial_dims=spatial_dims, num_classes=num_classes, **backbone)
+            network = networks_by_modality(
+                modalities or (), spatial_dims=spatial_dims, num_classes=num_classes, **backbone
+            )
         settings: dict[str, dict[str, Any]] = {
             "default": {
                 "transform": PairedSpatialTransform(),
@@ -230,14 +240,17 @@ class CMER(WSSSMethod):
             views.append(self._see(record(image, padding="minimum")))
         losses = self._classification(views, label)
         pairs = self._pairs()
+        off = views[0].logits.new_zeros(())  # a term whose ramp is at 0 is logged, not computed
         if self.distillation is not None:
-            terms = [self.distillation(view.logits, view.logits, pairs) for view in views]
-            strength = self.distillation_ramp(progress) * self.distillation_weight
-            losses["distillation"] = strength * self.network.groups * torch.stack(terms).mean()
+            strength = self.distillation_weight * self.distillation_ramp(progress)
+            losses["distillation"] = strength * self._distillation(views, pairs) if strength > 0 else off
         if self.second_view:
             strength = self.ramp(progress)
-            for name, term in self._consistency(views[0], views[1], record, label, pairs).items():
-                losses[name] = strength * getattr(self, f"{name}_weight") * term
+            terms = self._consistency(views[0], views[1], record, label, pairs) if strength > 0 else {}
+            if self.equivariance is not None:
+                losses["equivariance"] = strength * self.equivariance_weight * terms.get("equivariance", off)
+            if self.cross_modal is not None:
+                losses["cross_modal"] = strength * self.cross_modal_weight * terms.get("cross_modal", off)
         return losses
 
     def _see(self, image: torch.Tensor) -> _View:
@@ -254,9 +267,16 @@ class CMER(WSSSMethod):
         ]
         of_groups = torch.stack(of_views).mean(0)
         with torch.no_grad():
-            before = torch.where(self.peer_loss.isnan(), of_groups, self.peer_loss)
-            self.peer_loss.copy_(PEER_MOMENTUM * before + (1 - PEER_MOMENTUM) * of_groups)
+            now = _mean_of_processes(of_groups.detach().clone())
+            before = torch.where(self.peer_loss.isnan(), now, self.peer_loss)
+            self.peer_loss.copy_(PEER_MOMENTUM * before + (1 - PEER_MOMENTUM) * now)
         return {f"classification/{name}": loss for name, loss in zip(self.network.modalities, of_groups, strict=True)}
+
+    def _distillation(self, views: Sequence[_View], pairs: torch.Tensor) -> torch.Tensor:
+        """L_KD, summed over the networks, not yet weighted."""
+        assert self.distillation is not None
+        terms = [self.distillation(view.logits, view.logits, pairs) for view in views]
+        return self.network.groups * torch.stack(terms).mean()
 
     def _consistency(
         self, first: _View, second: _View, record: SpatialRecord, label: torch.Tensor, pairs: torch.Tensor
@@ -302,7 +322,9 @@ class CMER(WSSSMethod):
         sentences = super().collapse_warnings()
         names, losses = self.network.modalities, self.peer_loss.tolist()
         best = min(range(len(losses)), key=losses.__getitem__)
-        remedy = "it does not teach it" if self.teachers == "better" else "it pulls it down, see `teachers`"
+        remedy = "it does not teach it"
+        if self.teachers == "all" and (self.cross_modal is not None or self.distillation is not None):
+            remedy = "it may pull it down, see `teachers`"
         for name, loss in zip(names, losses, strict=True):
             if loss > self.weak_peer_ratio * losses[best]:
                 sentences.append(
@@ -310,6 +332,14 @@ class CMER(WSSSMethod):
                     f"{losses[best]:.3f}): {remedy}."
                 )
         return sentences
+
+
+def _mean_of_processes(losses: torch.Tensor) -> torch.Tensor:
+    """The mean over the processes of a distributed run, so that all of them find the same peers weak."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(losses)
+        losses /= torch.distributed.get_world_size()
+    return losses
 
 
 def _move(maps: torch.Tensor, record: SpatialRecord) -> torch.Tensor:

@@ -7,6 +7,7 @@ side by side; at test time each gives its own map, and maps are fused by :func:`
 networks share nothing, so a study that lacks a modality can be segmented by the networks of those it has.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -79,6 +80,8 @@ class ModalityNetworks(ActivationNetwork):
                 raise ValueError(f"Expected `members` that agree in {name}, got {sorted(values)}.")
         if len({id(member) for member in members}) < len(members):
             raise ValueError("Expected `members` with weights of their own, got the same network twice.")
+        if any(member.groups != 1 for member in members):
+            raise ValueError("Expected `members` of one modality each, got networks of several groups.")
         names = tuple(map(str, range(len(members)))) if modalities is None else tuple(modalities)
         if len(set(names)) != len(members) or len(names) != len(members):
             raise ValueError(f"Expected {len(members)} different `modalities`, one a member, got {names}.")
@@ -155,13 +158,17 @@ class ModalityNetworks(ActivationNetwork):
 
     @torch.jit.unused
     def decision_traits(self) -> dict[str, object]:
-        """As the base's, of the modalities that are present; unreliable ones count where no reliable one is present."""
+        """As the base's, of the modalities present; unreliable ones count, with a warning, where no reliable one is."""
         traits = super().decision_traits()
         present = torch.tensor([channel >= 0 for channel in self.channels], device=self.reliable.device)
         for name in ("negative_reference", "negative_quantile"):
             traits[name] = getattr(self, name)[present.repeat_interleave(self.num_classes)]
         reliable = self.reliable[present]
-        return traits | {"reliable": reliable if bool(reliable.any()) else ~reliable}
+        if not bool(reliable.any()):
+            names = ", ".join(self.present_modalities)
+            warnings.warn(f"Training found {names} unreliable, and no other modality is present.", stacklevel=2)
+            reliable = ~reliable
+        return traits | {"reliable": reliable}
 
 
 def _encoded(names: Sequence[str]) -> bytes:

@@ -111,4 +111,9 @@ def _traits(network: nn.Module) -> dict[str, Any]:
         return network.decision_traits()  # type: ignore[operator]
     # Compiled, or anybody's network: what it has as attributes.
     names = ("pooling", "topk_share", "lse_sharpness", "groups", "negative_reference", "negative_quantile")
-    return {"output_kind": "activation", **{name: getattr(network, name) for name in names}}
+    traits = {"output_kind": "activation", **{name: getattr(network, name) for name in names}}
+    if not hasattr(network, "reliable"):
+        return traits
+    if -1 in list(network.channels):  # type: ignore[arg-type]
+        raise ValueError("A compiled network with `present` modalities cannot be decided: use the network itself.")
+    return traits | {"reliable": network.reliable}

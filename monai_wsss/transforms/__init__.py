@@ -5,15 +5,27 @@
 
 from monai_wsss.transforms.in_plane import ResizeInPlaned, resize_in_plane
 from monai_wsss.transforms.normalize_subject import NormalizeSubjectd
-from monai_wsss.transforms.paired_spatial import SPATIAL_KINDS, PairedSpatialTransform, SpatialRecord
+from monai_wsss.transforms.paired_spatial import (
+    SPATIAL_KINDS,
+    FlipStep,
+    PairedSpatialTransform,
+    QuarterTurnStep,
+    ResizeStep,
+    ShiftStep,
+    SpatialRecord,
+)
 from monai_wsss.transforms.save_mask import SaveMaskd, has_geometry, write_mask
 
 __all__ = [
     "SPATIAL_KINDS",
+    "FlipStep",
     "NormalizeSubjectd",
     "PairedSpatialTransform",
+    "QuarterTurnStep",
     "ResizeInPlaned",
+    "ResizeStep",
     "SaveMaskd",
+    "ShiftStep",
     "SpatialRecord",
     "has_geometry",
     "resize_in_plane",

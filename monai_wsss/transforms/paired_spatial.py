@@ -25,13 +25,21 @@ import torch.nn.functional as F
 
 from monai_wsss._checks import check_choice, check_shape, float32_or_wider
 
-__all__ = ["SPATIAL_KINDS", "PairedSpatialTransform", "SpatialRecord"]
+__all__ = [
+    "SPATIAL_KINDS",
+    "FlipStep",
+    "PairedSpatialTransform",
+    "QuarterTurnStep",
+    "ResizeStep",
+    "ShiftStep",
+    "SpatialRecord",
+]
 
 SPATIAL_KINDS = ("flip", "rotate", "scale", "translate")
 
 
 @dataclass(frozen=True)
-class Flip:
+class FlipStep:
     """Mirror one spatial axis, counted from 0."""
 
     axis: int
@@ -41,7 +49,7 @@ class Flip:
 
 
 @dataclass(frozen=True)
-class QuarterTurns:
+class QuarterTurnStep:
     """Turn each image by its number of quarter turns in the plane of the first two spatial axes; exact."""
 
     turns: tuple[int, ...]
@@ -51,7 +59,7 @@ class QuarterTurns:
 
 
 @dataclass(frozen=True)
-class Resize:
+class ResizeStep:
     """Bring the batch to another size by linear interpolation, corner pixels on corner pixels."""
 
     size: tuple[int, ...]
@@ -62,7 +70,7 @@ class Resize:
 
 
 @dataclass(frozen=True)
-class Translate:
+class ShiftStep:
     """Shift each image by fractions of its sides, towards higher indices; linear interpolation, zeros come in."""
 
     shifts: tuple[tuple[float, ...], ...]
@@ -88,12 +96,12 @@ class SpatialRecord:
         steps: transforms in the order in which they act.
 
     Example:
-        >>> record = SpatialRecord((Flip(axis=1),))
+        >>> record = SpatialRecord((FlipStep(axis=1),))
         >>> record(torch.tensor([[[[1.0, 2.0]]]])).flatten().tolist()
         [2.0, 1.0]
     """
 
-    steps: tuple[Flip | QuarterTurns | Resize | Translate, ...]
+    steps: tuple[FlipStep | QuarterTurnStep | ResizeStep | ShiftStep, ...]
 
     def __call__(self, x: torch.Tensor, *, padding: str = "zero") -> torch.Tensor:
         """Move images or maps.
@@ -108,7 +116,7 @@ class SpatialRecord:
         """
         check_shape("x", x, "(B, C, *S)")
         check_choice("padding", padding, ("zero", "minimum"))
-        if padding == "minimum" and any(isinstance(step, Translate) for step in self.steps):
+        if padding == "minimum" and any(isinstance(step, ShiftStep) for step in self.steps):
             lowest = x.detach().flatten(2).amin(2).reshape(*x.shape[:2], *[1] * (x.ndim - 2))
             return self(x - lowest) + lowest
         for step in self.steps:
@@ -178,34 +186,34 @@ class PairedSpatialTransform:
             the record.
         """
         kinds = self.kinds if self.mode == "compose" else (self.kinds[_draw_index(len(self.kinds))],)
-        steps: list[Flip | QuarterTurns | Resize | Translate] = []
+        steps: list[FlipStep | QuarterTurnStep | ResizeStep | ShiftStep] = []
         for kind in kinds:
             steps.append(getattr(self, f"_draw_{kind}")(shape[0], tuple(shape[2:])))
         return SpatialRecord(tuple(steps))
 
-    def _draw_flip(self, _batch_size: int, size: tuple[int, ...]) -> Flip:
-        return Flip(_draw_index(len(size)))
+    def _draw_flip(self, _batch_size: int, size: tuple[int, ...]) -> FlipStep:
+        return FlipStep(_draw_index(len(size)))
 
-    def _draw_rotate(self, batch_size: int, size: tuple[int, ...]) -> QuarterTurns:
+    def _draw_rotate(self, batch_size: int, size: tuple[int, ...]) -> QuarterTurnStep:
         # Images of one batch keep one size: where the sides differ, odd turns cannot be stacked.
-        turns = self.turns if size[0] == size[1] else tuple(t for t in self.turns if t % 2 == 0) or (2,)
-        return QuarterTurns(tuple(turns[_draw_index(len(turns))] for _ in range(batch_size)))
+        turns = self.turns if size[0] == size[1] else tuple(t for t in self.turns if t % 2 == 0) or (0,)
+        return QuarterTurnStep(tuple(turns[_draw_index(len(turns))] for _ in range(batch_size)))
 
-    def _draw_scale(self, _batch_size: int, size: tuple[int, ...]) -> Resize:
+    def _draw_scale(self, _batch_size: int, size: tuple[int, ...]) -> ResizeStep:
         low, high = self.scale_range
         multiples = [n for n in range(self.divisor, int(high * size[0]) + 1, self.divisor) if n >= low * size[0]]
         # An image too small for any multiple keeps its size; so does a side, e.g. of a volume of four slices.
         ratio = multiples[_draw_index(len(multiples))] / size[0] if multiples else 1.0
         if ratio == 1.0:
-            return Resize(size)
+            return ResizeStep(size)
         nearest = [round(ratio * side / self.divisor) * self.divisor for side in size]
-        return Resize(
+        return ResizeStep(
             tuple(n if low * side <= n <= high * side else side for n, side in zip(nearest, size, strict=True))
         )
 
-    def _draw_translate(self, batch_size: int, size: tuple[int, ...]) -> Translate:
+    def _draw_translate(self, batch_size: int, size: tuple[int, ...]) -> ShiftStep:
         shifts = (2 * torch.rand(batch_size, len(size), dtype=torch.float64) - 1) * self.translate_range
-        return Translate(tuple(tuple(shift) for shift in shifts.tolist()))
+        return ShiftStep(tuple(tuple(shift) for shift in shifts.tolist()))
 
 
 def _draw_index(count: int) -> int:

@@ -73,10 +73,13 @@ def test_the_table_has_a_column_a_modality_and_the_ratio(datalist, tmp_path):
         f"{FULL_SUPERVISION} / fused": [row(0.8)],
     }
     lines = CmerTable(datalist, tmp_path / "out").format(rows).splitlines()
-    assert lines[0] == "| row | T1 dice | FLAIR dice | fused dice | fused, reliable dice | ratio |"
-    cells = "0.300 ± 0.141 | 0.500 ± 0.000 | 0.300 ± 0.000 | 0.400 ± 0.000 | 0.50"
+    assert (
+        lines[0]
+        == "| row | T1 dice | FLAIR dice | fused dice | fused, reliable dice | ratio, fused | ratio, fused, reliable |"
+    )
+    cells = "0.300 ± 0.141 | 0.500 ± 0.000 | 0.300 ± 0.000 | 0.400 ± 0.000 | 0.37 | 0.50"
     assert lines[2] == f"| plain CAM | {cells} |"
-    assert lines[3] == f"| {FULL_SUPERVISION} | – | – | 0.800 | – | 1.00 |"
+    assert lines[3] == f"| {FULL_SUPERVISION} | – | – | 0.800 | – | 1.00 | – |"
     errors = CmerErrors(datalist, tmp_path / "out").format({"plain CAM / T1": [row(0.2)]}).splitlines()
     assert errors[0].startswith("| row | T1 r_under | T1 r_over |")
     assert errors[2].startswith("| plain CAM | 1.000 | 2.000 |")
@@ -89,7 +92,7 @@ def test_small_runs_leave_tables_and_figures_and_train_nothing_twice(datalist, t
     rows = CmerTable(datalist, out, **settings).run()
     for group in ("T1", "FLAIR", "fused", "fused, reliable"):
         assert all(f"{name} / {group}" in rows for name in CMER_RECIPES)
-        assert f"plain CAM, Grad-CAM++ / {group}" in rows
+        assert f"plain CAM, Grad-CAM++ (one view, half of the maximum) / {group}" in rows
     assert json.loads((out / "cmer.json").read_text()) == rows
     trained = {path: path.stat().st_mtime_ns for path in out.glob("*/seed0/model.pt")}
     for table in (CmerErrors, CmerThresholds, CmerTransforms):

@@ -122,3 +122,8 @@ def test_any_way_to_take_a_map_walks_through_a_study():
     maps = VolumeInferer(cam=cam, slice_batch=2)(study, network)
     for index in range(3):
         torch.testing.assert_close(maps[..., index], cam(study[..., index], network))
+
+
+def test_gradient_maps_are_not_decided_by_window():
+    with pytest.raises(ValueError, match=r"Expected `cam` without `roi_size`"):
+        VolumeInferer(3, roi_size=(8, 8, 8), cam=GradientCAMInferer("encoder"))

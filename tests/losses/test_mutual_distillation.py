@@ -128,3 +128,9 @@ def test_mistakes_are_named():
     ):
         with pytest.raises(ValueError, match="`activation` to be one of sigmoid, softmax, got 'tanh'"):
             make(activation="tanh")
+
+
+def test_one_logit_is_no_softmax():
+    logits = torch.zeros(2, 2, 1)
+    with pytest.raises(ValueError, match=r"K >= 2 for activation 'softmax'"):
+        mutual_distillation_loss(logits, logits, torch.ones(2, 2), activation="softmax")

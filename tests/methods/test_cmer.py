@@ -15,7 +15,7 @@ from monai_wsss.losses import CrossModalEquivarianceLoss, EquivarianceLoss, Mutu
 from monai_wsss.methods import CMER
 from monai_wsss.networks import CAMEncoder, ModalityNetworks, networks_by_modality
 from monai_wsss.transforms import PairedSpatialTransform, SpatialRecord
-from monai_wsss.transforms.paired_spatial import Translate
+from monai_wsss.transforms.paired_spatial import ShiftStep
 
 START, END = Progress(epoch=1, iteration=1, fraction=0.0), Progress(epoch=40, iteration=999, fraction=0.9)
 TERMS = {
@@ -198,7 +198,7 @@ def test_the_border_that_came_in_can_be_left_out():
     """Where only the padding differs, the equivariance of a network that is equivariant is zero without it."""
     method = CMER(make_network(1), equivariance=EquivarianceLoss(mask="none"), ramp=WeightRamp("none"))
     maps = torch.rand(2, 1, 1, 8, 8)
-    record = SpatialRecord((Translate(((0.25, 0.0), (0.0, -0.25))),))
+    record = SpatialRecord((ShiftStep(((0.25, 0.0), (0.0, -0.25))),))
     moved = record(maps[:, 0])[:, None]
     filled = torch.where(record(torch.ones(2, 1, 8, 8))[:, None] > 0.5, moved, 0.7)
     views = [type(method._see(torch.rand(2, 1, 8, 8)))(m, torch.zeros(2, 1, 1), m) for m in (maps, filled)]
@@ -210,7 +210,7 @@ def test_the_border_that_came_in_can_be_left_out():
 
 def test_unit_norm_before_or_after_the_transform():
     maps = torch.rand(2, 2, 1, 8, 8, generator=torch.Generator().manual_seed(0)).double()
-    record = SpatialRecord((Translate(((0.25, 0.0), (0.0, -0.25))),))
+    record = SpatialRecord((ShiftStep(((0.25, 0.0), (0.0, -0.25))),))
     pairs = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
     for before in (False, True):
         module = CrossModalEquivarianceLoss(mask="none", l2_before_warp=before)
@@ -223,7 +223,7 @@ def test_unit_norm_before_or_after_the_transform():
                 moved, kept = [], []
                 for g in (student, teacher):
                     u = unit(maps[n, g, 0]) if before else maps[n, g, 0]
-                    image = SpatialRecord((Translate(record.steps[0].shifts[n : n + 1]),))(u[None, None])[0, 0]
+                    image = SpatialRecord((ShiftStep(record.steps[0].shifts[n : n + 1]),))(u[None, None])[0, 0]
                     moved.append(image if before else unit(image))
                     kept.append(u if before else unit(u))
                 expected += ((moved[1] - kept[0]).square().sum() + (kept[1] - moved[0]).square().sum()) / 2 / 2
@@ -450,7 +450,7 @@ def test_every_backbone_trains(backbone):
 
 def test_mistakes_are_named():
     with pytest.raises(ValueError, match="`preset` to be one of default, paper, released, got 'best'"):
-        CMER.from_preset("best")
+        CMER.from_preset("best", modalities=("T1",))
     for name in ("equivariance", "cross_modal"):
         with pytest.raises(ValueError, match="`second_view` for `equivariance` and `cross_modal`, which compare"):
             CMER(make_network(), second_view=False, **{name: TERMS[name]})
@@ -467,3 +467,36 @@ def test_mistakes_are_named():
         method(make_batch(2), START)
     with pytest.raises(ValueError, match=r"`label` of shape \(B, K\) = \(4, 1\), got \(4, 2\)"):
         method(make_batch(classes=2), START)
+
+
+@pytest.mark.parametrize("given", [{}, {"network": make_network(), "modalities": ("T1", "T2", "FLAIR")}])
+def test_a_preset_takes_either_networks_or_their_names(given):
+    with pytest.raises(ValueError, match=r"Expected either `network` or `modalities`"):
+        CMER.from_preset(**given)
+
+
+@pytest.mark.parametrize("ratio", [0.5, float("nan")])
+def test_no_network_is_a_weak_peer_of_itself(ratio):
+    with pytest.raises(ValueError, match=r"Expected `weak_peer_ratio` >= 1, got"):
+        CMER(make_network(), weak_peer_ratio=ratio)
+
+
+def test_the_processes_of_a_run_agree_on_who_is_weak(monkeypatch):
+    """The other process has seen losses that are 1 larger."""
+    method, batch = CMER(make_network(), second_view=False), make_batch()
+    method(batch, START)
+    alone = method.peer_loss.clone()
+    method.peer_loss.fill_(float("nan"))
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda losses: losses.add_(losses + 1))
+    method(batch, START)
+    torch.testing.assert_close(method.peer_loss, alone + 0.5)
+
+
+def test_terms_whose_ramp_is_at_zero_are_logged_and_not_computed(monkeypatch):
+    method = CMER(make_network(), **TERMS, distillation_ramp=WeightRamp())
+    monkeypatch.setattr(method, "_consistency", lambda *_: pytest.fail("computed"))
+    monkeypatch.setattr(method, "_distillation", lambda *_: pytest.fail("computed"))
+    losses = method(make_batch(), START)
+    assert [losses[name].item() for name in ("distillation", "equivariance", "cross_modal")] == [0.0, 0.0, 0.0]

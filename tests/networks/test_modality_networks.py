@@ -156,6 +156,7 @@ def test_decision_traits_are_those_of_the_groups_present():
     }
 
 
+@pytest.mark.filterwarnings("ignore:Training found")
 @pytest.mark.parametrize(
     ("reliable", "present", "expected"),
     [
@@ -268,3 +269,8 @@ def test_weights_of_other_modalities_or_in_another_order_are_refused(names):
 def test_names_that_do_not_fit_into_the_weights():
     with pytest.raises(ValueError, match=r"at most 128 bytes together, got 201"):
         networks_by_modality(("a" * 100, "b" * 100), width=2)
+
+
+def test_members_of_several_groups_are_refused():
+    with pytest.raises(ValueError, match=r"`members` of one modality each"):
+        ModalityNetworks([ModalityNetworks.tiny(2, 2), ModalityNetworks.tiny(2, 2)])

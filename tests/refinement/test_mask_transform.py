@@ -80,7 +80,8 @@ def test_unreliable_modalities_are_left_out_unless_asked_for():
     # A study that has unreliable modalities alone is segmented by what it has.
     alone = ModalityNetworks(list(made.members), ("T1", "FLAIR"), present=("T1",))
     alone.reliable.copy_(made.reliable)
-    assert ToMaskd("pred", alone, rule="logit")({"pred": scores[:1]})["pred"].sum() == 4
+    with pytest.warns(UserWarning, match=r"Training found T1 unreliable, and no other modality is present"):
+        assert ToMaskd("pred", alone, rule="logit")({"pred": scores[:1]})["pred"].sum() == 4
 
 
 def test_a_compiled_network_decides_alike():
@@ -88,3 +89,14 @@ def test_a_compiled_network_decides_alike():
     scores = torch.randn(1, 6, 5, generator=torch.Generator().manual_seed(0))
     compiled = ToMaskd("pred", torch.jit.script(made))({"pred": scores})
     assert torch.equal(compiled["pred"], ToMaskd("pred", made)({"pred": scores})["pred"])
+
+
+def test_a_compiled_network_leaves_out_the_same_modalities():
+    made = ModalityNetworks([CAMEncoder.tiny() for _ in range(2)], ("T1", "FLAIR"))
+    made.reliable.copy_(torch.tensor([False, True]))
+    scores = torch.randn(2, 6, 5, generator=torch.Generator().manual_seed(0))
+    compiled = ToMaskd("pred", torch.jit.script(made), rule="logit")({"pred": scores})
+    assert torch.equal(compiled["pred"], ToMaskd("pred", made, rule="logit")({"pred": scores})["pred"])
+    alone = torch.jit.script(ModalityNetworks(list(made.members), ("T1", "FLAIR"), present=("T1",)))
+    with pytest.raises(ValueError, match=r"compiled network with `present` modalities"):
+        ToMaskd("pred", alone, rule="logit")({"pred": scores[:1]})

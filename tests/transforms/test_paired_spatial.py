@@ -13,7 +13,7 @@ from scipy.ndimage import map_coordinates
 
 from monai_wsss.cams import zscore_images
 from monai_wsss.transforms import SPATIAL_KINDS, PairedSpatialTransform, SpatialRecord
-from monai_wsss.transforms.paired_spatial import Flip, QuarterTurns, Resize, Translate
+from monai_wsss.transforms.paired_spatial import FlipStep, QuarterTurnStep, ResizeStep, ShiftStep
 
 
 def make_images(shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
@@ -28,7 +28,7 @@ def record_of(kind: str, shape: tuple[int, ...], seed: int = 0, **options) -> Sp
 @pytest.mark.parametrize("shape", [(3, 2, 8, 8), (3, 2, 6, 6, 4)])
 def test_quarter_turns_are_exact_in_the_plane_of_the_first_two_axes(shape):
     images = make_images(shape)
-    turned = SpatialRecord((QuarterTurns((1, 2, 3)),))(images)
+    turned = SpatialRecord((QuarterTurnStep((1, 2, 3)),))(images)
     for n, turns in enumerate((1, 2, 3)):
         assert np.array_equal(turned[n].numpy(), np.rot90(images[n].numpy(), turns, axes=(1, 2)))
 
@@ -37,7 +37,7 @@ def test_quarter_turns_are_exact_in_the_plane_of_the_first_two_axes(shape):
 def test_flips_mirror_one_axis_and_are_their_own_inverse(shape):
     images = make_images(shape)
     for axis in range(len(shape) - 2):
-        record = SpatialRecord((Flip(axis),))
+        record = SpatialRecord((FlipStep(axis),))
         assert np.array_equal(record(images).numpy(), np.flip(images.numpy(), axis + 2))
         assert torch.equal(record(record(images)), images)
 
@@ -49,7 +49,7 @@ def test_whole_pixel_shifts_are_shifted_copies(shape, padding):
     sides = shape[2:]
     pixels = [(2, -1, 1), (-3, 0, -2)]
     shifts = tuple(tuple(p / side for p, side in zip(row, sides, strict=False)) for row in pixels)
-    moved = SpatialRecord((Translate(shifts),))(images, padding=padding)
+    moved = SpatialRecord((ShiftStep(shifts),))(images, padding=padding)
     for n, row in enumerate(pixels):
         for c in range(shape[1]):
             source = images[n, c].numpy()
@@ -80,7 +80,7 @@ def test_shifts_by_fractions_of_pixels_interpolate_linearly_into_zeros(shape):
 @pytest.mark.parametrize(("shape", "size"), [((1, 2, 6, 9), (8, 5)), ((1, 1, 4, 5, 6), (6, 3, 8))])
 def test_scaling_interpolates_linearly_with_corners_on_corners(shape, size):
     images = make_images(shape)
-    scaled = SpatialRecord((Resize(size),))(images)
+    scaled = SpatialRecord((ResizeStep(size),))(images)
     axes = [np.linspace(0, side - 1, new) for side, new in zip(shape[2:], size, strict=True)]
     grid = np.stack(np.meshgrid(*axes, indexing="ij"))
     for c in range(shape[1]):
@@ -178,9 +178,9 @@ def test_one_of_draws_each_kind_and_compose_all_in_order():
     records = [one_of.draw((4, 1, 40, 40)) for _ in range(200)]
     kinds = [type(record.steps[0]) for record in records]
     assert all(len(record.steps) == 1 for record in records)
-    assert all(30 <= kinds.count(kind) <= 70 for kind in (Flip, QuarterTurns, Resize, Translate))
+    assert all(30 <= kinds.count(kind) <= 70 for kind in (FlipStep, QuarterTurnStep, ResizeStep, ShiftStep))
     composed = PairedSpatialTransform(mode="compose").draw((4, 1, 40, 40))
-    assert [type(step) for step in composed.steps] == [Flip, QuarterTurns, Resize, Translate]
+    assert [type(step) for step in composed.steps] == [FlipStep, QuarterTurnStep, ResizeStep, ShiftStep]
     images = make_images((4, 1, 40, 40))
     by_hand = images
     for step in composed.steps:
@@ -189,8 +189,8 @@ def test_one_of_draws_each_kind_and_compose_all_in_order():
     assert [
         type(s) for s in PairedSpatialTransform(("translate", "flip"), mode="compose").draw((1, 1, 8, 8)).steps
     ] == [
-        Translate,
-        Flip,
+        ShiftStep,
+        FlipStep,
     ]
 
 
@@ -271,7 +271,7 @@ def test_mistakes_of_the_transform_are_named(arguments, message):
 
 
 def test_mistakes_of_the_record_are_named():
-    record = SpatialRecord((Flip(0),))
+    record = SpatialRecord((FlipStep(0),))
     with pytest.raises(ValueError, match=r"`x` of shape \(B, C, \*S\), got \(4, 4\)"):
         record(torch.zeros(4, 4))
     with pytest.raises(ValueError, match="`padding` to be one of zero, minimum, got 'border'"):
