@@ -86,6 +86,7 @@ def test_the_table_has_a_column_a_modality_and_the_ratio(datalist, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Epoch .* is a weak peer", "ignore:Epoch .* maps of positive images")
 def test_small_runs_leave_tables_and_figures_and_train_nothing_twice(datalist, tmp_path, caplog):
     settings = {"epochs": 1, "seeds": (0,), "grid": (32, 32)}
     out = tmp_path / "out"
