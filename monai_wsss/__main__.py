@@ -22,6 +22,7 @@ from typing import Any
 __all__ = ["main"]
 
 _BUNDLE = "bundles/brain_mri_cam_segmentation"
+_TISSUE_BUNDLE = "bundles/histology_gland_segmentation"
 _SPLITS = ("training", "validation", "test")
 _TABLES = {
     "cam": "CamTable",
@@ -106,6 +107,15 @@ def _add_folder(commands: Any) -> None:
     )
     parser.add_argument("--modalities", type=_names, metavar="A,B", help="modalities to use, or names of the channels")
     parser.add_argument(
+        "--no-background",
+        action="store_false",
+        dest="background",
+        help="every pixel belongs to a class, e.g. gland or other; columns source, x, y tell where a patch was cut",
+    )
+    parser.add_argument(
+        "--scored-class", metavar="NAME", help="without background, the class that is measured (default the first)"
+    )
+    parser.add_argument(
         "--as-slices", action="store_true", help="cut volumes into slices; the table has a row for each slice"
     )
     parser.add_argument(
@@ -157,17 +167,60 @@ def _add_cases(commands: Any) -> None:
     parser.set_defaults(run=_prepare_cases)
 
 
+def _add_glands(commands: Any, name: str, what: str, splits: tuple[str, ...]) -> argparse.ArgumentParser:
+    """What the commands for gland data have in common; the first of the splits is the default."""
+    command = f"monai-wsss prepare {name} --root {name} --out prepared"
+    parser = _add_command(commands, name, what, command)
+    parser.add_argument("--root", required=True, metavar="DIR", help="the folder of the data set")
+    parser.add_argument("--out", required=True, metavar="DIR", help="the folder to write")
+    parser.add_argument("--split", choices=splits, help=f"what the split goes by (default {splits[0]})")
+    parser.add_argument(
+        "--presence", type=float, metavar="F", help="a class is tagged where it covers more of a patch (default 0.05)"
+    )
+    parser.add_argument(
+        "--fractions",
+        type=partial(_numbers, count=3),
+        metavar="A,B,C",
+        help="shares of the subjects for training, validation and test, where a split is drawn",
+    )
+    parser.add_argument("--seed", type=int, metavar="N", help="seed of the split (default 0)")
+    return parser
+
+
+def _add_glas(commands: Any) -> None:
+    what = "GlaS: train_1.bmp, train_1_anno.bmp, …, Grade.csv, or labels.csv with images/ and masks/"
+    parser = _add_glands(commands, "glas", what, ("patient", "official"))
+    parser.add_argument("--patch", type=int, metavar="N", help="size of the training patches (default 112)")
+    parser.add_argument("--stride", type=int, metavar="N", help="step from patch to patch (default 56)")
+    parser.add_argument("--white", type=float, metavar="F", help="leave out patches with more white (default 0.8)")
+    parser.set_defaults(run=_prepare_glas)
+
+
+def _add_prog(commands: Any) -> None:
+    what = "ProG: images/ and masks/, with the split by table also labels.csv with id, case, split"
+    parser = _add_glands(commands, "prog", what, ("image", "table"))
+    parser.add_argument("--patch", type=int, metavar="N", help="size of the training patches (default 224)")
+    parser.add_argument("--white", type=float, metavar="F", help="leave out patches with more white (default 1: none)")
+    parser.set_defaults(run=_prepare_prog)
+
+
+def _add_ebhi(commands: Any) -> None:
+    what = "EBHI-Seg: a folder for each kind of tissue, with image/ and label/"
+    _add_glands(commands, "ebhi", what, ("specimen", "image")).set_defaults(run=_prepare_ebhi)
+
+
 def _add_phantom(commands: Any) -> None:
     parser = _add_command(
         commands,
         "phantom",
-        "generate phantom studies with exact masks",
-        "monai-wsss phantom --kind brain --modalities T1,FLAIR --out phantoms",
+        "generate phantom studies with exact masks: MRI of brains with tumors, or stained sections with glands",
+        "monai-wsss phantom --kind brain --modalities T1,FLAIR --out phantoms\n"
+        "  monai-wsss phantom --kind gland --out phantoms",
     )
-    parser.add_argument("--kind", choices=("brain",), help="what is drawn (default brain)")
+    parser.add_argument("--kind", choices=("brain", "gland"), help="what is drawn (default brain)")
     parser.add_argument("--out", required=True, metavar="DIR", help="the folder to write")
-    parser.add_argument("--spatial-dims", type=int, choices=(2, 3), help="slices or volumes (default 2)")
-    parser.add_argument("--modalities", type=_names, metavar="A,B", help="any of T1, T1c, T2, FLAIR")
+    parser.add_argument("--spatial-dims", type=int, choices=(2, 3), help="of brains: slices or volumes (default 2)")
+    parser.add_argument("--modalities", type=_names, metavar="A,B", help="of brains: any of T1, T1c, T2, FLAIR")
     parser.add_argument("--seed", type=int, metavar="N", help="another seed draws other subjects (default 0)")
     parser.set_defaults(run=_phantom)
 
@@ -229,7 +282,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     kinds = prepare.add_subparsers(title="layouts", metavar="LAYOUT", required=True)
-    for add in (_add_folder, _add_brats, _add_cases):
+    for add in (_add_folder, _add_brats, _add_cases, _add_glas, _add_prog, _add_ebhi):
         add(kinds)
     _add_phantom(commands)
     _add_report(commands)
@@ -247,7 +300,8 @@ def _prepare_folder(options: argparse.Namespace) -> None:
     from monai_wsss.data.folder import prepare_folder
 
     columns = ("id_column", "subject_column", "label_columns", "split_column")
-    given = _given(options, "masks", *columns, "modalities", "as_slices", "slice_column", "fractions", "seed")
+    classes = ("background", "scored_class")
+    given = _given(options, "masks", *columns, "modalities", *classes, "as_slices", "slice_column", "fractions", "seed")
     _summarize(prepare_folder(options.images, options.labels, options.out, **given))
 
 
@@ -262,6 +316,26 @@ def _prepare_cases(options: argparse.Namespace) -> None:
     from monai_wsss.data.cases import prepare_cases
 
     _summarize(prepare_cases(options.root, options.out, **_given(options, "label_columns", "modalities")))
+
+
+def _prepare_glas(options: argparse.Namespace) -> None:
+    from monai_wsss.data.glas import prepare_glas
+
+    rule = ("patch", "stride", "split", "presence", "white", "fractions", "seed")
+    _summarize(prepare_glas(options.root, options.out, **_given(options, *rule)))
+
+
+def _prepare_prog(options: argparse.Namespace) -> None:
+    from monai_wsss.data.prog import prepare_prog
+
+    rule = ("patch", "split", "presence", "white", "fractions", "seed")
+    _summarize(prepare_prog(options.root, options.out, **_given(options, *rule)))
+
+
+def _prepare_ebhi(options: argparse.Namespace) -> None:
+    from monai_wsss.data.ebhi import prepare_ebhi
+
+    _summarize(prepare_ebhi(options.root, options.out, **_given(options, "split", "presence", "fractions", "seed")))
 
 
 def _phantom(options: argparse.Namespace) -> None:
@@ -329,6 +403,9 @@ def _summarize(path: Path) -> None:
 
 def _print_next(folder: Path, datalist: dict[str, Any]) -> None:
     """Print the command that trains on a prepared folder, or for volumes, which the bundle takes apart, segments it."""
+    if not datalist.get("background", True):
+        _print_training(_TISSUE_BUNDLE, f"--dataset_dir {shlex.quote(str(folder))}", folder)
+        return
     names = [datalist["modality"][str(channel)] for channel in range(len(datalist["modality"]))]
     needed = ""
     if names != ["T1", "T1c", "FLAIR"]:
@@ -336,7 +413,6 @@ def _print_next(folder: Path, datalist: dict[str, Any]) -> None:
     if len(datalist["classes"]) > 1:
         needed += f" --num_classes {len(datalist['classes'])}"
     data = f"--dataset_dir {shlex.quote(str(folder))}{needed}"
-    run_dir, results = shlex.quote(f"{folder}_run"), shlex.quote(f"{folder}_masks")
     filled = [split for split in _SPLITS if datalist[split]]
     if filled and _is_volume(folder, datalist[filled[0]][0]["image"]):
         if needed:
@@ -345,12 +421,19 @@ def _print_next(folder: Path, datalist: dict[str, Any]) -> None:
             data += f" --split {filled[0]}"
         print("These are volumes, and the bundle trains on slices: to train, prepare again with --as-slices.")
         print(f"Next, to segment them{', with the folder RUN of a training on such slices' if needed else ''}:")
-        command = f"configs/inference.json {data} --output_dir {results}"
+        _print_bundle(_BUNDLE, "inference", f"{data} --output_dir {shlex.quote(f'{folder}_masks')}")
     else:
-        print("Next, to train on it:")
-        command = f"configs/train.json {data} --output_dir {run_dir}"
-    print(f"  cd {_BUNDLE}")
-    print(f"  python -m monai.bundle run --config_file {command}")
+        _print_training(_BUNDLE, data, folder)
+
+
+def _print_training(bundle: str, data: str, folder: Path) -> None:
+    print("Next, to train on it:")
+    _print_bundle(bundle, "train", f"{data} --output_dir {shlex.quote(f'{folder}_run')}")
+
+
+def _print_bundle(bundle: str, config: str, options: str) -> None:
+    print(f"  cd {bundle}")
+    print(f"  python -m monai.bundle run --config_file configs/{config}.json {options}")
 
 
 def _quoted(names: list[str]) -> str:

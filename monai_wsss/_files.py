@@ -8,14 +8,17 @@ import errno
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from monai_wsss._checks import DataError
 
-__all__ = ["atomic_path", "file_sha256", "make_directory", "write_json"]
+__all__ = ["atomic_path", "case_file_name", "file_sha256", "load_tensors", "make_directory", "write_json"]
 
 _REASONS = {
     errno.ENOSPC: "the disk is full: free some space or choose another output folder",
@@ -82,3 +85,30 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a file as a hexadecimal string."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load_tensors(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a checkpoint or a state dict with ``weights_only=True``, onto the CPU.
+
+    Raises:
+        DataError: the file is absent, damaged, or holds more than tensors and plain values.
+    """
+    try:
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise DataError(f"No weights at {path}: check the path, or train first.") from error
+    except Exception as error:  # damaged zip, foreign pickle: torch raises many types
+        raise DataError(
+            f"Cannot read {path} as tensors: it is damaged or no checkpoint of this package; use another file."
+        ) from error
+    return content
+
+
+def case_file_name(id: object) -> str:
+    """A file name for the id of a case, without suffix; escaped rather than replaced, so two ids never share one.
+
+    Example:
+        >>> case_file_name("ward 3/anna")
+        'ward%203%2Fanna'
+    """
+    return re.sub(r"[^\w.+-]", lambda found: f"%{ord(found[0]):02X}", str(id))

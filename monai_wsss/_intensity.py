@@ -3,7 +3,8 @@
 """Intensity statistics of a subject: the mean and spread of what is brighter than the whole volume's mean.
 
 The voxels above the mean are a mask-free stand-in for "the body, not the air around it".  The slices of a subject are
-pooled, so that a slice can later be normalized as its volume: a bright slice stays brighter than a dim one.
+pooled, so that a slice can later be normalized as its volume: a bright slice stays brighter than a dim one.  In
+pictures of stained sections the background is bright, so there the tissue is what is darker than glass.
 
 ``prepare`` writes these numbers into the datalist; the normalization transform uses them, or applies the same rule to
 an image that comes without.
@@ -15,9 +16,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-__all__ = ["foreground_statistics"]
+__all__ = ["GLASS", "foreground_statistics", "tissue_statistics"]
 
 _SMALLEST_STD = 1e-6
+
+GLASS = 235.0
+"""Mean over the channels, of 255, from which on a pixel of a stained section is bare glass."""
 
 
 def _channel_sums(slices: Sequence[np.ndarray], mean: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -74,4 +78,33 @@ def foreground_statistics(volume: np.ndarray | Sequence[np.ndarray]) -> tuple[np
     mean = np.where(count > 0, total / np.maximum(count, 1), whole_mean)
     variance = _squared_deviations(slices, whole_mean, mean) / np.maximum(count, 1)
     std = np.sqrt(variance)
+    return mean, np.where(std < _SMALLEST_STD, 1.0, std)
+
+
+def tissue_statistics(pictures: np.ndarray | Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and population standard deviation of the tissue in stained sections, per channel.
+
+    Tissue are the pixels whose mean over the channels is below 235 of 255; the rest is bare glass.  Pictures of glass
+    alone are measured over all their pixels.  A standard deviation below 1e-6 becomes 1.
+
+    Args:
+        pictures: one picture (C, *S) from 0 to 255, or a sequence of them, whose spatial shapes may differ, pooled.
+
+    Returns:
+        mean (C,) and standard deviation (C,), both float64.
+
+    Example:
+        >>> picture = np.array([[[100.0, 140.0, 250.0]], [[50.0, 70.0, 250.0]], [[90.0, 90.0, 250.0]]])
+        >>> mean, std = tissue_statistics(picture)
+        >>> mean.tolist(), std.tolist()
+        ([120.0, 60.0, 90.0], [20.0, 10.0, 1.0])
+    """
+    single = [pictures] if isinstance(pictures, np.ndarray) else list(pictures)
+    pixels = [values.reshape(values.shape[0], -1) for values in single]
+    tissue = [values[:, values.mean(axis=0, dtype=np.float64) < GLASS] for values in pixels]
+    chosen = tissue if any(values.size for values in tissue) else pixels
+    count = sum(values.shape[1] for values in chosen)
+    mean = np.sum([values.sum(axis=1, dtype=np.float64) for values in chosen], axis=0) / count
+    squares = [np.square(values - mean[:, None]).sum(axis=1) for values in chosen]
+    std = np.sqrt(np.sum(squares, axis=0) / count)
     return mean, np.where(std < _SMALLEST_STD, 1.0, std)

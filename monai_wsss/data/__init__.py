@@ -14,19 +14,32 @@ from monai_wsss.data.datalist import (
     write_datalist,
 )
 from monai_wsss.data.dataset import EpochCacheDataset
+from monai_wsss.data.ebhi import prepare_ebhi
 from monai_wsss.data.folder import prepare_folder
+from monai_wsss.data.glas import prepare_glas
 from monai_wsss.data.phantoms import make_phantoms
+from monai_wsss.data.prog import prepare_prog
+from monai_wsss.data.pseudo_masks import attach_pseudo_masks, pseudo_mask_path
 from monai_wsss.data.reading import read_image
+from monai_wsss.data.sampler import LabelBalancedSampler
+from monai_wsss.data.share import draw_share
 
 __all__ = [
     "EpochCacheDataset",
+    "LabelBalancedSampler",
+    "attach_pseudo_masks",
     "check_trainable",
+    "draw_share",
     "load_datalist",
     "load_header",
     "make_phantoms",
     "prepare_brats",
     "prepare_cases",
+    "prepare_ebhi",
     "prepare_folder",
+    "prepare_glas",
+    "prepare_prog",
+    "pseudo_mask_path",
     "read_image",
     "sort_modalities",
     "split_by_subject",

@@ -43,6 +43,7 @@ __all__ = [
     "mask_shows",
     "name_channels",
     "read_case",
+    "read_mask",
     "write_case",
     "write_slice",
     "write_slices",
@@ -103,13 +104,16 @@ def _copyable(path: Path) -> Path | None:
     return path if image_format(path) == "nifti" and is_bare_nifti(path) else None
 
 
-def read_case(files: Mapping[str, Path], *, channel_names: Sequence[str] | None, color: bool) -> ImageCase:
+def read_case(
+    files: Mapping[str, Path], *, channel_names: Sequence[str] | None, color: bool, on_white: bool = False
+) -> ImageCase:
     """Read all files of a case and check that they lie on one grid.
 
     Args:
         files: modality -> file, in the order wanted; a single file may have the modality :data:`UNNAMED`.
         channel_names: names for the channels of an unnamed file; None calls them "image" or "channel 0", ….
         color: whether an unnamed gray picture is to become a color one, because other cases have colors.
+        on_white: see :func:`~monai_wsss.data.reading.read_image`.
 
     Returns:
         The case, with its channels in the order T1, T1c, T2, FLAIR.
@@ -117,7 +121,7 @@ def read_case(files: Mapping[str, Path], *, channel_names: Sequence[str] | None,
     Raises:
         DataError: a file cannot be read, the files differ in shape or affine, or the channels are not as named.
     """
-    images = {name: read_image(path) for name, path in files.items()}
+    images = {name: read_image(path, on_white=on_white) for name, path in files.items()}
     check_alike({str(files[name]): image for name, image in images.items()})
     is_picture = all(image_format(path) == "picture" for path in files.values())
     if list(images) == [UNNAMED]:
@@ -223,8 +227,17 @@ def _cut_jpeg(values: np.ndarray, num_classes: int, where: str) -> np.ndarray:
     return np.asarray(values > 0.5 * top, dtype=np.int64)
 
 
-def _read_mask(path: Path, like: MetaTensor, classes: Sequence[str]) -> np.ndarray:
-    """A mask as (1, *S) with values 0..K, on the grid of the image."""
+def read_mask(path: Path, like: MetaTensor, classes: Sequence[str]) -> np.ndarray:
+    """A mask as (1, *S) uint8 with values 0..K, on the grid of the image.
+
+    Args:
+        path: the mask.
+        like: the image, (C, *S).
+        classes: names of the classes, (K); see :func:`labels_to_classes`.
+
+    Raises:
+        DataError: it cannot be read, is of another size than the image, or holds other values.
+    """
     mask = read_labels(path)
     grid = like[:1]
     if image_format(path) == "picture":
@@ -275,7 +288,7 @@ def write_case(
     item: dict[str, Any] = {"image": paths if len(paths) > 1 else paths[0]}
     if mask is None:
         return item, True
-    shown = _read_mask(mask, case.images[0], classes)
+    shown = read_mask(mask, case.images[0], classes)
     item["mask"] = f"masks/{row.subject}/{row.id}" + (".png" if as_picture else ".nii.gz")
     _write(out / item["mask"], shown, affine)
     return item, mask_shows(shown, row.label)
@@ -337,7 +350,7 @@ def write_slices(
         scaled, _ = scale_to_16_bit(case.volume)
     except ValueError as error:
         raise DataError(f'{first.where}: volume "{first.image_id}" cannot be scaled: {error}') from error
-    shown = None if mask is None else _read_mask(mask, case.images[0], classes)
+    shown = None if mask is None else read_mask(mask, case.images[0], classes)
     written = []
     for row in rows:
         index = row.volume[1] if row.volume else 0

@@ -224,6 +224,11 @@ def _check_case(item: Any, datalist: Mapping[str, Any], where: str) -> None:
             f'{where} (id "{item["id"]}") has label {label!r}: '
             f"give a list with one 0 or 1 for each of {', '.join(map(str, classes))}."
         )
+    if not datalist.get("background", True) and not any(label):
+        raise DataError(
+            f'{where} (id "{item["id"]}") has a label of zeros, but "background" is false, so that every pixel belongs '
+            f"to one of {', '.join(map(str, classes))}: give it the classes that it shows, or leave it out."
+        )
     image, modality = item["image"], datalist["modality"]
     if not _are_names(image if isinstance(image, list) else [image]):
         raise DataError(f'{where} (id "{item["id"]}") has image {image!r}: give a path, or a list of one per modality.')
@@ -232,6 +237,17 @@ def _check_case(item: Any, datalist: Mapping[str, Any], where: str) -> None:
             f'{where} (id "{item["id"]}") names {len(image)} image files, "modality" has {len(modality)} names: '
             "give one file per modality."
         )
+    _check_patch(item, where)
+
+
+def _check_patch(item: Mapping[str, Any], where: str) -> None:
+    """Check what a case says about the picture that it was cut from."""
+    for key in ("source", "statistics"):
+        if key in item and not _are_names([item[key]]):
+            raise DataError(f'{where} has {key} {item[key]!r}: give a text in quotes, as "{key}": "a1".')
+    origin = item.get("origin", [0, 0])
+    if not isinstance(origin, list) or not all(isinstance(start, int) and start >= 0 for start in origin):
+        raise DataError(f"{where} has origin {origin!r}: give the first column and row as whole numbers from 0 on.")
 
 
 def _check_datalist(datalist: Mapping[str, Any], source: str) -> None:
@@ -272,15 +288,17 @@ def write_datalist(directory: str | os.PathLike[str], datalist: Mapping[str, Any
     Args:
         directory: the folder of the list; relative paths in it are relative to this folder.
         datalist: ``name``, ``modality`` ({"0": "T1", …}), ``classes``, ``background``, optionally ``scored_class`` and
-            ``statistics`` ({subject: {"mean": [C], "std": [C]}}), and the splits ``training``, ``validation``, ``test``
-            with their cases (``id``, ``image``, ``label``, ``subject``, optionally ``mask``).
+            ``statistics`` ({key: {"mean": [C], "std": [C]}}), and the splits ``training``, ``validation``, ``test``
+            with their cases (``id``, ``image``, ``label``, ``subject``, optionally ``mask``).  The key of a case's
+            statistics is its ``statistics``, else its ``subject``.  A case that is a patch may name the picture that it
+            was cut from, ``source``, and where, ``origin`` ([x, y]).
 
     Returns:
         The path of the JSON file.
 
     Raises:
-        DataError: a subject in two splits, an id twice, a label other than 0 and 1 or of the wrong length, a file that
-            does not exist, or a folder that cannot be written.
+        DataError: a subject in two splits, an id twice, a label other than 0 and 1 or of the wrong length, or of zeros
+            where there is no background, a file that does not exist, or a folder that cannot be written.
 
     Example:
         >>> import tempfile
@@ -358,6 +376,12 @@ def _selected_paths(files: list[str], channels: list[int], num_modalities: int, 
     return files
 
 
+def _statistics_of(entry: Mapping[str, Any], datalist: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The intensity statistics of a case: those that it names, else its subject's, else none."""
+    known: Mapping[str, Any] = datalist.get("statistics", {})
+    return known.get(entry.get("statistics", entry["subject"]), known.get(entry["subject"]))
+
+
 def load_datalist(
     path: str | os.PathLike[str],
     split: str,
@@ -379,8 +403,9 @@ def load_datalist(
 
     Returns:
         One dictionary a case: ``id``, ``subject``, ``image`` (an absolute path, or one per modality), ``label``
-        float32 (K,), ``mask`` (an absolute path, where asked for and at hand), and, where the list has statistics of
-        the subject, ``intensity_mean`` and ``intensity_std`` float32 (C,).
+        float32 (K,), ``mask`` (an absolute path, where asked for and at hand), where the list has statistics of the
+        case or its subject, ``intensity_mean`` and ``intensity_std`` float32 (C,), and of a patch ``source`` and
+        ``origin``, where the list has them.
 
     Raises:
         DataError: the file is absent, broken or inconsistent, a modality or an image is missing.
@@ -419,8 +444,9 @@ def load_datalist(
         if masks and "mask" in entry:
             item["mask"] = os.path.normpath(file.parent / entry["mask"])
             _check_exists(item["mask"], entry, "mask", str(file))
-        if entry["subject"] in datalist.get("statistics", {}):
-            statistics = datalist["statistics"][entry["subject"]]
+        item |= {key: entry[key] for key in ("source", "origin") if key in entry}
+        statistics = _statistics_of(entry, datalist)
+        if statistics is not None:
             item["intensity_mean"] = np.asarray(statistics["mean"], dtype=np.float32)[channels]
             item["intensity_std"] = np.asarray(statistics["std"], dtype=np.float32)[channels]
         items.append(item)

@@ -49,6 +49,7 @@ class EpochCacheDataset(CacheDataset):
         cache_rate: share of the items to cache; 0 caches nothing.
         num_workers: threads that fill the cache.
         progress: whether to show a progress bar while the cache is filled.
+        runtime_cache: fill the cache at the first access of each item, for files that the run itself has yet to write.
 
     Example:
         >>> from monai.transforms import RandShiftIntensityd
@@ -74,16 +75,24 @@ class EpochCacheDataset(CacheDataset):
         cache_rate: float = 1.0,
         num_workers: int = 1,
         progress: bool = True,
+        runtime_cache: bool = False,
     ) -> None:
         self.random_transform = random_transform
         self.seed = seed
         # Shared memory, so that worker processes that outlive an epoch see the new one as well.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-        if data and cache_rate > 0:
+        if data and cache_rate > 0 and not runtime_cache:
             cached = int(len(data) * min(cache_rate, 1.0))
             size = item_bytes(transform(data[0])) * cached
             logger.info("Caching %d of %d items in memory: about %.0f MB.", cached, len(data), size / 1e6)
-        super().__init__(data, transform, cache_rate=cache_rate, num_workers=num_workers, progress=progress)
+        super().__init__(
+            data,
+            transform,
+            cache_rate=cache_rate,
+            num_workers=num_workers,
+            progress=progress,
+            runtime_cache=runtime_cache,
+        )
 
     def set_epoch(self, epoch: int) -> None:
         """Tell which epoch the coming draws belong to; the trainer does so when an epoch starts."""

@@ -22,13 +22,14 @@ from tqdm import tqdm
 
 from monai_wsss._checks import DataError
 from monai_wsss._files import make_directory
-from monai_wsss._intensity import foreground_statistics
+from monai_wsss._intensity import foreground_statistics, tissue_statistics
 from monai_wsss.data.case_files import UNNAMED, ImageCase, is_color_picture, read_case, write_case, write_slices
 from monai_wsss.data.datalist import canonical_modality, sort_modalities
 from monai_wsss.data.label_table import LabeledRow, LabelTable, read_label_table, write_prepared
+from monai_wsss.data.patches import contradicting_pairs
 from monai_wsss.data.reading import image_format, image_stem
 
-__all__ = ["check_output", "find_masks", "prepare_folder", "prepare_images"]
+__all__ = ["check_output", "find_images", "find_masks", "prepare_folder", "prepare_images"]
 
 _MASK_WORD = re.compile(r"(seg|mask|label|annotation)[a-z0-9_-]*", re.IGNORECASE)
 _SEQUENCES = ("T1", "T1c", "T2", "FLAIR")
@@ -97,8 +98,15 @@ def _suffix_hint(name: str, table: LabelTable) -> str:
     return f' (write the id without the suffix of the file, "{image_stem(name)}")'
 
 
-def _find_images(folder: Path, table: LabelTable) -> dict[str, dict[str, Path]]:
-    """id of the image -> modality -> file, complete in both directions."""
+def find_images(folder: Path, table: LabelTable) -> dict[str, dict[str, Path]]:
+    """Images by the ids of the rows, complete in both directions.
+
+    Returns:
+        id of the image -> modality -> file; a file named by its id alone has the modality ``UNNAMED``.
+
+    Raises:
+        DataError: an image without row, a row without image, two images of one modality, or a mask among the images.
+    """
     found: dict[str, dict[str, Path]] = {row.image_id: {} for row in table.rows}
     for entry in _entries(folder, "image"):
         if entry.is_dir() and entry.name in found:
@@ -190,6 +198,54 @@ def _write_image(
     return [write_case(out, rows[0], case, mask, classes)], case.volume
 
 
+def _by_image(rows: Sequence[LabeledRow]) -> dict[str, list[LabeledRow]]:
+    """The rows of each image, in the order of the table: its slices, or the image itself."""
+    images: dict[str, list[LabeledRow]] = {}
+    for row in rows:
+        images.setdefault(row.image_id, []).append(row)
+    return images
+
+
+def _statistics_key(row: LabeledRow, case: ImageCase, table: LabelTable) -> str | None:
+    """Under which key the intensity statistics of a case are pooled; None where it has none."""
+    if not case.is_color:
+        return row.subject
+    return row.picture if table.scored_class is not None else None
+
+
+def _describe_patches(rows: Sequence[LabeledRow], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Log what patches may differ in without being wrong: their sizes, and the tags of those that overlap."""
+    sizes = sorted(set(shapes.values()))
+    if len(sizes) > 1:
+        smallest, largest = (" x ".join(map(str, size)) for size in (sizes[0], sizes[-1]))
+        _logger.info(
+            "The images have %d sizes, from %s to %s: they are kept, but a batch needs one size, so training has to "
+            "resize or crop them.",
+            len(sizes),
+            smallest,
+            largest,
+        )
+    by_source: dict[str, list[LabeledRow]] = {}
+    for row in rows:
+        if row.source is not None and row.origin is not None and len(shapes[row.image_id]) == 2:
+            by_source.setdefault(row.source, []).append(row)
+    pairs = []
+    for group in by_source.values():
+        origins = [row.origin for row in group if row.origin is not None]
+        boxes = [(shapes[row.image_id][0], shapes[row.image_id][1]) for row in group]
+        found = contradicting_pairs(origins, boxes, [row.label for row in group])
+        pairs += [(group[i], group[j]) for i, j in found]
+    if pairs:
+        _logger.warning(
+            "%d pairs of overlapping patches have no class in common, first %s and %s (%s): one of the two tags is "
+            "wrong, so look at them again.",
+            len(pairs),
+            pairs[0][0].id,
+            pairs[0][1].id,
+            pairs[0][1].where,
+        )
+
+
 def prepare_images(
     table: LabelTable,
     images: str | os.PathLike[str],
@@ -202,7 +258,8 @@ def prepare_images(
 ) -> Path:
     """Read, check and write the images and masks of all cases of a table, and last the datalist.
 
-    The intensity statistics of each subject are recorded over all its images; color pictures have none.
+    The intensity statistics of each subject are recorded over all its images; color pictures have none, or, without
+    background, those of the tissue of each picture, over all patches cut from it.
 
     Args:
         table: the cases, images or slices of volumes.
@@ -219,29 +276,34 @@ def prepare_images(
     Raises:
         DataError: see :func:`prepare_folder`.
     """
-    found = _find_images(Path(images), table)
+    found = find_images(Path(images), table)
     names = _common_modalities(found, table.rows, modalities)
     color = modalities is None and any(is_color_picture(path) for files in found.values() for path in files.values())
     written: dict[str, dict[str, Any]] = {}
     statistics: dict[str, dict[str, list[float]]] = {}
     contradictions: list[str] = []
+    shapes: dict[str, tuple[int, ...]] = {}
     first: ImageCase | None = None
-    for subject, rows in tqdm(table.by_subject().items(), desc="subjects", disable=None):
-        volumes = []
-        for image_id in dict.fromkeys(row.image_id for row in rows):
-            of_image = [row for row in rows if row.image_id == image_id]
+    for rows in tqdm(table.by_subject().values(), desc="subjects", disable=None):
+        values: dict[str, list[np.ndarray]] = {}
+        for image_id, of_image in _by_image(rows).items():
             files = {name: found[image_id][name] for name in names}
-            case = read_case(files, channel_names=modalities, color=color)
+            case = read_case(files, channel_names=modalities, color=color, on_white=table.scored_class is not None)
             first = first or case
             _check_like_first(of_image[0], case, first)
             items, volume = _write_image(out, of_image, case, masks.get(image_id), table.classes)
             written |= {row.id: item for row, (item, _) in zip(of_image, items, strict=True)}
             contradictions += [row.id for row, (_, agrees) in zip(of_image, items, strict=True) if not agrees]
-            volumes += [] if case.is_color else [volume]
-        if volumes:
-            mean, std = foreground_statistics(volumes)
-            statistics[subject] = {"mean": mean.tolist(), "std": std.tolist()}
+            shapes[image_id] = volume.shape[1:]
+            key = _statistics_key(of_image[0], case, table)
+            if key is not None:
+                values.setdefault(key, []).append(volume.astype(np.uint8) if case.is_color else volume)
+        for key, arrays in values.items():
+            mean, std = tissue_statistics(arrays) if case.is_color else foreground_statistics(arrays)
+            statistics[key] = {"mean": mean.tolist(), "std": std.tolist()}
     warn_of_contradictions(contradictions)
+    if table.scored_class is not None:
+        _describe_patches(table.rows, shapes)
     channels = first.names if first else []
     return write_prepared(out, table, written, channels, statistics, fractions=fractions, seed=seed)
 
@@ -263,6 +325,8 @@ def prepare_folder(
     label_columns: Sequence[str] | None = None,
     split_column: str | None = None,
     modalities: Sequence[str] | None = None,
+    background: bool = True,
+    scored_class: str | None = None,
     as_slices: bool = False,
     slice_column: str = "slice",
     fractions: Sequence[float] = (0.7, 0.15, 0.15),
@@ -274,6 +338,12 @@ def prepare_folder(
     along the volume's last array axis (the axial one where files are stored as scanned), and its labels, which never
     come from a mask.  Slices become PNG files of 16 bits, scaled by percentiles of the whole volume
     (:func:`~monai_wsss.data.writing.scale_to_16_bit`), with the statistics of the subject's whole volumes as written.
+
+    Without ``background`` every pixel belongs to one of the classes, as in patches of stained tissue tagged "gland" and
+    "other"; every row has at least one, and masks hold 1..K, with 0 for pixels that nobody annotated.  The table may
+    say in the columns ``source``, ``x`` and ``y`` which picture a patch was cut from, and where: then overlapping
+    patches whose tags contradict each other are reported, and the color statistics of the tissue are those of all
+    patches of a picture.  Transparent pixels become white.
 
     Args:
         images: PNG, JPEG, TIFF, NIfTI, MetaImage or DICOM, named by the ids of the table.
@@ -287,6 +357,8 @@ def prepare_folder(
             the labels.
         modalities: which modalities to use where a case has several files, or the names of the channels where it is
             one file with several.
+        background: whether pixels may belong to none of the classes.
+        scored_class: without background, the class that foreground metrics score; None takes the first.
         as_slices: whether the rows are slices of volumes.
         slice_column: the column with the number of the slice, from 0 on; read with ``as_slices`` alone.
         fractions: shares of training, validation and test for the draw.
@@ -317,6 +389,8 @@ def prepare_folder(
         label_columns=label_columns,
         split_column=split_column,
         slice_column=slice_column if as_slices else None,
+        background=background,
+        scored_class=scored_class,
     )
     folder = check_output(out, images, masks, Path(labels).parent)
     found = {} if masks is None else find_masks(masks, table.rows)

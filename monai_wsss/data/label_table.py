@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""labels.csv: a row a case, with its id, subject, 0/1 labels and perhaps its split.
+"""labels.csv: a row a case, with its id, subject, 0/1 labels, perhaps its split and where it was cut from.
 
 A mistake in the table is reported with the number of its row, before any image is opened.
 """
@@ -29,6 +29,7 @@ _SPLIT_NAMES = {
     "test": ("test", "testing", "heldout", "holdout"),
 }
 _SPLIT_OF = {name: split for split, names in _SPLIT_NAMES.items() for name in names}
+_PATCH_COLUMNS = ("source", "x", "y")
 _SAFE_NAME = re.compile(r"[^./\\\x00-\x1f][^/\\\x00-\x1f]{0,199}")
 
 
@@ -44,6 +45,8 @@ class LabeledRow:
         split: "training", "validation" or "test"; None where the table has no splits.
         values: the row as it stands, column -> text.
         volume: for a slice, the id of its volume and the slice's index along the last axis; else None.
+        source: for a patch, the name of the picture that it was cut from; else None.
+        origin: for a patch, its first column and row in that picture; None where the table has none.
     """
 
     where: str
@@ -53,20 +56,36 @@ class LabeledRow:
     split: str | None
     values: Mapping[str, str]
     volume: tuple[str, int] | None = None
+    source: str | None = None
+    origin: tuple[int, int] | None = None
 
     @property
     def image_id(self) -> str:
         """The name of the image that holds the case: the volume's for a slice, else the case's own."""
         return self.volume[0] if self.volume else self.id
 
+    @property
+    def picture(self) -> str:
+        """What a case is standardized with: the picture that a patch was cut from, or the case itself."""
+        return self.source or self.id
+
 
 @dataclass(frozen=True)
 class LabelTable:
-    """A table of cases with the names of the classes, (K)."""
+    """A table of cases.
+
+    Attributes:
+        path: the file.
+        classes: names of the classes, (K).
+        rows: the cases.
+        scored_class: where every pixel belongs to a class, so that there is no background, the class that the
+            foreground metrics score; else None.
+    """
 
     path: Path
     classes: list[str]
     rows: list[LabeledRow]
+    scored_class: str | None = None
 
     def by_subject(self) -> dict[str, list[LabeledRow]]:
         """The rows of each subject, in the order of the table."""
@@ -149,6 +168,39 @@ def _as_slice(row: LabeledRow, column: str) -> LabeledRow:
     return replace(row, id=f"{row.id}_{int(text):03d}", volume=(row.id, int(text)))
 
 
+def _as_patch(row: LabeledRow) -> LabeledRow:
+    """A row with its columns ``source``, ``x`` and ``y``, where the table has them."""
+    source = row.values.get("source", "").strip()
+    if not source:
+        return row
+    if "x" not in row.values or "y" not in row.values:
+        return replace(row, source=source)
+    texts = [row.values[column].strip() for column in ("x", "y")]
+    if not all(re.fullmatch("[0-9]{1,9}", text) for text in texts):
+        raise DataError(
+            f'{row.where}: x and y are "{texts[0]}" and "{texts[1]}": write the first column and row of the patch in '
+            "its source as whole numbers from 0 on."
+        )
+    return replace(row, source=source, origin=(int(texts[0]), int(texts[1])))
+
+
+def _check_complete(rows: Sequence[LabeledRow], classes: Sequence[str], scored: str) -> None:
+    """Without background there are several classes, one of them scored, and every case shows at least one."""
+    if len(classes) < 2:
+        raise DataError(
+            f"Without background every pixel belongs to a class, so there must be several label columns, got "
+            f"{', '.join(classes)} alone: add a column for the other tissue, or prepare the data with background."
+        )
+    if scored not in classes:
+        raise DataError(f'The scored class is "{scored}", but the classes are {", ".join(classes)}: name one of these.')
+    for row in rows:
+        if not any(row.label):
+            raise DataError(
+                f'{row.where}: all labels of "{row.id}" are 0, but without background every image shows one of '
+                f"{', '.join(classes)}: mark what it shows (all, where it is only to be segmented), or delete the row."
+            )
+
+
 def read_label_table(
     path: str | os.PathLike[str],
     *,
@@ -157,25 +209,33 @@ def read_label_table(
     label_columns: Sequence[str] | None = None,
     split_column: str | None = None,
     slice_column: str | None = None,
+    background: bool = True,
+    scored_class: str | None = None,
 ) -> LabelTable:
     """Read and check a table of image-level labels.
 
     Args:
         path: a CSV file with a header line.
         id_column: the column with the names of the cases.
-        subject_column: the column that says whose case it is; None takes ``subject`` if there is one, else the id.
+        subject_column: the column that says whose case it is; None takes ``subject`` if there is one, else, without
+            background, ``source``, else the id.
         label_columns: the columns with 0/1 labels, one for each class; None takes ``label`` if there is one, else all
-            columns that are nothing else.
+            columns that are nothing else; an empty list reads no labels.
         split_column: the column with train, val or test; None takes ``split`` if there is one, else there are none.
         slice_column: for a table of slices, the column with their numbers along the last axis of their volume, from 0
             on; the id is then the volume's, and the case becomes ``<id>_<slice:03d>``.
+        background: whether pixels may belong to no class.  Without background the classes are all real (gland and
+            other tissue), and the columns ``source``, ``x`` and ``y``, if there are any, say which picture a patch was
+            cut from, and where.
+        scored_class: without background, the class that foreground metrics score; None takes the first.
 
     Returns:
         The table.  A single column called ``label`` makes a class called "foreground".
 
     Raises:
         DataError: a missing column, a duplicate id, a label other than 0 and 1, an unknown split, a subject in two
-            splits, a volume of two subjects, an id that cannot name a file, or no rows.
+            splits, a volume or source of two subjects, an id that cannot name a file, or no rows; without background
+            also a row without any class, or a single class.
 
     Example:
         >>> import tempfile
@@ -190,34 +250,47 @@ def read_label_table(
     if split_column is None and "split" in columns:
         split_column = "split"
     if subject_column is None:
-        subject_column = "subject" if "subject" in columns else id_column
-    labels = _label_columns(columns, label_columns, (id_column, subject_column, split_column, slice_column))
+        candidates = ("subject",) if background else ("subject", "source")
+        subject_column = next((name for name in candidates if name in columns), id_column)
+    others = () if background else _PATCH_COLUMNS
+    labels = _label_columns(columns, label_columns, (id_column, subject_column, split_column, slice_column, *others))
     for column in (id_column, subject_column, *labels, *filter(None, (split_column, slice_column))):
         if column not in columns:
             raise DataError(f'{file} has no column "{column}", it has {", ".join(columns)}: name the right column.')
-    if not labels:
+    if not labels and label_columns is None:
         raise DataError(f"{file} has no column with labels: add one with 0 or 1 for each class.")
     parsed = [_parse_row(row, f"{file}, row {n}", id_column, subject_column, labels, split_column) for n, row in rows]
     if slice_column is not None:
         parsed = [_as_slice(row, slice_column) for row in parsed]
+    classes = [WHOLE] if labels == ["label"] else labels
+    if background and scored_class is not None:
+        raise ValueError(f'Expected no `scored_class` with background, got "{scored_class}": say that there is none.')
+    if background:
+        _check_unique(parsed)
+        return LabelTable(file, classes, parsed)
+    parsed = [_as_patch(row) for row in parsed]
     _check_unique(parsed)
-    return LabelTable(file, [WHOLE] if labels == ["label"] else labels, parsed)
+    scored_class = classes[0] if scored_class is None else scored_class
+    _check_complete(parsed, classes, scored_class)
+    return LabelTable(file, classes, parsed, scored_class)
 
 
 def _check_unique(rows: Sequence[LabeledRow]) -> None:
-    """Every id once, every image of one subject, and every subject in one split."""
+    """Every id once, every image and every source of one subject, and every subject in one split."""
     place_of: dict[str, str] = {}
     first_of: dict[str, LabeledRow] = {}
-    first_of_image: dict[str, LabeledRow] = {}
+    first_of_image: dict[tuple[str, str], LabeledRow] = {}
     for row in rows:
         if row.id in place_of:
             raise DataError(f'{row.where}: the id "{row.id}" is also in {place_of[row.id]}: give each case its own.')
         place_of[row.id] = row.where
-        same = first_of_image.setdefault(row.image_id, row)
+        whole, part = ("source", "patches") if row.source else ("volume", "slices")
+        name = row.source or row.image_id
+        same = first_of_image.setdefault((whole, name), row)
         if same.subject != row.subject:
             raise DataError(
-                f'{row.where}: volume "{row.image_id}" is of subject "{row.subject}", but of "{same.subject}" in '
-                f"{same.where}: give all slices of a volume the same subject."
+                f'{row.where}: {whole} "{name}" is of subject "{row.subject}", but of "{same.subject}" in '
+                f"{same.where}: give all {part} of a {whole} the same subject."
             )
         first = first_of.setdefault(row.subject, row)
         if first.split != row.split:
@@ -241,6 +314,16 @@ def _check_targets(files: Mapping[str, Mapping[str, Any]]) -> None:
             owner[path.lower()] = name
 
 
+def _cut_from(row: LabeledRow, statistics: Mapping[str, Any]) -> dict[str, Any]:
+    """What an item says about the picture that it was cut from, and the key of its statistics."""
+    item: dict[str, Any] = {} if row.source is None else {"source": row.source}
+    if row.origin is not None:
+        item["origin"] = list(row.origin)
+    if row.picture in statistics:
+        item["statistics"] = row.picture
+    return item
+
+
 def write_prepared(
     out: str | os.PathLike[str],
     table: LabelTable,
@@ -258,7 +341,8 @@ def write_prepared(
         table: the cases.
         files: id -> ``image`` and perhaps ``mask``, relative to ``out``.
         modalities: names of the channels, (C).
-        statistics: subject -> ``mean`` and ``std``; may be empty.
+        statistics: subject -> ``mean`` and ``std``, without background of a patch's source or else of the case; may be
+            empty.
         fractions: shares of training, validation and test where splits are drawn.
         seed: seed of the draw.
 
@@ -278,11 +362,15 @@ def write_prepared(
         "name": Path(out).resolve().name,
         "modality": {str(channel): name for channel, name in enumerate(modalities)},
         "classes": table.classes,
-        "background": True,
+        "background": table.scored_class is None,
     }
+    if table.scored_class is not None:
+        datalist["scored_class"] = table.scored_class
     if statistics:
         datalist["statistics"] = dict(statistics)
     for row, split in zip(rows, splits, strict=True):
         item = {"id": row.id, "subject": row.subject, "label": row.label, **files[row.id]}
+        if table.scored_class is not None:
+            item |= _cut_from(row, statistics)
         datalist.setdefault(str(split), []).append(item)
     return write_datalist(out, datalist)

@@ -22,7 +22,9 @@ from monai_wsss._checks import DataError, check_choice
 from monai_wsss._files import make_directory
 from monai_wsss._intensity import foreground_statistics
 from monai_wsss.data.datalist import SPLITS, sort_modalities, write_datalist
+from monai_wsss.data.gland_folder import GlandImage, PatchRule, add_gland_image, empty_gland_list
 from monai_wsss.data.phantom_brain import CONTRAST, BrainStudy, draw_brain
+from monai_wsss.data.phantom_gland import draw_gland, draw_laboratory
 from monai_wsss.data.writing import write_nifti, write_picture
 
 __all__ = ["PHANTOM_KINDS", "make_phantoms"]
@@ -30,10 +32,15 @@ __all__ = ["PHANTOM_KINDS", "make_phantoms"]
 GENERATOR_VERSION = 1
 """To be raised with every change of what is drawn: folders of another version are drawn anew."""
 
-PHANTOM_KINDS: dict[str, Callable[..., BrainStudy]] = {"brain": draw_brain}
-"""Kind → function ``(rng, *, modalities, diseased) -> study`` with ``volumes``, ``mask``, ``organ`` and ``affine``."""
-
 _LEAST_ORGAN = 0.02  # share of a slice that the organ must cover for the slice to be written
+
+_GLAND_RULE = PatchRule(patch=112, stride=56, white=0.8)
+"""Training patches as of GlaS (Feng et al., AAAI 2025)."""
+
+_GLAND_LAYOUTS = ("many", "few", "none", "few", "many")
+"""Layouts of the pictures of a split, in turn."""
+
+_PICTURES = 2  # of a subject with glands
 
 _logger = logging.getLogger(__name__)
 
@@ -54,13 +61,17 @@ def _read_previous(folder: Path) -> dict[str, Any]:
 
 def _generate(folder: Path, marker: dict[str, Any]) -> dict[str, Any]:
     """Draw and write all subjects; returns the datalist."""
-    kind, modalities, seed = marker["kind"], marker["modalities"], marker["seed"]
+    datalist = PHANTOM_KINDS[marker["kind"]](folder, marker)
+    return {"name": f"{marker['kind']}_phantoms", "phantom": marker, **datalist}
+
+
+def _generate_brain(folder: Path, marker: dict[str, Any]) -> dict[str, Any]:
+    """Draw and write brain studies."""
+    modalities, seed = marker["modalities"], marker["seed"]
     datalist: dict[str, Any] = {
-        "name": f"{kind}_phantoms",
         "modality": {str(channel): name for channel, name in enumerate(modalities)},
         "classes": ["tumor"],
         "background": True,
-        "phantom": marker,
         "statistics": {},
     }
     for stream, (split, count) in enumerate(zip(SPLITS, marker["subjects"], strict=True)):
@@ -68,12 +79,28 @@ def _generate(folder: Path, marker: dict[str, Any]) -> dict[str, Any]:
         datalist[split] = []
         for number in range(count):
             rng = np.random.default_rng([seed, stream, number])
-            study = PHANTOM_KINDS[kind](rng, modalities=tuple(modalities), diseased=_is_diseased(split, number))
-            subject = f"{kind}{seed}-{split}-{number:03d}"
+            study = draw_brain(rng, modalities=tuple(modalities), diseased=_is_diseased(split, number))
+            subject = f"brain{seed}-{split}-{number:03d}"
             write = _write_slices if as_slices else _write_study
             datalist[split] += write(folder, subject, study)
             mean, std = foreground_statistics(np.stack([study.volumes[name] for name in modalities]))
             datalist["statistics"][subject] = {"mean": mean.tolist(), "std": std.tolist()}
+    return datalist
+
+
+def _generate_gland(folder: Path, marker: dict[str, Any]) -> dict[str, Any]:
+    """Draw and write sections with glands: patches for training, whole pictures for validation and test."""
+    datalist = empty_gland_list(_GLAND_RULE, "patients")
+    for stream, (split, count) in enumerate(zip(SPLITS, marker["subjects"], strict=True)):
+        for number in range(count):
+            rng = np.random.default_rng([marker["seed"], stream, number])
+            subject, laboratory = f"gland{marker['seed']}-{split}-{number:03d}", draw_laboratory(rng)
+            for picture in range(_PICTURES):
+                layout = _GLAND_LAYOUTS[(_PICTURES * number + picture) % len(_GLAND_LAYOUTS)]
+                section = draw_gland(rng, laboratory=laboratory, layout=layout)
+                name = f"{subject}-{picture}"
+                case = GlandImage(name, subject, split, Path(f"{name}.png"), Path(f"{name}.png"))
+                add_gland_image(datalist, folder, case, section.picture, section.mask, _GLAND_RULE)
     return datalist
 
 
@@ -107,7 +134,8 @@ def _write_study(folder: Path, subject: str, study: BrainStudy) -> list[dict[str
 
 def _files_of(datalist: dict[str, Any]) -> set[str]:
     cases = [case for split in SPLITS for case in datalist.get(split, [])]
-    return {path for case in cases for path in (*case["image"], case["mask"])}
+    images = {path for case in cases for path in ([case["image"]] if isinstance(case["image"], str) else case["image"])}
+    return images | {case["mask"] for case in cases}
 
 
 def _remove_stale(folder: Path, previous: dict[str, Any], current: dict[str, Any]) -> None:
@@ -120,35 +148,73 @@ def _remove_stale(folder: Path, previous: dict[str, Any], current: dict[str, Any
             parent.rmdir()
 
 
+def _brain_marker(modalities: Sequence[str] | None, spatial_dims: int) -> dict[str, Any]:
+    """The arguments that brains have to themselves, checked."""
+    chosen = sort_modalities(("T1", "T1c", "FLAIR") if modalities is None else modalities)
+    if not chosen:
+        raise ValueError(f"Expected `modalities` to name at least one of {', '.join(CONTRAST)}, got none.")
+    for name in chosen:
+        check_choice("modalities", name, tuple(CONTRAST))
+    if spatial_dims not in (2, 3):
+        raise ValueError(f"Expected `spatial_dims` to be 2 or 3, got {spatial_dims}.")
+    return {"modalities": chosen, "spatial_dims": spatial_dims}
+
+
+def _gland_marker(modalities: Sequence[str] | None, spatial_dims: int) -> dict[str, Any]:
+    """Glands have no arguments of their own; those of brains are refused."""
+    if modalities is not None:
+        raise ValueError(f"Expected no `modalities` for color pictures of glands, got {', '.join(modalities)}.")
+    if spatial_dims != 2:
+        raise ValueError(f"Expected `spatial_dims` to be 2 for pictures of glands, got {spatial_dims}.")
+    return {}
+
+
+PHANTOM_KINDS: dict[str, Callable[[Path, dict[str, Any]], dict[str, Any]]] = {
+    "brain": _generate_brain,
+    "gland": _generate_gland,
+}
+"""Kind → function ``(folder, marker) -> datalist`` that draws and writes all subjects."""
+
+_SUBJECTS = {"brain": (24, 8, 4), "gland": (6, 3, 3)}
+
+
 def make_phantoms(
     directory: str | os.PathLike[str],
     *,
     kind: str = "brain",
-    modalities: Sequence[str] = ("T1", "T1c", "FLAIR"),
+    modalities: Sequence[str] | None = None,
     spatial_dims: int = 2,
-    subjects: Sequence[int] = (24, 8, 4),
+    subjects: Sequence[int] | None = None,
     seed: int = 0,
 ) -> str:
     """Generate phantom subjects with exact masks and a ``datalist.json``, unless all their files are there already.
 
-    In 2D, training and validation are axial slices (all that hold brain) as 8-bit PNG files, labeled one by one, and
-    test is whole studies as NIfTI, so that a 2D network is tried on studies.  In 3D all splits are studies.  Every
-    other training and validation subject is healthy, and every fourth test subject (the third, the seventh, …).
-    The statistics of a subject are those of its whole volume.  The same arguments give the same bytes.
+    "brain": in 2D, training and validation are axial slices (all that hold brain) as 8-bit PNG files, labeled one by
+    one, and test is whole studies as NIfTI, so that a 2D network is tried on studies.  In 3D all splits are studies.
+    Every other training and validation subject is healthy, and every fourth test subject (the third, the seventh, …).
+    The statistics of a subject are those of its whole volume.
+
+    "gland": color pictures of stained sections, two a subject, each subject with stains of its own.  Training is
+    patches of 112 pixels, labeled [gland, other] as ``prepare glas`` labels them; validation and test are whole
+    pictures, of which some hold no gland.  The statistics are those of the tissue of the whole picture.
+
+    The same arguments give the same bytes.
 
     Args:
         directory: where to; created if need be.  A phantom folder for other arguments is replaced.
-        kind: what is drawn; ``"brain"``.
-        modalities: any of T1, T1c, T2, FLAIR.
-        spatial_dims: 2 or 3.
-        subjects: numbers of subjects for training, validation and test.
+        kind: what is drawn; "brain" or "gland".
+        modalities: any of T1, T1c, T2, FLAIR; None is T1, T1c, FLAIR.  For "brain" alone.
+        spatial_dims: 2, or for "brain" 3.
+        subjects: numbers of subjects for training, validation and test; None is 24, 8, 4 for "brain" and 6, 3, 3 for
+            "gland".
         seed: seed of all chance; another seed gives other subjects.
 
     Returns:
         ``directory`` as a string: the folder that holds ``datalist.json``.
 
     Raises:
-        ValueError: an unknown kind or modality, or numbers that are not three, or not 0 or more.
+        ValueError: an unknown kind or modality, modalities or three dimensions of glands, or numbers of subjects that
+            are not three, or not 0 or more.
         DataError: the folder holds a datalist that is no phantom's, or cannot be written.
 
     Example:
@@ -158,20 +224,13 @@ def make_phantoms(
         ['datalist.json', 'images', 'masks']
     """
     check_choice("kind", kind, tuple(PHANTOM_KINDS))
-    modalities = sort_modalities(modalities)
-    if not modalities:
-        raise ValueError(f"Expected `modalities` to name at least one of {', '.join(CONTRAST)}, got none.")
-    for name in modalities:
-        check_choice("modalities", name, tuple(CONTRAST))
-    if spatial_dims not in (2, 3):
-        raise ValueError(f"Expected `spatial_dims` to be 2 or 3, got {spatial_dims}.")
+    subjects = _SUBJECTS[kind] if subjects is None else subjects
     if len(subjects) != len(SPLITS) or any(int(number) != number or number < 0 for number in subjects):
         raise ValueError(f"Expected `subjects` to be three numbers for {', '.join(SPLITS)}, got {tuple(subjects)}.")
     marker = {
         "version": GENERATOR_VERSION,
         "kind": kind,
-        "modalities": modalities,
-        "spatial_dims": spatial_dims,
+        **(_brain_marker if kind == "brain" else _gland_marker)(modalities, spatial_dims),
         "subjects": [int(number) for number in subjects],
         "seed": seed,
     }

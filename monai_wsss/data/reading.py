@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,15 @@ def _to_gray_or_rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("L" if picture.mode in ("1", "LA", "La") else "RGB")
 
 
+def _to_opaque(picture: Image.Image) -> Image.Image:
+    """As :func:`_to_gray_or_rgb`, but what is transparent shows white, as on a viewer's page or a lit slide."""
+    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+        page = Image.new("RGBA", picture.size, "white")
+        page.alpha_composite(picture.convert("RGBA"))
+        return page.convert("RGB")
+    return _to_gray_or_rgb(picture)
+
+
 def _check_single_series(folder: Path) -> None:
     """Refuse a folder with several DICOM series, of which ITK would take one, or with broken files, which it skips."""
     series = SimpleITK.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
@@ -102,7 +111,7 @@ def _check_single_series(folder: Path) -> None:
         raise DataError(f"Cannot read {broken[0]} as dicom: the file is damaged, so copy or export it again.")
 
 
-def _load(file: Path, kind: str) -> MetaTensor:
+def _load(file: Path, kind: str, convert: Callable[[Image.Image], Image.Image] = _to_gray_or_rgb) -> MetaTensor:
     """Read a file with MONAI's reader for its kind: (C, *S) float32.
 
     Not by ``LoadImage``: where the right reader refuses a truncated file, that goes on to another one, which may not.
@@ -111,7 +120,7 @@ def _load(file: Path, kind: str) -> MetaTensor:
         _check_single_series(file)
     reader: Any = ITKReader()
     if kind == "picture":
-        reader = PILReader(converter=_to_gray_or_rgb)
+        reader = PILReader(converter=convert)
     elif kind == "nifti":
         reader = NibabelReader()
     values, meta = reader.get_data(reader.read(file))
@@ -129,7 +138,7 @@ def _reason(error: Exception) -> str:
     return reason.strip(". ")[:200]
 
 
-def read_image(path: str | os.PathLike[str]) -> MetaTensor:
+def read_image(path: str | os.PathLike[str], *, on_white: bool = False) -> MetaTensor:
     """Read an image file, or a folder with one DICOM series.
 
     Pictures with a palette, with transparency or in CMYK come as RGB; a DICOM file with one slice comes in 2D.
@@ -137,6 +146,8 @@ def read_image(path: str | os.PathLike[str]) -> MetaTensor:
 
     Args:
         path: PNG, JPEG, TIFF, BMP, NIfTI, MetaImage or DICOM.
+        on_white: whether transparent pixels of a picture become white, as is right for stained tissue, rather than the
+            color that the file holds there.
 
     Returns:
         (C, *S), float32.
@@ -159,7 +170,7 @@ def read_image(path: str | os.PathLike[str]) -> MetaTensor:
     if kind is None:
         raise DataError(f"{file} is no image that can be read: give PNG, JPEG, TIFF, NIfTI, MetaImage or DICOM.")
     try:
-        image = _load(file, kind)
+        image = _load(file, kind, _to_opaque if on_white else _to_gray_or_rgb)
     except DataError:
         raise
     except Exception as error:  # every reader has its own exceptions, down to bare RuntimeError and EOFError

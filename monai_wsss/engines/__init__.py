@@ -3,7 +3,13 @@
 
 """The training loop, schedules and evaluation loop that all methods share. No paper lives here."""
 
-from monai_wsss.engines.checkpoint import latest_checkpoint, load_tensors, save_checkpoint, save_weights
+from monai_wsss.engines.checkpoint import (
+    latest_checkpoint,
+    load_tensors,
+    save_checkpoint,
+    save_weights,
+    with_weights,
+)
 from monai_wsss.engines.distributed import (
     distribute_method,
     is_main_process,
@@ -33,4 +39,5 @@ __all__ = [
     "save_weights",
     "start_distributed",
     "stop_distributed",
+    "with_weights",
 ]

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from monai_wsss._checks import DataError
-from monai_wsss._files import atomic_path, make_directory
+from monai_wsss._files import atomic_path, load_tensors, make_directory
 
 __all__ = [
     "latest_checkpoint",
@@ -26,6 +26,7 @@ __all__ = [
     "rng_state",
     "save_checkpoint",
     "save_weights",
+    "with_weights",
 ]
 
 _NAME = re.compile(r"epoch_(\d+)\.pt")
@@ -84,27 +85,27 @@ def latest_checkpoint(directory: str | os.PathLike[str]) -> Path | None:
     return found[-1][1] if found else None
 
 
-def load_tensors(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a checkpoint or a state dict with ``weights_only=True``, onto the CPU.
-
-    Raises:
-        DataError: the file is absent, damaged, or holds more than tensors and plain values.
-    """
-    try:
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise DataError(f"No weights at {path}: check the path, or train first.") from error
-    except Exception as error:  # damaged zip, foreign pickle: torch raises many types
-        raise DataError(
-            f"Cannot read {path} as tensors: it is damaged or no checkpoint of this package; use another file."
-        ) from error
-    return content
-
-
 def save_weights(path: str | os.PathLike[str], network: nn.Module) -> None:
     """Write a network's flat state dict, on the CPU, whole or not at all."""
     make_directory(Path(path).parent)
     _write_tensors(Path(path), {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()})
+
+
+def with_weights(network: nn.Module, path: str | os.PathLike[str] | None) -> nn.Module:
+    """The network itself, with the weights of a file that :func:`save_weights` wrote; None leaves it as it is.
+
+    Raises:
+        DataError: the file is absent or damaged, or of another network.
+    """
+    if path is None:
+        return network
+    try:
+        network.load_state_dict(load_tensors(path))
+    except RuntimeError as error:
+        raise DataError(
+            f"{path} holds the weights of another network: use the settings that it was trained with. {error}"
+        ) from error
+    return network
 
 
 def remove_checkpoints(directory: str | os.PathLike[str]) -> int:

@@ -14,14 +14,19 @@ from monai_wsss.transforms.paired_spatial import (
     ShiftStep,
     SpatialRecord,
 )
+from monai_wsss.transforms.photometric import RandPhotometricDistortiond
 from monai_wsss.transforms.save_mask import SaveMaskd, has_geometry, write_mask
+from monai_wsss.transforms.stain import NormalizeStaind, RandStainJitterd
 
 __all__ = [
     "SPATIAL_KINDS",
     "FlipStep",
+    "NormalizeStaind",
     "NormalizeSubjectd",
     "PairedSpatialTransform",
     "QuarterTurnStep",
+    "RandPhotometricDistortiond",
+    "RandStainJitterd",
     "ResizeInPlaned",
     "ResizeStep",
     "SaveMaskd",

@@ -2,7 +2,9 @@
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 """Intensity normalization of a slice by its subject's statistics, so that a slice looks as it does in its volume.
 
-Normalized by itself, a slice through a large lesion is darkened everywhere else; by its volume it is not.
+Normalized by itself, a slice through a large lesion is darkened everywhere else; by its volume it is not.  In the same
+way a patch of a stained section is standardized as the whole picture that it was cut from: per-image color
+standardization was the cheapest gain found on GlaS (+4 to +5 points of mIoU, one to two seeds).
 """
 
 from __future__ import annotations
@@ -15,41 +17,68 @@ import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
 
-from monai_wsss._intensity import foreground_statistics
+from monai_wsss._checks import check_choice
+from monai_wsss._intensity import GLASS, foreground_statistics, tissue_statistics
 
 __all__ = ["NormalizeSubjectd"]
+
+_BOUNDS = {"bright": (-2.5, 6.0), "tissue": (-4.0, 6.0)}
+"""Foreground -> lowest and highest value left; dark nuclei are about 3 standard deviations below the tissue's mean."""
+
+_LEAST_TISSUE = 0.01  # share of a picture; what fewer pixels say about a stain is dust
+_USUAL_STAIN = np.array([189.5, 106.0, 188.3]), np.array([41.0, 45.7, 31.4])
+"""Mean and std of the tissue (red, green, blue; of 255), averaged over the 92 GlaS pictures of five patients."""
 
 
 class NormalizeSubjectd(MapTransform):
     """``(image - mean) / std`` of each channel, clipped; mean and std of the subject's foreground.
 
     How dark the air is says nothing about the tissue and changes with skull stripping and with scaling: all below
-    ``lower`` is made equal, so that a network meets the same background in stripped and unstripped studies.
+    ``lower`` is made equal, so that a network meets the same background in stripped and unstripped studies.  In stained
+    sections the background is bright, and ``upper`` bounds it.
 
     The item's ``intensity_mean`` and ``intensity_std`` (C,) are used where the datalist has them; an item without is
-    measured by itself, which for a whole volume is the same rule.
+    measured by itself, which for a whole volume or picture is the same rule.  A picture without them of which less than
+    1 % is tissue is standardized by the tissue of GlaS, so that bare glass stays bright and its noise small.
 
     Args:
         keys: images (C, *S) to normalize.
-        lower: lowest value left, in standard deviations below the mean of the foreground.
-        upper: highest value left.
+        lower: lowest value left, in standard deviations below the mean of the foreground; None is -2.5 for "bright" and
+            -4 for "tissue".
+        upper: highest value left; None is 6.
         allow_missing_keys: skip keys that an item lacks.
+        foreground: what an item without statistics is measured on: "bright", all above the image's mean (scans), or
+            "tissue", all darker than glass (color pictures of stained sections).
+        white: value of white in the images, 255 or 1; read for "tissue" only.
 
     Raises:
-        ValueError: statistics of another number of channels than the image.
+        ValueError: statistics of another number of channels than the image; an image other than (3, H, W) for "tissue".
 
     Example:
         >>> item = {"image": torch.tensor([[0.0, 0.0, 2.0, 4.0]])}
         >>> NormalizeSubjectd("image")(item)["image"].tolist()
         [[-2.5, -2.5, -1.0, 1.0]]
+        >>> picture = torch.tensor([200.0, 100.0, 240.0, 240.0]).expand(3, 1, 4)  # two pixels of tissue, two of glass
+        >>> NormalizeSubjectd("image", foreground="tissue")({"image": picture})["image"][0].tolist()
+        [[1.0, -1.0, 1.7999999523162842, 1.7999999523162842]]
     """
 
     def __init__(
-        self, keys: KeysCollection, lower: float = -2.5, upper: float = 6.0, allow_missing_keys: bool = False
+        self,
+        keys: KeysCollection,
+        lower: float | None = None,
+        upper: float | None = None,
+        allow_missing_keys: bool = False,
+        *,
+        foreground: str = "bright",
+        white: float = 255.0,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.lower = lower
-        self.upper = upper
+        check_choice("foreground", foreground, tuple(_BOUNDS))
+        self.lower = _BOUNDS[foreground][0] if lower is None else lower
+        self.upper = _BOUNDS[foreground][1] if upper is None else upper
+        self.foreground = foreground
+        self.white = white
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
@@ -58,7 +87,7 @@ class NormalizeSubjectd(MapTransform):
             if "intensity_mean" in item:
                 mean, std = np.asarray(item["intensity_mean"]), np.asarray(item["intensity_std"])
             else:
-                mean, std = foreground_statistics(np.asarray(image))
+                mean, std = self.measure(np.asarray(image), str(key))
             if mean.shape != (image.shape[0],):
                 raise ValueError(
                     f"Expected `intensity_mean` of {image.shape[0]} channels as in `{key}`, got {mean.shape[0]}: "
@@ -69,3 +98,17 @@ class NormalizeSubjectd(MapTransform):
             scale = torch.as_tensor(std, dtype=torch.float32).reshape(column)
             item[key] = ((image - shift) / scale).clamp(self.lower, self.upper)
         return item
+
+    def measure(self, image: np.ndarray, key: str = "image") -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation (C,) of the foreground of an image (C, *S) that comes without."""
+        if self.foreground == "bright":
+            return foreground_statistics(image)
+        if image.ndim != 3 or image.shape[0] != 3:
+            raise ValueError(
+                f"Expected `{key}` to be a color picture (3, H, W), got {image.shape}: stained tissue is told from "
+                "glass by its color, so read the picture in RGB."
+            )
+        picture = image.astype(np.float64) * (255.0 / self.white)
+        measured = (picture.mean(axis=0) < GLASS).mean() >= _LEAST_TISSUE
+        mean, std = tissue_statistics(picture) if measured else _USUAL_STAIN
+        return mean * (self.white / 255.0), std * (self.white / 255.0)

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from monai.data.meta_tensor import MetaTensor
 from monai.transforms import MapTransform
 
 from monai_wsss._checks import check_shape
-from monai_wsss._files import atomic_path, make_directory
+from monai_wsss._files import atomic_path, case_file_name, make_directory
 
 __all__ = ["SaveMaskd", "has_geometry", "write_mask"]
 
@@ -92,9 +91,7 @@ class SaveMaskd(MapTransform):
                     f"got {tuple(mask.shape[1:])}."
                 )
             placed = has_geometry(image)
-            # Escaped rather than replaced: two ids never share a file.
-            name = re.sub(r"[^\w.+-]", lambda found: f"%{ord(found[0]):02X}", str(item["id"]))
-            name += ".nii.gz" if placed else ".png"
+            name = case_file_name(item["id"]) + (".nii.gz" if placed else ".png")
             folder = make_directory(self.output_dir / "masks")
             write_mask(folder / name, mask, np.asarray(image.affine, dtype=np.float64) if placed else None)
             item[f"{key}_path"] = str(folder / name)

@@ -1,0 +1,79 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""``prepare prog``: prostate glands, ProG (Salvi et al. 2021), 1500 images of 1500 x 1500 pixels of 150 patients.
+
+Feng et al. (AAAI 2025) count 36 000, 8 244 and 9 756 patches of 224 pixels: 6 x 6 without overlap from each image, of
+which the last 156 columns and rows fall away, split by image 1000 / 229 / 271.  Here validation and test keep the whole
+images.  Whether a patient's images were kept together is not said; a table that names the patients does so.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from monai_wsss._checks import check_choice
+from monai_wsss.data.folder import check_output
+from monai_wsss.data.gland_folder import PatchRule, draw_splits, pair_files, table_of_folder, write_glands
+from monai_wsss.data.label_table import read_label_table
+
+__all__ = ["prepare_prog"]
+
+_PAPER_FRACTIONS = (1000 / 1500, 229 / 1500, 271 / 1500)
+
+
+def prepare_prog(
+    root: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    patch: int = 224,
+    split: str = "image",
+    presence: float = 0.05,
+    white: float = 1.0,
+    fractions: Sequence[float] = _PAPER_FRACTIONS,
+    seed: int = 0,
+) -> Path:
+    """Turn ProG, ``images/`` and ``masks/`` of the same names, into a prepared folder.
+
+    Args:
+        root: the folder with ``images/``, ``masks/`` and, for the split by table, ``labels.csv``.
+        out: the folder to write.
+        patch: size of the training patches, which do not overlap.
+        split: "image" draws a split of the images, as the paper's numbers suggest, each a subject of its own; "table"
+            takes the patients from the column ``case`` of ``labels.csv``, and the split from its column ``split``, or
+            draws one of the patients.
+        presence: the share of pixels above which a class counts as present; the paper gives none for ProG.
+        white: patches with more than this share of white pixels are left out; the paper's numbers leave none out.
+        fractions: shares of the subjects for training, validation and test where a split is drawn.
+        seed: seed of the draw.
+
+    Returns:
+        The path of ``datalist.json``.
+
+    Raises:
+        DataError: what is wrong with a file or row, in one sentence with the remedy.
+        ValueError: an unknown split, or a size or share out of range.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> from PIL import Image
+        >>> root = Path(tempfile.mkdtemp())
+        >>> for folder, shape in (("images", (15, 15, 3)), ("masks", (15, 15))):
+        ...     (root / folder).mkdir()
+        ...     pixels = np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8)
+        ...     Image.fromarray(pixels).save(root / folder / "a.png")
+        >>> prepare_prog(root, root / "prepared", patch=4, fractions=(1, 0, 0)).name
+        'datalist.json'
+    """
+    check_choice("split", split, ("image", "table"))
+    folder = Path(root)
+    target = check_output(out, folder)
+    if split == "table":
+        table = read_label_table(folder / "labels.csv", subject_column="case", label_columns=())
+    else:
+        table = table_of_folder(folder / "images")
+    images = draw_splits(pair_files(table, folder / "images", folder / "masks"), fractions, seed)
+    rule = PatchRule(patch, patch, align=False, presence=presence, white=white)
+    return write_glands(target, images, rule, subjects="patients" if split == "table" else "images")

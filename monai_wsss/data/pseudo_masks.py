@@ -1,0 +1,55 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""Where the pseudo-masks of cases lie, for the second stage: one file a case, named by its id."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from monai_wsss._checks import DataError
+from monai_wsss._files import case_file_name
+
+__all__ = ["attach_pseudo_masks", "pseudo_mask_path"]
+
+
+def pseudo_mask_path(pseudo_dir: str | os.PathLike[str], id: str) -> Path:
+    """The pseudo-mask of a case, ``<id>.png`` or ``<id>.nii.gz``.
+
+    Raises:
+        DataError: there is none.
+    """
+    stem = Path(pseudo_dir) / case_file_name(id)
+    for suffix in (".png", ".nii.gz"):
+        path = stem.with_name(stem.name + suffix)
+        if path.is_file():
+            return path
+    raise DataError(f'There is no pseudo-mask of the case "{id}" in {pseudo_dir}: write the pseudo-masks first.')
+
+
+def attach_pseudo_masks(
+    items: Sequence[Mapping[str, Any]], pseudo_dir: str | os.PathLike[str], *, check: bool = True
+) -> list[dict[str, Any]]:
+    """Cases with the paths of their pseudo-masks, under the key ``pseudo_mask``.
+
+    Args:
+        items: cases of :func:`~monai_wsss.data.load_datalist`, read without masks.
+        pseudo_dir: the output folder of :class:`~monai_wsss.inferers.PseudoMaskWriter`.
+        check: whether they must be there already; without, each is taken to be a PNG file, for a run that makes them
+            before it reads them.
+
+    Returns:
+        New dictionaries.
+
+    Raises:
+        DataError: a case without one.
+
+    Example:
+        >>> attach_pseudo_masks([{"id": "a1"}], "pseudo", check=False)
+        [{'id': 'a1', 'pseudo_mask': 'pseudo/a1.png'}]
+    """
+    if check:
+        return [{**item, "pseudo_mask": str(pseudo_mask_path(pseudo_dir, item["id"]))} for item in items]
+    return [{**item, "pseudo_mask": f"{os.fspath(pseudo_dir)}/{case_file_name(item['id'])}.png"} for item in items]

@@ -1,0 +1,128 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""A sampler that shows every combination of image-level labels equally often, however rare it is.
+
+Of patches tagged "gland" and "other" most hold both, and these say least about which is where: drawn as they come, the
+gland-only and other-only patches are too few.  Here each combination that occurs gives an equal part of an epoch.
+
+All draws of a run are one numbered stream, dealt to the combinations in turn; an epoch is the next stretch of it:
+
+| symbol     | meaning                                                                                            |
+|------------|----------------------------------------------------------------------------------------------------|
+| ``t``      | number of a draw; epoch e holds e·N to (e + 1)·N - 1                                               |
+| ``t % G``  | the combination it is dealt to, of G                                                               |
+| ``t // G`` | its place among that combination's draws: pass ``place // n`` over its n items, in an order of its own |
+
+So what an epoch holds depends on (seed, epoch) alone, and no item comes again before all of its combination have come,
+across epochs as well.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from monai_wsss._checks import DataError
+
+__all__ = ["LabelBalancedSampler"]
+
+logger = logging.getLogger(__name__)
+
+
+def _by_combination(data: Sequence[Mapping[str, Any]]) -> dict[tuple[float, ...], np.ndarray]:
+    """Indices of the items that share a label, by label, in ascending order of the labels."""
+    groups: dict[tuple[float, ...], list[int]] = {}
+    for index, item in enumerate(data):
+        if "label" not in item:
+            raise DataError(f"Item {index} of {len(data)} has no `label`: give the items of a datalist.")
+        combination = tuple(np.asarray(item["label"], dtype=np.float64).ravel().tolist())
+        groups.setdefault(combination, []).append(index)
+    return {combination: np.asarray(groups[combination]) for combination in sorted(groups)}
+
+
+class LabelBalancedSampler(Sampler[int]):
+    """Indices in equal parts from the label combinations that occur, drawn from (seed, epoch) alone.
+
+    A combination with more items than its part gives others in the next epoch, until all have come; one with fewer
+    repeats them.  (:class:`~monai_wsss.data.EpochCacheDataset` augments an item that repeats within an epoch alike.)
+    Several processes share the draws of an epoch: none is drawn by two.
+
+    Args:
+        data: items of a datalist with ``label`` (K,), in the order of the dataset that is sampled.
+        num_samples: draws in an epoch, of all processes together; rounded up to a multiple of ``num_replicas``.
+        num_replicas: number of processes.
+        rank: which of them this is, from 0.
+        seed: seed of all draws.
+
+    Raises:
+        ValueError: fewer than one draw, or a rank that is none of the processes.
+        DataError: no items, or an item without label.
+
+    Example:
+        >>> items = [{"label": [1, 1]}] * 8 + [{"label": [1, 0]}] + [{"label": [0, 1]}] * 3
+        >>> sampler = LabelBalancedSampler(items, 9)
+        >>> drawn = sorted(sampler)
+        >>> len(drawn), sum(index < 8 for index in drawn), drawn.count(8), drawn[-3:]
+        (9, 3, 3, [9, 10, 11])
+        >>> sampler.set_epoch(1)
+        >>> sorted(sampler) == drawn
+        False
+    """
+
+    def __init__(
+        self,
+        data: Sequence[Mapping[str, Any]],
+        num_samples: int,
+        *,
+        num_replicas: int = 1,
+        rank: int = 0,
+        seed: int = 0,
+    ) -> None:
+        if num_samples < 1:
+            raise ValueError(f"Expected `num_samples` of at least 1, got {num_samples}.")
+        if not 0 <= rank < num_replicas:
+            raise ValueError(f"Expected `rank` from 0 to {num_replicas - 1} (`num_replicas` - 1), got {rank}.")
+        if len(data) == 0:
+            raise DataError("There is no case to draw from: put cases into the split, or choose another one.")
+        self.groups = _by_combination(data)
+        self.num_replicas = num_replicas
+        self.rank = rank
+        self.seed = seed
+        self.epoch = 0
+        self._share = -(-num_samples // num_replicas)
+        counts = ", ".join(
+            f"{len(members)} with label {[int(value) for value in combination]}"
+            for combination, members in self.groups.items()
+        )
+        logger.info("An epoch draws %d times, in equal parts from the %s.", self._share * num_replicas, counts)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell which epoch is drawn next; the trainer does so when an epoch starts."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Draws of this process in an epoch."""
+        return self._share
+
+    def __iter__(self) -> Iterator[int]:
+        total = self._share * self.num_replicas
+        draws = np.arange(self.epoch * total, (self.epoch + 1) * total)
+        indices = np.empty(total, dtype=np.int64)
+        for number, members in enumerate(self.groups.values()):
+            dealt = draws % len(self.groups) == number
+            indices[dealt] = self._draw(number, members, draws[dealt] // len(self.groups))
+        order = np.random.default_rng((self.seed, 0, self.epoch)).permutation(total)
+        return iter(indices[order][self.rank :: self.num_replicas].tolist())
+
+    def _draw(self, number: int, members: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """The items at these places of one combination's endless sequence of passes over its items."""
+        passes, position = np.divmod(places, len(members))
+        drawn = np.empty_like(places)
+        for which in np.unique(passes).tolist():
+            order = np.random.default_rng((self.seed, number + 1, which)).permutation(members)
+            drawn[passes == which] = order[position[passes == which]]
+        return drawn
