@@ -8,8 +8,17 @@ from monai_wsss.networks.aspp_resnet import ASPPResNet, AtrousSpatialPyramid
 from monai_wsss.networks.cam_adapter import CAMAdapter, dense_features
 from monai_wsss.networks.cam_encoder import CAMEncoder
 from monai_wsss.networks.cam_unet import CAMUNet
+from monai_wsss.networks.consistency_attention import ConsistencyCorrelationAttention
+from monai_wsss.networks.criss_cross import CrissCrossAttention
+from monai_wsss.networks.gland_classifier import GlandClassifier, resnet38_classifier
 from monai_wsss.networks.map_ensemble import MapEnsemble
 from monai_wsss.networks.modality_networks import ModalityNetworks, networks_by_modality
+from monai_wsss.networks.position_attention import PositionAttention
+from monai_wsss.networks.pretrained import WeightReport, load_pretrained
+from monai_wsss.networks.psp import PSPHead, PyramidSceneParsing
+from monai_wsss.networks.pyramid_fusion import PyramidFusionPooling, SignPreservingFusion
+from monai_wsss.networks.resnest import ResNeSt, SplitAttentionConv
+from monai_wsss.networks.resnet38 import ResNet38
 
 __all__ = [
     "POOLINGS",
@@ -19,8 +28,22 @@ __all__ = [
     "CAMAdapter",
     "CAMEncoder",
     "CAMUNet",
+    "ConsistencyCorrelationAttention",
+    "CrissCrossAttention",
+    "GlandClassifier",
     "MapEnsemble",
     "ModalityNetworks",
+    "PSPHead",
+    "PositionAttention",
+    "PyramidFusionPooling",
+    "PyramidSceneParsing",
+    "ResNeSt",
+    "ResNet38",
+    "SignPreservingFusion",
+    "SplitAttentionConv",
+    "WeightReport",
     "dense_features",
+    "load_pretrained",
     "networks_by_modality",
+    "resnet38_classifier",
 ]

@@ -17,28 +17,22 @@ The backbone keeps the parameter names of torchvision and of MONAI, so that Imag
 
 from __future__ import annotations
 
-import logging
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from functools import partial
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from monai.networks.blocks import Convolution
 from monai.networks.layers.factories import Conv
 from monai.networks.nets.resnet import ResNet, ResNetBottleneck
-from monai.utils import optional_import
 from torch import nn
 
-from monai_wsss._checks import DataError
 from monai_wsss.networks.activation import ActivationNetwork
+from monai_wsss.networks.pooled_norm import PooledBatchNorm
+from monai_wsss.networks.pretrained import load_pretrained
 
 __all__ = ["ASPPResNet", "AtrousSpatialPyramid"]
-
-logger = logging.getLogger(__name__)
 
 
 class AtrousSpatialPyramid(nn.Module):
@@ -68,7 +62,7 @@ class AtrousSpatialPyramid(nn.Module):
         for dilation in dilations:
             self.branches.append(_conv_norm_relu(spatial_dims, in_channels, out_channels, 3, dilation))
         self.image_conv = Conv[Conv.CONV, spatial_dims](in_channels, out_channels, kernel_size=1, bias=False)
-        self.image_norm = (nn.BatchNorm2d if spatial_dims == 2 else nn.BatchNorm3d)(out_channels)
+        self.image_norm = PooledBatchNorm(out_channels)
         self.fuse = _conv_norm_relu(spatial_dims, (len(dilations) + 2) * out_channels, out_channels)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
@@ -79,13 +73,8 @@ class AtrousSpatialPyramid(nn.Module):
 
     def _image_level(self, features: torch.Tensor) -> torch.Tensor:
         """The branch of the image mean: ``(B, F, *s) -> (B, out_channels, 1, 1[, 1])``."""
-        mean = self.image_conv(features.mean(list(range(2, features.dim())), keepdim=True))
-        if self.training and features.shape[0] == 1:
-            norm = self.image_norm
-            mean = F.batch_norm(mean, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
-        else:
-            mean = self.image_norm(mean)
-        return mean.relu()
+        mean = features.mean(list(range(2, features.dim())), keepdim=True)
+        return self.image_norm(self.image_conv(mean)).relu()
 
 
 class ASPPResNet(ActivationNetwork):
@@ -175,30 +164,19 @@ class ASPPResNet(ActivationNetwork):
             images meets one modality.  They keep their values.
 
         Raises:
-            DataError: the file is absent, unreadable or fits nowhere.
+            DataError: the file is absent, unreadable or of another network.
 
         Example:
             >>> import tempfile
+            >>> from pathlib import Path
             >>> import torch
             >>> path = Path(tempfile.mkdtemp()) / "resnet.pt"
             >>> torch.save(ASPPResNet.tiny(in_channels=3).backbone.state_dict(), path)
             >>> ASPPResNet.tiny(in_channels=1).load_backbone(path)
             ['conv1.weight']
         """
-        stored, own = _read_weights(path), self.backbone.state_dict()
-        fitting = {name: stored[name] for name in own if name in stored and stored[name].shape == own[name].shape}
-        # Its step counters fit any network and say nothing, and older files lack them.
-        left = [name for name in own if name not in fitting and not name.endswith("num_batches_tracked")]
-        if not any(own[name].ndim > 0 for name in fitting):
-            raise DataError(
-                f"Nothing in {path} fits the backbone, which expects names such as 'layer1.0.conv1.weight' of shape "
-                f"{tuple(own['layer1.0.conv1.weight'].shape)}: give a bottleneck ResNet of the same `spatial_dims`, "
-                "`width` and `blocks`."
-            )
-        self.backbone.load_state_dict(fitting, strict=False)
-        if left:
-            logger.warning("%s did not fill %d entries of the backbone: %s.", path, len(left), ", ".join(left))
-        return left
+        # The fourth stage and the classifier of a whole ResNet have no place here.
+        return list(load_pretrained(self.backbone, path, skip=("layer4.", "fc.")).unfilled)
 
 
 def _conv_norm_relu(
@@ -238,22 +216,3 @@ def _dilate(stage: nn.Module) -> None:
         conv.stride = tuple(1 for _ in conv.stride)
         if conv.kernel_size[0] == 3 and not name.startswith("0."):
             conv.dilation = conv.padding = tuple(2 for _ in conv.dilation)
-
-
-def _read_weights(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
-    """The tensors of a state dict by their names, whatever wraps it; see :meth:`ASPPResNet.load_backbone`."""
-    load: Callable[[Any], Any] = partial(torch.load, map_location="cpu", weights_only=True)
-    if Path(path).suffix == ".safetensors":
-        load, installed = optional_import("safetensors.torch", name="load_file")
-        if not installed:
-            raise DataError(f"Reading {path} needs the package safetensors: install it, or give a torch file.")
-    try:
-        content = load(path)
-    except FileNotFoundError as error:
-        raise DataError(f"No weights at {path}: check the path.") from error
-    except Exception as error:  # damaged file, foreign pickle: both readers raise many types
-        raise DataError(f"Cannot read {path} as tensors: it is damaged or no state dict; use another file.") from error
-    if isinstance(content, dict):
-        content = content.get("state_dict", content)
-    entries = content.items() if isinstance(content, dict) else ()
-    return {str(name).removeprefix("module."): value for name, value in entries if torch.is_tensor(value)}

@@ -5,9 +5,6 @@
 from __future__ import annotations
 
 import io
-import pickle
-import sys
-import types
 
 import pytest
 import torch
@@ -16,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.networks.nets import ResNetFeatures
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from monai_wsss._checks import DataError
 from monai_wsss.inferers import GradientCAMInferer
@@ -25,7 +23,7 @@ from monai_wsss.networks import ASPPResNet, AtrousSpatialPyramid
 def randomize_norms(network: nn.Module) -> None:
     """Batch norms that differ from the identity, so that a wrong order or a lost one shows."""
     for module in network.modules():
-        if isinstance(module, (nn.BatchNorm2d, nn.BatchNorm3d)):
+        if isinstance(module, _BatchNorm):
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.uniform_(module.bias, -0.2, 0.2)
             nn.init.uniform_(module.running_mean, -0.2, 0.2)
@@ -172,7 +170,7 @@ def test_a_color_stem_is_left_out_and_named(tmp_path, caplog, wrap):
     network = ASPPResNet.tiny(in_channels=1)
     stem, head = network.backbone.conv1.weight.clone(), network.head.weight.clone()
     assert network.load_backbone(path) == ["conv1.weight"]
-    assert "did not fill 1 entries of the backbone: conv1.weight" in caplog.text
+    assert "has 1 of another shape: conv1.weight (4, 3, 7, 7) for (4, 1, 7, 7)." in caplog.text
     assert torch.equal(network.backbone.conv1.weight, stem)
     assert torch.equal(network.head.weight, head)
     for name, value in network.backbone.state_dict().items():
@@ -180,46 +178,17 @@ def test_a_color_stem_is_left_out_and_named(tmp_path, caplog, wrap):
             assert torch.equal(value, state[name]), name
 
 
-def test_safetensors_are_read_where_that_package_is(tmp_path, monkeypatch):
-    state, path = imagenet_like(1), tmp_path / "weights.safetensors"
-    path.write_bytes(b"as if")
-    monkeypatch.setitem(sys.modules, "safetensors", types.ModuleType("safetensors"))
-    module = types.ModuleType("safetensors.torch")
-    module.load_file = lambda path: state
-    monkeypatch.setitem(sys.modules, "safetensors.torch", module)
-    network = ASPPResNet.tiny()
-    assert network.load_backbone(path) == []
-    assert torch.equal(network.backbone.conv1.weight, state["conv1.weight"])
-
-
-def test_safetensors_without_that_package(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
-    with pytest.raises(DataError, match="needs the package safetensors: install it, or give a torch file"):
-        ASPPResNet.tiny().load_backbone(tmp_path / "weights.safetensors")
-
-
-class Foreign:
-    """What a file that is more than tensors may hold."""
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (None, "No weights at .*check the path"),
-        (b"no archive", "Cannot read .* as tensors"),
-        (pickle.dumps(Foreign(), protocol=2), "Cannot read .* as tensors"),
-        ([torch.zeros(2)], "Nothing in .* fits the backbone, which expects names such as 'layer1.0.conv1.weight'"),
-        ({"state_dict": 3}, "Nothing in .* fits the backbone"),
-        ({"features.0.weight": torch.zeros(4, 1, 7, 7)}, "Nothing in .* fits"),
-        ({"bn1.num_batches_tracked": torch.tensor(5)}, "Nothing in .* fits"),
-        ({"conv1.weight": torch.zeros(4, 1, 7, 7, 7)}, r"of shape \(4, 4, 1, 1\): give a bottleneck ResNet"),
+        ({"features.0.weight": torch.zeros(4, 1, 7, 7)}, "Nothing in .* fits the network, which expects names such as"),
+        ({"conv1.weight": torch.zeros(4, 1, 7, 7, 7)}, r"'conv1.weight' of shape \(4, 1, 7, 7\), while the file holds"),
     ],
 )
 def test_files_that_fit_nowhere_are_refused_and_change_nothing(tmp_path, content, message):
     path = tmp_path / "weights.pt"
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    elif content is not None:
+    if content is not None:
         torch.save(content, path)
     network = ASPPResNet.tiny()
     before = {name: value.clone() for name, value in network.state_dict().items()}

@@ -1,0 +1,145 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""Criss-cross attention: each position attends to its own row and column, in volumes to its three own lines.
+
+Huang et al. 2019, "CCNet: Criss-cross attention for semantic segmentation", arXiv:1811.11721; Eq. 1 of Feng et al.,
+AAAI 2025 (gland segmentation).
+
+| symbol    | here       | shape            | what                                                             |
+|-----------|------------|------------------|------------------------------------------------------------------|
+| X         | `features` | (B, C, *s)       |                                                                  |
+| Q, K      | of 1x1     | (B, C/8, *s)     | two convolutions of X with bias                                  |
+| V         | of 1x1     | (B, C, *s)       | a convolution of X with bias; ξ are its vectors in S(u)          |
+| S(u)      |            |                  | own lines of position u, u itself once: h + w - 1 positions      |
+| A         | `weights`  | (B, *s, h + w)   | softmax of <Q_u, K_v> over v in S(u)                             |
+| γ         | `gamma`    | (1,)             | learned, starts at zero                                          |
+
+Inside, tensors are (B, *s, c), so that all lines along an axis are one batched matrix product; the softmax is joint
+over the concatenated products of a position's lines.
+"""
+
+# No `from __future__ import annotations`: TorchScript reads the annotations of these classes.
+import torch
+from monai.networks.layers.factories import Conv
+from torch import nn
+
+__all__ = ["CrissCrossAttention", "inner_products"]
+
+
+class CrissCrossAttention(nn.Module):
+    """Adds to each position what its own row and column hold that is like it: ``(B, C, *s) -> (B, C, *s)``.
+
+    With a(u, v) = softmax over v in S(u) of <Q_u, K_v> (Eq. 1)::
+
+        out_u = γ Σ_v a(u, v) V_v + X_u
+
+    At γ = 0, where it starts, the module is the identity, which leaves features of loaded weights as they are; Eq. 1
+    has no γ, which is γ = 1.  Products and softmax run in float32 or wider, the result has the type of the input.
+
+    Args:
+        channels: C.
+        spatial_dims: 2 or 3.
+        reduction: Q and K have C / reduction channels, at least one.
+        gamma_init: γ at the start.
+        official_quirk: as the paper's authors' code, which takes the softmax over the first spatial axis of the query
+            (so the weights of a position do not sum to 1) and counts the own position once for each axis.
+
+    Raises:
+        ValueError: sizes out of range, or features of another shape.
+
+    Example:
+        >>> import torch
+        >>> attention = CrissCrossAttention(8)
+        >>> features = torch.rand(2, 8, 5, 6)
+        >>> torch.equal(attention(features), features)  # γ is 0
+        True
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        spatial_dims: int = 2,
+        reduction: int = 8,
+        gamma_init: float = 0.0,
+        official_quirk: bool = False,
+    ) -> None:
+        super().__init__()
+        if channels < 1 or reduction < 1 or spatial_dims not in (2, 3):
+            raise ValueError(
+                "Expected `channels` and `reduction` of at least 1 and `spatial_dims` 2 or 3, "
+                f"got {channels}, {reduction} and {spatial_dims}."
+            )
+        self.channels = channels
+        self.spatial_dims = spatial_dims
+        self.official_quirk = official_quirk
+        conv = Conv[Conv.CONV, spatial_dims]
+        self.query_conv = conv(channels, max(1, channels // reduction), kernel_size=1)
+        self.key_conv = conv(channels, max(1, channels // reduction), kernel_size=1)
+        self.value_conv = conv(channels, channels, kernel_size=1)
+        self.gamma = nn.Parameter(torch.full((1,), float(gamma_init)))
+
+    @classmethod
+    def tiny(cls, spatial_dims: int = 2, channels: int = 4) -> "CrissCrossAttention":
+        """Few channels, and γ = 1, so that it does something."""
+        return cls(channels, spatial_dims=spatial_dims, reduction=2, gamma_init=1.0)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """``(B, C, *s) -> (B, C, *s)``, in the input's type."""
+        if features.dim() != self.spatial_dims + 2 or features.shape[1] != self.channels:
+            raise ValueError(
+                f"Expected `features` of {self.channels} channels and {self.spatial_dims} spatial dimensions, "
+                f"(B, C, *s), got {features.shape}."
+            )
+        # Channels last in memory: then the lines of the last axis need no copies, in backward either.
+        layout = torch.channels_last if self.spatial_dims == 2 else torch.channels_last_3d
+        inputs = features.contiguous(memory_format=layout)
+        queries = self.query_conv(inputs).movedim(1, -1)
+        keys = self.key_conv(inputs).movedim(1, -1)
+        values = self.value_conv(inputs).movedim(1, -1)
+        energy = self.energy(queries, keys, not self.official_quirk)
+        gathered = self.gather(energy.softmax(dim=1 if self.official_quirk else -1), values)
+        return features + (self.gamma * gathered.movedim(-1, 1)).to(features.dtype)
+
+    def energy(self, queries: torch.Tensor, keys: torch.Tensor, own_once: bool) -> torch.Tensor:
+        """Products with the own lines: ``(B, *s, c)`` twice -> ``(B, *s, h + w)``, lines in the order of the axes.
+
+        With ``own_once`` the own position is -inf in all lines but that along the last axis.
+        """
+        parts: list[torch.Tensor] = []
+        for axis in range(1, self.spatial_dims + 1):
+            part = inner_products(queries.movedim(axis, -2), keys.movedim(axis, -2))
+            if own_once and axis < self.spatial_dims:
+                part = part.masked_fill(torch.eye(part.shape[-1], dtype=torch.bool, device=part.device), float("-inf"))
+            parts.append(part.movedim(-2, axis))
+        return torch.cat(parts, dim=-1)
+
+    def gather(self, weights: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """Weighted sum over the own lines: ``(B, *s, h + w)`` and ``(B, *s, C)`` -> ``(B, *s, C)``."""
+        parts: list[torch.Tensor] = []
+        start = 0
+        for axis in range(1, self.spatial_dims + 1):
+            part = weights.narrow(-1, start, values.shape[axis]).to(values.dtype).movedim(axis, -2)
+            parts.append(torch.matmul(part, values.movedim(axis, -2)).movedim(-2, axis))
+            start += values.shape[axis]
+        gathered = parts[0] + parts[1]
+        return gathered if self.spatial_dims == 2 else gathered + parts[2]
+
+
+def inner_products(queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """All products of two sets of vectors, ``(*, N, c)`` and ``(*, M, c)`` -> ``(*, N, M)``, in float32 or wider.
+
+    Under autocast too: of half-precision products large ones overflow, and an exponential makes the others' errors
+    factors.  TorchScript knows no autocast of a device that is not a constant, so a scripted module follows autocast.
+
+    Example:
+        >>> import torch
+        >>> inner_products(torch.full((1, 2), 200.0).half(), torch.full((1, 2), 200.0).half())
+        tensor([[80000.]])
+    """
+    if queries.dtype == torch.float16 or queries.dtype == torch.bfloat16:
+        queries, keys = queries.float(), keys.float()
+    if torch.jit.is_scripting():
+        return torch.matmul(queries, keys.transpose(-1, -2))
+    with torch.autocast(queries.device.type, enabled=False):
+        return torch.matmul(queries, keys.transpose(-1, -2))

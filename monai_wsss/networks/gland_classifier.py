@@ -1,0 +1,183 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""The classifier of the gland paper (Feng et al., AAAI 2025): a signed class map and how tags follow from it.
+
+    X = attention(backbone(image))        features, (B, F, *s); consistency correlation attention is optional
+    F = head(X)                           signed class map, (B, K, *s): 1x1 convolution without bias, Xavier uniform
+    z = pyramid(F)  or  pool(F)           image-level logits: multi-scale pyramid fusion pooling, or a plain pooling
+
+The paper's backbone is a ResNet38, see :func:`resnet38_classifier`; attention and pyramid go with any other that gives
+dense features, MONAI's with :func:`~monai_wsss.networks.dense_features`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+from monai.networks.layers.factories import Conv
+from torch import nn
+
+from monai_wsss._checks import check_choice
+from monai_wsss.networks.activation import ActivationNetwork
+from monai_wsss.networks.consistency_attention import ConsistencyCorrelationAttention
+from monai_wsss.networks.pyramid_fusion import PyramidFusionPooling
+from monai_wsss.networks.resnet38 import ResNet38
+
+__all__ = ["GlandClassifier", "resnet38_classifier"]
+
+_SOURCES = ("class_map", "pyramid", "product")
+
+
+class GlandClassifier(ActivationNetwork):
+    """Signed class maps of K real classes with the pooling that they are trained by.
+
+    Args:
+        backbone: gives dense features ``(B, F, *s)``.
+        feature_channels: F.
+        num_classes: K; 2 for gland and other tissue.
+        spatial_dims: 2 or 3.
+        attention: keeps the shape of its input, applied to the features; attention inside a backbone is the backbone's.
+        pyramid: multi-scale pyramid fusion pooling (MPFP); None for a plain ``pooling``.
+        cam_source: with a pyramid, the map that is deployed: ``class_map`` F, ``pyramid`` P'_16 or their ``product``.
+        pooling: without a pyramid, how logits follow from the map; ``average`` is Eq. 3.
+        topk_share: see :class:`~monai_wsss.networks.activation.ActivationNetwork`.
+        lse_sharpness: see there.
+
+    Raises:
+        ValueError: an unknown source, or one other than the class map without a pyramid.
+
+    Example:
+        >>> import torch
+        >>> network = GlandClassifier.tiny()
+        >>> class_map = network.signed_map(torch.rand(2, 3, 32, 32))
+        >>> class_map.shape, network.image_logits(class_map).shape
+        (torch.Size([2, 2, 4, 4]), torch.Size([2, 2]))
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        feature_channels: int,
+        num_classes: int = 2,
+        *,
+        spatial_dims: int = 2,
+        attention: nn.Module | None = None,
+        pyramid: PyramidFusionPooling | None = None,
+        cam_source: str = "class_map",
+        pooling: str = "topk",
+        topk_share: float = 0.25,
+        lse_sharpness: float = 5.0,
+    ) -> None:
+        # Presence of a class in a report: MPFP is an average over levels, whose plain counterpart is the average.
+        pooling = pooling if pyramid is None else "average"
+        super().__init__(spatial_dims, num_classes, pooling=pooling, topk_share=topk_share, lse_sharpness=lse_sharpness)
+        check_choice("cam_source", cam_source, _SOURCES)
+        if pyramid is None and cam_source != "class_map":
+            raise ValueError(f"Expected `cam_source` 'class_map' without a pyramid, got {cam_source!r}.")
+        self.backbone = backbone
+        self.attention = nn.Identity() if attention is None else attention
+        self.head = Conv[Conv.CONV, spatial_dims](feature_channels, num_classes, kernel_size=1, bias=False)
+        nn.init.xavier_uniform_(self.head.weight)
+        self.pyramid = pyramid
+        self.cam_source = cam_source
+
+    @classmethod
+    def tiny(cls, spatial_dims: int = 2, in_channels: int = 3, num_classes: int = 2) -> GlandClassifier:
+        """All of the paper's parts, small enough to overfit one batch in seconds on a CPU."""
+        if spatial_dims == 2:
+            resnet = ResNet38.tiny(in_channels=in_channels)
+            backbone, channels = nn.Sequential(resnet), resnet.stage_channels[7]
+        else:
+            conv, channels = Conv[Conv.CONV, spatial_dims], 8
+            backbone = nn.Sequential(conv(in_channels, channels, 3, stride=2, padding=1), nn.ReLU())
+        return cls(
+            backbone,
+            channels,
+            num_classes,
+            spatial_dims=spatial_dims,
+            attention=ConsistencyCorrelationAttention(channels, spatial_dims=spatial_dims),
+            pyramid=PyramidFusionPooling(num_classes, levels=(2, 4), spatial_dims=spatial_dims, logit="gap_pyramid"),
+        )
+
+    def signed_map(self, image: torch.Tensor) -> torch.Tensor:
+        """F, the class map before any pooling: ``(B, C, *S) -> (B, K, *s)``."""
+        return self.head(self.attention(self.backbone(image)))
+
+    def class_maps(self, image: torch.Tensor) -> torch.Tensor:
+        """The map that ``cam_source`` names: ``(B, C, *S) -> (B, K, *s)``."""
+        class_map = self.signed_map(image)
+        if self.pyramid is not None:
+            return self.pyramid.maps(class_map, self.cam_source)
+        return class_map
+
+    @torch.jit.unused
+    def image_logits(self, class_map: torch.Tensor) -> torch.Tensor:
+        """Logits of the tags: ``(B, K, *s) -> (B, K)``, by MPFP (Eq. 9) or the plain pooling (Eq. 3)."""
+        return self.pool(class_map) if self.pyramid is None else self.pyramid(class_map)
+
+
+def resnet38_classifier(
+    num_classes: int = 2,
+    *,
+    in_channels: int = 3,
+    small: bool = False,
+    width: int = 64,
+    frozen: str = "paper",
+    attention: str = "cca",
+    attention_stages: Collection[int] = (4, 5, 6),
+    pyramid: Sequence[int] | None = (2, 4, 8, 16),
+    fusion: str = "sign",
+    logit: str = "weighted",
+    cam_source: str = "class_map",
+    pooling: str = "average",
+    topk_share: float = 0.25,
+) -> GlandClassifier:
+    """The paper's network: a ResNet38 with attention after chosen stages, and multi-scale pyramid fusion pooling.
+
+    The defaults are the paper's full system; each argument is a row or a switch of its ablation tables.
+
+    Args:
+        num_classes: K.
+        in_channels: C of the images.
+        small: fewer blocks of fewer channels, see :meth:`ResNet38.small`, to train from scratch on a CPU.
+        width: channels of the first convolution; 64 as published (105 M parameters).
+        frozen: ``paper``, the first two stages and all normalization as they were loaded, or ``none``.
+        attention: ``none``, ``cc1`` or ``cc2`` (one or two criss-cross modules) or ``cca``.
+        attention_stages: after which of the stages 4, 5, 6, 7 it stands.
+        pyramid: levels of MPFP; None for the baseline with a plain ``pooling`` (Eq. 3).
+        fusion: ``sign`` (Eq. 5-8) or ``average`` of the levels.
+        logit: ``weighted`` (Eq. 9) or ``gap_pyramid``.
+        cam_source: see :class:`GlandClassifier`.
+        pooling: of the baseline.
+        topk_share: of the pooling ``topk``.
+
+    Raises:
+        ValueError: a stage other than 4 to 7, or what the parts refuse.
+
+    Example:
+        >>> import torch
+        >>> network = resnet38_classifier(width=4, attention="none", pyramid=None, frozen="none")
+        >>> network(torch.rand(1, 3, 32, 32)).shape
+        torch.Size([1, 2, 32, 32])
+    """
+    check_choice("attention", attention, ("none", "cc1", "cc2", "cca"))
+    settings: dict[str, Any] = {"in_channels": in_channels, "width": width, "frozen": frozen}
+    backbone = ResNet38.small(**settings) if small else ResNet38(**settings)
+    channels = backbone.stage_channels
+    if not set(attention_stages) <= channels.keys():
+        raise ValueError(f"Expected `attention_stages` among 4, 5, 6, 7, got {sorted(attention_stages)}.")
+    if attention != "none":
+        stages = sorted(attention_stages)
+        backbone.attend({k: ConsistencyCorrelationAttention(channels[k], kind=attention) for k in stages})
+    fused = None if pyramid is None else PyramidFusionPooling(num_classes, levels=pyramid, fusion=fusion, logit=logit)
+    return GlandClassifier(
+        backbone,
+        channels[7],
+        num_classes,
+        pyramid=fused,
+        cam_source=cam_source,
+        pooling=pooling,
+        topk_share=topk_share,
+    )

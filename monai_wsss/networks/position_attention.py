@@ -1,0 +1,127 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""Position attention: each position attends to all, in memory that grows with the positions and not their square.
+
+Fu et al. 2019, "Dual attention network for scene segmentation" (DANet), arXiv:1809.02983, Section 3.2; Eq. 2 of Feng et
+al., AAAI 2025 (gland segmentation).
+
+| symbol  | here       | shape         | what                                            |
+|---------|------------|---------------|-------------------------------------------------|
+| X'      | `features` | (B, C, *s)    |                                                 |
+| H, M    | of 1x1     | (B, N, C/4)   | queries and keys: convolutions of X' with bias  |
+| N       | `values`   | (B, N, C)     | a convolution of X' with bias                   |
+| B       | `gathered` | (B, N, C)     | Eq. 2                                           |
+| γ       | `gamma`    | (1,)          | learned, starts at zero                         |
+
+Here N, in shapes, counts the positions: N = h w (d).
+"""
+
+# No `from __future__ import annotations`: TorchScript reads the annotations of these classes.
+import torch
+import torch.nn.functional as F
+from monai.networks.layers.factories import Conv
+from torch import nn
+
+from monai_wsss._checks import check_choice
+from monai_wsss.networks.criss_cross import inner_products
+
+__all__ = ["PositionAttention"]
+
+
+class PositionAttention(nn.Module):
+    """Adds to each position what is like it anywhere in the image: ``(B, C, *s) -> (B, C, *s)``.
+
+    With a(j, k) = softmax over k of <H_j, M_k>, unscaled::
+
+        out_j = γ Σ_k a(j, k) N_k + X'_j
+
+    Eq. 2 as printed differs: it sums the exponentials over the queries j, so that the weights of a position do not sum
+    to 1, and has neither γ nor X'.  Its text ("aggregated with X'") and the authors' code agree with the above.  The
+    softmax runs in float32 or wider, the result has the type of the input.
+
+    Args:
+        channels: C.
+        spatial_dims: 2 or 3.
+        reduction: H and M have C / reduction channels, at least one; 4 in the paper, 8 in the authors' code.
+        gamma_init: γ at the start; at 0 the module is the identity.
+        residual: add X'; without, the literal Eq. 2.
+        normalizer: ``"keys"``, or ``"queries"`` as Eq. 2 is printed, which needs memory for all N x N weights.
+
+    Raises:
+        ValueError: sizes out of range, an unknown normalizer, or features of another shape.
+
+    Example:
+        >>> import torch
+        >>> attention = PositionAttention(8, gamma_init=1.0, residual=False)
+        >>> attention.requires_grad_(False).query_conv.weight.zero_().sum().item()
+        0.0
+        >>> _ = attention.query_conv.bias.zero_()  # all weights are 1 / N, the result is the mean of the values
+        >>> attention(torch.rand(1, 8, 5, 6)).std((2, 3)).max().item() < 1e-6
+        True
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        spatial_dims: int = 2,
+        reduction: int = 4,
+        gamma_init: float = 0.0,
+        residual: bool = True,
+        normalizer: str = "keys",
+    ) -> None:
+        super().__init__()
+        if channels < 1 or reduction < 1 or spatial_dims not in (2, 3):
+            raise ValueError(
+                "Expected `channels` and `reduction` of at least 1 and `spatial_dims` 2 or 3, "
+                f"got {channels}, {reduction} and {spatial_dims}."
+            )
+        check_choice("normalizer", normalizer, ("keys", "queries"))
+        self.channels = channels
+        self.spatial_dims = spatial_dims
+        self.residual = residual
+        self.normalizer = normalizer
+        conv = Conv[Conv.CONV, spatial_dims]
+        self.query_conv = conv(channels, max(1, channels // reduction), kernel_size=1)
+        self.key_conv = conv(channels, max(1, channels // reduction), kernel_size=1)
+        self.value_conv = conv(channels, channels, kernel_size=1)
+        self.gamma = nn.Parameter(torch.full((1,), float(gamma_init)))
+
+    @classmethod
+    def tiny(cls, spatial_dims: int = 2, channels: int = 4) -> "PositionAttention":
+        """Few channels, and γ = 1, so that it does something."""
+        return cls(channels, spatial_dims=spatial_dims, reduction=2, gamma_init=1.0)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """``(B, C, *s) -> (B, C, *s)``, in the input's type."""
+        if features.dim() != self.spatial_dims + 2 or features.shape[1] != self.channels:
+            raise ValueError(
+                f"Expected `features` of {self.channels} channels and {self.spatial_dims} spatial dimensions, "
+                f"(B, C, *s), got {features.shape}."
+            )
+        queries = _tokens(self.query_conv(features))
+        keys = _tokens(self.key_conv(features))
+        values = _tokens(self.value_conv(features))
+        if self.normalizer == "keys":
+            gathered = _attend(queries, keys, values)
+        else:
+            weights = inner_products(queries, keys).softmax(dim=1)
+            gathered = torch.matmul(weights.to(values.dtype), values)
+        scaled = (self.gamma * gathered.transpose(1, 2).reshape(features.shape)).to(features.dtype)
+        return features + scaled if self.residual else scaled
+
+
+def _tokens(maps: torch.Tensor) -> torch.Tensor:
+    """``(B, c, *s) -> (B, N, c)``, contiguous: the kernels of the attention want a stride of 1 along channels."""
+    return maps.flatten(2).transpose(1, 2).contiguous()
+
+
+def _attend(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """softmax(Q K^T) V without the N x N weights: ``(B, N, c)`` twice and ``(B, N, C)`` -> ``(B, N, C)``."""
+    if not queries.is_cuda:
+        # The CPU's kernel that never holds all weights wants as many channels in Q and K as in V; zeros change no
+        # product.  Without them it falls back to one that holds all.  The GPU's takes them as they are.
+        missing = values.shape[-1] - queries.shape[-1]
+        queries, keys = F.pad(queries, (0, missing)), F.pad(keys, (0, missing))
+    attended = F.scaled_dot_product_attention(queries[:, None], keys[:, None], values[:, None], scale=1.0)
+    return attended[:, 0]
