@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -39,9 +40,15 @@ from monai_wsss.losses import (
     mutual_distillation_loss,
     unit_norm_maps,
 )
+from monai_wsss.losses.purified_label import PurifiedLabelLoss, purified_label_loss
 from monai_wsss.methods import CMER
 from monai_wsss.methods.cmer import _View
 from monai_wsss.networks import AtrousSpatialPyramid, CAMUNet, ModalityNetworks
+from monai_wsss.networks.consistency_attention import ConsistencyCorrelationAttention
+from monai_wsss.networks.criss_cross import CrissCrossAttention
+from monai_wsss.networks.pyramid_fusion import PyramidFusionPooling, SignPreservingFusion
+from monai_wsss.networks.resnest import ResNeSt, SplitAttentionConv
+from monai_wsss.networks.resnet38 import PreActivationBlock, PreActivationBottleneck, ResNet38
 from monai_wsss.refinement import to_mask
 from monai_wsss.transforms import SpatialRecord
 
@@ -61,12 +68,6 @@ PENDING = {
         "the CoSA method",
         "c2s cpl_hard csc_paper gmm_threshold multiscale_fusion network raw_c2s_paper s2c spl",
     ),
-    "gland": (
-        "the gland method",
-        "cca crisscross mpfp plf plf_degenerate resnest101_statedict_index resnest200_statedict_index "
-        "resnest50_dilated_patternfill resnest50_statedict_index resnet38_block resnet38_patternfill "
-        "resnet38_statedict_index signconv splitattention",
-    ),
 }
 REASONS = {f"{paper}/{name}": reason for paper, (reason, names) in PENDING.items() for name in names.split()}
 
@@ -74,6 +75,7 @@ REASONS = {f"{paper}/{name}": reason for paper, (reason, names) in PENDING.items
 NOT_READ = {
     # The network from the image to the target layer is the one of `unetcam`; here its activations are the input.
     "cmer/gradcam": r"x|filters_div|w/(?!classifier\.).*",
+    "gland/plf": r"mode",  # the name of the case
 }
 
 
@@ -87,6 +89,10 @@ class Vectors:
     def __getitem__(self, key: str) -> torch.Tensor:
         self.read.add(key)
         return torch.from_numpy(np.asarray(self.arrays[key]))
+
+    def strings(self, key: str) -> list[str]:
+        self.read.add(key)
+        return np.atleast_1d(self.arrays[key]).tolist()
 
     def unread(self, except_for: str) -> set[str]:
         return {key for key in set(self.arrays) - self.read if not re.fullmatch(rf"origin.*|{except_for}", key)}
@@ -341,6 +347,215 @@ def check_aspp(z: Vectors) -> None:
     close(pyramid(z["x"]).detach(), z["out"])
 
 
+def check_plf(z: Vectors) -> None:
+    logits, label, index = z["logits"].requires_grad_(), z["label"], int(z["ignore_index"].item())
+    loss_map = torch.nn.functional.cross_entropy(logits, label, ignore_index=index, reduction="none")
+    close(loss_map.detach(), z["loss_map"])
+    of_valid = label.numel() / (label != index).sum().item()
+    for name, variant, mode in (
+        ("official", "official", "all"),
+        ("paper", "paper", "all"),
+        ("paper_valid", "paper", "valid"),
+        ("oeem", "oeem", "all"),
+        ("oeem_conf", "oeem_conf", "all"),
+    ):
+        options = {"variant": variant, "ignore_mode": mode, "ignore_index": index}
+        loss, weight = PurifiedLabelLoss(**options)(logits, label, return_weight=True)
+        close(weight, z[f"{name}_weight"])
+        volume = purified_label_loss(logits[..., None], label[..., None], **options)  # 3D
+        close(volume.detach(), loss.detach())
+        (gradient,) = torch.autograd.grad(loss, logits)
+        if name == "official":
+            check_official_plf(z, weight, loss_map, loss, gradient)
+            continue
+        # The mean is over the pixels that the mode counts; the other mean follows from it.
+        mean_all, mean_valid = (loss, loss * of_valid) if mode == "all" else (loss / of_valid, loss)
+        close(mean_all.detach(), z[f"{name}_loss_meanall"])
+        close(mean_valid.detach(), z[f"{name}_loss_meanvalid"])
+        if name == "paper":
+            close(gradient, z["paper_grad_logits_meanall"])
+
+
+def check_official_plf(
+    z: Vectors, weight: torch.Tensor, loss_map: torch.Tensor, loss: torch.Tensor, gradient: torch.Tensor
+) -> None:
+    """The released code rounds the weights to float32: with that the numbers agree in float64, without in float32."""
+    weighted = weight.float() * loss_map
+    close(weighted.detach(), z["official_weighted_map"])
+    close(weighted.mean().detach(), z["official_loss"])
+    close(loss.detach().float(), z["official_loss"].float())
+    close(gradient.float(), z["official_grad_logits"].float())
+
+
+def check_plf_degenerate(z: Vectors) -> None:
+    _, weight = purified_label_loss(z["logits"], z["label"], return_weight=True)
+    close(weight, z["paper_weight"])
+    for n, finite in enumerate(z["official_is_finite"]):
+        image = (z["logits"][n : n + 1], z["label"][n : n + 1])
+        close(purified_label_loss(*image, ignore_mode="all"), z["paper_loss_meanall_per_image"][n])
+        official = purified_label_loss(*image, variant="official", ignore_mode="all")
+        assert official.isfinite() == finite
+        close(official.float(), z["official_loss_per_image"][n].float())  # weights of float32, as above
+
+
+def weights_of(z: Vectors, prefix: str = "w/") -> dict[str, torch.Tensor]:
+    """The state dict that a file holds below a prefix."""
+    return {key.removeprefix(prefix): z[key] for key in z.arrays if key.startswith(prefix)}
+
+
+def check_crisscross(z: Vectors) -> None:
+    x, state = z["x"], weights_of(z)
+    modules = [CrissCrossAttention(x.shape[1], official_quirk=quirk).double() for quirk in (False, True)]
+    for module, expected in zip(modules, ("out_ccnet", "out_official"), strict=True):
+        module.load_state_dict(state)
+        close(module(x).detach(), z[expected])
+    module = modules[0]
+    close(module(x).detach(), z["out_paper_gamma"])
+    tokens = [conv(x).movedim(1, -1) for conv in (module.query_conv, module.key_conv, module.value_conv)]
+    energy = module.energy(*tokens[:2], own_once=False)
+    close(energy.detach(), z["energy"])
+    twice = module.gather(energy.softmax(-1), tokens[2]).movedim(-1, 1)
+    close((module.gamma * twice + x).detach(), z["out_dim3_nomask"])
+    module.load_state_dict(state | {"gamma": torch.ones(1)})
+    close(module(x).detach(), z["out_paper_gamma1"])
+
+
+def check_cca(z: Vectors) -> None:
+    x, state = z["x"], weights_of(z)
+    for quirk, after, out in ((False, "ccnetmask_after", "out_ccnetmask"), (True, "official_after", "out_official")):
+        module = ConsistencyCorrelationAttention(x.shape[1], pam_reduction=8, official_quirk=quirk).double()
+        module.load_state_dict(state)
+        close(module.cc1(x).detach(), z[f"{after}_cc1"])
+        close(module.pam(module.cc1(x)).detach(), z[f"{after}_pam"])
+        close(module(x).detach(), z[out])
+    gammas = {key: torch.ones(1) for key in state if key.endswith("gamma")}
+    for variant, residual, normalizer in (
+        ("keynorm_noresidual", False, "keys"),
+        ("keynorm_residual", True, "keys"),
+        ("querynorm_noresidual", False, "queries"),
+    ):
+        module = ConsistencyCorrelationAttention(x.shape[1], pam_residual=residual, pam_normalizer=normalizer).double()
+        module.load_state_dict(state | weights_of(z, "w_quarter/") | gammas)
+        close(module(x).detach(), z[f"out_paper_{variant}"])
+
+
+def check_signconv(z: Vectors) -> None:
+    a, b = z["a"], z["b"]
+    fusion = SignPreservingFusion(a.shape[1]).double()
+    fusion.load_state_dict(weights_of(z))
+    positive, negative = fusion.weights(a, b)
+    close(positive.detach(), z["pos"])
+    close(negative.detach(), z["neg"])
+    close(fusion(a, b).detach(), z["out_official"])
+
+
+def check_mpfp(z: Vectors) -> None:
+    class_map, state, classes = z["F"].requires_grad_(), weights_of(z), z["F"].shape[1]
+    for prefix, seen in (("relu", class_map.detach().relu()), ("signed", class_map)):
+        pooling = PyramidFusionPooling(classes, relu_class_map=prefix == "relu").double()
+        pooling.load_state_dict(state)
+        for size in pooling.levels:
+            close(pooling.level(seen, size).detach(), z[f"{prefix}_gap_{size}"])
+        for levels, name in (((2, 4), "fuse1"), ((2, 4, 8), "fuse2"), ((2, 4, 8, 16), "mpfp")):
+            fewer = PyramidFusionPooling(classes, levels=levels, relu_class_map=prefix == "relu").double()
+            fewer.load_state_dict({key: state[key] for key in fewer.state_dict()})
+            close(fewer.maps(class_map.detach(), "pyramid").detach(), z[f"{prefix}_{name}"])
+        logit = pooling(class_map)
+        close(logit.detach(), z[f"{prefix}_logit"])
+        close(logit.detach().sigmoid(), z[f"{prefix}_p"])
+    loss = torch.nn.functional.multilabel_soft_margin_loss(logit, z["label"].double())  # of the signed map
+    close(loss.detach(), z["msml_loss"])
+    names, parameters = zip(*pooling.named_parameters(), strict=True)
+    of_map, *of_weights = torch.autograd.grad(loss, (class_map, *parameters))
+    close(of_map, z["grad_F"])
+    for name, gradient in zip(names, of_weights, strict=True):
+        close(gradient, z[f"grad/{name}"])
+    average = PyramidFusionPooling(classes, fusion="average").double()
+    close(average.maps(class_map.detach(), "pyramid"), z["average_fusion"])
+    close(average(class_map).detach(), z["average_logit"])
+    kernels = PyramidFusionPooling(classes, pool_mode="kernel").double()
+    for size in kernels.levels:
+        if size <= min(class_map.shape[2:]):
+            close(kernels.level(class_map.detach(), size), z[f"kernelreading_pool_{size}"])
+
+
+def check_resnet38_block(z: Vectors) -> None:
+    (kind,) = z.strings("kind")
+    values = zip(z.strings("config_keys"), z["config_values"].tolist(), strict=True)
+    options = {key: value if key == "dropout" else int(value) for key, value in values}
+    block = (PreActivationBlock if kind == "ResBlock" else PreActivationBottleneck)(**options).double().eval()
+    block.load_state_dict(weights_of(z))
+    close(block.activate(z["x"]).detach(), z["bn_relu_input"])
+    close(block(z["x"]).detach(), z["out"])
+
+
+def check_statedict_index(z: Vectors, make: Callable[[], torch.nn.Module]) -> None:
+    """Names, shapes and count of the public checkpoint, but for the classifier, which our backbones do without."""
+    shapes = {
+        name: tuple(shape[:ndim])
+        for name, shape, ndim in zip(z.strings("names"), z["shapes"].tolist(), z["ndim"].tolist(), strict=True)
+    }
+    classifier = sum(int(np.prod(shapes.pop(name))) for name in list(shapes) if name.startswith("fc."))
+    with torch.device("meta"):
+        network = make()
+    assert {name: tuple(entry.shape) for name, entry in network.state_dict().items()} == shapes
+    assert sum(p.numel() for p in network.parameters()) == z["num_parameters"].item() - classifier
+
+
+def pattern_fill(network: torch.nn.Module, gain: float, others: tuple[str, ...] = ()) -> torch.nn.Module:
+    """The deterministic fill of the folder's README; ``others`` are entries that the official network has besides."""
+    own = network.state_dict()
+    state = {}
+    for n, name in enumerate(sorted([*own, *others])):
+        if name in others or name.endswith("num_batches_tracked"):
+            continue
+        shape = own[name].shape
+        v = torch.sin(0.7 * torch.arange(shape.numel(), dtype=torch.float64) + 0.3 * n).reshape(shape)
+        if name.endswith("running_var"):
+            v = 1 + 0.25 * v
+        elif name.endswith("running_mean"):
+            v = 0.05 * v
+        elif len(shape) > 1:
+            v = v * gain * (2 / shape[1:].numel()) ** 0.5
+        else:
+            v = 1 + 0.1 * v if name.endswith("weight") else 0.05 * v
+        state[name] = v
+    network.load_state_dict(state, strict=False, assign=True)
+    return network.eval()
+
+
+def check_features(z: Vectors, features: dict[str, torch.Tensor], steps: dict[str, tuple[str, int]]) -> None:
+    for name, (key, step) in steps.items():
+        assert list(features[name].shape) == z[f"{name}_shape"].tolist()
+        close(features[name].abs().mean(), z[f"{name}_absmean"])
+        close(features[name][:, ::step], z[key])
+
+
+@torch.no_grad()
+def check_resnet38_patternfill(z: Vectors) -> None:
+    with torch.device("meta"):
+        network = ResNet38()
+    network = pattern_fill(network, z["gain"].item())
+    taps = network.taps(z["x"])
+    check_features(z, taps, {"conv4": ("conv4", 16), "conv5": ("conv5", 16), "conv6": ("conv6", 64)})
+    close(network(z["x"]), taps["conv6"])
+
+
+@torch.no_grad()
+def check_resnest_patternfill(z: Vectors) -> None:
+    with torch.device("meta"):
+        network = ResNeSt(50, output_stride=8)
+    network = pattern_fill(network, z["gain"].item(), ("fc.weight", "fc.bias"))
+    features = {f"layer{n}": part for n, part in enumerate(network(z["x"]), start=1)}
+    check_features(z, features, {name: (f"{name}_every64", 64) for name in features})
+
+
+def check_splitattention(z: Vectors) -> None:
+    conv = SplitAttentionConv(z["x"].shape[1], int(z["channels"].item()), radix=int(z["radix"].item())).double().eval()
+    conv.load_state_dict(weights_of(z))
+    close(conv(z["x"]).detach(), z["out"])
+
+
 CHECKS: dict[str, Callable[[Vectors], None]] = {
     "cmer/aspp": check_aspp,
     "cmer/cmer": check_cmer,
@@ -355,6 +570,20 @@ CHECKS: dict[str, Callable[[Vectors], None]] = {
     "cmer/unetcam": check_unetcam,
     "cmer/zscore": check_zscore,
     "gland/cam": check_cam,
+    "gland/resnest101_statedict_index": partial(check_statedict_index, make=partial(ResNeSt, 101)),
+    "gland/resnest200_statedict_index": partial(check_statedict_index, make=partial(ResNeSt, 200)),
+    "gland/resnest50_dilated_patternfill": check_resnest_patternfill,
+    "gland/resnest50_statedict_index": partial(check_statedict_index, make=partial(ResNeSt, 50)),
+    "gland/resnet38_block": check_resnet38_block,
+    "gland/resnet38_patternfill": check_resnet38_patternfill,
+    "gland/resnet38_statedict_index": partial(check_statedict_index, make=ResNet38),
+    "gland/splitattention": check_splitattention,
+    "gland/cca": check_cca,
+    "gland/crisscross": check_crisscross,
+    "gland/mpfp": check_mpfp,
+    "gland/plf": check_plf,
+    "gland/plf_degenerate": check_plf_degenerate,
+    "gland/signconv": check_signconv,
 }
 
 

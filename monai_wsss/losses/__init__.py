@@ -11,14 +11,17 @@ from monai_wsss.losses.cross_modal_equivariance import (
 from monai_wsss.losses.equivariance import EquivarianceLoss, equivariance_loss
 from monai_wsss.losses.mutual_distillation import MutualDistillationLoss, mutual_distillation_loss
 from monai_wsss.losses.peers import peer_weights
+from monai_wsss.losses.purified_label import PurifiedLabelLoss, purified_label_loss
 
 __all__ = [
     "CrossModalEquivarianceLoss",
     "EquivarianceLoss",
     "MutualDistillationLoss",
+    "PurifiedLabelLoss",
     "cross_modal_equivariance_loss",
     "equivariance_loss",
     "mutual_distillation_loss",
     "peer_weights",
+    "purified_label_loss",
     "unit_norm_maps",
 ]

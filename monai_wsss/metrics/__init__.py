@@ -12,6 +12,7 @@ from monai_wsss.metrics.cam_quality import (
     sweep_counts,
     sweep_dice,
 )
+from monai_wsss.metrics.comparison import WelchTest, welch_t_test
 from monai_wsss.metrics.definitions import METRIC_DEFINITIONS, metric_definition
 from monai_wsss.metrics.segmentation import (
     EMPTY_RULE,
@@ -40,6 +41,7 @@ __all__ = [
     "CaseTable",
     "PixelCounts",
     "SurfaceDistances",
+    "WelchTest",
     "accuracy",
     "count_pixels",
     "dice_macro_pooled",
@@ -59,4 +61,5 @@ __all__ = [
     "surface_distances",
     "sweep_counts",
     "sweep_dice",
+    "welch_t_test",
 ]

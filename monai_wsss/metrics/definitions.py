@@ -12,10 +12,10 @@ METRIC_DEFINITIONS = {
     "dice_pooled": "Dice of the foreground: pixels of the whole set pooled, images without a finding included; "
     "undefined where no reference holds a finding.",
     "iou_pooled": "Intersection over union of the foreground, pixels of the whole set pooled.",
-    "miou_pooled": "Mean over background and foreground of the pooled intersection over union; a class that no "
-    "reference holds does not enter.",
-    "dice_macro_pooled": "Mean over background and foreground of the pooled Dice (class-averaged F1). "
-    "An empty mask reaches nearly 0.5 by it.",
+    "miou_pooled": "Mean over the classes, the background among them if there is one, of the pooled intersection over "
+    "union; a class that no reference holds does not enter.",
+    "dice_macro_pooled": "Mean over the classes, the background among them if there is one, of the pooled Dice "
+    "(class-averaged F1). With a background an empty mask reaches nearly 0.5 by it.",
     "f1": "F1 of the foreground pixels, pooled: the same number as dice_pooled under its other name.",
     "f1_from_miou": "2 mIoU / (1 + mIoU), as some papers derive F1 from miou_pooled.",
     "asd": "Mean distance from the surface of the mask to that of the reference.",

@@ -3,6 +3,7 @@
 
 """Run folders and their HTML page: what was measured, on what, with which weights; and charts as files."""
 
+from monai_wsss.reports.box_chart import box_chart
 from monai_wsss.reports.charts import bar_chart, write_svg
 from monai_wsss.reports.page import write_report
 from monai_wsss.reports.panels import choose_cases, render_panel
@@ -14,6 +15,7 @@ __all__ = [
     "RunFolder",
     "RunRecord",
     "bar_chart",
+    "box_chart",
     "choose_cases",
     "collect_provenance",
     "render_panel",

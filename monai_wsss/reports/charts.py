@@ -8,10 +8,8 @@ page takes over and :func:`write_svg` writes into the file.
 
 from __future__ import annotations
 
-import math
 import os
 import re
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,22 @@ from pathlib import Path
 from markupsafe import Markup
 
 from monai_wsss._files import atomic_path
+from monai_wsss.reports.chart_parts import (
+    BOTTOM,
+    LETTER,
+    ROW,
+    TOP,
+    ChartFrame,
+    axis_scale,
+    chart_svg,
+    element,
+    grid_lines,
+    group_labels,
+    legend_below,
+    round_ticks,
+    top_margin,
+    widened,
+)
 
 __all__ = [
     "CHART_COLORS",
@@ -68,15 +82,14 @@ svg .curve.c1 { stroke-dasharray: 6 4; } svg .curve.c2 { stroke-dasharray: 1 5; 
 svg .curve.c3 { stroke-dasharray: 10 4 1 4; } svg .curve.c5 { stroke-dasharray: 12 5; }
 svg .ring { fill: var(--paper); stroke: currentColor; stroke-width: 2; }
 svg .column { fill: currentColor; }
+svg .box { fill: currentColor; fill-opacity: 0.2; stroke: currentColor; stroke-width: 1.5; }
+svg .median { stroke: currentColor; stroke-width: 3; }
+svg .point { fill: currentColor; fill-opacity: 0.6; }
 svg .number { fill: var(--ink); font-size: 11px; }
 svg .dot { fill: var(--accent); fill-opacity: 0.75; }
 svg .mean { stroke: var(--second); stroke-width: 2; }
 svg .track { fill: var(--rule); } svg .range { fill: var(--band); } svg .value { fill: var(--accent); }
 """)
-
-_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 12, 10, 36
-_ROW = 18  # height of a row of the legend, and of a label above the chart
-_LETTER = 6.8  # width of a letter of 12 px, a little more than the mean of the fonts above
 
 
 @dataclass(frozen=True)
@@ -94,36 +107,6 @@ class ChartLine:
     x: Sequence[float]
     y: Sequence[float]
     mark: int | None = None
-
-
-def _element(name: str, content: str | Markup = "", **attributes: object) -> Markup:
-    """An SVG element; ``class_`` is written ``class``, ``text_anchor`` ``text-anchor``, floats with one digit."""
-    written = [
-        Markup('{}="{}"').format(
-            key.rstrip("_").replace("_", "-"), f"{value:.1f}" if isinstance(value, float) else value
-        )
-        for key, value in attributes.items()
-    ]
-    return Markup("<{0} {1}>{2}</{0}>").format(name, Markup(" ").join(written), content)
-
-
-@dataclass(frozen=True)
-class _Frame:
-    """Where values lie on the sheet."""
-
-    width: float
-    height: float
-    x_range: tuple[float, float]
-    y_range: tuple[float, float]
-    top: float = _TOP
-
-    def x(self, value: float) -> float:
-        low, high = self.x_range
-        return _LEFT + (value - low) / (high - low) * (self.width - _LEFT - _RIGHT)
-
-    def y(self, value: float) -> float:
-        low, high = self.y_range
-        return self.height - _BOTTOM - (value - low) / (high - low) * (self.height - self.top - _BOTTOM)
 
 
 def line_chart(
@@ -153,13 +136,13 @@ def line_chart(
     """
     xs = [x for line in lines for x in line.x]
     ys = [y for line in lines for y in line.y]
-    x_ticks = _ticks(min(xs), max(xs), 6)
-    y_ticks, y_limits = _scale(ys, y_range)
-    frame = _Frame(*size, _widened(min(xs), max(xs)), y_limits, _top(y_label))
-    parts = [_grid(frame, x_ticks, y_ticks, x_label, y_label)]
+    x_ticks = round_ticks(min(xs), max(xs), 6)
+    y_ticks, y_limits = axis_scale(ys, y_range)
+    frame = ChartFrame(*size, widened(min(xs), max(xs)), y_limits, top_margin(y_label))
+    parts = [grid_lines(frame, x_ticks, y_ticks, x_label, y_label)]
     parts += [_curve(frame, line, number % 6) for number, line in enumerate(lines)]
-    legend, added = _legend([line.name for line in lines], size, "curve")
-    return _svg((size[0], size[1] + added), title, [*parts, legend])
+    legend, added = legend_below([line.name for line in lines], size, "curve")
+    return chart_svg((size[0], size[1] + added), title, [*parts, legend])
 
 
 def bar_chart(
@@ -203,18 +186,19 @@ def bar_chart(
         for value, half in zip(row, spread.get(name, [0.0] * len(row)), strict=True)
         for sign in (-1, 1)
     ]
-    y_ticks, y_limits = _scale([0.0, *ends], y_range)
-    frame = _Frame(*size, (0.0, float(len(groups))), y_limits, _top(y_label) + _ROW)  # a row for the highest number
-    parts = [_grid(frame, [], y_ticks, "", y_label)]
+    y_ticks, y_limits = axis_scale([0.0, *ends], y_range)
+    room = top_margin(y_label) + ROW  # a row for the highest number
+    frame = ChartFrame(*size, (0.0, float(len(groups))), y_limits, room)
+    parts = [grid_lines(frame, [], y_ticks, "", y_label)]
     for number, (name, row) in enumerate(values.items()):
         for group, value in enumerate(row):
             left, right = (frame.x(group + 0.1 + 0.8 * (number + side) / len(values)) for side in (0, 1))
             half = spread[name][group] if name in spread else None
             parts.append(_column(frame, left, right, value, half, number % 6, f"{value:.{digits}f}"))
-    names, lines = _group_names(frame, groups)
+    names, lines = group_labels(frame, groups)
     below = (size[0], size[1] + 14 * (lines - 1) - 10)  # no label of the axis between names and legend
-    legend, added = _legend(list(values), below, "column")
-    return _svg((below[0], below[1] + added), title, [*parts, names, legend])
+    legend, added = legend_below(list(values), below, "column")
+    return chart_svg((below[0], below[1] + added), title, [*parts, names, legend])
 
 
 def value_strip(values: Sequence[float], *, title: str, x_label: str, size: tuple[int, int] = (520, 110)) -> Markup:
@@ -230,19 +214,19 @@ def value_strip(values: Sequence[float], *, title: str, x_label: str, size: tupl
         >>> value_strip([0.2, 0.8], title="Dice", x_label="Dice").count("<circle")
         2
     """
-    frame = _Frame(*size, (0.0, 1.0), (0.0, 1.0))
-    bottom = size[1] - _BOTTOM
-    parts = [_grid(frame, [0, 0.2, 0.4, 0.6, 0.8, 1], [], x_label, "")]
+    frame = ChartFrame(*size, (0.0, 1.0), (0.0, 1.0))
+    bottom = size[1] - BOTTOM
+    parts = [grid_lines(frame, [0, 0.2, 0.4, 0.6, 0.8, 1], [], x_label, "")]
     stacked: dict[int, int] = {}
     for value in sorted(values):
         column = round(value * 80)
-        rise = min(stacked.get(column, 0) * 9, bottom - _TOP - 8)
+        rise = min(stacked.get(column, 0) * 9, bottom - TOP - 8)
         stacked[column] = stacked.get(column, 0) + 1
-        parts.append(_element("circle", class_="dot", cx=frame.x(value), cy=bottom - 7 - rise, r=4))
+        parts.append(element("circle", class_="dot", cx=frame.x(value), cy=bottom - 7 - rise, r=4))
     mean = frame.x(sum(values) / len(values))
-    parts.append(_element("line", class_="mean", x1=mean, x2=mean, y1=_TOP - 4, y2=bottom))
-    parts.append(_element("text", "mean", x=mean + 5, y=_TOP + 4))
-    return _svg(size, title, parts)
+    parts.append(element("line", class_="mean", x1=mean, x2=mean, y1=TOP - 4, y2=bottom))
+    parts.append(element("text", "mean", x=mean + 5, y=TOP + 4))
+    return chart_svg(size, title, parts)
 
 
 def interval_bar(mean: float, low: float, high: float) -> Markup:
@@ -255,66 +239,27 @@ def interval_bar(mean: float, low: float, high: float) -> Markup:
     width = 120
     left, right, middle = (max(0.0, min(1.0, value)) * width for value in (low, high, mean))
     parts = [
-        _element("rect", class_="track", x=0, y=5, width=width, height=2),
-        _element("rect", class_="range", x=left, y=3, width=max(right - left, 1.0), height=6, rx=3),
-        _element("rect", class_="value", x=min(max(middle - 1.5, 0.0), width - 3), y=0, width=3, height=12),
+        element("rect", class_="track", x=0, y=5, width=width, height=2),
+        element("rect", class_="range", x=left, y=3, width=max(right - left, 1.0), height=6, rx=3),
+        element("rect", class_="value", x=min(max(middle - 1.5, 0.0), width - 3), y=0, width=3, height=12),
     ]
-    return _element(
+    return element(
         "svg", Markup("").join(parts), class_="bar", viewBox="0 0 120 12", width=width, height=12, aria_hidden="true"
     )
 
 
-def _ticks(low: float, high: float, most: int) -> list[float]:
-    """Round numbers (1, 2 or 5 times a power of ten apart) within [low, high], at least one."""
-    span = (high - low) or abs(high) or 1.0
-    step = 10.0 ** math.floor(math.log10(span / most))
-    step *= next(factor for factor in (1, 2, 5, 10) if span / (step * factor) <= most)
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [round(i * step, 12) for i in range(first, last + 1)] or [low]
-
-
-def _widened(low: float, high: float) -> tuple[float, float]:
-    return (low, high) if high > low else (low - 0.5, high + 0.5)
-
-
-def _scale(values: Sequence[float], y_range: tuple[float, float] | None) -> tuple[list[float], tuple[float, float]]:
-    """Ticks and limits of the upright axis: the range that was asked for, else what holds all values and ticks."""
-    ticks = _ticks(*(y_range or (min(values), max(values))), 5)
-    return ticks, _widened(*(y_range or (min(ticks[0], *values), max(ticks[-1], *values))))
-
-
-def _top(y_label: str) -> int:
-    return _TOP + (_ROW if y_label else 0)
-
-
-def _grid(frame: _Frame, x_ticks: Sequence[float], y_ticks: Sequence[float], x_label: str, y_label: str) -> Markup:
-    bottom, right = frame.height - _BOTTOM, frame.width - _RIGHT
-    parts = [_element("line", class_="axis", x1=_LEFT, x2=right, y1=bottom, y2=bottom)]
-    if x_label:
-        parts.append(_element("text", x_label, x=(_LEFT + right) / 2, y=frame.height - 4, text_anchor="middle"))
-    if y_label:
-        parts.append(_element("text", y_label, x=_LEFT, y=_TOP + 4))
-    for value in y_ticks:
-        level = frame.y(value)
-        parts.append(_element("line", class_="grid", x1=_LEFT, x2=right, y1=level, y2=level))
-        parts.append(_element("text", f"{value:g}", x=_LEFT - 6, y=level + 4, text_anchor="end"))
-    for value in x_ticks:
-        parts.append(_element("text", f"{value:g}", x=frame.x(value), y=bottom + 16, text_anchor="middle"))
-    return Markup("").join(parts)
-
-
-def _curve(frame: _Frame, line: ChartLine, color: int) -> Markup:
+def _curve(frame: ChartFrame, line: ChartLine, color: int) -> Markup:
     points = [f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in zip(line.x, line.y, strict=True)]
     # A polyline of one point draws nothing; of twice the same point, with round ends, a dot.
-    drawn = _element("polyline", class_=f"curve c{color}", points=" ".join(points * 2 if len(points) == 1 else points))
+    drawn = element("polyline", class_=f"curve c{color}", points=" ".join(points * 2 if len(points) == 1 else points))
     if line.mark is None:
         return drawn
     x, y = frame.x(line.x[line.mark]), frame.y(line.y[line.mark])
-    return drawn + _element("circle", class_=f"ring c{color}", cx=x, cy=y, r=5)
+    return drawn + element("circle", class_=f"ring c{color}", cx=x, cy=y, r=5)
 
 
 def _column(
-    frame: _Frame, left: float, right: float, value: float, half: float | None, color: int, number: str
+    frame: ChartFrame, left: float, right: float, value: float, half: float | None, color: int, number: str
 ) -> Markup:
     """A bar from zero, the stroke of its spread, and its number above both; upright where the bar is narrow.
 
@@ -323,53 +268,18 @@ def _column(
     low, high = frame.y_range
     base, tip, middle = frame.y(min(max(0.0, low), high)), frame.y(value), (left + right) / 2
     top, height = min(base, tip), max(abs(base - tip), 1.0)
-    drawn = _element("rect", class_=f"column c{color}", x=left, y=top, width=(right - left) * 0.92, height=height)
+    drawn = element("rect", class_=f"column c{color}", x=left, y=top, width=(right - left) * 0.92, height=height)
     ends = [base, tip]
     if half is not None:
         bottom, top = frame.y(value - half), frame.y(value + half)
         stroke = f"M{middle - 3:.1f} {bottom:.1f}h6m-3 0V{top:.1f}m-3 0h6"
-        drawn += _element("path", class_="whisker", d=stroke)
+        drawn += element("path", class_="whisker", d=stroke)
         ends.append(top)
     level = min(ends) - 4
-    if len(number) * _LETTER <= right - left + 4:
-        return drawn + _element("text", number, class_="number", x=middle, y=level, text_anchor="middle")
+    if len(number) * LETTER <= right - left + 4:
+        return drawn + element("text", number, class_="number", x=middle, y=level, text_anchor="middle")
     turn = f"rotate(-90 {middle + 4:.1f} {level:.1f})"
-    return drawn + _element("text", number, class_="number", x=middle + 4, y=level, transform=turn)
-
-
-def _group_names(frame: _Frame, groups: Sequence[str]) -> tuple[Markup, int]:
-    """The names below their groups, broken into lines that fit, and the greatest number of lines."""
-    letters = max(int((frame.x(1) - frame.x(0)) / _LETTER), 6)
-    wrapped = [textwrap.wrap(name, letters) or [""] for name in groups]
-    level = frame.height - _BOTTOM + 16
-    texts = [
-        _element("text", line, x=frame.x(group + 0.5), y=level + 14 * row, text_anchor="middle")
-        for group, lines in enumerate(wrapped)
-        for row, line in enumerate(lines)
-    ]
-    return Markup("").join(texts), max(map(len, wrapped))
-
-
-def _legend(names: Sequence[str], size: tuple[int, int], kind: str) -> tuple[Markup, int]:
-    """Names with their strokes or blocks in columns below a chart of that size, and the height that they add.
-
-    A single name needs no legend.  It lies below because no corner of the chart is safe from curves.
-    """
-    if len(names) < 2:
-        return Markup(""), 0
-    key_width = 24 if kind == "curve" else 12
-    step = max(map(len, names)) * _LETTER + key_width + 24
-    columns = max(int((size[0] - _LEFT) / step), 1)
-    parts = []
-    for number, name in enumerate(names):
-        left, level = _LEFT + step * (number % columns), size[1] + _ROW * (number // columns) + 12
-        key = f"{kind} c{number % 6}"
-        if kind == "curve":
-            parts.append(_element("line", class_=key, x1=left + 1, x2=left + key_width, y1=level, y2=level))
-        else:
-            parts.append(_element("rect", class_=key, x=left, y=level - 6, width=key_width, height=12))
-        parts.append(_element("text", name, x=left + key_width + 7, y=level + 4))
-    return Markup("").join(parts), _ROW * math.ceil(len(names) / columns) + 8
+    return drawn + element("text", number, class_="number", x=middle + 4, y=level, transform=turn)
 
 
 def _check_bars(
@@ -384,12 +294,6 @@ def _check_bars(
         for name, row in rows.items():
             if len(row) != len(groups):
                 raise ValueError(f"Expected `{argument}` of {len(groups)} groups, got {len(row)} for {name}.")
-
-
-def _svg(size: tuple[int, int], title: str, parts: Sequence[Markup]) -> Markup:
-    content = Markup("<title>{}</title>").format(title) + Markup("").join(parts)
-    box = f"0 0 {size[0]} {size[1]}"
-    return _element("svg", content, class_="chart", viewBox=box, role="img", style=f"max-width:{size[0]}px")
 
 
 def write_svg(path: str | os.PathLike[str], chart: Markup) -> Path:

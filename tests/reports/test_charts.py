@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from monai_wsss._checks import DataError
+from monai_wsss.reports.chart_parts import round_ticks
 from monai_wsss.reports.charts import (
     CHART_COLORS,
     ChartLine,
-    _ticks,
     bar_chart,
     interval_bar,
     line_chart,
@@ -64,7 +64,7 @@ def test_one_point_and_constant_curves(y):
 
 @given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6), st.integers(2, 8))
 def test_ticks_are_round_within_the_range_and_few(low, span, most):
-    ticks = _ticks(low, low + span, most)
+    ticks = round_ticks(low, low + span, most)
     assert 1 <= len(ticks) <= most + 1
     assert all(low - 1e-6 * span - 1e-9 <= tick <= low + span * (1 + 1e-6) + 1e-9 for tick in ticks)
 
