@@ -5,10 +5,19 @@
 
 from monai_wsss.inferers.gradient_cam import GradientCAMInferer
 from monai_wsss.inferers.multi_view import multi_view_maps
+from monai_wsss.inferers.pseudo_masks import PseudoMaskWriter
+from monai_wsss.inferers.pseudo_quality import score_pseudo_masks
+from monai_wsss.inferers.slide_stain import SlideNormalizer
 from monai_wsss.inferers.volume import VolumeInferer
+from monai_wsss.inferers.whole_slide import SlideResult, segment_slide
 
 __all__ = [
     "GradientCAMInferer",
+    "PseudoMaskWriter",
+    "SlideNormalizer",
+    "SlideResult",
     "VolumeInferer",
     "multi_view_maps",
+    "score_pseudo_masks",
+    "segment_slide",
 ]

@@ -32,7 +32,7 @@ class VolumeInferer(Inferer):
             the slices' own size.
         slice_axis: spatial axis along which a 2D network walks through a study, 0..2 or negative.
         slice_batch: slices at once.
-        roi_size: window of a 3D network; None for the whole study at once.
+        roi_size: window of the network, in pixels of its grid; None for the whole image, slice or study at once.
         overlap: share by which windows overlap, in [0, 1).
         views: see :func:`~monai_wsss.inferers.multi_view_maps`.
         scales: see there.
@@ -64,12 +64,15 @@ class VolumeInferer(Inferer):
     ) -> None:
         super().__init__()
         if cam is not None and roi_size:
-            raise ValueError("Expected `cam` without `roi_size`: presence is decided for a whole study, not by window.")
+            raise ValueError("Expected `cam` without `roi_size`: presence is decided for a whole image, not by window.")
         self.spatial_dims = spatial_dims
         self.grid = grid
         self.slice_axis = slice_axis
         self.slice_batch = slice_batch
-        self.windows = SlidingWindowInferer(roi_size, overlap=overlap, mode="gaussian") if roi_size else None
+        self.windows = None
+        if roi_size:
+            at_once = slice_batch if spatial_dims == 2 else 1
+            self.windows = SlidingWindowInferer(roi_size, at_once, overlap=overlap, mode="gaussian")
         self.views = views
         self.scales = tuple(scales)
         self.cam = cam
@@ -83,14 +86,17 @@ class VolumeInferer(Inferer):
         def view_maps(view: torch.Tensor) -> torch.Tensor:
             return network(view, *args, **kwargs) if self.cam is None else self.cam(view, network, *args, **kwargs)
 
-        def maps(patch: torch.Tensor) -> torch.Tensor:
+        def whole(patch: torch.Tensor) -> torch.Tensor:
             return multi_view_maps(view_maps, patch, views=self.views, scales=self.scales)
+
+        def maps(patch: torch.Tensor) -> torch.Tensor:
+            return whole(patch) if self.windows is None else self.windows(patch, whole)
 
         if self.spatial_dims == 2:
             return self._in_plane(image, maps) if image.ndim == 4 else self._slices(image, maps)
         if image.ndim == 4:
             raise ValueError(f"Expected a study (B, C, H, W, D) for a 3D network, got {tuple(image.shape)}.")
-        return maps(image) if self.windows is None else self.windows(image, maps)
+        return maps(image)
 
     def _in_plane(self, image: torch.Tensor, maps: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
         if self.grid is None:

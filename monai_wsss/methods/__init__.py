@@ -7,11 +7,15 @@ from monai_wsss.methods.base import WSSSMethod
 from monai_wsss.methods.cam import ClassActivationMapping
 from monai_wsss.methods.cmer import CMER
 from monai_wsss.methods.full_supervision import FullSupervision, SegmentationNetwork
+from monai_wsss.methods.gland import GlandClassification
+from monai_wsss.methods.pseudo_supervision import PseudoMaskSupervision
 
 __all__ = [
     "CMER",
     "ClassActivationMapping",
     "FullSupervision",
+    "GlandClassification",
+    "PseudoMaskSupervision",
     "SegmentationNetwork",
     "WSSSMethod",
 ]

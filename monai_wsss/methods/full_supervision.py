@@ -49,7 +49,8 @@ class FullSupervision(WSSSMethod):
     """Cross-entropy plus soft Dice on pixel masks: an upper bound, never a weak result.
 
     Args:
-        network: gives K+1 logits, channel 0 the background.
+        network: gives K+1 logits, channel 0 the background; K logits without one.
+        background: whether there is one. Without, every class is real tissue and mask value k is channel k-1.
 
     Example:
         >>> import torch
@@ -64,10 +65,11 @@ class FullSupervision(WSSSMethod):
 
     uses_masks: ClassVar[bool] = True
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, *, background: bool = True) -> None:
         super().__init__(network)
+        self.background = background
         # batch=True: Dice over the batch, so that images without foreground do not divide by nothing.
-        self.criterion = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False, batch=True)
+        self.criterion = DiceCELoss(to_onehot_y=True, softmax=True, include_background=not background, batch=True)
 
     @classmethod
     def tiny(cls, spatial_dims: int = 2, in_channels: int = 1, num_classes: int = 1) -> FullSupervision:
@@ -79,4 +81,5 @@ class FullSupervision(WSSSMethod):
         if "mask" not in batch:
             raise ValueError("Full supervision needs `mask` in its batch: read the split with masks=True.")
         logits = float32_or_wider(self.network(batch["image"]))
-        return {"full_supervision": self.criterion(logits, batch["mask"])}
+        mask = batch["mask"] if self.background else batch["mask"] - 1
+        return {"full_supervision": self.criterion(logits, mask)}

@@ -1,0 +1,285 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""From a network's maps and the image-level labels of a split to pseudo-masks on disk, for the second stage.
+
+With a background, an image's pseudo-mask is :func:`~monai_wsss.refinement.to_mask` gated by its label: 0, or 1..K.
+
+Without one (all classes are real tissue), patches of one picture are merged before anything is decided:
+
+    S_k(q) = mean over the patches that cover q of their signed maps F_k(q)       scores, not labels, are averaged
+    A(q)   = classes that every one of these patches is tagged with               the label filter
+    pseudo(q) = argmax over k in A(q) of S_k(q), plus 1                           255 where A(q) is empty
+
+so that a patch with a single tag becomes constant, and says the same to the pixels that it shares with its neighbors.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data.meta_tensor import MetaTensor
+from torch import nn
+from tqdm import tqdm
+
+from monai_wsss._checks import DataError, check_choice, float32_or_wider
+from monai_wsss._files import case_file_name, file_sha256, load_tensors, make_directory, write_json
+from monai_wsss.cams import normalize_maps
+from monai_wsss.refinement import ToMaskd
+from monai_wsss.transforms import has_geometry, write_mask
+
+__all__ = ["MANIFEST", "PseudoMaskWriter", "merge_patches"]
+
+MANIFEST = "manifest.json"
+_IGNORED = 255  # as in metrics, which nothing that trains may import
+
+logger = logging.getLogger(__name__)
+
+Item = Mapping[str, Any]
+
+
+class PseudoMaskWriter:
+    """Writes ``<output_dir>/<id>.png`` (or ``.nii.gz``) for each case of a split, and a manifest when all are there.
+
+    A killed run goes on where it stopped; files of other weights or settings are written anew.  No mask is read.
+
+    Args:
+        network: gives the maps; deployable, on its device.
+        weights: its weights, loaded before the first map.
+        items: cases of :func:`~monai_wsss.data.load_datalist`, each with its ``label``.
+        transform: from an item to ``image`` (C, *S), without chance and at the image's own size.
+        inferer: ``inferer(image, network)`` at the image's size, e.g. a
+            :class:`~monai_wsss.inferers.VolumeInferer` with scales and flips.
+        output_dir: the folder of the pseudo-masks.
+        background: whether 0 is a class of its own; see the module for what follows.
+        rule: with a background: how maps are cut, see :func:`~monai_wsss.refinement.to_mask`.
+        threshold: with a background: where.
+        scores: without one: ``signed`` compares raw maps; ``cam`` those divided by their maximum in the patch (Eq. 4),
+            whose negative part stays, to break the ties of classes that are all at zero.
+        label_filter: without one: ``neighbors`` as in the module, ``patch`` lets a patch's tags speak for itself alone,
+            ``none`` leaves tags out.
+        white: brightness, as a share of 255, above which all three colors of a pixel mean bare glass, which becomes
+            255; None for no such rule.  Read from ``picture``, a copy of the image before normalization.
+        batch_size: images of one size at once.
+
+    Raises:
+        ValueError: an unknown choice.
+        DataError: when it runs: no items, weights that cannot be read, a folder that cannot be written, or a white
+            rule without ``picture``.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        weights: str | os.PathLike[str] | None,
+        items: Sequence[Item],
+        transform: Callable[[Item], Item],
+        inferer: Callable[..., torch.Tensor],
+        output_dir: str | os.PathLike[str],
+        *,
+        background: bool = True,
+        rule: str | None = None,
+        threshold: float | None = None,
+        scores: str = "signed",
+        label_filter: str = "neighbors",
+        white: float | None = None,
+        batch_size: int = 32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        check_choice("scores", scores, ("signed", "cam"))
+        check_choice("label_filter", label_filter, ("neighbors", "patch", "none"))
+        self.network = network
+        self.weights = weights
+        self.items = items
+        self.transform = transform
+        self.inferer = inferer
+        self.output_dir = Path(output_dir)
+        self.background = background
+        self.rule = rule
+        self.threshold = threshold
+        self.scores = scores
+        self.label_filter = label_filter
+        self.white = white
+        self.batch_size = batch_size
+        self.device = torch.device(device)
+
+    @torch.no_grad()
+    def run(self) -> Path:
+        """Write what is missing; returns the path of the manifest.  Of several processes the first one writes."""
+        if not self.items:
+            raise DataError("There is no case to make a pseudo-mask of: choose another split.")
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if not distributed or torch.distributed.get_rank() == 0:
+            self._write()
+        if distributed:
+            torch.distributed.barrier()
+        return self.output_dir / MANIFEST
+
+    def _write(self) -> None:
+        if self.weights is not None:
+            self.network.load_state_dict(load_tensors(self.weights))
+        folder = make_directory(self.output_dir)
+        settings = self._settings()
+        self._keep_or_clear(folder, settings)
+        was_training = self.network.training
+        self.network.eval()
+        groups = list(self._groups())
+        missing = [group for group in groups if not all(self._path(item).is_file() for item in group)]
+        if len(missing) < len(groups):
+            logger.info("%d of %d pictures have their pseudo-masks already.", len(groups) - len(missing), len(groups))
+        for group in tqdm(missing, desc="pseudo-masks", disable=None):
+            for item, mask, affine in self._masks_of(group):
+                write_mask(self._path(item, affine), mask, affine)
+        self.network.train(was_training)
+        files = {str(item["id"]): self._path(item).name for item in self.items}
+        write_json(folder / MANIFEST, {"settings": settings, "files": files})
+        logger.info("%d pseudo-masks in %s.", len(files), folder)
+
+    def _settings(self) -> dict[str, Any]:
+        """What the pseudo-masks depend on, besides the images."""
+        names = ("background", "rule", "threshold", "scores", "label_filter", "white")
+        views = {name: getattr(self.inferer, name, None) for name in ("views", "scales", "grid")}
+        return {
+            **{name: getattr(self, name) for name in names},
+            **{name: list(value) if isinstance(value, tuple) else value for name, value in views.items()},
+            "weights_sha256": None if self.weights is None else file_sha256(self.weights),
+        }
+
+    def _keep_or_clear(self, folder: Path, settings: dict[str, Any]) -> None:
+        """Remove the files of other settings; what is left is of these."""
+        path = folder / "settings.json"
+        if path.is_file() and json.loads(path.read_text(encoding="utf-8")) == settings:
+            return
+        stale = [self._path(item) for item in self.items]
+        (folder / MANIFEST).unlink(missing_ok=True)
+        for file in stale:
+            file.unlink(missing_ok=True)
+        write_json(path, settings)
+
+    def _path(self, item: Item, affine: np.ndarray | None = None) -> Path:
+        """Where an item's pseudo-mask lies, or goes if it has the geometry ``affine``."""
+        stem = self.output_dir / case_file_name(item["id"])
+        study = stem.with_name(f"{stem.name}.nii.gz")
+        return study if affine is not None or study.is_file() else stem.with_name(f"{stem.name}.png")
+
+    def _groups(self) -> Iterator[list[Item]]:
+        """Patches of one picture together; images that are no patches one by one."""
+        if self.background:
+            yield from ([item] for item in self.items)
+            return
+        groups: dict[str, list[Item]] = {}
+        for item in self.items:
+            groups.setdefault(str(item.get("source", f"id {item['id']}")), []).append(item)
+        yield from groups.values()
+
+    def _masks_of(self, group: Sequence[Item]) -> Iterator[tuple[Item, torch.Tensor, np.ndarray | None]]:
+        """Each item of a group with its pseudo-mask (1, *S) and its place in space."""
+        loaded = [self.transform(item) for item in group]
+        affines = [
+            np.asarray(item["image"].affine, dtype=np.float64) if has_geometry(item["image"]) else None
+            for item in loaded
+        ]
+        maps = self._maps([_plain(item["image"]) for item in loaded])
+        if self.background:
+            masks = [self._decided(item, scores) for item, scores in zip(loaded, maps, strict=True)]
+        else:
+            masks = merge_patches(
+                [self._comparable(scores) for scores in maps],
+                [torch.as_tensor(item["label"]) for item in loaded],
+                [item.get("origin", (0,) * (scores.ndim - 1)) for item, scores in zip(loaded, maps, strict=True)],
+                label_filter=self.label_filter,
+            )
+        for item, mask, affine in zip(loaded, masks, affines, strict=True):
+            if self.white is not None:
+                mask = torch.where(self._bare_glass(item), torch.as_tensor(_IGNORED, dtype=torch.uint8), mask)
+            yield item, mask, affine
+
+    def _maps(self, images: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Raw maps (K, *S) of images, those of one size in batches."""
+        maps: list[torch.Tensor] = []
+        for start in range(0, len(images), self.batch_size):
+            chunk = images[start : start + self.batch_size]
+            alike = len({image.shape for image in chunk}) == 1
+            for batch in [torch.stack(chunk)] if alike else [image[None] for image in chunk]:
+                maps.extend(float32_or_wider(self.inferer(batch.to(self.device), self.network)).cpu())
+        return maps
+
+    def _decided(self, item: Item, scores: torch.Tensor) -> torch.Tensor:
+        decide = ToMaskd("scores", self.network, rule=self.rule, threshold=self.threshold, gate="given")
+        return decide({"scores": scores, "label": item["label"]})["scores"].cpu()
+
+    def _comparable(self, maps: torch.Tensor) -> torch.Tensor:
+        """Raw maps, or Eq. 4 above zero and the raw map below."""
+        if self.scores == "signed":
+            return maps
+        return torch.where(maps > 0, normalize_maps(maps[None], "max")[0], maps)
+
+    def _bare_glass(self, item: Item) -> torch.Tensor:
+        """(1, *S) bool, from the picture before it was normalized."""
+        if self.white is None or "picture" not in item:
+            raise DataError(
+                'The rule for white pixels reads the key "picture": copy the image before it is normalized '
+                "(monai.transforms.CopyItemsd)."
+            )
+        return (_plain(item["picture"]) > 255 * self.white).all(dim=0, keepdim=True)
+
+
+def merge_patches(
+    maps: Sequence[torch.Tensor],
+    labels: Sequence[torch.Tensor],
+    origins: Sequence[Sequence[int]],
+    *,
+    label_filter: str = "neighbors",
+) -> list[torch.Tensor]:
+    """Pseudo-masks of overlapping patches of one picture: averaged scores, filtered by tags, argmax.
+
+    Args:
+        maps: signed scores of each patch (K, *s).
+        labels: its tags (K,), 0/1.
+        origins: its first pixel in the picture, one number an axis.
+        label_filter: ``neighbors``: a pixel may only have classes that all patches over it are tagged with;
+            ``patch``: those of the patch itself; ``none``: any.
+
+    Returns:
+        uint8 masks (1, *s), 1..K; 255 where tags contradict each other.
+
+    Example:
+        >>> maps = [torch.tensor([[[1.0, 1.0]], [[0.0, 0.0]]]), torch.tensor([[[0.0, 0.0]], [[3.0, 3.0]]])]
+        >>> masks = merge_patches(maps, [torch.tensor([1, 1]), torch.tensor([1, 1])], [(0, 0), (0, 1)])
+        >>> [mask.tolist() for mask in masks]
+        [[[[1, 2]]], [[[2, 2]]]]
+    """
+    windows = [
+        tuple(slice(start, start + side) for start, side in zip(origin, patch.shape[1:], strict=True))
+        for origin, patch in zip(origins, maps, strict=True)
+    ]
+    size = [max(window[axis].stop for window in windows) for axis in range(maps[0].ndim - 1)]
+    classes = maps[0].shape[0]
+
+    def by_class(label: torch.Tensor) -> torch.Tensor:
+        return (label > 0).reshape(-1, *[1] * len(size))
+
+    total, count = torch.zeros(classes, *size), torch.zeros(size)
+    allowed = torch.ones(classes, *size, dtype=torch.bool)
+    for patch, label, window in zip(maps, labels, windows, strict=True):
+        total[:, *window] += patch
+        count[window] += 1
+        if label_filter == "neighbors":
+            allowed[:, *window] &= by_class(label)
+    scores = total / count.clamp_min(1)
+    masks = []
+    for label, window in zip(labels, windows, strict=True):
+        may = allowed[:, *window] & (by_class(label) if label_filter == "patch" else True)
+        winner = scores[:, *window].masked_fill(~may, -torch.inf).argmax(dim=0, keepdim=True) + 1
+        masks.append(torch.where(may.any(dim=0, keepdim=True), winner, _IGNORED).to(torch.uint8))
+    return masks
+
+
+def _plain(image: torch.Tensor) -> torch.Tensor:
+    return image.as_tensor() if isinstance(image, MetaTensor) else torch.as_tensor(image)

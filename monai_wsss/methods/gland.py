@@ -1,0 +1,114 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""Gland segmentation from patch tags (Feng et al., AAAI 2025), the first of its two stages: the classifier.
+
+    F = network.signed_map(image)         signed class map, (B, K, *s)
+    z = network.image_logits(F)           Eq. 9 (MPFP) or Eq. 3 (average), (B, K)
+    L = mean_k BCE(z_k, y_k)              on multi-hot tags: a patch may hold gland, other tissue, or both
+
+Its maps become pseudo-masks (:class:`~monai_wsss.inferers.PseudoMaskWriter`), on which the second stage trains a
+segmenter with purified label filtration: :class:`~monai_wsss.methods.PseudoMaskSupervision`.
+
+| symbol | name        | here                                                              |
+|--------|-------------|-------------------------------------------------------------------|
+| CCA    | attention   | ``networks.ConsistencyCorrelationAttention``, Eq. 1-2             |
+| MPFP   | pyramid     | ``networks.PyramidFusionPooling``, Eq. 5-9                        |
+| PLF    |             | ``losses.PurifiedLabelLoss``, Eq. 10-11                           |
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from monai_wsss._checks import check_choice, float32_or_wider
+from monai_wsss.engines.schedules import Progress
+from monai_wsss.methods.base import WSSSMethod
+from monai_wsss.networks import GlandClassifier, resnet38_classifier
+
+__all__ = ["GlandClassification"]
+
+_PRESETS: dict[str, dict[str, Any]] = {
+    # From scratch, on a small machine: what the feasibility runs found to train.
+    "default": {
+        "small": True,
+        "width": 12,
+        "frozen": "none",
+        "attention": "none",
+        "pyramid": None,
+        "pooling": "topk",
+    },
+    # As printed; it presumes ImageNet weights, see networks.load_pretrained.
+    "paper": {},
+}
+
+
+class GlandClassification(WSSSMethod):
+    """Multi-label classification of patches through a signed class map.
+
+    Args:
+        network: gives the map and its logits.
+
+    Example:
+        >>> import torch
+        >>> method = GlandClassification.tiny()
+        >>> batch = {"image": torch.rand(2, 3, 32, 32), "label": torch.tensor([[1.0, 0.0], [1.0, 1.0]])}
+        >>> list(method(batch, Progress(epoch=1, iteration=1, fraction=0.0)))
+        ['classification']
+    """
+
+    network: GlandClassifier
+
+    def __init__(self, network: GlandClassifier) -> None:
+        super().__init__(network)
+
+    @classmethod
+    def tiny(cls, spatial_dims: int = 2, in_channels: int = 3, num_classes: int = 2) -> GlandClassification:
+        """Small enough to overfit one batch in seconds on a CPU."""
+        return cls(GlandClassifier.tiny(spatial_dims, in_channels, num_classes))
+
+    @classmethod
+    def from_preset(cls, preset: str = "default", **settings: Any) -> GlandClassification:
+        """The whole stage by name.
+
+        Args:
+            preset: ``"default"``, a small ResNet38 with top-25 % pooling, trained from scratch; ``"paper"``, the
+                published network, for whoever loads ImageNet weights into ``network.backbone``.
+            settings: of :func:`~monai_wsss.networks.resnet38_classifier`, over those of the preset.
+
+        Example:
+            >>> GlandClassification.from_preset(width=4).network.pooling
+            'topk'
+        """
+        check_choice("preset", preset, tuple(_PRESETS))
+        return cls(resnet38_classifier(**{**_PRESETS[preset], **settings}))
+
+    def losses(self, batch: dict[str, Any], progress: Progress, player: str) -> dict[str, torch.Tensor]:
+        """``classification``: binary cross-entropy, mean over images and classes."""
+        class_map = float32_or_wider(self.network.signed_map(batch["image"]))
+        self.observe(class_map, batch["label"])
+        logits = self.network.image_logits(class_map)
+        return {"classification": F.binary_cross_entropy_with_logits(logits, batch["label"].to(logits.dtype))}
+
+    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
+        """What the paper's parents train at different rates: new layers at 10 times the rate of the loaded backbone,
+        biases at twice that of their layer and without weight decay.
+
+        Args:
+            learning_rate: of the backbone's weights.
+
+        Returns:
+            Four groups for ``torch.optim``, without those that are frozen.
+        """
+        groups: list[dict[str, Any]] = [
+            {"params": [], "lr": learning_rate * times * twice, **decay}
+            for times in (1, 10)
+            for twice, decay in ((1, {}), (2, {"weight_decay": 0.0}))
+        ]
+        for name, parameter in self.network.named_parameters():
+            if parameter.requires_grad:
+                new = not name.startswith("backbone.") or ".attention" in name
+                groups[2 * new + name.endswith(".bias")]["params"].append(parameter)
+        return [group for group in groups if group["params"]]

@@ -1,0 +1,120 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""The second stage of every method: a segmenter that learns from pseudo-masks, which image-level labels gave.
+
+    L = mean_q w_q CE(logits_q, pseudo_q)     over the pixels q that are not ignored
+
+with w = 1 (plain cross-entropy), or the weights of purified label filtration (gland paper, Eq. 11).  It reads no pixel
+mask: pseudo-masks have a key of their own, and :class:`~monai_wsss.inferers.PseudoMaskWriter` makes them from a
+network's maps.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from monai_wsss._checks import check_choice, float32_or_wider
+from monai_wsss.engines.schedules import Progress
+from monai_wsss.losses.purified_label import purified_label_loss
+from monai_wsss.methods.base import WSSSMethod
+from monai_wsss.methods.full_supervision import SegmentationNetwork
+
+__all__ = ["PseudoMaskSupervision", "class_targets"]
+
+_IGNORED = 255  # as in metrics, which nothing that trains may import
+
+
+class PseudoMaskSupervision(WSSSMethod):
+    """Cross-entropy on ``pseudo_mask`` (B, 1, *S), plain or with purified label filtration.
+
+    Args:
+        network: any MONAI segmenter: K+1 logits with a background, K without.
+        background: whether channel 0 is the background.  Without one every class is real tissue, masks on disk are the
+            channel plus one, and pixels of value 0 are ignored.
+        plf: weights of purified label filtration: ``none``, ``paper`` (Eq. 11), ``official``, ``oeem`` or
+            ``oeem_conf``.
+        warmup: share of the run with plain cross-entropy before the weights count.
+        ignore_mode: what ignored pixels do to the weights, see :func:`~monai_wsss.losses.purified_label_loss`.
+
+    Raises:
+        ValueError: an unknown variant, or a warm-up outside [0, 1].
+
+    Example:
+        >>> import torch
+        >>> batch = {
+        ...     "image": torch.rand(2, 1, 16, 16),
+        ...     "label": torch.tensor([[0.0], [1.0]]),
+        ...     "pseudo_mask": torch.zeros(2, 1, 16, 16, dtype=torch.uint8),
+        ... }
+        >>> list(PseudoMaskSupervision.tiny()(batch, Progress(epoch=1, iteration=1, fraction=0.0)))
+        ['pseudo_supervision']
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        background: bool = True,
+        plf: str = "none",
+        warmup: float = 0.0,
+        ignore_mode: str = "valid",
+    ) -> None:
+        super().__init__(network)
+        check_choice("plf", plf, ("none", "paper", "official", "oeem", "oeem_conf"))
+        check_choice("ignore_mode", ignore_mode, ("valid", "all"))
+        if not 0.0 <= warmup <= 1.0:
+            raise ValueError(f"Expected `warmup` as a share of the run in [0, 1], got {warmup}.")
+        self.background = background
+        self.plf = plf
+        self.warmup = warmup
+        self.ignore_mode = ignore_mode
+
+    @classmethod
+    def tiny(cls, spatial_dims: int = 2, in_channels: int = 1, num_classes: int = 1) -> PseudoMaskSupervision:
+        """Small enough to overfit one batch in seconds on a CPU."""
+        return cls(SegmentationNetwork.tiny(spatial_dims, in_channels, num_classes), plf="paper")
+
+    def losses(self, batch: dict[str, Any], progress: Progress, player: str) -> dict[str, torch.Tensor]:
+        """``pseudo_supervision``: the weighted cross-entropy against ``pseudo_mask`` (B, 1, *S); of a network with an
+        auxiliary head (:class:`~monai_wsss.networks.PyramidSceneParsing`) in training also ``auxiliary``."""
+        if "pseudo_mask" not in batch:
+            raise ValueError(
+                "The second stage needs `pseudo_mask` in its batch: write them with PseudoMaskWriter "
+                "and name them with attach_pseudo_masks."
+            )
+        target = class_targets(batch["pseudo_mask"], background=self.background)
+        purify = self.plf != "none" and progress.fraction >= self.warmup
+        network: Any = self.network
+        if not (self.training and getattr(network, "auxiliary", None) is not None):
+            return {"pseudo_supervision": self._loss(network(batch["image"]), target, purify)}
+        logits, auxiliary = network.auxiliary_logits(batch["image"])
+        return {
+            "pseudo_supervision": self._loss(logits, target, purify),
+            "auxiliary": network.auxiliary_weight * self._loss(auxiliary, target, purify),
+        }
+
+    def _loss(self, logits: torch.Tensor, target: torch.Tensor, purify: bool) -> torch.Tensor:
+        return purified_label_loss(
+            float32_or_wider(logits),
+            target,
+            variant="paper" if self.plf == "none" else self.plf,
+            ignore_mode=self.ignore_mode,
+            ignore_index=_IGNORED,
+            purify=purify,
+        )
+
+
+def class_targets(mask: torch.Tensor, *, background: bool) -> torch.Tensor:
+    """Channel indices (B, *S) of masks on disk (B, 1, *S); with no background, value k is channel k-1 and 0 is ignored.
+
+    Example:
+        >>> class_targets(torch.tensor([[[0, 1, 2, 255]]]), background=False).tolist()
+        [[255, 0, 1, 255]]
+    """
+    target = mask[:, 0].long()
+    if background:
+        return target
+    return torch.where((target == 0) | (target == _IGNORED), _IGNORED, target - 1)

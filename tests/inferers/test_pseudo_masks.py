@@ -1,0 +1,235 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""Pseudo-masks: gated by labels, patches merged by score and filtered by tags, resumed after a kill."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from monai.data import MetaTensor
+from PIL import Image
+from torch import nn
+
+from monai_wsss._checks import DataError
+from monai_wsss.data import attach_pseudo_masks
+from monai_wsss.inferers import PseudoMaskWriter, score_pseudo_masks
+from monai_wsss.inferers.pseudo_masks import merge_patches
+
+
+class Maps(nn.Module):
+    """The image's first K channels as its maps; counts how often it is asked."""
+
+    output_kind, pooling, groups = "activation", "max", 1
+    topk_share, lse_sharpness = 0.1, 5.0
+
+    def __init__(self, classes: int = 2) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+        self.classes, self.calls = classes, 0
+        self.register_buffer("negative_reference", torch.zeros(classes))
+        self.register_buffer("negative_quantile", torch.zeros(classes))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        self.calls += len(image)
+        return image[:, : self.classes] * self.scale
+
+
+def patch(id: str, maps: Any, label: list[int], **more: Any) -> dict[str, Any]:
+    return {"id": id, "subject": "s", "image": torch.as_tensor(maps, dtype=torch.float32), "label": label, **more}
+
+
+def writer(
+    items: list[dict[str, Any]], out: Path, network: nn.Module | None = None, **options: Any
+) -> PseudoMaskWriter:
+    options = {"background": False, **options}
+    network = network or Maps()
+    return PseudoMaskWriter(network, None, items, dict, lambda image, net: net(image), out, **options)
+
+
+def read(path: Path) -> np.ndarray:
+    return np.array(Image.open(path)).T  # files are rows first, arrays here columns first
+
+
+def constant(first: float, second: float, size: int = 4) -> torch.Tensor:
+    return torch.tensor([first, second])[:, None, None].expand(2, size, size).clone()
+
+
+# ---- merging ---------------------------------------------------------------------------------------------------------
+
+
+def brute_force(maps, labels, origins, label_filter):
+    """Pixel by pixel from the equations, in float64."""
+    masks = []
+    for own, (patch_maps, origin) in enumerate(zip(maps, origins, strict=True)):
+        _, width, height = patch_maps.shape
+        mask = np.zeros((width, height), dtype=np.uint8)
+        for x, y in np.ndindex(width, height):
+            at = origin[0] + x, origin[1] + y
+            scores, allowed = [], np.ones(len(patch_maps), dtype=bool)
+            for other, (m, o) in enumerate(zip(maps, origins, strict=True)):
+                i, j = at[0] - o[0], at[1] - o[1]
+                if 0 <= i < m.shape[1] and 0 <= j < m.shape[2]:
+                    scores.append(m[:, i, j].double().numpy())
+                    if label_filter == "neighbors" or (label_filter == "patch" and other == own):
+                        allowed &= np.asarray(labels[other]) > 0
+            mean = np.where(allowed, np.mean(scores, axis=0), -np.inf)
+            mask[x, y] = mean.argmax() + 1 if allowed.any() else 255
+        masks.append(mask)
+    return masks
+
+
+@pytest.mark.parametrize("label_filter", ["neighbors", "patch", "none"])
+@given(data=st.data())
+def test_merging_is_the_mean_of_scores_under_the_tags(label_filter, data):
+    count = data.draw(st.integers(1, 4))
+    seed = data.draw(st.integers(0, 1000))
+    generator = torch.Generator().manual_seed(seed)
+    maps = [torch.randn(2, 3, 4, generator=generator) for _ in range(count)]
+    labels = [data.draw(st.sampled_from([[1, 1], [1, 0], [0, 1]])) for _ in range(count)]
+    origins = [(data.draw(st.integers(0, 3)), data.draw(st.integers(0, 3))) for _ in range(count)]
+    found = merge_patches(maps, [torch.tensor(label) for label in labels], origins, label_filter=label_filter)
+    for mask, expected in zip(found, brute_force(maps, labels, origins, label_filter), strict=True):
+        assert np.array_equal(mask[0].numpy(), expected)
+
+
+def test_merging_volumes():
+    maps = [torch.randn(3, 2, 3, 4), torch.randn(3, 2, 3, 4)]
+    masks = merge_patches(maps, [torch.tensor([1, 0, 0]), torch.ones(3)], [(0, 0, 0), (0, 0, 4)])
+    assert bool((masks[0] == 1).all())
+    assert torch.equal(masks[1][0], (maps[1].argmax(0) + 1).to(torch.uint8))
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_single_tag_makes_a_patch_constant_and_speaks_for_its_neighbors(tmp_path):
+    items = [
+        patch("a", constant(1, 0), [1, 1], source="p", origin=[0, 0]),
+        patch("b", constant(1, 0), [0, 1], source="p", origin=[2, 0]),
+        patch("other/picture", constant(1, 0), [1, 1], source="q", origin=[0, 0]),
+    ]
+    manifest = json.loads(writer(items, tmp_path).run().read_text())
+    assert read(tmp_path / "a.png").tolist() == [[1] * 4, [1] * 4, [2] * 4, [2] * 4]
+    assert (read(tmp_path / "b.png") == 2).all()
+    assert (read(tmp_path / manifest["files"]["other/picture"]) == 1).all()
+    assert manifest["settings"]["label_filter"] == "neighbors"
+    attached = attach_pseudo_masks([{"id": "a"}], tmp_path)
+    assert attached[0]["pseudo_mask"] == str(tmp_path / "a.png")
+
+
+def test_normalized_maps_compare_shares_of_the_peak_and_break_ties_by_sign(tmp_path):
+    maps = constant(0, 0)
+    maps[0, 0, 0], maps[0, 1], maps[1, 1], maps[1, 2:] = 10.0, 2.0, 1.0, -1.0
+    maps[0, 2:] = -2.0
+    writer([patch("a", maps, [1, 1])], tmp_path / "cam", scores="cam").run()
+    found = read(tmp_path / "cam" / "a.png")
+    assert found[0, 0] == 1
+    assert (found[1] == 2).all()  # 0.2 of 10 against all of 1
+    assert (found[2:] == 2).all()  # both without evidence: the less negative
+    writer([patch("a", maps, [1, 1])], tmp_path / "signed").run()
+    assert (read(tmp_path / "signed" / "a.png")[1] == 1).all()
+
+
+def test_bare_glass_is_ignored(tmp_path):
+    picture = torch.full((3, 4, 4), 255.0)
+    picture[:, :2] = 100.0
+    items = [patch("a", constant(1, 0), [1, 1], picture=picture)]
+    writer(items, tmp_path, white=0.9).run()
+    assert read(tmp_path / "a.png").tolist() == [[1] * 4, [1] * 4, [255] * 4, [255] * 4]
+    del items[0]["picture"]
+    with pytest.raises(DataError, match="copy the image before it is normalized"):
+        writer(items, tmp_path, white=0.8).run()
+
+
+def test_with_a_background_labels_gate_the_mask_and_studies_keep_their_geometry(tmp_path):
+    affine = np.diag([2.0, 1.0, 3.0, 1.0])
+    maps = torch.full((1, 4, 4, 2), -1.0)
+    maps[0, :2] = 4.0
+    study = MetaTensor(maps, affine=torch.as_tensor(affine), meta={"filename_or_obj": "study.nii.gz"})
+    items = [patch("sick", maps, [1]), patch("healthy", maps, [0])]
+    for item in items:
+        item["image"] = study
+    writer(items, tmp_path, Maps(1), background=True, rule="logit").run()
+    sick, healthy = (nibabel.load(tmp_path / f"{name}.nii.gz") for name in ("sick", "healthy"))
+    assert np.allclose(sick.affine, affine)
+    assert np.array_equal(np.asarray(sick.dataobj), (maps[0] > 0).numpy())
+    assert not np.asarray(healthy.dataobj).any()
+
+
+def test_a_killed_run_goes_on_and_other_settings_begin_anew(tmp_path):
+    items = [patch(str(number), constant(number % 2, 0.5), [1, 1]) for number in range(6)]
+
+    class Killed(Maps):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            if self.calls == 3:
+                raise KeyboardInterrupt
+            return super().forward(image)
+
+    with pytest.raises(KeyboardInterrupt):
+        writer(items, tmp_path, Killed()).run()
+    assert len(list(tmp_path.glob("*.png"))) == 3
+    assert not (tmp_path / "manifest.json").exists()
+    network = Maps()
+    writer(items, tmp_path, network).run()
+    assert network.calls == 3
+    writer(items, tmp_path, network).run()
+    assert network.calls == 3
+    writer(items, tmp_path, network, label_filter="none").run()
+    assert network.calls == 9
+
+
+def test_weights_are_loaded_and_named(tmp_path):
+    network = Maps()
+    torch.save({**network.state_dict(), "scale": -torch.ones(1)}, tmp_path / "model.pt")
+    made = writer([patch("a", constant(1, 0), [1, 1])], tmp_path / "out", network)
+    made.weights = tmp_path / "model.pt"
+    manifest = json.loads(made.run().read_text())
+    assert (read(tmp_path / "out" / "a.png") == 2).all()
+    assert len(manifest["settings"]["weights_sha256"]) == 64
+    made.weights = tmp_path / "absent.pt"
+    with pytest.raises(DataError, match=r"absent\.pt"):
+        made.run()
+
+
+# ---- their quality ---------------------------------------------------------------------------------------------------
+
+
+def test_quality_counts_what_is_not_ignored(tmp_path):
+    half = constant(1, 0)
+    half[:, 2:] = torch.tensor([0.0, 1.0])[:, None, None]
+    picture = torch.full((3, 4, 4), 100.0)
+    picture[:, 3] = 255.0
+    writer([patch("a", half, [1, 1], picture=picture)], tmp_path / "pseudo", white=0.9).run()
+    truth = torch.ones(1, 4, 4)
+    truth[:, 2:] = 2
+
+    def transform(item: Any) -> dict[str, Any]:
+        return {"pseudo_mask": torch.as_tensor(read(Path(item["pseudo_mask"])).copy())[None], "mask": truth}
+
+    case = {"subject": "s", "label": [1, 1]}
+    items = [{"id": "a", "mask": "there", **case}, {"id": "b", **case}]
+    places = (tmp_path / "pseudo", items, transform, tmp_path / "quality.json")
+    content = score_pseudo_masks(*places, classes=["gland", "other"], background=False)
+    assert content["ignored"] == 0.25
+    assert content["miou_pooled"] == content["iou_pooled/other"] == 1.0
+    assert content["cases"] == 1
+    assert json.loads((tmp_path / "quality.json").read_text()) == content
+    with pytest.raises(DataError, match="No case of the split has a pixel mask"):
+        score_pseudo_masks(tmp_path, items[1:], transform, tmp_path / "q.json", classes=["gland", "other"])
+
+
+def test_what_is_missing_is_named(tmp_path):
+    with pytest.raises(DataError, match="no case to make a pseudo-mask of"):
+        writer([], tmp_path).run()
+    with pytest.raises(DataError, match='no pseudo-mask of the case "a"'):
+        attach_pseudo_masks([{"id": "a"}], tmp_path)
+    with pytest.raises(ValueError, match="`label_filter` to be one of"):
+        writer([], tmp_path, label_filter="some")
