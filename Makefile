@@ -7,6 +7,7 @@ PIP_FLAGS ?=
 BIN := .venv/bin
 BUNDLE := bundles/brain_mri_cam_segmentation
 DEMO := demo
+PHANTOMS := --modalities T1,T1c,FLAIR
 RUN := $(BIN)/python -W ignore::DeprecationWarning -W ignore::FutureWarning -m monai.bundle run --bundle_root $(BUNDLE) --logging_file $(BUNDLE)/configs/logging.conf
 
 .PHONY: setup demo test test-slow check clean
@@ -20,7 +21,7 @@ setup: .venv/.installed
 
 # Phantom studies -> training on their image-level labels -> masks, metrics and report of unseen studies.
 demo: setup
-	$(BIN)/monai-wsss phantom --modalities T1,T1c,FLAIR --out $(DEMO)/phantoms
+	$(BIN)/monai-wsss phantom $(PHANTOMS) --out $(DEMO)/phantoms
 	$(RUN) --config_file $(BUNDLE)/configs/train.json \
 		--dataset_dir $(DEMO)/phantoms --output_dir $(DEMO)/training
 	$(RUN) --config_file "['$(BUNDLE)/configs/train.json','$(BUNDLE)/configs/evaluate.json']" \
@@ -39,4 +40,4 @@ check: setup
 	$(BIN)/mypy
 
 clean:
-	rm -rf demo demo_cmer $(DEMO) bundles/*/eval bundles/*/sample_data
+	rm -rf demo demo_cmer demo_gland $(DEMO) bundles/*/eval bundles/*/sample_data

@@ -31,6 +31,8 @@ _TABLES = {
     "cmer-errors": "CmerErrors",
     "cmer-thresholds": "CmerThresholds",
     "cmer-transforms": "CmerTransforms",
+    "gland": "GlandTable",
+    "gland-adaptation": "GlandAdaptation",
 }
 
 
@@ -248,9 +250,12 @@ def _add_benchmark(commands: Any) -> None:
     parser.add_argument("--table", choices=_TABLES, default="cam", help="which table or figure (default cam)")
     parser.add_argument("--data", required=True, metavar="DIR", help="a prepared folder of slices")
     parser.add_argument("--out", required=True, metavar="DIR", help="weights, rows and the table; goes on if killed")
-    parser.add_argument("--epochs", type=int, metavar="N", help="epochs of every training (default 8)")
+    parser.add_argument("--epochs", type=int, metavar="N", help="epochs of every training (default 8; gland: 6)")
     parser.add_argument("--seeds", type=_whole_numbers, metavar="A,B", help="seeds of every recipe (default 0,1,2)")
     parser.add_argument("--split", choices=_SPLITS, help="where to measure (default validation)")
+    parser.add_argument("--every", type=int, metavar="N", help="gland tables: train on every n-th picture (default 1)")
+    parser.add_argument("--width", type=int, metavar="N", help="gland tables: of the small ResNet38 (default 8)")
+    parser.add_argument("--initial", type=Path, metavar="DIR", help="gland-adaptation: classifier.pt and model.pt")
     parser.set_defaults(run=_benchmark)
 
 
@@ -364,8 +369,13 @@ def _report(options: argparse.Namespace) -> None:
 
 def _benchmark(options: argparse.Namespace) -> None:
     from monai_wsss import benchmark
+    from monai_wsss._checks import DataError
 
-    given = _given(options, "epochs", "seeds", "split")
+    given = _given(options, "epochs", "seeds", "split", "every", "width", "initial")
+    if given.keys() & {"every", "width", "initial"} and not options.table.startswith("gland"):
+        raise DataError(
+            f"--every, --width, --initial are for the gland tables, not for {options.table}: leave them out."
+        )
     table_class = getattr(benchmark, _TABLES[options.table])
     table = table_class(Path(options.data) / "datalist.json", Path(options.out), **given)
     table.run()

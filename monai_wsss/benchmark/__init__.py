@@ -12,6 +12,7 @@ from monai_wsss.benchmark.cmer_table import (
     CmerThresholds,
     CmerTransforms,
 )
+from monai_wsss.benchmark.gland_table import GlandAdaptation, GlandTable
 from monai_wsss.benchmark.recipe_table import RecipeTable, format_table
 from monai_wsss.benchmark.recipes import RECIPES, Recipe
 
@@ -23,6 +24,8 @@ __all__ = [
     "CmerTable",
     "CmerThresholds",
     "CmerTransforms",
+    "GlandAdaptation",
+    "GlandTable",
     "Recipe",
     "RecipeTable",
     "check_bundle",

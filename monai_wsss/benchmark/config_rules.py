@@ -54,6 +54,10 @@ _INFERENCE_REFERENCES = {
 }
 
 
+_TRAINED_ON = ("train", "train_datalist", "patches", "classifier_stage", "pseudo")
+"""What trainings read, by the first part of its id: nothing below may name the masks."""
+
+
 def training_faults(configs: Mapping[str, dict[str, Any]]) -> list[str]:
     """Check ``train.json`` and its overlays ``evaluate.json`` and ``multi_gpu_train.json``.
 
@@ -165,10 +169,11 @@ def _handler_faults(train: dict[str, Any]) -> Iterator[str]:
 
 
 def _mask_faults(config: dict[str, Any]) -> Iterator[str]:
-    """Training reads images and image-level labels; nothing below ``train`` may name the masks."""
+    """Training reads images and image-level labels; nothing that it reads may name the masks."""
     for name, value in iterate_config(config):
-        word = re.search(r"(?<![A-Za-z])masks?(?![A-Za-z])", f"{name} {value}")
-        if word and _parts(name)[0] in ("train", "train_datalist"):
+        # Pseudo-masks are made of image-level labels: those may be named.
+        word = re.search(r"(?<![A-Za-z])(?<!pseudo_)masks?(?![A-Za-z])", f"{name} {value}")
+        if word and _parts(name)[0] in _TRAINED_ON:
             yield f"`{name}` names the masks ({value!r}): training reads images and image-level labels alone."
 
 

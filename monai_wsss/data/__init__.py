@@ -19,7 +19,7 @@ from monai_wsss.data.folder import prepare_folder
 from monai_wsss.data.glas import prepare_glas
 from monai_wsss.data.phantoms import make_phantoms
 from monai_wsss.data.prog import prepare_prog
-from monai_wsss.data.pseudo_masks import attach_pseudo_masks, pseudo_mask_path
+from monai_wsss.data.pseudo_masks import attach_pseudo_masks, check_pseudo_masks, pseudo_mask_path
 from monai_wsss.data.reading import read_image
 from monai_wsss.data.sampler import LabelBalancedSampler
 from monai_wsss.data.share import draw_share
@@ -28,6 +28,7 @@ __all__ = [
     "EpochCacheDataset",
     "LabelBalancedSampler",
     "attach_pseudo_masks",
+    "check_pseudo_masks",
     "check_trainable",
     "draw_share",
     "load_datalist",

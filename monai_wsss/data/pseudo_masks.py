@@ -4,15 +4,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from monai_wsss._checks import DataError
-from monai_wsss._files import case_file_name
+from monai_wsss._files import case_file_name, file_sha256
 
-__all__ = ["attach_pseudo_masks", "pseudo_mask_path"]
+__all__ = ["attach_pseudo_masks", "check_pseudo_masks", "pseudo_mask_path"]
 
 
 def pseudo_mask_path(pseudo_dir: str | os.PathLike[str], id: str) -> Path:
@@ -53,3 +54,36 @@ def attach_pseudo_masks(
     if check:
         return [{**item, "pseudo_mask": str(pseudo_mask_path(pseudo_dir, item["id"]))} for item in items]
     return [{**item, "pseudo_mask": f"{os.fspath(pseudo_dir)}/{case_file_name(item['id'])}.png"} for item in items]
+
+
+def check_pseudo_masks(
+    items: Sequence[Mapping[str, Any]],
+    pseudo_dir: str | os.PathLike[str],
+    weights: str | os.PathLike[str] | None = None,
+) -> None:
+    """Check that the pseudo-masks of these cases are all there, and made by these weights.
+
+    Args:
+        items: the cases of a second stage.
+        pseudo_dir: the output folder of :class:`~monai_wsss.inferers.PseudoMaskWriter`.
+        weights: of the first stage; None, or a file that is not there, is not compared.
+
+    Raises:
+        DataError: the writer has not finished, a case is missing, or the weights are others.
+    """
+    manifest = Path(pseudo_dir) / "manifest.json"
+    if not manifest.is_file():
+        raise DataError(f"There is no finished set of pseudo-masks in {pseudo_dir}: write the pseudo-masks first.")
+    content = json.loads(manifest.read_text(encoding="utf-8"))
+    missing = [str(item["id"]) for item in items if str(item["id"]) not in content["files"]]
+    if missing:
+        raise DataError(
+            f'The pseudo-masks in {pseudo_dir} lack {len(missing)} of {len(items)} cases, e.g. "{missing[0]}": '
+            "write the pseudo-masks of this dataset first."
+        )
+    if (
+        weights is not None
+        and Path(weights).is_file()
+        and content["settings"]["weights_sha256"] != file_sha256(weights)
+    ):
+        raise DataError(f"The pseudo-masks in {pseudo_dir} are of other weights than {weights}: write them anew.")

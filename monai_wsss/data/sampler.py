@@ -76,13 +76,14 @@ class LabelBalancedSampler(Sampler[int]):
     def __init__(
         self,
         data: Sequence[Mapping[str, Any]],
-        num_samples: int,
+        num_samples: int | None = None,
         *,
         num_replicas: int = 1,
         rank: int = 0,
         seed: int = 0,
     ) -> None:
-        if num_samples < 1:
+        num_samples = len(data) if num_samples is None else num_samples
+        if len(data) > 0 and num_samples < 1:
             raise ValueError(f"Expected `num_samples` of at least 1, got {num_samples}.")
         if not 0 <= rank < num_replicas:
             raise ValueError(f"Expected `rank` from 0 to {num_replicas - 1} (`num_replicas` - 1), got {rank}.")

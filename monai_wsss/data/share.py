@@ -5,14 +5,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 __all__ = ["draw_share"]
 
+Item = TypeVar("Item", bound=Mapping[str, Any])
 
-def draw_share(items: Sequence[Mapping[str, Any]], share: float, *, seed: int = 0) -> list[Mapping[str, Any]]:
+
+def draw_share(items: Sequence[Item], share: float, *, seed: int = 0) -> list[Item]:
     """Draw a share of the cases, as even as can be over the combinations of labels, at least one of each.
 
     Args:

@@ -9,11 +9,11 @@ from collections.abc import Sized
 from dataclasses import dataclass
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import OneCycleLR
+from torch.optim.lr_scheduler import OneCycleLR, PolynomialLR
 
 from monai_wsss._checks import check_choice
 
-__all__ = ["Progress", "WeightRamp", "one_cycle"]
+__all__ = ["Progress", "WeightRamp", "one_cycle", "polynomial"]
 
 
 @dataclass(frozen=True)
@@ -96,3 +96,21 @@ class WeightRamp:
         if self.shape == "gaussian":
             return math.exp(-5 * (1 - position / self.end) ** 2)
         return math.exp(-((position - self.end) ** 2))
+
+
+def polynomial(optimizer: Optimizer, max_epochs: int, train_data_loader: Sized, *, power: float = 0.9) -> PolynomialLR:
+    """torch's polynomial decay to zero over a whole run, stepped at every iteration.
+
+    Args:
+        optimizer: the optimizer whose rates are set, each from its own.
+        max_epochs: epochs of the run.
+        train_data_loader: gives the iterations of an epoch.
+        power: exponent of the share of the run that is left.
+
+    Example:
+        >>> import torch
+        >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+        >>> polynomial(optimizer, max_epochs=2, train_data_loader=[0] * 5).total_iters
+        10
+    """
+    return PolynomialLR(optimizer, total_iters=max_epochs * len(train_data_loader), power=power)

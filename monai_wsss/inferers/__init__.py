@@ -1,7 +1,7 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 
-"""How a network meets a whole image, volume or slide: score maps out, no thresholds."""
+"""How a network meets a whole image, volume or slide: score maps out, and what is written of them to disk."""
 
 from monai_wsss.inferers.gradient_cam import GradientCAMInferer
 from monai_wsss.inferers.multi_view import multi_view_maps

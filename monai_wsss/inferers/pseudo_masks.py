@@ -15,6 +15,7 @@ so that a patch with a single tag becomes constant, and says the same to the pix
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -47,7 +48,8 @@ Item = Mapping[str, Any]
 class PseudoMaskWriter:
     """Writes ``<output_dir>/<id>.png`` (or ``.nii.gz``) for each case of a split, and a manifest when all are there.
 
-    A killed run goes on where it stopped; files of other weights or settings are written anew.  No mask is read.
+    A killed run goes on where it stopped.  Files of other weights, settings, cases or tags are written anew; what the
+    ``transform`` does is not looked into.  No mask is read.
 
     Args:
         network: gives the maps; deployable, on its device.
@@ -60,8 +62,8 @@ class PseudoMaskWriter:
         background: whether 0 is a class of its own; see the module for what follows.
         rule: with a background: how maps are cut, see :func:`~monai_wsss.refinement.to_mask`.
         threshold: with a background: where.
-        scores: without one: ``signed`` compares raw maps; ``cam`` those divided by their maximum in the patch (Eq. 4),
-            whose negative part stays, to break the ties of classes that are all at zero.
+        scores: without one: ``signed`` compares raw maps; ``cam`` their positive part divided by its maximum in the
+            patch (Eq. 4), and raw maps where that is zero for all classes that may be there.
         label_filter: without one: ``neighbors`` as in the module, ``patch`` lets a patch's tags speak for itself alone,
             ``none`` leaves tags out.
         white: brightness, as a share of 255, above which all three colors of a pixel mean bare glass, which becomes
@@ -70,8 +72,8 @@ class PseudoMaskWriter:
 
     Raises:
         ValueError: an unknown choice.
-        DataError: when it runs: no items, weights that cannot be read, a folder that cannot be written, or a white
-            rule without ``picture``.
+        DataError: when it runs: no items, weights that cannot be read, a folder that cannot be written or holds files
+            of something else, or a white rule without ``picture``.
     """
 
     def __init__(
@@ -145,9 +147,17 @@ class PseudoMaskWriter:
         """What the pseudo-masks depend on, besides the images."""
         names = ("background", "rule", "threshold", "scores", "label_filter", "white")
         views = {name: getattr(self.inferer, name, None) for name in ("views", "scales", "grid")}
+        windows = getattr(self.inferer, "windows", None)
+        cases = [
+            [str(item["id"]), [float(tag) for tag in item["label"]], item.get("source"), item.get("origin")]
+            for item in self.items
+        ]
         return {
             **{name: getattr(self, name) for name in names},
             **{name: list(value) if isinstance(value, tuple) else value for name, value in views.items()},
+            "window": None if windows is None else [*windows.roi_size, windows.overlap],
+            "cam_source": getattr(self.network, "cam_source", None),
+            "cases_sha256": hashlib.sha256(json.dumps(cases).encode()).hexdigest(),
             "weights_sha256": None if self.weights is None else file_sha256(self.weights),
         }
 
@@ -156,10 +166,12 @@ class PseudoMaskWriter:
         path = folder / "settings.json"
         if path.is_file() and json.loads(path.read_text(encoding="utf-8")) == settings:
             return
-        stale = [self._path(item) for item in self.items]
+        masks = [*folder.glob("*.png"), *folder.glob("*.nii.gz")]
+        if masks and not path.is_file():
+            raise DataError(f"{folder} holds pictures that no writer of pseudo-masks has left: choose an empty folder.")
         (folder / MANIFEST).unlink(missing_ok=True)
-        for file in stale:
-            file.unlink(missing_ok=True)
+        for file in masks:
+            file.unlink()
         write_json(path, settings)
 
     def _path(self, item: Item, affine: np.ndarray | None = None) -> Path:
@@ -190,11 +202,13 @@ class PseudoMaskWriter:
             masks = [self._decided(item, scores) for item, scores in zip(loaded, maps, strict=True)]
         else:
             masks = merge_patches(
-                [self._comparable(scores) for scores in maps],
+                maps,
                 [torch.as_tensor(item["label"]) for item in loaded],
                 [item.get("origin", (0,) * (scores.ndim - 1)) for item, scores in zip(loaded, maps, strict=True)],
                 label_filter=self.label_filter,
+                scores=self.scores,
             )
+            self._tell_of_contradictions(group, masks)
         for item, mask, affine in zip(loaded, masks, affines, strict=True):
             if self.white is not None:
                 mask = torch.where(self._bare_glass(item), torch.as_tensor(_IGNORED, dtype=torch.uint8), mask)
@@ -214,11 +228,15 @@ class PseudoMaskWriter:
         decide = ToMaskd("scores", self.network, rule=self.rule, threshold=self.threshold, gate="given")
         return decide({"scores": scores, "label": item["label"]})["scores"].cpu()
 
-    def _comparable(self, maps: torch.Tensor) -> torch.Tensor:
-        """Raw maps, or Eq. 4 above zero and the raw map below."""
-        if self.scores == "signed":
-            return maps
-        return torch.where(maps > 0, normalize_maps(maps[None], "max")[0], maps)
+    def _tell_of_contradictions(self, group: Sequence[Item], masks: Sequence[torch.Tensor]) -> None:
+        """Overlapping patches whose tags leave no class for a pixel."""
+        share = float(torch.stack([(mask == _IGNORED).float().mean() for mask in masks]).mean())
+        if share > 0:
+            logger.warning(
+                "The tags of overlapping patches contradict each other in %.2g %% of the picture of %s: ignored there.",
+                100 * share,
+                group[0]["id"],
+            )
 
     def _bare_glass(self, item: Item) -> torch.Tensor:
         """(1, *S) bool, from the picture before it was normalized."""
@@ -236,6 +254,7 @@ def merge_patches(
     origins: Sequence[Sequence[int]],
     *,
     label_filter: str = "neighbors",
+    scores: str = "signed",
 ) -> list[torch.Tensor]:
     """Pseudo-masks of overlapping patches of one picture: averaged scores, filtered by tags, argmax.
 
@@ -245,6 +264,7 @@ def merge_patches(
         origins: its first pixel in the picture, one number an axis.
         label_filter: ``neighbors``: a pixel may only have classes that all patches over it are tagged with;
             ``patch``: those of the patch itself; ``none``: any.
+        scores: ``signed``, the maps themselves, or ``cam``, see :class:`PseudoMaskWriter`.
 
     Returns:
         uint8 masks (1, *s), 1..K; 255 where tags contradict each other.
@@ -265,18 +285,22 @@ def merge_patches(
     def by_class(label: torch.Tensor) -> torch.Tensor:
         return (label > 0).reshape(-1, *[1] * len(size))
 
-    total, count = torch.zeros(classes, *size), torch.zeros(size)
+    total, cams, count = torch.zeros(classes, *size), torch.zeros(classes, *size), torch.zeros(size)
     allowed = torch.ones(classes, *size, dtype=torch.bool)
     for patch, label, window in zip(maps, labels, windows, strict=True):
         total[:, *window] += patch
+        if scores == "cam":
+            cams[:, *window] += normalize_maps(patch[None], "max")[0]
         count[window] += 1
         if label_filter == "neighbors":
             allowed[:, *window] &= by_class(label)
-    scores = total / count.clamp_min(1)
+    signed, cams = total / count.clamp_min(1), cams / count.clamp_min(1)
     masks = []
     for label, window in zip(labels, windows, strict=True):
         may = allowed[:, *window] & (by_class(label) if label_filter == "patch" else True)
-        winner = scores[:, *window].masked_fill(~may, -torch.inf).argmax(dim=0, keepdim=True) + 1
+        competing = signed[:, *window].masked_fill(~may, -torch.inf)
+        cam = cams[:, *window].masked_fill(~may, 0.0)
+        winner = torch.where(cam.amax(dim=0) > 0, cam.argmax(dim=0), competing.argmax(dim=0))[None] + 1
         masks.append(torch.where(may.any(dim=0, keepdim=True), winner, _IGNORED).to(torch.uint8))
     return masks
 

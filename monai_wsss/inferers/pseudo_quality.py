@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from monai_wsss._checks import DataError
-from monai_wsss._files import write_json
+from monai_wsss._files import make_directory, write_json
 from monai_wsss.data import pseudo_mask_path
 from monai_wsss.metrics import (
     IGNORED_LABEL,
@@ -78,5 +79,6 @@ def score_pseudo_masks(
         "dice_macro_pooled": float(dice_macro_pooled(total, background=background)),
         **by_class,
     }
+    make_directory(Path(output).parent)
     write_json(output, content)
     return content

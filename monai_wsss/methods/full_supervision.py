@@ -13,9 +13,13 @@ from torch import nn
 
 from monai_wsss._checks import float32_or_wider
 from monai_wsss.engines.schedules import Progress
+from monai_wsss.losses import purified_label_loss
 from monai_wsss.methods.base import WSSSMethod
 
-__all__ = ["FullSupervision", "SegmentationNetwork"]
+__all__ = ["IGNORED", "FullSupervision", "SegmentationNetwork", "class_targets"]
+
+IGNORED = 255
+"""Value of unlabeled pixels, as in metrics, which nothing that trains may import."""
 
 
 class SegmentationNetwork(nn.Module):
@@ -48,6 +52,8 @@ class SegmentationNetwork(nn.Module):
 class FullSupervision(WSSSMethod):
     """Cross-entropy plus soft Dice on pixel masks: an upper bound, never a weak result.
 
+    Without a background it is the cross-entropy alone, over the labeled pixels, as that of the second stage.
+
     Args:
         network: gives K+1 logits, channel 0 the background; K logits without one.
         background: whether there is one. Without, every class is real tissue and mask value k is channel k-1.
@@ -69,7 +75,7 @@ class FullSupervision(WSSSMethod):
         super().__init__(network)
         self.background = background
         # batch=True: Dice over the batch, so that images without foreground do not divide by nothing.
-        self.criterion = DiceCELoss(to_onehot_y=True, softmax=True, include_background=not background, batch=True)
+        self.criterion = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False, batch=True)
 
     @classmethod
     def tiny(cls, spatial_dims: int = 2, in_channels: int = 1, num_classes: int = 1) -> FullSupervision:
@@ -81,5 +87,20 @@ class FullSupervision(WSSSMethod):
         if "mask" not in batch:
             raise ValueError("Full supervision needs `mask` in its batch: read the split with masks=True.")
         logits = float32_or_wider(self.network(batch["image"]))
-        mask = batch["mask"] if self.background else batch["mask"] - 1
-        return {"full_supervision": self.criterion(logits, mask)}
+        if self.background:
+            return {"full_supervision": self.criterion(logits, batch["mask"])}
+        target = class_targets(batch["mask"], background=False)
+        return {"full_supervision": purified_label_loss(logits, target, ignore_index=IGNORED, purify=False)}
+
+
+def class_targets(mask: torch.Tensor, *, background: bool) -> torch.Tensor:
+    """Channel indices (B, *S) of masks on disk (B, 1, *S); with no background, value k is channel k-1 and 0 is ignored.
+
+    Example:
+        >>> class_targets(torch.tensor([[[0, 1, 2, 255]]]), background=False).tolist()
+        [[255, 0, 1, 255]]
+    """
+    target = mask[:, 0].long()
+    if background:
+        return target
+    return torch.where((target == 0) | (target == IGNORED), IGNORED, target - 1)

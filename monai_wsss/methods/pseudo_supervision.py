@@ -20,11 +20,9 @@ from monai_wsss._checks import check_choice, float32_or_wider
 from monai_wsss.engines.schedules import Progress
 from monai_wsss.losses.purified_label import purified_label_loss
 from monai_wsss.methods.base import WSSSMethod
-from monai_wsss.methods.full_supervision import SegmentationNetwork
+from monai_wsss.methods.full_supervision import IGNORED, SegmentationNetwork, class_targets
 
-__all__ = ["PseudoMaskSupervision", "class_targets"]
-
-_IGNORED = 255  # as in metrics, which nothing that trains may import
+__all__ = ["PseudoMaskSupervision"]
 
 
 class PseudoMaskSupervision(WSSSMethod):
@@ -102,19 +100,6 @@ class PseudoMaskSupervision(WSSSMethod):
             target,
             variant="paper" if self.plf == "none" else self.plf,
             ignore_mode=self.ignore_mode,
-            ignore_index=_IGNORED,
+            ignore_index=IGNORED,
             purify=purify,
         )
-
-
-def class_targets(mask: torch.Tensor, *, background: bool) -> torch.Tensor:
-    """Channel indices (B, *S) of masks on disk (B, 1, *S); with no background, value k is channel k-1 and 0 is ignored.
-
-    Example:
-        >>> class_targets(torch.tensor([[[0, 1, 2, 255]]]), background=False).tolist()
-        [[255, 0, 1, 255]]
-    """
-    target = mask[:, 0].long()
-    if background:
-        return target
-    return torch.where((target == 0) | (target == _IGNORED), _IGNORED, target - 1)

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import nn
 
 from monai_wsss._checks import DataError
-from monai_wsss.data import attach_pseudo_masks
+from monai_wsss.data import attach_pseudo_masks, check_pseudo_masks
 from monai_wsss.inferers import PseudoMaskWriter, score_pseudo_masks
 from monai_wsss.inferers.pseudo_masks import merge_patches
 
@@ -98,6 +98,17 @@ def test_merging_is_the_mean_of_scores_under_the_tags(label_filter, data):
     found = merge_patches(maps, [torch.tensor(label) for label in labels], origins, label_filter=label_filter)
     for mask, expected in zip(found, brute_force(maps, labels, origins, label_filter), strict=True):
         assert np.array_equal(mask[0].numpy(), expected)
+
+
+def test_shares_of_the_peak_are_averaged_and_signs_break_ties_alone():
+    """Eq. 4 gives means 0.5 and 0.0125 for the classes, whatever lies below zero."""
+    first = torch.tensor([[[4.0, 8.0]], [[0.1, 4.0]]])
+    second = torch.tensor([[[-6.0, 1.0]], [[-3.0, 1.0]]])
+    tags, origins = [torch.ones(2), torch.ones(2)], [(0, 0), (0, 0)]
+    assert merge_patches([first, second], tags, origins, scores="cam")[0][0, 0, 0] == 1
+    assert merge_patches([first, second], tags, origins, scores="signed")[0][0, 0, 0] == 2 - int(4 - 6 > 0.1 - 3)
+    below = [-first, -second.abs()]
+    assert torch.equal(*(merge_patches(below, tags, origins, scores=kind)[0] for kind in ("cam", "signed")))
 
 
 def test_merging_volumes():
@@ -184,6 +195,51 @@ def test_a_killed_run_goes_on_and_other_settings_begin_anew(tmp_path):
     assert network.calls == 3
     writer(items, tmp_path, network, label_filter="none").run()
     assert network.calls == 9
+
+
+def test_files_of_other_cases_tags_and_sources_are_not_kept(tmp_path):
+    items = [patch("a", constant(1, 2), [1, 1]), patch("b", constant(1, 2), [1, 1])]
+    writer(items, tmp_path).run()
+    writer([patch("a", constant(1, 2), [1, 0])], tmp_path).run()
+    assert not (tmp_path / "b.png").exists()
+    assert (read(tmp_path / "a.png") == 1).all()
+    network = Maps()
+    network.cam_source = "pyramid"
+    writer([patch("a", constant(1, 2), [1, 0])], tmp_path, network).run()
+    assert network.calls == 1
+    foreign = tmp_path / "pictures"
+    foreign.mkdir()
+    Image.new("L", (4, 4)).save(foreign / "mine.png")
+    with pytest.raises(DataError, match="choose an empty folder"):
+        writer(items, foreign).run()
+    assert (foreign / "mine.png").exists()
+
+
+def test_a_second_stage_is_told_what_is_missing_or_old(tmp_path):
+    items = [{"id": "a"}, {"id": "b"}]
+    with pytest.raises(DataError, match="no finished set of pseudo-masks"):
+        check_pseudo_masks(items, tmp_path)
+    network = Maps()
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    made = writer([patch("a", constant(1, 2), [1, 1])], tmp_path / "out", network)
+    made.weights = tmp_path / "model.pt"
+    made.run()
+    check_pseudo_masks(items[:1], tmp_path / "out", tmp_path / "model.pt")
+    with pytest.raises(DataError, match="lack 1 of 2 cases"):
+        check_pseudo_masks(items, tmp_path / "out")
+    torch.save({**network.state_dict(), "scale": torch.zeros(1)}, tmp_path / "model.pt")
+    with pytest.raises(DataError, match="of other weights than"):
+        check_pseudo_masks(items[:1], tmp_path / "out", tmp_path / "model.pt")
+
+
+def test_contradicting_tags_are_told(tmp_path, caplog):
+    items = [
+        patch("a", constant(1, 0), [1, 0], source="p", origin=[0, 0]),
+        patch("b", constant(1, 0), [0, 1], source="p", origin=[2, 0]),
+    ]
+    writer(items, tmp_path).run()
+    assert "contradict each other in 50 % of the picture of a" in caplog.text
+    assert read(tmp_path / "a.png").tolist() == [[1] * 4, [1] * 4, [255] * 4, [255] * 4]
 
 
 def test_weights_are_loaded_and_named(tmp_path):

@@ -14,9 +14,16 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from monai_wsss.networks import position_attention
 from monai_wsss.networks.position_attention import PositionAttention
 
 SIZES = [(5, 6), (7, 1), (1, 1), (3, 4, 2), (1, 1, 1)]
+
+
+@pytest.fixture(params=[1024, 0], ids=["all weights", "never all weights"])
+def few(request, monkeypatch):
+    """Both ways on the CPU: by all weights where positions are few, without where they are many."""
+    monkeypatch.setattr(position_attention, "_FEW_POSITIONS", request.param)
 
 
 def literal(module: PositionAttention, features: torch.Tensor) -> np.ndarray:
@@ -42,7 +49,7 @@ def literal(module: PositionAttention, features: torch.Tensor) -> np.ndarray:
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("options", [{}, {"residual": False}, {"residual": False, "normalizer": "queries"}], ids=str)
 @pytest.mark.parametrize("channels", [8, 7, 3])
-def test_agrees_with_the_equation(size, options, channels):
+def test_agrees_with_the_equation(size, options, channels, few):
     torch.manual_seed(0)
     module = PositionAttention(channels, spatial_dims=len(size), gamma_init=0.7, **options)
     features = 2 * torch.randn(2, channels, *size)
@@ -53,7 +60,7 @@ def test_agrees_with_the_equation(size, options, channels):
 
 @pytest.mark.parametrize("size", [(3, 4), (2, 3, 2)])
 @pytest.mark.parametrize("normalizer", ["keys", "queries"])
-def test_gradients_are_right_in_double(size, normalizer):
+def test_gradients_are_right_in_double(size, normalizer, few):
     torch.manual_seed(0)
     module = PositionAttention(4, spatial_dims=len(size), reduction=2, gamma_init=0.5, normalizer=normalizer).double()
     features = torch.randn(1, 4, *size, dtype=torch.float64, requires_grad=True)
@@ -86,7 +93,7 @@ def test_starts_as_the_identity_and_can_leave_it():
 
 
 @pytest.mark.parametrize("fill", [0.0, 1e4, -1e4])
-def test_constant_and_large_features_stay_finite(fill):
+def test_constant_and_large_features_stay_finite(fill, few):
     module = PositionAttention.tiny()
     features = torch.full((1, 4, 3, 3), fill, requires_grad=True)
     result = module(features)
@@ -96,7 +103,7 @@ def test_constant_and_large_features_stay_finite(fill):
     torch.testing.assert_close(result, (features + module.value_conv(features)).detach(), rtol=1e-5, atol=1e-5)
 
 
-def test_nan_stays_visible_in_its_image():
+def test_nan_stays_visible_in_its_image(few):
     features = torch.zeros(2, 4, 3, 3)
     features[0, 0, 0, 0] = float("nan")
     missing = PositionAttention.tiny()(features).isnan()
@@ -106,7 +113,7 @@ def test_nan_stays_visible_in_its_image():
 
 @pytest.mark.parametrize("normalizer", ["keys", "queries"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_keeps_the_softmax_in_float32(normalizer, dtype):
+def test_half_precision_keeps_the_softmax_in_float32(normalizer, dtype, few):
     """Against the same attention in float64 of the projections as half precision rounds them."""
     torch.manual_seed(0)
     module = PositionAttention(16, gamma_init=1.0, residual=False, normalizer=normalizer).to(dtype)
@@ -122,7 +129,7 @@ def test_half_precision_keeps_the_softmax_in_float32(normalizer, dtype):
     torch.testing.assert_close(result.double(), expected, rtol=2 * ulp, atol=2 * ulp * values.abs().max().item())
 
 
-def test_autocast_gives_the_type_of_the_input():
+def test_autocast_gives_the_type_of_the_input(few):
     torch.manual_seed(0)
     module = PositionAttention(16, gamma_init=1.0)
     features = torch.randn(2, 16, 6, 7)

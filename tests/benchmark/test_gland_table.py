@@ -1,0 +1,64 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""The tables of the gland paper: small runs are whole, resumed, and refuse what they are not for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from monai_wsss._checks import DataError
+from monai_wsss.benchmark import GlandAdaptation, GlandTable
+from monai_wsss.benchmark.gland_table import CLASSIFIERS, FULL_SUPERVISION, SEGMENTERS
+from monai_wsss.data import make_phantoms
+
+pytestmark = pytest.mark.filterwarnings("ignore:Epoch .* maps of positive images")
+SMALL = {"epochs": 1, "samples": 16, "batch_size": 8, "width": 4, "every": 2}
+
+
+@pytest.fixture(scope="module")
+def datalist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(make_phantoms(tmp_path_factory.mktemp("glands"), kind="gland", subjects=(2, 1, 1))) / "datalist.json"
+
+
+def test_data_with_a_background_and_other_settings_are_refused(datalist, tmp_path):
+    brains = Path(make_phantoms(tmp_path / "brains", subjects=(1, 1, 0))) / "datalist.json"
+    with pytest.raises(DataError, match="classes that are all real tissue"):
+        GlandTable(brains, tmp_path / "out").run()
+    (tmp_path / "out").mkdir(exist_ok=True)
+    (tmp_path / "out" / "settings.json").write_text("{}")
+    with pytest.raises(DataError, match="trained with other settings"):
+        GlandTable(datalist, tmp_path / "out").run()
+
+
+def test_the_table_compares_with_full_supervision_and_the_baseline(datalist, tmp_path):
+    def row(value: float) -> dict[str, dict[str, float]]:
+        return {"miou_pooled": {"mean": value}, "pseudo_miou": {"mean": 0.7}}
+
+    rows = {"baseline": [row(0.4), row(0.5)], "better": [row(0.6), row(0.62)], FULL_SUPERVISION: [row(0.8), row(0.8)]}
+    lines = GlandTable(datalist, tmp_path).format(rows).splitlines()
+    assert lines[2].startswith("| baseline | 0.700 ± 0.000 | – | 0.450 ± 0.071 |")
+    assert lines[2].endswith("| 0.56 | – |")
+    assert lines[3].split(" | ")[-2] == "0.76"
+    assert 0 < float(lines[3].split(" | ")[-1].strip(" |")) < 0.5
+
+
+@pytest.mark.slow
+def test_small_runs_are_whole_and_fine_tuned(datalist, tmp_path, caplog):
+    table = GlandTable(datalist, tmp_path / "out", seeds=(0,), **SMALL)
+    rows = table.run()
+    assert list(rows) == [*CLASSIFIERS, *SEGMENTERS, FULL_SUPERVISION]
+    assert json.loads((tmp_path / "out" / "gland.json").read_text()) == rows
+    weights = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("model.pt")}
+    assert table.run() == rows
+    assert all(path.stat().st_mtime_ns == before for path, before in weights.items())
+
+    trained, initial = tmp_path / "out" / "default_top_25" / "seed0", tmp_path / "initial"
+    initial.mkdir()
+    (trained / "classifier" / "model.pt").rename(initial / "classifier.pt")
+    (trained / "segmenter" / "model.pt").rename(initial / "model.pt")
+    adapted = GlandAdaptation(datalist, tmp_path / "adapted", seeds=(0, 1), initial=initial, **SMALL).run()
+    assert [len(results) for results in adapted.values()] == [1, 2, 2, 2, 2]
+    assert (tmp_path / "adapted" / "gland_adaptation.svg").read_text(encoding="utf-8").startswith("<svg")

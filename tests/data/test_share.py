@@ -1,0 +1,36 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""A share of the tags: even over combinations, at least one of each, the same for the same seed."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from monai_wsss.data import draw_share
+
+LABELS = st.lists(st.sampled_from([(1, 0), (0, 1), (1, 1)]), min_size=1, max_size=60)
+
+
+@given(LABELS, st.floats(0.01, 1.0), st.integers(0, 5))
+def test_every_combination_is_there_and_the_order_is_kept(labels, share, seed):
+    items = [{"id": number, "label": label} for number, label in enumerate(labels)]
+    drawn = draw_share(items, share, seed=seed)
+    assert drawn == draw_share(items, share, seed=seed)
+    assert [item["id"] for item in drawn] == sorted({item["id"] for item in drawn})
+    for label in set(labels):
+        count = sum(item["label"] == label for item in drawn)
+        assert count == max(1, round(share * labels.count(label)))
+
+
+def test_another_seed_is_another_draw():
+    items = [{"id": number, "label": [1, 0]} for number in range(100)]
+    assert draw_share(items, 0.1, seed=0) != draw_share(items, 0.1, seed=1)
+    assert draw_share(items, 1.0) == items
+
+
+@pytest.mark.parametrize("share", [0.0, -0.1, 1.5])
+def test_a_share_outside_is_refused(share):
+    with pytest.raises(ValueError, match="`share` in"):
+        draw_share([{"label": [1]}], share)

@@ -1,0 +1,161 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""What the bundle of glands has to itself: stages one by one, their switches, fine-tuning, whole slides, presets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from PIL import Image
+from test_every_bundle import ROOT, offline, read_json, same_weights, start
+
+from monai_wsss.data import load_datalist, make_phantoms
+from monai_wsss.networks import ConsistencyCorrelationAttention, PyramidSceneParsing
+
+BUNDLE = ROOT / "bundles" / "histology_gland_segmentation"
+QUICK: dict[str, Any] = {"epochs": 1, "samples": 32, "val_interval": 1}
+
+pytestmark = pytest.mark.filterwarnings("ignore:Epoch .* maps of positive images")
+
+
+__all__ = ["offline"]  # the fixture that keeps this file's runs off the network
+
+
+def stage(*overlays: str, output_dir: Path, **overrides: Any) -> None:
+    """Run the training configuration with overlays, into a folder that may hold what stages before have left."""
+    names = tuple(f"{name}.json" for name in overlays)
+    workflow = start(BUNDLE, "train", overlays=names, output_dir=str(output_dir), **overrides)
+    workflow.run()
+    workflow.finalize()
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(make_phantoms(tmp_path_factory.mktemp("glands"), kind="gland", subjects=(2, 1, 1)))
+
+
+@pytest.fixture(scope="module")
+def whole(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All stages in one run."""
+    output = tmp_path_factory.mktemp("whole")
+    stage(dataset_dir=str(phantoms), output_dir=output, **QUICK)
+    return output
+
+
+def test_stages_one_by_one_give_what_one_run_gives(whole, phantoms, tmp_path):
+    places: dict[str, Any] = {"dataset_dir": str(phantoms), "output_dir": tmp_path}
+    stage("train_classifier", **places, **QUICK)
+    assert same_weights(tmp_path / "classifier.pt", whole / "classifier.pt")
+    assert not (tmp_path / "pseudo_masks").exists()
+    stage("generate_pseudo", **places, **QUICK)
+    names = {path.name for path in (whole / "pseudo_masks").iterdir()}
+    for name in names:
+        assert (tmp_path / "pseudo_masks" / name).read_bytes() == (whole / "pseudo_masks" / name).read_bytes()
+    assert len(names) == 2 + len(load_datalist(phantoms / "datalist.json", "training"))
+    stage("train_segmenter", **places, **QUICK)
+    assert same_weights(tmp_path / "model.pt", whole / "model.pt")
+
+
+def test_pseudo_masks_are_constant_where_there_is_one_tag(whole, phantoms):
+    known = 0
+    for case in load_datalist(phantoms / "datalist.json", "training"):
+        values = set(np.unique(np.asarray(Image.open(whole / "pseudo_masks" / f"{case['id']}.png"))).tolist())
+        allowed = {number + 1 for number, tag in enumerate(case["label"]) if tag}
+        assert values <= allowed | {255}
+        known += len(values - {255})
+    assert known > 0
+
+
+def test_the_quality_of_pseudo_masks_stands_apart(whole, phantoms, tmp_path):
+    stage(
+        "score_pseudo",
+        dataset_dir=str(phantoms),
+        output_dir=tmp_path,
+        pseudo_dir=str(whole / "pseudo_masks"),
+    )
+    quality = read_json(tmp_path / "pseudo_quality.json")
+    assert quality["reads"] == "pixel masks, to measure only"
+    assert 0 < quality["miou_pooled"] < 1
+
+
+def test_a_segmenter_without_pseudo_masks_is_refused_in_a_sentence(phantoms, tmp_path):
+    with pytest.raises(RuntimeError) as error:
+        stage("train_segmenter", dataset_dir=str(phantoms), output_dir=tmp_path, **QUICK)
+    assert "write the pseudo-masks first" in str(error.value.__cause__)
+
+
+def test_several_processes_load_what_one_loads(phantoms, tmp_path):
+    configs = [read_json(BUNDLE / "configs" / f"{name}.json") for name in ("train", "multi_gpu_train")]
+    assert set(configs[0]["initialize"]) <= set(configs[1]["initialize"])
+    assert configs[0]["run"] == configs[1]["run"]
+
+
+def test_fine_tuning_begins_with_other_weights_and_few_tags(whole, phantoms, tmp_path):
+    workflow = start(
+        BUNDLE,
+        "train",
+        dataset_dir=str(phantoms),
+        output_dir=str(tmp_path),
+        initial_dir=str(whole),
+        training_share=0.1,
+        **QUICK,
+    )
+    content = workflow.parser.get_parsed_content
+    few, every = content("train_datalist"), load_datalist(phantoms / "datalist.json", "training")
+    assert 0 < len(few) < 0.2 * len(every)
+    classifier = torch.load(whole / "classifier.pt", weights_only=True)
+    assert all(torch.equal(value.cpu(), classifier[name]) for name, value in content("classifier").state_dict().items())
+
+
+def test_switches_of_the_ablation_reach_the_network(phantoms, tmp_path):
+    places = {"dataset_dir": str(phantoms), "output_dir": str(tmp_path)}
+    workflow = start(
+        BUNDLE,
+        "train",
+        attention="cca",
+        attention_stages=[5],
+        pyramid=[2, 4],
+        logit="gap_pyramid",
+        plf="oeem",
+        **places,
+    )
+    classifier = workflow.parser.get_parsed_content("classifier_def")
+    assert isinstance(classifier.backbone.attention5, ConsistencyCorrelationAttention)
+    assert classifier.pyramid.levels == [2, 4]
+    assert workflow.parser.get_parsed_content("method").plf == "oeem"
+
+
+@pytest.mark.slow
+def test_the_paper_s_preset_is_the_published_system(phantoms, tmp_path):
+    workflow = start(
+        BUNDLE, "train", overlays=("paper.json",), dataset_dir=str(phantoms), output_dir=str(tmp_path), epochs=1
+    )
+    content = workflow.parser.get_parsed_content
+    assert isinstance(content("network_def"), PyramidSceneParsing)
+    rates = {group["lr"] for group in content("classifier_stage#optimizers")["network"].param_groups}
+    assert rates == {0.01, 0.1, 0.2}  # no biases in the frozen backbone's convolutions
+    assert not content("classifier_def").backbone.conv1a.weight.requires_grad
+
+
+def test_a_whole_slide_is_segmented(tmp_path):
+    rng = np.random.default_rng(0)
+    pixels = np.full((600, 500, 3), 245, dtype=np.uint8)
+    pixels[100:500, 100:400] = rng.normal((190, 110, 190), 30, (400, 300, 3)).clip(0, 255)
+    slide = tmp_path / "slide.tif"
+    per_cm = 1e4 / 0.62
+    tifffile.imwrite(slide, pixels, tile=(128, 128), resolution=(per_cm, per_cm), resolutionunit=3, photometric="rgb")
+    out = tmp_path / "out"
+    out.mkdir()
+    overrides = {"slide": str(slide), "output_dir": str(out), "tile": 224, "backend": "tifffile"}
+    workflow = start(BUNDLE, "inference", overlays=("slide.json",), **overrides)
+    workflow.run()
+    mask = tifffile.imread(out / "slide_mask.tif")
+    assert mask.shape == (600, 500)
+    assert set(np.unique(mask[150:450, 150:350])) <= {1, 2}
+    assert not mask[:60].any()
+    assert (out / "slide_mask_overlay.png").is_file()
