@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -79,7 +80,8 @@ class WSSSTrainer(Trainer):
 
     Raises:
         ValueError: optimizers that do not fit the players, or a count below one.
-        DataError: when training starts: no positive or no negative image for a class.
+        DataError: no positive or no negative image for a class, when training starts; images of several sizes in a
+            batch.
         NonFiniteLossError: a loss is NaN or infinite.
     """
 
@@ -140,7 +142,10 @@ class WSSSTrainer(Trainer):
         elif self.checkpoint_dir is not None and is_main_process() and remove_checkpoints(self.checkpoint_dir):
             logger.warning("A new training: the earlier checkpoints in %s are removed.", self.checkpoint_dir)
         if self.state.epoch < self.state.max_epochs:
-            Workflow.run(self)
+            try:
+                Workflow.run(self)
+            except RuntimeError as error:
+                raise _of_several_sizes(error) or error from error
         self._finalize()
         if self.model_path is not None and is_main_process():
             save_weights(self.model_path, self.core.network)
@@ -278,6 +283,19 @@ class WSSSTrainer(Trainer):
         self.state.iteration = content["iteration"]
         restore_rng_state(content["rng"])
         logger.info("Resumed %s after epoch %d of %d.", path, self.state.epoch, self.state.max_epochs)
+
+
+def _of_several_sizes(error: RuntimeError) -> DataError | None:
+    """What to say of torch's complaint that it cannot stack the images of a batch; None for other errors."""
+    sizes = re.search(r"equal size, but got (\[[\d, ]+\]) at entry 0 and (\[[\d, ]+\])", str(error))
+    # A worker process stacks in shared memory and finds no better words.
+    if sizes is None and "resize storage that is not resizable" not in str(error):
+        return None
+    example = f", e.g. {sizes[1]} and {sizes[2]}" if sizes else ""
+    return DataError(
+        f"The images of a batch are of several sizes{example}: bring them to one size (patches of one size when they "
+        "are prepared, or a transform such as ResizeInPlaned), or take a batch size of 1."
+    )
 
 
 def _flag(name: str, value: bool | str) -> bool:

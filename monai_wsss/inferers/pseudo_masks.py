@@ -113,35 +113,39 @@ class PseudoMaskWriter:
 
     @torch.no_grad()
     def run(self) -> Path:
-        """Write what is missing; returns the path of the manifest.  Of several processes the first one writes."""
+        """Write what is missing; returns the path of the manifest.  Several processes share the pictures."""
         if not self.items:
             raise DataError("There is no case to make a pseudo-mask of: choose another split.")
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        if not distributed or torch.distributed.get_rank() == 0:
-            self._write()
-        if distributed:
-            torch.distributed.barrier()
-        return self.output_dir / MANIFEST
-
-    def _write(self) -> None:
         if self.weights is not None:
             self.network.load_state_dict(load_tensors(self.weights))
-        folder = make_directory(self.output_dir)
-        settings = self._settings()
-        self._keep_or_clear(folder, settings)
+        rank, processes = _processes()
+        folder, settings = make_directory(self.output_dir), self._settings()
+        if rank == 0:
+            self._keep_or_clear(folder, settings)
+        _wait()
+        self._write_missing(rank, processes)
+        _wait()
+        if rank == 0:
+            files = {str(item["id"]): self._path(item).name for item in self.items}
+            write_json(folder / MANIFEST, {"settings": settings, "files": files})
+            logger.info("%d pseudo-masks in %s.", len(files), folder)
+        _wait()
+        return folder / MANIFEST
+
+    def _write_missing(self, rank: int, processes: int) -> None:
+        """The pictures of this process, as many at once as fill a batch."""
         was_training = self.network.training
         self.network.eval()
-        groups = list(self._groups())
+        groups = list(self._groups())[rank::processes]
         missing = [group for group in groups if not all(self._path(item).is_file() for item in group)]
         if len(missing) < len(groups):
             logger.info("%d of %d pictures have their pseudo-masks already.", len(groups) - len(missing), len(groups))
-        for group in tqdm(missing, desc="pseudo-masks", disable=None):
-            for item, mask, affine in self._masks_of(group):
-                write_mask(self._path(item, affine), mask, affine)
+        with tqdm(total=len(missing), desc="pseudo-masks", disable=None) as bar:
+            for together in _batches(missing, self.batch_size):
+                for item, mask, affine in self._masks_of(together):
+                    write_mask(self._path(item, affine), mask, affine)
+                bar.update(len(together))
         self.network.train(was_training)
-        files = {str(item["id"]): self._path(item).name for item in self.items}
-        write_json(folder / MANIFEST, {"settings": settings, "files": files})
-        logger.info("%d pseudo-masks in %s.", len(files), folder)
 
     def _settings(self) -> dict[str, Any]:
         """What the pseudo-masks depend on, besides the images."""
@@ -190,29 +194,33 @@ class PseudoMaskWriter:
             groups.setdefault(str(item.get("source", f"id {item['id']}")), []).append(item)
         yield from groups.values()
 
-    def _masks_of(self, group: Sequence[Item]) -> Iterator[tuple[Item, torch.Tensor, np.ndarray | None]]:
-        """Each item of a group with its pseudo-mask (1, *S) and its place in space."""
-        loaded = [self.transform(item) for item in group]
-        affines = [
-            np.asarray(item["image"].affine, dtype=np.float64) if has_geometry(item["image"]) else None
-            for item in loaded
-        ]
-        maps = self._maps([_plain(item["image"]) for item in loaded])
+    def _masks_of(self, groups: Sequence[Sequence[Item]]) -> Iterator[tuple[Item, torch.Tensor, np.ndarray | None]]:
+        """Each item of these groups with its pseudo-mask (1, *S) and its place in space."""
+        loaded = [[self.transform(item) for item in group] for group in groups]
+        maps = iter(self._maps([_plain(item["image"]) for group in loaded for item in group]))
+        for group in loaded:
+            for item, mask in zip(group, self._decided(group, [next(maps) for _ in group]), strict=True):
+                image = item["image"]
+                affine = np.asarray(image.affine, dtype=np.float64) if has_geometry(image) else None
+                if self.white is not None:
+                    mask = torch.where(self._bare_glass(item), torch.as_tensor(_IGNORED, dtype=torch.uint8), mask)
+                yield item, mask, affine
+
+    def _decided(self, group: Sequence[Item], maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The pseudo-masks (1, *S) of a picture's patches, or of one image with a background."""
         if self.background:
-            masks = [self._decided(item, scores) for item, scores in zip(loaded, maps, strict=True)]
-        else:
-            masks = merge_patches(
-                maps,
-                [torch.as_tensor(item["label"]) for item in loaded],
-                [item.get("origin", (0,) * (scores.ndim - 1)) for item, scores in zip(loaded, maps, strict=True)],
-                label_filter=self.label_filter,
-                scores=self.scores,
-            )
-            self._tell_of_contradictions(group, masks)
-        for item, mask, affine in zip(loaded, masks, affines, strict=True):
-            if self.white is not None:
-                mask = torch.where(self._bare_glass(item), torch.as_tensor(_IGNORED, dtype=torch.uint8), mask)
-            yield item, mask, affine
+            decide = ToMaskd("scores", self.network, rule=self.rule, threshold=self.threshold, gate="given")
+            pairs = zip(group, maps, strict=True)
+            return [decide({"scores": scores, "label": item["label"]})["scores"].cpu() for item, scores in pairs]
+        masks = merge_patches(
+            maps,
+            [torch.as_tensor(item["label"]) for item in group],
+            [item.get("origin", (0,) * (scores.ndim - 1)) for item, scores in zip(group, maps, strict=True)],
+            label_filter=self.label_filter,
+            scores=self.scores,
+        )
+        self._tell_of_contradictions(group, masks)
+        return masks
 
     def _maps(self, images: list[torch.Tensor]) -> list[torch.Tensor]:
         """Raw maps (K, *S) of images, those of one size in batches."""
@@ -223,10 +231,6 @@ class PseudoMaskWriter:
             for batch in [torch.stack(chunk)] if alike else [image[None] for image in chunk]:
                 maps.extend(float32_or_wider(self.inferer(batch.to(self.device), self.network)).cpu())
         return maps
-
-    def _decided(self, item: Item, scores: torch.Tensor) -> torch.Tensor:
-        decide = ToMaskd("scores", self.network, rule=self.rule, threshold=self.threshold, gate="given")
-        return decide({"scores": scores, "label": item["label"]})["scores"].cpu()
 
     def _tell_of_contradictions(self, group: Sequence[Item], masks: Sequence[torch.Tensor]) -> None:
         """Overlapping patches whose tags leave no class for a pixel."""
@@ -303,6 +307,31 @@ def merge_patches(
         winner = torch.where(cam.amax(dim=0) > 0, cam.argmax(dim=0), competing.argmax(dim=0))[None] + 1
         masks.append(torch.where(may.any(dim=0, keepdim=True), winner, _IGNORED).to(torch.uint8))
     return masks
+
+
+def _batches(groups: Sequence[Sequence[Item]], size: int) -> Iterator[list[Sequence[Item]]]:
+    """Groups in order, together until they hold ``size`` items."""
+    together: list[Sequence[Item]] = []
+    for group in groups:
+        together.append(group)
+        if sum(map(len, together)) >= size:
+            yield together
+            together = []
+    if together:
+        yield together
+
+
+def _processes() -> tuple[int, int]:
+    """Rank of this process, and how many there are."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+def _wait() -> None:
+    """Until all processes are here."""
+    if _processes()[1] > 1:
+        torch.distributed.barrier()
 
 
 def _plain(image: torch.Tensor) -> torch.Tensor:

@@ -17,6 +17,8 @@ import torch
 from monai.utils import convert_to_numpy
 from PIL import Image, ImageDraw, ImageFont
 
+from monai_wsss._intensity import USUAL_STAIN
+
 __all__ = ["MASK_COLOR", "REFERENCE_COLOR", "choose_cases", "render_panel"]
 
 REFERENCE_COLOR = "#4da3ff"
@@ -154,12 +156,19 @@ def _channel_tiles(picture: np.ndarray, names: Sequence[str], size: tuple[int, i
     """Name and picture ``(height, width, 3)`` in [0, 255] of each channel shown."""
     planes = [_resize(_window(plane), size, Image.Resampling.BILINEAR) for plane in picture[:_MAX_CHANNELS]]
     if [name.lower()[:1] for name in names] == ["r", "g", "b"]:
-        colors = np.nan_to_num(picture.astype(np.float64), posinf=0, neginf=0)
-        low, high = colors.min(), colors.max()
-        scaled = (colors - low) / (high - low if high > low else 1)
+        scaled = _colors(np.nan_to_num(picture.astype(np.float64), posinf=0, neginf=0))
         planes = [_resize(plane, size, Image.Resampling.BILINEAR) for plane in scaled]
         return [("image", 255 * np.stack(planes, axis=-1))]
     return [(name, 255 * np.repeat(plane[..., None], 3, axis=2)) for name, plane in zip(names, planes, strict=False)]
+
+
+def _colors(picture: np.ndarray) -> np.ndarray:
+    """(3, H, W) in [0, 1]: standardized tissue in the usual stain, other pictures from lowest to highest."""
+    low, high = picture.min(), picture.max()
+    if low < 0:
+        mean, std = (values[:, None, None] for values in USUAL_STAIN)
+        return ((picture * std + mean) / 255).clip(0, 1)
+    return (picture - low) / (high - low if high > low else 1)
 
 
 def _window(plane: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform
 
 from monai_wsss._checks import check_choice
-from monai_wsss._intensity import GLASS, foreground_statistics, tissue_statistics
+from monai_wsss._intensity import GLASS, USUAL_STAIN, foreground_statistics, tissue_statistics
 
 __all__ = ["NormalizeSubjectd"]
 
@@ -26,8 +26,6 @@ _BOUNDS = {"bright": (-2.5, 6.0), "tissue": (-4.0, 6.0)}
 """Foreground -> lowest and highest value left; dark nuclei are about 3 standard deviations below the tissue's mean."""
 
 _LEAST_TISSUE = 0.01  # share of a picture; what fewer pixels say about a stain is dust
-_USUAL_STAIN = np.array([189.5, 106.0, 188.3]), np.array([41.0, 45.7, 31.4])
-"""Mean and std of the tissue (red, green, blue; of 255), averaged over the 92 GlaS pictures of five patients."""
 
 
 class NormalizeSubjectd(MapTransform):
@@ -110,5 +108,5 @@ class NormalizeSubjectd(MapTransform):
             )
         picture = image.astype(np.float64) * (255.0 / self.white)
         measured = (picture.mean(axis=0) < GLASS).mean() >= _LEAST_TISSUE
-        mean, std = tissue_statistics(picture) if measured else _USUAL_STAIN
+        mean, std = tissue_statistics(picture) if measured else USUAL_STAIN
         return mean * (self.white / 255.0), std * (self.white / 255.0)

@@ -259,6 +259,27 @@ def test_a_loss_that_is_not_finite_names_itself_and_the_images():
         trainer.run()
 
 
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_images_of_several_sizes_are_told_in_a_sentence(num_workers):
+    items = make_items(4) + [{**item, "id": f"{item['id']}b"} for item in make_items(4, size=12)]
+    method = ClassActivationMapping(CAMEncoder(2, 1, 1, width=2))
+    loader = make_loader(items, num_workers)
+    trainer = WSSSTrainer(method, torch.optim.SGD(method.parameters(), lr=0.1), loader, 1, progress_bar=False)
+    with pytest.raises(
+        DataError, match=r"several sizes(, e\.g\. \[1, 1\d, 1\d\] and \[1, 1\d, 1\d\])?: bring them to one"
+    ):
+        trainer.run()
+
+
+def test_other_errors_of_a_training_stay_what_they_are():
+    method = ClassActivationMapping(CAMEncoder(2, 3, 1, width=2))  # three channels, the images have one
+    trainer = WSSSTrainer(
+        method, torch.optim.SGD(method.parameters(), lr=0.1), make_loader(make_items()), 1, progress_bar=False
+    )
+    with pytest.raises(RuntimeError, match="channels"):
+        trainer.run()
+
+
 def test_a_batch_with_masks_is_refused():
     batch = {"image": torch.zeros(1, 1, 8, 8), "label": torch.zeros(1, 1), "mask": torch.zeros(1, 1, 8, 8)}
     method = ClassActivationMapping.tiny()

@@ -185,7 +185,7 @@ def test_a_killed_run_goes_on_and_other_settings_begin_anew(tmp_path):
             return super().forward(image)
 
     with pytest.raises(KeyboardInterrupt):
-        writer(items, tmp_path, Killed()).run()
+        writer(items, tmp_path, Killed(), batch_size=1).run()
     assert len(list(tmp_path.glob("*.png"))) == 3
     assert not (tmp_path / "manifest.json").exists()
     network = Maps()
@@ -240,6 +240,22 @@ def test_contradicting_tags_are_told(tmp_path, caplog):
     writer(items, tmp_path).run()
     assert "contradict each other in 50 % of the picture of a" in caplog.text
     assert read(tmp_path / "a.png").tolist() == [[1] * 4, [1] * 4, [255] * 4, [255] * 4]
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_images_of_one_size_go_together(background, tmp_path):
+    seen = []
+
+    def inferer(image: torch.Tensor, network: nn.Module) -> torch.Tensor:
+        seen.append(len(image))
+        return network(image)
+
+    items = [patch(str(number), constant(1, 0), [1, 1]) for number in range(5)]
+    rule = {"rule": "logit"} if background else {}
+    made = writer(items, tmp_path, background=background, batch_size=2, **rule)
+    made.inferer = inferer
+    made.run()
+    assert seen == [2, 2, 1]
 
 
 def test_weights_are_loaded_and_named(tmp_path):

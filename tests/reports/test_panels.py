@@ -211,3 +211,13 @@ def test_false_alarms_of_several_classes_leave_out_the_background():
     small = {"finding": 0, "healthy": 1, "found": 1, "dice": 0.0, "fp/background": 99, "fp/a": 1, "fp/b": 1}
     large = small | {"fp/background": 0, "fp/b": 9}
     assert choose_cases([small, large])["false alarm"] == [2, 1]
+
+
+def test_standardized_tissue_is_shown_in_the_usual_stain():
+    standardized = np.zeros((3, 40, 40), dtype=np.float32)
+    standardized[:, :20] = -1.0
+    names = ["red", "green", "blue"]
+    tile = tiles_of(render_panel(standardized, None, np.zeros((40, 40)), None, channel_names=names))[0]
+    seen = np.asarray(tile).reshape(-1, 3).astype(int)
+    for wanted in ((189, 106, 188), (148, 60, 156)):
+        assert (np.abs(seen - wanted).max(axis=1) <= 2).any(), wanted
