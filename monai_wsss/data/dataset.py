@@ -39,7 +39,8 @@ def item_bytes(item: Any) -> int:
 class EpochCacheDataset(CacheDataset):
     """``monai.data.CacheDataset`` whose random transforms depend on (seed, epoch, index) alone.
 
-    The memory that the cache will take is logged before it is filled, measured on the first item.
+    The memory that the cache will take is logged before it is filled, measured on the first item, unless it is filled
+    at run time.
 
     Args:
         data: items of a datalist.

@@ -63,7 +63,7 @@ class SlideResult:
         size: (height, width) of the mask.
         tiles: that the network saw.
         tissue_share: of the slide's area.
-        class_mm2: area of each class, in order.
+        class_mm2: area of each class in order, up to the last one that was found.
         note: a sentence where there is something to know, else empty.
     """
 

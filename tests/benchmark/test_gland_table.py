@@ -15,7 +15,7 @@ from monai_wsss.benchmark.gland_table import CLASSIFIERS, FULL_SUPERVISION, SEGM
 from monai_wsss.data import make_phantoms
 
 pytestmark = pytest.mark.filterwarnings("ignore:Epoch .* maps of positive images")
-SMALL = {"epochs": 1, "samples": 16, "batch_size": 8, "width": 4, "every": 2}
+SMALL = {"epochs": 1, "samples": 16, "batch_size": 8, "width": 4}
 
 
 @pytest.fixture(scope="module")
