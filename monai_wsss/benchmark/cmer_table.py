@@ -142,8 +142,9 @@ class CmerTable(RecipeTable):
             results = {group: rows.get(f"{name} / {group}", []) for group in groups}
             cells = [format_cell(results[group], column) for group in groups for column in self.columns]
             if full:
+                bound = _mean_dice(full)
                 cells += [
-                    f"{_mean_dice(results[group]) / _mean_dice(full):.2f}" if results[group] else "–"
+                    f"{_mean_dice(results[group]) / bound:.2f}" if results[group] and bound > 0 else "–"
                     for group in _FUSED
                 ]
             lines.append(f"| {name} | {' | '.join(cells)} |")

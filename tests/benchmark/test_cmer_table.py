@@ -80,6 +80,8 @@ def test_the_table_has_a_column_a_modality_and_the_ratio(datalist, tmp_path):
     cells = "0.300 ± 0.141 | 0.500 ± 0.000 | 0.300 ± 0.000 | 0.400 ± 0.000 | 0.37 | 0.50"
     assert lines[2] == f"| plain CAM | {cells} |"
     assert lines[3] == f"| {FULL_SUPERVISION} | – | – | 0.800 | – | 1.00 | – |"
+    nothing = CmerTable(datalist, tmp_path / "out").format({**rows, f"{FULL_SUPERVISION} / fused": [row(0.0)]})
+    assert nothing.splitlines()[2].endswith("| – | – |")
     errors = CmerErrors(datalist, tmp_path / "out").format({"plain CAM / T1": [row(0.2)]}).splitlines()
     assert errors[0].startswith("| row | T1 r_under | T1 r_over |")
     assert errors[2].startswith("| plain CAM | 1.000 | 2.000 |")
