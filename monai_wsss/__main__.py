@@ -24,7 +24,9 @@ __all__ = ["main"]
 _BUNDLE = "bundles/brain_mri_cam_segmentation"
 _TISSUE_BUNDLE = "bundles/histology_gland_segmentation"
 _SPLITS = ("training", "validation", "test")
+_FEW_CLASSES = 6  # that a table has room for side by side
 _TABLES = {
+    "bmp": "BmpTable",
     "cam": "CamTable",
     "cmer": "CmerTable",
     "cmer-unet": "CmerFullResolution",
@@ -211,6 +213,39 @@ def _add_ebhi(commands: Any) -> None:
     _add_glands(commands, "ebhi", what, ("specimen", "image")).set_defaults(run=_prepare_ebhi)
 
 
+def _add_photographs(commands: Any, name: str, what: str, listed: str) -> argparse.ArgumentParser:
+    """What the commands for photographs have in common; ``listed`` is what names the images of a split."""
+    command = f"monai-wsss prepare {name} --root {name} --out prepared"
+    parser = _add_command(commands, name, what, command)
+    parser.add_argument("--root", required=True, metavar="DIR", help="the folder of the data set")
+    parser.add_argument("--out", required=True, metavar="DIR", help="the folder to write")
+    parser.add_argument("--training", metavar="NAME", help=f"{listed} to train on (default: looked for)")
+    parser.add_argument("--validation", metavar="NAME", help=f"{listed} to measure on (default: looked for)")
+    parser.add_argument("--test", metavar="NAME", help=f"{listed} to test on (default none)")
+    return parser
+
+
+def _add_voc(commands: Any) -> None:
+    what = "VOC: JPEGImages/, Annotations/, ImageSets/Segmentation/, perhaps SegmentationClass/ or …Aug/"
+    parser = _add_photographs(commands, "voc", what, "list of images, e.g. trainaug, or a .txt file,")
+    parser.add_argument(
+        "--classes", type=_names, metavar="A,B", help="in the order of their values in masks (default VOC's 20)"
+    )
+    parser.add_argument(
+        "--labels-from-masks",
+        action="store_true",
+        help="simulate the labels of images without annotation from their masks",
+    )
+    parser.set_defaults(run=_prepare_voc)
+
+
+def _add_coco(commands: Any) -> None:
+    what = "COCO: annotations/instances_<set>.json, and images in <set>/, images/<set>/ or images/"
+    parser = _add_photographs(commands, "coco", what, "set, e.g. train2014,")
+    parser.add_argument("--masks", action="store_true", help="draw masks from the outlines; used for evaluation only")
+    parser.set_defaults(run=_prepare_coco)
+
+
 def _add_phantom(commands: Any) -> None:
     parser = _add_command(
         commands,
@@ -287,7 +322,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     kinds = prepare.add_subparsers(title="layouts", metavar="LAYOUT", required=True)
-    for add in (_add_folder, _add_brats, _add_cases, _add_glas, _add_prog, _add_ebhi):
+    for add in (_add_folder, _add_brats, _add_cases, _add_glas, _add_prog, _add_ebhi, _add_voc, _add_coco):
         add(kinds)
     _add_phantom(commands)
     _add_report(commands)
@@ -341,6 +376,19 @@ def _prepare_ebhi(options: argparse.Namespace) -> None:
     from monai_wsss.data.ebhi import prepare_ebhi
 
     _summarize(prepare_ebhi(options.root, options.out, **_given(options, "split", "presence", "fractions", "seed")))
+
+
+def _prepare_voc(options: argparse.Namespace) -> None:
+    from monai_wsss.data.voc import prepare_voc
+
+    given = _given(options, "classes", "training", "validation", "test", "labels_from_masks")
+    _summarize(prepare_voc(options.root, options.out, **given))
+
+
+def _prepare_coco(options: argparse.Namespace) -> None:
+    from monai_wsss.data.coco import prepare_coco
+
+    _summarize(prepare_coco(options.root, options.out, **_given(options, "training", "validation", "test", "masks")))
 
 
 def _phantom(options: argparse.Namespace) -> None:
@@ -403,11 +451,13 @@ def _summarize(path: Path) -> None:
     print(f"Wrote {path}")
     print(f"classes:    {', '.join(classes)}")
     print(f"modalities: {', '.join(modality[str(channel)] for channel in range(len(modality)))}")
-    _print_row("split", "images", "subjects", *(f"{name} = 1" for name in classes))
+    rows: list[list[object]] = [["split", "images", "subjects", *(f"{name} = 1" for name in classes)]]
     for split in _SPLITS:
         items = datalist[split]
         positives = [sum(item["label"][index] for item in items) for index in range(len(classes))]
-        _print_row(split, len(items), len({item["subject"] for item in items}), *positives)
+        rows.append([split, len(items), len({item["subject"] for item in items}), *positives])
+    for row in rows if len(classes) <= _FEW_CLASSES else zip(*rows, strict=True):
+        _print_row(*row)
     _print_next(path.parent.resolve(), datalist)
 
 
@@ -462,8 +512,8 @@ def _is_volume(folder: Path, image: str | list[str]) -> bool:
     return len(nibabel.load(folder / file).header.get_data_shape()) > 2
 
 
-def _print_row(first: str, *cells: object) -> None:
-    print(f"{first:<10}", *(f"{cell!s:>14}" for cell in cells))
+def _print_row(first: object, *cells: object) -> None:
+    print(f"{first!s:<10}", *(f"{cell!s:>14}" for cell in cells))
 
 
 def _error_line(error: Exception) -> str:

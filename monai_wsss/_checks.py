@@ -9,8 +9,9 @@ one sentence: what is wrong, with which file or argument, and what to do.  The c
 from __future__ import annotations
 
 import torch
+from monai.data.meta_tensor import MetaTensor
 
-__all__ = ["DataError", "check_choice", "check_label", "check_shape", "float32_or_wider"]
+__all__ = ["DataError", "check_choice", "check_label", "check_shape", "float32_or_wider", "plain_tensor"]
 
 
 class DataError(ValueError):
@@ -64,3 +65,8 @@ def check_label(label: torch.Tensor, batch_size: int, num_classes: int) -> None:
 def float32_or_wider(tensor: torch.Tensor) -> torch.Tensor:
     """Half-precision tensors as float32, others untouched: exps, norms and comparisons must not run in fp16."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def plain_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """MONAI's ``MetaTensor`` without what it carries, which slows every operation down; others untouched."""
+    return tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor

@@ -12,10 +12,11 @@ import pytest
 import tifffile
 import torch
 from PIL import Image
-from test_every_bundle import ROOT, offline, read_json, same_weights, start
+from test_every_bundle import ROOT, offline, read_json, read_rows, same_weights, start
 
+from monai_wsss.benchmark.config_rules import training_faults
 from monai_wsss.data import load_datalist, make_phantoms
-from monai_wsss.networks import ConsistencyCorrelationAttention, PyramidSceneParsing
+from monai_wsss.networks import ConsistencyCorrelationAttention, PyramidSceneParsing, ResNeSt, resnet38_classifier
 
 BUNDLE = ROOT / "bundles" / "histology_gland_segmentation"
 QUICK: dict[str, Any] = {"epochs": 1, "samples": 32, "val_interval": 1}
@@ -128,6 +129,92 @@ def test_switches_of_the_ablation_reach_the_network(phantoms, tmp_path):
     assert isinstance(classifier.backbone.attention5, ConsistencyCorrelationAttention)
     assert classifier.pyramid.levels == [2, 4]
     assert workflow.parser.get_parsed_content("method").plf == "oeem"
+
+
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+SMALL_PAPER = {
+    "classifier_def#small": True,
+    "classifier_def#width": 4,
+    "network_def": {"_target_": "monai_wsss.networks.PyramidSceneParsing.tiny"},
+}
+
+
+def standardized(path: str) -> torch.Tensor:
+    """A picture (3, H, W) as networks that have seen ImageNet expect it; axes as MONAI reads them."""
+    pixels = torch.tensor(np.asarray(Image.open(path).convert("RGB"))).float().permute(2, 1, 0) / 255
+    mean, std = (torch.tensor(IMAGENET[name]).reshape(3, 1, 1) for name in ("mean", "std"))
+    return (pixels - mean) / std
+
+
+def test_references_of_the_paper_s_preset_lead_somewhere():
+    configs = {f"{name}.json": read_json(BUNDLE / "configs" / f"{name}.json") for name in ("train", "paper")}
+    # The rules know the overlays that every bundle has; this one is checked as if it were one of them.
+    assert training_faults({"train.json": configs["train.json"], "multi_gpu_train.json": configs["paper.json"]}) == []
+
+
+def test_the_paper_s_preset_shows_the_networks_what_the_paper_does(whole, phantoms, tmp_path):
+    places = {"dataset_dir": str(phantoms), "output_dir": str(tmp_path), "pseudo_dir": str(whole / "pseudo_masks")}
+    workflow = start(BUNDLE, "train", overlays=("paper.json",), **places, **SMALL_PAPER)
+    content = workflow.parser.get_parsed_content
+    patch, *_ = patches = load_datalist(phantoms / "datalist.json", "training")
+    for stage, keys in (("classifier_stage", ["image"]), ("train", ["image", "pseudo_mask"])):
+        dataset = content(f"{stage}#dataset")
+        item = dataset[0]
+        assert all(item[key].shape[1:] == (224, 224) for key in keys)
+        assert item["image"].shape[0] == 3
+        # No augmentation leaves the range of ImageNet's normalization.
+        assert -2.2 < item["image"].min() < item["image"].max() < 2.7
+        random = dataset.random_transform.transforms
+        assert [type(step).__name__ for step in random] == [
+            *("RandFlipd", "RandFlipd", "RandPhotometricDistortiond", "RandGaussianSmoothd", "NormalizeIntensityd"),
+        ]
+        sampler = content(f"{stage}#sampler")
+        assert sorted(sampler) == list(range(len(patches)))
+        assert list(sampler) != sorted(sampler)
+    pseudo = content("pseudo#preprocessing")(patch)["image"]
+    torch.testing.assert_close(pseudo.as_tensor(), standardized(patch["image"]), atol=1e-5, rtol=0)
+    case, *_ = load_datalist(phantoms / "datalist.json", "validation")
+    seen = content("validate#preprocessing")(case)["image"]
+    torch.testing.assert_close(seen.as_tensor(), standardized(case["image"]), atol=1e-5, rtol=0)
+    assert content("validate#inferer").scales == (2.0,)
+    assert content("pseudo#inferer").scales == (2.0, 2.5, 3.0)
+
+
+def test_patches_of_the_networks_size_are_not_enlarged(phantoms, tmp_path):
+    places = {"dataset_dir": str(phantoms), "output_dir": str(tmp_path)}
+    workflow = start(BUNDLE, "train", overlays=("paper.json",), window=[224, 224], **places, **SMALL_PAPER)
+    assert workflow.parser.get_parsed_content("pseudo_scales") == [1.0, 1.25, 1.5]
+
+
+def test_both_backbones_of_the_paper_s_preset_are_loaded_from_files(phantoms, tmp_path):
+    backbones = {"classifier_def": resnet38_classifier(small=True, width=4).backbone, "network_def": ResNeSt.tiny(2, 3)}
+    paths = {name: str(tmp_path / f"{name}.pt") for name in backbones}
+    for name, backbone in backbones.items():
+        torch.save(backbone.state_dict(), paths[name])
+    files = {"pretrained": paths["classifier_def"], "pretrained_segmenter": paths["network_def"]}
+    places = {"dataset_dir": str(phantoms), "output_dir": str(tmp_path)}
+    workflow = start(BUNDLE, "train", overlays=("paper.json",), **places, **files, **SMALL_PAPER)
+    for name, backbone in backbones.items():
+        loaded = workflow.parser.get_parsed_content(name).backbone.state_dict()
+        assert all(torch.equal(loaded[key], value) for key, value in backbone.state_dict().items())
+
+
+def test_the_paper_s_preset_trains_both_stages_and_is_evaluated(phantoms, tmp_path):
+    places = {"dataset_dir": str(phantoms), "output_dir": str(tmp_path / "run")}
+    short = {"epochs": 1, "classifier_epochs": 1, "training_share": 0.1, "batch_size": 4, "val_interval": 9}
+    workflow = start(BUNDLE, "train", overlays=("paper.json",), **places, **short, **SMALL_PAPER)
+    workflow.run()
+    for folder in ("run", "run/classifier"):
+        (row,) = read_rows(tmp_path / folder / "training_log.csv")
+        assert np.isfinite(float(row["loss"]))
+    recorded = read_json(tmp_path / "run" / "run.json")["config"]
+    expected = {"preset": "paper", "learning_rate": 0.005, "classifier_learning_rate": 0.01, "classifier_epochs": 1}
+    assert expected.items() <= recorded.items()
+    assert recorded["input_size"] == [224, 224]
+    places |= {"output_dir": str(tmp_path / "results"), "ckpt_dir": str(tmp_path / "run"), "views": "none"}
+    start(BUNDLE, "evaluate", overlays=("paper.json",), **places, **SMALL_PAPER).run()
+    assert 0 <= read_json(tmp_path / "results" / "metrics.json")["miou_pooled"]["mean"] <= 1
+    assert read_json(tmp_path / "results" / "run.json")["config"]["preset"] == "paper"
 
 
 @pytest.mark.slow

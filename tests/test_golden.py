@@ -27,10 +27,12 @@ from monai_wsss.cams import (
     head_activation_maps,
     normalize_maps,
     pool_maps,
+    rescale_maps,
     resize_maps,
     zscore_images,
 )
-from monai_wsss.engines import Progress, WeightRamp
+from monai_wsss.engines import Progress, WeightRamp, polynomial_after_warm_up
+from monai_wsss.inferers.multi_scale import multi_scale_branches
 from monai_wsss.losses import (
     CrossModalEquivarianceLoss,
     EquivarianceLoss,
@@ -40,25 +42,39 @@ from monai_wsss.losses import (
     mutual_distillation_loss,
     unit_norm_maps,
 )
+from monai_wsss.losses.affinity import affinity_loss
+from monai_wsss.losses.balanced_cross_entropy import balanced_cross_entropy_loss
+from monai_wsss.losses.confident_pseudo_label import class_to_segmentation_loss, segmentation_to_class_loss
 from monai_wsss.losses.purified_label import PurifiedLabelLoss, purified_label_loss
 from monai_wsss.methods import CMER
 from monai_wsss.methods.cmer import _View
 from monai_wsss.networks import AtrousSpatialPyramid, CAMUNet, ModalityNetworks
 from monai_wsss.networks.consistency_attention import ConsistencyCorrelationAttention
 from monai_wsss.networks.criss_cross import CrissCrossAttention
+from monai_wsss.networks.mix_transformer import MixTransformer
 from monai_wsss.networks.pyramid_fusion import PyramidFusionPooling, SignPreservingFusion
 from monai_wsss.networks.resnest import ResNeSt, SplitAttentionConv
 from monai_wsss.networks.resnet38 import PreActivationBlock, PreActivationBottleneck, ResNet38
+from monai_wsss.networks.two_branch import TwoBranchNetwork
 from monai_wsss.refinement import to_mask
+from monai_wsss.refinement.affinity_walk import affinity_labels, propagate_by_affinity, softmax_with_background
+from monai_wsss.refinement.confident_labels import confident_label, confident_segmentation_label
+from monai_wsss.refinement.pixel_adaptive import (
+    PixelAdaptiveRefinement,
+    pixel_adaptive_refinement,
+    pixel_adaptive_weights,
+)
+from monai_wsss.refinement.pseudo_label import (
+    background_aware_scores,
+    outside_boxes,
+    refined_seed_label,
+    seed_label,
+)
 from monai_wsss.transforms import SpatialRecord
 
 GOLDEN = Path(os.environ.get("WSSS_GOLDEN") or Path(__file__).parents[2] / "shared" / "golden")
 
 PENDING = {
-    "bmp": (
-        "the BMP method",
-        "afa_segloss affinity bsp labels losses multiscale_fusion network par polywarmup",
-    ),
     "coingan": (
         "the CoinGAN method",
         "buffer cconv_constant_shared cconv_k3_kp3 cconv_k3_kp3_shared cconv_k3_kp5 cconv_k5_kp4 "
@@ -73,6 +89,15 @@ REASONS = {f"{paper}/{name}": reason for paper, (reason, names) in PENDING.items
 
 # Arrays that a check leaves to others, by regular expression.
 NOT_READ = {
+    "bmp/afa_segloss": r"source|note|versions",
+    "bmp/affinity": r"source|note|versions",
+    "bmp/bsp": r"source|note|versions",
+    "bmp/labels": r"source|note|versions",
+    "bmp/losses": r"source|note|versions",
+    "bmp/multiscale_fusion": r"source|note|versions",
+    "bmp/network": r"source|note|versions",
+    "bmp/par": r"source|note|versions",
+    "bmp/polywarmup": r"source|note|versions",
     # The network from the image to the target layer is the one of `unetcam`; here its activations are the input.
     "cmer/gradcam": r"x|filters_div|w/(?!classifier\.).*",
     "gland/plf": r"mode",  # the name of the case
@@ -556,7 +581,189 @@ def check_splitattention(z: Vectors) -> None:
     close(conv(z["x"]).detach(), z["out"])
 
 
+def check_two_branch(z: Vectors) -> None:
+    weights = {key[2:]: z[key] for key in z.arrays if key.startswith("w/")}
+    image, classes = z["in_x"], z["out_cls"].shape[1]
+    pooling = {"gmp": "max", "gap": "average"}[z.strings("in_pooling")[0]]
+    encoder = MixTransformer(2, image.shape[1], embed_dims=(8, 16, 20, 32))
+    for ofd, upsample, names in (
+        (True, True, ("cls", "camlogits_fullres", "seg_fullres", "affinity")),
+        (False, False, ("afa_cls", "afa_cam_stride16", "afa_seg_stride4", "afa_affinity")),
+    ):
+        network = TwoBranchNetwork(encoder, classes, decoder_width=16, ofd=ofd, pooling=pooling).eval()
+        network.load_state_dict(weights)
+        with torch.no_grad():
+            outputs = network.branches(image, affinity=True, upsample=upsample)
+            for name, got in zip(names, outputs, strict=True):
+                torch.testing.assert_close(got, z[f"out_{name}"], rtol=1e-4, atol=1e-5)
+            if not ofd:
+                continue
+            features, attention = encoder.forward_with_attention(image)
+            parts = {f"out_attn_block3_{n}": logits for n, logits in enumerate(attention)}
+            parts |= {f"out_feat{n}": part for n, part in enumerate(features, start=1)}
+            aware = network.object_aware(features, outputs.seeds)
+            parts |= {f"out_ofd_feat{n}": part for n, part in enumerate(aware, start=1)}
+            for name, got in parts.items():
+                torch.testing.assert_close(got, z[name], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(network(image), z["out_seg_fullres"], rtol=1e-4, atol=1e-5)
+
+
+def check_affinity(z: Vectors) -> None:
+    radius, affinity = int(z["in_radius"].item()), z["in_affpred"].requires_grad_()
+    label = z["in_label"][:, ::16, ::16]
+    pairs = affinity_labels(label, radius)
+    assert torch.equal(pairs.long(), z["out_afflabel"])
+    assert torch.equal(affinity_labels(torch.zeros_like(label[:1]), radius)[0] == 1, z["out_mask"].bool())
+    assert (pairs == 1).sum() + 1 == z["out_poscount"]
+    assert (pairs == 0).sum() + 1 == z["out_negcount"]
+    loss = affinity_loss(affinity, label, radius=radius)
+    close(loss.detach(), z["out_loss"])
+    close(torch.autograd.grad(loss, affinity)[0], z["out_grad"])
+
+
+def check_par(z: Vectors) -> None:
+    image, maps, dilations = z["in_image"], z["in_masks"], z["in_dilations"].tolist()
+    options = {"dilations": dilations, "iterations": int(z["in_iters"].item())}
+    close(pixel_adaptive_refinement(image, maps, **options), z["out_refined"])
+    # 1e-7: its own weights, applied in float64, leave 1e-8.
+    got = pixel_adaptive_refinement(image.double(), maps.double(), **options)
+    torch.testing.assert_close(got, z["out_refined_float64"], rtol=1e-7, atol=1e-7)
+    if "out_affinity_float64" in z.arrays:
+        weights = pixel_adaptive_weights(image.double(), dilations=dilations)
+        close(weights, z["out_affinity_float64"])
+        close(weights.sum(2), z["out_affinity_rowsum"])
+
+
+def check_bmp_labels(z: Vectors) -> None:
+    cams, propagated = z["in_cam"], z["out_afa_propagated"]
+    small = resize_maps(cams, propagated.shape[2:])
+    maps = softmax_with_background(small, z["in_y"], z["in_aff_bkg"].item())
+    close(propagate_by_affinity(z["in_aff"], maps, int(z["in_aff_radius"].item())), propagated)
+
+    image, label, boxes = z["in_image"], z["in_y"], z["in_boxes"]
+    seeds, outside = z["out_validcam"], outside_boxes(boxes, image.shape[2:])
+    torch.testing.assert_close(cams * label[..., None, None], seeds)
+    doubt = seed_label(seeds, low=0.35, high=0.55).masked_fill(outside, 255)
+    assert torch.equal(doubt, z["out_label_ignoremid"])
+    assert torch.equal(seed_label(seeds, low=0.45), z["out_label_single_bkg0p45"])
+    refine = PixelAdaptiveRefinement()
+    refined = refined_seed_label(image, cams, label, refine).masked_fill(outside, 255)
+    same = refined == z["out_par_label_two_thresholds"]
+    assert same.float().mean() > 0.999  # ties
+    spread = resize_maps(propagated, image.shape[2:])
+    spread = background_aware_scores(image, spread[:, 1:], spread[:, :1], label, refine, boxes=boxes)
+    torch.testing.assert_close(spread, z["out_afa_propagated_par"], rtol=1e-4, atol=1e-5)
+
+
+def check_bsp(z: Vectors) -> None:
+    """As released: S^c is not normalized, the weights of the refinement sum to 1.01."""
+    background = z["in_segs_minmax"][:, :1]
+    scores = background_aware_scores(
+        z["in_image"], z["in_cam"], background, z["in_y"], PixelAdaptiveRefinement(), boxes=z["in_boxes"]
+    )
+    torch.testing.assert_close(scores, z["out_Sc"], rtol=1e-4, atol=1e-5)
+    label = confident_label(scores, z["in_sigma_c"].item())
+    assert (label == z["out_Yc"]).float().mean() > 0.999
+
+
+def check_branch_fusion(z: Vectors) -> None:
+    stored = iter([(z[f"in_cam_s{n}"], z[f"in_seg_s{n}"]) for n in range(len(z["in_scales"]))])
+    image = torch.zeros(len(z["in_cam_s0"]) // 2, 1, *z["in_hw"].tolist())
+    seeds, segmentation = multi_scale_branches(lambda _: next(stored), image, scales=z["in_scales"].tolist())
+    torch.testing.assert_close(rescale_maps(seeds), z["out_cam"], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(rescale_maps(segmentation), z["out_seg_minmax"], rtol=1e-4, atol=1e-5)
+
+
+def check_polynomial_after_warm_up(z: Vectors) -> None:
+    """The rates, and where they take a parameter with AdamW."""
+    rate, warm_up, iterations, start, power, floor = z["in_lr_warm_max_ratio_power_minmult"].tolist()
+    parameter = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.AdamW([parameter], lr=rate, weight_decay=0.01)
+    schedule = polynomial_after_warm_up(
+        optimizer, 1, range(int(iterations)), warm_up=int(warm_up), start=start, power=power, floor=floor
+    )
+    for step, (expected, after) in enumerate(zip(z["out_lr_used_at_step"], z["out_param_after_step"], strict=True)):
+        assert schedule.get_last_lr()[0] == pytest.approx(expected.item(), rel=1e-9)
+        parameter.grad = torch.tensor([0.1, -0.2, 0.3]) * (1 + step % 3)
+        optimizer.step()
+        schedule.step()
+        torch.testing.assert_close(parameter.detach(), after)
+
+
+def check_balanced_cross_entropy(z: Vectors) -> None:
+    logits, label = z["in_seglogits"].requires_grad_(), z["in_label"]
+    loss = balanced_cross_entropy_loss(logits, label)
+    expected = z["out_loss"]
+    if expected.isnan():  # officially, without background or without foreground; its gradient is that of the other
+        assert not bool((label == 0).any() and ((label > 0) & (label < 255)).any())
+        expected = 0.5 * torch.nn.functional.cross_entropy(logits.detach(), label, ignore_index=255)
+    close(loss.detach(), expected.nan_to_num())
+    close(torch.autograd.grad(loss, logits)[0], z["out_grad"].nan_to_num())
+
+
+def check_confident_losses(z: Vectors) -> None:
+    """Both ways, as released: labels by logits, without the filter.  Officially nan where there is no such pixel."""
+    logits, maps = z["in_Ps_logits"].requires_grad_(), z["in_Pc_camlogits"].requires_grad_()
+    for kind, name in (("softmargin", "BCE"), ("bce", "BCE"), ("ce", "CE")):
+        loss = class_to_segmentation_loss(logits, z["in_Yc"], kind=kind)
+        close(loss.detach(), z[f"out_official_c2s_{name}"].nan_to_num())
+        close(torch.autograd.grad(loss, logits)[0], z[f"out_official_c2s_{name}_grad"].nan_to_num())
+    threshold = z["in_sigma_c_s_official"][1].item()  # the first has made in_Yc
+    inside = torch.zeros_like(z["in_Yc"], dtype=torch.bool)
+    for image, (top, bottom, left, right) in zip(inside, z["in_boxes"].tolist(), strict=True):
+        image[top:bottom, left:right] = True
+    label = confident_segmentation_label(logits, threshold=threshold, score="logit", valid=inside)
+    assert torch.equal(label.where(label != 0, 255), z["out_official_Ys"])
+    assert z.strings("out_official_s2c_BCE_error")[0].startswith("IndexError")
+    intended = segmentation_to_class_loss(maps.double(), label, kind="softmargin")
+    close(intended.detach(), z["out_fixed_s2c_softmargin"])
+    close(torch.autograd.grad(intended, maps)[0], z["out_fixed_s2c_softmargin_grad"].float())
+    check_cross_entropy_of_maps(z, maps, label)
+    check_confident_losses_of_the_paper(z)
+
+
+def check_cross_entropy_of_maps(z: Vectors, maps: torch.Tensor, label: torch.Tensor) -> None:
+    expected, gradient = z["out_official_s2c_CE"].nan_to_num(), z["out_official_s2c_CE_grad"].nan_to_num()
+    if maps.shape[1] == 1:
+        assert expected == 0
+        assert not gradient.any()
+        with pytest.raises(ValueError, match="'bce' for the activations of a single class"):
+            segmentation_to_class_loss(maps, label)
+        return
+    loss = segmentation_to_class_loss(maps, label)
+    close(loss.detach(), expected)
+    close(torch.autograd.grad(loss, maps)[0], gradient)
+
+
+def check_confident_losses_of_the_paper(z: Vectors) -> None:
+    logits, scores, classes = z["in_Ps_logits"].detach().double(), z["in_paper_Sc"], z["in_paper_y"]
+    of_class, of_segmentation = z["paper_sigma_c_s"].tolist()
+    y_c, y_s = (
+        confident_label(scores, of_class),
+        confident_segmentation_label(logits, classes, threshold=of_segmentation),
+    )
+    assert torch.equal(y_c != 255, z["out_paper_Mc"])
+    assert torch.equal(confident_label(scores, -1.0), z["out_paper_Yc"])
+    assert torch.equal((y_s != 255) & (y_s != 0), z["out_paper_Ms"])
+    assert torch.equal(confident_segmentation_label(logits, classes, threshold=0.0), z["out_paper_Ys"])
+    filtered = softmax_with_background(logits[:, 1:] - logits[:, :1], classes, 0.0)
+    close(filtered, z["out_paper_Ss"])
+    for kind in ("ce", "softmargin"):
+        close(class_to_segmentation_loss(logits, y_c, kind=kind), z[f"out_paper_c2s_{kind}"].nan_to_num())
+    with_background = class_to_segmentation_loss(scores, y_s.where(y_s != 0, 255), kind="ce")  # Eq. 8 as printed
+    close(with_background, z["out_paper_s2c_ce_rawSc_as_logits"].nan_to_num())
+
+
 CHECKS: dict[str, Callable[[Vectors], None]] = {
+    "bmp/afa_segloss": check_balanced_cross_entropy,
+    "bmp/affinity": check_affinity,
+    "bmp/bsp": check_bsp,
+    "bmp/labels": check_bmp_labels,
+    "bmp/losses": check_confident_losses,
+    "bmp/multiscale_fusion": check_branch_fusion,
+    "bmp/network": check_two_branch,
+    "bmp/par": check_par,
+    "bmp/polywarmup": check_polynomial_after_warm_up,
     "cmer/aspp": check_aspp,
     "cmer/cmer": check_cmer,
     "cmer/er": check_er,

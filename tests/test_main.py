@@ -145,7 +145,7 @@ def test_an_unexpected_error_names_its_type_and_the_debug_option(monkeypatch, tm
     [
         ([], "required: COMMAND"),
         (["prepare"], "required: LAYOUT"),
-        (["prepare", "voc"], "invalid choice: 'voc'"),
+        (["prepare", "cityscapes"], "invalid choice: 'cityscapes'"),
         (["prepare", "folder", "--images", "x"], "required: --labels, --out"),
         (
             ["prepare", "cases", "--root", "x", "--out", "y", "--label-columns", "a,,b"],
@@ -164,7 +164,17 @@ def test_wrong_usage_is_exit_code_two(capsys, arguments, words):
 
 @pytest.mark.parametrize(
     "command",
-    [[], ["prepare"], ["prepare", "folder"], ["prepare", "brats"], ["prepare", "cases"], ["phantom"], ["report"]],
+    [
+        [],
+        ["prepare"],
+        ["prepare", "folder"],
+        ["prepare", "brats"],
+        ["prepare", "cases"],
+        ["prepare", "voc"],
+        ["prepare", "coco"],
+        ["phantom"],
+        ["report"],
+    ],
 )
 def test_every_help_has_an_example(capsys, command):
     assert main([*command, "--help"]) == 0
@@ -206,6 +216,69 @@ def test_prepare_brats(tmp_path, capsys):
     assert main([*arguments, "--as-slices", "--slice-step", "2", "--fractions", "1,0,0"]) == 0
     assert ["training", "9", "3", "3"] in [line.split() for line in capsys.readouterr().out.splitlines()]
     assert json.loads((tmp_path / "out" / "datalist.json").read_text())["modality"] == {"0": "FLAIR"}
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    """Two photographs with annotations and masks as VOC, and with annotations as COCO."""
+    for folder in ("JPEGImages", "Annotations", "SegmentationClass", "ImageSets/Segmentation", "annotations"):
+        (tmp_path / "root" / folder).mkdir(parents=True)
+    root = tmp_path / "root"
+    content: dict[str, list[object]] = {"images": [], "annotations": [], "categories": []}
+    content["categories"] = [{"id": number, "name": name} for number, name in ((3, "cat"), (5, "dog"))]
+    for number, name in enumerate("ab"):
+        pixels = RNG.integers(0, 255, (6, 8 + number, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(root / "JPEGImages" / f"{name}.jpg")
+        Image.fromarray(pixels[..., 0] % 2 * 8).save(root / "SegmentationClass" / f"{name}.png")
+        text = "<annotation><object><name>cat</name></object></annotation>"
+        (root / "Annotations" / f"{name}.xml").write_text(text)
+        content["images"].append({"id": number, "file_name": f"{name}.jpg"})
+        outline = [[0, 0, 4, 0, 4, 4]]
+        content["annotations"].append({"image_id": number, "category_id": 5 - 2 * number, "segmentation": outline})
+    for name, line in (("train", "a"), ("val", "b")):
+        (root / "ImageSets" / "Segmentation" / f"{name}.txt").write_text(line)
+    (root / "annotations" / "instances_train2014.json").write_text(json.dumps(content))
+    (root / "JPEGImages").rename(root / "images")  # as COCO may have it; VOC's is a link
+    (root / "JPEGImages").symlink_to(root / "images")
+    return tmp_path
+
+
+def test_prepare_voc_counts_its_many_classes_line_by_line(photographs, capsys):
+    arguments = ["prepare", "voc", "--root", f"{photographs}/root", "--out", f"{photographs}/out"]
+    assert main(arguments) == 0
+    captured = capsys.readouterr()
+    lines = [line.split() for line in captured.out.splitlines()]
+    assert ["split", "training", "validation", "test"] in lines
+    assert ["images", "1", "1", "0"] in lines
+    assert ["cat", "=", "1", "1", "1", "0"] in lines
+    assert ["dog", "=", "1", "0", "0", "0"] in lines
+    assert "The labels are of the image, from its annotation." in captured.err
+    assert "The images have 2 sizes, from 8 x 6 to 9 x 6: they are kept, but a batch needs one size" in captured.err
+    assert "--modalities \"['red', 'green', 'blue']\" --in_channels 3 --num_classes 20" in captured.out
+
+
+def test_prepare_voc_with_lists_and_classes_of_ones_own(photographs, capsys):
+    (photographs / "root" / "Annotations" / "b.xml").unlink()
+    arguments = ["prepare", "voc", "--root", f"{photographs}/root", "--out", f"{photographs}/out"]
+    names = ",".join([*"1234567", "cat"])
+    options = ["--training", "train", "--test", "val", "--validation", "train", "--classes", names]
+    assert main([*arguments, *options]) == 1
+    assert 'so the image "b" has no label: add it' in capsys.readouterr().err
+    options = ["--training", "val", "--validation", "train", "--classes", names, "--labels-from-masks"]
+    assert main([*arguments, *options]) == 0
+    captured = capsys.readouterr()
+    assert ["cat", "=", "1", "1", "1", "0"] in [line.split() for line in captured.out.splitlines()]
+    assert "simulated from masks for 1 of 2 images: present with any pixel" in captured.err
+
+
+def test_prepare_coco(photographs, capsys):
+    arguments = ["prepare", "coco", "--root", f"{photographs}/root", "--out", f"{photographs}/out"]
+    assert main([*arguments, "--masks", "--training", "train2017"]) == 1
+    assert "instances_train2017.json do not exist: name a set of that folder" in capsys.readouterr().err
+    assert main([*arguments, "--masks", "--training", "train2014"]) == 0
+    captured = capsys.readouterr()
+    assert ["training", "2", "2", "1", "1"] in [line.split() for line in captured.out.splitlines()]
+    assert "training: 2 images, 2 with a mask." in captured.err
 
 
 def test_phantom(tmp_path, capsys, monkeypatch):

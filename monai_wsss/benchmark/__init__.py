@@ -3,6 +3,7 @@
 
 """Methods x datasets x seeds: one JSON per run, tables like the papers'."""
 
+from monai_wsss.benchmark.bmp_table import BmpTable
 from monai_wsss.benchmark.bundle_checks import check_bundle, scan_bundle
 from monai_wsss.benchmark.cam_table import CamTable
 from monai_wsss.benchmark.cmer_table import (
@@ -18,6 +19,7 @@ from monai_wsss.benchmark.recipes import RECIPES, Recipe
 
 __all__ = [
     "RECIPES",
+    "BmpTable",
     "CamTable",
     "CmerErrors",
     "CmerFullResolution",

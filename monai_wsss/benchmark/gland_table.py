@@ -15,8 +15,6 @@ measure, and to train the row that says so.
 
 from __future__ import annotations
 
-import json
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,15 +23,21 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from monai.data import CacheDataset, DataLoader
-from monai.handlers import LrScheduleHandler
 from monai.networks.nets import UNet
 from monai.transforms import Compose, LoadImaged, RandFlipd, RandRotate90d
 from monai.utils import set_determinism
 from torch import nn
 
 from monai_wsss._checks import DataError
-from monai_wsss._files import atomic_path, file_sha256, make_directory, write_json
-from monai_wsss.benchmark.recipe_table import Row, format_cell
+from monai_wsss._files import file_sha256
+from monai_wsss.benchmark.recipe_table import (
+    Row,
+    claim_folder,
+    folder_name,
+    format_cell,
+    train_method,
+    write_table,
+)
 from monai_wsss.data import (
     EpochCacheDataset,
     LabelBalancedSampler,
@@ -42,7 +46,7 @@ from monai_wsss.data import (
     load_datalist,
     load_header,
 )
-from monai_wsss.engines import TrainingLog, WSSSTrainer, one_cycle, with_weights
+from monai_wsss.engines import with_weights
 from monai_wsss.inferers import PseudoMaskWriter, VolumeInferer, score_pseudo_masks
 from monai_wsss.methods import (
     FullSupervision,
@@ -57,8 +61,6 @@ from monai_wsss.reports import box_chart, write_svg
 from monai_wsss.transforms import NormalizeSubjectd
 
 __all__ = ["GlandAdaptation", "GlandTable"]
-
-logger = logging.getLogger(__name__)
 
 FULL_SUPERVISION = "full supervision (masks)"
 
@@ -124,9 +126,7 @@ class GlandTable:
         for name, plf in SEGMENTERS.items():
             rows[name] = [self._second_stage(name, _PLF_TEACHER, plf, seed) for seed in self.seeds]
         rows[FULL_SUPERVISION] = [self._bound(seed) for seed in self.seeds]
-        write_json(self.out / f"{self.name}.json", rows)
-        with atomic_path(self.out / f"{self.name}.md") as temporary:
-            temporary.write_text(self.format(rows) + "\n", encoding="utf-8")
+        write_table(self.out, self.name, rows, self.format(rows))
         return rows
 
     def format(self, rows: dict[str, list[Row]]) -> str:
@@ -153,10 +153,7 @@ class GlandTable:
             **{name: getattr(self, name) for name in names},
             **self._initial_digests(),
         }
-        path = make_directory(self.out) / "settings.json"
-        if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != settings:
-            raise DataError(f"{self.out} holds weights that were trained with other settings: choose another folder.")
-        write_json(path, settings)
+        claim_folder(self.out, settings)
 
     def _initial_digests(self) -> dict[str, str]:
         """Of the weights that trainings start from; none from scratch."""
@@ -166,7 +163,7 @@ class GlandTable:
 
     def _two_stages(self, name: str, settings: dict[str, Any], seed: int, share: float = 1.0) -> Row:
         """Classifier, pseudo-masks of the training patches, segmenter."""
-        folder = self.out / _slug(name) / f"seed{seed}"
+        folder = self.out / folder_name(name) / f"seed{seed}"
         items = draw_share(self._patches(), share, seed=seed)
         set_determinism(seed)
         classifier = GlandClassification.from_preset(num_classes=self._classes, width=self.width, **settings)
@@ -197,16 +194,16 @@ class GlandTable:
     def _second_stage(self, name: str, teacher: str, plf: str, seed: int, share: float = 1.0) -> Row:
         set_determinism(seed)
         method = PseudoMaskSupervision(self._segmenter(), background=False, plf=plf)
-        pseudo = self.out / _slug(teacher) / f"seed{seed}" / "pseudo_masks"
+        pseudo = self.out / folder_name(teacher) / f"seed{seed}" / "pseudo_masks"
         items = attach_pseudo_masks(draw_share(self._patches(), share, seed=seed), pseudo)
-        self._train(method, self.out / _slug(name) / f"seed{seed}" / "segmenter", seed, items)
+        self._train(method, self.out / folder_name(name) / f"seed{seed}" / "segmenter", seed, items)
         return self._measure(method.network, "segmentation")
 
     def _bound(self, seed: int) -> Row:
         set_determinism(seed)
         method = FullSupervision(self._segmenter(), background=False)
         items = self._patches(masks=True)
-        self._train(method, self.out / _slug(FULL_SUPERVISION) / f"seed{seed}" / "segmenter", seed, items)
+        self._train(method, self.out / folder_name(FULL_SUPERVISION) / f"seed{seed}" / "segmenter", seed, items)
         return self._measure(method.network, "segmentation")
 
     def _segmenter(self) -> SegmentationNetwork:
@@ -238,19 +235,7 @@ class GlandTable:
         )
         sampler = LabelBalancedSampler(items, self.samples, seed=seed)
         loader = DataLoader(dataset, batch_size=self.batch_size, sampler=sampler, num_workers=0)
-        optimizer = torch.optim.AdamW(method.player_parameters("network"), lr=self.learning_rate, weight_decay=0.01)
-        scheduler = one_cycle(optimizer, self.learning_rate, self.epochs, loader)
-        WSSSTrainer(
-            method,
-            optimizer,
-            loader,
-            self.epochs,
-            lr_schedulers=scheduler,
-            train_handlers=[LrScheduleHandler(scheduler, print_lr=False, epoch_level=False), TrainingLog(folder)],
-            checkpoint_dir=folder / "checkpoints",
-            model_path=folder / "model.pt",
-            resume=True,
-        ).run()
+        train_method(method, loader, folder, epochs=self.epochs, learning_rate=self.learning_rate)
 
     def _begin(self, network: nn.Module, stage: str) -> None:
         """What a training starts from, ``stage`` being "classifier" or "segmenter"; here from scratch."""
@@ -301,9 +286,7 @@ class GlandAdaptation(GlandTable):
         for share in self.shares:
             name = f"fine-tuned on {share:.0%} of the tags"
             rows[name] = [self._two_stages(name, {}, seed, share) for seed in self.seeds]
-        write_json(self.out / f"{self.name}.json", rows)
-        with atomic_path(self.out / f"{self.name}.md") as temporary:
-            temporary.write_text(self.format(rows) + "\n", encoding="utf-8")
+        write_table(self.out, self.name, rows, self.format(rows))
         groups = {
             name.removeprefix("fine-tuned on "): _values(results, "miou_pooled") for name, results in rows.items()
         }
@@ -335,7 +318,3 @@ def _reading(keys: Sequence[str]) -> list[Any]:
 
 def _values(results: Sequence[Row], column: str) -> list[float]:
     return [row[column]["mean"] for row in results]
-
-
-def _slug(name: str) -> str:
-    return "_".join("".join(c if c.isalnum() else " " for c in name.lower()).split())

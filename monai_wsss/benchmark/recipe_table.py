@@ -38,7 +38,19 @@ from monai_wsss.networks import ActivationNetwork
 from monai_wsss.refinement import score_maps, to_mask
 from monai_wsss.transforms import NormalizeSubjectd, ResizeInPlaned
 
-__all__ = ["Cases", "RecipeTable", "Row", "decision_options", "format_cell", "format_table", "maps_of"]
+__all__ = [
+    "Cases",
+    "RecipeTable",
+    "Row",
+    "claim_folder",
+    "decision_options",
+    "folder_name",
+    "format_cell",
+    "format_table",
+    "maps_of",
+    "train_method",
+    "write_table",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -86,11 +98,9 @@ class RecipeTable:
         rows: dict[str, list[Row]] = {}
         for name, results in self._all_rows():
             rows[name] = results
-            write_json(make_directory(self.out / "rows") / f"{_slug(name)}.json", results)
+            write_json(make_directory(self.out / "rows") / f"{folder_name(name)}.json", results)
             logger.info("%s: Dice %.3f", name, np.mean([row["dice_subject"]["mean"] for row in results]))
-        write_json(self.out / f"{self.name}.json", rows)
-        with atomic_path(self.out / f"{self.name}.md") as temporary:
-            temporary.write_text(self.format(rows) + "\n", encoding="utf-8")
+        write_table(self.out, self.name, rows, self.format(rows))
         return rows
 
     def format(self, rows: dict[str, list[Row]]) -> str:
@@ -117,10 +127,7 @@ class RecipeTable:
             "batch_size": self.batch_size,
             "learning_rate": self.learning_rate,
         }
-        path = make_directory(self.out) / "settings.json"
-        if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != settings:
-            raise DataError(f"{self.out} holds weights that were trained with other settings: choose another folder.")
-        write_json(path, settings)
+        claim_folder(self.out, settings)
 
     # --------------------------------------------------------------------------------------------------- training
 
@@ -143,25 +150,13 @@ class RecipeTable:
     def _train(self, name: str, recipe: Recipe, seed: int, channels: int, classes: int) -> WSSSMethod:
         set_determinism(seed)
         method = recipe.build(channels, classes)
-        folder = self.out / _slug(name) / f"seed{seed}"
+        folder = self.out / folder_name(name) / f"seed{seed}"
         if (folder / "model.pt").is_file():
             method.network.load_state_dict(load_tensors(folder / "model.pt"))
             return method
         loader = self._loader(recipe, seed, masks=method.uses_masks)
-        optimizer = torch.optim.AdamW(method.player_parameters("network"), lr=self.learning_rate, weight_decay=0.01)
-        scheduler = one_cycle(optimizer, self.learning_rate, self.epochs, loader)
         start = time.perf_counter()
-        WSSSTrainer(
-            method,
-            optimizer,
-            loader,
-            self.epochs,
-            lr_schedulers=scheduler,
-            train_handlers=[LrScheduleHandler(scheduler, print_lr=False, epoch_level=False), TrainingLog(folder)],
-            checkpoint_dir=folder / "checkpoints",
-            model_path=folder / "model.pt",
-            resume=True,
-        ).run()
+        train_method(method, loader, folder, epochs=self.epochs, learning_rate=self.learning_rate)
         logger.info("%s, seed %d: %.1f s an epoch", name, seed, (time.perf_counter() - start) / self.epochs)
         return method
 
@@ -176,8 +171,8 @@ class RecipeTable:
             return items
         return [{key: value for key, value in item.items() if key not in _STATISTICS} for item in items]
 
-    def _cases(self, by_subject: bool) -> Cases:
-        items = self._items(self.split, by_subject, masks=True)
+    def _cases(self, by_subject: bool, split: str | None = None) -> Cases:
+        items = self._items(split or self.split, by_subject, masks=True)
         return list(CacheDataset(items, Compose(_reading(["image", "mask"])), progress=False))
 
     def _measure(self, cases: Cases, maps: Sequence[torch.Tensor], options: dict[str, Any]) -> Row:
@@ -205,6 +200,55 @@ class RecipeTable:
                 cam=score_maps(scores, **options)[0] if sweep else None,
             )
         return table
+
+
+def claim_folder(out: Path, settings: dict[str, Any]) -> None:
+    """Write what decides the weights of a table into ``settings.json`` of its folder.
+
+    Raises:
+        DataError: the folder belongs to a table of other settings.
+    """
+    path = make_directory(out) / "settings.json"
+    if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != settings:
+        raise DataError(f"{out} holds weights that were trained with other settings: choose another folder.")
+    write_json(path, settings)
+
+
+def train_method(method: WSSSMethod, loader: DataLoader, folder: Path, *, epochs: int, learning_rate: float) -> None:
+    """Train as every row of every table is trained: AdamW, one cycle of the learning rate.
+
+    Leaves ``model.pt``, ``training_log.csv`` and checkpoints in ``folder``, and goes on from the last of these.
+    """
+    optimizer = torch.optim.AdamW(method.player_parameters("network"), lr=learning_rate, weight_decay=0.01)
+    scheduler = one_cycle(optimizer, learning_rate, epochs, loader)
+    WSSSTrainer(
+        method,
+        optimizer,
+        loader,
+        epochs,
+        lr_schedulers=scheduler,
+        train_handlers=[LrScheduleHandler(scheduler, print_lr=False, epoch_level=False), TrainingLog(folder)],
+        checkpoint_dir=folder / "checkpoints",
+        model_path=folder / "model.pt",
+        resume=True,
+    ).run()
+
+
+def write_table(out: Path, name: str, rows: dict[str, list[Row]], text: str) -> None:
+    """Write ``<name>.json``, the rows, and ``<name>.md``, their table as text."""
+    write_json(out / f"{name}.json", rows)
+    with atomic_path(out / f"{name}.md") as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def folder_name(row: str) -> str:
+    """The name of a row as a folder.
+
+    Example:
+        >>> folder_name("+ MPFP (Eq. 9)")
+        'mpfp_eq_9'
+    """
+    return re.sub(r"[^a-z0-9]+", "_", row.lower()).strip("_")
 
 
 def _reading(keys: list[str]) -> list[Any]:
@@ -260,7 +304,3 @@ def format_cell(results: list[Row], column: str) -> str:
         return "–"
     spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
     return f"{np.mean(values):.3f}{spread}"
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")

@@ -5,7 +5,7 @@
 
 from monai_wsss.cams.extract import gradient_activation_maps, head_activation_maps, resize_maps
 from monai_wsss.cams.fuse import average_ensemble, fuse_groups
-from monai_wsss.cams.normalize import normalize_maps, subtract_negative_reference, zscore_images
+from monai_wsss.cams.normalize import normalize_maps, rescale_maps, subtract_negative_reference, zscore_images
 from monai_wsss.cams.pooling import decision_rule, pool_maps
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "head_activation_maps",
     "normalize_maps",
     "pool_maps",
+    "rescale_maps",
     "resize_maps",
     "subtract_negative_reference",
     "zscore_images",

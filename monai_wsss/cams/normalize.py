@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from monai_wsss._checks import check_choice, check_label, check_shape, float32_or_wider
 
-__all__ = ["normalize_maps", "subtract_negative_reference", "zscore_images"]
+__all__ = ["normalize_maps", "rescale_maps", "subtract_negative_reference", "zscore_images"]
 
 MINMAX_EPSILON = 1e-8  # of the code released with CMER (Patel & Dolz), utils/CAM_utils.py
 
@@ -56,6 +56,29 @@ def normalize_maps(maps: torch.Tensor, norm: str, *, label: torch.Tensor | None 
         return positive / torch.where(highest > 0, highest, torch.ones_like(highest))
     lowest = positive.amin(dim=axes, keepdim=True)
     return F.relu(positive - lowest - MINMAX_EPSILON) / (highest - lowest + MINMAX_EPSILON)
+
+
+def rescale_maps(maps: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:
+    """Scale maps of either sign, per image and channel: (m - min m) / (max m - min m + e), as BMP and CoSA have it.
+
+    Args:
+        maps: (B, K, *S).
+        eps: e > 0, so that a constant map gives zeros.
+
+    Returns:
+        (B, K, *S) in [0, 1).
+
+    Raises:
+        ValueError: another shape.
+
+    Example:
+        >>> rescale_maps(torch.tensor([[[[-1.0, 0.0, 1.0]]]]), eps=2.0).flatten().tolist()
+        [0.0, 0.25, 0.5]
+    """
+    check_shape("maps", maps, "(B, K, *S)")
+    maps, axes = float32_or_wider(maps), tuple(range(2, maps.ndim))
+    lowest = maps.amin(dim=axes, keepdim=True)
+    return (maps - lowest) / (maps.amax(dim=axes, keepdim=True) - lowest + eps)
 
 
 def subtract_negative_reference(maps: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:

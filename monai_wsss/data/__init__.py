@@ -5,6 +5,7 @@
 
 from monai_wsss.data.brats import prepare_brats
 from monai_wsss.data.cases import prepare_cases
+from monai_wsss.data.coco import prepare_coco
 from monai_wsss.data.datalist import (
     check_trainable,
     load_datalist,
@@ -23,8 +24,10 @@ from monai_wsss.data.pseudo_masks import attach_pseudo_masks, check_pseudo_masks
 from monai_wsss.data.reading import read_image
 from monai_wsss.data.sampler import LabelBalancedSampler
 from monai_wsss.data.share import draw_share
+from monai_wsss.data.voc import VOC_CLASSES, prepare_voc
 
 __all__ = [
+    "VOC_CLASSES",
     "EpochCacheDataset",
     "LabelBalancedSampler",
     "attach_pseudo_masks",
@@ -36,10 +39,12 @@ __all__ = [
     "make_phantoms",
     "prepare_brats",
     "prepare_cases",
+    "prepare_coco",
     "prepare_ebhi",
     "prepare_folder",
     "prepare_glas",
     "prepare_prog",
+    "prepare_voc",
     "pseudo_mask_path",
     "read_image",
     "sort_modalities",

@@ -13,7 +13,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,15 @@ from monai_wsss.data.label_table import LabeledRow, LabelTable, read_label_table
 from monai_wsss.data.patches import contradicting_pairs
 from monai_wsss.data.reading import image_format, image_stem
 
-__all__ = ["check_output", "find_images", "find_masks", "prepare_folder", "prepare_images"]
+__all__ = [
+    "check_output",
+    "find_images",
+    "find_masks",
+    "log_sizes",
+    "prepare_folder",
+    "prepare_images",
+    "warn_of_contradictions",
+]
 
 _MASK_WORD = re.compile(r"(seg|mask|label|annotation)[a-z0-9_-]*", re.IGNORECASE)
 _SEQUENCES = ("T1", "T1c", "T2", "FLAIR")
@@ -213,9 +221,9 @@ def _statistics_key(row: LabeledRow, case: ImageCase, table: LabelTable) -> str 
     return row.picture if table.scored_class is not None else None
 
 
-def _describe_patches(rows: Sequence[LabeledRow], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Log what patches may differ in without being wrong: their sizes, and the tags of those that overlap."""
-    sizes = sorted(set(shapes.values()))
+def log_sizes(shapes: Iterable[tuple[int, ...]]) -> None:
+    """Log that the images have several sizes, if they have, and what training has to do about it."""
+    sizes = sorted(set(shapes))
     if len(sizes) > 1:
         smallest, largest = (" x ".join(map(str, size)) for size in (sizes[0], sizes[-1]))
         _logger.info(
@@ -225,6 +233,11 @@ def _describe_patches(rows: Sequence[LabeledRow], shapes: Mapping[str, tuple[int
             smallest,
             largest,
         )
+
+
+def _describe_patches(rows: Sequence[LabeledRow], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Log what patches may differ in without being wrong: their sizes, and the tags of those that overlap."""
+    log_sizes(shapes.values())
     by_source: dict[str, list[LabeledRow]] = {}
     for row in rows:
         if row.source is not None and row.origin is not None and len(shapes[row.image_id]) == 2:

@@ -18,7 +18,7 @@ from monai_wsss.engines.distributed import (
     stop_distributed,
 )
 from monai_wsss.engines.evaluation import SegmentationScores, TrainingLog, case_spacing
-from monai_wsss.engines.schedules import Progress, WeightRamp, one_cycle, polynomial
+from monai_wsss.engines.schedules import Progress, WeightRamp, one_cycle, polynomial, polynomial_after_warm_up
 from monai_wsss.engines.trainer import NonFiniteLossError, WSSSTrainer
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "local_device",
     "one_cycle",
     "polynomial",
+    "polynomial_after_warm_up",
     "save_checkpoint",
     "save_weights",
     "start_distributed",

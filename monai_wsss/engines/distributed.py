@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 import os
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -20,20 +21,37 @@ def local_device() -> torch.device:
     return torch.device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu")
 
 
-def start_distributed() -> None:
+def start_distributed(*, timeout_minutes: float = 30.0) -> None:
     """Join the process group that ``torchrun`` describes: nccl with GPUs, gloo without; quiet on all ranks but 0.
 
+    Args:
+        timeout_minutes: how long a process waits for the others, here and whenever they exchange something.  The
+            default leaves room for stages whose parts differ in length, such as writing pseudo-masks of large pictures;
+            with torch's own for nccl, 10 minutes, the quicker processes would give up.
+
     Raises:
-        RuntimeError: not started by ``torchrun``.
+        RuntimeError: not started by ``torchrun``, or the others did not come in time.
     """
     if "RANK" not in os.environ:
         raise RuntimeError("Not started by torchrun: use `torchrun --nproc_per_node=N -m monai.bundle run …`.")
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        _join(timedelta(minutes=timeout_minutes))
     if torch.cuda.is_available():
         torch.cuda.set_device(local_device())
     if dist.get_rank() > 0:
         logging.getLogger().setLevel(logging.WARNING)
+
+
+def _join(timeout: timedelta) -> None:
+    try:
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timeout)
+    except dist.DistError as error:
+        place = os.environ.get
+        raise RuntimeError(
+            f"Process {place('RANK')} of {place('WORLD_SIZE')} did not meet the others at {place('MASTER_ADDR')}:"
+            f"{place('MASTER_PORT')} ({str(error).splitlines()[0].rstrip('.')}): look at the first error of the others "
+            "above, and start all nodes with the same --nnodes and --rdzv_endpoint."
+        ) from error
 
 
 def stop_distributed() -> None:

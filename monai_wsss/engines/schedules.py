@@ -9,11 +9,11 @@ from collections.abc import Sized
 from dataclasses import dataclass
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import OneCycleLR, PolynomialLR
+from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, PolynomialLR
 
 from monai_wsss._checks import check_choice
 
-__all__ = ["Progress", "WeightRamp", "one_cycle", "polynomial"]
+__all__ = ["Progress", "WeightRamp", "one_cycle", "polynomial", "polynomial_after_warm_up"]
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ class WeightRamp:
     |-----------------|-----------------------|-------------------------------------------------------------------|
     | ``none``        | 1                     | –                                                                 |
     | ``step``        | 0                     | fraction of the run                                               |
+    | ``iteration``   | 0                     | iterations, the first is t = 0 (Zhu et al., BMP, Sec. IV-B)       |
     | ``gaussian``    | exp(-5 (1 - t/T)^2)   | fraction of the run (Laine & Aila 2017, arXiv:1610.02242)         |
     | ``exponential`` | exp(-(t - T)^2)       | epochs, the first is t = 0 (Patel & Dolz, CMER, Sec. IV-C; T = 15) |
 
@@ -82,16 +83,17 @@ class WeightRamp:
     end: float = 0.5
 
     def __post_init__(self) -> None:
-        check_choice("shape", self.shape, ("none", "step", "gaussian", "exponential"))
+        check_choice("shape", self.shape, ("none", "step", "iteration", "gaussian", "exponential"))
         if not self.end > 0:
             raise ValueError(f"Expected `end` > 0, got {self.end}.")
 
     def __call__(self, progress: Progress) -> float:
         """The weight, in [0, 1]."""
-        position = progress.epoch - 1 if self.shape == "exponential" else progress.fraction
+        units = {"exponential": progress.epoch - 1, "iteration": progress.iteration - 1}
+        position = units.get(self.shape, progress.fraction)
         if self.shape == "none" or position >= self.end:
             return 1.0
-        if self.shape == "step":
+        if self.shape in ("step", "iteration"):
             return 0.0
         if self.shape == "gaussian":
             return math.exp(-5 * (1 - position / self.end) ** 2)
@@ -114,3 +116,55 @@ def polynomial(optimizer: Optimizer, max_epochs: int, train_data_loader: Sized, 
         10
     """
     return PolynomialLR(optimizer, total_iters=max_epochs * len(train_data_loader), power=power)
+
+
+def polynomial_after_warm_up(
+    optimizer: Optimizer,
+    max_epochs: int,
+    train_data_loader: Sized,
+    *,
+    warm_up: int = 1500,
+    start: float = 1e-6,
+    power: float = 1.0,
+    floor: float = 0.0,
+) -> LambdaLR:
+    """The schedule of AFA, BMP and CoSA, stepped at every iteration: a linear warm-up, then the polynomial decay.
+
+    Of each group's rate, with t iterations done of T: start + (1 - start) t / warm_up while t < warm_up, then
+    max((1 - t/T)^power, floor).  The decay counts from the run's beginning, so the rate drops where the warm-up ends;
+    past T it stays at its last value.
+
+    Args:
+        optimizer: the optimizer whose rates are set, each from its own.
+        max_epochs: epochs of the run.
+        train_data_loader: gives the iterations of an epoch.
+        warm_up: iterations in which the rate rises.
+        start: share of the rate at the first iteration.
+        power: exponent of the share of the run that is left.
+        floor: least share of the rate in the decay.
+
+    Raises:
+        ValueError: a negative warm-up.
+
+    Example:
+        >>> import torch
+        >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+        >>> schedule = polynomial_after_warm_up(optimizer, 1, [0] * 4, warm_up=2, start=0.0)
+        >>> rates = []
+        >>> for _ in range(5):
+        ...     rates.extend(schedule.get_last_lr())
+        ...     optimizer.step()
+        ...     schedule.step()
+        >>> rates
+        [0.0, 0.5, 0.5, 0.25, 0.25]
+    """
+    if warm_up < 0:
+        raise ValueError(f"Expected `warm_up` >= 0 iterations, got {warm_up}.")
+    total = max_epochs * len(train_data_loader)
+
+    def share(done: int) -> float:
+        if done < warm_up:
+            return start + (1 - start) * done / warm_up
+        return max((1 - min(done, total - 1) / total) ** power, floor)
+
+    return LambdaLR(optimizer, share)

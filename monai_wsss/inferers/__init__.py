@@ -4,6 +4,7 @@
 """How a network meets a whole image, volume or slide: score maps out, and what is written of them to disk."""
 
 from monai_wsss.inferers.gradient_cam import GradientCAMInferer
+from monai_wsss.inferers.multi_scale import multi_scale_branches
 from monai_wsss.inferers.multi_view import multi_view_maps
 from monai_wsss.inferers.pseudo_masks import PseudoMaskWriter
 from monai_wsss.inferers.pseudo_quality import score_pseudo_masks
@@ -17,6 +18,7 @@ __all__ = [
     "SlideNormalizer",
     "SlideResult",
     "VolumeInferer",
+    "multi_scale_branches",
     "multi_view_maps",
     "score_pseudo_masks",
     "segment_slide",

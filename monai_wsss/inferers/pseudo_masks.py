@@ -25,11 +25,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.data.meta_tensor import MetaTensor
 from torch import nn
 from tqdm import tqdm
 
-from monai_wsss._checks import DataError, check_choice, float32_or_wider
+from monai_wsss._checks import DataError, check_choice, float32_or_wider, plain_tensor
 from monai_wsss._files import case_file_name, file_sha256, load_tensors, make_directory, write_json
 from monai_wsss.cams import normalize_maps
 from monai_wsss.refinement import ToMaskd
@@ -116,6 +115,7 @@ class PseudoMaskWriter:
         """Write what is missing; returns the path of the manifest.  Several processes share the pictures."""
         if not self.items:
             raise DataError("There is no case to make a pseudo-mask of: choose another split.")
+        _wait()  # one process writes the weights, at the end of a training in which all take part
         if self.weights is not None:
             self.network.load_state_dict(load_tensors(self.weights))
         rank, processes = _processes()
@@ -335,4 +335,4 @@ def _wait() -> None:
 
 
 def _plain(image: torch.Tensor) -> torch.Tensor:
-    return image.as_tensor() if isinstance(image, MetaTensor) else torch.as_tensor(image)
+    return plain_tensor(torch.as_tensor(image))

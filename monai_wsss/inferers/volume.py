@@ -12,10 +12,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from monai.data.meta_tensor import MetaTensor
 from monai.inferers import Inferer, SlidingWindowInferer
 
-from monai_wsss._checks import check_shape
+from monai_wsss._checks import check_shape, plain_tensor
 from monai_wsss.inferers.multi_view import multi_view_maps
 from monai_wsss.transforms import resize_in_plane
 
@@ -81,7 +80,7 @@ class VolumeInferer(Inferer):
         self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
     ) -> torch.Tensor:
         check_shape("image", inputs, "(B, C, *S)")
-        image = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
+        image = plain_tensor(inputs)
 
         def view_maps(view: torch.Tensor) -> torch.Tensor:
             return network(view, *args, **kwargs) if self.cam is None else self.cam(view, network, *args, **kwargs)

@@ -3,6 +3,14 @@
 
 """Losses, one a file: a pure function and its Module."""
 
+from monai_wsss.losses.affinity import AffinityLoss, affinity_loss
+from monai_wsss.losses.balanced_cross_entropy import BalancedCrossEntropyLoss, balanced_cross_entropy_loss
+from monai_wsss.losses.confident_pseudo_label import (
+    ClassToSegmentationLoss,
+    SegmentationToClassLoss,
+    class_to_segmentation_loss,
+    segmentation_to_class_loss,
+)
 from monai_wsss.losses.cross_modal_equivariance import (
     CrossModalEquivarianceLoss,
     cross_modal_equivariance_loss,
@@ -14,14 +22,22 @@ from monai_wsss.losses.peers import peer_weights
 from monai_wsss.losses.purified_label import PurifiedLabelLoss, purified_label_loss
 
 __all__ = [
+    "AffinityLoss",
+    "BalancedCrossEntropyLoss",
+    "ClassToSegmentationLoss",
     "CrossModalEquivarianceLoss",
     "EquivarianceLoss",
     "MutualDistillationLoss",
     "PurifiedLabelLoss",
+    "SegmentationToClassLoss",
+    "affinity_loss",
+    "balanced_cross_entropy_loss",
+    "class_to_segmentation_loss",
     "cross_modal_equivariance_loss",
     "equivariance_loss",
     "mutual_distillation_loss",
     "peer_weights",
     "purified_label_loss",
+    "segmentation_to_class_loss",
     "unit_norm_maps",
 ]

@@ -4,6 +4,7 @@
 """One paper a file: composes networks, cams, refinement and losses into named training losses."""
 
 from monai_wsss.methods.base import WSSSMethod
+from monai_wsss.methods.bmp import BMP
 from monai_wsss.methods.cam import ClassActivationMapping
 from monai_wsss.methods.cmer import CMER
 from monai_wsss.methods.full_supervision import FullSupervision, SegmentationNetwork
@@ -11,6 +12,7 @@ from monai_wsss.methods.gland import GlandClassification
 from monai_wsss.methods.pseudo_supervision import PseudoMaskSupervision
 
 __all__ = [
+    "BMP",
     "CMER",
     "ClassActivationMapping",
     "FullSupervision",

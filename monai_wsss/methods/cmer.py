@@ -38,9 +38,8 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from monai.data.meta_tensor import MetaTensor
 
-from monai_wsss._checks import check_choice, float32_or_wider
+from monai_wsss._checks import check_choice, float32_or_wider, plain_tensor
 from monai_wsss.cams import normalize_maps
 from monai_wsss.engines.schedules import Progress, WeightRamp
 from monai_wsss.losses import (
@@ -231,7 +230,7 @@ class CMER(WSSSMethod):
 
         Weighted, and summed over the networks, whose gradients do not mix.
         """
-        image = batch["image"].as_tensor() if isinstance(batch["image"], MetaTensor) else batch["image"]
+        image = plain_tensor(batch["image"])
         label = batch["label"].to(image.device)
         views = [self._see(image)]
         self.observe(views[0].raw.flatten(1, 2), label)

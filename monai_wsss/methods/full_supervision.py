@@ -22,6 +22,9 @@ IGNORED = 255
 """Value of unlabeled pixels, as in metrics, which nothing that trains may import."""
 
 
+_CERTAIN = 50.0  # a logit whose softmax is 1 in float32
+
+
 class SegmentationNetwork(nn.Module):
     """Any MONAI segmenter as a deployable network with ``output_kind = "segmentation"``.
 
@@ -88,7 +91,12 @@ class FullSupervision(WSSSMethod):
             raise ValueError("Full supervision needs `mask` in its batch: read the split with masks=True.")
         logits = float32_or_wider(self.network(batch["image"]))
         if self.background:
-            return {"full_supervision": self.criterion(logits, batch["mask"])}
+            unlabeled = batch["mask"] == IGNORED
+            # Surely background, rightly so: such a pixel adds nothing to either term, and no gradient.
+            certain = torch.full_like(logits, -_CERTAIN)
+            certain[:, 0] = _CERTAIN
+            target = batch["mask"].masked_fill(unlabeled, 0)
+            return {"full_supervision": self.criterion(torch.where(unlabeled, certain, logits), target)}
         target = class_targets(batch["mask"], background=False)
         return {"full_supervision": purified_label_loss(logits, target, ignore_index=IGNORED, purify=False)}
 

@@ -9,9 +9,12 @@ from monai_wsss.networks.cam_adapter import CAMAdapter, dense_features
 from monai_wsss.networks.cam_encoder import CAMEncoder
 from monai_wsss.networks.cam_unet import CAMUNet
 from monai_wsss.networks.consistency_attention import ConsistencyCorrelationAttention
+from monai_wsss.networks.conv_pyramid import ConvPyramid
 from monai_wsss.networks.criss_cross import CrissCrossAttention
 from monai_wsss.networks.gland_classifier import GlandClassifier, resnet38_classifier
 from monai_wsss.networks.map_ensemble import MapEnsemble
+from monai_wsss.networks.mix_transformer import MixTransformer
+from monai_wsss.networks.mix_transformer_weights import load_mix_transformer
 from monai_wsss.networks.modality_networks import ModalityNetworks, networks_by_modality
 from monai_wsss.networks.position_attention import PositionAttention
 from monai_wsss.networks.pretrained import WeightReport, load_pretrained
@@ -19,19 +22,23 @@ from monai_wsss.networks.psp import PSPHead, PyramidSceneParsing
 from monai_wsss.networks.pyramid_fusion import PyramidFusionPooling, SignPreservingFusion
 from monai_wsss.networks.resnest import ResNeSt, SplitAttentionConv
 from monai_wsss.networks.resnet38 import ResNet38
+from monai_wsss.networks.two_branch import BranchOutputs, TwoBranchNetwork
 
 __all__ = [
     "POOLINGS",
     "ASPPResNet",
     "ActivationNetwork",
     "AtrousSpatialPyramid",
+    "BranchOutputs",
     "CAMAdapter",
     "CAMEncoder",
     "CAMUNet",
     "ConsistencyCorrelationAttention",
+    "ConvPyramid",
     "CrissCrossAttention",
     "GlandClassifier",
     "MapEnsemble",
+    "MixTransformer",
     "ModalityNetworks",
     "PSPHead",
     "PositionAttention",
@@ -41,8 +48,10 @@ __all__ = [
     "ResNet38",
     "SignPreservingFusion",
     "SplitAttentionConv",
+    "TwoBranchNetwork",
     "WeightReport",
     "dense_features",
+    "load_mix_transformer",
     "load_pretrained",
     "networks_by_modality",
     "resnet38_classifier",

@@ -19,14 +19,62 @@ over the concatenated products of a position's lines.
 """
 
 # No `from __future__ import annotations`: TorchScript reads the annotations of these classes.
+from typing import Self
+
 import torch
 from monai.networks.layers.factories import Conv
 from torch import nn
 
-__all__ = ["CrissCrossAttention", "inner_products"]
+__all__ = ["CrissCrossAttention", "QueriesKeysValues", "inner_products"]
 
 
-class CrissCrossAttention(nn.Module):
+class QueriesKeysValues(nn.Module):
+    """The learned part of an attention over positions: 1x1 convolutions with bias for Q, K and V, and γ.
+
+    Args:
+        channels: C.
+        spatial_dims: 2 or 3.
+        reduction: Q and K have C / reduction channels, at least one.
+        gamma_init: γ at the start.
+
+    Raises:
+        ValueError: sizes out of range.
+
+    Example:
+        >>> {name: tuple(value.shape) for name, value in QueriesKeysValues(8).named_parameters() if value.ndim > 1}
+        {'query_conv.weight': (1, 8, 1, 1), 'key_conv.weight': (1, 8, 1, 1), 'value_conv.weight': (8, 8, 1, 1)}
+    """
+
+    def __init__(self, channels: int, *, spatial_dims: int = 2, reduction: int = 8, gamma_init: float = 0.0) -> None:
+        super().__init__()
+        if channels < 1 or reduction < 1 or spatial_dims not in (2, 3):
+            raise ValueError(
+                "Expected `channels` and `reduction` of at least 1 and `spatial_dims` 2 or 3, "
+                f"got {channels}, {reduction} and {spatial_dims}."
+            )
+        self.channels = channels
+        self.spatial_dims = spatial_dims
+        conv = Conv[Conv.CONV, spatial_dims]
+        self.query_conv = conv(channels, max(1, channels // reduction), kernel_size=1)
+        self.key_conv = conv(channels, max(1, channels // reduction), kernel_size=1)
+        self.value_conv = conv(channels, channels, kernel_size=1)
+        self.gamma = nn.Parameter(torch.full((1,), float(gamma_init)))
+
+    @classmethod
+    def tiny(cls, spatial_dims: int = 2, channels: int = 4) -> Self:
+        """Few channels, and γ = 1, so that it does something."""
+        return cls(channels, spatial_dims=spatial_dims, reduction=2, gamma_init=1.0)
+
+    def check_features(self, features: torch.Tensor) -> None:
+        """Raise a ``ValueError`` for features that are not ``(B, C, *s)``."""
+        if features.dim() != self.spatial_dims + 2 or features.shape[1] != self.channels:
+            raise ValueError(
+                f"Expected `features` of {self.channels} channels and {self.spatial_dims} spatial dimensions, "
+                f"(B, C, *s), got {features.shape}."
+            )
+
+
+class CrissCrossAttention(QueriesKeysValues):
     """Adds to each position what its own row and column hold that is like it: ``(B, C, *s) -> (B, C, *s)``.
 
     With a(u, v) = softmax over v in S(u) of <Q_u, K_v> (Eq. 1)::
@@ -64,33 +112,12 @@ class CrissCrossAttention(nn.Module):
         gamma_init: float = 0.0,
         official_quirk: bool = False,
     ) -> None:
-        super().__init__()
-        if channels < 1 or reduction < 1 or spatial_dims not in (2, 3):
-            raise ValueError(
-                "Expected `channels` and `reduction` of at least 1 and `spatial_dims` 2 or 3, "
-                f"got {channels}, {reduction} and {spatial_dims}."
-            )
-        self.channels = channels
-        self.spatial_dims = spatial_dims
+        super().__init__(channels, spatial_dims=spatial_dims, reduction=reduction, gamma_init=gamma_init)
         self.official_quirk = official_quirk
-        conv = Conv[Conv.CONV, spatial_dims]
-        self.query_conv = conv(channels, max(1, channels // reduction), kernel_size=1)
-        self.key_conv = conv(channels, max(1, channels // reduction), kernel_size=1)
-        self.value_conv = conv(channels, channels, kernel_size=1)
-        self.gamma = nn.Parameter(torch.full((1,), float(gamma_init)))
-
-    @classmethod
-    def tiny(cls, spatial_dims: int = 2, channels: int = 4) -> "CrissCrossAttention":
-        """Few channels, and γ = 1, so that it does something."""
-        return cls(channels, spatial_dims=spatial_dims, reduction=2, gamma_init=1.0)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """``(B, C, *s) -> (B, C, *s)``, in the input's type."""
-        if features.dim() != self.spatial_dims + 2 or features.shape[1] != self.channels:
-            raise ValueError(
-                f"Expected `features` of {self.channels} channels and {self.spatial_dims} spatial dimensions, "
-                f"(B, C, *s), got {features.shape}."
-            )
+        self.check_features(features)
         # Channels last in memory: then the lines of the last axis need no copies, in backward either.
         layout = torch.channels_last if self.spatial_dims == 2 else torch.channels_last_3d
         inputs = features.contiguous(memory_format=layout)

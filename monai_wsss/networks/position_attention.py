@@ -19,11 +19,9 @@ Here N, in shapes, counts the positions: N = h w (d).
 # No `from __future__ import annotations`: TorchScript reads the annotations of these classes.
 import torch
 import torch.nn.functional as F
-from monai.networks.layers.factories import Conv
-from torch import nn
 
 from monai_wsss._checks import check_choice
-from monai_wsss.networks.criss_cross import inner_products
+from monai_wsss.networks.criss_cross import QueriesKeysValues, inner_products
 
 __all__ = ["PositionAttention"]
 
@@ -32,7 +30,7 @@ __all__ = ["PositionAttention"]
 _FEW_POSITIONS = 1024
 
 
-class PositionAttention(nn.Module):
+class PositionAttention(QueriesKeysValues):
     """Adds to each position what is like it anywhere in the image: ``(B, C, *s) -> (B, C, *s)``.
 
     With a(j, k) = softmax over k of <H_j, M_k>, unscaled::
@@ -74,35 +72,14 @@ class PositionAttention(nn.Module):
         residual: bool = True,
         normalizer: str = "keys",
     ) -> None:
-        super().__init__()
-        if channels < 1 or reduction < 1 or spatial_dims not in (2, 3):
-            raise ValueError(
-                "Expected `channels` and `reduction` of at least 1 and `spatial_dims` 2 or 3, "
-                f"got {channels}, {reduction} and {spatial_dims}."
-            )
+        super().__init__(channels, spatial_dims=spatial_dims, reduction=reduction, gamma_init=gamma_init)
         check_choice("normalizer", normalizer, ("keys", "queries"))
-        self.channels = channels
-        self.spatial_dims = spatial_dims
         self.residual = residual
         self.normalizer = normalizer
-        conv = Conv[Conv.CONV, spatial_dims]
-        self.query_conv = conv(channels, max(1, channels // reduction), kernel_size=1)
-        self.key_conv = conv(channels, max(1, channels // reduction), kernel_size=1)
-        self.value_conv = conv(channels, channels, kernel_size=1)
-        self.gamma = nn.Parameter(torch.full((1,), float(gamma_init)))
-
-    @classmethod
-    def tiny(cls, spatial_dims: int = 2, channels: int = 4) -> "PositionAttention":
-        """Few channels, and γ = 1, so that it does something."""
-        return cls(channels, spatial_dims=spatial_dims, reduction=2, gamma_init=1.0)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """``(B, C, *s) -> (B, C, *s)``, in the input's type."""
-        if features.dim() != self.spatial_dims + 2 or features.shape[1] != self.channels:
-            raise ValueError(
-                f"Expected `features` of {self.channels} channels and {self.spatial_dims} spatial dimensions, "
-                f"(B, C, *s), got {features.shape}."
-            )
+        self.check_features(features)
         queries = _tokens(self.query_conv(features))
         keys = _tokens(self.key_conv(features))
         values = _tokens(self.value_conv(features))

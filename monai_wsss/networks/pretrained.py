@@ -64,6 +64,7 @@ def load_pretrained(
     *,
     rename: Mapping[str, str] | None = None,
     skip: Sequence[str] = (),
+    convert: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]] | None = None,
 ) -> WeightReport:
     """Fill a network from a file: what agrees in name and shape is taken, all else is named in a warning.
 
@@ -75,6 +76,8 @@ def load_pretrained(
         rename: beginnings of the file's names and what to put in their place, e.g. ``{"backbone.": ""}``; of several
             that fit the longest counts.
         skip: beginnings of the file's names, before renaming, that are left out without a word, e.g. ``["fc."]``.
+        convert: what to make of the file's entries, before the two above, where names alone do not do it, e.g. joins
+            of entries.
 
     Returns:
         The names by what became of them; they are logged as one warning where something did not fit.
@@ -91,7 +94,8 @@ def load_pretrained(
         >>> load_pretrained(network, path, rename={"backbone.": ""}, skip=["fc."])
         WeightReport(loaded=('weight',), missing=('bias',), unexpected=(), misshapen=())
     """
-    stored = _renamed(_read_weights(path), rename or {}, tuple(skip))
+    stored = _read_weights(path)
+    stored = _renamed(stored if convert is None else convert(stored), rename or {}, tuple(skip))
     # Step counters fit any network and say nothing, and older files lack them.
     own = {name: value for name, value in network.state_dict().items() if not name.endswith("num_batches_tracked")}
     fitting = {name: stored[name] for name in own if name in stored and stored[name].shape == own[name].shape}

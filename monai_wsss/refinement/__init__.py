@@ -3,17 +3,45 @@
 
 """From maps to masks: thresholds, presence gates, pseudo-label refinement."""
 
+from monai_wsss.refinement.affinity_walk import affinity_labels, propagate_by_affinity, softmax_with_background
+from monai_wsss.refinement.confident_labels import confident_label, confident_segmentation_label
+from monai_wsss.refinement.dense_crf import DenseCRF, dense_crf_refinement
 from monai_wsss.refinement.mask_transform import ToMaskd
 from monai_wsss.refinement.masks import cut_score_maps, score_maps, to_mask
+from monai_wsss.refinement.pixel_adaptive import (
+    PixelAdaptiveRefinement,
+    pixel_adaptive_refinement,
+    pixel_adaptive_weights,
+)
+from monai_wsss.refinement.pseudo_label import (
+    background_aware_scores,
+    propagated_seed_label,
+    refined_seed_label,
+    seed_label,
+)
 from monai_wsss.refinement.threshold import NegativeResponses, median_reference, negative_quantile, otsu_threshold
 
 __all__ = [
+    "DenseCRF",
     "NegativeResponses",
+    "PixelAdaptiveRefinement",
     "ToMaskd",
+    "affinity_labels",
+    "background_aware_scores",
+    "confident_label",
+    "confident_segmentation_label",
     "cut_score_maps",
+    "dense_crf_refinement",
     "median_reference",
     "negative_quantile",
     "otsu_threshold",
+    "pixel_adaptive_refinement",
+    "pixel_adaptive_weights",
+    "propagate_by_affinity",
+    "propagated_seed_label",
+    "refined_seed_label",
     "score_maps",
+    "seed_label",
+    "softmax_with_background",
     "to_mask",
 ]

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 from monai.config import KeysCollection
-from monai.data.meta_tensor import MetaTensor
 from monai.transforms import MapTransform
 from torch import nn
 
+from monai_wsss._checks import float32_or_wider, plain_tensor
 from monai_wsss.cams import decision_rule, pool_maps
+from monai_wsss.refinement.dense_crf import DenseCRF
 from monai_wsss.refinement.masks import cut_score_maps, score_maps, to_mask
 
 __all__ = ["ToMaskd"]
@@ -35,6 +36,8 @@ class ToMaskd(MapTransform):
         fusion: see there.
         reliable_only: leave out the groups that the network's training found unreliable; False fuses all of them.
         label_key: image-level label (K,), read with ``gate="given"`` alone.
+        crf: of segmentations: draws the probabilities to the edges of the image before they are decided.
+        image_key: the image (C, *S) of the same size, read by ``crf`` alone.
         allow_missing_keys: skip keys that an item lacks.
 
     Raises:
@@ -57,6 +60,8 @@ class ToMaskd(MapTransform):
         fusion: str = "max",
         reliable_only: bool = True,
         label_key: str = "label",
+        crf: DenseCRF | None = None,
+        image_key: str = "image",
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
@@ -67,13 +72,17 @@ class ToMaskd(MapTransform):
         self.fusion = fusion
         self.reliable_only = reliable_only
         self.label_key = label_key
+        self.crf = crf
+        self.image_key = image_key
+        if crf is not None and network.output_kind != "segmentation":
+            raise ValueError("Expected a network that gives segmentations with `crf`, not activations.")
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
         label = torch.as_tensor(item[self.label_key])[None] if self.gate == "given" else None
         for key in self.key_iterator(item):
             scores = item[key]
-            scores = scores.as_tensor()[None] if isinstance(scores, MetaTensor) else scores[None]
+            scores = plain_tensor(scores)[None]
             arguments = {
                 "rule": self.rule,
                 "threshold": self.threshold,
@@ -85,6 +94,9 @@ class ToMaskd(MapTransform):
             if not self.reliable_only:
                 arguments.pop("reliable", None)
             if arguments["output_kind"] == "segmentation":
+                if self.crf is not None:
+                    image = plain_tensor(item[self.image_key])[None].to(scores.device)
+                    scores = self.crf(image, float32_or_wider(scores).softmax(1)).log()
                 item[key] = to_mask(scores, **arguments)[0]
                 continue
             rule = self.rule or decision_rule(arguments["pooling"])

@@ -18,6 +18,8 @@ from monai_wsss._checks import float32_or_wider
 
 __all__ = ["OracleThreshold", "oracle_raw_threshold"]
 
+_UNLABELED = 255  # as in metrics, of this same level of imports
+
 
 class OracleThreshold(NamedTuple):
     """The threshold that the masks call best, and the Dice it reaches on the same masks: optimistic, both."""
@@ -39,7 +41,7 @@ def oracle_raw_threshold(
 
     Args:
         scores: one map a case, of any shape, e.g. (1, *S).
-        masks: one mask a case, of the same shape; anything above 0 is foreground.
+        masks: one mask a case, of the same shape: 255 is unlabeled and left out, anything else above 0 is foreground.
         thresholds: candidates; of equally good ones the lowest wins.
         subjects: one name a case: the Dice of each subject over all its cases, then the mean. None: one Dice over the
             pixels of all cases. Where neither prediction nor mask has foreground, the Dice is 1.
@@ -68,7 +70,8 @@ def oracle_raw_threshold(
             raise ValueError(
                 f"Expected scores and masks of one shape, got {tuple(score.shape)} and {tuple(mask.shape)}."
             )
-        counts[name] = counts.get(name, 0) + _counts(score, mask > 0, candidates)
+        labeled = mask != _UNLABELED
+        counts[name] = counts.get(name, 0) + _counts(score[labeled], mask[labeled] > 0, candidates)
     overlap, sizes = torch.stack(list(counts.values())).unbind(1)
     dice = torch.where(sizes > 0, 2 * overlap / sizes.clamp(min=1), 1.0).mean(dim=0)
     best = int(dice.argmax())

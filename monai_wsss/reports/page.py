@@ -37,6 +37,7 @@ from monai_wsss.reports.panels import MASK_COLOR, REFERENCE_COLOR, choose_cases
 
 __all__ = ["write_report"]
 
+_AVERAGED = "Averaged over the classes"
 _GROUPS: dict[str, dict[str, str]] = {
     "Overlap with the reference": {
         "dice_subject": "Dice, per subject",
@@ -56,7 +57,7 @@ _GROUPS: dict[str, dict[str, str]] = {
     },
     "Too little, too much": {"r_under": "Under-segmentation", "r_over": "Over-segmentation"},
     "Pixels": {"sensitivity": "Sensitivity", "specificity": "Specificity", "accuracy": "Accuracy"},
-    "Averaged with the background, as some papers do": {
+    _AVERAGED: {
         "miou_pooled": "Mean IoU",
         "dice_macro_pooled": "Macro Dice",
         "f1_from_miou": "F1 from mean IoU",
@@ -66,6 +67,12 @@ _GROUPS: dict[str, dict[str, str]] = {
         "oracle_dice_subject": "Oracle Dice (threshold from reference masks)",
     },
 }
+_AVERAGED_HEADINGS = {
+    True: "Averaged with the background, as some papers do",
+    False: "Averaged over the classes, all of them real tissue",
+    None: "Averaged over the classes, the background among them if there is one",
+}
+"""By whether the data have a background; None where ``run.json`` does not say."""
 _HEADLINES = ("dice_subject", "dice_pooled", "assd", "healthy_clean", "presence_auroc")
 _UNBOUNDED = {*_GROUPS["Surface distances"], *_GROUPS["Too little, too much"]}
 _CASE_KINDS = {
@@ -131,9 +138,10 @@ def _view(folder: Path) -> dict[str, Any]:
     foreign = (
         run is not None and run["training_log"] != "" and log.is_file() and file_sha256(log) != run["training_log"]
     )
+    background = None if run is None else run["background"]
     return {
         "run": run,
-        "metrics": _read(folder / "metrics.json", _metrics),
+        "metrics": _read(folder / "metrics.json", lambda text: _metrics(text, background)),
         "notes": _read(folder / "notes.txt", str.splitlines) or [],
         "cases": _read(folder / "per_case.csv", lambda text: _cases(text, folder / "panels")),
         "subject_charts": _read(folder / "per_subject.csv", _subject_charts),
@@ -172,20 +180,23 @@ def _run(text: str) -> dict[str, Any]:
         "uses_masks": None if run.get("uses_masks") is None else [str(use) for use in run["uses_masks"]],
         "replaced": list((run.get("replaced") or {}).items()),
         "training_log": run.get("training_log_sha256", ""),
+        "background": None if run.get("background") is None else bool(run["background"]),
+        "scored_class": run.get("scored_class"),
         "config": json.dumps(run["config"], indent=2, ensure_ascii=False) if run.get("config") else "",
     }
 
 
-def _metrics(text: str) -> dict[str, Any]:
-    """``metrics.json`` as headlines and as groups of rows."""
+def _metrics(text: str, background: bool | None) -> dict[str, Any]:
+    """``metrics.json`` as headlines and as groups of rows; ``background`` as ``run.json`` has it."""
     metrics = {
         name: _metric_row(name, float(entry["mean"]), [float(end) for end in entry["ci95"]], int(entry["n"]))
         for name, entry in json.loads(text).items()
     }
     bases = {name: row["base"] for name, row in metrics.items()}
     order = [base for names in _GROUPS.values() for base in names]
+    headings = {_AVERAGED: _AVERAGED_HEADINGS[background]}
     groups = [
-        (title, [metrics[name] for base in names for name in metrics if bases[name] == base])
+        (headings.get(title, title), [metrics[name] for base in names for name in metrics if bases[name] == base])
         for title, names in _GROUPS.items()
     ]
     groups.append(("Other numbers", [row for row in metrics.values() if row["base"] not in order]))

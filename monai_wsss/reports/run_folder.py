@@ -203,8 +203,10 @@ class RunFolder(RunRecord):
         return [f"{name} ({other} instead)" if other else name for name, other in stand_ins.items()]
 
     def _more(self) -> dict[str, Any]:
-        log = self._training_log
+        log, scheme = self._training_log, self.scores.table.scheme
         return {
+            "background": scheme.background,
+            "scored_class": scheme.scored_class,
             "training_log_sha256": None if log is None else file_sha256(log),
             "training_log_copied": log is not None and not self._in_training_folder,
         }

@@ -12,6 +12,7 @@ import pytest
 from monai_wsss._checks import DataError
 from monai_wsss.benchmark import GlandAdaptation, GlandTable
 from monai_wsss.benchmark.gland_table import CLASSIFIERS, FULL_SUPERVISION, SEGMENTERS
+from monai_wsss.benchmark.recipe_table import folder_name
 from monai_wsss.data import make_phantoms
 
 pytestmark = pytest.mark.filterwarnings("ignore:Epoch .* maps of positive images")
@@ -43,6 +44,21 @@ def test_the_table_compares_with_full_supervision_and_the_baseline(datalist, tmp
     assert lines[2].endswith("| 0.56 | – |")
     assert lines[3].split(" | ")[-2] == "0.76"
     assert 0 < float(lines[3].split(" | ")[-1].strip(" |")) < 0.5
+
+
+def test_the_folders_of_the_rows_keep_their_names():
+    # A benchmark goes on in the folder of an earlier version: renamed rows would be trained again.
+    assert {name: folder_name(name) for name in (*CLASSIFIERS, *SEGMENTERS, FULL_SUPERVISION)} == {
+        "baseline, average pooling": "baseline_average_pooling",
+        "+ CCA": "cca",
+        "+ MPFP (Eq. 9)": "mpfp_eq_9",
+        "CCA + MPFP (Eq. 9)": "cca_mpfp_eq_9",
+        "default: top 25 %": "default_top_25",
+        "CCA + MPFP (Eq. 9), PLF (paper)": "cca_mpfp_eq_9_plf_paper",
+        "CCA + MPFP (Eq. 9), PLF (official)": "cca_mpfp_eq_9_plf_official",
+        "CCA + MPFP (Eq. 9), PLF (oeem)": "cca_mpfp_eq_9_plf_oeem",
+        "full supervision (masks)": "full_supervision_masks",
+    }
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monai_wsss.cams import normalize_maps, subtract_negative_reference, zscore_images
+from monai_wsss.cams import normalize_maps, rescale_maps, subtract_negative_reference, zscore_images
 
 NORMS = ("max", "minmax")
 
@@ -145,3 +145,20 @@ def test_zscore_of_rounding_noise_and_of_one_pixel_is_zero() -> None:
 
 def test_zscore_gradient() -> None:
     assert torch.autograd.gradcheck(zscore_images, random_maps(2, 1, 3, 4).requires_grad_())
+
+
+@pytest.mark.parametrize("size", [(5, 7), (3, 4, 5)])
+def test_rescaled_maps_keep_their_order_of_either_sign(size: tuple[int, ...]) -> None:
+    maps = random_maps(2, 3, *size) - 4
+    got = rescale_maps(maps)
+    for image in range(2):
+        for channel in range(3):
+            one = maps[image, channel].numpy()
+            expected = (one - one.min()) / (one.max() - one.min() + 1e-5)
+            np.testing.assert_allclose(got[image, channel], expected, rtol=1e-12, atol=1e-15)
+    assert torch.autograd.gradcheck(rescale_maps, random_maps(1, 2, 3, 2).requires_grad_())
+
+
+def test_a_constant_map_is_rescaled_to_zero() -> None:
+    assert not rescale_maps(torch.full((1, 1, 4, 4), 7.0)).any()
+    assert rescale_maps(torch.rand(1, 1, 2, 2, dtype=torch.float16)).dtype == torch.float32

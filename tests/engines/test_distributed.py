@@ -24,6 +24,12 @@ from monai_wsss.methods import ClassActivationMapping, WSSSMethod
 from monai_wsss.networks import ActivationNetwork
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 class Distance(WSSSMethod):
     """Mean of (w - x)^2: its gradient tells which images were seen."""
 
@@ -69,10 +75,7 @@ def work(rank: int, port: int, folder: str) -> None:
 
 @pytest.mark.slow
 def test_two_processes_average_gradients_and_share_the_healthy_level(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(work, args=(port, str(tmp_path)), nprocs=2)
+    mp.spawn(work, args=(free_port(), str(tmp_path)), nprocs=2)
     first, second = (torch.load(tmp_path / f"result{rank}.pt", weights_only=True) for rank in (0, 1))
     # d/dw of mean((w - 1)^2, (w - 3)^2) at 0 is -4; each process alone would go to 0.2 or 0.6.
     assert first["weight"].item() == second["weight"].item() == pytest.approx(0.4)
@@ -80,6 +83,27 @@ def test_two_processes_average_gradients_and_share_the_healthy_level(tmp_path):
     assert (first["main"], second["main"]) == (True, False)
     assert (tmp_path / "0.pt").is_file()
     assert not (tmp_path / "1.pt").exists()
+
+
+def test_a_process_whose_peers_do_not_come_says_so(monkeypatch):
+    port = free_port()
+    place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
+    words = rf"Process 0 of 2 did not meet the others at 127.0.0.1:{port} \(.*1/2 clients joined\): look at the first"
+    with pytest.raises(RuntimeError, match=words):
+        start_distributed(timeout_minutes=0.02)
+    assert is_main_process()
+
+
+def test_processes_wait_for_half_an_hour(monkeypatch):
+    asked = {}
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **options: asked.update(options))
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    start_distributed()
+    assert asked["timeout"].total_seconds() == 1800
 
 
 def test_one_process_needs_none_of_it(monkeypatch):

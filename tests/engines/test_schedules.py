@@ -8,12 +8,13 @@ import math
 from dataclasses import FrozenInstanceError
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from monai_wsss.engines import Progress, WeightRamp
+from monai_wsss.engines import Progress, WeightRamp, polynomial_after_warm_up
 
-SHAPES = ["none", "step", "gaussian", "exponential"]
+SHAPES = ["none", "step", "iteration", "gaussian", "exponential"]
 
 
 def at(epoch: int = 1, fraction: float = 0.0) -> Progress:
@@ -57,10 +58,41 @@ def test_weights_lie_in_0_1_and_never_fall(shape, end, fractions):
 
 
 def test_mistakes_are_named():
-    with pytest.raises(ValueError, match="`shape` to be one of none, step, gaussian, exponential, got 'linear'"):
+    names = "none, step, iteration, gaussian, exponential"
+    with pytest.raises(ValueError, match=f"`shape` to be one of {names}, got 'linear'"):
         WeightRamp("linear")
     for end in (0, -1.0, float("nan")):
         with pytest.raises(ValueError, match=f"`end` > 0, got {end}"):
             WeightRamp("step", end=end)
     with pytest.raises(FrozenInstanceError):
         WeightRamp().end = 3
+
+
+def test_iterations_count_from_zero():
+    ramp = WeightRamp("iteration", end=2000)
+    iterations = (1, 2000, 2001)
+    assert [ramp(Progress(epoch=1, iteration=i, fraction=0.99)) for i in iterations] == [0.0, 0.0, 1.0]
+
+
+def rates(steps: int, **options) -> list[float]:
+    optimizer = torch.optim.SGD([{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 2.0}])
+    schedule = polynomial_after_warm_up(optimizer, 2, [0] * 5, **options)
+    result = []
+    for _ in range(steps):
+        result.extend(schedule.get_last_lr())
+        optimizer.step()
+        schedule.step()
+    return result
+
+
+def test_the_rate_rises_then_falls_from_where_the_run_stands():
+    got = rates(14, warm_up=4, start=0.1, power=0.9)
+    rising = [2 * (0.1 + 0.9 * t / 4) for t in range(4)]
+    falling = [2 * (1 - t / 10) ** 0.9 for t in range(4, 10)]
+    assert got == pytest.approx([*rising, *falling, *[falling[-1]] * 4])
+
+
+def test_the_decay_has_a_floor_and_needs_no_warm_up():
+    assert rates(10, warm_up=0, floor=0.5) == pytest.approx([2 * max(1 - t / 10, 0.5) for t in range(10)])
+    with pytest.raises(ValueError, match="`warm_up` >= 0"):
+        rates(1, warm_up=-1)

@@ -20,7 +20,7 @@ from torch import nn
 
 from monai_wsss._checks import DataError
 from monai_wsss.data import attach_pseudo_masks, check_pseudo_masks
-from monai_wsss.inferers import PseudoMaskWriter, score_pseudo_masks
+from monai_wsss.inferers import PseudoMaskWriter, pseudo_masks, score_pseudo_masks
 from monai_wsss.inferers.pseudo_masks import merge_patches
 
 
@@ -272,6 +272,14 @@ def test_weights_are_loaded_and_named(tmp_path):
 
 
 # ---- their quality ---------------------------------------------------------------------------------------------------
+
+
+def test_a_process_waits_for_the_one_that_writes_the_weights(tmp_path, monkeypatch):
+    weights = tmp_path / "classifier.pt"
+    monkeypatch.setattr(pseudo_masks, "_wait", lambda: torch.save(Maps().state_dict(), weights))
+    made = writer([patch("a", constant(1, 0), [1, 0])], tmp_path / "out")
+    made.weights = weights
+    assert made.run().is_file()
 
 
 def test_quality_counts_what_is_not_ignored(tmp_path):

@@ -10,10 +10,10 @@ import torch
 from scipy.special import expit
 
 from monai_wsss.engines import Progress
-from monai_wsss.methods import CMER, ClassActivationMapping, FullSupervision, SegmentationNetwork
+from monai_wsss.methods import BMP, CMER, ClassActivationMapping, FullSupervision, SegmentationNetwork
 from monai_wsss.networks import CAMEncoder, MapEnsemble
 
-METHODS = [ClassActivationMapping, CMER, FullSupervision]
+METHODS = [BMP, CMER, ClassActivationMapping, FullSupervision]
 START = Progress(epoch=1, iteration=1, fraction=0.0)
 
 
@@ -146,3 +146,23 @@ def test_a_segmentation_network_has_nothing_to_finalize():
     before = {name: value.clone() for name, value in method.state_dict().items()}
     method.finalize([])
     assert all(torch.equal(before[name], value) for name, value in method.state_dict().items())
+
+
+def test_full_supervision_learns_nothing_from_unlabeled_pixels():
+    """255 adds nothing to either term: as if those pixels were background and surely called so."""
+    method = FullSupervision(SegmentationNetwork(torch.nn.Identity()))
+    logits = torch.randn(2, 2, 8, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    mask = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
+    mask[:, :, :4] = 1
+    mask[:, :, 2:6] = 255
+    batch = {"image": logits, "label": torch.ones(2, 1), "mask": mask}
+    (loss,) = method(batch, START).values()
+    loss.backward()
+    assert not logits.grad[:, :, 2:6].any()
+    assert logits.grad[:, :, :2].any()
+    probability = logits.detach().softmax(1)[:, 1].double()
+    truth, labeled = (mask[:, 0] == 1), (mask[:, 0] != 255)
+    overlap = probability[truth].sum()
+    dice = 1 - (2 * overlap + 1e-5) / (truth.sum() + probability[labeled].sum() + 1e-5)
+    entropy = torch.where(truth, -probability.log(), -(1 - probability).log())[labeled].sum() / mask.numel()
+    assert loss.item() == pytest.approx(float(dice + entropy), rel=1e-5)

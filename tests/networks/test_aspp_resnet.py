@@ -12,22 +12,11 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.networks.nets import ResNetFeatures
-from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from network_checks import randomize_norms, with_and_without_neighbor
 
 from monai_wsss._checks import DataError
 from monai_wsss.inferers import GradientCAMInferer
 from monai_wsss.networks import ASPPResNet, AtrousSpatialPyramid
-
-
-def randomize_norms(network: nn.Module) -> None:
-    """Batch norms that differ from the identity, so that a wrong order or a lost one shows."""
-    for module in network.modules():
-        if isinstance(module, _BatchNorm):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.uniform_(module.bias, -0.2, 0.2)
-            nn.init.uniform_(module.running_mean, -0.2, 0.2)
-            nn.init.uniform_(module.running_var, 0.5, 1.5)
 
 
 def reference_pyramid(
@@ -203,10 +192,7 @@ def test_files_that_fit_nowhere_are_refused_and_change_nothing(tmp_path, content
 def test_images_do_not_mix_and_maps_have_the_input_size(size, index):
     network = ASPPResNet.tiny().eval()
     image = torch.randn(2, 1, *size)
-    with torch.no_grad():
-        maps = network(image)
-        image[1 - index] = torch.nan
-        alone = network(image)
+    maps, alone = with_and_without_neighbor(network, image, index)
     assert maps.shape == (2, 1, *size)
     torch.testing.assert_close(alone[index], maps[index])
     assert alone[1 - index].isnan().any()

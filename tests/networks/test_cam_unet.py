@@ -11,21 +11,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from network_checks import randomize_norms, with_and_without_neighbor
 
 from monai_wsss.cams import normalize_maps
 from monai_wsss.inferers import GradientCAMInferer
 from monai_wsss.networks import CAMUNet
-
-
-def randomize_norms(network: nn.Module) -> None:
-    """Batch norms that differ from the identity, so that a wrong order or a lost one shows."""
-    for module in network.modules():
-        if isinstance(module, (nn.BatchNorm2d, nn.BatchNorm3d)):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.uniform_(module.bias, -0.2, 0.2)
-            nn.init.uniform_(module.running_mean, -0.2, 0.2)
-            nn.init.uniform_(module.running_var, 0.5, 1.5)
 
 
 def reference_maps(network: CAMUNet, image: torch.Tensor) -> torch.Tensor:
@@ -101,10 +91,7 @@ def test_weights_start_xavier_normal_and_norms_as_the_identity(spatial_dims):
 def test_images_do_not_mix_and_maps_have_the_input_size(size, index):
     network = CAMUNet.tiny().eval()
     image = torch.randn(2, 1, *size)
-    with torch.no_grad():
-        maps = network(image)
-        image[1 - index] = torch.nan
-        alone = network(image)
+    maps, alone = with_and_without_neighbor(network, image, index)
     assert maps.shape == (2, 1, *size)
     torch.testing.assert_close(alone[index], maps[index])
     assert alone[1 - index].isnan().any()

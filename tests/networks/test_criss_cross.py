@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 
 import numpy as np
@@ -12,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from network_checks import assert_scripts_and_exports
 
 from monai_wsss.networks.criss_cross import CrissCrossAttention, inner_products
 
@@ -173,16 +173,7 @@ def test_script_and_export(spatial_dims, quirk):
     torch.manual_seed(0)
     module = CrissCrossAttention(8, spatial_dims=spatial_dims, gamma_init=1.0, official_quirk=quirk).eval()
     features = torch.randn(2, 8, *(6, 5, 4)[:spatial_dims])
-    file = io.BytesIO()
-    torch.jit.save(torch.jit.script(module), file)
-    file.seek(0)
-    scripted = torch.jit.load(file)
-    for other in (features, features[..., :3, :2]):
-        torch.testing.assert_close(scripted(other), module(other))
-    sides = {0: torch.export.Dim("batch", min=2), 2: torch.export.Dim("side", min=2)}
-    exported = torch.export.export(module, (features,), dynamic_shapes=(sides,)).module()
-    for other in (features, features[:, :, :3].repeat(2, *[1] * (spatial_dims + 1))):
-        torch.testing.assert_close(exported(other), module(other))
+    assert_scripts_and_exports(module, features)
 
 
 def test_mistakes_are_named():

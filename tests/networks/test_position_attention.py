@@ -4,13 +4,12 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from network_checks import assert_scripts_and_exports
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -172,16 +171,7 @@ def test_script_and_export(spatial_dims, normalizer):
     torch.manual_seed(0)
     module = PositionAttention(8, spatial_dims=spatial_dims, gamma_init=1.0, normalizer=normalizer).eval()
     features = torch.randn(2, 8, *(6, 5, 4)[:spatial_dims])
-    file = io.BytesIO()
-    torch.jit.save(torch.jit.script(module), file)
-    file.seek(0)
-    scripted = torch.jit.load(file)
-    for other in (features, features[..., :3, :2]):
-        torch.testing.assert_close(scripted(other), module(other))
-    sides = {0: torch.export.Dim("batch", min=2), 2: torch.export.Dim("side", min=2)}
-    exported = torch.export.export(module, (features,), dynamic_shapes=(sides,)).module()
-    for other in (features, features[:, :, :3].repeat(2, *[1] * (spatial_dims + 1))):
-        torch.testing.assert_close(exported(other), module(other))
+    assert_scripts_and_exports(module, features)
 
 
 def test_mistakes_are_named():

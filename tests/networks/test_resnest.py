@@ -12,20 +12,9 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from network_checks import randomize_norms
 
 from monai_wsss.networks.resnest import ResNeSt, ResNeStBottleneck, SplitAttentionConv
-
-
-def randomize_norms(network: nn.Module) -> None:
-    """Batch norms that differ from the identity, so that a wrong order or a lost one shows."""
-    for module in network.modules():
-        if isinstance(module, _BatchNorm):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.uniform_(module.bias, -0.2, 0.2)
-            nn.init.uniform_(module.running_mean, -0.2, 0.2)
-            nn.init.uniform_(module.running_var, 0.5, 1.5)
 
 
 def reference_split_attention(module: SplitAttentionConv, x: torch.Tensor, radix: int, cardinality: int):

@@ -11,20 +11,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from network_checks import randomize_norms, with_and_without_neighbor
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from monai_wsss.networks.resnet38 import PreActivationBlock, PreActivationBottleneck, ResNet38
-
-
-def randomize_norms(network: nn.Module) -> None:
-    """Batch norms that differ from the identity, so that a wrong order or a lost one shows."""
-    for module in network.modules():
-        if isinstance(module, _BatchNorm):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.uniform_(module.bias, -0.2, 0.2)
-            nn.init.uniform_(module.running_mean, -0.2, 0.2)
-            nn.init.uniform_(module.running_var, 0.5, 1.5)
 
 
 def reference(state: dict[str, torch.Tensor], x: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -217,10 +208,7 @@ def test_taps_in_training_update_the_statistics_once():
 def test_images_do_not_mix_and_sides_are_rounded_up(size, index):
     network = ResNet38.tiny().eval()
     image = torch.randn(2, 3, *size)
-    with torch.no_grad():
-        features = network(image)
-        image[1 - index] = torch.nan
-        alone = network(image)
+    features, alone = with_and_without_neighbor(network, image, index)
     assert features.shape == (2, 24, *(-(-n // 8) for n in size))
     assert bool((features >= 0).all())
     torch.testing.assert_close(alone[index], features[index])

@@ -10,7 +10,7 @@ from monai.data import MetaTensor
 
 from monai_wsss.methods import SegmentationNetwork
 from monai_wsss.networks import CAMEncoder, ModalityNetworks
-from monai_wsss.refinement import ToMaskd, to_mask
+from monai_wsss.refinement import DenseCRF, ToMaskd, to_mask
 
 
 def network(pooling: str = "max", num_classes: int = 1, reference: float = -3.0) -> CAMEncoder:
@@ -100,3 +100,18 @@ def test_a_compiled_network_leaves_out_the_same_modalities():
     alone = torch.jit.script(ModalityNetworks(list(made.members), ("T1", "FLAIR"), present=("T1",)))
     with pytest.raises(ValueError, match=r"compiled network with `present` modalities"):
         ToMaskd("pred", alone, rule="logit")({"pred": scores[:1]})
+
+
+def test_a_crf_moves_masks_to_the_edges_of_the_image():
+    segmenter = SegmentationNetwork.tiny()
+    image = torch.zeros(1, 8, 8)
+    image[..., 4:] = 200.0
+    logits = torch.zeros(2, 8, 8)
+    logits[1, :, 3:] = 1.0  # one column too many
+    logits[0, :, :3] = 1.0
+    item = {"pred": logits, "image": image}
+    assert ToMaskd("pred", segmenter)(item)["pred"][0, 0].tolist() == [0, 0, 0, 1, 1, 1, 1, 1]
+    refined = ToMaskd("pred", segmenter, crf=DenseCRF.from_preset("bmp"))(item)
+    assert refined["pred"][0, 0].tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
+    with pytest.raises(ValueError, match="network that gives segmentations with `crf`"):
+        ToMaskd("pred", network(), crf=DenseCRF())

@@ -220,6 +220,34 @@ def test_several_classes(tmp_path):
     assert "dice_pooled/edema" in text[text.index("Left out, since") :]
 
 
+def test_headings_follow_the_background_of_the_data(run_folder, tmp_path):
+    """As ``run.json`` says; an older one says nothing, and then neither does the heading."""
+    shutil.copy(run_folder / "metrics.json", tmp_path)
+    run = json.loads((run_folder / "run.json").read_text())
+    headings = {
+        "Averaged with the background, as some papers do": {"background": True, "scored_class": None},
+        "Averaged over the classes, all of them real tissue": {"background": False, "scored_class": "<gland>"},
+        "Averaged over the classes, the background among them if there is one": {},
+    }
+    for heading, record in headings.items():
+        (tmp_path / "run.json").write_text(json.dumps(run | record))
+        text = Checker(write_report(tmp_path).read_text(encoding="utf-8")).text
+        assert [other for other in headings if other in text] == [heading]
+        assert ("The foreground of a number that names no class is <gland>" in text) == ("<gland>" in record.values())
+
+
+def test_classes_that_are_all_tissue_have_no_healthy_images(tmp_path):
+    table = CaseTable(["gland", "other"], background=False, scored_class="gland")
+    mask = np.repeat([[[1, 2]]], 8, axis=1)
+    table.add(id="a", subject="a", label=np.ones(2), prediction=mask, reference=mask)
+    table.write(tmp_path, bootstrap=2)
+    write_run(tmp_path, {"uses_masks": [], "background": False, "scored_class": "gland"})
+    text = Checker(write_report(tmp_path).read_text(encoding="utf-8")).text
+    assert "1 cases of 1 subjects. " in text
+    assert "healthy." not in text
+    assert "Averaged with the background" not in text
+
+
 PIECES = {
     "run.json": "run.json is missing in this folder: versions, seed",
     "metrics.json": "metrics.json is missing in this folder, so there are no numbers",

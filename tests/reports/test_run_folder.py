@@ -180,6 +180,14 @@ def test_an_evaluation_says_what_its_training_recorded(method, words, datalist, 
         assert words in write_report(record.output_dir).read_text()
 
 
+def test_an_evaluation_records_whether_the_data_have_a_background(datalist, tmp_path):
+    record = started(RunFolder(tmp_path / "brain", datalist, SegmentationScores(datalist)))
+    assert (record["background"], record["scored_class"]) == (True, None)
+    glands = f"{make_phantoms(tmp_path / 'glands', kind='gland', subjects=(0, 1, 0))}/datalist.json"
+    record = started(RunFolder(tmp_path / "gland", glands, SegmentationScores(glands)))
+    assert (record["background"], record["scored_class"]) == (False, "gland")
+
+
 def test_weights_without_a_record_are_not_called_weakly_supervised(datalist, tmp_path):
     weights = tmp_path / "model.pt"
     weights.write_bytes(b"of a segmentation network")

@@ -1,0 +1,71 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""Which tokens are near: pairs of a grid whose indices differ by at most a radius, in both of the forms in use.
+
+*Dense*: all pairs of N tokens, numbered in row-major order, (N, N).  *Windowed*: for each token the W offsets around
+it, W = (2 radius + 1)^d, in row-major order, so that entry k at token p is the pair (p, p + offset k); pairs that leave
+the grid are none.  Nothing is cached: comparing indices axis by axis costs less than a pass over the pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+__all__ = ["check_pairs", "near_pairs", "window_views"]
+
+
+def near_pairs(size: Sequence[int], radius: int, device: torch.device | None = None) -> torch.Tensor:
+    """Which pairs of a grid of ``size`` lie within a square window: bool (N, N), the diagonal included.
+
+    Example:
+        >>> near_pairs((1, 3), 1).int().tolist()
+        [[1, 1, 0], [1, 1, 1], [0, 1, 1]]
+    """
+    near = torch.ones((1,) * (2 * len(size)), dtype=torch.bool, device=device)
+    for axis, length in enumerate(size):
+        index = torch.arange(length, device=device)
+        shape = [1] * (2 * len(size))
+        shape[axis] = shape[axis + len(size)] = length
+        near = near & ((index[:, None] - index).abs() <= radius).reshape(shape)
+    tokens = torch.Size(size).numel()
+    return near.reshape(tokens, tokens)
+
+
+def window_views(tokens: torch.Tensor, radius: int, outside: float, ndim: int) -> torch.Tensor:
+    """The neighbors of every token: (..., *s) -> (..., *w, *s), w = 2 radius + 1 along each of the ``ndim`` axes.
+
+    A view into one padded copy, which holds ``outside`` beyond the grid.
+
+    Example:
+        >>> window_views(torch.tensor([[1, 2, 3]]), 1, 0, ndim=1).tolist()
+        [[[0, 1, 2], [1, 2, 3], [2, 3, 0]]]
+    """
+    views = F.pad(tokens, (radius, radius) * ndim, value=outside)
+    for axis in range(views.ndim - ndim, views.ndim):
+        views = views.unfold(axis, 2 * radius + 1, 1)
+    leading = tokens.ndim - ndim
+    spatial, window = range(leading, leading + ndim), range(leading + ndim, leading + 2 * ndim)
+    return views.permute(*range(leading), *window, *spatial)
+
+
+def check_pairs(affinity: torch.Tensor, batch: int, size: Sequence[int], radius: int) -> bool:
+    """Check an affinity against its grid; True where it is dense (B, N, N), False where windowed (B, W, *s).
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if radius < 0:
+        raise ValueError(f"Expected `radius` of at least 0 tokens, got {radius}.")
+    tokens, window = torch.Size(size).numel(), (2 * radius + 1) ** len(size)
+    if affinity.shape == (batch, tokens, tokens):
+        return True
+    if affinity.shape == (batch, window, *size):
+        return False
+    raise ValueError(
+        f"Expected `affinity` of shape (B, N, N) = {(batch, tokens, tokens)} or, windowed, (B, W, *s) = "
+        f"{(batch, window, *size)} at radius {radius}, got {tuple(affinity.shape)}: bring maps and labels to the grid "
+        "of the tokens."
+    )

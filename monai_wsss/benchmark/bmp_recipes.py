@@ -1,0 +1,68 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""What the tables of BMP train: the rows of the paper's Table VI, AFA, the presets, and full supervision.
+
+All rows use one network, a convolutional pyramid of width 16 with the All-MLP decoder, so that they differ by their
+losses, labels and object-aware decoding alone.  Warm-ups are shares of the run throughout: the tables train for fewer
+iterations than the absolute ones of the presets.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from monai_wsss.benchmark.recipes import Recipe
+from monai_wsss.engines import WeightRamp
+from monai_wsss.methods import BMP, FullSupervision, WSSSMethod
+from monai_wsss.networks import ConvPyramid, TwoBranchNetwork
+
+__all__ = ["BMP_BOUND", "BMP_RECIPES", "TABLE_SIX"]
+
+_FULL_SUPERVISION = "full supervision (masks), same network"
+_OFF: dict[str, Any] = {"c2s_weight": 0.0, "s2c_weight": 0.0, "affinity_weight": 0.0, "propagation": "par"}
+
+
+def bmp_network(channels: int, num_classes: int, **decoding: Any) -> TwoBranchNetwork:
+    """The network of all rows."""
+    encoder = ConvPyramid(2, channels, width=16, strides=(1, 2, 2, 1))
+    return TwoBranchNetwork(encoder, num_classes, decoder_width=32, **decoding)
+
+
+def _ablation(channels: int, num_classes: int, *, ofd: bool = False, **terms: Any) -> WSSSMethod:
+    return BMP(bmp_network(channels, num_classes, ofd=ofd), **{**_OFF, **terms})
+
+
+def _preset(channels: int, num_classes: int, *, preset: str, **decoding: Any) -> WSSSMethod:
+    ramps: dict[str, Any] = {
+        "c2s_ramp": WeightRamp("step", end=0.1),
+        "s2c_ramp": WeightRamp("step", end=0.1 if preset == "released" else 0.2),
+        "propagation_ramp": WeightRamp("step", end=0.3 if preset == "afa" else 0.2),
+    }
+    return BMP.from_preset(preset, network=bmp_network(channels, num_classes, **decoding), **ramps)
+
+
+def _full_supervision(channels: int, num_classes: int) -> WSSSMethod:
+    return FullSupervision(bmp_network(channels, num_classes, ofd=False))
+
+
+_C2S: dict[str, Any] = {"c2s_weight": 0.7}
+_S2C: dict[str, Any] = {**_C2S, "s2c_weight": 0.1}
+_BSP: dict[str, Any] = {**_S2C, "propagation": "bsp"}
+TABLE_SIX = {
+    "classification branch only": Recipe(partial(_ablation)),
+    "+ c2s": Recipe(partial(_ablation, **_C2S)),
+    "+ s2c": Recipe(partial(_ablation, **_S2C)),
+    "+ BSP": Recipe(partial(_ablation, **_BSP)),
+    "+ OFD": Recipe(partial(_ablation, ofd=True, **_BSP)),
+    "+ affinity (BMP, default)": Recipe(partial(_ablation, ofd=True, affinity_weight=0.1, **_BSP)),
+}
+"""The paper's ladder, each row with the rows above it."""
+
+BMP_RECIPES = {
+    **TABLE_SIX,
+    "AFA": Recipe(partial(_preset, preset="afa", ofd=False, detach_seeds=True)),
+    "BMP (paper)": Recipe(partial(_preset, preset="paper", ofd_activation="none", ofd_detach=False)),
+    "BMP (released)": Recipe(partial(_preset, preset="released")),
+}
+BMP_BOUND = {_FULL_SUPERVISION: Recipe(_full_supervision)}

@@ -1,0 +1,255 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""``prepare coco``: photographs with annotations of instances in COCO's format (Lin et al., ECCV 2014), any classes.
+
+The folder holds ``annotations/instances_<set>.json`` and the images of each set in ``<set>/``, ``images/<set>/`` or
+``images/``.  The classes are the categories, in ascending order of their ids: 80 for COCO.  Papers train on train2014
+and measure on val2014.
+
+The label of an image names the categories of all its annotations, crowds too; an image without any is all background.
+Masks, for evaluation alone, are drawn from the outlines if asked: smaller objects over larger ones, and what belongs to
+a crowd and to no single object is 255, unknown, for a crowd's outline is rough and COCO's own evaluation ignores it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from monai.data import MetaTensor
+
+from monai_wsss._checks import DataError
+from monai_wsss._files import case_file_name
+from monai_wsss.data.folder import check_output
+from monai_wsss.data.outlines import draw_outline
+from monai_wsss.data.photographs import UNKNOWN, Photograph, check_classes, path_inside, write_photographs
+from monai_wsss.data.reading import image_stem
+
+__all__ = ["prepare_coco"]
+
+_SETS = {"training": "train", "validation": "val"}
+"""How the names of the sets begin that are looked for where none is named."""
+
+_PARTS = ("images", "annotations", "categories")
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Instances:
+    """What ``instances_<set>.json`` holds.
+
+    Attributes:
+        path: the file.
+        categories: id of a category -> its name, in ascending order of the ids.
+        images: id of an image -> where it stands, and its entry.
+        annotations: id of an image -> its annotations, each with where it stands.
+    """
+
+    path: Path
+    categories: dict[int, str]
+    images: dict[Any, tuple[str, dict[str, Any]]]
+    annotations: dict[Any, list[tuple[str, dict[str, Any]]]]
+
+
+def _find_set(root: Path, split: str, wanted: str | None) -> Path | None:
+    """The annotations of a split: those wanted, else the only ones whose set has the right name."""
+    folder = root / "annotations"
+    if wanted is not None:
+        path = folder / f"instances_{wanted}.json"
+        if not path.is_file():
+            raise DataError(f"The {split} annotations {path} do not exist: name a set of that folder, e.g. train2014.")
+        return path
+    if split not in _SETS:
+        return None
+    found = sorted(folder.glob(f"instances_{_SETS[split]}*.json"))
+    if len(found) > 1:
+        names = ", ".join(path.stem.removeprefix("instances_") for path in found)
+        raise DataError(f"{folder} has several sets for {split}, {names}: name one of them (`{split}`).")
+    if not found and split == "training":
+        raise DataError(
+            f"{folder} has no instances_train*.json: give the folder that holds `annotations`, or name the set "
+            "(`training`)."
+        )
+    return found[0] if found else None
+
+
+def _entries(content: Mapping[str, Any], part: str, keys: Mapping[str, Any], path: Path) -> list[tuple[str, Any]]:
+    """(where, entry) of a part of the file, each with what it needs of the right type."""
+    entries = []
+    for index, entry in enumerate(content[part]):
+        where = f"{path}, {part}[{index}]"
+        if not isinstance(entry, dict) or not all(isinstance(entry.get(key), kind) for key, kind in keys.items()):
+            raise DataError(f"{where} is {entry!r:.80}: give {', '.join(keys)}, as COCO does.")
+        entries.append((where, entry))
+    return entries
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The parts of the file, each a list."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"Cannot read {path} as JSON ({error}): copy the annotations again.") from error
+    if not isinstance(content, dict) or not all(isinstance(content.get(part), list) for part in _PARTS):
+        raise DataError(
+            f"{path} holds no instances of COCO: it needs the lists {', '.join(_PARTS)}, as instances_train2014.json."
+        )
+    return content
+
+
+def _read_instances(path: Path) -> _Instances:
+    """Read and check the annotations of a set."""
+    content = _read_json(path)
+    categories: dict[int, str] = {}
+    for where, entry in _entries(content, "categories", {"id": int, "name": str}, path):
+        if entry["id"] in categories:
+            raise DataError(f"{where}: the id {entry['id']} is of two categories: give each its own.")
+        categories[entry["id"]] = entry["name"]
+    images: dict[Any, tuple[str, dict[str, Any]]] = {}
+    for where, entry in _entries(content, "images", {"id": (int, str), "file_name": str}, path):
+        if entry["id"] in images:
+            raise DataError(f"{where}: the id {entry['id']!r} is of two images: give each its own.")
+        images[entry["id"]] = (where, entry)
+    annotations: dict[Any, list[tuple[str, dict[str, Any]]]] = {}
+    for where, entry in _entries(content, "annotations", {"image_id": (int, str), "category_id": int}, path):
+        for key, known in (("image_id", images), ("category_id", categories)):
+            if entry[key] not in known:
+                raise DataError(
+                    f"{where} has the {key} {entry[key]!r}, which the file does not list: add it, or take the "
+                    "annotation out."
+                )
+        annotations.setdefault(entry["image_id"], []).append((where, entry))
+    if not images:
+        raise DataError(f"{path} lists no image: give the annotations of a set with images.")
+    return _Instances(path, dict(sorted(categories.items())), images, annotations)
+
+
+def _image_folder(root: Path, path: Path) -> Path:
+    """Where the images of a set lie."""
+    name = path.stem.removeprefix("instances_")
+    folders = [root / name, root / "images" / name, root / "images"]
+    found = next((folder for folder in folders if folder.is_dir()), None)
+    if found is None:
+        raise DataError(
+            f"None of {', '.join(map(str, folders))} is a folder with the images of {path.name}: put them into one of "
+            "these."
+        )
+    return found
+
+
+def _draw_mask(
+    image: MetaTensor,
+    entry: Mapping[str, Any],
+    annotations: Sequence[tuple[str, Mapping[str, Any]]],
+    numbers: Mapping[int, int],
+    where: str,
+) -> np.ndarray:
+    """The mask (1, x, y) uint8 of an image: crowds first, as unknown, then the objects, the largest first."""
+    columns, rows = image.shape[1:]
+    size = [entry.get("width", columns), entry.get("height", rows)]
+    if size != [columns, rows]:
+        raise DataError(
+            f"{where} says that the image is of {size[0]} x {size[1]}, but {entry['file_name']} is of {columns} x "
+            f"{rows}: take the image that was annotated."
+        )
+    mask = np.zeros((columns, rows), dtype=np.uint8)
+    objects: list[tuple[int, np.ndarray]] = []
+    for place, annotation in annotations:
+        pixels = draw_outline(annotation.get("segmentation"), columns, rows, place)
+        if annotation.get("iscrowd"):
+            mask[pixels] = UNKNOWN
+        else:
+            objects.append((numbers[annotation["category_id"]], pixels))
+    for number, pixels in sorted(objects, key=lambda pair: -int(np.count_nonzero(pair[1]))):
+        mask[pixels] = number
+    return mask[None]
+
+
+def _to_photographs(root: Path, instances: _Instances, split: str, masks: bool) -> list[Photograph]:
+    """The images of a set with their labels."""
+    folder = _image_folder(root, instances.path)
+    numbers = {category: number for number, category in enumerate(instances.categories, start=1)}
+    photographs = []
+    for key, (where, entry) in instances.images.items():
+        annotations = instances.annotations.get(key, [])
+        present = {numbers[annotation["category_id"]] for _, annotation in annotations}
+        label = [int(number in present) for number in numbers.values()]
+        image = path_inside(folder, entry["file_name"], where)
+        id = case_file_name(image.relative_to(folder).with_name(image_stem(image)).as_posix())
+        draw = partial(_draw_mask, entry=entry, annotations=annotations, numbers=numbers, where=where)
+        photographs.append(Photograph(where, id, split, label, image, draw if masks else None))
+    return photographs
+
+
+def prepare_coco(
+    root: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    training: str | None = None,
+    validation: str | None = None,
+    test: str | None = None,
+    masks: bool = False,
+) -> Path:
+    """Turn COCO, or data annotated in its format, into a prepared folder; every image is a subject of its own.
+
+    Images keep their sizes, so training has to crop or resize them.  Overlapping objects, crowds and images without
+    annotation are treated as the head of this file says.
+
+    Args:
+        root: the folder that holds ``annotations``.
+        out: the folder to write.
+        training: the set to train on, e.g. "train2014"; None takes the only one whose name begins with "train".
+        validation: the set to measure on; None takes the only one whose name begins with "val", if there is one.
+        test: a set with annotations to test on; None takes none: COCO's own have no annotations.
+        masks: whether to draw masks from the outlines, for evaluation.
+
+    Returns:
+        The path of ``datalist.json``.
+
+    Raises:
+        DataError: what is wrong with a file or entry, in one sentence with the remedy.
+
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> root = Path(tempfile.mkdtemp())
+        >>> for folder in ("annotations", "train"):
+        ...     (root / folder).mkdir()
+        >>> Image.fromarray(200 * np.eye(8, dtype=np.uint8)).save(root / "train" / "a.jpg")
+        >>> content = {
+        ...     "images": [{"id": 7, "file_name": "a.jpg"}],
+        ...     "categories": [{"id": 17, "name": "cat"}, {"id": 18, "name": "dog"}],
+        ...     "annotations": [{"image_id": 7, "category_id": 18}],
+        ... }
+        >>> _ = (root / "annotations" / "instances_train.json").write_text(json.dumps(content))
+        >>> file = prepare_coco(root, root / "prepared")
+        >>> json.loads(file.read_text())["training"][0]["label"]
+        [0, 1]
+    """
+    folder = Path(root)
+    if not (folder / "annotations").is_dir():
+        raise DataError(f"{folder} holds no folder annotations: give the folder that does.")
+    target = check_output(out, folder)
+    photographs: list[Photograph] = []
+    first: _Instances | None = None
+    for split, name in {"training": training, "validation": validation, "test": test}.items():
+        path = _find_set(folder, split, name)
+        if path is None:
+            continue
+        instances = _read_instances(path)
+        first = first or instances
+        if instances.categories != first.categories:
+            raise DataError(f"{path} has other categories than {first.path}: take sets with the same categories.")
+        photographs += _to_photographs(folder, instances, split, masks)
+        _logger.info("The %s images are those of %s.", split, path)
+    classes = check_classes(list(first.categories.values()) if first else [])
+    labels = "of the image, from its annotations of instances"
+    return write_photographs(target, photographs, classes, labels=labels)

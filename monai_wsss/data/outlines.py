@@ -1,0 +1,135 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""Outlines of objects as COCO's annotations hold them, polygons and run lengths, drawn into masks.
+
+A pixel (x, y) is the square from x to x + 1 and y to y + 1, and belongs to a polygon if its center lies inside.  PIL's
+``ImageDraw`` would not do: it cuts coordinates to whole numbers and draws the outline too, a pixel more on two sides.
+
+=============  =====================================================================================================
+polygons       lists [x, y, x, y, …] in pixels; an object is the union of its polygons, each filled by even and odd
+run lengths    {"size": [rows, columns], "counts": …}: lengths of background, object, background, … down the columns;
+               "counts" is a list, or, compressed, a text
+=============  =====================================================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from monai_wsss._checks import DataError
+
+__all__ = ["draw_outline"]
+
+_FAR = 1e6
+"""What is as many pixels away is no corner but a mistake, as are NaN and infinity."""
+
+
+def _fill(mask: np.ndarray, points: np.ndarray) -> None:
+    """Set the pixels of ``mask`` (columns, rows) with an odd number of crossings of the polygon (N, 2) at their left.
+
+    In the row of centers y, the side from (a, b) to (c, d) is crossed at ``a + (y - b) (c - a) / (d - b)``, if one of
+    its ends is above y and the other is not.
+    """
+    starts, ends = points, np.roll(points, -1, axis=0)
+    centers = np.arange(mask.shape[1]) + 0.5
+    side, row = np.nonzero((starts[:, 1:] <= centers) != (ends[:, 1:] <= centers))
+    if not side.size:
+        return
+    (a, b), (c, d) = starts[side].T, ends[side].T
+    crossing = a + (centers[row] - b) * (c - a) / (d - b)
+    column = np.ceil(crossing.clip(0, mask.shape[0]) - 0.5).astype(np.int64)  # the first center not left of it
+    left, right, top, bottom = column.min(), column.max(), row.min(), row.max() + 1
+    crossings = np.zeros((bottom - top, right - left + 1), dtype=np.uint8)  # modulo 256, which keeps odd and even
+    np.add.at(crossings, (row - top, column - left), 1)
+    inside = crossings.cumsum(axis=1, dtype=np.uint8)[:, :-1] % 2 == 1
+    mask[left:right, top:bottom] |= inside.T
+
+
+def _polygons(outline: Sequence[Any], columns: int, rows: int, where: str) -> np.ndarray:
+    """The union of polygons, (columns, rows)."""
+    mask = np.zeros((columns, rows), dtype=bool)
+    for numbers in outline:
+        try:
+            points = np.array(numbers, dtype=np.float64).reshape(-1, 2)
+        except (ValueError, TypeError, OverflowError):
+            points = np.zeros((0, 2))
+        if not points.size or not (np.abs(points) < _FAR).all():
+            raise DataError(
+                f"{where} has the polygon {numbers!r:.80}: write the coordinates of its corners, [x, y, x, y, …]."
+            )
+        _fill(mask, points)
+    if not len(outline):
+        raise DataError(f"{where} has no outline: add it, or prepare the data without masks.")
+    return mask
+
+
+def _decompress(text: str) -> list[int] | None:
+    """Run lengths from COCO's text; None if it is none.
+
+    A number is written in groups of five bits, the lowest first, each as the character 48 + bits, + 32 if another group
+    follows; the highest bit of its last group is the sign.  From the fourth run on, it is the difference to the run
+    before last.
+    """
+    counts: list[int] = []
+    value = shift = 0
+    for character in text:
+        bits = ord(character) - 48
+        if not 0 <= bits < 64:
+            return None
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            value -= (1 << shift) if bits & 16 else 0
+            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+            value = shift = 0
+    return None if shift else counts
+
+
+def _run_lengths(outline: Mapping[str, Any], columns: int, rows: int, where: str) -> np.ndarray:
+    """Run lengths down the columns, (columns, rows)."""
+    written = outline.get("counts")
+    if outline.get("size") != [rows, columns]:
+        raise DataError(
+            f"{where} has an outline for the size {outline.get('size')!r:.40}, but its image has {rows} rows and "
+            f"{columns} columns: take the image that was annotated."
+        )
+    counts = _decompress(written) if isinstance(written, str) else written
+    whole = isinstance(counts, list) and all(isinstance(count, int) and count >= 0 for count in counts)
+    if not whole or sum(counts or []) != columns * rows:
+        raise DataError(
+            f"{where} has the run lengths {written!r:.80}: write whole numbers that add up to {columns * rows} pixels, "
+            "or their compressed text."
+        )
+    lengths = np.array(counts, dtype=np.int64)
+    return np.repeat(np.arange(len(lengths)) % 2 == 1, lengths).reshape(columns, rows)
+
+
+def draw_outline(outline: Any, columns: int, rows: int, where: str) -> np.ndarray:
+    """The pixels of an object.
+
+    Args:
+        outline: ``segmentation`` of an annotation, polygons or run lengths.
+        columns: width of its image.
+        rows: height of its image.
+        where: what names the outline, for messages.
+
+    Returns:
+        (x, y) bool.
+
+    Raises:
+        DataError: there is no outline, it is none, or it is for another size.
+
+    Example:
+        >>> draw_outline([[1, 0, 3, 0, 3, 2, 1, 2]], 4, 3, "a").T.astype(int).tolist()
+        [[0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0]]
+        >>> draw_outline({"size": [2, 3], "counts": [1, 2, 3]}, 3, 2, "a").T.astype(int).tolist()
+        [[0, 1, 0], [1, 0, 0]]
+    """
+    if isinstance(outline, dict):
+        return _run_lengths(outline, columns, rows, where)
+    if isinstance(outline, list):
+        return _polygons(outline, columns, rows, where)
+    raise DataError(f"{where} has the outline {outline!r:.80}: give polygons or run lengths, as COCO does.")

@@ -1,0 +1,238 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""What the adapters of photographs share (VOC, COCO): color pictures of many sizes, each a subject of its own.
+
+Pictures keep their size: JPEG and PNG files are copied without their metadata, gray and CMYK ones become RGB PNG.  In a
+mask 0 is background, 1..K are the classes, and 255 is unknown (VOC's contours, COCO's crowds): no metric counts it.
+Masks are for evaluation only.  Color statistics are ImageNet's, as in the papers that train on these data.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from monai.data import MetaTensor
+from PIL import Image
+from tqdm import tqdm
+
+from monai_wsss._checks import DataError
+from monai_wsss.data.case_files import UNNAMED, mask_shows, read_case
+from monai_wsss.data.datalist import SPLITS, write_datalist
+from monai_wsss.data.folder import log_sizes, warn_of_contradictions
+from monai_wsss.data.patches import presence_tags
+from monai_wsss.data.reading import check_alike, read_labels
+from monai_wsss.data.writing import copy_file, fits_picture, write_picture
+
+__all__ = ["UNKNOWN", "Photograph", "check_classes", "path_inside", "read_indices", "write_photographs"]
+
+UNKNOWN = 255
+"""Value of unknown pixels in a mask, as in metrics, which nothing that trains may import."""
+
+_STATISTICS = {"imagenet": {"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375]}}
+"""Red, green, blue of 255: what the checkpoints trained on ImageNet, e.g. ``mit_b1``, were trained with."""
+
+_LONGEST = 200
+_INDEX_MODES = ("L", "P", "I", "I;16")
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """A picture on its way into a prepared folder.
+
+    Attributes:
+        where: file and line or entry that name it, for messages.
+        id: its name, unique in the data set.
+        split: "training", "validation" or "test".
+        label: 0/1 for each class, (K); None takes what the mask shows.
+        image: the picture.
+        mask: from the picture as read, (3, x, y), to its mask (1, x, y) uint8, 0..K and 255; None where it has none.
+    """
+
+    where: str
+    id: str
+    split: str
+    label: list[int] | None
+    image: Path
+    mask: Callable[[MetaTensor], np.ndarray] | None
+
+
+def check_classes(classes: Sequence[str]) -> list[str]:
+    """The names of the classes as a list; mask value k is the k-th of them.
+
+    Raises:
+        DataError: no names, an empty one, one twice, "background" among them, or more than a mask can tell apart.
+
+    Example:
+        >>> check_classes(("cat", "dog"))
+        ['cat', 'dog']
+    """
+    names = list(classes)
+    if not names or not all(names) or len(set(names)) != len(names) or len(names) >= UNKNOWN:
+        raise DataError(f"The classes are {', '.join(names) or 'none'}: name 1 to {UNKNOWN - 1}, each once.")
+    if "background" in (name.lower() for name in names):
+        raise DataError('"background" is among the classes: leave it out, it is 0 in every mask.')
+    return names
+
+
+def path_inside(root: Path, text: str, where: str) -> Path:
+    """A path that a file of the data set names, below the data set's folder.
+
+    Args:
+        root: the folder.
+        text: the path relative to it, with slashes or backslashes.
+        where: what names the path, for the message.
+
+    Raises:
+        DataError: it leads out of the folder, or cannot name a file.
+
+    Example:
+        >>> path_inside(Path("voc"), "JPEGImages/a.jpg", "train.txt, line 1").as_posix()
+        'voc/JPEGImages/a.jpg'
+    """
+    path = os.path.normpath(text.replace("\\", "/"))
+    if os.path.isabs(path) or Path(path).drive or path.split(os.sep)[0] == os.pardir:
+        raise DataError(f'{where}: the path "{text}" leads out of {root}: give a path below this folder.')
+    if os.path.basename(path).startswith(".") or not text.isprintable() or len(text) > _LONGEST:
+        raise DataError(f'{where}: "{text:.80}" cannot name a file: use letters, digits, "-" and "_".')
+    return root / path
+
+
+def read_indices(path: Path, like: MetaTensor, num_classes: int) -> np.ndarray:
+    """A mask of a photograph: palette indices, or gray values, 0..K and 255.
+
+    Args:
+        path: PNG, TIFF or BMP.
+        like: the image, (C, x, y).
+        num_classes: K.
+
+    Returns:
+        (1, x, y) uint8.
+
+    Raises:
+        DataError: it cannot be read, has colors rather than indices, is of another size or holds another value.
+
+    Example:
+        >>> import tempfile, torch
+        >>> file = Path(tempfile.mkdtemp()) / "a.png"
+        >>> Image.fromarray(np.array([[0, 2], [255, 1]], dtype=np.uint8)).save(file)
+        >>> read_indices(file, MetaTensor(torch.zeros(3, 2, 2)), 2).tolist()
+        [[[0, 255], [2, 1]]]
+    """
+    mask = read_labels(path)
+    with Image.open(path) as picture:
+        kind, mode = picture.format, picture.mode
+    if kind == "JPEG" or mode not in _INDEX_MODES:
+        raise DataError(
+            f"The mask {path} is {kind} of mode {mode}, not indices of classes: export it as a PNG with a palette or "
+            "in gray, 0 background, 1 to K the classes, 255 unknown."
+        )
+    grid = like[:1]
+    mask.affine = grid.affine  # a picture knows no geometry, so its size alone can be compared
+    check_alike({f"the image of {path.name}": grid, str(path): mask})
+    values = mask.as_tensor().numpy()
+    other = values[(values > num_classes) & (values != UNKNOWN)]
+    if other.size:
+        raise DataError(
+            f"{path} holds the value {other.max()}, but there are {num_classes} classes: name all classes in the order "
+            f"of their values, 1 to {num_classes}; 0 is background and {UNKNOWN} unknown."
+        )
+    return values.astype(np.uint8)
+
+
+def _check_all(photographs: Sequence[Photograph]) -> None:
+    """Before anything is written: there are pictures, they exist, and each stands in the lists once."""
+    if not photographs:
+        raise DataError("There is no picture in the lists: name lists that are not empty.")
+    owner: dict[str, Photograph] = {}
+    for photograph in photographs:
+        if not photograph.image.is_file():
+            raise DataError(
+                f"{photograph.where}: the image {photograph.image} does not exist: add it, or take it out of the list."
+            )
+        other = owner.setdefault(photograph.id.lower(), photograph)  # on some disks A.jpg and a.jpg are one file
+        if other is not photograph:
+            raise DataError(
+                f'{photograph.where}: "{photograph.id}" has the same name as a picture in {other.where}: list every '
+                "picture once, in one split, under a name of its own."
+            )
+
+
+def _write_image(out: Path, photograph: Photograph) -> tuple[str, MetaTensor]:
+    """Copy or convert a picture; returns its path below ``out``, and the picture (3, x, y) as read."""
+    case = read_case({UNNAMED: photograph.image}, channel_names=None, color=True)
+    image, source = case.images[0], case.sources[0]
+    values = image.as_tensor().numpy()
+    if not (case.is_color and fits_picture(values)):
+        raise DataError(
+            f"{photograph.where}: {photograph.image} is no picture of 8 bits in RGB or gray: export it as one."
+        )
+    if source is None:
+        path = f"images/{photograph.id}.png"
+        write_picture(out / path, values)
+    else:
+        path = f"images/{photograph.id}{source.suffix.lower()}"
+        copy_file(source, out / path)
+    return path, image
+
+
+def _write_item(out: Path, photograph: Photograph, num_classes: int) -> tuple[dict[str, Any], tuple[int, ...], bool]:
+    """Write a picture and its mask; returns its item, its size, and whether the mask shows what the label says."""
+    path, image = _write_image(out, photograph)
+    item: dict[str, Any] = {"id": photograph.id, "image": path, "subject": photograph.id, "statistics": "imagenet"}
+    label, agrees = photograph.label, True
+    if photograph.mask is not None:
+        mask = photograph.mask(image)
+        item["mask"] = f"masks/{photograph.id}.png"
+        write_picture(out / item["mask"], mask)
+        if label is None:
+            label = presence_tags(np.where(mask == UNKNOWN, 0, mask), num_classes, presence=0.0)
+        agrees = mask_shows(mask, label)
+    return {**item, "label": label}, tuple(image.shape[1:]), agrees
+
+
+def write_photographs(out: Path, photographs: Sequence[Photograph], classes: Sequence[str], *, labels: str) -> Path:
+    """Write the pictures and masks, and last the datalist.
+
+    Args:
+        out: the folder to write, made by :func:`~monai_wsss.data.folder.check_output`.
+        photographs: the pictures of all splits.
+        classes: names of the classes, (K).
+        labels: where the labels come from; the datalist says so under ``"labels"``.
+
+    Returns:
+        The path of ``datalist.json``.
+
+    Raises:
+        DataError: a picture or mask is missing, cannot be read or does not fit, or a picture stands in the lists twice.
+    """
+    _check_all(photographs)
+    datalist: dict[str, Any] = {
+        "name": out.resolve().name,
+        "modality": {"0": "red", "1": "green", "2": "blue"},
+        "classes": list(classes),
+        "labels": labels,
+        "subjects": "images",
+        "statistics": _STATISTICS,
+        **{split: [] for split in SPLITS},
+    }
+    sizes: set[tuple[int, ...]] = set()
+    contradictions: list[str] = []
+    for photograph in tqdm(photographs, desc="images", disable=None):
+        item, size, agrees = _write_item(out, photograph, len(classes))
+        datalist[photograph.split].append(item)
+        sizes.add(size)
+        contradictions += [] if agrees else [photograph.id]
+    for split in SPLITS:
+        masks = sum("mask" in item for item in datalist[split])
+        _logger.info("%s: %d images, %d with a mask.", split, len(datalist[split]), masks)
+    log_sizes(sizes)
+    warn_of_contradictions(contradictions)
+    return write_datalist(out, datalist)

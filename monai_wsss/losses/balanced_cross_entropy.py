@@ -1,0 +1,91 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""Cross-entropy in which background and foreground count as much, however few pixels one of them has.
+
+    L = w mean_{Y = 0} CE(logits, Y) + (1 - w) mean_{Y > 0} CE(logits, Y),   w = 1/2      Ru et al. (AFA, CVPR 2022)
+
+as the authors' code computes it.  There a side without pixels makes the loss nan; here it gives 0, still with a graph.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from monai_wsss._checks import check_shape, float32_or_wider
+
+__all__ = ["BalancedCrossEntropyLoss", "balanced_cross_entropy_loss"]
+
+
+def balanced_cross_entropy_loss(
+    logits: torch.Tensor, label: torch.Tensor, *, background_weight: float = 0.5, ignore_index: int = 255
+) -> torch.Tensor:
+    """Segmentation logits against labels, background and foreground averaged apart.
+
+    Args:
+        logits: (B, K+1, *S), background first.
+        label: (B, *S), 0 background, 1..K, or ``ignore_index``: these pixels do not count.
+        background_weight: w, in [0, 1].
+        ignore_index: the label without a class.
+
+    Returns:
+        scalar >= 0 in float32 or wider; a side without pixels contributes 0, still with a graph.
+
+    Raises:
+        ValueError: shapes that do not fit, or a weight outside [0, 1].
+
+    Example:
+        >>> logits = torch.tensor([[[[2.0, 2.0, 2.0, 2.0]], [[-2.0, -2.0, -2.0, -2.0]]]])
+        >>> label = torch.tensor([[[0, 0, 0, 1]]])  # the one foreground pixel is wrong
+        >>> round(balanced_cross_entropy_loss(logits, label).item(), 3)
+        2.018
+    """
+    check_shape("logits", logits, "(B, K+1, *S)")
+    expected = (len(logits), *logits.shape[2:])
+    if label.shape != expected:
+        raise ValueError(
+            f"Expected `label` of shape (B, *S) = {expected}, got {tuple(label.shape)}: bring logits and labels to "
+            "one size."
+        )
+    _check_weight(background_weight)
+    foreground = (label != 0) & (label != ignore_index)
+    with torch.autocast(logits.device.type, enabled=False):
+        target = label.long().masked_fill(~foreground, 0)
+        loss_map = -float32_or_wider(logits).log_softmax(1).gather(1, target[:, None])[:, 0]
+        of_background, of_foreground = (
+            (loss_map * side).sum() / side.sum().clamp(min=1) for side in (label == 0, foreground)
+        )
+        return background_weight * of_background + (1 - background_weight) * of_foreground
+
+
+class BalancedCrossEntropyLoss(nn.Module):
+    """:func:`balanced_cross_entropy_loss` with its options kept.
+
+    Args:
+        background_weight: see there.
+        ignore_index: see there.
+
+    Raises:
+        ValueError: a weight outside [0, 1].
+
+    Example:
+        >>> BalancedCrossEntropyLoss()(torch.zeros(1, 2, 4, 4, 4), torch.full((1, 4, 4, 4), 255)).item()
+        0.0
+    """
+
+    def __init__(self, *, background_weight: float = 0.5, ignore_index: int = 255) -> None:
+        super().__init__()
+        _check_weight(background_weight)
+        self.background_weight = background_weight
+        self.ignore_index = ignore_index
+
+    def forward(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        """Args: segmentation logits (B, K+1, *S) and labels (B, *S)."""
+        return balanced_cross_entropy_loss(
+            logits, label, background_weight=self.background_weight, ignore_index=self.ignore_index
+        )
+
+
+def _check_weight(background_weight: float) -> None:
+    if not 0 <= background_weight <= 1:
+        raise ValueError(f"Expected `background_weight` in [0, 1], got {background_weight}.")

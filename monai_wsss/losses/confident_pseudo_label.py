@@ -1,0 +1,213 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""Two branches that teach each other with their confident pixels: the losses c2s and s2c of BMP.
+
+    L_c2s = mean_{M^c} l(S^s, Y^c),   L_s2c = mean_{M^s} l(S^c, Y^s)        Zhu et al. (BMP), Eq. 6 and 8
+
+c2s, from the class branch to the segmentation branch: its logits (K+1 channels, background first) learn Y^c.
+s2c, from the segmentation branch to the class branch: its activation logits (K channels, no background) learn Y^s on
+the confident foreground.  Labels are made by ``refinement.confident_label`` and ``confident_segmentation_label``; the
+masks M are where they are a class.
+
+| ``kind``                | l at a pixel of class y, over channels c           | in the released code               |
+|-------------------------|----------------------------------------------------|------------------------------------|
+| ``softmargin``, ``bce``   | mean_c of the BCE of sigmoid(x_c) with [c = y]     | c2s; s2c is meant so, but fails    |
+| ``ce``                  | -log softmax(x)_y                                  | s2c; c2s by choice                 |
+
+The multi-label soft margin *is* that binary cross-entropy: two names of one kind.  Eq. 8 prints S^c with its
+background; the released code takes the K activation logits.  Then, for K = 1, ``ce`` is 0 with no gradient, so it is
+refused; and ``bce`` sees foreground alone, which only ever raises the activations: ``use_background`` adds the
+confident background as negatives of every class.  An empty mask, officially nan, gives 0 that still has a graph.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from monai_wsss._checks import check_choice, check_shape, float32_or_wider
+
+__all__ = [
+    "ClassToSegmentationLoss",
+    "SegmentationToClassLoss",
+    "class_to_segmentation_loss",
+    "segmentation_to_class_loss",
+]
+
+_KINDS = ("softmargin", "ce", "bce")
+
+
+def class_to_segmentation_loss(
+    logits: torch.Tensor, label: torch.Tensor, *, kind: str = "softmargin", ignore_index: int = 255
+) -> torch.Tensor:
+    """c2s (Eq. 6): the segmentation branch against the confident labels of the classification branch.
+
+    Args:
+        logits: (B, K+1, *S), background first.
+        label: Y^c (B, *S), 0..K, or ``ignore_index``: these pixels do not count.
+        kind: l, see the table of this file.
+        ignore_index: the label without a class.
+
+    Returns:
+        scalar >= 0 in float32 or wider, the mean over the pixels that count; 0, still with a graph, where none does.
+
+    Raises:
+        ValueError: shapes that do not fit, or an unknown kind.
+
+    Example:
+        >>> logits = torch.tensor([[[[4.0, -4.0]], [[-4.0, 4.0]]]])
+        >>> round(class_to_segmentation_loss(logits, torch.tensor([[[0, 255]]])).item(), 3)
+        0.018
+    """
+    check_choice("kind", kind, _KINDS)
+    _check_sizes("logits", logits, label)
+    valid = label != ignore_index
+    return _masked_mean(logits, label.long().masked_fill(~valid, 0), valid, kind)
+
+
+def segmentation_to_class_loss(
+    maps: torch.Tensor,
+    label: torch.Tensor,
+    *,
+    kind: str = "ce",
+    use_background: bool = False,
+    positive: torch.Tensor | None = None,
+    ignore_index: int = 255,
+) -> torch.Tensor:
+    """s2c (Eq. 8): the classification branch against the confident labels of the segmentation branch.
+
+    Args:
+        maps: raw activation logits (B, K, *S), at the size of the labels.
+        label: Y^s (B, *S), 0 background, 1..K foreground (channel + 1), or ``ignore_index``.
+        kind: l, see the table of this file; K = 1 asks for ``"bce"``.
+        use_background: also count the pixels of label 0, as negatives of every class (not with ``"ce"``).
+        positive: (B,) bool, the images that give such negatives; None is all.  Those without any class already have
+            the image-level loss for it.
+        ignore_index: the label without a class.
+
+    Returns:
+        scalar >= 0 in float32 or wider, the mean over the pixels that count; 0, still with a graph, where none does.
+
+    Raises:
+        ValueError: shapes that do not fit, an unknown kind, or ``"ce"`` with one class or with background.
+
+    Example:
+        >>> maps = torch.tensor([[[[4.0, 4.0]]]])  # one class, high at two pixels
+        >>> label = torch.tensor([[[1, 0]]])  # the second is background
+        >>> round(segmentation_to_class_loss(maps, label, kind="bce").item(), 3)
+        0.018
+        >>> round(segmentation_to_class_loss(maps, label, kind="bce", use_background=True).item(), 3)
+        2.018
+    """
+    check_choice("kind", kind, _KINDS)
+    _check_sizes("maps", maps, label)
+    _check_cross_entropy(kind, maps.shape[1], use_background)
+    counted = (label != ignore_index) & (label != 0)
+    if use_background:
+        background = label == 0
+        if positive is not None:
+            if positive.shape != label.shape[:1]:
+                raise ValueError(f"Expected `positive` of shape (B,) = {(len(label),)}, got {tuple(positive.shape)}.")
+            background &= positive.bool().reshape(-1, *[1] * (label.ndim - 1))
+        counted |= background
+    return _masked_mean(maps, label.long().masked_fill(~counted, 0) - 1, counted, kind)
+
+
+class ClassToSegmentationLoss(nn.Module):
+    """:func:`class_to_segmentation_loss` with its options kept.
+
+    Args:
+        kind: see there.
+        ignore_index: see there.
+
+    Raises:
+        ValueError: an unknown kind.
+
+    Example:
+        >>> loss = ClassToSegmentationLoss(kind="ce")
+        >>> round(loss(torch.zeros(1, 2, 4, 4, 4), torch.zeros(1, 4, 4, 4)).item(), 3)
+        0.693
+    """
+
+    def __init__(self, *, kind: str = "softmargin", ignore_index: int = 255) -> None:
+        super().__init__()
+        check_choice("kind", kind, _KINDS)
+        self.kind = kind
+        self.ignore_index = ignore_index
+
+    def forward(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        """Args: segmentation logits (B, K+1, *S) and confident labels Y^c (B, *S)."""
+        return class_to_segmentation_loss(logits, label, kind=self.kind, ignore_index=self.ignore_index)
+
+
+class SegmentationToClassLoss(nn.Module):
+    """:func:`segmentation_to_class_loss` with its options kept.
+
+    Args:
+        kind: see there.
+        use_background: see there.
+        ignore_index: see there.
+
+    Raises:
+        ValueError: an unknown kind, or ``"ce"`` with background.
+
+    Example:
+        >>> loss = SegmentationToClassLoss(kind="bce")
+        >>> round(loss(torch.zeros(1, 1, 4, 4, 4), torch.ones(1, 4, 4, 4)).item(), 3)
+        0.693
+    """
+
+    def __init__(self, *, kind: str = "ce", use_background: bool = False, ignore_index: int = 255) -> None:
+        super().__init__()
+        check_choice("kind", kind, _KINDS)
+        _check_cross_entropy(kind, 2, use_background)
+        self.kind = kind
+        self.use_background = use_background
+        self.ignore_index = ignore_index
+
+    def forward(self, maps: torch.Tensor, label: torch.Tensor, positive: torch.Tensor | None = None) -> torch.Tensor:
+        """Args: activation logits (B, K, *S), confident labels Y^s (B, *S), and which images are positive (B,)."""
+        return segmentation_to_class_loss(
+            maps,
+            label,
+            kind=self.kind,
+            use_background=self.use_background,
+            positive=positive,
+            ignore_index=self.ignore_index,
+        )
+
+
+def _masked_mean(logits: torch.Tensor, target: torch.Tensor, counted: torch.Tensor, kind: str) -> torch.Tensor:
+    """The mean of l over the pixels that count; ``target`` (B, *S) is a channel, or -1 for none of them."""
+    with torch.autocast(logits.device.type, enabled=False):
+        logits = float32_or_wider(logits)
+        channel = target.clamp(min=0)[:, None]
+        if kind == "ce":
+            loss_map = -logits.log_softmax(1).gather(1, channel)[:, 0]
+        else:
+            # BCE(sigmoid(x), t) = -log sigmoid(-x) - x t
+            of_target = logits.gather(1, channel)[:, 0] * (target >= 0)
+            loss_map = -(F.logsigmoid(-logits).sum(1) + of_target) / logits.shape[1]
+        return (loss_map * counted).sum() / counted.sum().clamp(min=1)
+
+
+def _check_sizes(name: str, logits: torch.Tensor, label: torch.Tensor) -> None:
+    check_shape(name, logits, "(B, C, *S)")
+    expected = (len(logits), *logits.shape[2:])
+    if label.shape != expected:
+        raise ValueError(
+            f"Expected `label` of shape (B, *S) = {expected}, got {tuple(label.shape)}: bring {name} and labels to "
+            "one size."
+        )
+
+
+def _check_cross_entropy(kind: str, classes: int, use_background: bool) -> None:
+    if kind == "ce" and classes == 1:
+        raise ValueError(
+            "Expected `kind` 'bce' for the activations of a single class, got 'ce': over one channel it is always 0."
+        )
+    if kind == "ce" and use_background:
+        raise ValueError(
+            "Expected `kind` 'bce' with `use_background`, got 'ce': the background has no channel among the classes."
+        )

@@ -1,0 +1,136 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""Affinity labels of token pairs, and maps that take one step along affinities.
+
+    q_j = sum_i T_ij p_i,   T_ij = A_ij^2 / (sum_i A_ij^2 + 0.1),   |i - j| <= radius      Ru et al. (AFA, CVPR 2022)
+
+The square is taken element by element, which sharpens; 0.1 and the normalization of columns are the authors' code's, as
+is a single step.  In AFA p is the softmax over background score and activations of the classes that are present
+(:func:`softmax_with_background`), on the grid of the tokens.
+
+| symbol | name       | shape                            |
+|--------|------------|----------------------------------|
+| A      | `affinity` | (B, N, N) or windowed (B, W, *s) |
+| p      | `maps`     | (B, M, *s)                       |
+"""
+
+from __future__ import annotations
+
+from itertools import product
+
+import torch
+
+from monai_wsss._checks import check_label, check_shape, float32_or_wider
+from monai_wsss._windows import check_pairs, near_pairs
+
+__all__ = ["affinity_labels", "propagate_by_affinity", "softmax_with_background"]
+
+
+def affinity_labels(label: torch.Tensor, radius: int = 8, ignore_index: int = 255) -> torch.Tensor:
+    """What the affinity of each pair of tokens should be: 1 for equal labels, 0 for different ones, 255 for no pair.
+
+    To train on them use ``losses.affinity_loss``, which needs no such table.
+
+    Args:
+        label: the class of each token (B, *s), ``ignore_index`` where there is none.
+        radius: pairs whose indices differ by more along any axis are none.
+        ignore_index: the label without a class.
+
+    Returns:
+        (B, N, N) uint8 in {0, 1, 255}, tokens in row-major order; pairs of background tokens and the diagonal are 1.
+
+    Raises:
+        ValueError: another shape.
+
+    Example:
+        >>> affinity_labels(torch.tensor([[[0, 0, 1, 255]]]), radius=1)[0].tolist()
+        [[1, 1, 255, 255], [1, 1, 0, 255], [255, 0, 1, 255], [255, 255, 255, 255]]
+    """
+    check_shape("label", label, "(B, *S)")
+    flat = label.flatten(1)
+    labeled = flat != ignore_index
+    pairs = near_pairs(label.shape[1:], radius, label.device) & labeled[:, :, None]
+    pairs &= labeled[:, None, :]
+    return (flat[:, :, None] == flat[:, None, :]).to(torch.uint8).masked_fill_(~pairs, 255)
+
+
+def softmax_with_background(maps: torch.Tensor, label: torch.Tensor, background_score: float) -> torch.Tensor:
+    """A constant background beside the maps of the classes that are present, softmax over these channels.
+
+    The maps lie in [0, 1], so the distribution is soft: its order counts, not its values.
+
+    Args:
+        maps: normalized activations (B, K, *S).
+        label: image-level labels (B, K), multi-hot; the channels of absent classes become 0.
+        background_score: the constant, e.g. 0.55 for a cautious foreground, 0.35 for a generous one.
+
+    Returns:
+        (B, K+1, *S), background first, sums to 1; in healthy images the background is 1.
+
+    Raises:
+        ValueError: shapes that do not fit, or labels other than 0 and 1.
+
+    Example:
+        >>> maps = torch.tensor([[[[0.9, 0.1]], [[0.5, 0.5]]]])
+        >>> softmax_with_background(maps, torch.tensor([[1.0, 0.0]]), 0.45).argmax(1).tolist()
+        [[[1, 0]]]
+    """
+    check_shape("maps", maps, "(B, K, *S)")
+    check_label(label, maps.shape[0], maps.shape[1])
+    maps = float32_or_wider(maps)
+    absent = (label == 0).reshape(*label.shape, *[1] * (maps.ndim - 2))
+    background = torch.full_like(maps[:, :1], background_score)
+    return torch.cat((background, maps.masked_fill(absent, float("-inf"))), 1).softmax(1)
+
+
+def propagate_by_affinity(
+    affinity: torch.Tensor, maps: torch.Tensor, radius: int = 8, *, power: float = 2.0, smoothing: float = 0.1
+) -> torch.Tensor:
+    """Maps after one step along the affinities of near tokens: q above.
+
+    Args:
+        affinity: in [0, 1], (B, N, N), or windowed (B, W, *s): at token p the affinities to p + offset for the
+            W = (2 radius + 1)^d offsets in row-major order; entries that leave the grid count for nothing.
+        maps: (B, M, *s) on the grid of the tokens, each channel on its own.
+        radius: half the side of the window, in tokens.
+        power: of the affinities, element by element.
+        smoothing: added to the sum of a column; so a token that resembles none gets near 0.
+
+    Returns:
+        (B, M, *s) in float32 or wider.  To train on it without a gradient to the affinities, detach them.
+
+    Raises:
+        ValueError: shapes that do not fit, or a negative radius.
+
+    Example:
+        >>> affinity = torch.tensor([[[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]])
+        >>> propagate_by_affinity(affinity, torch.tensor([[[[1.0, 0.0, 0.5]]]]), smoothing=0).tolist()
+        [[[[0.5, 0.5, 0.5]]]]
+    """
+    check_shape("maps", maps, "(B, M, *S)")
+    size = maps.shape[2:]
+    dense = check_pairs(affinity, len(maps), size, radius)
+    with torch.autocast(maps.device.type, enabled=False):
+        maps, affinity = float32_or_wider(maps), float32_or_wider(affinity)
+        # One more channel of ones gathers what the columns are divided by.
+        extended = torch.cat((maps, torch.ones_like(maps[:, :1])), 1)
+        if dense:
+            weights = affinity.pow(power) * near_pairs(size, radius, maps.device)
+            moved = (extended.flatten(2) @ weights).reshape(extended.shape)
+        else:
+            moved = _along_windows(affinity.pow(power), extended, radius)
+        return moved[:, :-1] / (moved[:, -1:] + smoothing)
+
+
+def _along_windows(weights: torch.Tensor, maps: torch.Tensor, radius: int) -> torch.Tensor:
+    """Every token p hands its maps (B, M, *s), weighted, to p + offset, one of the W offsets after the other."""
+    size = maps.shape[2:]
+    moved = torch.zeros_like(maps)
+    for k, offset in enumerate(product(range(-radius, radius + 1), repeat=len(size))):
+        pairs = list(zip(offset, size, strict=True))
+        if any(abs(step) >= length for step, length in pairs):
+            continue
+        here = [slice(max(0, -step), length - max(0, step)) for step, length in pairs]
+        there = [slice(max(0, step), length + min(0, step)) for step, length in pairs]
+        moved[:, :, *there] += weights[:, k : k + 1, *here] * maps[:, :, *here]
+    return moved

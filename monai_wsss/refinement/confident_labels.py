@@ -1,0 +1,117 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""Confident pseudo-labels: the class of the largest score, where that score is large enough.
+
+    Y^c = argmax S^c   where max S^c >= sigma_c        teaches the segmentation branch        Zhu et al. (BMP), Eq. 5
+    Y^s = argmax S^s   where max S^s >= sigma_s        teaches the classification branch      Eq. 7
+
+and ``ignore_index`` elsewhere.  (The paper prints >, the released code takes >=.)  Eq. 7 also leaves out Y^s = 0; here
+a confident background stays 0, and the loss that Y^s is for does not read it unless asked.  The released code compares
+sigma_s with logits (``score="logit"``) and does not remove the classes that the image-level labels exclude (no
+``label``); the paper asks for both, a probability and the filter.
+
+| symbol    | name                              | shape        |
+|-----------|-----------------------------------|--------------|
+| S^c       | `scores`                          | (B, K+1, *S) |
+| S^s       | `logits`, ``score="prob"``: their softmax | (B, K+1, *S) |
+| sigma     | `threshold`                       |              |
+"""
+
+from __future__ import annotations
+
+import torch
+
+from monai_wsss._checks import check_choice, check_label, check_shape, float32_or_wider
+
+__all__ = ["confident_label", "confident_segmentation_label"]
+
+_SCORES = ("prob", "logit")
+
+
+def confident_label(
+    scores: torch.Tensor, threshold: float = 0.5, *, valid: torch.Tensor | None = None, ignore_index: int = 255
+) -> torch.Tensor:
+    """Y^c of Eq. 5: labels from the refined scores S^c of the classification branch.
+
+    Args:
+        scores: (B, K+1, *S), background first, e.g. in [0, 1]; channels of absent classes 0.
+        threshold: sigma_c, on the scale of the scores.
+        valid: bool (B, *S) or (B, 1, *S), False where the image is padding; None is everywhere.
+        ignore_index: given to pixels that are not confident or not valid.
+
+    Returns:
+        (B, *S) int64 without gradient: 0 background, 1..K, or ``ignore_index``; a score of NaN is not confident.
+
+    Raises:
+        ValueError: shapes that do not fit, or an ``ignore_index`` that is a class.
+
+    Example:
+        >>> scores = torch.tensor([[[[0.9, 0.3, 0.4]], [[0.1, 0.7, 0.45]]]])
+        >>> confident_label(scores).tolist()
+        [[[0, 1, 255]]]
+    """
+    check_shape("scores", scores, "(B, K+1, *S)")
+    _check_ignore_index(ignore_index, scores.shape[1])
+    return _confident(float32_or_wider(scores.detach()), threshold, valid, ignore_index)
+
+
+def confident_segmentation_label(
+    logits: torch.Tensor,
+    label: torch.Tensor | None = None,
+    *,
+    threshold: float = 0.5,
+    score: str = "prob",
+    valid: torch.Tensor | None = None,
+    ignore_index: int = 255,
+) -> torch.Tensor:
+    """Y^s of Eq. 7: labels from the logits of the segmentation branch.
+
+    Args:
+        logits: (B, K+1, *S), background first.
+        label: image-level labels (B, K): absent classes are removed before the softmax, so healthy images are
+            background throughout; None removes none.
+        threshold: sigma_s.
+        score: what is compared with it, the largest ``"prob"`` or the largest ``"logit"``.
+        valid: bool (B, *S) or (B, 1, *S), False where the image is padding; None is everywhere.
+        ignore_index: given to pixels that are not confident or not valid.
+
+    Returns:
+        (B, *S) int64 without gradient: 0 confident background, 1..K, or ``ignore_index``.
+
+    Raises:
+        ValueError: shapes that do not fit, an unknown option, or an ``ignore_index`` that is a class.
+
+    Example:
+        >>> logits = torch.tensor([[[[3.0, -2.0, -2.0]], [[0.0, 2.0, 0.0]], [[0.0, 1.0, 2.0]]]])
+        >>> confident_segmentation_label(logits, torch.tensor([[1, 0]]), threshold=0.9).tolist()
+        [[[0, 1, 255]]]
+    """
+    check_shape("logits", logits, "(B, K+1, *S)")
+    check_choice("score", score, _SCORES)
+    _check_ignore_index(ignore_index, logits.shape[1])
+    scores = float32_or_wider(logits.detach())
+    if label is not None:
+        check_label(label, scores.shape[0], scores.shape[1] - 1)
+        absent = torch.cat((torch.zeros_like(label[:, :1]), 1 - label), 1).bool()
+        scores = scores.masked_fill(absent.reshape(*absent.shape, *[1] * (scores.ndim - 2)), float("-inf"))
+    return _confident(scores.softmax(1) if score == "prob" else scores, threshold, valid, ignore_index)
+
+
+def _confident(scores: torch.Tensor, threshold: float, valid: torch.Tensor | None, ignore_index: int) -> torch.Tensor:
+    largest, chosen = scores.max(1)
+    confident = largest >= threshold
+    if valid is not None:
+        if valid.shape not in (chosen.shape, chosen[:, None].shape):
+            raise ValueError(
+                f"Expected `valid` of shape (B, *S) = {tuple(chosen.shape)} or (B, 1, *S), got {tuple(valid.shape)}."
+            )
+        confident &= valid.reshape(chosen.shape).bool()
+    return chosen.masked_fill_(~confident, ignore_index)
+
+
+def _check_ignore_index(ignore_index: int, channels: int) -> None:
+    if 0 <= ignore_index < channels:
+        raise ValueError(
+            f"Expected `ignore_index` to be no class, got {ignore_index} with classes 0..{channels - 1}: "
+            "choose another, e.g. -1."
+        )

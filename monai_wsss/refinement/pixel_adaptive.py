@@ -1,0 +1,461 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""Pixel-adaptive refinement (PAR): maps flow, some steps, between neighbors that look alike in the image.
+
+    m_{t+1}(p) = sum_q w(p, q) m_t(q),   w(p, q) = softmax_q(a(p, q)) + w_2 softmax_q(b(p, q))       Ru et al. (CVPR
+    a(p, q) = -mean_c(|I_c(p) - I_c(q)| / (w_1 σ_c(p)))^2,   b(p, q) = -(|p - q| / (w_1 σ))^2        2022), Eq. 6-8
+
+q are the neighbors of p at each dilation (8 in 2D, 26 in 3D, p excluded; beyond the border, the nearest pixel), and σ
+the unbiased standard deviation over them, plus 1e-8.  Where neighbors are all alike, they weigh the same.  The weights
+of a pixel sum to 1 + w_2, so that ten steps scale maps by up to 1.105, as in the released code; ``row_stochastic``
+divides by 1 + w_2.
+
+What is never made is a copy of the maps a neighbor.  A step adds up shifted views of one padded buffer, rows by rows
+such that they stay in cache; only the weights (48 an image pixel in 2D, of one image at a time on a CPU) take memory.
+Backward applies the transposed steps with weights computed anew.  If the image wants a gradient, too, it also repeats
+the forward steps, and holds their T maps of one image.
+
+| symbol | name        | shape       |
+|--------|-------------|-------------|
+| I      | `image`     | (B, C, *S)  |
+| m      | `maps`      | (B, M, *S)  |
+| w      | `weights`   | (B, n, *S)  |
+| σ_c    | `deviation` | (B, C, *S)  |
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.autograd.function import once_differentiable
+
+from monai_wsss._checks import check_shape, plain_tensor
+
+__all__ = ["PixelAdaptiveRefinement", "pixel_adaptive_refinement", "pixel_adaptive_weights"]
+
+_TINY = 1e-8  # what is added to standard deviations
+# Values of rows that are worked on together on a CPU, tuned for 512 KiB to 1 MiB of second-level cache.
+_WEIGHT_BAND = 2**16
+_MAP_BAND = 2**18
+
+
+class _Rule(NamedTuple):
+    """The options of the weights."""
+
+    dilations: tuple[int, ...]
+    intensity_weight: float
+    position_weight: float
+    row_stochastic: bool
+
+
+def pixel_adaptive_refinement(
+    image: torch.Tensor,
+    maps: torch.Tensor,
+    *,
+    dilations: Sequence[int] = (1, 2, 4, 8, 12, 24),
+    iterations: int = 10,
+    intensity_weight: float = 0.3,
+    position_weight: float = 0.01,
+    row_stochastic: bool = False,
+) -> torch.Tensor:
+    """Let maps follow the edges of an image: the equations of this file.
+
+    Each map is refined for itself, so several sets for one image are best concatenated and refined in one call.  The
+    result does not change with gain and offset of an image channel: un-augmented intensities of any range will do
+    (whose deviations are far above 1e-8).
+    Differentiable (once) with respect to maps and image.  A NaN in the image makes the maps NaN as far as
+    ``iterations * max(dilations)`` pixels around, one in a map that map alone.
+
+    Args:
+        image: (B, C, *S), any C >= 1.
+        maps: (B, M, *s), of any values; resized to the image linearly with aligned corners if s is another size.
+        dilations: distances of the neighbors along the axes, in pixels.
+        iterations: T, the number of steps; 10, for COCO 15.
+        intensity_weight: w_1 > 0; smaller values make sharper weights, for images of low contrast.
+        position_weight: w_2 >= 0, what the share by distance alone weighs.
+        row_stochastic: divide the weights by 1 + w_2, so that each pixel's sum to 1 and a map keeps its range.
+
+    Returns:
+        (B, M, *S), in the wider dtype of ``image`` and ``maps``, float32 at least (also the one computed in).
+
+    Raises:
+        ValueError: another number of images than of maps, shapes that do not fit, or an option out of range.
+
+    Example:
+        >>> image = torch.tensor([0.0, 0.1, 0.0, 9.0, 9.1, 9.0]).expand(1, 1, 6, 6)  # two tissues
+        >>> maps = torch.zeros(1, 1, 6, 6)
+        >>> maps[..., :2] = 1.0  # the left one is found in part
+        >>> refined = pixel_adaptive_refinement(image, maps, dilations=(1, 2))
+        >>> [round(value, 1) for value in refined[0, 0, 2].tolist()]
+        [0.8, 0.8, 0.8, 0.0, 0.0, 0.0]
+    """
+    rule = _checked_rule(dilations, intensity_weight, position_weight, row_stochastic)
+    _check_iterations(iterations)
+    check_shape("image", image, "(B, C, *S)")
+    check_shape("maps", maps, "(B, M, *S)")
+    if maps.ndim != image.ndim or len(maps) != len(image):
+        raise ValueError(
+            f"Expected `maps` (B, M, *S) of as many images and spatial dimensions as `image`, got maps "
+            f"{tuple(maps.shape)} for an image {tuple(image.shape)}."
+        )
+    dtype = torch.promote_types(torch.promote_types(image.dtype, maps.dtype), torch.float32)
+    with torch.autocast(image.device.type, enabled=False):
+        image, maps = plain_tensor(image).to(dtype), plain_tensor(maps).to(dtype)
+        if maps.shape[2:] != image.shape[2:]:
+            mode = {2: "bilinear", 3: "trilinear"}[image.ndim - 2]
+            maps = F.interpolate(maps, image.shape[2:], mode=mode, align_corners=True)
+        refined: torch.Tensor = _Refine.apply(image, maps, rule, iterations)
+    return refined
+
+
+class PixelAdaptiveRefinement(nn.Module):
+    """:func:`pixel_adaptive_refinement` with its options kept.
+
+    Args:
+        dilations: see there.
+        iterations: see there.
+        intensity_weight: see there.
+        position_weight: see there.
+        row_stochastic: see there.
+
+    Raises:
+        ValueError: an option out of range.
+
+    Example:
+        >>> refine = PixelAdaptiveRefinement(dilations=(1, 2), row_stochastic=True)
+        >>> refine(torch.rand(2, 4, 16, 16, 8), torch.rand(2, 3, 8, 8, 4)).shape
+        torch.Size([2, 3, 16, 16, 8])
+    """
+
+    def __init__(
+        self,
+        *,
+        dilations: Sequence[int] = (1, 2, 4, 8, 12, 24),
+        iterations: int = 10,
+        intensity_weight: float = 0.3,
+        position_weight: float = 0.01,
+        row_stochastic: bool = False,
+    ) -> None:
+        super().__init__()
+        _checked_rule(dilations, intensity_weight, position_weight, row_stochastic)
+        _check_iterations(iterations)
+        self.dilations = tuple(dilations)
+        self.iterations = iterations
+        self.intensity_weight = intensity_weight
+        self.position_weight = position_weight
+        self.row_stochastic = row_stochastic
+
+    def forward(self, image: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
+        """Args: image (B, C, *S) and maps (B, M, *s); gives (B, M, *S)."""
+        return pixel_adaptive_refinement(
+            image,
+            maps,
+            dilations=self.dilations,
+            iterations=self.iterations,
+            intensity_weight=self.intensity_weight,
+            position_weight=self.position_weight,
+            row_stochastic=self.row_stochastic,
+        )
+
+
+def pixel_adaptive_weights(
+    image: torch.Tensor,
+    *,
+    dilations: Sequence[int] = (1, 2, 4, 8, 12, 24),
+    intensity_weight: float = 0.3,
+    position_weight: float = 0.01,
+    row_stochastic: bool = False,
+) -> torch.Tensor:
+    """The weights w of each pixel's neighbors, to look at; without gradient.
+
+    Args:
+        image: (B, C, *S).
+        dilations: see :func:`pixel_adaptive_refinement`.
+        intensity_weight: see there.
+        position_weight: see there.
+        row_stochastic: see there.
+
+    Returns:
+        (B, 1, n, *S): n runs through the dilations, and for each through its neighbors in reading order.
+
+    Raises:
+        ValueError: another shape, or an option out of range.
+
+    Example:
+        >>> weights = pixel_adaptive_weights(torch.rand(1, 3, 8, 8), dilations=(1, 3))
+        >>> weights.shape, round(weights.sum(2).mean().item(), 4)
+        (torch.Size([1, 1, 16, 8, 8]), 1.01)
+    """
+    rule = _checked_rule(dilations, intensity_weight, position_weight, row_stochastic)
+    check_shape("image", image, "(B, C, *S)")
+    image = image.detach().to(torch.promote_types(image.dtype, torch.float32))
+    return _weights(image, _Neighbors(image.shape[2:], rule.dilations), rule)[:, None]
+
+
+def _checked_rule(dilations: Sequence[int], intensity: float, position: float, row_stochastic: bool) -> _Rule:
+    if not dilations or any(d != int(d) or d < 1 for d in dilations):
+        raise ValueError(f"Expected `dilations` to be whole numbers >= 1, at least one, got {tuple(dilations)}.")
+    if not intensity > 0:
+        raise ValueError(f"Expected `intensity_weight` > 0, got {intensity}: it divides intensity differences.")
+    if not position >= 0:
+        raise ValueError(f"Expected `position_weight` >= 0, got {position}; 0 leaves distances out.")
+    return _Rule(tuple(int(d) for d in dilations), intensity, position, row_stochastic)
+
+
+def _check_iterations(iterations: int) -> None:
+    if iterations < 0:
+        raise ValueError(f"Expected `iterations` >= 0, got {iterations}; 0 leaves the maps as they are.")
+
+
+class _Neighbors:
+    """Where the n neighbors of the pixels lie in a buffer with replicated margins, (B, channels, *(S + 2 margin)).
+
+    From any pixel of an axis of length s, s - 1 steps reach its end, so that larger dilations need no more margin.
+    """
+
+    def __init__(self, size: Sequence[int], dilations: Sequence[int]) -> None:
+        self.size = tuple(size)
+        signs = [s for s in itertools.product((-1, 0, 1), repeat=len(self.size)) if any(s)]
+        self.distances = [d * math.sqrt(sum(map(abs, s))) for d in dilations for s in signs]
+        self.offsets = [
+            tuple(sign * min(d, side - 1) for sign, side in zip(s, self.size, strict=True))
+            for d in dilations
+            for s in signs
+        ]
+        self.a_dilation = len(signs)
+        self.margin = tuple(min(max(dilations), side - 1) for side in self.size)
+
+    def buffer(self, like: torch.Tensor) -> torch.Tensor:
+        """Uninitialized, for maps of the shape of ``like``."""
+        return like.new_empty(*like.shape[:2], *(s + 2 * m for s, m in zip(self.size, self.margin, strict=True)))
+
+    def padded(self, maps: torch.Tensor) -> torch.Tensor:
+        buffer = self.buffer(maps)
+        self.center(buffer).copy_(maps)
+        return self.replicate_(buffer)
+
+    def replicate_(self, buffer: torch.Tensor) -> torch.Tensor:
+        """Fill the margins with the nearest pixels."""
+        for axis, (side, margin) in enumerate(zip(self.size, self.margin, strict=True), start=2):
+            buffer.narrow(axis, 0, margin).copy_(buffer.narrow(axis, margin, 1))
+            buffer.narrow(axis, margin + side, margin).copy_(buffer.narrow(axis, margin + side - 1, 1))
+        return buffer
+
+    def folded(self, buffer: torch.Tensor) -> torch.Tensor:
+        """The transpose of :meth:`padded`: margins are added to the pixels that they replicate; gives the center."""
+        for axis in reversed(range(2, buffer.ndim)):
+            side, margin = self.size[axis - 2], self.margin[axis - 2]
+            buffer.narrow(axis, margin, 1).add_(buffer.narrow(axis, 0, margin).sum(axis, keepdim=True))
+            buffer.narrow(axis, margin + side - 1, 1).add_(
+                buffer.narrow(axis, margin + side, margin).sum(axis, keepdim=True)
+            )
+        return self.center(buffer)
+
+    def center(self, buffer: torch.Tensor, rows: slice | None = None) -> torch.Tensor:
+        """View of the pixels themselves, of some rows (of the first spatial axis) or all."""
+        return self._shifted(buffer, rows or slice(0, self.size[0]), (0,) * len(self.size))
+
+    def views(self, buffer: torch.Tensor, rows: slice) -> list[torch.Tensor]:
+        """For each neighbor, the view of the values that the pixels of these rows find there."""
+        return [self._shifted(buffer, rows, offset) for offset in self.offsets]
+
+    def _shifted(self, buffer: torch.Tensor, rows: slice, offset: tuple[int, ...]) -> torch.Tensor:
+        starts = [m + o for m, o in zip(self.margin, offset, strict=True)]
+        view = buffer.narrow(2, starts[0] + rows.start, rows.stop - rows.start)
+        for axis, (start, side) in enumerate(zip(starts[1:], self.size[1:], strict=True), start=3):
+            view = view.narrow(axis, start, side)
+        return view
+
+    def bands(self, maps: torch.Tensor, values: int) -> Iterator[slice]:
+        """Rows in portions of about ``values`` values of ``maps`` on a CPU, else all: there, calls cost more."""
+        height = self.size[0]
+        step = max(1, values * height // max(maps.numel(), 1)) if maps.device.type == "cpu" else height
+        return (slice(start, min(start + step, height)) for start in range(0, height, step))
+
+
+def _position_shares(neighbors: _Neighbors, rule: _Rule, like: torch.Tensor) -> torch.Tensor:
+    """w_2 softmax(b), the same for all pixels: (n, 1, ...)."""
+    distances = torch.tensor(neighbors.distances, dtype=torch.float64)
+    logits = -(distances / (distances.std() + _TINY) / rule.intensity_weight).square()
+    shares = rule.position_weight * logits.softmax(0)
+    return shares.to(like).reshape(-1, *[1] * len(neighbors.size))
+
+
+def _total(rule: _Rule) -> float:
+    """By what softmax + position shares are divided."""
+    return 1 + rule.position_weight if rule.row_stochastic else 1.0
+
+
+def _deviation(views: list[torch.Tensor], a_dilation: int, scratch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Standard deviation and mean over the neighbors, from sums about the mean m_1 over those of the first dilation.
+
+    Σ (x - m_1)^2 - (Σ (x - m_1))^2 / n cannot cancel whatever the level of the image: (m_1 - mean)^2 <= 6 σ^2 for 8 of
+    48 neighbors, since a part's mean is no farther away than its root mean square.
+    """
+    count = len(views)
+    level = views[0].clone()
+    for view in views[1:a_dilation]:
+        level.add_(view)
+    level.div_(a_dilation)
+    squares, sums = torch.zeros_like(level), torch.zeros_like(level)
+    for view in views:
+        torch.sub(view, level, out=scratch)
+        sums.add_(scratch)
+        squares.addcmul_(scratch, scratch)
+    squares.addcmul_(sums, sums, value=-1 / count)
+    return squares.clamp_(min=0).div_(count - 1).sqrt_(), sums.div_(count).add_(level)
+
+
+def _weights(image: torch.Tensor, neighbors: _Neighbors, rule: _Rule) -> torch.Tensor:
+    """w (B, n, *S) of an image (B, C, *S)."""
+    padded = neighbors.padded(image)
+    shares = _position_shares(neighbors, rule, image) / _total(rule)
+    weights = image.new_empty(len(image), len(neighbors.offsets), *neighbors.size)
+    for rows in neighbors.bands(image, _WEIGHT_BAND):
+        views, center = neighbors.views(padded, rows), neighbors.center(padded, rows)
+        scratch = torch.empty_like(center, memory_format=torch.contiguous_format)
+        deviation, _ = _deviation(views, neighbors.a_dilation, scratch)
+        scale = _inverse_scale(deviation, rule)
+        band = weights[:, :, rows]
+        for view, squares in zip(views, band.unbind(1), strict=True):
+            torch.sub(view, center, out=scratch).mul_(scale)
+            first, *others = scratch.unbind(1)
+            torch.mul(first, first, out=squares)
+            for channel in others:
+                squares.addcmul_(channel, channel)
+        nearest = band.amin(1, keepdim=True)
+        torch.sub(nearest, band, out=band).exp_()
+        torch.addcmul(shares, band, band.sum(1, keepdim=True).mul_(_total(rule)).reciprocal_(), out=band)
+    return weights
+
+
+def _inverse_scale(deviation: torch.Tensor, rule: _Rule) -> torch.Tensor:
+    """1 / (w_1 (σ_c + tiny) sqrt(C)): what differences are multiplied with, such that -a is their sum of squares."""
+    return (deviation + _TINY).mul_(rule.intensity_weight * math.sqrt(deviation.shape[1])).reciprocal_()
+
+
+class _Steps:
+    """The linear map m -> Σ_q w(p, q) m(q) of all pixels p, its transpose, and its derivative by the weights."""
+
+    def __init__(self, weights: torch.Tensor, neighbors: _Neighbors, like: torch.Tensor) -> None:
+        self.neighbors = neighbors
+        self.bands = [
+            (rows, weights[:, :, rows].unsqueeze(2).unbind(1)) for rows in neighbors.bands(like, _MAP_BAND)
+        ]  # each weight (B, 1, *rows)
+
+    def plan(self, buffer: torch.Tensor) -> list[tuple[torch.Tensor, list[torch.Tensor]]]:
+        """Of each band, the views of a padded buffer that steps read and write."""
+        return [(self.neighbors.center(buffer, rows), self.neighbors.views(buffer, rows)) for rows, _ in self.bands]
+
+    def forward(self, maps: torch.Tensor, iterations: int) -> torch.Tensor:
+        """T steps between two buffers; gives a view of one."""
+        source = self.neighbors.padded(maps)
+        target = torch.empty_like(source)
+        plans = self.plan(source), self.plan(target)
+        for step in range(iterations):
+            read, write = plans[step % 2], plans[(step + 1) % 2]
+            for (_, weights), (_, views), (result, _) in zip(self.bands, read, write, strict=True):
+                torch.mul(views[0], weights[0], out=result)
+                for view, weight in zip(views[1:], weights[1:], strict=True):
+                    result.addcmul_(view, weight)
+            self.neighbors.replicate_(target)
+            source, target = target, source
+        return self.neighbors.center(source)
+
+    def transposed(self, gradient: torch.Tensor) -> torch.Tensor:
+        """One step back: gradients at the pixels go to the neighbors that they came from."""
+        buffer = self.neighbors.buffer(gradient).zero_()
+        for (rows, weights), (_, views) in zip(self.bands, self.plan(buffer), strict=True):
+            own = gradient[:, :, rows]
+            for view, weight in zip(views, weights, strict=True):
+                view.addcmul_(own, weight)
+        return self.neighbors.folded(buffer)
+
+    def add_weight_gradient_(self, of_weights: torch.Tensor, gradient: torch.Tensor, maps: torch.Tensor) -> None:
+        """Add to (B, n, *S) what a step from ``maps`` contributes: Σ_m g_m(p) m(q)."""
+        for (rows, _), (_, views) in zip(self.bands, self.plan(self.neighbors.padded(maps)), strict=True):
+            own = gradient[:, :, rows]
+            for view, total in zip(views, of_weights[:, :, rows].unbind(1), strict=True):
+                total.add_((own * view).sum(1))
+
+
+def _image_gradient(
+    of_weights: torch.Tensor, weights: torch.Tensor, image: torch.Tensor, neighbors: _Neighbors, rule: _Rule
+) -> torch.Tensor:
+    """From the gradient of the weights (overwritten, as they are) to that of the image.
+
+    With D = I(q) - I(p), u = 1 / (w_1 σ sqrt(C)) and -a = Σ_c (D u)^2:  da/dD = -2 D u^2, and through σ, da/dσ =
+    2 (D u)^2 / σ with dσ/dI(q) = (I(q) - mean) / ((n - 1) σ).  A constant neighborhood's σ passes nothing on.
+    """
+    shares = weights.sub_(_position_shares(neighbors, rule, image) / _total(rule)).mul_(_total(rule))
+    of_weights.div_(_total(rule))
+    of_logits = of_weights.sub_((of_weights * shares).sum(1, keepdim=True)).mul_(shares)
+    padded = neighbors.padded(image)
+    buffer = torch.zeros_like(padded)
+    for rows in neighbors.bands(image, _WEIGHT_BAND):
+        views, center = neighbors.views(padded, rows), neighbors.center(padded, rows)
+        of_views, of_center = neighbors.views(buffer, rows), neighbors.center(buffer, rows)
+        scratch = torch.empty_like(center, memory_format=torch.contiguous_format)
+        deviation, mean = _deviation(views, neighbors.a_dilation, scratch)
+        precision = _inverse_scale(deviation, rule).square_()
+        of_band = of_logits[:, :, rows].unsqueeze(2).unbind(1)
+        moment = torch.zeros_like(scratch)
+        for view, of_logit in zip(views, of_band, strict=True):
+            torch.sub(view, center, out=scratch).square_()
+            moment.addcmul_(scratch, of_logit)
+        per_spread = ((deviation + _TINY) * deviation).mul_(len(views) - 1).reciprocal_().mul_(precision * moment)
+        per_spread.mul_(2).masked_fill_(deviation == 0, 0)
+        for view, of_view, of_logit in zip(views, of_views, of_band, strict=True):
+            torch.sub(view, center, out=scratch).mul_(precision).mul_(of_logit).mul_(-2)
+            of_center.sub_(scratch)
+            of_view.add_(scratch.addcmul_(view - mean, per_spread))
+    return neighbors.folded(buffer)
+
+
+class _Refine(torch.autograd.Function):
+    """The steps of all images, in blocks of one image on a CPU, where memory is scarcer than parallel work."""
+
+    @staticmethod
+    def forward(ctx: Any, image: torch.Tensor, maps: torch.Tensor, rule: _Rule, iterations: int) -> torch.Tensor:
+        ctx.rule, ctx.iterations = rule, iterations
+        ctx.save_for_backward(image, maps if image.requires_grad else None)
+        neighbors = _Neighbors(image.shape[2:], rule.dilations)
+        refined = torch.empty_like(maps, memory_format=torch.contiguous_format)
+        for block in _blocks(image):
+            steps = _Steps(_weights(image[block], neighbors, rule), neighbors, maps[block])
+            refined[block] = steps.forward(maps[block], iterations)
+        return refined
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        image, maps = ctx.saved_tensors
+        neighbors = _Neighbors(image.shape[2:], ctx.rule.dilations)
+        of_image = None if maps is None else torch.empty_like(image, memory_format=torch.contiguous_format)
+        of_maps = torch.empty_like(gradient, memory_format=torch.contiguous_format)
+        for block in _blocks(image):
+            weights = _weights(image[block], neighbors, ctx.rule)
+            steps, current = _Steps(weights, neighbors, gradient[block]), gradient[block]
+            states = [] if maps is None else [maps[block]]
+            while 0 < len(states) < ctx.iterations:
+                states.append(steps.forward(states[-1], 1).clone())
+            of_weights = None if maps is None else torch.zeros_like(weights)
+            for _ in range(ctx.iterations):
+                if of_weights is not None:
+                    steps.add_weight_gradient_(of_weights, current, states.pop())
+                current = steps.transposed(current)
+            of_maps[block] = current
+            if of_image is not None and of_weights is not None:
+                of_image[block] = _image_gradient(of_weights, weights, image[block], neighbors, ctx.rule)
+        return of_image, of_maps, None, None
+
+
+def _blocks(image: torch.Tensor) -> Iterator[slice]:
+    size = 1 if image.device.type == "cpu" else max(len(image), 1)
+    return (slice(start, start + size) for start in range(0, len(image), size))

@@ -1,0 +1,91 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""The table of BMP: its recipes, its arithmetic, and one small run that trains nothing twice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from monai_wsss.benchmark import BmpTable
+from monai_wsss.benchmark.bmp_recipes import BMP_BOUND, BMP_RECIPES, TABLE_SIX
+from monai_wsss.data import make_phantoms
+from monai_wsss.engines import Progress
+
+RECIPES = BMP_RECIPES | BMP_BOUND
+LATE = Progress(epoch=20, iteration=20, fraction=0.9)
+FULL_SUPERVISION = next(iter(BMP_BOUND))
+
+
+def batch() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "image": torch.rand(4, 2, 32, 32, generator=generator),
+        "label": torch.tensor([[0.0], [1.0], [1.0], [0.0]]),
+    }
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_trains(name):
+    method, data = RECIPES[name].build(2, 1), batch()
+    assert method.uses_masks == ("masks" in name)
+    if method.uses_masks:
+        data["mask"] = torch.zeros(4, 1, 32, 32, dtype=torch.uint8)
+    torch.stack(list(method(data, LATE).values())).sum().backward()
+    assert all(bool(p.grad.isfinite().all()) for p in method.network.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize(
+    ("row", "terms", "propagation", "ofd"),
+    [
+        (0, set(), "par", False),
+        (1, {"c2s"}, "par", False),
+        (2, {"c2s", "s2c"}, "par", False),
+        (3, {"c2s", "s2c"}, "bsp", False),
+        (4, {"c2s", "s2c"}, "bsp", True),
+        (5, {"c2s", "s2c", "affinity"}, "bsp", True),
+    ],
+)
+def test_the_ladder_climbs_one_step_at_a_time(row, terms, propagation, ofd):
+    method = list(TABLE_SIX.values())[row].build(2, 1)
+    assert set(method(batch(), LATE)) - {"classification"} == terms
+    assert (method.propagation, method.network.ofd) == (propagation, ofd)
+
+
+def row(dice: float) -> dict:
+    return {"dice_subject": {"mean": dice}}
+
+
+@pytest.fixture
+def datalist(tmp_path: Path) -> Path:
+    return Path(make_phantoms(tmp_path / "phantoms", modalities=("T1", "FLAIR"), subjects=(2, 2, 0))) / "datalist.json"
+
+
+def test_the_table_has_both_branches_and_the_ratio(datalist, tmp_path):
+    rows = {"+ c2s / C train": [row(0.2)], "+ c2s / S": [row(0.3), row(0.5)], f"{FULL_SUPERVISION} / S": [row(0.8)]}
+    lines = BmpTable(datalist, tmp_path / "out").format(rows).splitlines()
+    assert lines[0] == "| row | C train | S train | C | S | S + CRF | ratio |"
+    assert lines[2] == "| + c2s | 0.200 | – | – | 0.400 ± 0.141 | – | 0.50 |"
+    assert lines[3].endswith("| 0.800 | – | 1.00 |")
+    assert BmpTable(datalist, tmp_path / "out").format({"+ c2s / S": [row(0.3)]}).endswith("| 0.300 | – | – |")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Epoch .* maps of positive images")
+def test_a_small_run_leaves_the_table_and_trains_nothing_twice(datalist, tmp_path, monkeypatch):
+    few = {name: BMP_RECIPES[name] for name in ("classification branch only", "+ affinity (BMP, default)")}
+    monkeypatch.setattr(BmpTable, "recipes", few)
+    out = tmp_path / "out"
+    table = BmpTable(datalist, out, epochs=1, seeds=(0,), grid=(32, 32))
+    rows = table.run()
+    for name in few:
+        assert {f"{name} / {column}" for column in ("C train", "S train", "C", "S", "S + CRF")} <= set(rows)
+    assert rows[f"{FULL_SUPERVISION} / S + CRF"][0]["crf_seconds"]["mean"] > 0
+    assert json.loads((out / "bmp.json").read_text()) == rows
+    trained = {path: path.stat().st_mtime_ns for path in out.glob("*/seed0/model.pt")}
+    assert len(trained) == 3
+    table.run()
+    assert all(path.stat().st_mtime_ns == before for path, before in trained.items())

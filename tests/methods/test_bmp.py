@@ -1,0 +1,284 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""BMP: when its terms begin, what they are made of, who teaches whom, healthy images, presets, both dimensions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from monai.data import MetaTensor
+
+from monai_wsss.engines import Progress, WeightRamp
+from monai_wsss.losses import affinity_loss, class_to_segmentation_loss, segmentation_to_class_loss
+from monai_wsss.methods import BMP
+from monai_wsss.networks import ConvPyramid, TwoBranchNetwork
+from monai_wsss.refinement import PixelAdaptiveRefinement, refined_seed_label
+
+EARLY, LATE = (Progress(epoch=1, iteration=1, fraction=fraction) for fraction in (0.0, 0.9))
+ALL = ["classification", "c2s", "s2c", "affinity"]
+
+
+def make_batch(spatial_dims: int = 2, channels: int = 1, classes: int = 1, size: int = 16) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    label = torch.zeros(3, classes)
+    label[0], label[1, -1] = 1.0, 1.0
+    return {"image": torch.rand((3, channels, *(size,) * spatial_dims), generator=generator), "label": label}
+
+
+def small_refinement() -> PixelAdaptiveRefinement:
+    return PixelAdaptiveRefinement(dilations=(1, 2), iterations=3, row_stochastic=True)
+
+
+def quiet_network(classes: int = 1, **options) -> TwoBranchNetwork:
+    """Without dropout, so that what training and evaluation give differs by batch norm alone."""
+    torch.manual_seed(0)
+    return TwoBranchNetwork(ConvPyramid.tiny(2, 1), classes, decoder_width=8, dropout=0.0, **options)
+
+
+def method_of(**settings) -> BMP:
+    return BMP(quiet_network(settings.pop("classes", 1)), refine=small_refinement(), **settings)
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+@pytest.mark.parametrize(("channels", "classes"), [(1, 1), (4, 3)])
+@pytest.mark.parametrize("propagation", ["bsp", "par", "affinity"])
+def test_all_terms_are_finite_and_reach_every_parameter(spatial_dims, channels, classes, propagation):
+    method = BMP.tiny(spatial_dims, channels, classes)
+    method.propagation = propagation
+    losses = method(make_batch(spatial_dims, channels, classes, 8 if spatial_dims == 3 else 16), LATE)
+    assert list(losses) == ALL
+    assert all(loss.ndim == 0 and bool(loss.isfinite()) for loss in losses.values())
+    sum(losses.values()).backward()
+    assert all(parameter.grad is not None for parameter in method.network.parameters())
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3])
+@pytest.mark.parametrize("s2c_input", ["seeds", "scores"])
+def test_constant_healthy_images_stay_finite(value, s2c_input):
+    method = method_of(s2c_input=s2c_input)
+    losses = method({"image": torch.full((2, 1, 16, 16), value), "label": torch.zeros(2, 1)}, LATE)
+    assert losses["s2c"].item() == 0
+    assert losses["affinity"].item() == 0
+    sum(losses.values()).backward()
+    assert all(parameter.grad.isfinite().all() for parameter in method.parameters())
+
+
+def test_terms_begin_one_after_the_other():
+    method = method_of(
+        c2s_ramp=WeightRamp("step", end=0.2),
+        s2c_ramp=WeightRamp("step", end=0.4),
+        s2c_background=True,
+        segmentation_confidence=0.0,
+    )
+    batch = make_batch()
+    begun = {
+        fraction: {name for name, loss in method(batch, Progress(1, 1, fraction)).items() if loss.item() != 0}
+        for fraction in (0.0, 0.3, 0.5)
+    }
+    assert begun[0.0] == {"classification"}
+    assert begun[0.3] == {"classification", "c2s", "affinity"}
+    assert begun[0.5] == set(ALL)
+
+
+@pytest.mark.parametrize("name", ["c2s", "s2c", "affinity"])
+def test_a_weight_of_zero_switches_a_term_off(name):
+    assert list(method_of(**{f"{name}_weight": 0.0})(make_batch(), LATE)) == [term for term in ALL if term != name]
+
+
+def test_losses_are_those_of_the_parts():
+    """Constant background scores, in evaluation mode: every term composed by hand from the network's outputs."""
+    method = method_of(propagation="par", scales=(1.0,), s2c_background=True, radius=2).eval()
+    batch = make_batch()
+    image, label = batch["image"], batch["label"]
+    with torch.no_grad():
+        losses = method(batch, LATE)
+        outputs, mirrored = (method.network.branches(x, affinity=True) for x in (image, image.flip(-1)))
+        seeds = F.relu(torch.maximum(outputs.seeds, mirrored.seeds.flip(-1)))
+        low, high = seeds.amin((2, 3), keepdim=True), seeds.amax((2, 3), keepdim=True)
+        seeds = (seeds - low) / (high - low + 1e-5) * label[..., None, None]
+        class_label = refined_seed_label(image, seeds, label, method.refine)
+        probabilities = outputs.segmentation.softmax(1)
+        probabilities[2, 1:] = 0.0  # the healthy image
+        probabilities[2, 0] = 1.0
+        highest, own_label = probabilities.max(1)
+        own_label[highest < 0.5] = 255
+        tokens = class_label[:, ::4, ::4]
+        expected = {
+            "classification": F.binary_cross_entropy_with_logits(outputs.logits, label),
+            "c2s": 0.7 * class_to_segmentation_loss(outputs.segmentation, class_label),
+            "s2c": 0.1
+            * segmentation_to_class_loss(
+                outputs.seeds, own_label, kind="bce", use_background=True, positive=label.amax(1) > 0
+            ),
+            "affinity": 0.1
+            * affinity_loss(outputs.affinity, tokens, radius=2, include=torch.tensor([True, True, False])),
+        }
+    for name, value in expected.items():
+        torch.testing.assert_close(losses[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_healthy_images_teach_background_alone():
+    method = method_of(class_confidence=0.999)
+    view_label, _ = labels_of(method, make_batch())
+    assert (view_label[2] == 0).all()
+    assert (view_label[0] == 255).any()
+    method.healthy_is_background = False
+    method.score_scale, method.background_scale = "none", "minmax"
+    view_label, _ = labels_of(method, make_batch())
+    assert (view_label[2] == 255).any()
+
+
+def labels_of(method: BMP, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
+    """Y^c and the label of the affinity, caught where the losses take them."""
+    caught = []
+    original = method._class_labels
+
+    def catch(*arguments):
+        caught.append(original(*arguments))
+        return caught[-1]
+
+    method._class_labels = catch
+    method(batch, LATE)
+    del method._class_labels
+    return caught[0]
+
+
+def test_what_lies_outside_of_boxes_teaches_nothing():
+    batch = make_batch() | {"boxes": torch.tensor([[0, 16, 0, 16], [2, 12, 4, 16], [0, 8, 0, 16]])}
+    for propagation in ("bsp", "par", "affinity"):
+        method = method_of(propagation=propagation, class_confidence=0.0)
+        for label in labels_of(method, batch):
+            assert (label[1, :2] == 255).all()
+            assert (label[1, :, :4] == 255).all()
+            assert (label[2, 8:] == 255).all()
+            assert (label[2, :8] == 0).all()
+            assert (label[0] != 255).any()
+
+
+def test_labels_spread_along_the_intensities_that_the_batch_names():
+    batch, method = make_batch(), method_of()
+    other = batch | {"intensity": batch["image"].flip(-1)}
+    assert not torch.equal(labels_of(method, batch)[0], labels_of(method, other)[0])
+    # An affine change, as normalization makes, changes nothing.
+    affine = batch | {"intensity": 7 * batch["image"] - 3}
+    assert (labels_of(method, batch)[0] == labels_of(method, affine)[0]).float().mean() > 0.99
+
+
+@pytest.mark.parametrize(("train_mode", "steps"), [(False, 1), (True, 4)])
+def test_making_labels_leaves_batch_statistics_alone_unless_asked(train_mode, steps):
+    method = method_of(train_mode_labels=train_mode)
+    counters = [module for module in method.network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    method(make_batch(), LATE)
+    assert {int(counter.num_batches_tracked) for counter in counters} == {steps}
+    assert method.network.training
+
+
+def test_the_segmenter_teaches_the_classifier():
+    """Where the segmenter is sure of foreground in a positive image, L_s2c raises the seeds, in no other image."""
+    method = method_of(segmentation_confidence=0.0, c2s_weight=0.0, affinity_weight=0.0)
+    with torch.no_grad():
+        method.network.decoder.linear_pred.bias += torch.tensor([-50.0, 50.0])
+    seeds = torch.zeros(3, 1, 16, 16, requires_grad=True)
+    outputs = method.network.branches
+    method.network.branches = lambda image, **options: outputs(image, **options)._replace(seeds=seeds)
+    method(make_batch(), LATE)["s2c"].backward()
+    assert (seeds.grad[:2] < 0).all()
+    assert not seeds.grad[2].any()
+
+
+def test_as_printed_the_feedback_passes_through_the_refinement():
+    method = method_of(s2c_input="scores", segmentation_confidence=0.0, c2s_weight=0.0, affinity_weight=0.0)
+    with torch.no_grad():
+        method.network.decoder.linear_pred.bias += torch.tensor([-50.0, 50.0])
+    loss = method(make_batch(), LATE)["s2c"]
+    loss.backward()
+    assert loss.item() > 0
+    assert method.network.classifier.weight.grad.abs().sum() > 0
+
+
+def test_seeds_scaled_by_the_sigmoid_are_the_classifier_s_probabilities():
+    method = method_of(seed_scale="sigmoid", propagation="par", scales=(1.0,)).eval()
+    batch, caught = make_batch(), []
+    original = method._over_scales
+    method._over_scales = lambda view: caught.append(original(view)) or caught[-1]
+    method(batch, LATE)
+    with torch.no_grad():
+        upright, mirrored = (method.network.branches(x).seeds for x in (batch["image"], batch["image"].flip(-1)))
+    expected = torch.maximum(upright, mirrored.flip(-1)).sigmoid() * batch["label"][..., None, None]
+    torch.testing.assert_close(caught[0][0], expected)
+
+
+def test_one_class_takes_the_binary_cross_entropy():
+    assert method_of().s2c_loss == "bce"
+    assert method_of(classes=2).s2c_loss == "ce"
+
+
+def test_class_branch_masks_hold_the_classes_of_the_label_alone():
+    method, batch = method_of(classes=2).eval(), make_batch(classes=2)
+    for propagation in ("bsp", "par"):
+        method.propagation = propagation
+        masks = method.class_branch_mask(batch["image"], batch["label"])
+        assert masks.shape == (3, 1, 16, 16)
+        assert masks.dtype == torch.uint8
+        assert not masks[2].any()
+        assert set(masks[1].unique().tolist()) <= {0, 2}
+
+
+@pytest.mark.parametrize("preset", ["default", "paper", "released", "afa"])
+def test_presets_train(preset):
+    decoding = {"afa": {"ofd": False, "detach_seeds": True}, "paper": {"ofd_activation": "none"}}.get(preset, {})
+    at_once = {name: WeightRamp("none") for name in ("c2s_ramp", "s2c_ramp", "propagation_ramp")}
+    method = BMP.from_preset(preset, network=quiet_network(2, **decoding), refine=small_refinement(), **at_once)
+    losses = method(make_batch(classes=2), EARLY)
+    assert list(losses) == (["classification", "c2s", "affinity"] if preset == "afa" else ALL)
+    sum(losses.values()).backward()
+
+
+def test_the_published_network_is_the_preset_s():
+    method = BMP.from_preset("released", in_channels=1, num_classes=2)
+    assert method.network.encoder.feature_channels == (64, 128, 320, 512)
+    assert method.c2s_ramp == WeightRamp("iteration", end=2000)
+    assert not method.refine.row_stochastic
+    groups = method.parameter_groups(1e-3)
+    assert [group["lr"] for group in groups] == [1e-3, 0.0, 1e-2]
+    norms = {id(parameter) for parameter in groups[1]["params"]}
+    assert id(method.network.encoder.norm1.weight) in norms
+    assert sum(len(group["params"]) for group in groups) == len(list(method.network.parameters()))
+
+
+def test_half_precision_gives_float32_losses():
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = method_of()(make_batch(), LATE)
+    assert all(loss.dtype == torch.float32 for loss in losses.values())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"propagation": "crf"}, "`propagation` to be one of"),
+        ({"seed_scale": "max"}, "`seed_scale` to be one of"),
+        ({"c2s_loss": "dice"}, "`c2s_loss` to be one of"),
+        ({"s2c_weight": -1.0}, "0 switches a term off"),
+        ({"low": 0.7, "high": 0.5}, "`low` <= `high`"),
+        ({"s2c_loss": "ce"}, "single class"),
+    ],
+)
+def test_settings_that_do_not_fit_are_said(settings, message):
+    with pytest.raises(ValueError, match=message):
+        method_of(**settings)
+
+
+def test_an_encoder_without_attention_has_no_affinity():
+    network = TwoBranchNetwork(ConvPyramid(2, 1, width=4, attention_heads=0), decoder_width=8)
+    with pytest.raises(ValueError, match="affinity"):
+        BMP(network)
+    assert "affinity" not in BMP(network, affinity_weight=0.0, refine=small_refinement())(make_batch(), LATE)
+
+
+def test_tensors_with_metadata_are_as_good_as_plain_ones():
+    method, batch = method_of().eval(), make_batch()
+    wrapped = {key: MetaTensor(value) for key, value in batch.items()}
+    for name, value in method(wrapped, LATE).items():
+        torch.testing.assert_close(value, method(batch, LATE)[name])
+        assert not isinstance(value, MetaTensor)

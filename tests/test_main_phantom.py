@@ -1,0 +1,60 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""``monai-wsss phantom --kind gland`` from the command to the files, with fewer subjects than it draws by default."""
+
+from __future__ import annotations
+
+import shlex
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from monai_wsss.__main__ import main
+from monai_wsss.data import load_datalist, load_header, make_phantoms
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One subject a split: drawing takes the time."""
+    monkeypatch.setattr("monai_wsss.data.phantoms.make_phantoms", partial(make_phantoms, subjects=(1, 1, 1)))
+
+
+def test_glands_are_written_and_the_next_command_is_of_their_bundle(few, tmp_path, capsys):
+    out = tmp_path / "my glands"
+    assert main(["phantom", "--kind", "gland", "--out", str(out), "--seed", "3"]) == 0
+    text = capsys.readouterr().out
+    datalist = out / "datalist.json"
+    header = load_header(datalist)
+    assert (header["classes"], header["background"], header["scored_class"]) == (["gland", "other"], False, "gland")
+    training, test = (load_datalist(datalist, split, masks=True) for split in ("training", "test"))
+    assert all("gland3-" in item["subject"] for item in training + test)
+    assert Image.open(training[0]["image"]).size == (112, 112)
+    assert Image.open(test[0]["image"]).mode == "RGB"
+    assert set(np.unique(np.asarray(Image.open(test[0]["mask"])))) <= {1, 2}
+
+    lines = [line.split() for line in text.splitlines()]
+    assert ["modalities:", "red,", "green,", "blue"] in lines
+    tags = [sum(item["label"][index] for item in training) for index in range(2)]
+    assert ["training", str(len(training)), "1", *(f"{tag:g}" for tag in tags)] in lines
+    folder, command = text.splitlines()[-2:]
+    words = shlex.split(command)
+    assert (ROOT / folder.split()[1] / words[words.index("--config_file") + 1]).is_file()
+    assert Path(words[words.index("--dataset_dir") + 1]) == out
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        (["--modalities", "T1"], "Expected no `modalities` for color pictures of glands, got T1"),
+        (["--spatial-dims", "3"], "Expected `spatial_dims` to be 2 for pictures of glands, got 3"),
+    ],
+)
+def test_options_of_brains_are_refused(option, words, tmp_path, capsys):
+    assert main(["phantom", "--kind", "gland", "--out", str(tmp_path / "out"), *option]) == 1
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
