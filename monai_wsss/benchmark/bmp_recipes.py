@@ -23,14 +23,14 @@ _FULL_SUPERVISION = "full supervision (masks), same network"
 _OFF: dict[str, Any] = {"c2s_weight": 0.0, "s2c_weight": 0.0, "affinity_weight": 0.0, "propagation": "par"}
 
 
-def bmp_network(channels: int, num_classes: int, **decoding: Any) -> TwoBranchNetwork:
+def _network(channels: int, num_classes: int, **decoding: Any) -> TwoBranchNetwork:
     """The network of all rows."""
     encoder = ConvPyramid(2, channels, width=16, strides=(1, 2, 2, 1))
     return TwoBranchNetwork(encoder, num_classes, decoder_width=32, **decoding)
 
 
 def _ablation(channels: int, num_classes: int, *, ofd: bool = False, **terms: Any) -> WSSSMethod:
-    return BMP(bmp_network(channels, num_classes, ofd=ofd), **{**_OFF, **terms})
+    return BMP(_network(channels, num_classes, ofd=ofd), **{**_OFF, **terms})
 
 
 def _preset(channels: int, num_classes: int, *, preset: str, **decoding: Any) -> WSSSMethod:
@@ -39,11 +39,11 @@ def _preset(channels: int, num_classes: int, *, preset: str, **decoding: Any) ->
         "s2c_ramp": WeightRamp("step", end=0.1 if preset == "released" else 0.2),
         "propagation_ramp": WeightRamp("step", end=0.3 if preset == "afa" else 0.2),
     }
-    return BMP.from_preset(preset, network=bmp_network(channels, num_classes, **decoding), **ramps)
+    return BMP.from_preset(preset, network=_network(channels, num_classes, **decoding), **ramps)
 
 
 def _full_supervision(channels: int, num_classes: int) -> WSSSMethod:
-    return FullSupervision(bmp_network(channels, num_classes, ofd=False))
+    return FullSupervision(_network(channels, num_classes, ofd=False))
 
 
 _C2S: dict[str, Any] = {"c2s_weight": 0.7}

@@ -15,7 +15,6 @@ Masks are read to measure, and to train the row that says so.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -37,8 +36,6 @@ from monai_wsss.refinement import DenseCRF, to_mask
 from monai_wsss.transforms import resize_in_plane
 
 __all__ = ["BmpTable"]
-
-logger = logging.getLogger(__name__)
 
 _TRAINING, _UNSEEN = ("C train", "S train"), ("C", "S", "S + CRF")
 

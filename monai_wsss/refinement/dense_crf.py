@@ -47,7 +47,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from monai_wsss._checks import check_choice, check_shape, float32_or_wider
+from monai_wsss._checks import check_choice, check_shape, float32_or_wider, plain_tensor
 from monai_wsss.refinement.permutohedral import PermutohedralLattice
 
 __all__ = ["DenseCRF", "dense_crf_refinement"]
@@ -146,6 +146,7 @@ def dense_crf_refinement(
         intensity_range=intensity_range,
         method=method,
     )
+    image, probabilities = plain_tensor(image), plain_tensor(probabilities)
     _check_tensors(image, probabilities)
     pixel = _checked_spacing(spacing, image.ndim - 2)
     probabilities = float32_or_wider(probabilities)

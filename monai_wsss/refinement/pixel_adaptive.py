@@ -194,7 +194,7 @@ def pixel_adaptive_weights(
     """
     rule = _checked_rule(dilations, intensity_weight, position_weight, row_stochastic)
     check_shape("image", image, "(B, C, *S)")
-    image = image.detach().to(torch.promote_types(image.dtype, torch.float32))
+    image = plain_tensor(image).detach().to(torch.promote_types(image.dtype, torch.float32))
     return _weights(image, _Neighbors(image.shape[2:], rule.dilations), rule)[:, None]
 
 

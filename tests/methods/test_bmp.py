@@ -195,6 +195,8 @@ def test_as_printed_the_feedback_passes_through_the_refinement():
     loss.backward()
     assert loss.item() > 0
     assert method.network.classifier.weight.grad.abs().sum() > 0
+    # The background comes from the decoder, which must not learn from it.
+    assert method.network.decoder.linear_pred.weight.grad is None
 
 
 def test_seeds_scaled_by_the_sigmoid_are_the_classifier_s_probabilities():

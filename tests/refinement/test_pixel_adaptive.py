@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from monai.data import MetaTensor
 from scipy.special import softmax
 
 from monai_wsss.refinement import pixel_adaptive
@@ -261,6 +262,14 @@ def test_inputs_of_any_strides_and_left_untouched():
 def test_no_images_or_maps(shapes):
     image, maps = (torch.zeros(shape) for shape in shapes)
     assert pixel_adaptive_refinement(image, maps).shape == maps.shape
+
+
+def test_tensors_with_metadata_are_as_good_as_plain_ones():
+    image, maps = make()
+    plain = pixel_adaptive_refinement(image, maps, dilations=(1, 2))
+    torch.testing.assert_close(pixel_adaptive_refinement(MetaTensor(image), MetaTensor(maps), dilations=(1, 2)), plain)
+    weights = pixel_adaptive_weights(image, dilations=(1, 2))
+    torch.testing.assert_close(pixel_adaptive_weights(MetaTensor(image), dilations=(1, 2)), weights)
 
 
 def test_module_is_the_function():
