@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from matplotlib.path import Path as Polygon
+from skimage.measure import points_in_poly
 
 from monai_wsss._checks import DataError
 from monai_wsss.data.outlines import draw_outline
@@ -23,9 +23,9 @@ def draw(outline: object) -> np.ndarray:
 
 
 def inside(points: np.ndarray) -> np.ndarray:
-    """[row, column]: which centers lie in a simple polygon, by matplotlib."""
+    """[row, column]: which centers lie in a simple polygon, by scikit-image."""
     y, x = np.mgrid[:ROWS, :COLUMNS] + 0.5
-    return Polygon(points).contains_points(np.stack([x.ravel(), y.ravel()], axis=1)).reshape(ROWS, COLUMNS)
+    return points_in_poly(np.stack([x.ravel(), y.ravel()], axis=1), points).reshape(ROWS, COLUMNS)
 
 
 @pytest.mark.parametrize("seed", range(20))
