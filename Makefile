@@ -28,11 +28,12 @@ demo: setup
 		--dataset_dir $(DEMO)/phantoms --ckpt_dir $(DEMO)/training --split test --output_dir $(DEMO)/results
 	$(BIN)/monai-wsss report --run $(DEMO)/results
 
+# Two processes on two cores: a thread each, since more would wait for one another.
 test: setup
-	$(BIN)/python -m pytest -n 2 -m "not slow" --cov --cov-report=term:skip-covered
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow" --cov --cov-report=term:skip-covered
 
 test-slow: setup
-	$(BIN)/python -m pytest -n 2 -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
 
 check: setup
 	$(BIN)/ruff check .

@@ -2,9 +2,11 @@
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 """What the tables of BMP train: the rows of the paper's Table VI, AFA, the presets, and full supervision.
 
-All rows use one network, a convolutional pyramid of width 16 with the All-MLP decoder, so that they differ by their
-losses, labels and object-aware decoding alone.  Warm-ups are shares of the run throughout: the tables train for fewer
-iterations than the absolute ones of the presets.
+All rows use one network, a convolutional pyramid of width 16 with the All-MLP decoder.  Those of Table VI differ by
+their losses, labels and object-aware decoding alone, and are made for small images and training from scratch: class
+maps are pooled, not features; seeds are probabilities; labels are made at one scale and spread in the whole image by
+four pixels at a time at most.  AFA and the presets pool features and make their labels as published.
+Warm-ups are shares of the run throughout: the tables train for fewer iterations than the absolute ones of the presets.
 """
 
 from __future__ import annotations
@@ -16,10 +18,12 @@ from monai_wsss.benchmark.recipes import Recipe
 from monai_wsss.engines import WeightRamp
 from monai_wsss.methods import BMP, FullSupervision, WSSSMethod
 from monai_wsss.networks import ConvPyramid, TwoBranchNetwork
+from monai_wsss.refinement import PixelAdaptiveRefinement
 
 __all__ = ["BMP_BOUND", "BMP_RECIPES", "TABLE_SIX"]
 
 _FULL_SUPERVISION = "full supervision (masks), same network"
+_SMALL: dict[str, Any] = {"seed_scale": "sigmoid", "scales": (1.0,), "downscale": 1.0}
 _OFF: dict[str, Any] = {"c2s_weight": 0.0, "s2c_weight": 0.0, "affinity_weight": 0.0, "propagation": "par"}
 
 
@@ -30,7 +34,9 @@ def _network(channels: int, num_classes: int, **decoding: Any) -> TwoBranchNetwo
 
 
 def _ablation(channels: int, num_classes: int, *, ofd: bool = False, **terms: Any) -> WSSSMethod:
-    return BMP(_network(channels, num_classes, ofd=ofd), **{**_OFF, **terms})
+    refine = PixelAdaptiveRefinement(dilations=(1, 2, 4), row_stochastic=True)
+    network = _network(channels, num_classes, pooled="maps", ofd=ofd)
+    return BMP(network, refine=refine, **{**_SMALL, **_OFF, **terms})
 
 
 def _preset(channels: int, num_classes: int, *, preset: str, **decoding: Any) -> WSSSMethod:

@@ -66,6 +66,11 @@ class _View(NamedTuple):
     label: torch.Tensor  # (B, K)
     boxes: torch.Tensor | None  # (B, 2 d)
 
+    def of(self, chosen: torch.Tensor) -> _View:
+        """The images of a (B,) bool mask."""
+        boxes = None if self.boxes is None else self.boxes[chosen]
+        return _View(self.image[chosen], self.intensity[chosen], self.label[chosen], boxes)
+
     @property
     def padding(self) -> torch.Tensor | None:
         """(B, *S) bool, or None where there is none."""
@@ -149,6 +154,7 @@ class BMP(WSSSMethod):
         score_scale: what S^c of a pixel becomes before sigma_c: ``"l1"``, ``"softmax"`` or ``"none"``.
         low: background score that lets seeds through.
         high: background score that holds them back.
+        downscale: factor by which images shrink for the refinement; 2 is the authors', for images of some 500 pixels.
         healthy_is_background: images without any class are background throughout, whatever S^c says.
         healthy_affinity: whether such images, which have positive pairs alone, take part in L_aff.
         scales: of the passes that make pseudo-labels, each with its mirror image.
@@ -192,6 +198,7 @@ class BMP(WSSSMethod):
         score_scale: str = "l1",
         low: float = 0.35,
         high: float = 0.55,
+        downscale: float = 2.0,
         healthy_is_background: bool = True,
         healthy_affinity: bool = False,
         scales: tuple[float, ...] = (1.0, 0.5, 1.5),
@@ -238,6 +245,7 @@ class BMP(WSSSMethod):
         self.score_scale = score_scale
         self.low = low
         self.high = high
+        self.downscale = downscale
         self.healthy_is_background = healthy_is_background
         self.healthy_affinity = healthy_affinity
         self.scales = tuple(scales)
@@ -369,7 +377,7 @@ class BMP(WSSSMethod):
             mask = confident_label(self._class_scores(seeds, segmentation, view), 0.0)
         else:
             middle = (self.low + self.high) / 2
-            mask = refined_seed_label(view.intensity, seeds, view.label, self.refine, low=middle, high=middle)
+            mask = self._constant_label(seeds, view, middle, middle)
         return mask[:, None].to(torch.uint8)
 
     # ------------------------------------------------------------------------------------ what supervises, Eq. 3, 5, 7
@@ -377,21 +385,39 @@ class BMP(WSSSMethod):
     @torch.no_grad()
     def _class_labels(self, view: _View, progress: Progress) -> tuple[torch.Tensor, torch.Tensor]:
         """Y^c, and the label of constant background scores, which the affinity learns; both (B, *S)."""
-        seeds, segmentation = self._over_scales(view)
-        constant = refined_seed_label(
-            view.intensity, seeds, view.label, self.refine, low=self.low, high=self.high, ignore_index=IGNORED
-        )
-        label = constant
-        if self.propagation == "bsp" and self.propagation_ramp(progress) > 0:
-            label = confident_label(self._class_scores(seeds, segmentation, view), self.class_confidence)
-        elif self.propagation == "affinity" and self.propagation_ramp(progress) > 0:
-            label = self._propagated_label(seeds, view)
+        label = torch.zeros(len(view.image), *view.image.shape[2:], dtype=torch.long, device=view.image.device)
+        constant = label.clone()
+        found = (view.label > 0).any(1)
+        # Only where there is something to find; batch statistics, where labels are made by them, want every image.
+        chosen = found if self.healthy_is_background and not self.train_mode_labels else torch.ones_like(found)
+        if chosen.any():
+            label[chosen], constant[chosen] = self._seed_labels(view.of(chosen), progress)
         if self.healthy_is_background:
-            healthy = ~(view.label > 0).any(1)
-            label = label.masked_fill(healthy.reshape(-1, *[1] * (label.ndim - 1)), 0)
+            label[~found] = 0
         if view.padding is not None:
             label, constant = (of.masked_fill(view.padding, IGNORED) for of in (label, constant))
         return label, constant
+
+    def _seed_labels(self, view: _View, progress: Progress) -> tuple[torch.Tensor, torch.Tensor]:
+        seeds, segmentation = self._over_scales(view)
+        constant = self._constant_label(seeds, view, self.low, self.high)
+        if self.propagation == "bsp" and self.propagation_ramp(progress) > 0:
+            return confident_label(self._class_scores(seeds, segmentation, view), self.class_confidence), constant
+        if self.propagation == "affinity" and self.propagation_ramp(progress) > 0:
+            return self._propagated_label(seeds, view), constant
+        return constant, constant
+
+    def _constant_label(self, seeds: torch.Tensor, view: _View, low: float, high: float) -> torch.Tensor:
+        return refined_seed_label(
+            view.intensity,
+            seeds,
+            view.label,
+            self.refine,
+            low=low,
+            high=high,
+            downscale=self.downscale,
+            ignore_index=IGNORED,
+        )
 
     def _over_scales(self, view: _View) -> tuple[torch.Tensor, torch.Tensor]:
         """C' in [0, 1], zero for absent classes, and the segmentation logits, a mean over scales."""
@@ -421,7 +447,14 @@ class BMP(WSSSMethod):
         else:
             background = segmentation.softmax(1)[:, :1]
         return background_aware_scores(
-            view.intensity, seeds, background, view.label, self.refine, normalize=self.score_scale, boxes=view.boxes
+            view.intensity,
+            seeds,
+            background,
+            view.label,
+            self.refine,
+            normalize=self.score_scale,
+            downscale=self.downscale,
+            boxes=view.boxes,
         )
 
     def _propagated_label(self, seeds: torch.Tensor, view: _View) -> torch.Tensor:
@@ -440,6 +473,7 @@ class BMP(WSSSMethod):
             radius=self.affinity_loss.radius,
             low=self.low,
             high=self.high,
+            downscale=self.downscale,
             boxes=view.boxes,
         )
 

@@ -62,8 +62,9 @@ class _LevelProjection(nn.Module):
 
     def forward(self, features: torch.Tensor, fuse: torch.Tensor) -> torch.Tensor:
         """``(B, F, *s) -> (B, width, *s)``; ``fuse`` (width, width)."""
-        tokens = (fuse @ self.proj.weight) @ features.flatten(2) + (fuse @ self.proj.bias)[:, None]
-        return tokens.unflatten(2, list(features.shape[2:]))
+        # Channels last, as the levels are and as the CPU's upsampling wants them: it would copy them so.
+        tokens = F.linear(features.flatten(2).mT, fuse @ self.proj.weight, fuse @ self.proj.bias)
+        return tokens.mT.unflatten(2, list(features.shape[2:]))
 
 
 class _Fusion(nn.Module):

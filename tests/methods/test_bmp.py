@@ -12,6 +12,7 @@ from monai.data import MetaTensor
 from monai_wsss.engines import Progress, WeightRamp
 from monai_wsss.losses import affinity_loss, class_to_segmentation_loss, segmentation_to_class_loss
 from monai_wsss.methods import BMP
+from monai_wsss.methods.bmp import _view
 from monai_wsss.networks import ConvPyramid, TwoBranchNetwork
 from monai_wsss.refinement import PixelAdaptiveRefinement, refined_seed_label
 
@@ -200,7 +201,7 @@ def test_as_printed_the_feedback_passes_through_the_refinement():
 
 
 def test_seeds_scaled_by_the_sigmoid_are_the_classifier_s_probabilities():
-    method = method_of(seed_scale="sigmoid", propagation="par", scales=(1.0,)).eval()
+    method = method_of(seed_scale="sigmoid", propagation="par", scales=(1.0,), healthy_is_background=False).eval()
     batch, caught = make_batch(), []
     original = method._over_scales
     method._over_scales = lambda view: caught.append(original(view)) or caught[-1]
@@ -209,6 +210,24 @@ def test_seeds_scaled_by_the_sigmoid_are_the_classifier_s_probabilities():
         upright, mirrored = (method.network.branches(x).seeds for x in (batch["image"], batch["image"].flip(-1)))
     expected = torch.maximum(upright, mirrored.flip(-1)).sigmoid() * batch["label"][..., None, None]
     torch.testing.assert_close(caught[0][0], expected)
+
+
+def test_passes_over_scales_are_made_for_images_with_findings_alone():
+    method, batch, caught = method_of().eval(), make_batch(), []
+    original = method._over_scales
+    method._over_scales = lambda view: caught.append(len(view.image)) or original(view)
+    view = _view(batch)
+    label, constant = method._class_labels(view, LATE)
+    assert caught == [2]
+    assert not label[2].any()
+    assert not constant[2].any()
+    alone = method._class_labels(view.of(torch.tensor([True, True, False])), LATE)
+    torch.testing.assert_close((label[:2], constant[:2]), alone)
+    method._class_labels(view.of(torch.tensor([False, False, True])), LATE)
+    assert caught == [2, 2]
+    method.train_mode_labels = True  # then batch statistics are of every image
+    method._class_labels(view, LATE)
+    assert caught == [2, 2, 3]
 
 
 def test_one_class_takes_the_binary_cross_entropy():
