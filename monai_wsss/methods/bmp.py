@@ -159,7 +159,8 @@ class BMP(WSSSMethod):
         healthy_affinity: whether such images, which have positive pairs alone, take part in L_aff.
         scales: of the passes that make pseudo-labels, each with its mirror image.
         train_mode_labels: make them in training mode, as released: with dropout, and batch statistics updated.
-        c2s_ramp: when L_c2s and L_aff begin; default: a tenth of the run.
+        c2s_ramp: when L_c2s and L_aff begin; default: a tenth of the run, for pretrained encoders.  From scratch begin
+            when the classifier classifies: 0.4 of a short run, and 0.7 for the other two.
         s2c_ramp: when L_s2c begins; default: a fifth.
         propagation_ramp: when ``propagation`` replaces ``"par"``; default: a fifth.
         radius: of the affinity's pairs, in tokens.
