@@ -4,9 +4,10 @@
 
 All rows use one network, a convolutional pyramid of width 16 with the All-MLP decoder.  Those of Table VI differ by
 their losses, labels and object-aware decoding alone, and are made for small images and training from scratch: class
-maps are pooled, not features; seeds are probabilities; labels are made at one scale and spread in the whole image by
-four pixels at a time at most.  AFA and the presets pool features and make their labels as published.  Warm-ups are
-shares of the run throughout, and long: a classifier that starts from nothing has nothing to teach before.
+maps are pooled, not features; seeds rise from the level of healthy images to the image's peak; labels are made at one
+scale and spread in the whole image by four pixels at a time at most.  AFA and the presets pool features and make their
+labels as published.  Warm-ups are shares of the run throughout, and long: a classifier that starts from nothing has
+nothing to teach before.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _WARM_UPS: dict[str, Any] = {
     "s2c_ramp": WeightRamp("step", end=0.7),
     "propagation_ramp": WeightRamp("step", end=0.7),
 }
-_SMALL: dict[str, Any] = {**_WARM_UPS, "seed_scale": "sigmoid", "scales": (1.0,), "downscale": 1.0}
+_SMALL: dict[str, Any] = {**_WARM_UPS, "seed_scale": "reference", "scales": (1.0,), "downscale": 1.0}
 _OFF: dict[str, Any] = {"c2s_weight": 0.0, "s2c_weight": 0.0, "affinity_weight": 0.0, "propagation": "par"}
 
 

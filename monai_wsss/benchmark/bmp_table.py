@@ -55,6 +55,9 @@ class BmpTable(RecipeTable):
         channels, classes = len(header["modality"]), len(header["classes"])
         for name, recipe in {**self.recipes, **self.bound}.items():
             methods = [self._train(name, recipe, seed, channels, classes).eval() for seed in self.seeds]
+            for method in methods:
+                if isinstance(method, BMP):
+                    method.measure_healthy_level(self._loader(recipe, 0, masks=False))
             for split, columns in (("training", _TRAINING), (self.split, _UNSEEN)):
                 cases = self._cases(recipe.by_subject, split)
                 if split == "training":

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -76,20 +76,32 @@ class WSSSMethod(nn.Module):
         """
         if not isinstance(self.network, ActivationNetwork):
             return
+        channels = self.network.groups * self.network.num_classes
+        responses = self._negative_responses(self.network, channels, train_data_loader, device)
+        self.network.negative_reference.copy_(responses.reference())
+        self.network.negative_quantile.copy_(responses.quantile())
+
+    def _negative_responses(
+        self,
+        maps_of: Callable[[torch.Tensor], torch.Tensor],
+        channels: int,
+        train_data_loader: Iterable,
+        device: torch.device | str,
+    ) -> NegativeResponses:
+        """What the network's raw maps say of training images without the class, of all processes."""
         was_training = self.network.training
         self.network.eval()
         _broadcast_buffers(self.network)
-        responses = NegativeResponses(self.network.groups * self.network.num_classes)
+        responses = NegativeResponses(channels)
         for batch in train_data_loader:
             label = torch.as_tensor(batch["label"])
             check_label(label, len(label), self._num_classes(label))
             # Whole batches of positives for every class have nothing to tell.
             if bool((label == 0).any()):
-                responses.update(float32_or_wider(self.network(batch["image"].to(device))), label.to(device))
+                responses.update(float32_or_wider(maps_of(batch["image"].to(device))), label.to(device))
         _gather(responses)
-        self.network.negative_reference.copy_(responses.reference())
-        self.network.negative_quantile.copy_(responses.quantile())
         self.network.train(was_training)
+        return responses
 
     def observe(self, maps: torch.Tensor, label: torch.Tensor) -> None:
         """Note how much of positive images the maps call foreground (raw logit above 0), for the collapse warning."""

@@ -29,6 +29,7 @@ and why, is said in :meth:`BMP.from_preset`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -36,7 +37,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from monai_wsss._checks import check_choice, float32_or_wider, plain_tensor
-from monai_wsss.cams import rescale_maps
+from monai_wsss.cams import rescale_maps, subtract_negative_reference
 from monai_wsss.engines.schedules import Progress, WeightRamp
 from monai_wsss.inferers.multi_scale import multi_scale_branches
 from monai_wsss.losses.affinity import AffinityLoss
@@ -77,6 +78,7 @@ class _View(NamedTuple):
         return None if self.boxes is None else outside_boxes(self.boxes, self.image.shape[2:])
 
 
+_LEVEL_MOMENTUM = 0.9
 _RELEASED: dict[str, Any] = {
     "score_scale": "none",
     "background_scale": "minmax",
@@ -148,8 +150,9 @@ class BMP(WSSSMethod):
         segmentation_confidence: sigma_s.
         confidence_of: what sigma_s is compared with: ``"prob"``, or ``"logit"`` as released.
         filter_segmentation: leave classes that the image does not hold out of Y^s.
-        seed_scale: what the seeds become: ``"minmax"``, scaled per image and class (the paper); ``"sigmoid"``, the
-            probabilities of the classifier's own logits, for networks with ``pooled="maps"``.
+        seed_scale: what the seeds become: ``"minmax"``, scaled per image and class (the paper); ``"reference"``, 0 at
+            the level of images without the class, which is followed in training, and 1 at the image's peak: for
+            networks with ``pooled="maps"`` trained from scratch.
         background_scale: B^s: ``"softmax"``, its probability; ``"minmax"``, as released, its logits scaled per image.
         score_scale: what S^c of a pixel becomes before sigma_c: ``"l1"``, ``"softmax"`` or ``"none"``.
         low: background score that lets seeds through.
@@ -176,6 +179,7 @@ class BMP(WSSSMethod):
     """
 
     network: TwoBranchNetwork
+    healthy_level: torch.Tensor
 
     def __init__(
         self,
@@ -215,7 +219,7 @@ class BMP(WSSSMethod):
         check_choice("s2c_loss", s2c_loss, ("auto", "softmargin", "ce", "bce"))
         check_choice("s2c_input", s2c_input, ("seeds", "scores"))
         check_choice("confidence_of", confidence_of, ("prob", "logit"))
-        check_choice("seed_scale", seed_scale, ("minmax", "sigmoid"))
+        check_choice("seed_scale", seed_scale, ("minmax", "reference"))
         check_choice("background_scale", background_scale, ("softmax", "minmax"))
         check_choice("score_scale", score_scale, ("none", "l1", "softmax"))
         if min(c2s_weight, s2c_weight, affinity_weight) < 0:
@@ -255,6 +259,7 @@ class BMP(WSSSMethod):
         self.s2c_ramp = s2c_ramp or WeightRamp("step", end=0.2)
         self.propagation_ramp = propagation_ramp or WeightRamp("step", end=0.2)
         self.affinity_loss = AffinityLoss(radius=radius, ignore_index=IGNORED)
+        self.register_buffer("healthy_level", torch.full((network.num_classes,), torch.nan))
 
     @classmethod
     def tiny(cls, spatial_dims: int = 2, in_channels: int = 1, num_classes: int = 1) -> BMP:
@@ -341,6 +346,7 @@ class BMP(WSSSMethod):
         outputs = self.network.branches(view.image, affinity=with_affinity, upsample=False)
         seeds, segmentation = (self._at_size(maps, view.image) for maps in (outputs.seeds, outputs.segmentation))
         self.observe(outputs.seeds, view.label)
+        self._follow_healthy_level(outputs.seeds, view.label)
         losses = {"classification": F.multilabel_soft_margin_loss(float32_or_wider(outputs.logits), view.label)}
         needed = self.c2s_weight > 0 or with_affinity
         begun = needed and self.c2s_ramp(progress) > 0
@@ -359,6 +365,31 @@ class BMP(WSSSMethod):
                 affinity = self._affinity(outputs.affinity, constant, outputs.seeds.shape[2:], view.label)
             losses["affinity"] = self.affinity_weight * affinity
         return losses
+
+    @torch.no_grad()
+    def measure_healthy_level(self, train_data_loader: Iterable, device: torch.device | str = "cpu") -> None:
+        """Set ``healthy_level``, which is no part of the network's weights, from the training images.
+
+        Args:
+            train_data_loader: batches with ``image`` and ``label``.
+            device: of the network.
+        """
+
+        def seeds(image: torch.Tensor) -> torch.Tensor:
+            return self.network.branches(image, upsample=False).seeds
+
+        self.healthy_level.copy_(
+            self._negative_responses(seeds, len(self.healthy_level), train_data_loader, device).reference()
+        )
+
+    @torch.no_grad()
+    def _follow_healthy_level(self, seeds: torch.Tensor, label: torch.Tensor) -> None:
+        """Moving average of each class's median response in the images of a batch that do not hold it."""
+        absent = (label == 0)[..., None].to(seeds.device)
+        responses = float32_or_wider(seeds).flatten(2).masked_fill(~absent, torch.nan)
+        now = responses.transpose(0, 1).flatten(1).nanmedian(1).values
+        before = torch.where(self.healthy_level.isnan(), now, self.healthy_level)
+        self.healthy_level.copy_(torch.where(now.isnan(), before, before.lerp(now.to(before), 1 - _LEVEL_MOMENTUM)))
 
     @torch.no_grad()
     def class_branch_mask(self, image: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
@@ -439,7 +470,14 @@ class BMP(WSSSMethod):
 
     def _scaled(self, seeds: torch.Tensor) -> torch.Tensor:
         """Raw seeds in [0, 1]."""
-        return seeds.sigmoid() if self.seed_scale == "sigmoid" else rescale_maps(F.relu(seeds))
+        if self.seed_scale == "minmax":
+            return rescale_maps(F.relu(seeds))
+        if bool(self.healthy_level.isnan().any()):
+            raise ValueError(
+                "Expected training images without each class before labels are made, which `seed_scale='reference'` "
+                "needs: take 'minmax', or for weights read from a file call `measure_healthy_level` first."
+            )
+        return subtract_negative_reference(seeds, self.healthy_level)
 
     def _class_scores(self, seeds: torch.Tensor, segmentation: torch.Tensor, view: _View) -> torch.Tensor:
         """S^c (B, K+1, *S) of seeds in [0, 1] and segmentation logits."""

@@ -200,16 +200,43 @@ def test_as_printed_the_feedback_passes_through_the_refinement():
     assert method.network.decoder.linear_pred.weight.grad is None
 
 
-def test_seeds_scaled_by_the_sigmoid_are_the_classifier_s_probabilities():
-    method = method_of(seed_scale="sigmoid", propagation="par", scales=(1.0,), healthy_is_background=False).eval()
+def test_seeds_rise_from_the_level_of_healthy_images_to_the_peak():
+    method = method_of(seed_scale="reference", propagation="par", scales=(1.0,), healthy_is_background=False).eval()
     batch, caught = make_batch(), []
     original = method._over_scales
     method._over_scales = lambda view: caught.append(original(view)) or caught[-1]
     method(batch, LATE)
     with torch.no_grad():
         upright, mirrored = (method.network.branches(x).seeds for x in (batch["image"], batch["image"].flip(-1)))
-    expected = torch.maximum(upright, mirrored.flip(-1)).sigmoid() * batch["label"][..., None, None]
-    torch.testing.assert_close(caught[0][0], expected)
+        level = method.network.branches(batch["image"], upsample=False).seeds[2].double().flatten().median()
+    torch.testing.assert_close(method.healthy_level.double(), level[None])
+    above = (torch.maximum(upright, mirrored.flip(-1)).double() - level).clamp(min=0)
+    expected = above / above.amax((2, 3), keepdim=True) * batch["label"][..., None, None]
+    torch.testing.assert_close(caught[0][0].double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_healthy_level_follows_the_images_without_the_class():
+    method = method_of(classes=2)
+    seeds = torch.zeros(2, 2, 4, 4)
+    seeds[0, 1], seeds[1] = 3.0, 5.0
+    method._follow_healthy_level(seeds, torch.tensor([[1.0, 0.0], [1.0, 1.0]]))
+    assert method.healthy_level[0].isnan()
+    assert method.healthy_level[1] == 3
+    method._follow_healthy_level(seeds, torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
+    torch.testing.assert_close(method.healthy_level, torch.tensor([0.0, 0.9 * 3 + 0.1 * 5]))
+    assert "healthy_level" in method.state_dict()  # a resumed run goes on with it
+    assert "healthy_level" not in method.network.state_dict()
+
+
+def test_the_healthy_level_of_trained_weights_is_measured():
+    method, batch = method_of(seed_scale="reference").eval(), make_batch()
+    with pytest.raises(ValueError, match="training images without each class"):
+        method.class_branch_mask(batch["image"], batch["label"])
+    method.measure_healthy_level([batch])
+    with torch.no_grad():
+        level = method.network.branches(batch["image"], upsample=False).seeds[2].median()
+    torch.testing.assert_close(method.healthy_level, level[None], rtol=0.05, atol=0.05)
+    assert method.class_branch_mask(batch["image"], batch["label"])[0].any()
 
 
 def test_passes_over_scales_are_made_for_images_with_findings_alone():
