@@ -78,7 +78,7 @@ class _View(NamedTuple):
         return None if self.boxes is None else outside_boxes(self.boxes, self.image.shape[2:])
 
 
-_LEVEL_MOMENTUM = 0.9
+_MOMENTUM = 0.9
 _RELEASED: dict[str, Any] = {
     "score_scale": "none",
     "background_scale": "minmax",
@@ -166,6 +166,9 @@ class BMP(WSSSMethod):
             when the classifier classifies: 0.4 of a short run, and 0.7 for the other two.
         s2c_ramp: when L_s2c begins; default: a fifth.
         propagation_ramp: when ``propagation`` replaces ``"par"``; default: a fifth.
+        ready_below: the branches teach nothing before the classification loss, as a moving average, has fallen below:
+            seeds of a classifier that has not learned teach an empty segmentation, which then holds the encoder back.
+            0.4 is a good value from scratch; None: the warm-ups alone.
         radius: of the affinity's pairs, in tokens.
 
     Raises:
@@ -180,6 +183,7 @@ class BMP(WSSSMethod):
 
     network: TwoBranchNetwork
     healthy_level: torch.Tensor
+    running_classification: torch.Tensor
 
     def __init__(
         self,
@@ -211,6 +215,7 @@ class BMP(WSSSMethod):
         c2s_ramp: WeightRamp | None = None,
         s2c_ramp: WeightRamp | None = None,
         propagation_ramp: WeightRamp | None = None,
+        ready_below: float | None = None,
         radius: int = 8,
     ) -> None:
         super().__init__(network)
@@ -259,7 +264,10 @@ class BMP(WSSSMethod):
         self.s2c_ramp = s2c_ramp or WeightRamp("step", end=0.2)
         self.propagation_ramp = propagation_ramp or WeightRamp("step", end=0.2)
         self.affinity_loss = AffinityLoss(radius=radius, ignore_index=IGNORED)
+        self.ready_below = ready_below
+        self._waits = False
         self.register_buffer("healthy_level", torch.full((network.num_classes,), torch.nan))
+        self.register_buffer("running_classification", torch.tensor(torch.nan))
 
     @classmethod
     def tiny(cls, spatial_dims: int = 2, in_channels: int = 1, num_classes: int = 1) -> BMP:
@@ -348,15 +356,18 @@ class BMP(WSSSMethod):
         self.observe(outputs.seeds, view.label)
         self._follow_healthy_level(outputs.seeds, view.label)
         losses = {"classification": F.multilabel_soft_margin_loss(float32_or_wider(outputs.logits), view.label)}
+        ready = self._is_ready(losses["classification"].detach())
         needed = self.c2s_weight > 0 or with_affinity
-        begun = needed and self.c2s_ramp(progress) > 0
+        begun = needed and ready and self.c2s_ramp(progress) > 0
+        self._waits = needed and not ready and self.c2s_ramp(progress) > 0
         label, constant = self._class_labels(view, progress) if begun else (None, None)
         # A term that has not begun is 0 with a graph: every parameter has a gradient, as distributed training asks.
         if self.c2s_weight > 0:
             c2s = 0 * segmentation.sum() if label is None else self._c2s(segmentation, label)
             losses["c2s"] = self.c2s_weight * c2s
         if self.s2c_weight > 0:
-            s2c = self._s2c(seeds, segmentation, view) if self.s2c_ramp(progress) > 0 else 0 * seeds.sum()
+            taught = ready and self.s2c_ramp(progress) > 0
+            s2c = self._s2c(seeds, segmentation, view) if taught else 0 * seeds.sum()
             losses["s2c"] = self.s2c_weight * s2c
         if with_affinity:
             assert outputs.affinity is not None
@@ -382,6 +393,25 @@ class BMP(WSSSMethod):
             self._negative_responses(seeds, len(self.healthy_level), train_data_loader, device).reference()
         )
 
+    def collapse_warnings(self) -> list[str]:
+        """Those of every method, and that the branches do not teach yet."""
+        warnings = super().collapse_warnings()
+        if self._waits:
+            warnings.append(
+                f"the branches do not teach each other before the classification loss, now "
+                f"{float(self.running_classification):.2f}, is below `ready_below` {self.ready_below}: until then the "
+                "segmentation learns nothing; train longer, or raise the learning rate or `ready_below`."
+            )
+        return warnings
+
+    def _is_ready(self, classification: torch.Tensor) -> bool:
+        """Whether the classifier has learned enough to teach; once a step, of which it takes note."""
+        before, now = self.running_classification, classification.to(self.running_classification)
+        after = torch.where(before.isnan(), now, before.lerp(now, 1 - _MOMENTUM))
+        ready = self.ready_below is None or bool(before < self.ready_below)
+        self.running_classification.copy_(after)
+        return ready
+
     @torch.no_grad()
     def _follow_healthy_level(self, seeds: torch.Tensor, label: torch.Tensor) -> None:
         """Moving average of each class's median response in the images of a batch that do not hold it."""
@@ -389,7 +419,7 @@ class BMP(WSSSMethod):
         responses = float32_or_wider(seeds).flatten(2).masked_fill(~absent, torch.nan)
         now = responses.transpose(0, 1).flatten(1).nanmedian(1).values
         before = torch.where(self.healthy_level.isnan(), now, self.healthy_level)
-        self.healthy_level.copy_(torch.where(now.isnan(), before, before.lerp(now.to(before), 1 - _LEVEL_MOMENTUM)))
+        self.healthy_level.copy_(torch.where(now.isnan(), before, before.lerp(now.to(before), 1 - _MOMENTUM)))
 
     @torch.no_grad()
     def class_branch_mask(self, image: torch.Tensor, label: torch.Tensor) -> torch.Tensor:

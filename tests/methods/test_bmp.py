@@ -228,6 +228,20 @@ def test_the_healthy_level_follows_the_images_without_the_class():
     assert "healthy_level" not in method.network.state_dict()
 
 
+def test_the_branches_teach_once_the_classifier_has_learned():
+    method, batch = method_of(ready_below=0.1), make_batch()
+    first = method(batch, LATE)
+    assert [first[name].item() for name in ("c2s", "s2c", "affinity")] == [0, 0, 0]
+    assert method.running_classification == first["classification"].detach()
+    assert "before the classification loss, now" in method.collapse_warnings()[-1]
+    method.running_classification.fill_(0.05)
+    then = method(batch, LATE)
+    assert min(then["c2s"].item(), then["affinity"].item()) > 0
+    assert method.running_classification > 0.05
+    assert not any("teach" in sentence for sentence in method.collapse_warnings())
+    assert not any("teach" in sentence for sentence in method_of(ready_below=0.1).collapse_warnings())
+
+
 def test_the_healthy_level_of_trained_weights_is_measured():
     method, batch = method_of(seed_scale="reference").eval(), make_batch()
     with pytest.raises(ValueError, match="training images without each class"):
