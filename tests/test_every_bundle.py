@@ -429,8 +429,7 @@ def test_a_killed_and_resumed_run_ends_as_the_other(bundle, phantoms, quick, env
     written = {path.name for path in (tmp_path / "whole").iterdir()}
     assert written >= {"checkpoints", "model.pt", "run.json", "training_log.csv"}
     # It trains as the same workflow does in this process.
-    one_of_four = quick | {"epochs": 4, "train#trainer#max_epochs": 1}
-    same = run(bundle, "train", tmp_path / "in_process", phantoms, **one_of_four)
+    same = run(bundle, "train", tmp_path / "in_process", phantoms, **{**quick, "epochs": 4, "val_interval": 2})
     losses = [float(read_rows(folder / "training_log.csv")[0]["loss"]) for folder in (tmp_path / "whole", same)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     with subprocess.Popen(
