@@ -2,7 +2,7 @@
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 """What the tables of BMP train: the rows of the paper's Table VI, AFA, the presets, and full supervision.
 
-All rows use one network, a convolutional pyramid of width 16 with the All-MLP decoder.  Those of Table VI differ by
+All rows use a convolutional pyramid of width 16 with the All-MLP decoder.  Those of Table VI differ by
 their losses, labels and object-aware decoding alone, and are made for small images and training from scratch: class
 maps are pooled, not features; seeds rise from the level of healthy images to the image's peak; labels are made at one
 scale and spread in the whole image by four pixels at a time at most.  AFA and the presets pool features and make their
@@ -65,7 +65,7 @@ TABLE_SIX = {
     "+ s2c": _one_view(partial(_ablation, **_S2C)),
     "+ BSP": _one_view(partial(_ablation, **_BSP)),
     "+ OFD": _one_view(partial(_ablation, ofd=True, **_BSP)),
-    "+ affinity (BMP, default)": _one_view(partial(_ablation, ofd=True, affinity_weight=0.1, **_BSP)),
+    "+ affinity (all of BMP)": _one_view(partial(_ablation, ofd=True, affinity_weight=0.1, **_BSP)),
 }
 """The paper's ladder, each row with the rows above it."""
 

@@ -4,13 +4,14 @@
 
 | column      | images               | mask                                                        | labels  |
 |-------------|----------------------|-------------------------------------------------------------|---------|
-| ``C train`` | training, a quarter  | classification branch, what it teaches with nothing ignored | given   |
+| ``C train`` | training, see below  | classification branch, what it teaches with nothing ignored | given   |
 | ``S train`` | the same             | segmentation branch                                         | given   |
 | ``C``       | ``split``            | classification branch                                       | its own |
 | ``S``       | ``split``            | segmentation branch: what is deployed                       | none    |
 | ``S + CRF`` | ``split``            | the same after a fully connected CRF                        | none    |
 
-Masks are read to measure, and to train the row that says so.
+Of the training images one in four of those with masks is measured: they are many, and alike.  Masks are read to
+measure, and to train the row that says so.
 """
 
 from __future__ import annotations
@@ -38,7 +39,6 @@ from monai_wsss.transforms import resize_in_plane
 __all__ = ["BmpTable"]
 
 _EVERY = 4
-"""Training images are so many, and slices so alike, that one of four tells how good their pseudo-masks are."""
 _TRAINING, _UNSEEN = ("C train", "S train"), ("C", "S", "S + CRF")
 
 
@@ -56,8 +56,8 @@ class BmpTable(RecipeTable):
         for name, recipe in {**self.recipes, **self.bound}.items():
             methods = [self._train(name, recipe, seed, channels, classes).eval() for seed in self.seeds]
             for method in methods:
-                if isinstance(method, BMP):
-                    method.measure_healthy_level(self._loader(recipe, 0, masks=False))
+                if isinstance(method, BMP) and method.seed_scale == "reference":
+                    method.measure_negative_reference(self._loader(recipe, 0, masks=False))
             for split, columns in (("training", _TRAINING), (self.split, _UNSEEN)):
                 cases = self._cases(recipe.by_subject, split)
                 if split == "training":

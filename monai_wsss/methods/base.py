@@ -137,6 +137,17 @@ def _broadcast_buffers(network: nn.Module) -> None:
             torch.distributed.broadcast(buffer, 0)
 
 
+def mean_of_processes(values: torch.Tensor) -> torch.Tensor:
+    """The mean over the processes of a distributed run, in place, of those that have a value and not NaN."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        known = (~values.isnan()).to(values.dtype)
+        values.nan_to_num_(nan=0.0)
+        for part in (values, known):
+            torch.distributed.all_reduce(part)
+        values /= known  # 0 / 0 where no process has one
+    return values
+
+
 def _gather(responses: NegativeResponses) -> None:
     """Give every process of a distributed run the responses of all."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():

@@ -29,7 +29,8 @@ and why, is said in :meth:`BMP.from_preset`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -43,7 +44,7 @@ from monai_wsss.inferers.multi_scale import multi_scale_branches
 from monai_wsss.losses.affinity import AffinityLoss
 from monai_wsss.losses.balanced_cross_entropy import balanced_cross_entropy_loss
 from monai_wsss.losses.confident_pseudo_label import class_to_segmentation_loss, segmentation_to_class_loss
-from monai_wsss.methods.base import WSSSMethod
+from monai_wsss.methods.base import WSSSMethod, mean_of_processes
 from monai_wsss.methods.full_supervision import IGNORED
 from monai_wsss.networks.mix_transformer import MixTransformer
 from monai_wsss.networks.two_branch import TwoBranchNetwork
@@ -166,9 +167,10 @@ class BMP(WSSSMethod):
             when the classifier classifies: 0.4 of a short run, and 0.7 for the other two.
         s2c_ramp: when L_s2c begins; default: a fifth.
         propagation_ramp: when ``propagation`` replaces ``"par"``; default: a fifth.
-        ready_below: the branches teach nothing before the classification loss, as a moving average, has fallen below:
+        ready_below: the branches teach nothing before the classification loss, as a moving average, was once below it:
             seeds of a classifier that has not learned teach an empty segmentation, which then holds the encoder back.
-            0.4 is a good value from scratch; None: the warm-ups alone.
+            From scratch take some two thirds of the loss of a classifier that knows only how frequent the classes
+            are, 0.4 where a third of the images has the finding; None: the warm-ups alone.
         radius: of the affinity's pairs, in tokens.
 
     Raises:
@@ -182,8 +184,9 @@ class BMP(WSSSMethod):
     """
 
     network: TwoBranchNetwork
-    healthy_level: torch.Tensor
+    negative_reference: torch.Tensor
     running_classification: torch.Tensor
+    ready: torch.Tensor
 
     def __init__(
         self,
@@ -235,6 +238,8 @@ class BMP(WSSSMethod):
             raise ValueError(
                 "Expected an encoder with attention for the affinity: take another, or set `affinity_weight` to 0."
             )
+        if downscale < 1:
+            raise ValueError(f"Expected `downscale` >= 1, got {downscale}.")
         if not 0.0 <= low <= high <= 1.0:
             raise ValueError(f"Expected background scores 0 <= `low` <= `high` <= 1, got {low} and {high}.")
         self.refine = refine or PixelAdaptiveRefinement(row_stochastic=True)
@@ -266,8 +271,9 @@ class BMP(WSSSMethod):
         self.affinity_loss = AffinityLoss(radius=radius, ignore_index=IGNORED)
         self.ready_below = ready_below
         self._waits = False
-        self.register_buffer("healthy_level", torch.full((network.num_classes,), torch.nan))
+        self.register_buffer("negative_reference", torch.full((network.num_classes,), torch.nan))
         self.register_buffer("running_classification", torch.tensor(torch.nan))
+        self.register_buffer("ready", torch.tensor(False))
 
     @classmethod
     def tiny(cls, spatial_dims: int = 2, in_channels: int = 1, num_classes: int = 1) -> BMP:
@@ -354,20 +360,21 @@ class BMP(WSSSMethod):
         outputs = self.network.branches(view.image, affinity=with_affinity, upsample=False)
         seeds, segmentation = (self._at_size(maps, view.image) for maps in (outputs.seeds, outputs.segmentation))
         self.observe(outputs.seeds, view.label)
-        self._follow_healthy_level(outputs.seeds, view.label)
+        if self.seed_scale == "reference":
+            self._follow_negative_reference(view)
         losses = {"classification": F.multilabel_soft_margin_loss(float32_or_wider(outputs.logits), view.label)}
         ready = self._is_ready(losses["classification"].detach())
         needed = self.c2s_weight > 0 or with_affinity
-        begun = needed and ready and self.c2s_ramp(progress) > 0
-        self._waits = needed and not ready and self.c2s_ramp(progress) > 0
-        label, constant = self._class_labels(view, progress) if begun else (None, None)
+        class_turn = needed and self.c2s_ramp(progress) > 0
+        segmentation_turn = self.s2c_weight > 0 and self.s2c_ramp(progress) > 0
+        self._waits = not ready and (class_turn or segmentation_turn)
+        label, constant = self._class_labels(view, progress) if class_turn and ready else (None, None)
         # A term that has not begun is 0 with a graph: every parameter has a gradient, as distributed training asks.
         if self.c2s_weight > 0:
             c2s = 0 * segmentation.sum() if label is None else self._c2s(segmentation, label)
             losses["c2s"] = self.c2s_weight * c2s
         if self.s2c_weight > 0:
-            taught = ready and self.s2c_ramp(progress) > 0
-            s2c = self._s2c(seeds, segmentation, view) if taught else 0 * seeds.sum()
+            s2c = self._s2c(seeds, segmentation, view) if segmentation_turn and ready else 0 * seeds.sum()
             losses["s2c"] = self.s2c_weight * s2c
         if with_affinity:
             assert outputs.affinity is not None
@@ -378,8 +385,8 @@ class BMP(WSSSMethod):
         return losses
 
     @torch.no_grad()
-    def measure_healthy_level(self, train_data_loader: Iterable, device: torch.device | str = "cpu") -> None:
-        """Set ``healthy_level``, which is no part of the network's weights, from the training images.
+    def measure_negative_reference(self, train_data_loader: Iterable, device: torch.device | str = "cpu") -> None:
+        """Set ``negative_reference``, which is no part of the network's weights, from the training images.
 
         Args:
             train_data_loader: batches with ``image`` and ``label``.
@@ -389,8 +396,8 @@ class BMP(WSSSMethod):
         def seeds(image: torch.Tensor) -> torch.Tensor:
             return self.network.branches(image, upsample=False).seeds
 
-        self.healthy_level.copy_(
-            self._negative_responses(seeds, len(self.healthy_level), train_data_loader, device).reference()
+        self.negative_reference.copy_(
+            self._negative_responses(seeds, len(self.negative_reference), train_data_loader, device).reference()
         )
 
     def collapse_warnings(self) -> list[str]:
@@ -405,21 +412,44 @@ class BMP(WSSSMethod):
         return warnings
 
     def _is_ready(self, classification: torch.Tensor) -> bool:
-        """Whether the classifier has learned enough to teach; once a step, of which it takes note."""
-        before, now = self.running_classification, classification.to(self.running_classification)
-        after = torch.where(before.isnan(), now, before.lerp(now, 1 - _MOMENTUM))
-        ready = self.ready_below is None or bool(before < self.ready_below)
-        self.running_classification.copy_(after)
-        return ready
+        """Whether the classifier has once learned enough to teach; takes note of this step's loss."""
+        now = mean_of_processes(classification.to(self.running_classification, copy=True))
+        before = torch.where(self.running_classification.isnan(), now, self.running_classification)
+        self.running_classification.copy_(before.lerp(now, 1 - _MOMENTUM))
+        if self.ready_below is not None:
+            self.ready.logical_or_(self.running_classification < self.ready_below)
+        return self.ready_below is None or bool(self.ready)
 
     @torch.no_grad()
-    def _follow_healthy_level(self, seeds: torch.Tensor, label: torch.Tensor) -> None:
-        """Moving average of each class's median response in the images of a batch that do not hold it."""
-        absent = (label == 0)[..., None].to(seeds.device)
-        responses = float32_or_wider(seeds).flatten(2).masked_fill(~absent, torch.nan)
-        now = responses.transpose(0, 1).flatten(1).nanmedian(1).values
-        before = torch.where(self.healthy_level.isnan(), now, self.healthy_level)
-        self.healthy_level.copy_(torch.where(now.isnan(), before, before.lerp(now.to(before), 1 - _MOMENTUM)))
+    def _follow_negative_reference(self, view: _View) -> None:
+        """Moving average of each class's median response in the images of a batch that do not hold it.
+
+        In evaluation mode, as labels are made: batch statistics would give other responses.
+        """
+        absent = view.label == 0
+        now = torch.full_like(self.negative_reference, torch.nan)
+        some = absent.any(1)
+        if some.any():
+            with self._label_mode():
+                maps = self._at_size(self.network.branches(view.image[some], upsample=False).seeds, view.image)
+            valid = absent[some].reshape(*absent[some].shape, *[1] * (maps.ndim - 2))
+            if view.padding is not None:
+                valid = valid & ~view.padding[some, None]
+            for index in range(len(now)):
+                responses = maps[:, index][valid[:, index].expand_as(maps[:, index])]
+                if len(responses):
+                    now[index] = responses.median()
+        now = mean_of_processes(now)
+        before = torch.where(self.negative_reference.isnan(), now, self.negative_reference)
+        self.negative_reference.copy_(torch.where(now.isnan(), before, before.lerp(now, 1 - _MOMENTUM)))
+
+    @contextmanager
+    def _label_mode(self) -> Iterator[None]:
+        """Passes that make labels: in evaluation mode, unless ``train_mode_labels``."""
+        training = self.network.training
+        self.network.train(training and self.train_mode_labels)
+        yield
+        self.network.train(training)
 
     @torch.no_grad()
     def class_branch_mask(self, image: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
@@ -488,11 +518,9 @@ class BMP(WSSSMethod):
             outputs = self.network.branches(image)
             return outputs.seeds, outputs.segmentation
 
-        training = self.network.training
-        self.network.train(training and self.train_mode_labels)
         minmax = self.seed_scale == "minmax"
-        seeds, segmentation = multi_scale_branches(branches, view.image, scales=self.scales, rectify=minmax)
-        self.network.train(training)
+        with self._label_mode():
+            seeds, segmentation = multi_scale_branches(branches, view.image, scales=self.scales, rectify=minmax)
         present = view.label.reshape(*view.label.shape, *[1] * (seeds.ndim - 2))
         if not minmax:
             seeds = seeds / len(self.scales)
@@ -502,12 +530,12 @@ class BMP(WSSSMethod):
         """Raw seeds in [0, 1]."""
         if self.seed_scale == "minmax":
             return rescale_maps(F.relu(seeds))
-        if bool(self.healthy_level.isnan().any()):
+        if bool(self.negative_reference.isnan().any()):
             raise ValueError(
                 "Expected training images without each class before labels are made, which `seed_scale='reference'` "
-                "needs: take 'minmax', or for weights read from a file call `measure_healthy_level` first."
+                "needs: take 'minmax', or for weights read from a file call `measure_negative_reference` first."
             )
-        return subtract_negative_reference(seeds, self.healthy_level)
+        return subtract_negative_reference(seeds, self.negative_reference)
 
     def _class_scores(self, seeds: torch.Tensor, segmentation: torch.Tensor, view: _View) -> torch.Tensor:
         """S^c (B, K+1, *S) of seeds in [0, 1] and segmentation logits."""
@@ -530,7 +558,8 @@ class BMP(WSSSMethod):
         """AFA's label, by the affinity of the image at its largest scale."""
         size = [int(side * max(self.scales)) for side in view.image.shape[2:]]
         large = F.interpolate(view.image, size=size, mode=self.network.mode, align_corners=False)
-        outputs = self.network.branches(large, affinity=True, upsample=False)
+        with self._label_mode():
+            outputs = self.network.branches(large, affinity=True, upsample=False)
         assert outputs.affinity is not None
         return propagated_seed_label(
             view.intensity,

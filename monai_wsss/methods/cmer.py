@@ -49,7 +49,7 @@ from monai_wsss.losses import (
     peer_weights,
     unit_norm_maps,
 )
-from monai_wsss.methods.base import WSSSMethod
+from monai_wsss.methods.base import WSSSMethod, mean_of_processes
 from monai_wsss.networks import ModalityNetworks, networks_by_modality
 from monai_wsss.transforms import PairedSpatialTransform, SpatialRecord
 
@@ -266,7 +266,7 @@ class CMER(WSSSMethod):
         ]
         of_groups = torch.stack(of_views).mean(0)
         with torch.no_grad():
-            now = _mean_of_processes(of_groups.detach().clone())
+            now = mean_of_processes(of_groups.detach().clone())
             before = torch.where(self.peer_loss.isnan(), now, self.peer_loss)
             self.peer_loss.copy_(PEER_MOMENTUM * before + (1 - PEER_MOMENTUM) * now)
         return {f"classification/{name}": loss for name, loss in zip(self.network.modalities, of_groups, strict=True)}
@@ -331,14 +331,6 @@ class CMER(WSSSMethod):
                     f"{losses[best]:.3f}): {remedy}."
                 )
         return sentences
-
-
-def _mean_of_processes(losses: torch.Tensor) -> torch.Tensor:
-    """The mean over the processes of a distributed run, so that all of them find the same peers weak."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(losses)
-        losses /= torch.distributed.get_world_size()
-    return losses
 
 
 def _move(maps: torch.Tensor, record: SpatialRecord) -> torch.Tensor:
