@@ -76,7 +76,7 @@ def test_the_table_has_both_branches_and_the_ratio(datalist, tmp_path):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Epoch .* maps of positive images")
 def test_a_small_run_leaves_the_table_and_trains_nothing_twice(datalist, tmp_path, monkeypatch):
-    few = {name: BMP_RECIPES[name] for name in ("classification branch only", "+ affinity (BMP, default)")}
+    few = {name: BMP_RECIPES[name] for name in ("classification branch only", "+ affinity (all of BMP)")}
     monkeypatch.setattr(BmpTable, "recipes", few)
     out = tmp_path / "out"
     table = BmpTable(datalist, out, epochs=1, seeds=(0,), grid=(32, 32))
