@@ -2,12 +2,12 @@
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 """What the tables of BMP train: the rows of the paper's Table VI, AFA, the presets, and full supervision.
 
-All rows use a convolutional pyramid of width 16 with the All-MLP decoder.  Those of Table VI differ by
-their losses, labels and object-aware decoding alone, and are made for small images and training from scratch: class
-maps are pooled, not features; seeds rise from the level of healthy images to the image's peak; labels are made at one
-scale and spread in the whole image by four pixels at a time at most.  AFA and the presets pool features and make their
-labels as published.  Warm-ups are shares of the run throughout, and long: a classifier that starts from nothing has
-nothing to teach before.
+All rows use a convolutional pyramid of width 16 with the All-MLP decoder.  Those of Table VI differ by their losses,
+labels and object-aware decoding alone, and are made for small images and training from scratch: class maps are pooled,
+not features; seeds rise from the level of healthy images to the image's peak; labels are made at one scale and spread
+in the whole image by four pixels at a time at most.  AFA and the presets pool features and make their labels as
+published.  Warm-ups are shares of the run throughout, and long: a classifier that starts from nothing has nothing to
+teach before.
 """
 
 from __future__ import annotations

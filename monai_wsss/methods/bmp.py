@@ -448,8 +448,10 @@ class BMP(WSSSMethod):
         """Passes that make labels: in evaluation mode, unless ``train_mode_labels``."""
         training = self.network.training
         self.network.train(training and self.train_mode_labels)
-        yield
-        self.network.train(training)
+        try:
+            yield
+        finally:
+            self.network.train(training)
 
     @torch.no_grad()
     def class_branch_mask(self, image: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
