@@ -47,7 +47,7 @@ from monai_wsss.losses.confident_pseudo_label import class_to_segmentation_loss,
 from monai_wsss.methods.base import WSSSMethod, mean_of_processes
 from monai_wsss.methods.full_supervision import IGNORED
 from monai_wsss.networks.mix_transformer import MixTransformer
-from monai_wsss.networks.two_branch import TwoBranchNetwork
+from monai_wsss.networks.two_branch import BranchOutputs, TwoBranchNetwork
 from monai_wsss.refinement.confident_labels import confident_label, confident_segmentation_label
 from monai_wsss.refinement.pixel_adaptive import PixelAdaptiveRefinement
 from monai_wsss.refinement.pseudo_label import (
@@ -80,6 +80,8 @@ class _View(NamedTuple):
 
 
 _MOMENTUM = 0.9
+_TOKENS_AN_OFFSET = 8
+"""From so many tokens for each offset of the window on, near pairs alone are faster than all pairs, and smaller."""
 _RELEASED: dict[str, Any] = {
     "score_scale": "none",
     "background_scale": "minmax",
@@ -357,7 +359,7 @@ class BMP(WSSSMethod):
         """``classification``, and ``c2s``, ``s2c`` and ``affinity`` where on; weighted."""
         view = _view(batch)
         with_affinity = self.affinity_weight > 0
-        outputs = self.network.branches(view.image, affinity=with_affinity, upsample=False)
+        outputs = self._branches(view.image, affinity=with_affinity)
         seeds, segmentation = (self._at_size(maps, view.image) for maps in (outputs.seeds, outputs.segmentation))
         self.observe(outputs.seeds, view.label)
         if self.seed_scale == "reference":
@@ -561,7 +563,7 @@ class BMP(WSSSMethod):
         size = [int(side * max(self.scales)) for side in view.image.shape[2:]]
         large = F.interpolate(view.image, size=size, mode=self.network.mode, align_corners=False)
         with self._label_mode():
-            outputs = self.network.branches(large, affinity=True, upsample=False)
+            outputs = self._branches(large, affinity=True)
         assert outputs.affinity is not None
         return propagated_seed_label(
             view.intensity,
@@ -603,6 +605,14 @@ class BMP(WSSSMethod):
             use_background=self.s2c_background,
             positive=(view.label > 0).any(1),
             ignore_index=IGNORED,
+        )
+
+    def _branches(self, image: torch.Tensor, *, affinity: bool) -> BranchOutputs:
+        """At the sizes of the levels, with the smaller and faster form of the affinity."""
+        radius = self.affinity_loss.radius
+        offsets = (2 * radius + 1) ** (image.ndim - 2)
+        return self.network.branches(
+            image, affinity=affinity, radius=radius, dense_up_to=_TOKENS_AN_OFFSET * offsets, upsample=False
         )
 
     def _affinity(

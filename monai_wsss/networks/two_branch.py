@@ -235,7 +235,13 @@ class TwoBranchNetwork(nn.Module):
         return self._at_size(self.decoder(features), image)
 
     def branches(
-        self, image: torch.Tensor, affinity: bool = False, *, radius: int | None = None, upsample: bool = True
+        self,
+        image: torch.Tensor,
+        affinity: bool = False,
+        *,
+        radius: int | None = None,
+        dense_up_to: int = 0,
+        upsample: bool = True,
     ) -> BranchOutputs:
         """Both branches and, on request, the affinity, for training and pseudo-labels.
 
@@ -243,6 +249,7 @@ class TwoBranchNetwork(nn.Module):
             image: (B, C, *S).
             affinity: whether to give it.
             radius: of the affinity's windowed form, in tokens of the last level; None for all pairs.
+            dense_up_to: number of tokens up to which all pairs are given in spite of a radius.
             upsample: whether seeds and segmentation are brought to the image's size, as in BMP; AFA works with the
                 sizes of the levels.
 
@@ -257,6 +264,7 @@ class TwoBranchNetwork(nn.Module):
             features, pairs = self._features_and_queries(image)
         else:
             features = self.encoder(image)
+        size = features[3].shape[2:]
         logits = self.classify(features)
         coarse = self.classifier(features[3])
         seeds = self._at_size(coarse, image) if upsample or self.ofd else coarse
@@ -266,7 +274,7 @@ class TwoBranchNetwork(nn.Module):
             logits,
             seeds.detach() if self.detach_seeds else seeds,
             segmentation,
-            self._affinity(pairs, features[3].shape[2:], radius) if affinity else None,
+            self._affinity(pairs, size, None if size.numel() <= dense_up_to else radius) if affinity else None,
         )
 
     def classify(self, features: list[torch.Tensor]) -> torch.Tensor:

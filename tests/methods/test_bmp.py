@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -32,14 +34,14 @@ def small_refinement() -> PixelAdaptiveRefinement:
     return PixelAdaptiveRefinement(dilations=(1, 2), iterations=3, row_stochastic=True)
 
 
-def quiet_network(classes: int = 1, **options) -> TwoBranchNetwork:
+def quiet_network(classes: int = 1, spatial_dims: int = 2, **options) -> TwoBranchNetwork:
     """Without dropout, so that what training and evaluation give differs by batch norm alone."""
     torch.manual_seed(0)
-    return TwoBranchNetwork(ConvPyramid.tiny(2, 1), classes, decoder_width=8, dropout=0.0, **options)
+    return TwoBranchNetwork(ConvPyramid.tiny(spatial_dims, 1), classes, decoder_width=8, dropout=0.0, **options)
 
 
-def method_of(**settings) -> BMP:
-    return BMP(quiet_network(settings.pop("classes", 1)), refine=small_refinement(), **settings)
+def method_of(classes: int = 1, spatial_dims: int = 2, **settings) -> BMP:
+    return BMP(quiet_network(classes, spatial_dims), refine=small_refinement(), **settings)
 
 
 @pytest.mark.parametrize("spatial_dims", [2, 3])
@@ -118,6 +120,22 @@ def test_losses_are_those_of_the_parts():
         }
     for name, value in expected.items():
         torch.testing.assert_close(losses[name], value, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("propagation", ["bsp", "affinity"])
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_near_pairs_alone_and_all_pairs_are_one_loss(monkeypatch, spatial_dims, propagation):
+    method = method_of(spatial_dims=spatial_dims, scales=(1.0,), radius=1, propagation=propagation).eval()
+    batch = make_batch(spatial_dims)
+    shapes, values = [], []
+    for tokens_an_offset in (0, 8):
+        monkeypatch.setattr("monai_wsss.methods.bmp._TOKENS_AN_OFFSET", tokens_an_offset)
+        shapes.append(method._branches(batch["image"], affinity=True).affinity.shape[1:])
+        values.append({name: loss.item() for name, loss in method(batch, LATE).items()})
+    grid = (4,) * spatial_dims  # of sides of 16 and a stride of 4
+    assert shapes == [(3**spatial_dims, *grid), (math.prod(grid), math.prod(grid))]
+    assert values[0] == pytest.approx(values[1], rel=1e-5)
+    assert values[0]["affinity"] > 0
 
 
 def test_healthy_images_teach_background_alone():

@@ -123,6 +123,9 @@ def test_affinity_agrees_with_the_order_of_the_paper(encoder, spatial_dims):
     torch.testing.assert_close(windows, picked)
     assert bool((windows[:, ~inside_window(size, radius)] == 0).all())
     assert bool((windows[:, inside_window(size, radius)] > 0).all())
+    for dense_up_to, form in ((size.numel(), affinity), (size.numel() - 1, windows)):
+        chosen = network.branches(image, affinity=True, radius=radius, dense_up_to=dense_up_to).affinity
+        torch.testing.assert_close(chosen, form)
 
 
 @ENCODERS
