@@ -416,7 +416,7 @@ def test_a_killed_and_resumed_run_ends_as_the_other(bundle, phantoms, quick, env
             dataset_dir=phantoms,
             output_dir=tmp_path / output,
             device="cpu",
-            **{**quick, "epochs": 4, "val_interval": 2, **more},
+            **{**quick, "epochs": 3, "val_interval": 2, **more},
         )
 
     elsewhere = tmp_path / "elsewhere"
@@ -429,7 +429,7 @@ def test_a_killed_and_resumed_run_ends_as_the_other(bundle, phantoms, quick, env
     written = {path.name for path in (tmp_path / "whole").iterdir()}
     assert written >= {"checkpoints", "model.pt", "run.json", "training_log.csv"}
     # It trains as the same workflow does in this process.
-    same = run(bundle, "train", tmp_path / "in_process", phantoms, **{**quick, "epochs": 4, "val_interval": 2})
+    same = run(bundle, "train", tmp_path / "in_process", phantoms, **{**quick, "epochs": 3, "val_interval": 2})
     losses = [float(read_rows(folder / "training_log.csv")[0]["loss"]) for folder in (tmp_path / "whole", same)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     with subprocess.Popen(
@@ -528,7 +528,8 @@ def test_a_short_training_beats_no_training_and_trivial_rules(bundle, modalities
 
     def quality(output: str, **overrides: Any) -> float:
         trained = run(bundle, "train", tmp_path / output, data, **narrow, **overrides)
-        scores = run(bundle, "evaluate", tmp_path / f"{output}_scores", data, ckpt_dir=str(trained), **narrow)
+        options = {"ckpt_dir": str(trained), "views": "none", **narrow}
+        scores = run(bundle, "evaluate", tmp_path / f"{output}_scores", data, **options)
         return read_json(scores / "metrics.json")[metric]["mean"]
 
     trained = quality("trained", epochs=SHORT, val_interval=SHORT, **small)

@@ -68,12 +68,13 @@ def is_main_process() -> bool:
 def distribute_method(method: nn.Module) -> DistributedDataParallel:
     """Wrap a method so that its parties' gradients are averaged over the processes.
 
-    Several players leave the others' parameters unused in a step, which DDP has to be told.
+    Several players leave the others' parameters unused in a step, and so may a method whose terms are switched off,
+    which says so by ``may_leave_parameters_unused``: DDP has to be told.
     """
     device = local_device()
     players = getattr(method, "players", ("network",))
     return DistributedDataParallel(
         method.to(device),
         device_ids=[device] if device.type == "cuda" else None,
-        find_unused_parameters=len(players) > 1,
+        find_unused_parameters=len(players) > 1 or getattr(method, "may_leave_parameters_unused", False),
     )

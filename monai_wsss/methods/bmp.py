@@ -81,7 +81,9 @@ class _View(NamedTuple):
 
 _MOMENTUM = 0.9
 _TOKENS_AN_OFFSET = 8
-"""From so many tokens for each offset of the window on, near pairs alone are faster than all pairs, and smaller."""
+"""From so many tokens for each offset of the window on, near pairs alone are faster than all pairs."""
+_DENSE_TOKENS = 4096
+"""All pairs of more tokens are held only where near pairs alone are no fewer: 64 MiB an image."""
 _RELEASED: dict[str, Any] = {
     "score_scale": "none",
     "background_scale": "minmax",
@@ -156,7 +158,9 @@ class BMP(WSSSMethod):
         seed_scale: what the seeds become: ``"minmax"``, scaled per image and class (the paper); ``"reference"``, 0 at
             the level of images without the class, which is followed in training, and 1 at the image's peak: for
             networks with ``pooled="maps"`` trained from scratch.
-        background_scale: B^s: ``"softmax"``, its probability; ``"minmax"``, as released, its logits scaled per image.
+        background_scale: B^s: ``"softmax"``, its probability; ``"minmax"``, as released, its logits scaled per image;
+            ``"auto"`` is the first for one class, since an image that one class fills has background nowhere, and the
+            second for several.
         score_scale: what S^c of a pixel becomes before sigma_c: ``"l1"``, ``"softmax"`` or ``"none"``.
         low: background score that lets seeds through.
         high: background score that holds them back.
@@ -176,7 +180,8 @@ class BMP(WSSSMethod):
         radius: of the affinity's pairs, in tokens.
 
     Raises:
-        ValueError: an unknown choice, a negative weight, confidences or scores outside their range.
+        ValueError: an unknown choice, a negative weight, confidences, scores or sizes outside their range, options
+            that do not go together; a batch whose boxes or intensities do not fit its images.
 
     Example:
         >>> import torch
@@ -208,7 +213,7 @@ class BMP(WSSSMethod):
         confidence_of: str = "prob",
         filter_segmentation: bool = True,
         seed_scale: str = "minmax",
-        background_scale: str = "softmax",
+        background_scale: str = "auto",
         score_scale: str = "l1",
         low: float = 0.35,
         high: float = 0.55,
@@ -230,16 +235,35 @@ class BMP(WSSSMethod):
         check_choice("s2c_input", s2c_input, ("seeds", "scores"))
         check_choice("confidence_of", confidence_of, ("prob", "logit"))
         check_choice("seed_scale", seed_scale, ("minmax", "reference"))
-        check_choice("background_scale", background_scale, ("softmax", "minmax"))
+        check_choice("background_scale", background_scale, ("auto", "softmax", "minmax"))
         check_choice("score_scale", score_scale, ("none", "l1", "softmax"))
+        one_class = network.num_classes == 1
+        self.s2c_loss = {"auto": "bce" if one_class else "ce"}.get(s2c_loss, s2c_loss)
+        self.background_scale = {"auto": "softmax" if one_class else "minmax"}.get(background_scale, background_scale)
         if min(c2s_weight, s2c_weight, affinity_weight) < 0:
-            raise ValueError("Expected `c2s_weight`, `s2c_weight` and `affinity_weight` >= 0: 0 switches a term off.")
-        if network.num_classes == 1 and s2c_loss == "ce" and s2c_input == "seeds" and s2c_weight > 0:
+            raise ValueError(
+                f"Expected `c2s_weight`, `s2c_weight` and `affinity_weight` >= 0, got {c2s_weight}, {s2c_weight} and "
+                f"{affinity_weight}: 0 switches a term off."
+            )
+        if one_class and s2c_loss == "ce" and s2c_input == "seeds" and s2c_weight > 0:
             raise ValueError("Expected `s2c_loss` 'bce' or 'auto' for a single class: the 'ce' over it is always 0.")
         if network.attn_proj is None and (affinity_weight > 0 or propagation == "affinity"):
             raise ValueError(
                 "Expected an encoder with attention for the affinity: take another, or set `affinity_weight` to 0."
             )
+        if s2c_background and (self.s2c_loss != "bce" or s2c_input != "seeds"):
+            raise ValueError(
+                "Expected `s2c_loss` 'bce' and `s2c_input` 'seeds' for `s2c_background`: others have none."
+            )
+        if not 0 <= class_confidence <= 1 or (confidence_of == "prob" and not 0 <= segmentation_confidence <= 1):
+            raise ValueError(
+                f"Expected `class_confidence` and `segmentation_confidence` in [0, 1], got {class_confidence} and "
+                f"{segmentation_confidence}: shares and probabilities are compared with them."
+            )
+        if not scales or min(scales) <= 0:
+            raise ValueError(f"Expected one or more `scales` > 0, got {tuple(scales)}.")
+        if radius < 0:
+            raise ValueError(f"Expected `radius` of 0 tokens or more, got {radius}.")
         if downscale < 1:
             raise ValueError(f"Expected `downscale` >= 1, got {downscale}.")
         if not 0.0 <= low <= high <= 1.0:
@@ -250,7 +274,6 @@ class BMP(WSSSMethod):
         self.affinity_weight = affinity_weight
         self.propagation = propagation
         self.c2s_loss = c2s_loss
-        self.s2c_loss = {"auto": "bce" if network.num_classes == 1 else "ce"}.get(s2c_loss, s2c_loss)
         self.s2c_input = s2c_input
         self.s2c_background = s2c_background
         self.class_confidence = class_confidence
@@ -258,7 +281,6 @@ class BMP(WSSSMethod):
         self.confidence_of = confidence_of
         self.filter_segmentation = filter_segmentation
         self.seed_scale = seed_scale
-        self.background_scale = background_scale
         self.score_scale = score_scale
         self.low = low
         self.high = high
@@ -273,9 +295,15 @@ class BMP(WSSSMethod):
         self.affinity_loss = AffinityLoss(radius=radius, ignore_index=IGNORED)
         self.ready_below = ready_below
         self._waits = False
+        self._never: list[str] = []
         self.register_buffer("negative_reference", torch.full((network.num_classes,), torch.nan))
         self.register_buffer("running_classification", torch.tensor(torch.nan))
         self.register_buffer("ready", torch.tensor(False))
+
+    @property
+    def may_leave_parameters_unused(self) -> bool:
+        """Without L_c2s nothing trains the decoder, without L_aff nothing the affinity."""
+        return self.c2s_weight == 0 or (self.affinity_weight == 0 and self.network.attn_proj is not None)
 
     @classmethod
     def tiny(cls, spatial_dims: int = 2, in_channels: int = 1, num_classes: int = 1) -> BMP:
@@ -298,19 +326,25 @@ class BMP(WSSSMethod):
 
         |                        | ``"default"``    | ``"paper"``      | ``"released"``   | ``"afa"``           |
         |------------------------|------------------|------------------|------------------|---------------------|
-        | network                | MiT-B1, OFD      | same, OFD raw    | as default       | no OFD, seeds fixed |
+        | network                | MiT-B1, OFD      | same, OFD raw,   | as default       | no OFD, seeds fixed |
+        |                        |                  | not detached     |                  |                     |
         | warm-ups c2s, s2c, BSP | 10, 20, 20 %     | 2000, 4000, 4000 | 2000, 2000, 4000 | 2000, –, 6000       |
         | sigma_c, sigma_s       | 0.75, 0.5        | 0.75, 0.5        | 0.5, 0.75        | –                   |
         | sigma_s compared with  | probabilities    | probabilities    | logits           | –                   |
+        | l_seg of L_c2s         | soft margin      | soft margin      | soft margin      | balanced CE         |
         | L_s2c on               | seeds            | scores S^c       | seeds            | off                 |
-        | B^s                    | probability      | probability      | scaled logits    | –                   |
+        | l_seg of L_s2c         | auto             | soft margin      | auto             | –                   |
+        | B^s                    | auto             | auto             | scaled logits    | –                   |
         | S^c                    | shares           | shares           | as refined       | –                   |
         | Y^s filtered by labels | yes              | yes              | no               | –                   |
         | refinement's weights   | sum to 1         | sum to 1         | sum to 1.01      | sum to 1.01         |
         | lambda_1, _2, _3       | 0.7, 0.1, 0.1    | 0.7, 0.1, 0.1    | 0.7, 0.1, 0.1    | 0.1, 0, 0.1         |
 
-        ``"released"`` and ``"afa"`` also make their labels in training mode, and treat images without findings as any
-        other.  The absolute warm-ups are iterations: on a run of fewer they never end.
+        Labels spread by BSP but in ``"afa"``, whose affinity does.  ``"released"`` and ``"afa"`` also make their labels
+        in training mode, and treat images without findings as any other.  For one class the released code's L_s2c is a
+        cross-entropy over one channel, which is always 0: ``auto`` takes the binary one.  ``"paper"`` reads the shares
+        S^c as logits, as its equation does, so that its L_s2c lies between 0.5 and 1.0.  The absolute warm-ups are
+        iterations: on a run of fewer they never end, and a warning says so.
 
         Args:
             preset: ``"default"``, ``"paper"``, ``"released"`` or ``"afa"``.
@@ -341,17 +375,19 @@ class BMP(WSSSMethod):
         Returns:
             Three groups for ``torch.optim``.
         """
-        norms = {
+        # In the network's order, by which an optimizer's state finds its parameters when a run resumes.
+        norms = [
             parameter
             for module in self.network.encoder.modules()
             if isinstance(module, (nn.LayerNorm, nn.modules.batchnorm._NormBase))
             for parameter in module.parameters(recurse=False)
-        }
-        encoder = [parameter for parameter in self.network.encoder.parameters() if parameter not in norms]
+        ]
+        known = set(norms)
+        encoder = [parameter for parameter in self.network.encoder.parameters() if parameter not in known]
         heads = [parameter for name, parameter in self.network.named_parameters() if not name.startswith("encoder.")]
         return [
             {"params": encoder, "lr": learning_rate},
-            {"params": list(norms), "lr": 0.0, "weight_decay": 0.0},
+            {"params": norms, "lr": 0.0, "weight_decay": 0.0},
             {"params": heads, "lr": 10 * learning_rate},
         ]
 
@@ -366,25 +402,39 @@ class BMP(WSSSMethod):
             self._follow_negative_reference(view)
         losses = {"classification": F.multilabel_soft_margin_loss(float32_or_wider(outputs.logits), view.label)}
         ready = self._is_ready(losses["classification"].detach())
-        needed = self.c2s_weight > 0 or with_affinity
-        class_turn = needed and self.c2s_ramp(progress) > 0
-        segmentation_turn = self.s2c_weight > 0 and self.s2c_ramp(progress) > 0
+        from_class, from_segmentation = self.c2s_ramp(progress), self.s2c_ramp(progress)
+        class_turn = (self.c2s_weight > 0 or with_affinity) and from_class > 0
+        segmentation_turn = self.s2c_weight > 0 and from_segmentation > 0
+        self._never = self._never_begin(progress)
         self._waits = not ready and (class_turn or segmentation_turn)
         label, constant = self._class_labels(view, progress) if class_turn and ready else (None, None)
         # A term that has not begun is 0 with a graph: every parameter has a gradient, as distributed training asks.
         if self.c2s_weight > 0:
             c2s = 0 * segmentation.sum() if label is None else self._c2s(segmentation, label)
-            losses["c2s"] = self.c2s_weight * c2s
+            losses["c2s"] = self.c2s_weight * from_class * c2s
         if self.s2c_weight > 0:
             s2c = self._s2c(seeds, segmentation, view) if segmentation_turn and ready else 0 * seeds.sum()
-            losses["s2c"] = self.s2c_weight * s2c
+            losses["s2c"] = self.s2c_weight * from_segmentation * s2c
         if with_affinity:
             assert outputs.affinity is not None
             affinity = 0 * outputs.affinity.sum()
             if constant is not None:
                 affinity = self._affinity(outputs.affinity, constant, outputs.seeds.shape[2:], view.label)
-            losses["affinity"] = self.affinity_weight * affinity
+            losses["affinity"] = self.affinity_weight * from_class * affinity
         return losses
+
+    def _never_begin(self, progress: Progress) -> list[str]:
+        """The warm-ups that this run is too short for."""
+        if progress.fraction == 0:
+            return []
+        total = max(progress.iteration, round((progress.iteration - 1) / progress.fraction))
+        last = Progress(progress.epoch, total, max(progress.fraction, (total - 1) / total))
+        begun = {
+            "c2s_ramp": not (self.c2s_weight or self.affinity_weight) or self.c2s_ramp(last),
+            "s2c_ramp": not self.s2c_weight or self.s2c_ramp(last),
+            "propagation_ramp": self.propagation == "par" or self.propagation_ramp(last),
+        }
+        return [name for name, weight in begun.items() if not weight]
 
     @torch.no_grad()
     def measure_negative_reference(self, train_data_loader: Iterable, device: torch.device | str = "cpu") -> None:
@@ -403,8 +453,13 @@ class BMP(WSSSMethod):
         )
 
     def collapse_warnings(self) -> list[str]:
-        """Those of every method, and that the branches do not teach yet."""
+        """Those of every method, what this run is too short for, and that the branches do not teach yet."""
         warnings = super().collapse_warnings()
+        if self._never:
+            warnings.append(
+                f"{', '.join(f'`{name}`' for name in self._never)} will not end in this run, so what waits for it is "
+                "not trained: train for more iterations, or shorten the warm-up."
+            )
         if self._waits:
             warnings.append(
                 f"the branches do not teach each other before the classification loss, now "
@@ -608,12 +663,11 @@ class BMP(WSSSMethod):
         )
 
     def _branches(self, image: torch.Tensor, *, affinity: bool) -> BranchOutputs:
-        """At the sizes of the levels, with the smaller and faster form of the affinity."""
+        """At the sizes of the levels, with the affinity in its faster form where both are small, else its smaller."""
         radius = self.affinity_loss.radius
         offsets = (2 * radius + 1) ** (image.ndim - 2)
-        return self.network.branches(
-            image, affinity=affinity, radius=radius, dense_up_to=_TOKENS_AN_OFFSET * offsets, upsample=False
-        )
+        dense_up_to = max(offsets, min(_TOKENS_AN_OFFSET * offsets, _DENSE_TOKENS))
+        return self.network.branches(image, affinity=affinity, radius=radius, dense_up_to=dense_up_to, upsample=False)
 
     def _affinity(
         self, affinity: torch.Tensor, label: torch.Tensor, grid: torch.Size, image_label: torch.Tensor
@@ -629,5 +683,15 @@ class BMP(WSSSMethod):
 def _view(batch: dict[str, Any]) -> _View:
     image, label = plain_tensor(batch["image"]), plain_tensor(batch["label"])
     intensity = plain_tensor(batch["intensity"]) if "intensity" in batch else image
+    if intensity.shape[2:] != image.shape[2:] or len(intensity) != len(image):
+        raise ValueError(
+            f"Expected `intensity` of the images' batch and size {tuple(image.shape)}, got {tuple(intensity.shape)}."
+        )
     boxes = batch.get("boxes")
-    return _View(image, intensity, label.to(image), None if boxes is None else plain_tensor(boxes).to(image.device))
+    if boxes is not None:
+        boxes = torch.as_tensor(plain_tensor(boxes), device=image.device)
+        if boxes.shape != (len(image), 2 * (image.ndim - 2)):
+            raise ValueError(
+                f"Expected `boxes` of shape (B, 2 d) = {(len(image), 2 * (image.ndim - 2))}, got {tuple(boxes.shape)}."
+            )
+    return _View(image, intensity, label.to(image), boxes)

@@ -16,7 +16,7 @@ from monai_wsss.losses import affinity_loss, class_to_segmentation_loss, segment
 from monai_wsss.methods import BMP
 from monai_wsss.methods.base import mean_of_processes
 from monai_wsss.methods.bmp import _View, _view
-from monai_wsss.networks import ConvPyramid, TwoBranchNetwork
+from monai_wsss.networks import ConvPyramid, MixTransformer, TwoBranchNetwork
 from monai_wsss.refinement import PixelAdaptiveRefinement, refined_seed_label
 
 EARLY, LATE = (Progress(epoch=1, iteration=1, fraction=fraction) for fraction in (0.0, 0.9))
@@ -83,6 +83,54 @@ def test_terms_begin_one_after_the_other():
     assert begun[0.0] == {"classification"}
     assert begun[0.3] == {"classification", "c2s", "affinity"}
     assert begun[0.5] == set(ALL)
+
+
+@pytest.mark.parametrize(("name", "shape", "end"), [("c2s", "gaussian", 0.95), ("s2c", "gaussian", 0.95)])
+def test_a_ramp_weighs_its_terms(name, shape, end):
+    ramp = WeightRamp(shape, end=end)
+    with_ramp, without = (
+        method_of(s2c_background=True, segmentation_confidence=0.0, **{f"{name}_ramp": kind})(make_batch(), LATE)
+        for kind in (ramp, WeightRamp("none"))
+    )
+    assert without[name] > 0
+    assert 0 < ramp(LATE) < 1
+    torch.testing.assert_close(with_ramp[name], ramp(LATE) * without[name])
+
+
+@pytest.mark.parametrize(
+    ("total", "never"), [(101, []), (100, ["propagation_ramp"]), (40, ["s2c_ramp", "propagation_ramp"])]
+)
+def test_a_run_too_short_for_its_warm_ups_is_told(total, never):
+    method = method_of(
+        c2s_ramp=WeightRamp("step", end=0.1),
+        s2c_ramp=WeightRamp("iteration", end=40),
+        propagation_ramp=WeightRamp("iteration", end=100),
+    )
+    method(make_batch(), Progress(epoch=1, iteration=3, fraction=2 / total))
+    (told, *others) = [text for text in method.collapse_warnings() if "will not end" in text] or [""]
+    assert [name for name in ("c2s_ramp", "s2c_ramp", "propagation_ramp") if name in told] == never
+    assert others == []
+
+
+@pytest.mark.parametrize("ofd", [True, False])
+@pytest.mark.parametrize("off", [(), ("c2s",), ("s2c",), ("affinity",), ("c2s", "s2c", "affinity")])
+def test_parameters_that_nothing_trains_are_told(off, ofd):
+    """Distributed training has to know."""
+    method = BMP(quiet_network(ofd=ofd), refine=small_refinement(), **{f"{name}_weight": 0.0 for name in off})
+    sum(method(make_batch(), LATE).values()).backward()
+    unused = [name for name, parameter in method.named_parameters() if parameter.grad is None]
+    assert method.may_leave_parameters_unused == bool(unused)
+    assert bool(unused) == bool({"c2s", "affinity"} & set(off))
+
+
+def test_parameter_groups_keep_the_network_s_order():
+    """An optimizer's state is found by it when a run resumes in another process."""
+    method = BMP.from_preset("paper", network=TwoBranchNetwork(MixTransformer.tiny(2, 1), 1, decoder_width=8))
+    names = {parameter: name for name, parameter in method.network.named_parameters()}
+    order = list(names.values())
+    for group in method.parameter_groups(1e-3):
+        positions = [order.index(names[parameter]) for parameter in group["params"]]
+        assert positions == sorted(positions)
 
 
 @pytest.mark.parametrize("name", ["c2s", "s2c", "affinity"])
@@ -376,6 +424,71 @@ def test_presets_train(preset):
     sum(losses.values()).backward()
 
 
+PRESETS = {  # of the sheet: warm-ups, then what each reads otherwise
+    "default": ((0.1, 0.2, 0.2), {}, {}),
+    "paper": (
+        (2000, 4000, 4000),
+        {"s2c_input": "scores", "s2c_loss": "softmargin"},
+        {"ofd_activation": "none", "ofd_detach": False},
+    ),
+    "released": (
+        (2000, 2000, 4000),
+        {
+            "class_confidence": 0.5, "segmentation_confidence": 0.75, "confidence_of": "logit",
+            "filter_segmentation": False, "background_scale": "minmax", "score_scale": "none",
+            "healthy_is_background": False, "healthy_affinity": True, "train_mode_labels": True,
+        },
+        {},
+    ),
+    "afa": (
+        (2000, 0.2, 6000),
+        {
+            "c2s_weight": 0.1, "s2c_weight": 0.0, "propagation": "affinity", "c2s_loss": "balanced",
+            "background_scale": "minmax", "score_scale": "none", "healthy_is_background": False,
+            "healthy_affinity": True, "train_mode_labels": True,
+        },
+        {"ofd": False, "detach_seeds": True},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_are_those_of_the_sheet(preset):
+    method = BMP.from_preset(preset, in_channels=1, num_classes=2)
+    ends, settings, decoding = PRESETS[preset]
+    expected = {
+        "c2s_weight": 0.7, "s2c_weight": 0.1, "affinity_weight": 0.1, "propagation": "bsp", "c2s_loss": "softmargin",
+        "s2c_loss": "ce", "s2c_input": "seeds", "s2c_background": False, "class_confidence": 0.75,
+        "segmentation_confidence": 0.5, "confidence_of": "prob", "filter_segmentation": True, "seed_scale": "minmax",
+        "background_scale": "minmax", "score_scale": "l1", "low": 0.35, "high": 0.55, "downscale": 2.0,
+        "healthy_is_background": True, "healthy_affinity": False, "scales": (1.0, 0.5, 1.5),
+        "train_mode_labels": False, "ready_below": None,
+    }  # fmt: skip
+    assert {name: getattr(method, name) for name in expected} == expected | settings
+    decoder = {"ofd": True, "ofd_activation": "sigmoid", "ofd_detach": True, "detach_seeds": False}
+    assert {name: getattr(method.network, name) for name in decoder} == decoder | decoding
+    ramps = (method.c2s_ramp, method.s2c_ramp, method.propagation_ramp)
+    assert ramps == tuple(WeightRamp("step" if end < 1 else "iteration", end=end) for end in ends)
+    assert method.refine.row_stochastic == (preset in ("default", "paper"))
+    assert method.affinity_loss.radius == 8
+
+
+def test_one_class_has_losses_and_a_background_of_its_own():
+    """A cross-entropy over one channel is 0, and an image that one class fills has background nowhere."""
+    method = BMP.from_preset("paper", network=quiet_network(1))
+    assert (method.background_scale, BMP(quiet_network(1)).s2c_loss) == ("softmax", "bce")
+
+
+def test_batches_that_do_not_fit_are_told():
+    method = method_of()
+    for wrong, message in (
+        ({"boxes": torch.zeros(3, 2)}, r"`boxes` of shape .* \(3, 4\), got \(3, 2\)"),
+        ({"intensity": torch.zeros(3, 1, 8, 8)}, "`intensity` of the images' batch and size"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            method(make_batch() | wrong, LATE)
+
+
 def test_the_published_network_is_the_preset_s():
     method = BMP.from_preset("released", in_channels=1, num_classes=2)
     assert method.network.encoder.feature_channels == (64, 128, 320, 512)
@@ -404,6 +517,14 @@ def test_half_precision_gives_float32_losses():
         ({"s2c_weight": -1.0}, "0 switches a term off"),
         ({"low": 0.7, "high": 0.5}, "`low` <= `high`"),
         ({"s2c_loss": "ce"}, "single class"),
+        ({"s2c_loss": "softmargin", "s2c_background": True}, "`s2c_loss` 'bce' and `s2c_input` 'seeds'"),
+        ({"s2c_input": "scores", "s2c_background": True}, "`s2c_loss` 'bce' and `s2c_input` 'seeds'"),
+        ({"classes": 3, "s2c_background": True}, "`s2c_loss` 'bce' and `s2c_input` 'seeds'"),
+        ({"class_confidence": 75.0}, "in .0, 1., got 75.0 and 0.5"),
+        ({"segmentation_confidence": -3.0}, "in .0, 1., got 0.75 and -3.0"),
+        ({"background_scale": "l1"}, "`background_scale` to be one of"),
+        ({"scales": ()}, "one or more `scales` > 0"),
+        ({"radius": -1}, "`radius` of 0 tokens or more"),
     ],
 )
 def test_settings_that_do_not_fit_are_said(settings, message):
