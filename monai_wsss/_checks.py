@@ -8,10 +8,21 @@ one sentence: what is wrong, with which file or argument, and what to do.  The c
 
 from __future__ import annotations
 
+import math
+
 import torch
 from monai.data.meta_tensor import MetaTensor
 
-__all__ = ["DataError", "check_choice", "check_label", "check_shape", "float32_or_wider", "plain_tensor"]
+__all__ = [
+    "DataError",
+    "check_choice",
+    "check_ignore_index",
+    "check_label",
+    "check_label_map",
+    "check_shape",
+    "float32_or_wider",
+    "plain_tensor",
+]
 
 
 class DataError(ValueError):
@@ -60,6 +71,55 @@ def check_label(label: torch.Tensor, batch_size: int, num_classes: int) -> None:
         )
     if not bool(((label == 0) | (label == 1)).all()):
         raise ValueError(f"Expected `label` to hold 0 and 1 only, got values up to {label.max().item():g}.")
+
+
+def check_ignore_index(ignore_index: int, num_classes: int) -> None:
+    """Raise ``ValueError`` if ``ignore_index`` is one of the labels 0..K of a pixel, K being ``num_classes``."""
+    if 0 <= ignore_index <= num_classes:
+        raise ValueError(
+            f"Expected `ignore_index` to be no class, got {ignore_index} with classes 0..{num_classes}: "
+            "choose another, e.g. -1."
+        )
+
+
+def check_label_map(label: torch.Tensor, name: str, maps: torch.Tensor, *, num_classes: int, ignore_index: int) -> None:
+    """Check the labels of pixels: ``(B, *S)`` beside maps ``(B, C, *S)``, every value 0..K or ``ignore_index``.
+
+    Args:
+        label: of any dtype; other values would train as a class, or fail far from their cause.
+        name: what the maps are called, for the message.
+        maps: what the label supervises.
+        num_classes: K, the foreground classes.
+        ignore_index: the label without a class, itself none of 0..K.
+
+    Raises:
+        ValueError: another size, another value, or an ``ignore_index`` that is a class.
+
+    Example:
+        >>> import torch
+        >>> label = torch.tensor([[[0, 1, 255]]])
+        >>> check_label_map(label, "logits", torch.zeros(1, 2, 1, 3), num_classes=1, ignore_index=255)
+    """
+    expected = (len(maps), *maps.shape[2:])
+    if label.shape != expected:
+        raise ValueError(
+            f"Expected `label` of shape (B, *S) = {expected}, got {tuple(label.shape)}: bring {name} and labels to "
+            "one size."
+        )
+    check_ignore_index(ignore_index, num_classes)
+    if label.numel() == 0:
+        return
+    classes = label.masked_fill(label == ignore_index, 0)
+    if classes.is_floating_point():
+        # A fraction is no class; as NaN it shows in both extremes.
+        classes = classes.where(classes == classes.round(), torch.nan)
+    # The two extremes are read at once: a GPU is waited for this one time.
+    low, high = torch.stack(classes.aminmax()).tolist()
+    if not 0 <= low <= high <= num_classes:
+        raise ValueError(
+            f"Expected `label` to hold classes 0..{num_classes} and `ignore_index` {ignore_index} only, got "
+            + ("fractions or NaN." if math.isnan(low) else f"values from {low:g} to {high:g}.")
+        )
 
 
 def float32_or_wider(tensor: torch.Tensor) -> torch.Tensor:

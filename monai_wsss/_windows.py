@@ -9,12 +9,13 @@ the grid are none.  Nothing is cached: comparing indices axis by axis costs less
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import product
 
 import torch
 import torch.nn.functional as F
 
-__all__ = ["check_pairs", "near_pairs", "window_views"]
+__all__ = ["check_pairs", "check_radius", "inside_window", "near_pairs", "shifts", "window_views"]
 
 
 def near_pairs(size: Sequence[int], radius: int, device: torch.device | None = None) -> torch.Tensor:
@@ -51,14 +52,47 @@ def window_views(tokens: torch.Tensor, radius: int, outside: float, ndim: int) -
     return views.permute(*range(leading), *window, *spatial)
 
 
+def inside_window(size: Sequence[int], radius: int, device: torch.device | None = None) -> torch.Tensor:
+    """Which entries of the windowed form are pairs, both tokens in the grid of ``size``: bool (W, *s).
+
+    Example:
+        >>> inside_window((1, 3), radius=1)[3:6, 0].int().tolist()
+        [[0, 1, 1], [1, 1, 1], [1, 1, 0]]
+    """
+    check_radius(radius)
+    inside = torch.ones(tuple(size), dtype=torch.bool, device=device)
+    return window_views(inside, radius, 0, len(size)).flatten(0, len(size) - 1)
+
+
+def shifts(size: Sequence[int], radius: int) -> Iterator[tuple[int, tuple[slice, ...], tuple[slice, ...]]]:
+    """For each offset that has pairs its number among the W, the tokens p that have one, and their p + offset.
+
+    Example:
+        >>> tokens = torch.tensor([1, 2, 3])
+        >>> [(number, tokens[here].tolist(), tokens[there].tolist()) for number, here, there in shifts((3,), 1)]
+        [(0, [2, 3], [1, 2]), (1, [1, 2, 3], [1, 2, 3]), (2, [1, 2], [2, 3])]
+    """
+    for number, offset in enumerate(product(range(-radius, radius + 1), repeat=len(size))):
+        steps = list(zip(offset, size, strict=True))
+        if all(abs(step) < length for step, length in steps):
+            here = tuple(slice(max(0, -step), length - max(0, step)) for step, length in steps)
+            there = tuple(slice(max(0, step), length + min(0, step)) for step, length in steps)
+            yield number, here, there
+
+
+def check_radius(radius: int) -> None:
+    """Raise ``ValueError`` for a negative radius."""
+    if radius < 0:
+        raise ValueError(f"Expected `radius` of at least 0 tokens, got {radius}.")
+
+
 def check_pairs(affinity: torch.Tensor, batch: int, size: Sequence[int], radius: int) -> bool:
     """Check an affinity against its grid; True where it is dense (B, N, N), False where windowed (B, W, *s).
 
     Raises:
-        ValueError: it is neither.
+        ValueError: it is neither, or a negative radius.
     """
-    if radius < 0:
-        raise ValueError(f"Expected `radius` of at least 0 tokens, got {radius}.")
+    check_radius(radius)
     tokens, window = torch.Size(size).numel(), (2 * radius + 1) ** len(size)
     if affinity.shape == (batch, tokens, tokens):
         return True

@@ -728,9 +728,9 @@ def check_cross_entropy_of_maps(z: Vectors, maps: torch.Tensor, label: torch.Ten
         assert expected == 0
         assert not gradient.any()
         with pytest.raises(ValueError, match="'bce' for the activations of a single class"):
-            segmentation_to_class_loss(maps, label)
+            segmentation_to_class_loss(maps, label, kind="ce")
         return
-    loss = segmentation_to_class_loss(maps, label)
+    loss = segmentation_to_class_loss(maps, label, kind="ce")
     close(loss.detach(), expected)
     close(torch.autograd.grad(loss, maps)[0], gradient)
 

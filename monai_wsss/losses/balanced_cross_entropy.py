@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from monai_wsss._checks import check_shape, float32_or_wider
+from monai_wsss._checks import check_label_map, check_shape, float32_or_wider
 
 __all__ = ["BalancedCrossEntropyLoss", "balanced_cross_entropy_loss"]
 
@@ -32,7 +32,8 @@ def balanced_cross_entropy_loss(
         scalar >= 0 in float32 or wider; a side without pixels contributes 0, still with a graph.
 
     Raises:
-        ValueError: shapes that do not fit, or a weight outside [0, 1].
+        ValueError: shapes that do not fit, a label that is no class, an ``ignore_index`` that is one, or a weight
+            outside [0, 1].
 
     Example:
         >>> logits = torch.tensor([[[[2.0, 2.0, 2.0, 2.0]], [[-2.0, -2.0, -2.0, -2.0]]]])
@@ -41,12 +42,7 @@ def balanced_cross_entropy_loss(
         2.018
     """
     check_shape("logits", logits, "(B, K+1, *S)")
-    expected = (len(logits), *logits.shape[2:])
-    if label.shape != expected:
-        raise ValueError(
-            f"Expected `label` of shape (B, *S) = {expected}, got {tuple(label.shape)}: bring logits and labels to "
-            "one size."
-        )
+    check_label_map(label, "logits", logits, num_classes=logits.shape[1] - 1, ignore_index=ignore_index)
     _check_weight(background_weight)
     foreground = (label != 0) & (label != ignore_index)
     with torch.autocast(logits.device.type, enabled=False):

@@ -16,8 +16,9 @@ masks M are where they are a class.
 
 The multi-label soft margin *is* that binary cross-entropy: two names of one kind.  Eq. 8 prints S^c with its
 background; the released code takes the K activation logits.  Then, for K = 1, ``ce`` is 0 with no gradient, so it is
-refused; and ``bce`` sees foreground alone, which only ever raises the activations: ``use_background`` adds the
-confident background as negatives of every class.  An empty mask, officially nan, gives 0 that still has a graph.
+refused, and the default of s2c, ``auto``, is ``bce`` there and ``ce`` for several classes.  But ``bce`` of one class
+sees foreground alone, which only ever raises the activations: ``use_background`` adds the confident background as
+negatives of every class.  An empty mask, officially nan, gives 0 that still has a graph.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from monai_wsss._checks import check_choice, check_shape, float32_or_wider
+from monai_wsss._checks import check_choice, check_label_map, check_shape, float32_or_wider
 
 __all__ = [
     "ClassToSegmentationLoss",
@@ -36,6 +37,7 @@ __all__ = [
 ]
 
 _KINDS = ("softmargin", "ce", "bce")
+_S2C_KINDS = ("auto", *_KINDS)
 
 
 def class_to_segmentation_loss(
@@ -53,7 +55,8 @@ def class_to_segmentation_loss(
         scalar >= 0 in float32 or wider, the mean over the pixels that count; 0, still with a graph, where none does.
 
     Raises:
-        ValueError: shapes that do not fit, or an unknown kind.
+        ValueError: shapes that do not fit, an unknown kind, a label that is no class, or an ``ignore_index`` that is
+            one.
 
     Example:
         >>> logits = torch.tensor([[[[4.0, -4.0]], [[-4.0, 4.0]]]])
@@ -61,7 +64,8 @@ def class_to_segmentation_loss(
         0.018
     """
     check_choice("kind", kind, _KINDS)
-    _check_sizes("logits", logits, label)
+    check_shape("logits", logits, "(B, C, *S)")
+    check_label_map(label, "logits", logits, num_classes=logits.shape[1] - 1, ignore_index=ignore_index)
     valid = label != ignore_index
     return _masked_mean(logits, label.long().masked_fill(~valid, 0), valid, kind)
 
@@ -70,7 +74,7 @@ def segmentation_to_class_loss(
     maps: torch.Tensor,
     label: torch.Tensor,
     *,
-    kind: str = "ce",
+    kind: str = "auto",
     use_background: bool = False,
     positive: torch.Tensor | None = None,
     ignore_index: int = 255,
@@ -80,8 +84,9 @@ def segmentation_to_class_loss(
     Args:
         maps: raw activation logits (B, K, *S), at the size of the labels.
         label: Y^s (B, *S), 0 background, 1..K foreground (channel + 1), or ``ignore_index``.
-        kind: l, see the table of this file; K = 1 asks for ``"bce"``.
-        use_background: also count the pixels of label 0, as negatives of every class (not with ``"ce"``).
+        kind: l, see the table of this file; ``"auto"`` is ``"bce"`` for K = 1 and ``"ce"`` for more.
+        use_background: also count the pixels of label 0, as negatives of every class; with several classes
+            this asks for ``"bce"``.
         positive: (B,) bool, the images that give such negatives; None is all.  Those without any class already have
             the image-level loss for it.
         ignore_index: the label without a class.
@@ -90,18 +95,22 @@ def segmentation_to_class_loss(
         scalar >= 0 in float32 or wider, the mean over the pixels that count; 0, still with a graph, where none does.
 
     Raises:
-        ValueError: shapes that do not fit, an unknown kind, or ``"ce"`` with one class or with background.
+        ValueError: shapes that do not fit, an unknown kind, ``"ce"`` with one class or with background, a label that is
+            no class, or an ``ignore_index`` that is one.
 
     Example:
         >>> maps = torch.tensor([[[[4.0, 4.0]]]])  # one class, high at two pixels
         >>> label = torch.tensor([[[1, 0]]])  # the second is background
-        >>> round(segmentation_to_class_loss(maps, label, kind="bce").item(), 3)
+        >>> round(segmentation_to_class_loss(maps, label).item(), 3)
         0.018
-        >>> round(segmentation_to_class_loss(maps, label, kind="bce", use_background=True).item(), 3)
+        >>> round(segmentation_to_class_loss(maps, label, use_background=True).item(), 3)
         2.018
     """
-    check_choice("kind", kind, _KINDS)
-    _check_sizes("maps", maps, label)
+    check_choice("kind", kind, _S2C_KINDS)
+    check_shape("maps", maps, "(B, C, *S)")
+    check_label_map(label, "maps", maps, num_classes=maps.shape[1], ignore_index=ignore_index)
+    if kind == "auto":
+        kind = "bce" if maps.shape[1] == 1 else "ce"
     _check_cross_entropy(kind, maps.shape[1], use_background)
     counted = (label != ignore_index) & (label != 0)
     if use_background:
@@ -153,14 +162,14 @@ class SegmentationToClassLoss(nn.Module):
         ValueError: an unknown kind, or ``"ce"`` with background.
 
     Example:
-        >>> loss = SegmentationToClassLoss(kind="bce")
+        >>> loss = SegmentationToClassLoss()
         >>> round(loss(torch.zeros(1, 1, 4, 4, 4), torch.ones(1, 4, 4, 4)).item(), 3)
         0.693
     """
 
-    def __init__(self, *, kind: str = "ce", use_background: bool = False, ignore_index: int = 255) -> None:
+    def __init__(self, *, kind: str = "auto", use_background: bool = False, ignore_index: int = 255) -> None:
         super().__init__()
-        check_choice("kind", kind, _KINDS)
+        check_choice("kind", kind, _S2C_KINDS)
         _check_cross_entropy(kind, 2, use_background)
         self.kind = kind
         self.use_background = use_background
@@ -190,16 +199,6 @@ def _masked_mean(logits: torch.Tensor, target: torch.Tensor, counted: torch.Tens
             of_target = logits.gather(1, channel)[:, 0] * (target >= 0)
             loss_map = -(F.logsigmoid(-logits).sum(1) + of_target) / logits.shape[1]
         return (loss_map * counted).sum() / counted.sum().clamp(min=1)
-
-
-def _check_sizes(name: str, logits: torch.Tensor, label: torch.Tensor) -> None:
-    check_shape(name, logits, "(B, C, *S)")
-    expected = (len(logits), *logits.shape[2:])
-    if label.shape != expected:
-        raise ValueError(
-            f"Expected `label` of shape (B, *S) = {expected}, got {tuple(label.shape)}: bring {name} and labels to "
-            "one size."
-        )
 
 
 def _check_cross_entropy(kind: str, classes: int, use_background: bool) -> None:

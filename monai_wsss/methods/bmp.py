@@ -38,6 +38,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from monai_wsss._checks import check_choice, float32_or_wider, plain_tensor
+from monai_wsss._windows import check_radius
 from monai_wsss.cams import rescale_maps, subtract_negative_reference
 from monai_wsss.engines.schedules import Progress, WeightRamp
 from monai_wsss.inferers.multi_scale import multi_scale_branches
@@ -80,7 +81,7 @@ class _View(NamedTuple):
 
 
 _MOMENTUM = 0.9
-_TOKENS_AN_OFFSET = 8
+_TOKENS_AN_OFFSET = 4
 """From so many tokens for each offset of the window on, near pairs alone are faster than all pairs."""
 _DENSE_TOKENS = 4096
 """All pairs of more tokens are held only where near pairs alone are no fewer: 64 MiB an image."""
@@ -180,8 +181,8 @@ class BMP(WSSSMethod):
         radius: of the affinity's pairs, in tokens.
 
     Raises:
-        ValueError: an unknown choice, a negative weight, confidences, scores or sizes outside their range, options
-            that do not go together; a batch whose boxes or intensities do not fit its images.
+        ValueError: an unknown choice, too many classes, a negative weight, confidences, scores or sizes outside their
+            range, options that do not go together; a batch whose boxes or intensities do not fit its images.
 
     Example:
         >>> import torch
@@ -237,6 +238,10 @@ class BMP(WSSSMethod):
         check_choice("seed_scale", seed_scale, ("minmax", "reference"))
         check_choice("background_scale", background_scale, ("auto", "softmax", "minmax"))
         check_choice("score_scale", score_scale, ("none", "l1", "softmax"))
+        if network.num_classes >= IGNORED:
+            raise ValueError(
+                f"Expected fewer than {IGNORED} classes, a label that marks doubt, got {network.num_classes}."
+            )
         one_class = network.num_classes == 1
         self.s2c_loss = {"auto": "bce" if one_class else "ce"}.get(s2c_loss, s2c_loss)
         self.background_scale = {"auto": "softmax" if one_class else "minmax"}.get(background_scale, background_scale)
@@ -262,8 +267,7 @@ class BMP(WSSSMethod):
             )
         if not scales or min(scales) <= 0:
             raise ValueError(f"Expected one or more `scales` > 0, got {tuple(scales)}.")
-        if radius < 0:
-            raise ValueError(f"Expected `radius` of 0 tokens or more, got {radius}.")
+        check_radius(radius)
         if downscale < 1:
             raise ValueError(f"Expected `downscale` >= 1, got {downscale}.")
         if not 0.0 <= low <= high <= 1.0:

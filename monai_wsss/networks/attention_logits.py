@@ -11,36 +11,50 @@ that use them ask for neighbors within a radius r only.  That form holds W = (2r
 | windowed | (o, i) of token i and the token at i + o    | (B, heads, W, *s) | 0                    |
 
 Offsets o run row-major from (-r, ..., -r) to (r, ..., r), so W - 1 - o is the offset -o and W // 2 the token itself.
+
+A row is w tokens along the last axis.  The windowed form is made of products of whole rows, w x w pairs each, for one
+offset between rows after the other; the band of pairs within the radius is kept of each:
+
+| name      | holds                                            | shape                      |
+|-----------|--------------------------------------------------|----------------------------|
+| `squares` | (x, x') of tokens x and x' of two rows           | (..., w, w)                |
+| `bands`   | (x, k) of tokens x and x' = x + k - r; 0 outside | (..., w, 2r + 1)           |
+| `windows` | (n, k, i) of token i, n the offset between rows  | (W / (2r + 1), 2r + 1, *s) |
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import product
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from monai_wsss._windows import window_views
+from monai_wsss._checks import float32_or_wider
+from monai_wsss._windows import check_radius, shifts
 
-__all__ = ["attention_logits", "inside_window", "transpose_pairs"]
+__all__ = ["attention_logits"]
 
 
 def attention_logits(
-    query: torch.Tensor, key: torch.Tensor, size: Sequence[int], radius: int | None = None
+    query: torch.Tensor, key: torch.Tensor, size: Sequence[int], radius: int | None = None, *, symmetric: bool = False
 ) -> torch.Tensor:
-    """q_i . k_j, neither scaled nor normalized, of all pairs of tokens or of those within a window.
+    """a_ij = q_i . k_j, neither scaled nor normalized, of all pairs of tokens or of those within a window.
 
     Args:
         query: (B, heads, N, F), row-major tokens of a map.
         key: (B, heads, N, F).
         size: the map's sides s, of product N.
         radius: r >= 0 of the windowed form, the largest offset along each axis; None for the dense form.
+        symmetric: give a_ij + a_ji instead.
 
     Returns:
-        Dense (B, heads, N, N), or windowed (B, heads, W, *s) with 0 for offsets that leave the image.  The windowed
-        form never holds more than N rows of one side of the map.
+        Dense (B, heads, N, N), or windowed (B, heads, W, *s) with 0 for offsets that leave the image; in float32 or
+        wider, under autocast too, since unscaled sums over F channels leave the range of half precision.
+
+        For the backward pass the windowed form keeps queries and keys alone.  While it is made, no more lives besides
+        it than a few times one head's tokens, N x F, and pairs of rows, N x (w + 2r) with w the last side.
 
     Raises:
         ValueError: queries and keys that are not of N tokens each, or a negative radius.
@@ -59,67 +73,75 @@ def attention_logits(
             f"{tuple(size)}, got {tuple(query.shape)} and {tuple(key.shape)}: attention to reduced keys has no "
             "logits between tokens."
         )
-    if radius is None:
-        return query @ key.transpose(2, 3)
-    _check_radius(radius)
-    axes, span = len(size) - 1, 2 * radius + 1
-    query = query.unflatten(2, tuple(size))
-    key = F.pad(key.unflatten(2, tuple(size)), (0, 0) + (radius, radius) * len(size))
-    bands = []
-    # For each offset along all axes but the last, one product of rows with rows; of its w x (w + 2r) the band is kept.
-    for offsets in product(range(span), repeat=axes):
-        rows = key
-        for axis, offset in enumerate(offsets):
-            rows = rows.narrow(2 + axis, offset, size[axis])
-        pairs = (query @ rows.transpose(-1, -2)).flatten(-2)
-        # One more column a row moves each row's band to the front.
-        bands.append(F.pad(pairs, (0, size[-1])).unflatten(-1, (size[-1], -1))[..., :span])
-    return torch.stack(bands, dim=-2).flatten(-2).movedim(-1, 2)
+    with torch.autocast(query.device.type, enabled=False):
+        query, key = float32_or_wider(query), float32_or_wider(key)
+        if radius is None:
+            logits = query @ key.mT
+            return logits + logits.mT if symmetric else logits
+        check_radius(radius)
+        maps = (tokens.flatten(0, 1).unflatten(1, tuple(size)) for tokens in (query, key))
+        return _WindowedLogits.apply(*maps, radius, symmetric).unflatten(0, query.shape[:2])
 
 
-def transpose_pairs(pairs: torch.Tensor, size: Sequence[int], radius: int | None = None) -> torch.Tensor:
-    """The pair (j, i) in the place of (i, j): ``(B, N, N)`` or, windowed, ``(B, W, *s)``, of the same shape.
+class _WindowedLogits(torch.autograd.Function):
+    """Queries and keys (M, *s, F) of M maps to windowed logits (M, W, *s).
 
-    Args:
-        pairs: dense or windowed, without heads.
-        size: the map's sides s.
-        radius: of the windowed form; None for the dense form.
-
-    Returns:
-        Windowed, (o, i) becomes the entry (-o, i + o), and 0 where i + o is outside of the image.
-
-    Example:
-        >>> import torch
-        >>> pairs = torch.tensor([[[0.0, 1.0, 2.0], [3.0, 4.0, 5.0], [6.0, 7.0, 0.0]]])[:, :, None]  # W = 3 of radius 1
-        >>> full = torch.zeros(1, 9, 1, 3)
-        >>> full[:, 3:6] = pairs
-        >>> transpose_pairs(full, (1, 3), radius=1)[0, 3:6, 0].tolist()
-        [[0.0, 6.0, 7.0], [3.0, 4.0, 5.0], [1.0, 2.0, 0.0]]
+    Autograd alone would keep the rows of each offset, up to (2r + 1)^(d - 1) times queries and keys.
     """
-    if radius is None:
-        return pairs.transpose(1, 2)
-    _check_radius(radius)
-    dims = len(size)
-    reversed_offsets = F.pad(pairs.flip(1), (radius, radius) * dims).contiguous().unflatten(1, (2 * radius + 1,) * dims)
-    strides = reversed_offsets.stride()
-    # One step along an offset is also one step along its axis: a view, and nothing is copied.
-    moved = [strides[1 + axis] + strides[1 + dims + axis] for axis in range(dims)]
-    shape = (pairs.shape[0], *reversed_offsets.shape[1 : 1 + dims], *size)
-    return reversed_offsets.as_strided(shape, (strides[0], *moved, *strides[1 + dims :])).flatten(1, dims)
+
+    @staticmethod
+    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, radius: int, symmetric: bool) -> torch.Tensor:
+        ctx.save_for_backward(query, key)
+        ctx.radius, ctx.symmetric = radius, symmetric
+        span, size = 2 * radius + 1, query.shape[1:-1]
+        windows = query.new_zeros(len(query), span ** (len(size) - 1), span, *size)
+        # Map by map: rows of one map are one batch of matrices, of several they would be copied for each product.
+        for windows_of, q, k in zip(windows, query, key, strict=True):
+            for n, here, there in shifts(size[:-1], radius):
+                windows_of[n][:, *here] = _to_bands(q[here] @ k[there].mT, radius).movedim(-1, 0)
+            if symmetric:
+                _add_transposed_(windows_of, radius)
+        return windows.flatten(1, 2)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        query, key = ctx.saved_tensors
+        of_query, of_key = torch.zeros_like(query), torch.zeros_like(key)
+        with torch.autocast(query.device.type, enabled=False):
+            for i, (q, k) in enumerate(zip(query, key, strict=True)):
+                of_windows = grad[i].unflatten(0, (-1, 2 * ctx.radius + 1))
+                if ctx.symmetric:  # a + a^T is its own adjoint
+                    of_windows = _add_transposed_(of_windows.clone(), ctx.radius)
+                for n, here, there in shifts(q.shape[:-2], ctx.radius):
+                    squares = _to_squares(of_windows[n][:, *here].movedim(0, -1), ctx.radius)
+                    of_query[i][here].add_(squares @ k[there])
+                    of_key[i][there].add_(squares.mT @ q[here])
+        return of_query, of_key, None, None
 
 
-def inside_window(size: Sequence[int], radius: int, device: torch.device | str | None = None) -> torch.Tensor:
-    """Which offsets of which tokens stay inside of the image: ``(W, *s)`` of bool.
+def _add_transposed_(windows: torch.Tensor, radius: int) -> torch.Tensor:
+    """a + a^T in the place of a, `windows` above; entries that leave the image have no transpose and mean nothing."""
+    last = len(windows) - 1
+    for n, here, there in shifts(windows.shape[2:-1], radius):
+        if n > last - n:
+            break  # the rest are the other halves of pairs of rows
+        forth = windows[n][:, *here].movedim(0, -1)
+        back = windows[last - n][:, *there].movedim(0, -1)
+        squares = _to_squares(forth, radius) + _to_squares(back, radius).mT
+        forth.copy_(_to_bands(squares, radius))
+        back.copy_(_to_bands(squares.mT, radius))
+    return windows
 
-    Example:
-        >>> inside_window((1, 3), radius=1)[3:6, 0].int().tolist()
-        [[0, 1, 1], [1, 1, 1], [1, 1, 0]]
-    """
-    _check_radius(radius)
-    inside = torch.ones(tuple(size), dtype=torch.bool, device=device)
-    return window_views(inside, radius, 0, len(size)).flatten(0, len(size) - 1)
+
+def _to_bands(squares: torch.Tensor, radius: int) -> torch.Tensor:
+    """``(..., w, w) -> (..., w, 2r + 1)``: a row of w + 2r numbers has its band one to the right of the row before."""
+    span = 2 * radius + 1
+    return F.pad(squares, (radius, radius)).flatten(-2).unfold(-1, span, squares.shape[-1] + span)
 
 
-def _check_radius(radius: int) -> None:
-    if radius < 0:
-        raise ValueError(f"Expected `radius` of 0 tokens or more, got {radius}.")
+def _to_squares(bands: torch.Tensor, radius: int) -> torch.Tensor:
+    """``(..., w, 2r + 1) -> (..., w, w)``, 0 beside the band, without what is outside of the image."""
+    width = bands.shape[-2]
+    padded = width + 2 * radius
+    rows = F.pad(bands, (0, width)).flatten(-2)[..., : width * padded].unflatten(-1, (width, padded))
+    return rows[..., radius : radius + width]

@@ -25,10 +25,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from functools import partial
 
 import torch
 
+from monai_wsss._checks import DataError
 from monai_wsss.networks.mix_transformer import MixTransformer
 from monai_wsss.networks.pretrained import WeightReport, load_pretrained
 
@@ -53,30 +53,39 @@ _PARTS = {
 _PART = re.compile(r"\.(" + "|".join(map(re.escape, _PARTS)) + r")(?=\.)")
 
 
-def load_mix_transformer(network: MixTransformer, path: str | os.PathLike[str]) -> WeightReport:
+def load_mix_transformer(network: MixTransformer, path: str | os.PathLike[str], *, strict: bool = True) -> WeightReport:
     """Fill a mix transformer from a public checkpoint: official or Hugging Face, for three channels or any.
+
+    Sizes of mix transformers share names, so that weights of one fit a part of another: that is an error.
 
     Args:
         network: e.g. ``MixTransformer.from_preset("mit_b1", in_channels=1)``; of a
             :class:`~monai_wsss.networks.two_branch.TwoBranchNetwork` its ``encoder``.
         path: see :func:`~monai_wsss.networks.pretrained.load_pretrained`; you download it yourself, since its license
             is yours to accept.
+        strict: whether the file's encoder has to be the network's, entry by entry; its classifiers and decoders are
+            left out in any case.  False takes what fits and names the rest in a warning.
 
     Returns:
         The names by what became of them.
 
     Raises:
         TypeError: another network.
-        DataError: see there.
+        DataError: the file's encoder is another one, and the network stays as it was; else see there.
     """
     if not isinstance(network, MixTransformer):
         raise TypeError(
             f"Expected `network` to be a MixTransformer, got {type(network).__name__}: of a whole network give its "
             "`encoder`."
         )
-    return load_pretrained(
-        network, path, convert=partial(convert_mix_transformer_weights, in_channels=network.in_channels)
-    )
+
+    def convert(stored: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        converted = convert_mix_transformer_weights(stored, network.in_channels)
+        if strict:
+            _check_same_encoder(network.state_dict(), converted, path)
+        return converted
+
+    return load_pretrained(network, path, convert=convert)
 
 
 def convert_mix_transformer_weights(
@@ -119,6 +128,29 @@ def convert_mix_transformer_weights(
         spread = first.mean(1, keepdim=True) * (3 / in_channels)
         result["patch_embed1.proj.weight"] = spread.repeat_interleave(in_channels, dim=1)
     return result
+
+
+def _check_same_encoder(
+    own: Mapping[str, torch.Tensor], converted: Mapping[str, torch.Tensor], path: str | os.PathLike[str]
+) -> None:
+    """Raise ``DataError`` unless names and shapes agree."""
+    misshapen = [name for name in own if name in converted and own[name].shape != converted[name].shape]
+    shapes = [f"{n} {tuple(converted[n].shape)} for {tuple(own[n].shape)}" for n in misshapen]
+    parts = [
+        f"{words} {len(names)} entries, such as {names[0]}"
+        for words, names in (
+            ("lacks", [name for name in own if name not in converted]),
+            ("has in another shape", shapes),
+            ("holds besides", [name for name in converted if name not in own]),
+        )
+        if names
+    ]
+    # Of a file without any of these names the loader says more.
+    if parts and converted:
+        raise DataError(
+            f"Expected the encoder in {path} to be the network's, but it {'; '.join(parts)}: build the network with "
+            "the file's size, `spatial_dims` and `in_channels`, or take what fits with `strict=False`."
+        )
 
 
 def _official_name(name: str) -> str:

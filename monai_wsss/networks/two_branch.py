@@ -30,8 +30,9 @@ from monai.networks.layers.factories import Conv, Dropout, Norm
 from torch import nn
 
 from monai_wsss._checks import check_choice, float32_or_wider
+from monai_wsss._windows import inside_window
 from monai_wsss.cams import pool_maps
-from monai_wsss.networks.attention_logits import attention_logits, inside_window, transpose_pairs
+from monai_wsss.networks.attention_logits import attention_logits
 from monai_wsss.networks.conv_pyramid import ConvPyramid
 
 __all__ = ["AllMLPDecoder", "BranchOutputs", "TwoBranchNetwork"]
@@ -330,10 +331,12 @@ class TwoBranchNetwork(nn.Module):
         assert self.attn_proj is not None  # _features_and_queries has looked
         weights = self.attn_proj.weight.flatten().split([query.shape[1] for query, _ in pairs])
         # sum_h w_h q_h . k_h over all heads and blocks is one inner product of their joined channels.
-        query = torch.cat([_join_heads(q * w[:, None, None]) for (q, _), w in zip(pairs, weights, strict=True)], -1)
-        key = torch.cat([_join_heads(k) for _, k in pairs], -1)
-        logits = float32_or_wider(attention_logits(query[:, None], key[:, None], size, radius)[:, 0])
-        affinity = (logits + transpose_pairs(logits, size, radius) + self.attn_proj.bias).sigmoid()
+        query = torch.cat(
+            [_join_heads(float32_or_wider(q) * w[:, None, None]) for (q, _), w in zip(pairs, weights, strict=True)], -1
+        )
+        key = torch.cat([_join_heads(float32_or_wider(k)) for _, k in pairs], -1)
+        logits = attention_logits(query[:, None], key[:, None], size, radius, symmetric=True)[:, 0]
+        affinity = (logits + self.attn_proj.bias).sigmoid()
         return affinity if radius is None else affinity * inside_window(size, radius, affinity.device)
 
 

@@ -20,8 +20,9 @@ sigma_s with logits (``score="logit"``) and does not remove the classes that the
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 
-from monai_wsss._checks import check_choice, check_label, check_shape, float32_or_wider
+from monai_wsss._checks import check_choice, check_ignore_index, check_label, check_shape, float32_or_wider
 
 __all__ = ["confident_label", "confident_segmentation_label"]
 
@@ -29,13 +30,13 @@ _SCORES = ("prob", "logit")
 
 
 def confident_label(
-    scores: torch.Tensor, threshold: float = 0.5, *, valid: torch.Tensor | None = None, ignore_index: int = 255
+    scores: torch.Tensor, threshold: float = 0.75, *, valid: torch.Tensor | None = None, ignore_index: int = 255
 ) -> torch.Tensor:
     """Y^c of Eq. 5: labels from the refined scores S^c of the classification branch.
 
     Args:
         scores: (B, K+1, *S), background first, e.g. in [0, 1]; channels of absent classes 0.
-        threshold: sigma_c, on the scale of the scores.
+        threshold: sigma_c, on the scale of the scores; 0.75 is the paper's, where the released code takes 0.5.
         valid: bool (B, *S) or (B, 1, *S), False where the image is padding; None is everywhere.
         ignore_index: given to pixels that are not confident or not valid.
 
@@ -46,12 +47,12 @@ def confident_label(
         ValueError: shapes that do not fit, or an ``ignore_index`` that is a class.
 
     Example:
-        >>> scores = torch.tensor([[[[0.9, 0.3, 0.4]], [[0.1, 0.7, 0.45]]]])
+        >>> scores = torch.tensor([[[[0.9, 0.2, 0.4]], [[0.1, 0.8, 0.6]]]])
         >>> confident_label(scores).tolist()
         [[[0, 1, 255]]]
     """
     check_shape("scores", scores, "(B, K+1, *S)")
-    _check_ignore_index(ignore_index, scores.shape[1])
+    check_ignore_index(ignore_index, scores.shape[1] - 1)
     return _confident(float32_or_wider(scores.detach()), threshold, valid, ignore_index)
 
 
@@ -70,7 +71,7 @@ def confident_segmentation_label(
         logits: (B, K+1, *S), background first.
         label: image-level labels (B, K): absent classes are removed before the softmax, so healthy images are
             background throughout; None removes none.
-        threshold: sigma_s.
+        threshold: sigma_s; 0.5 is the paper's, where the released code takes 0.75.
         score: what is compared with it, the largest ``"prob"`` or the largest ``"logit"``.
         valid: bool (B, *S) or (B, 1, *S), False where the image is padding; None is everywhere.
         ignore_index: given to pixels that are not confident or not valid.
@@ -88,11 +89,11 @@ def confident_segmentation_label(
     """
     check_shape("logits", logits, "(B, K+1, *S)")
     check_choice("score", score, _SCORES)
-    _check_ignore_index(ignore_index, logits.shape[1])
+    check_ignore_index(ignore_index, logits.shape[1] - 1)
     scores = float32_or_wider(logits.detach())
     if label is not None:
         check_label(label, scores.shape[0], scores.shape[1] - 1)
-        absent = torch.cat((torch.zeros_like(label[:, :1]), 1 - label), 1).bool()
+        absent = F.pad(label == 0, (1, 0)).to(scores.device)
         scores = scores.masked_fill(absent.reshape(*absent.shape, *[1] * (scores.ndim - 2)), float("-inf"))
     return _confident(scores.softmax(1) if score == "prob" else scores, threshold, valid, ignore_index)
 
@@ -107,11 +108,3 @@ def _confident(scores: torch.Tensor, threshold: float, valid: torch.Tensor | Non
             )
         confident &= valid.reshape(chosen.shape).bool()
     return chosen.masked_fill_(~confident, ignore_index)
-
-
-def _check_ignore_index(ignore_index: int, channels: int) -> None:
-    if 0 <= ignore_index < channels:
-        raise ValueError(
-            f"Expected `ignore_index` to be no class, got {ignore_index} with classes 0..{channels - 1}: "
-            "choose another, e.g. -1."
-        )

@@ -11,9 +11,11 @@ of a pixel sum to 1 + w_2, so that ten steps scale maps by up to 1.105, as in th
 divides by 1 + w_2.
 
 What is never made is a copy of the maps a neighbor.  A step adds up shifted views of one padded buffer, rows by rows
-such that they stay in cache; only the weights (48 an image pixel in 2D, of one image at a time on a CPU) take memory.
-Backward applies the transposed steps with weights computed anew.  If the image wants a gradient, too, it also repeats
-the forward steps, and holds their T maps of one image.
+such that they stay in cache; only the weights take memory: 48 an image pixel in 2D, 156 a voxel in 3D, which is 1.3 GB
+for 128^3 voxels in float32 (shrink volumes, or take fewer dilations).  They are held for one image at a time on a CPU,
+elsewhere for as many as 1 GiB has room for, at least one.  Backward applies the transposed steps with weights computed
+anew.  If the image wants a gradient, too, it also holds as many gradients of weights, repeats the forward steps, and
+holds their T maps.
 
 | symbol | name        | shape       |
 |--------|-------------|-------------|
@@ -43,6 +45,7 @@ _TINY = 1e-8  # what is added to standard deviations
 # Values of rows that are worked on together on a CPU, tuned for 512 KiB to 1 MiB of second-level cache.
 _WEIGHT_BAND = 2**16
 _MAP_BAND = 2**18
+_BLOCK_BYTES = 2**30  # of weights of images that are worked on together elsewhere
 
 
 class _Rule(NamedTuple):
@@ -419,7 +422,7 @@ def _image_gradient(
 
 
 class _Refine(torch.autograd.Function):
-    """The steps of all images, in blocks of one image on a CPU, where memory is scarcer than parallel work."""
+    """The steps of all images, one block of images after the other."""
 
     @staticmethod
     def forward(ctx: Any, image: torch.Tensor, maps: torch.Tensor, rule: _Rule, iterations: int) -> torch.Tensor:
@@ -427,7 +430,7 @@ class _Refine(torch.autograd.Function):
         ctx.save_for_backward(image, maps if image.requires_grad else None)
         neighbors = _Neighbors(image.shape[2:], rule.dilations)
         refined = torch.empty_like(maps, memory_format=torch.contiguous_format)
-        for block in _blocks(image):
+        for block in _blocks(image, neighbors):
             steps = _Steps(_weights(image[block], neighbors, rule), neighbors, maps[block])
             refined[block] = steps.forward(maps[block], iterations)
         return refined
@@ -439,7 +442,7 @@ class _Refine(torch.autograd.Function):
         neighbors = _Neighbors(image.shape[2:], ctx.rule.dilations)
         of_image = None if maps is None else torch.empty_like(image, memory_format=torch.contiguous_format)
         of_maps = torch.empty_like(gradient, memory_format=torch.contiguous_format)
-        for block in _blocks(image):
+        for block in _blocks(image, neighbors):
             weights = _weights(image[block], neighbors, ctx.rule)
             steps, current = _Steps(weights, neighbors, gradient[block]), gradient[block]
             states = [] if maps is None else [maps[block]]
@@ -456,6 +459,8 @@ class _Refine(torch.autograd.Function):
         return of_image, of_maps, None, None
 
 
-def _blocks(image: torch.Tensor) -> Iterator[slice]:
-    size = 1 if image.device.type == "cpu" else max(len(image), 1)
+def _blocks(image: torch.Tensor, neighbors: _Neighbors) -> Iterator[slice]:
+    """One image each on a CPU, where memory is scarcer than parallel work, else as many as the weights' bytes allow."""
+    an_image = len(neighbors.offsets) * math.prod(neighbors.size) * image.element_size()
+    size = 1 if image.device.type == "cpu" else max(1, _BLOCK_BYTES // max(an_image, 1))
     return (slice(start, start + size) for start in range(0, len(image), size))

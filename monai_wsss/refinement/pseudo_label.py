@@ -12,13 +12,13 @@ Seeds are the class maps of the classes that the image holds; what they lack is 
 | :func:`background_aware_scores` | what a segmenter says (BSP) | refinement           | S^c, K+1 channels    |
 
 Sources: Ru et al., AFA (arXiv:2203.02664) for the two scores and the affinity; Zhu et al., BMP
-(arXiv:2308.04949), Eq. 12-13 for the last.  The refinement is along the image, usually pixel-adaptive.  Nothing here
-reads a pixel mask.
+(arXiv:2308.04949), Eq. 12-13 for the last.  The refinement is along the image, usually pixel-adaptive, and sees the
+maps of those classes alone that some image of the batch holds.  Nothing here reads a pixel mask.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,7 @@ __all__ = [
 ]
 
 Refine = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Region = tuple[slice, ...]
 
 
 def seed_label(seeds: torch.Tensor, *, low: float, high: float | None = None, ignore_index: int = 255) -> torch.Tensor:
@@ -47,7 +48,7 @@ def seed_label(seeds: torch.Tensor, *, low: float, high: float | None = None, ig
         ignore_index: value of pixels in doubt.
 
     Returns:
-        (B, *S) int64: 0, 1..K, or ``ignore_index``.
+        (B, *S) int64: 0, 1..K, or ``ignore_index``, also where a seed is NaN.
 
     Raises:
         ValueError: another shape, or ``low`` above ``high``.
@@ -61,7 +62,7 @@ def seed_label(seeds: torch.Tensor, *, low: float, high: float | None = None, ig
     _check_scores(low, high)
     highest, winner = float32_or_wider(seeds).max(dim=1)
     label = torch.where(highest > high, winner + 1, ignore_index)
-    return torch.where(highest > low, label, 0)
+    return torch.where(highest <= low, 0, label)  # NaN, which is neither above nor below, stays in doubt
 
 
 def refined_seed_label(
@@ -107,12 +108,16 @@ def refined_seed_label(
     """
     _check(image, seeds, label, downscale)
     _check_scores(low, high)
+    held, label = _held(label, seeds.device)
+    if not len(held):
+        return _background(seeds)
     small = _shrink(image, downscale)
-    classes = F.interpolate(float32_or_wider(seeds), size=small.shape[2:], mode=_mode(image), align_corners=False)
+    classes = float32_or_wider(seeds[:, held])
+    classes = F.interpolate(classes, size=small.shape[2:], mode=_mode(image), align_corners=False)
     # The refinement treats each map by itself: both sets at once share its weights.
     maps = torch.cat([softmax_with_background(classes, label, score) for score in (low, high)], 1)
     refined = F.interpolate(refine(small, maps), size=image.shape[2:], mode=_mode(image), align_corners=False)
-    return _agreed(refined, label, ignore_index)
+    return _agreed(refined, label, held, ignore_index)
 
 
 def propagated_seed_label(
@@ -151,7 +156,8 @@ def propagated_seed_label(
         (B, *S) int64: 0, 1..K, or ``ignore_index``.
 
     Raises:
-        ValueError: shapes that do not fit, ``low`` above ``high``, or a factor below 1.
+        ValueError: shapes that do not fit, ``low`` above ``high``, a factor below 1, or boxes that do not lie in the
+            image.
 
     Example:
         >>> from monai_wsss.refinement import PixelAdaptiveRefinement
@@ -164,12 +170,20 @@ def propagated_seed_label(
     """
     _check(image, seeds, label, downscale)
     _check_scores(low, high)
-    tokens = F.interpolate(float32_or_wider(seeds), size=tuple(grid), mode=_mode(image), align_corners=False)
-    maps = torch.cat([softmax_with_background(tokens, label, score) for score in (low, high)], 1)
-    spread = propagate_by_affinity(affinity, maps, radius)
-    spread = F.interpolate(spread, size=image.shape[2:], mode=_mode(image), align_corners=False)
-    agreed = _agreed(_spread(image, spread, refine, downscale, boxes), label, ignore_index)
-    return agreed if boxes is None else agreed.masked_fill(outside_boxes(boxes, image.shape[2:]), ignore_index)
+    regions = None if boxes is None else _regions(boxes, len(image), image.shape[2:])
+    held, label = _held(label, seeds.device)
+    if len(held):
+        tokens = float32_or_wider(seeds[:, held])
+        tokens = F.interpolate(tokens, size=tuple(grid), mode=_mode(image), align_corners=False)
+        maps = torch.cat([softmax_with_background(tokens, label, score) for score in (low, high)], 1)
+        spread = propagate_by_affinity(affinity, maps, radius)
+        spread = F.interpolate(spread, size=image.shape[2:], mode=_mode(image), align_corners=False)
+        agreed = _agreed(_spread(image, spread, refine, downscale, regions), label, held, ignore_index)
+    else:
+        agreed = _background(seeds)
+    if regions is None:
+        return agreed
+    return agreed.masked_fill(_outside(regions, agreed.shape[1:], agreed.device), ignore_index)
 
 
 def background_aware_scores(
@@ -194,14 +208,15 @@ def background_aware_scores(
         normalize: what the scores of a pixel become: ``none``; ``l1``, shares that sum to 1; ``softmax`` over the
             classes that take part.
         downscale: factor by which the image shrinks for the refinement.
-        boxes: (B, 2 d) ints, first and last+1 pixel along each axis: what lies outside is padding, which neither takes
-            part nor gets a score.
+        boxes: (B, 2 d) ints, first and last+1 pixel along each axis, at least one pixel: what lies outside is padding,
+            which neither takes part nor gets a score.
 
     Returns:
         S^c (B, K+1, *S), differentiable.
 
     Raises:
-        ValueError: shapes that do not fit, an unknown normalization, or a factor below 1.
+        ValueError: shapes that do not fit, an unknown normalization, a factor below 1, or boxes that do not lie in the
+            image.
 
     Example:
         >>> from monai_wsss.refinement import PixelAdaptiveRefinement
@@ -214,15 +229,23 @@ def background_aware_scores(
     """
     _check(image, seeds, label, downscale)
     check_choice("normalize", normalize, ("none", "l1", "softmax"))
-    present = _present(label, seeds)
-    scores = torch.cat((float32_or_wider(background), float32_or_wider(seeds)), 1) * present
-    spread = _spread(image, scores, refine, downscale, boxes)
+    if background.shape != (len(seeds), 1, *seeds.shape[2:]):
+        raise ValueError(
+            f"Expected `background` of shape (B, 1, *S) = {(len(seeds), 1, *seeds.shape[2:])}, got "
+            f"{tuple(background.shape)}."
+        )
+    regions = None if boxes is None else _regions(boxes, len(image), image.shape[2:])
+    held, label = _held(label, seeds.device)
+    absent = ~_present(label, seeds)
+    scores = torch.cat((float32_or_wider(background), float32_or_wider(seeds[:, held])), 1).masked_fill(absent, 0)
+    spread = _spread(image, scores, refine, downscale, regions)
     if normalize == "softmax":
-        return spread.masked_fill(~present, -torch.inf).softmax(1)
+        spread = spread.masked_fill(absent, -torch.inf).softmax(1)
     if normalize == "l1":
         # Where no score is left, none is confident: the floor also bounds the gradient.
-        return spread / spread.sum(1, keepdim=True).clamp(min=1e-6)
-    return spread
+        spread = spread / spread.sum(1, keepdim=True).clamp(min=1e-6)
+    every = spread.new_zeros(len(seeds), seeds.shape[1] + 1, *seeds.shape[2:])
+    return every.index_copy_(1, _numbers(held), spread)
 
 
 def outside_boxes(boxes: torch.Tensor, size: torch.Size) -> torch.Tensor:
@@ -232,37 +255,79 @@ def outside_boxes(boxes: torch.Tensor, size: torch.Size) -> torch.Tensor:
         boxes: (B, 2 d) ints, first and last+1 pixel along each axis.
         size: S.
 
+    Raises:
+        ValueError: boxes that do not lie in the image.
+
     Example:
         >>> outside_boxes(torch.tensor([[0, 1, 1, 3]]), torch.Size((2, 3))).int().tolist()
         [[[1, 0, 0], [1, 1, 1]]]
     """
-    outside = torch.ones((len(boxes), *size), dtype=torch.bool, device=boxes.device)
-    for index, region in _regions(boxes):
-        outside[index][region] = False
+    return _outside(_regions(boxes, len(boxes), size), size, boxes.device)
+
+
+def _outside(regions: Sequence[Region], size: torch.Size, device: torch.device) -> torch.Tensor:
+    outside = torch.ones((len(regions), *size), dtype=torch.bool, device=device)
+    for image, region in zip(outside, regions, strict=True):
+        image[region] = False
     return outside
 
 
-def _regions(boxes: torch.Tensor) -> Iterator[tuple[int, tuple[slice, ...]]]:
-    for index, ends in enumerate(boxes.tolist()):
-        yield index, tuple(slice(first, last) for first, last in zip(ends[::2], ends[1::2], strict=True))
+def _regions(boxes: torch.Tensor, images: int, size: torch.Size) -> list[Region]:
+    """The slices of each box, read from the device and checked once a call."""
+    integers = not (boxes.is_floating_point() or boxes.is_complex() or boxes.dtype == torch.bool)
+    if boxes.shape != (images, 2 * len(size)) or not integers:
+        raise ValueError(
+            f"Expected `boxes` of integers of shape (B, 2 d) = {(images, 2 * len(size))}, got {boxes.dtype} of shape "
+            f"{tuple(boxes.shape)}."
+        )
+    regions = []
+    for ends in boxes.tolist():
+        pairs = list(zip(ends[::2], ends[1::2], strict=True))
+        if not all(0 <= first < end <= side for (first, end), side in zip(pairs, size, strict=True)):
+            raise ValueError(
+                f"Expected `boxes` of 0 <= first < last+1 <= side along each axis of an image of size {tuple(size)}, "
+                f"got {ends}."
+            )
+        regions.append(tuple(slice(first, end) for first, end in pairs))
+    return regions
 
 
-def _agreed(refined: torch.Tensor, label: torch.Tensor, ignore_index: int) -> torch.Tensor:
+def _held(label: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """The channels (k,) of the classes that some image of the batch holds, and their labels (B, k).
+
+    No pixel can be another class's, so that others need no refinement, which is what costs.
+    """
+    label = label.to(device)
+    held = label.any(0).nonzero()[:, 0]
+    return held, label[:, held]
+
+
+def _background(seeds: torch.Tensor) -> torch.Tensor:
+    """The label of images without any class."""
+    return torch.zeros((len(seeds), *seeds.shape[2:]), dtype=torch.long, device=seeds.device)
+
+
+def _numbers(held: torch.Tensor) -> torch.Tensor:
+    """What the background and the channels ``held`` are called among all classes: 0 and channel + 1."""
+    return F.pad(held + 1, (1, 0))
+
+
+def _agreed(refined: torch.Tensor, label: torch.Tensor, held: torch.Tensor, ignore_index: int) -> torch.Tensor:
     """What the scores of the low (first half of the channels) and the high background say together."""
     absent = ~_present(label, refined)
     of_low, of_high = (scores.masked_fill(absent, -torch.inf).max(1).indices for scores in refined.chunk(2, 1))
     doubt = torch.where(of_low == 0, 0, ignore_index)
-    return torch.where(of_high > 0, of_high, doubt)
+    return torch.where(of_high > 0, _numbers(held)[of_high], doubt)
 
 
 def _spread(
-    image: torch.Tensor, scores: torch.Tensor, refine: Refine, downscale: float, boxes: torch.Tensor | None
+    image: torch.Tensor, scores: torch.Tensor, refine: Refine, downscale: float, regions: Sequence[Region] | None
 ) -> torch.Tensor:
     """Scores refined along the image shrunk, each image within its box."""
-    if boxes is not None:
+    if regions is not None:
         spread = torch.zeros_like(scores)
-        for index, region in _regions(boxes):
-            part: tuple[slice, ...] = (slice(index, index + 1), slice(None), *region)
+        for index, region in enumerate(regions):
+            part: Region = (slice(index, index + 1), slice(None), *region)
             spread[part] = _spread(image[part], scores[part], refine, downscale, None)
         return spread
     refined = refine(_shrink(image, downscale), scores)
@@ -271,7 +336,9 @@ def _spread(
 
 def _shrink(image: torch.Tensor, downscale: float) -> torch.Tensor:
     size = [max(1, int(side / downscale)) for side in image.shape[2:]]
-    return F.interpolate(float32_or_wider(image), size=size, mode=_mode(image), align_corners=False)
+    # Integers, too, become floats: interpolated as they are, they would be rounded.
+    real = image.to(torch.promote_types(image.dtype, torch.float32))
+    return F.interpolate(real, size=size, mode=_mode(image), align_corners=False)
 
 
 def _mode(image: torch.Tensor) -> str:
@@ -279,8 +346,8 @@ def _mode(image: torch.Tensor) -> str:
 
 
 def _present(label: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
-    """(B, K+1, 1, ...) bool: the background and the classes of each image."""
-    present = F.pad(label > 0, (1, 0), value=True).to(seeds.device)
+    """(B, k+1, 1, ...) bool: the background and, of these classes, those of each image."""
+    present = F.pad(label > 0, (1, 0), value=True)
     return present.reshape(*present.shape, *[1] * (seeds.ndim - 2))
 
 

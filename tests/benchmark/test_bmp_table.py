@@ -65,12 +65,14 @@ def datalist(tmp_path: Path) -> Path:
 
 
 def test_the_table_has_both_branches_and_the_ratio(datalist, tmp_path):
-    rows = {"+ c2s / C train": [row(0.2)], "+ c2s / S": [row(0.3), row(0.5)], f"{FULL_SUPERVISION} / S": [row(0.8)]}
+    refined = row(0.6) | {"crf_seconds": {"mean": 0.25}}
+    rows = {"+ c2s / C train": [row(0.2)], "+ c2s / S": [row(0.3), row(0.5)], "+ c2s / S + CRF": [refined]}
+    rows[f"{FULL_SUPERVISION} / S"] = [row(0.8)]
     lines = BmpTable(datalist, tmp_path / "out").format(rows).splitlines()
-    assert lines[0] == "| row | C train | S train | C | S | S + CRF | ratio |"
-    assert lines[2] == "| + c2s | 0.200 | – | – | 0.400 ± 0.141 | – | 0.50 |"
-    assert lines[3].endswith("| 0.800 | – | 1.00 |")
-    assert BmpTable(datalist, tmp_path / "out").format({"+ c2s / S": [row(0.3)]}).endswith("| 0.300 | – | – |")
+    assert lines[0] == "| row | C train | S train | C | S | S + CRF | CRF, s | ratio |"
+    assert lines[2] == "| + c2s | 0.200 | – | – | 0.400 ± 0.141 | 0.600 | 0.250 | 0.50 |"
+    assert lines[3].endswith("| 0.800 | – | – | 1.00 |")
+    assert BmpTable(datalist, tmp_path / "out").format({"+ c2s / S": [row(0.3)]}).endswith("| 0.300 | – | – | – |")
 
 
 @pytest.mark.slow
@@ -82,7 +84,9 @@ def test_a_small_run_leaves_the_table_and_trains_nothing_twice(datalist, tmp_pat
     table = BmpTable(datalist, out, epochs=1, seeds=(0,), grid=(32, 32))
     rows = table.run()
     for name in few:
-        assert {f"{name} / {column}" for column in ("C train", "S train", "C", "S", "S + CRF")} <= set(rows)
+        assert {f"{name} / {column}" for column in ("C train", "S train", "C", "S")} <= set(rows)
+    refined = {row.removesuffix(" / S + CRF") for row in rows if row.endswith("S + CRF")}
+    assert refined == {"+ affinity (all of BMP)", FULL_SUPERVISION}  # of whole methods
     assert rows[f"{FULL_SUPERVISION} / S + CRF"][0]["crf_seconds"]["mean"] > 0
     assert json.loads((out / "bmp.json").read_text()) == rows
     trained = {path: path.stat().st_mtime_ns for path in out.glob("*/seed0/model.pt")}

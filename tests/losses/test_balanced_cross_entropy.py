@@ -92,6 +92,11 @@ def test_bad_input():
         balanced_cross_entropy_loss(torch.zeros(2, 3, 4, 4), torch.zeros(2, 8, 8))
     with pytest.raises(ValueError, match=r"`logits` of shape \(B, K\+1, \*S\), got \(2, 3\)"):
         balanced_cross_entropy_loss(torch.zeros(2, 3), torch.zeros(2))
+    for value in (-1, 3):
+        with pytest.raises(ValueError, match=r"`label` to hold classes 0\.\.2 and `ignore_index` 255 only, got values"):
+            balanced_cross_entropy_loss(torch.zeros(2, 3, 4, 4), torch.full((2, 4, 4), value))
+    with pytest.raises(ValueError, match=r"`ignore_index` to be no class, got 1 with classes 0\.\.2"):
+        balanced_cross_entropy_loss(torch.zeros(2, 3, 4, 4), torch.zeros(2, 4, 4), ignore_index=1)
     with pytest.raises(ValueError, match=r"`background_weight` in \[0, 1\], got 1.5"):
         BalancedCrossEntropyLoss(background_weight=1.5)
     with pytest.raises(ValueError, match=r"`background_weight` in \[0, 1\], got -1"):

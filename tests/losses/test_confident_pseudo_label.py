@@ -120,7 +120,8 @@ def test_one_class_alone_only_raises_its_map():
     maps = torch.zeros(1, 1, 4, 4, requires_grad=True)
     label = (torch.arange(16) % 2).reshape(1, 4, 4)
     (gradient,) = torch.autograd.grad(segmentation_to_class_loss(maps, label, kind="bce"), maps)
-    assert bool((gradient[0] <= 0).all())
+    assert bool((gradient[0][label == 1] < 0).all())
+    assert not gradient[0][label == 0].any()
     loss = segmentation_to_class_loss(maps, label, kind="bce", use_background=True)
     (gradient,) = torch.autograd.grad(loss, maps)
     assert bool((gradient[0][label == 0] > 0).all())
@@ -188,9 +189,14 @@ def test_another_ignore_index():
 @pytest.mark.parametrize(
     ("channels", "label", "options", "message"),
     [
-        (1, (2, 4, 4), {}, "'bce' for the activations of a single class, got 'ce': over one channel it is always 0"),
+        (
+            1,
+            (2, 4, 4),
+            {"kind": "ce"},
+            "'bce' for the activations of a single class, got 'ce': over one channel it is always 0",
+        ),
         (3, (2, 4, 4), {"use_background": True}, "'bce' with `use_background`, got 'ce'"),
-        (3, (2, 4, 4), {"kind": "focal"}, "`kind` to be one of softmargin, ce, bce, got 'focal'"),
+        (3, (2, 4, 4), {"kind": "focal"}, "`kind` to be one of auto, softmargin, ce, bce, got 'focal'"),
         (3, (2, 1, 4, 4), {}, r"`label` of shape \(B, \*S\) = \(2, 4, 4\), got \(2, 1, 4, 4\)"),
         (
             3,
@@ -214,4 +220,48 @@ def test_bad_input_of_the_other_way():
         with pytest.raises(ValueError, match="`kind` to be one of"):
             module(**options)
     with pytest.raises(ValueError, match="the background has no channel"):
-        SegmentationToClassLoss(use_background=True)
+        SegmentationToClassLoss(kind="ce", use_background=True)
+    with pytest.raises(ValueError, match="`kind` to be one of softmargin, ce, bce, got 'auto'"):
+        class_to_segmentation_loss(torch.zeros(2, 3, 4, 4), torch.zeros(2, 4, 4), kind="auto")
+
+
+def test_the_default_of_s2c_is_binary_for_one_class_alone():
+    for classes, kind in ((1, "bce"), (3, "ce")):
+        _, maps, label = make(classes=classes)
+        expected = segmentation_to_class_loss(maps, label, kind=kind)
+        assert expected > 0
+        assert segmentation_to_class_loss(maps, label) == expected
+        assert SegmentationToClassLoss()(maps, label) == expected
+    _, maps, label = make(classes=1)
+    expected = segmentation_to_class_loss(maps, label, kind="bce", use_background=True)
+    assert SegmentationToClassLoss(use_background=True)(maps, label) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "ignore_index", "message"),
+    [
+        (-1, 255, r"`label` to hold classes 0\.\.2 and `ignore_index` 255 only, got values from -1 to 2\."),
+        (3, 255, r"only, got values from 0 to 3\."),
+        (255, -1, r"`ignore_index` -1 only, got values from 0 to 255\."),
+        (0.5, 255, r"only, got fractions or NaN\."),
+        (float("nan"), 255, r"only, got fractions or NaN\."),
+        (255, 2, r"`ignore_index` to be no class, got 2 with classes 0\.\.2: choose another"),
+        (255, 0, r"`ignore_index` to be no class, got 0 with classes 0\.\.2: choose another"),
+    ],
+)
+@pytest.mark.parametrize("size", SIZES, ids=IDS)
+def test_labels_that_are_no_class_are_said(size, value, ignore_index, message):
+    logits, maps, label = make(size=size, classes=2)
+    label = label.masked_fill(label == 255, ignore_index).to(torch.tensor(value).dtype)
+    label[0].view(-1)[:3] = torch.tensor([0, 2, value])
+    with pytest.raises(ValueError, match=message):
+        class_to_segmentation_loss(logits, label, ignore_index=ignore_index)
+    with pytest.raises(ValueError, match=message):
+        segmentation_to_class_loss(maps, label, ignore_index=ignore_index)
+
+
+def test_labels_of_bool_and_of_no_image():
+    logits, maps, label = make(classes=1)
+    expected = class_to_segmentation_loss(logits, (label == 1).long())
+    assert class_to_segmentation_loss(logits, label == 1) == expected
+    assert class_to_segmentation_loss(logits[:0], label[:0]) == segmentation_to_class_loss(maps[:0], label[:0]) == 0

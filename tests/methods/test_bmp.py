@@ -176,7 +176,7 @@ def test_near_pairs_alone_and_all_pairs_are_one_loss(monkeypatch, spatial_dims, 
     method = method_of(spatial_dims=spatial_dims, scales=(1.0,), radius=1, propagation=propagation).eval()
     batch = make_batch(spatial_dims)
     shapes, values = [], []
-    for tokens_an_offset in (0, 8):
+    for tokens_an_offset in (0, 4):
         monkeypatch.setattr("monai_wsss.methods.bmp._TOKENS_AN_OFFSET", tokens_an_offset)
         shapes.append(method._branches(batch["image"], affinity=True).affinity.shape[1:])
         values.append({name: loss.item() for name, loss in method(batch, LATE).items()})
@@ -524,7 +524,8 @@ def test_half_precision_gives_float32_losses():
         ({"segmentation_confidence": -3.0}, "in .0, 1., got 0.75 and -3.0"),
         ({"background_scale": "l1"}, "`background_scale` to be one of"),
         ({"scales": ()}, "one or more `scales` > 0"),
-        ({"radius": -1}, "`radius` of 0 tokens or more"),
+        ({"radius": -1}, "`radius` of at least 0 tokens"),
+        ({"classes": 255}, "fewer than 255 classes"),
     ],
 )
 def test_settings_that_do_not_fit_are_said(settings, message):

@@ -131,10 +131,50 @@ def test_what_does_not_fit_is_reported(tmp_path, caplog):
     del weights["segformer.encoder.layer_norm.2.bias"]
     torch.save(weights, path)
     with caplog.at_level(logging.WARNING):
-        report = load_mix_transformer(tiny(), path)
+        report = load_mix_transformer(tiny(), path, strict=False)
     assert report.missing == ("block1.0.attn.kv.bias", "norm3.bias")
     assert report.unexpected == ("block1.0.attn.k.bias",)
     assert "left 2 entries of the network unfilled: block1.0.attn.kv.bias, norm3.bias" in caplog.text
+
+
+SIZES = {"embed_dims": (8, 16, 24, 32), "num_heads": (1, 2, 3, 4), "sr_ratios": (4, 2, 1, 1)}
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (
+            lambda: MixTransformer(2, 3, depths=(1, 1, 1, 1), attention_blocks=(-1,), **SIZES),
+            r"holds besides 16 entries, such as block4\.1\.norm1\.weight: build the network with the file's size",
+        ),
+        (lambda: MixTransformer(2, 3, depths=(1, 1, 2, 2), **SIZES), r"lacks 16 entries, such as block3\.1\."),
+        (
+            lambda: MixTransformer(3, 3, depths=(1, 1, 1, 2), **SIZES),
+            r"has in another shape \d+ entries, such as patch_embed1\.proj\.weight "
+            r"\(8, 3, 7, 7\) for \(8, 3, 7, 7, 7\): build the network .*`spatial_dims`",
+        ),
+    ],
+)
+@pytest.mark.parametrize("naming", NAMINGS)
+def test_files_of_other_encoders_are_refused_and_change_nothing(build, message, naming, tmp_path):
+    path = tmp_path / "weights.pt"
+    torch.save(stored(naming), path)
+    network = build()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    with pytest.raises(DataError, match=r"encoder in .*weights\.pt to be the network's, but it " + message):
+        load_mix_transformer(network, path)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    report = load_mix_transformer(network, path, strict=False)
+    assert report.loaded
+    assert report.unfilled or report.unexpected
+
+
+def test_filters_for_four_channels_are_refused_for_one(tmp_path):
+    path = tmp_path / "weights.pt"
+    torch.save(tiny(4).state_dict(), path)
+    with pytest.raises(DataError, match=r"patch_embed1\.proj\.weight \(8, 4, 7, 7\) for \(8, 1, 7, 7\).*`in_channels`"):
+        load_mix_transformer(tiny(1), path)
+    assert not load_mix_transformer(tiny(4), path).unfilled
 
 
 def test_conversion_leaves_its_input_alone():

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from network_checks import randomize_norms, with_and_without_neighbor
 from torch import nn
 
-from monai_wsss.networks.attention_logits import attention_logits, inside_window
+from monai_wsss._windows import inside_window
+from monai_wsss.networks.attention_logits import attention_logits
 from monai_wsss.networks.conv_pyramid import ConvPyramid
 from monai_wsss.networks.mix_transformer import MixTransformer
 from monai_wsss.networks.two_branch import AllMLPDecoder, TwoBranchNetwork
@@ -86,10 +87,24 @@ def test_decoder_agrees_with_the_order_of_the_paper(spatial_dims, mode):
     torch.testing.assert_close(decoder(features), expected, rtol=1e-9, atol=1e-10)
 
 
-def test_dropout_takes_whole_channels_in_training():
-    decoder = AllMLPDecoder((1, 1, 1, 1), 2, width=64, dropout=0.5)
-    assert isinstance(decoder.dropout, nn.Dropout2d)
+@DIMENSIONS
+def test_dropout_takes_whole_channels_in_training(spatial_dims):
+    torch.manual_seed(0)
+    decoder = AllMLPDecoder((1, 1, 1, 1), 2, spatial_dims=spatial_dims, width=64, dropout=0.25)
+    assert isinstance(decoder.dropout, nn.Dropout2d if spatial_dims == 2 else nn.Dropout3d)
     assert AllMLPDecoder((1, 1, 1, 1), 2).dropout.p == 0.1
+    seen = []
+    decoder.dropout.register_forward_hook(lambda module, given, result: seen.append((given[0], result)))
+    decoder([torch.randn(8, 1, *[5, 4, 3][:spatial_dims]) for _ in range(4)])
+    fused, dropped = (maps.flatten(2) for maps in seen[0])
+    gone = (dropped == 0).all(2)
+    assert bool((fused.amax(2) > 0).all())
+    # Each channel of each image on its own: all of it or nothing, and what stays is scaled up.
+    torch.testing.assert_close(dropped, fused * ~gone[..., None] / 0.75)
+    assert 0.2 < gone.float().mean() < 0.3
+    assert len(gone.unique(dim=0)) == 8
+    decoder.eval()([torch.randn(8, 1, *[5, 4, 3][:spatial_dims]) for _ in range(4)])
+    assert torch.equal(*seen[1])
 
 
 def test_names_are_those_of_the_public_code():
@@ -255,6 +270,16 @@ def test_constant_images_give_finite_outputs_and_gradients(encoder, value, activ
     assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
 
 
+@torch.no_grad()
+def spread_affinities(network: TwoBranchNetwork) -> None:
+    """Running statistics of the image's own and a projection of a wide range: affinities from near 0 to near 1."""
+    for _ in range(60):
+        network.train()(picture())
+    logits = network.eval().branches(picture(), affinity=True).affinity.logit()
+    network.attn_proj.bias.sub_(logits.mean()).mul_(2 / logits.std())
+    network.attn_proj.weight.mul_(2 / logits.std())
+
+
 @ENCODERS
 @pytest.mark.parametrize("mode", [True, False])
 @pytest.mark.parametrize("radius", [None, 1])
@@ -265,10 +290,30 @@ def test_autocast_gives_finite_outputs(encoder, mode, radius):
     assert all(part.isfinite().all() for part in outputs)
     assert outputs.affinity.dtype == torch.float32
     if not mode:
+        spread_affinities(network)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             half = network.branches(picture(), affinity=True)
-        for got, expected in zip(half, network.branches(picture(), affinity=True), strict=True):
+        full = network.branches(picture(), affinity=True)
+        assert full.affinity.min() < 0.05
+        assert full.affinity.max() > 0.95
+        for got, expected in zip(half, full, strict=True):
             torch.testing.assert_close(got.float(), expected, rtol=0.1, atol=0.1)
+
+
+@ENCODERS
+@pytest.mark.parametrize("radius", [None, 1])
+def test_autocast_rounds_queries_and_keys_and_not_their_products(encoder, radius):
+    network = make(encoder).eval()
+    spread_affinities(network)
+    features, pairs = network.encoder.forward_with_queries(picture())
+    halves = [(query.bfloat16(), key.bfloat16()) for query, key in pairs]
+    network.encoder.forward_with_queries = lambda image: (features, halves)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = network.branches(picture(), affinity=True, radius=radius).affinity
+    network.encoder.forward_with_queries = lambda image: (features, [(q.float(), k.float()) for q, k in halves])
+    expected = network.branches(picture(), affinity=True, radius=radius).affinity
+    assert expected.amax() - expected[expected > 0].amin() > 0.9
+    torch.testing.assert_close(got, expected)
 
 
 @ENCODERS
@@ -297,7 +342,7 @@ def test_torch_export_agrees(encoder):
         (lambda: make("pyramid", pooled="logits"), "`pooled` to be one of features, maps, got 'logits'"),
         (lambda: make("pyramid", pooling="lse"), "`pooling` to be one of max, average, topk, got 'lse'"),
         (lambda: make("pyramid", ofd_activation="relu"), "`ofd_activation` to be one of sigmoid, minmax, none"),
-        (lambda: make("pyramid").branches(picture(), affinity=True, radius=-1), "`radius` of 0 tokens or more"),
+        (lambda: make("pyramid").branches(picture(), affinity=True, radius=-1), "`radius` of at least 0 tokens"),
     ],
 )
 def test_wrong_arguments_are_named(build, message):

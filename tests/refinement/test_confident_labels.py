@@ -91,6 +91,20 @@ def test_half_precision_is_compared_in_float32(dtype):
     assert torch.equal(got, confident_segmentation_label(half.float(), label, threshold=0.7))
 
 
+def test_bool_labels_and_the_device_of_the_logits():
+    logits, label, _ = make()
+    expected = confident_segmentation_label(logits, label)
+    assert torch.equal(confident_segmentation_label(logits, label.bool()), expected)
+    # As labels read by a loader beside logits of a GPU; a device that holds no values will do.
+    assert confident_segmentation_label(logits.to("meta"), label).shape == expected.shape
+
+
+def test_the_defaults_are_the_papers():
+    scores = torch.tensor([[[[0.8, 0.6, 0.45]], [[0.2, 0.4, 0.55]]]])
+    assert confident_label(scores).tolist() == [[[0, 255, 255]]]
+    assert confident_segmentation_label(scores.log()).tolist() == [[[0, 0, 1]]]
+
+
 def test_bad_input():
     logits = torch.zeros(2, 3, 4, 4)
     with pytest.raises(ValueError, match=r"`scores` of shape \(B, K\+1, \*S\), got \(2, 3\)"):

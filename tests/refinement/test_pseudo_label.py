@@ -1,8 +1,10 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Pseudo-labels against loops over pixels and images, with an easy refinement; boxes; degenerate seeds."""
+"""Pseudo-labels against loops over pixels and images, with an easy refinement; boxes; degenerate seeds; the cost."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import pytest
@@ -146,6 +148,63 @@ def test_affinity_between_all_tokens_makes_one_label():
     assert (one[..., 6:] == 255).all()
 
 
+class Counting:
+    """A refinement that notes how many maps it is given."""
+
+    def __init__(self) -> None:
+        self.refine = PixelAdaptiveRefinement(dilations=(1, 2), iterations=3)
+        self.channels: list[int] = []
+
+    def __call__(self, image: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
+        self.channels.append(maps.shape[1])
+        return self.refine(image, maps)
+
+
+def results(count: int, label: torch.Tensor, size: tuple[int, ...], refine: Counting) -> list[torch.Tensor]:
+    """Labels and scores by each function, of the first ``count`` of three images; but for the first, in boxes."""
+    grid = tuple(side // 2 for side in size)
+    arguments = {
+        "image": random(3, 1, *size)[:count],
+        "seeds": random(3, 5, *size, seed=1)[:count],
+        "label": label[:count],
+        "refine": refine,
+        "downscale": 1.5,
+    }
+    boxes = torch.tensor([bound for side in size for bound in (1, side)]).expand(count, -1)
+    affinity = random(3, math.prod(grid), math.prod(grid), seed=2)[:count]
+    background = random(3, 1, *size, seed=3)[:count]
+    scores = {"low": 0.35, "high": 0.45}
+    return [
+        refined_seed_label(**arguments, **scores),
+        propagated_seed_label(**arguments, **scores, affinity=affinity, grid=grid, boxes=boxes),
+        *(
+            background_aware_scores(**arguments, background=background, normalize=normalize, boxes=boxes)
+            for normalize in ("none", "l1", "softmax")
+        ),
+    ]
+
+
+@pytest.mark.parametrize("size", [(12, 9), (6, 8, 6)])
+@pytest.mark.parametrize("held", [[[3], [1, 3]], [[0], [4]], [[], []]])
+def test_classes_that_no_image_holds_are_not_refined(size, held):
+    """A third image that holds every class has every map refined, which changes nothing in the first two."""
+    label = torch.zeros(3, 5)
+    for image, classes in enumerate(held):
+        label[image, classes] = 1
+    label[2] = 1
+    few, every = Counting(), Counting()
+    alone, beside = results(2, label, size, few), results(3, label, size, every)
+    numbers = {k + 1 for of_image in held for k in of_image}
+    classes = len(numbers)
+    # Once for the batch, then once for each box; both background scores are refined together, if there is a class.
+    assert few.channels == ([2 * (classes + 1)] * (1 + 2) if classes else []) + [classes + 1] * 2 * 3
+    assert every.channels == [2 * 6] * (1 + 3) + [6] * 3 * 3
+    for got, expected in zip(alone, beside, strict=True):
+        torch.testing.assert_close(got, expected[:2])
+    for got in alone[:2]:
+        assert set(got.unique().tolist()) - {0, 255} == numbers
+
+
 def test_one_pixel_and_half_precision():
     pixel = torch.rand(1, 1, 1, 1)
     refine = PixelAdaptiveRefinement()
@@ -169,6 +228,74 @@ def test_what_does_not_fit_is_said(changes, message):
     arguments |= {"refine": keep}
     with pytest.raises(ValueError, match=message):
         refined_seed_label(**(arguments | changes))
+
+
+@pytest.mark.parametrize(
+    ("boxes", "message"),
+    [
+        ([[0, 4, 0]], r"`boxes` of integers of shape \(B, 2 d\) = \(1, 4\), got torch.int64 of shape \(1, 3\)"),
+        ([[0.0, 4.0, 0.0, 5.0]], r"`boxes` of integers of shape \(B, 2 d\) = \(1, 4\), got torch.float32"),
+        ([[False, True, False, True]], "`boxes` of integers .* got torch.bool"),
+        ([[0, 4, 0, 6]], r"0 <= first < last\+1 <= side .* of size \(4, 5\), got \[0, 4, 0, 6\]"),
+        ([[-1, 4, 0, 5]], r"0 <= first < last\+1 <= side .*, got \[-1, 4, 0, 5\]"),
+        ([[2, 2, 0, 5]], r"0 <= first < last\+1 <= side .*, got \[2, 2, 0, 5\]"),
+        ([[3, 1, 0, 5]], r"0 <= first < last\+1 <= side .*, got \[3, 1, 0, 5\]"),
+    ],
+)
+def test_boxes_that_do_not_lie_in_the_image_are_said(boxes, message):
+    boxes, image, label = torch.tensor(boxes), torch.zeros(1, 1, 4, 5), torch.ones(1, 1)
+    with pytest.raises(ValueError, match=message):
+        outside_boxes(boxes, image.shape[2:])
+    with pytest.raises(ValueError, match=message):
+        background_aware_scores(image, image, image, label, keep, boxes=boxes)
+    with pytest.raises(ValueError, match=message):
+        propagated_seed_label(image, image, label, torch.eye(4)[None], keep, grid=(2, 2), boxes=boxes)
+
+
+def test_boxes_of_another_number_of_images_are_said():
+    image = torch.zeros(2, 1, 4, 5, 6)
+    boxes = torch.tensor([[0, 4, 0, 5, 0, 6]], dtype=torch.int16)
+    with pytest.raises(ValueError, match=r"\(B, 2 d\) = \(2, 6\), got torch.int16 of shape \(1, 6\)"):
+        background_aware_scores(image, image, image, torch.ones(2, 1), keep, boxes=boxes)
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 4, 4), (1, 1, 4, 4), (2, 1, 2, 2), (2, 4, 4)])
+def test_a_background_that_does_not_fit_is_said(shape):
+    image = torch.zeros(2, 1, 4, 4)
+    with pytest.raises(ValueError, match=r"`background` of shape \(B, 1, \*S\) = \(2, 1, 4, 4\), got"):
+        background_aware_scores(image, image, torch.zeros(shape), torch.ones(2, 1), keep)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16])
+def test_integer_images_are_not_rounded(dtype):
+    """What the refinement sees of 0, 1, 0, 1, ... at half the size is 0.5."""
+    seen = []
+
+    def look(image: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
+        seen.append(image)
+        return keep(image, maps)
+
+    image, seeds, label = (torch.arange(64) % 2).reshape(1, 1, 8, 8).to(dtype), torch.rand(1, 1, 8, 8), torch.ones(1, 1)
+    refined_seed_label(image, seeds, label, look)
+    background_aware_scores(image, seeds, seeds, label, look)
+    for shrunk in seen:
+        assert torch.equal(shrunk, torch.full((1, 1, 4, 4), 0.5))
+
+
+def test_seeds_of_nan_are_in_doubt():
+    seeds = torch.tensor([[[[0.1, torch.nan, 0.9]], [[0.0, 0.9, torch.nan]]]])
+    assert seed_label(seeds, low=0.4).tolist() == [[[0, 255, 255]]]
+    assert seed_label(seeds, low=0.4, high=0.6, ignore_index=-1).tolist() == [[[0, -1, -1]]]
+
+
+def test_seeds_of_absent_classes_do_not_matter():
+    """Not even as NaN, and whichever classes other images hold."""
+    image, seeds, background = random(2, 1, 6, 6), random(2, 2, 6, 6), random(2, 1, 6, 6, seed=1)
+    label = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
+    broken = seeds.clone()
+    broken[0, 1] = torch.nan
+    expected, got = (background_aware_scores(image, of, background, label, keep) for of in (seeds, broken))
+    assert torch.equal(got, expected)
 
 
 def test_an_unknown_normalization_is_said():
