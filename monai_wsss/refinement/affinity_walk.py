@@ -16,12 +16,10 @@ is a single step.  In AFA p is the softmax over background score and activations
 
 from __future__ import annotations
 
-from itertools import product
-
 import torch
 
 from monai_wsss._checks import check_label, check_shape, float32_or_wider
-from monai_wsss._windows import check_pairs, near_pairs
+from monai_wsss._windows import check_pairs, near_pairs, shifts
 
 __all__ = ["affinity_labels", "propagate_by_affinity", "softmax_with_background"]
 
@@ -124,13 +122,7 @@ def propagate_by_affinity(
 
 def _along_windows(weights: torch.Tensor, maps: torch.Tensor, radius: int) -> torch.Tensor:
     """Every token p hands its maps (B, M, *s), weighted, to p + offset, one of the W offsets after the other."""
-    size = maps.shape[2:]
     moved = torch.zeros_like(maps)
-    for k, offset in enumerate(product(range(-radius, radius + 1), repeat=len(size))):
-        pairs = list(zip(offset, size, strict=True))
-        if any(abs(step) >= length for step, length in pairs):
-            continue
-        here = [slice(max(0, -step), length - max(0, step)) for step, length in pairs]
-        there = [slice(max(0, step), length + min(0, step)) for step, length in pairs]
+    for k, here, there in shifts(maps.shape[2:], radius):
         moved[:, :, *there] += weights[:, k : k + 1, *here] * maps[:, :, *here]
     return moved
