@@ -41,4 +41,4 @@ check: setup
 	$(BIN)/mypy
 
 clean:
-	rm -rf demo demo_cmer demo_gland $(DEMO) bundles/*/eval bundles/*/sample_data
+	rm -rf demo demo_cmer demo_bmp demo_gland $(DEMO) bundles/*/eval bundles/*/sample_data
