@@ -522,6 +522,7 @@ SHORT = 8
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Epoch .* the branches do not teach each other")
 def test_a_short_training_beats_no_training_and_trivial_rules(bundle, modalities, best_threshold, is_color, tmp_path):
     metric, margin = ("miou_pooled", 0.1) if is_color else ("dice_subject", 0.2)
     kind: dict[str, Any] = {"kind": "gland"} if is_color else {"modalities": modalities}
@@ -535,7 +536,7 @@ def test_a_short_training_beats_no_training_and_trivial_rules(bundle, modalities
     elif "cmer" in bundle.name:
         narrow, small = {"width": 8}, {"learning_rate": 0.004}
     elif "bmp" in bundle.name:
-        epochs = 14  # the segmentation learns in the second half alone
+        epochs = 20  # the default: the segmentation learns in the second half alone
     elif "cam" in bundle.name:
         narrow = {"network_def": read_json(bundle / "configs" / "train.json")["network_def"]["members"][0]}
 
