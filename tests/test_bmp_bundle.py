@@ -16,12 +16,11 @@ import torch
 from test_every_bundle import AT_ONCE, ROOT, offline, read_json, read_rows, run, start
 
 from monai_wsss.data import make_phantoms
-from monai_wsss.engines import Progress, WeightRamp
+from monai_wsss.engines import WeightRamp
 from monai_wsss.methods import BMP
 
 BUNDLE = ROOT / "bundles" / "brain_mri_bmp_segmentation"
 MODALITIES = ("T1", "T1c", "FLAIR")
-LATE = Progress(epoch=1, iteration=1, fraction=0.9)
 
 __all__ = ["offline"]  # the fixture that keeps this file's runs off the network
 
@@ -131,7 +130,7 @@ def test_a_part_switched_off_trains_and_is_evaluated(off, phantoms, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", ["paper", "released", "afa"])
-def test_a_preset_is_trained_evaluated_and_used(preset, phantoms, tmp_path, caplog):
+def test_a_preset_is_trained_evaluated_and_used(preset, phantoms, tmp_path):
     """Its warm-ups are far longer than this run, which is told."""
     overlay = {"overlays": (f"{preset}.json",)}
     with pytest.warns(UserWarning, match="`propagation_ramp` will not end in this run"):
