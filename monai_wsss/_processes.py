@@ -1,0 +1,61 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""What the processes of a distributed run ask of one another; a single process answers for itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+__all__ = ["broadcast_buffers", "gather_objects", "is_distributed", "is_main_process", "mean_of_processes"]
+
+
+def is_distributed() -> bool:
+    """Tell whether a process group has been joined."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def is_main_process() -> bool:
+    """Tell whether this process writes files: rank 0, or the only one."""
+    return not is_distributed() or dist.get_rank() == 0
+
+
+def mean_of_processes(values: torch.Tensor, known: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Average over the processes those entries that are known to them.
+
+    Args:
+        values: finite, of the same shape in every process.
+        known: bool, of the shape of ``values``: which entries this process has.
+
+    Returns:
+        The mean over the processes that know an entry, 0 where none does; and which entries any of them knows.
+
+    Example:
+        >>> mean_of_processes(torch.tensor([3.0, 0.0]), torch.tensor([True, False]))
+        (tensor([3., 0.]), tensor([ True, False]))
+    """
+    if not is_distributed():
+        return values, known
+    total, count = values * known, known.to(values.dtype)
+    for part in (total, count):
+        dist.all_reduce(part)
+    return total / count.clamp(min=1), count > 0
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Collect an object of every process, in the order of their ranks, for each of them."""
+    if not is_distributed():
+        return [value]
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered
+
+
+def broadcast_buffers(buffers: Iterable[torch.Tensor]) -> None:
+    """Give every process the buffers of rank 0, in place: batch statistics differ between them after a step."""
+    if is_distributed():
+        for buffer in buffers:
+            dist.broadcast(buffer, 0)

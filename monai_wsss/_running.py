@@ -1,0 +1,88 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""Moving averages, and levels that training measures: finite values beside a boolean buffer that says which are filled.
+
+No value is ever NaN, since whoever averages the weights of several sites would spread it to all of them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from monai_wsss._processes import mean_of_processes
+
+__all__ = ["RunningMean", "fill_where_finite"]
+
+
+class RunningMean(nn.Module):
+    """Follow values over steps and processes: an exponential moving average that begins with its first value.
+
+    Args:
+        shape: of the values; none for a scalar.
+        momentum: share of the past in each update, in [0, 1).
+
+    Attributes:
+        value: the average, 0 where nothing was seen.
+        filled: bool, where something was.
+
+    Example:
+        >>> loss = RunningMean(momentum=0.9)
+        >>> for now in (1.0, 2.0):
+        ...     loss.update(torch.tensor(now))
+        >>> round(loss.value.item(), 6), loss.filled.item()
+        (1.1, True)
+    """
+
+    value: torch.Tensor
+    filled: torch.Tensor
+
+    def __init__(self, *shape: int, momentum: float) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("value", torch.zeros(shape))
+        self.register_buffer("filled", torch.zeros(shape, dtype=torch.bool))
+        self.register_load_state_dict_pre_hook(_fill_before_loading)
+
+    @torch.no_grad()
+    def update(self, now: torch.Tensor, known: torch.Tensor | None = None) -> None:
+        """Take note of a step's values.
+
+        Args:
+            now: finite values of the buffer's shape.
+            known: bool of the same shape, where this step has a value; None: everywhere.
+        """
+        now = now.detach().to(self.value)
+        now, known = mean_of_processes(now, torch.ones_like(self.filled) if known is None else known)
+        before = torch.where(self.filled, self.value, now)
+        self.value.copy_(torch.where(known, before.lerp(now, 1 - self.momentum), before * self.filled))
+        self.filled.logical_or_(known)
+
+
+def _fill_before_loading(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    fill_where_finite(state, prefix, ("value",))
+
+
+def fill_where_finite(state: dict[str, torch.Tensor], prefix: str, levels: tuple[str, ...]) -> None:
+    """Complete weights from before there was a buffer ``filled``: it is true where each level is finite.
+
+    Args:
+        state: a state dict that is about to be loaded, changed in place.
+        prefix: of the module in it.
+        levels: names of its levels, of one shape; their NaN become 0.
+
+    Example:
+        >>> state = {"level": torch.tensor([1.0, torch.nan])}
+        >>> fill_where_finite(state, "", ("level",))
+        >>> state["filled"].tolist(), state["level"].tolist()
+        ([True, False], [1.0, 0.0])
+    """
+    names = [prefix + level for level in levels]
+    if prefix + "filled" in state or not all(name in state for name in names):
+        return
+    filled = torch.stack([state[name].isfinite() for name in names]).all(0)
+    state[prefix + "filled"] = filled
+    for name in names:
+        state[name] = torch.where(filled, state[name], torch.zeros_like(state[name]))
