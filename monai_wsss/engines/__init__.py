@@ -18,6 +18,7 @@ from monai_wsss.engines.distributed import (
     stop_distributed,
 )
 from monai_wsss.engines.evaluation import SegmentationScores, TrainingLog, case_spacing
+from monai_wsss.engines.overrides import check_command_line, check_overrides
 from monai_wsss.engines.schedules import Progress, WeightRamp, one_cycle, polynomial, polynomial_after_warm_up
 from monai_wsss.engines.trainer import NonFiniteLossError, WSSSTrainer
 
@@ -29,6 +30,8 @@ __all__ = [
     "WSSSTrainer",
     "WeightRamp",
     "case_spacing",
+    "check_command_line",
+    "check_overrides",
     "distribute_method",
     "is_main_process",
     "latest_checkpoint",
