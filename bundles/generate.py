@@ -10,7 +10,7 @@ all of them has its source here once:
     source/logging.conf, ../LICENSE    copied
 
 `"<name>": {"train#sampler": …}` says what a bundle changes in the fragment: ids as in MONAI's overlays, `"<absent>"` to
-leave one out.  `<bundle>` in a text is the bundle's name.  Overlays, metadata.json, README, weights are written by hand.
+leave one out.  `<bundle>` in a text is the bundle's name.  Overlays, metadata, README and weights are written by hand.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def main() -> None:
     for path in differing:
         if not check:
             path.write_text(content[path], encoding="utf-8")
-        print(f"{'differs' if check else 'written'}: {path.relative_to(BUNDLES)}")
+        sys.stdout.write(f"{'differs' if check else 'written'}: {path.relative_to(BUNDLES)}\n")
     raise SystemExit(1 if check and differing else 0)
 
 

@@ -18,7 +18,7 @@ from monai_wsss.engines.distributed import (
     stop_distributed,
 )
 from monai_wsss.engines.evaluation import SegmentationScores, TrainingLog, case_spacing
-from monai_wsss.engines.overrides import check_command_line, check_overrides
+from monai_wsss.engines.overrides import check_command_line, check_overrides, takes_arguments_of
 from monai_wsss.engines.schedules import Progress, WeightRamp, one_cycle, polynomial, polynomial_after_warm_up
 from monai_wsss.engines.trainer import NonFiniteLossError, WSSSTrainer
 
@@ -44,5 +44,6 @@ __all__ = [
     "save_weights",
     "start_distributed",
     "stop_distributed",
+    "takes_arguments_of",
     "with_weights",
 ]

@@ -5,9 +5,9 @@
 ``python -m monai.bundle run --epoch 3`` adds the id ``epoch``, which nothing reads, and trains with the default.  Every
 bundle therefore begins its ``initialize`` with :func:`check_command_line`.  An id may be set if
 
-- the configuration files of the run hold it, at any depth (``epochs``, ``train#trainer#max_epochs``), or
-- it is one of the names that mean the same in every bundle (``epochs`` in an inference has no effect, and is no error), or
-- it names an argument of what a block builds (``method#c2s_weight`` where ``method`` has a ``_target_`` that takes it).
+- the configuration files of the run hold it, at any depth (``epochs``, ``train#trainer#max_epochs``),
+- it is one of the names that mean the same in every bundle (``epochs`` has no effect on an inference, and is no error),
+- or it names an argument of what a block builds (``method#c2s_weight`` where ``method`` has a ``_target_`` that takes it).
 
 MONAI hands its overrides to nobody: on the command line they are read from ``sys.argv`` and the ``args_file``.  Python
 code that calls ``monai.bundle.run`` or ``ConfigWorkflow`` itself can ask :func:`check_overrides`.
@@ -22,48 +22,56 @@ import json
 import os
 import pydoc
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import monai.bundle
 from monai.bundle import ConfigComponent, ConfigParser, ConfigWorkflow
 from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 
-__all__ = ["check_command_line", "check_overrides"]
+__all__ = ["check_command_line", "check_overrides", "takes_arguments_of"]
+
+Builder = TypeVar("Builder", bound=Callable[..., Any])
 
 _EVERYWHERE = ("dataset_dir", "datalist", "output_dir", "ckpt_dir", "device", "epochs", "split")
 """Names that mean the same in every bundle; a workflow that has no use for one lets it pass."""
 
-_METHOD = """
-    propagation c2s_loss s2c_input s2c_loss seed_scale background_scale score_scale class_confidence
-    segmentation_confidence confidence_of filter_segmentation healthy_is_background healthy_affinity train_mode_labels
-    row_stochastic ready_below dilations downscale scales c2s_weight s2c_weight affinity_weight c2s_ramp s2c_ramp
-    propagation_ramp norm teachers second_view plf warmup
-"""
-_RENAMED: dict[str, tuple[str, ...]] = {
-    **{name: (f"method#{name}",) for name in _METHOD.split()},
-    "use_c2s": ("method#c2s_weight 0",),
-    "use_s2c": ("method#s2c_weight 0",),
-    "use_affinity": ("method#affinity_weight 0",),
-    "use_er": ("method#equivariance False",),
-    "use_cmer": ("method#cross_modal False",),
-    "use_kd": ("method#distillation False",),
-    "transforms": ("method#transform",),
-    "use_ofd": ("network_def#ofd",),
-    **{name: (f"network_def#{name}",) for name in "ofd_activation ofd_detach detach_seeds decoder_width".split()},
-    **{name: (f"network_def#{name}",) for name in "topk_share pooled backbone standardize width".split()},
-    "pooling": ("classifier_def#pooling", "network_def#pooling"),
-    "fusion": ("classifier_def#fusion", "to_mask#fusion"),
-    **{name: (f"classifier_def#{name}",) for name in "attention attention_stages pyramid logit cam_source".split()},
-    **{name: (f"to_mask#{name}",) for name in "rule gate threshold reliable_only".split()},
-    "use_crf": ("to_mask#crf @crf",),
-    **{name: (f"pseudo#writer#{name}",) for name in "scores label_filter".split()},
-    "pseudo_views": ("pseudo#inferer#views",),
-    "pseudo_scales": ("pseudo#inferer#scales",),
-    "weight_decay": ("optimizers#network#weight_decay",),
+_MOVED = {
+    "method": """
+        propagation c2s_loss s2c_input s2c_loss seed_scale background_scale score_scale class_confidence
+        segmentation_confidence confidence_of filter_segmentation healthy_is_background healthy_affinity
+        train_mode_labels row_stochastic ready_below dilations downscale scales c2s_weight s2c_weight affinity_weight
+        c2s_ramp s2c_ramp propagation_ramp norm teachers second_view plf warmup
+    """,
+    "classifier_def": "attention attention_stages pyramid logit cam_source pooling fusion",
+    "network_def": """
+        ofd_activation ofd_detach detach_seeds decoder_width topk_share pooled backbone standardize width pooling
+    """,
+    "to_mask": "rule gate threshold reliable_only fusion",
+    "pseudo#writer": "scores label_filter",
+    "optimizers#network": "weight_decay",
 }
-"""Names of 0.1.0 and where each is set now; of several places the first that the bundle has."""
+_RENAMED = {
+    "use_c2s": "method#c2s_weight 0",
+    "use_s2c": "method#s2c_weight 0",
+    "use_affinity": "method#affinity_weight 0",
+    "use_er": "method#equivariance False",
+    "use_cmer": "method#cross_modal False",
+    "use_kd": "method#distillation False",
+    "transforms": "method#transform",
+    "use_ofd": "network_def#ofd",
+    "use_crf": "to_mask#crf @crf",
+    "pseudo_views": "pseudo#inferer#views",
+    "pseudo_scales": "pseudo#inferer#scales",
+}
+"""Names of 0.1.0 that are set elsewhere now: the first table keeps the name, of several blocks the first counts."""
+
+
+def _new_places(name: str) -> list[str]:
+    """Give where a name of 0.1.0 may be set now, of one bundle or another."""
+    moved = [f"{block}#{name}" for block, names in _MOVED.items() if name in names.split()]
+    return [_RENAMED[name], *moved] if name in _RENAMED else moved
 
 
 def check_command_line() -> None:
@@ -88,15 +96,19 @@ def check_command_line() -> None:
         raise SystemExit(f"{Path(sys.argv[0]).parent.parent.name}.bundle {sys.argv[1]}: {error}") from None
 
 
-def check_overrides(config_files: str | os.PathLike[str] | Sequence[str], overrides: Iterable[str]) -> None:
+def check_overrides(
+    config_files: str | os.PathLike[str] | Sequence[str], overrides: Mapping[str, Any] | Iterable[str]
+) -> None:
     """Check the names of overrides before they are handed to ``monai.bundle.run`` or ``ConfigWorkflow``.
 
     Args:
         config_files: the configuration files of the run, in their order.
-        overrides: names, e.g. ``["epochs", "method#c2s_weight"]``; arguments of ``monai.bundle.run`` may be among them.
+        overrides: names, e.g. ``["epochs", "method#c2s_weight"]``, or names with values; arguments of
+            ``monai.bundle.run`` may be among them.
 
     Raises:
-        ValueError: a name that no configuration of the run holds and that is no argument of what a block builds.
+        ValueError: a name that no configuration of the run holds and that is no argument of what a block builds, or a
+            value that MONAI would pass over.
 
     Example:
         >>> import tempfile
@@ -111,29 +123,60 @@ def check_overrides(config_files: str | os.PathLike[str] | Sequence[str], overri
     files = [config_files] if isinstance(config_files, (str, os.PathLike)) else list(config_files)
     if len(files) == 1 and "," in str(files[0]) and not Path(files[0]).is_file():
         files = str(files[0]).split(",")
-    names = {name.replace("::", "#"): name for name in overrides}
+    values = dict(overrides) if isinstance(overrides, Mapping) else dict.fromkeys(overrides, "")
+    names = {name.replace("::", "#"): value for name, value in values.items()}
     config = ConfigParser.load_config_files([str(file) for file in files])
     allowed = _arguments_of_monai() | (set(DEFAULT_MLFLOW_SETTINGS["configs"]) if "tracking" in names else set())
     for name in names:
         if name in allowed or _is_set_whole(name, names):
             continue
-        problem = _problem(name, config, files)
+        problem = _problem(name, config, files) or _value_problem(name, names[name], config)
         if problem:
             raise ValueError(problem)
+
+
+def _value_problem(name: str, value: Any, config: Mapping[str, Any]) -> str | None:
+    """Say what MONAI would make of a value that is not what it looks like, None of others."""
+    if value is None or value == "None":
+        return f"MONAI leaves out `{name}` when it is None: write '$None' for it."
+    if name in config and isinstance(config[name], bool) and name != "resume" and value in ("true", "false"):
+        return f"`{name}` takes True or False, and MONAI reads '{value}' as a word: write --{name} {value.title()}."
+    return None
+
+
+def takes_arguments_of(*callables: Callable[..., Any]) -> Callable[[Builder], Builder]:
+    """Mark a builder whose ``**words`` are arguments of others, so that words are checked before anything is built.
+
+    Example:
+        >>> @takes_arguments_of(round)
+        ... def build(**words):
+        ...     return round(**words)
+        >>> sorted(build.words)
+        ['ndigits', 'number']
+    """
+
+    def mark(builder: Builder) -> Builder:
+        builder.words = frozenset(name for one in callables for name in inspect.signature(one).parameters)  # type: ignore[attr-defined]
+        return builder
+
+    return mark
 
 
 def _problem(name: str, config: Mapping[str, Any], files: Sequence[str | os.PathLike[str]]) -> str | None:
     """Say in a sentence why an id may not be set, None if it may."""
     node: Any = config
     parts = name.split("#")
-    for depth, part in enumerate(parts):
+    depth = 0
+    while depth < len(parts):
+        part = parts[depth]
         if isinstance(node, list) and part.isdigit() and int(part) < len(node):
             node = node[int(part)]
         elif isinstance(node, dict) and part in node:
             node = node[part]
         else:
             break
-    else:
+        depth += 1
+    if depth == len(parts):
         return None
     above, rest = "#".join(parts[:depth]), "#".join(parts[depth:])
     if not depth:
@@ -150,9 +193,9 @@ def _problem(name: str, config: Mapping[str, Any], files: Sequence[str | os.Path
 def _problem_at_top(name: str, config: Mapping[str, Any], files: Sequence[str | os.PathLike[str]]) -> str | None:
     first = name.split("#")[0]
     others = _holders(first, files)
-    if first in _EVERYWHERE and (others or not files):
+    if name in _EVERYWHERE:
         return None
-    for place in _RENAMED.get(first, ()):
+    for place in _new_places(first):
         if place.split("#")[0] in config and _problem(place.split()[0], config, files) is None:
             return f"`{name}` is now `{place}`: write --{place}{'' if ' ' in place else ' …'}."
     if others:
@@ -171,7 +214,7 @@ def _meant(name: str, known: Iterable[str], above: str = "") -> str:
     return f": did you mean {' or '.join(f'`{above}#{word}`' if above else f'`{word}`' for word in near)}?"
 
 
-def _is_set_whole(name: str, names: Mapping[str, str]) -> bool:
+def _is_set_whole(name: str, names: Mapping[str, Any]) -> bool:
     """Tell whether another override replaces the block that this one is in: then only the run can tell."""
     parts = name.split("#")
     above = ["#".join(parts[:depth]) for depth in range(1, len(parts))]

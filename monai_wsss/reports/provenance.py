@@ -92,8 +92,8 @@ def settings_of(part: Any) -> dict[str, Any]:
             the attributes that decide about masks and maps.
 
     Returns:
-        of a trainer, epochs, iterations per epoch, batch size, optimizer, peak learning rate, weight decay, schedule and
-        its method's ``settings`` under ``method``; of an evaluator, how it infers.
+        of a trainer its method's ``settings``, epochs, iterations per epoch, batch size, optimizer, peak learning rate,
+        weight decay and schedule; of an evaluator how it infers.
 
     Example:
         >>> import torch
@@ -104,7 +104,7 @@ def settings_of(part: Any) -> dict[str, Any]:
     if hasattr(part, "core") and hasattr(part, "optimizers"):
         return _settings_of_training(part)
     if hasattr(part, "core"):
-        return {"method": _settings_of_method(part.core)}
+        return _settings_of_method(part.core)
     if hasattr(part, "inferer") and hasattr(part, "network"):
         return settings_of(part.inferer)
     if isinstance(settings := getattr(part, "settings", None), dict):
@@ -120,7 +120,7 @@ def _attribute(part: Any, path: str) -> Any:
 
 
 def _settings_of_method(method: Any) -> dict[str, Any]:
-    return {"name": type(method).__name__, **getattr(method, "settings", {})}
+    return {"method": type(method).__name__, **getattr(method, "settings", {})}
 
 
 def _settings_of_training(trainer: Any) -> dict[str, Any]:
@@ -138,7 +138,7 @@ def _settings_of_training(trainer: Any) -> dict[str, Any]:
         steps |= {"optimizers": optimizers, "lr_schedulers": schedules}
     else:
         steps |= next(iter(optimizers.values())) | {"lr_scheduler": next(iter(schedules.values()), None)}
-    return {**steps, "method": _settings_of_method(trainer.core)}
+    return {**_settings_of_method(trainer.core), **steps}
 
 
 def _settings_of_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -227,7 +227,7 @@ def _sha256(what: str, path: str | os.PathLike[str] | None) -> str | None:
 
 
 def _git_commit(checkout: Path) -> str | None:
-    """Read the commit that is checked out at ``checkout``, read from its files (no program is run); ``None`` elsewhere."""
+    """Read the commit that is checked out at ``checkout`` from its files, no program is run; ``None`` elsewhere."""
     folder = checkout / ".git"
     try:
         if folder.is_file():  # A work tree: the file names the folder, whose `commondir` names the repository.

@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Chains of transforms whose numbers papers and their code share, in the one place that configurations take them from."""
+"""Transforms with the numbers of papers and their code: the one place that configurations take them from."""
 
 from __future__ import annotations
 
