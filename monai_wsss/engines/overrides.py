@@ -7,7 +7,7 @@ bundle therefore begins its ``initialize`` with :func:`check_command_line`.  An 
 
 - the configuration files of the run hold it, at any depth (``epochs``, ``train#trainer#max_epochs``),
 - it is one of the names that mean the same in every bundle (``epochs`` has no effect on an inference, and is no error),
-- or it names an argument of what a block builds (``method#c2s_weight`` where ``method`` has a ``_target_`` that takes it).
+- or it names an argument of what a block builds (``method#c2s_weight``, where the ``_target_`` of ``method`` takes it).
 
 MONAI hands its overrides to nobody: on the command line they are read from ``sys.argv`` and the ``args_file``.  Python
 code that calls ``monai.bundle.run`` or ``ConfigWorkflow`` itself can ask :func:`check_overrides`.
