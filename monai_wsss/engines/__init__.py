@@ -19,12 +19,15 @@ from monai_wsss.engines.distributed import (
 )
 from monai_wsss.engines.evaluation import SegmentationScores, TrainingLog, case_spacing
 from monai_wsss.engines.schedules import Progress, WeightRamp, one_cycle, polynomial, polynomial_after_warm_up
+from monai_wsss.engines.terms import LossGate, Term, ramps_that_never_end
 from monai_wsss.engines.trainer import NonFiniteLossError, WSSSTrainer
 
 __all__ = [
+    "LossGate",
     "NonFiniteLossError",
     "Progress",
     "SegmentationScores",
+    "Term",
     "TrainingLog",
     "WSSSTrainer",
     "WeightRamp",
@@ -37,6 +40,7 @@ __all__ = [
     "one_cycle",
     "polynomial",
     "polynomial_after_warm_up",
+    "ramps_that_never_end",
     "save_checkpoint",
     "save_weights",
     "start_distributed",
