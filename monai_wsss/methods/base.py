@@ -78,8 +78,7 @@ class WSSSMethod(nn.Module):
             return
         channels = self.network.groups * self.network.num_classes
         responses = self._negative_responses(self.network, channels, train_data_loader, device)
-        self.network.negative_reference.copy_(responses.reference())
-        self.network.negative_quantile.copy_(responses.quantile())
+        self.network.set_healthy_level(responses.reference(), responses.quantile())
 
     def _negative_responses(
         self,

@@ -6,8 +6,9 @@
 from monai_wsss.refinement.affinity_walk import affinity_labels, propagate_by_affinity, softmax_with_background
 from monai_wsss.refinement.confident_labels import confident_label, confident_segmentation_label
 from monai_wsss.refinement.dense_crf import DenseCRF, dense_crf_refinement
+from monai_wsss.refinement.mask_rule import MaskDecision, MaskRule, cut_score_maps
 from monai_wsss.refinement.mask_transform import ToMaskd
-from monai_wsss.refinement.masks import cut_score_maps, score_maps, to_mask
+from monai_wsss.refinement.masks import score_maps, to_mask
 from monai_wsss.refinement.pixel_adaptive import (
     PixelAdaptiveRefinement,
     pixel_adaptive_refinement,
@@ -23,6 +24,8 @@ from monai_wsss.refinement.threshold import NegativeResponses, median_reference,
 
 __all__ = [
     "DenseCRF",
+    "MaskDecision",
+    "MaskRule",
     "NegativeResponses",
     "PixelAdaptiveRefinement",
     "ToMaskd",
