@@ -19,7 +19,7 @@ from monai_wsss.engines.distributed import (
 )
 from monai_wsss.engines.evaluation import SegmentationScores, TrainingLog, case_spacing
 from monai_wsss.engines.schedules import Progress, WeightRamp, one_cycle, polynomial, polynomial_after_warm_up
-from monai_wsss.engines.terms import LossGate, Term, ramps_that_never_end
+from monai_wsss.engines.terms import LossGate, Term, short_run_sentences
 from monai_wsss.engines.trainer import NonFiniteLossError, WSSSTrainer
 
 __all__ = [
@@ -40,9 +40,9 @@ __all__ = [
     "one_cycle",
     "polynomial",
     "polynomial_after_warm_up",
-    "ramps_that_never_end",
     "save_checkpoint",
     "save_weights",
+    "short_run_sentences",
     "start_distributed",
     "stop_distributed",
     "with_weights",

@@ -16,9 +16,7 @@ from torch import nn
 from monai_wsss._running import RunningMean
 from monai_wsss.engines.schedules import Progress, WeightRamp
 
-__all__ = ["LossGate", "Term", "ramps_that_never_end"]
-
-Compute = Callable[[Any], torch.Tensor]
+__all__ = ["LossGate", "Term", "short_run_sentences"]
 
 
 class Term(nn.Module):
@@ -51,20 +49,24 @@ class Term(nn.Module):
         return self.weight * self.ramp(progress)
 
     def forward(
-        self, progress: Progress, compute: Callable[[], torch.Tensor] | None, graph: torch.Tensor
+        self, progress: Progress, graph: torch.Tensor, compute: Callable[[Any], torch.Tensor], *, when: bool = True
     ) -> torch.Tensor:
         """Give the weighted loss.
 
         Args:
-            progress: where the run stands.
-            compute: gives the loss; called only once the term has begun.  None: the term has to wait.
+            progress: tells where the run stands.
             graph: a tensor of the networks that the term trains.  A term that has not begun, or waits, is 0 with this
                 graph, so that every parameter has a gradient, as distributed training asks.
+            compute: ``loss -> scalar``, called only once the term has begun.
+            when: False while the term has to wait.
         """
         strength = self.strength(progress)
-        if compute is None or strength == 0:
-            return 0 * graph.sum()
-        return strength * compute()
+        return strength * compute(self.loss) if when and strength > 0 else 0 * graph.sum()
+
+    @staticmethod
+    def any_begun(progress: Progress, *terms: Term | None) -> bool:
+        """Tell whether any of some terms, of which None are off, weighs anything."""
+        return any(term is not None and term.strength(progress) > 0 for term in terms)
 
 
 class LossGate(nn.Module):
@@ -102,27 +104,34 @@ class LossGate(nn.Module):
 
     def sentences(self) -> list[str]:
         """Say what a closed gate means for the run."""
+        now = float(self.running.value)
         return [
-            f"the branches do not teach each other before the classification loss, now {float(self.running.value):.2f}, "
-            f"is below `ready_below` {self.below}: until then the segmentation learns nothing; train longer, or raise "
-            "the learning rate or `ready_below`."
+            f"the branches do not teach each other before the classification loss, now {now:.2f}, is below "
+            f"`ready_below` {self.below}: until then the segmentation learns nothing; train longer, or raise the "
+            "learning rate or `ready_below`."
         ]
 
 
-def ramps_that_never_end(ramps: Mapping[str, WeightRamp], progress: Progress) -> list[str]:
-    """Name the ramps that are still at 0 in the last iteration of a run: it is too short for them.
+def short_run_sentences(ramps: Mapping[str, WeightRamp], progress: Progress | None) -> list[str]:
+    """Name the ramps that are still at 0 in the last iteration of a run, in a sentence: it is too short for them.
 
     Args:
         ramps: by name.
-        progress: of any iteration but the first, from which the run's length follows.
+        progress: of any iteration but the first, from which the run's length follows; None before there is one.
 
     Example:
         >>> ramps = {"early": WeightRamp("step", end=0.1), "late": WeightRamp("iteration", end=100)}
-        >>> ramps_that_never_end(ramps, Progress(epoch=1, iteration=3, fraction=2 / 50))
-        ['late']
+        >>> [sentence[:30] for sentence in short_run_sentences(ramps, Progress(epoch=1, iteration=3, fraction=2 / 50))]
+        ['`late` will not end in this ru']
     """
-    if progress.fraction == 0:
+    if progress is None or progress.fraction == 0:
         return []
     total = max(progress.iteration, round((progress.iteration - 1) / progress.fraction))
     last = Progress(progress.epoch, total, max(progress.fraction, (total - 1) / total))
-    return [name for name, ramp in ramps.items() if not ramp(last)]
+    never = [f"`{name}`" for name, ramp in ramps.items() if not ramp(last)]
+    if not never:
+        return []
+    return [
+        f"{', '.join(never)} will not end in this run, so what waits for it is not trained: train for more iterations, "
+        "or shorten the warm-up."
+    ]

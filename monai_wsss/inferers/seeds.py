@@ -5,10 +5,10 @@
     C'   = scale( sum_s max(C_s, C_s^f) ), 0 for classes that the image does not hold      Zhu et al., BMP, Sec. IV-A
     S'   = mean_s (S_s + S_s^f) / 2
 
-| ``scale``             | C' = 0 at                               | C' = 1 at        | for                                   |
-|-----------------------|-----------------------------------------|------------------|---------------------------------------|
-| `MinMax`              | the lowest rectified seed               | the image's peak | pretrained encoders (the papers)      |
-| `AboveHealthyLevel`   | the level of images without the class   | the image's peak | networks trained from scratch         |
+| ``scale``           | C' = 0 at                             | C' = 1 at        | for                              |
+|---------------------|---------------------------------------|------------------|----------------------------------|
+| `MinMax`            | the lowest rectified seed             | the image's peak | pretrained encoders (the papers) |
+| `AboveHealthyLevel` | the level of images without the class | the image's peak | networks trained from scratch    |
 """
 
 from __future__ import annotations

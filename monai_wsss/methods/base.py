@@ -16,7 +16,7 @@ from monai_wsss.engines.schedules import Progress
 from monai_wsss.networks import ActivationNetwork
 from monai_wsss.refinement import NegativeResponses
 
-__all__ = ["WSSSMethod"]
+__all__ = ["WSSSMethod", "describe"]
 
 
 class WSSSMethod(nn.Module):
@@ -148,3 +148,21 @@ class WSSSMethod(nn.Module):
                 "use max-like pooling, a lower learning rate, or more negative images."
             ]
         return []
+
+
+def describe(part: Any) -> Any:
+    """Give the public settings of a method's part as values that JSON can hold, for the run's record.
+
+    Example:
+        >>> from monai_wsss.engines import Term
+        >>> from monai_wsss.losses import EquivarianceLoss
+        >>> describe(Term(EquivarianceLoss(), 0.5))["loss"]
+        {'kind': 'EquivarianceLoss', 'reduction': 'mean', 'mask': 'label'}
+    """
+    if part is None or isinstance(part, (bool, int, float, str)):
+        return part
+    if isinstance(part, (list, tuple)):
+        return [describe(each) for each in part]
+    told = {name: value for name, value in vars(part).items() if not name.startswith("_") and name != "training"}
+    told |= dict(part.named_children()) if isinstance(part, nn.Module) else {}
+    return {"kind": type(part).__name__, **{name: describe(value) for name, value in told.items()}}

@@ -8,20 +8,21 @@ two-branch network of AFA (Ru et al., arXiv:2203.02664).  For an image x with im
     c, C, S^s, A = network(x)                    Eq. 1, 9-11 (OFD)     class logits, seeds, segmentation, affinity
     C', S'       = seeds(network, x)             Sec. IV-A             over scales and the mirror image, no gradient
     Y^c          = labels(C', S')                Eq. 12-13, 3, 5       background-aware spatial propagation (BSP)
-    Y^0          = first_labels(C')              AFA                   constant background scores; Y^c in the warm-up
-    L_c2s        = l_seg(S^s, Y^c)               Eq. 6                 the classifier teaches the segmenter
-    L_s2c        = l_seg(C, Y^s)                 Eq. 7-8               the segmenter teaches the classifier
+    Y^0          = first_labels(C')              AFA                   constant background scores
+    L_c2s        = c2s(S^s, Y^c)                 Eq. 6                 the classifier teaches the segmenter
+    L_s2c        = s2c(C, Y^s)                   Eq. 7-8               the segmenter teaches the classifier
     L_aff        = affinity(A, Y^0)              AFA                   the encoder's attention learns which tokens agree
     L            = L_cls + lambda_1 L_c2s + lambda_2 L_s2c + lambda_3 L_aff                      Eq. 14
 
-| symbol     | name                   | part                                                               |
-|------------|------------------------|--------------------------------------------------------------------|
-| x, y       | ``images``             | ``refinement.LabeledImages``                                       |
-| C', S'     | ``seeds``              | ``inferers.MultiScaleSeeds``                                       |
-| Y^c, Y^0   | ``labels``, ``first_labels`` | ``refinement.BackgroundAware``, ``ConstantScores``, ``LearnedAffinity`` |
-| L_c2s      | ``c2s``                | ``losses.ClassToSegmentationLoss``, in a term                      |
-| L_s2c, Y^s | ``s2c``                | ``methods.SegmentationFeedback``, in a term                        |
-| L_aff      | ``affinity``           | ``losses.AffinityLoss``, in a term                                 |
+The names on the left are the parts that the constructor receives.  Y^0 is also Y^c in the warm-up of ``labels``.
+
+| part                      | is                                                                              |
+|---------------------------|---------------------------------------------------------------------------------|
+| ``seeds``                 | ``inferers.MultiScaleSeeds``                                                    |
+| ``labels``                | ``refinement.BackgroundAware`` or another maker of labels                       |
+| ``first_labels``          | ``refinement.ConstantScores``                                                   |
+| ``c2s``, ``affinity``     | terms of ``losses.ClassToSegmentationLoss`` and ``losses.AffinityLoss``         |
+| ``s2c``                   | a term of ``SegmentationFeedback``, which makes Y^s                             |
 
 The rows of the paper's Table VI are parts left out: ``c2s``, ``s2c``, ``affinity``, ``labels`` (constant scores stay)
 and the network's ``prior`` (OFD).  The presets stand in ``bmp_settings.py``.
@@ -38,11 +39,11 @@ from torch import nn
 from monai_wsss._checks import check_choice, float32_or_wider
 from monai_wsss._labels import IGNORED
 from monai_wsss._resize import resize_nearest
-from monai_wsss.engines import LossGate, Progress, Term, WeightRamp, ramps_that_never_end
+from monai_wsss.engines import LossGate, Progress, Term, WeightRamp, short_run_sentences
 from monai_wsss.inferers import MultiScaleSeeds
 from monai_wsss.methods.bmp_settings import BMP_PRESETS, BmpSettings, preset_network
 from monai_wsss.methods.two_branch_method import TwoBranchMethod
-from monai_wsss.networks import BranchOutputs, TwoBranchNetwork
+from monai_wsss.networks import TwoBranchNetwork
 from monai_wsss.refinement import ConstantScores, LabeledImages, PixelAdaptiveRefinement
 
 __all__ = ["BMP"]
@@ -189,35 +190,27 @@ class BMP(TwoBranchMethod):
         self.follow_healthy_level(images)
         classification = F.multilabel_soft_margin_loss(float32_or_wider(outputs.logits), images.label)
         ready = self.gate(classification)
-        self._progress, self._waits = progress, not ready and self._begun(progress, self.c2s, self.s2c, self.affinity)
+        self._progress, self._waits = (
+            progress,
+            not ready and Term.any_begun(progress, self.c2s, self.s2c, self.affinity),
+        )
         label, first = None, None
-        if ready and self._begun(progress, self.c2s, self.affinity):
+        if ready and Term.any_begun(progress, self.c2s, self.affinity):
             label, first = self._class_labels(images, progress)
-        terms = {
-            "c2s": (self.c2s, segmentation, label, lambda l_seg: l_seg(segmentation, label)),
-            "s2c": (self.s2c, seeds, ready or None, lambda l_seg: l_seg(images, seeds, segmentation)),
-            "affinity": (
-                self.affinity,
-                outputs.affinity,
-                first,
-                lambda l_aff: l_aff(*self._pairs(outputs, first, images)),
-            ),
-        }
-        weighted = {
-            name: term(progress, None if waits_for is None else compute, graph)
-            for name, (term, graph, waits_for, compute) in terms.items()
-            if term is not None
-        }
-        return {"classification": classification, **weighted}
-
-    @staticmethod
-    def _begun(progress: Progress, *terms: Term | None) -> bool:
-        return any(term is not None and term.strength(progress) > 0 for term in terms)
-
-    def _pairs(self, outputs: BranchOutputs, first: torch.Tensor, images: LabeledImages) -> tuple[Any, ...]:
-        """Give what L_aff compares: affinities, the tokens' labels, images that take part, classes there may be."""
-        tokens = resize_nearest(first[:, None], outputs.seeds.shape[2:])[:, 0]
-        return outputs.affinity, tokens, None if self.healthy_affinity else images.found, images.label_values
+        losses = {"classification": classification}
+        if self.c2s is not None:
+            made = label is not None
+            losses["c2s"] = self.c2s(progress, segmentation, lambda l_seg: l_seg(segmentation, label), when=made)
+        if self.s2c is not None:
+            losses["s2c"] = self.s2c(progress, seeds, lambda l_s2c: l_s2c(images, seeds, segmentation), when=ready)
+        if (pairs := outputs.affinity) is not None and self.affinity is not None:
+            tokens = None if first is None else resize_nearest(first[:, None], outputs.seeds.shape[2:])[:, 0]
+            # Healthy images have positive pairs alone, which draw every affinity to 1.
+            told = (tokens, None if self.healthy_affinity else images.found, images.label_values)
+            losses["affinity"] = self.affinity(
+                progress, pairs, lambda l_aff: l_aff(pairs, *told), when=first is not None
+            )
+        return losses
 
     @torch.no_grad()
     def _class_labels(self, images: LabeledImages, progress: Progress) -> tuple[torch.Tensor, torch.Tensor]:
@@ -262,17 +255,9 @@ class BMP(TwoBranchMethod):
         return self.c2s is None or (self.affinity is None and self.network.attn_proj is not None)
 
     def collapse_warnings(self) -> list[str]:
-        """Add, to those of every method, the warm-ups that this run is too short for, and that the gate is closed."""
-        warnings = super().collapse_warnings()
-        ramps = {
-            f"{name}_ramp": term.ramp for name, term in (("c2s", self.c2s or self.affinity), ("s2c", self.s2c)) if term
-        }
-        if self.labels is not None:
-            ramps["propagation_ramp"] = self.labels_ramp
-        never = [] if self._progress is None else ramps_that_never_end(ramps, self._progress)
-        if never:
-            warnings.append(
-                f"{', '.join(f'`{name}`' for name in never)} will not end in this run, so what waits for it is "
-                "not trained: train for more iterations, or shorten the warm-up."
-            )
-        return warnings + (self.gate.sentences() if self._waits else [])
+        """Add to those of every method the warm-ups that this run is too short for, and that the gate is closed."""
+        terms = {"c2s_ramp": self.c2s or self.affinity, "s2c_ramp": self.s2c}
+        ramps = {name: term.ramp for name, term in terms.items() if term is not None}
+        ramps |= {} if self.labels is None else {"propagation_ramp": self.labels_ramp}
+        waiting = self.gate.sentences() if self._waits else []
+        return super().collapse_warnings() + short_run_sentences(ramps, self._progress) + waiting

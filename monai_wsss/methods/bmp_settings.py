@@ -198,8 +198,8 @@ class BmpSettings:
             value = getattr(self, field.name)
             if field.type == "bool":
                 value = as_flag(field.name, value)
-            elif field.name.endswith("_ramp") and not isinstance(value, WeightRamp):
-                value = WeightRamp("step", end=value) if value is not None else field.default
+            elif field.name.endswith("_ramp"):
+                value = WeightRamp.of(value)
             elif field.name in ("scales", "dilations"):
                 value = tuple(value)
             elif field.name == "ready_below" and value == "off":

@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""What methods on a two-branch network share: passes that make labels, the healthy level of the seeds, learning rates."""
+"""The common part of methods on a two-branch network: passes that make labels, healthy level of seeds, rates."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ class TwoBranchMethod(WSSSMethod):
         return self.network.branches(image, affinity=affinity, radius=self.radius, upsample=False)
 
     def pairs(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Size]:
-        """Give the affinity of images at their largest scale, which AFA's labels ask for, and the grid of its tokens."""
+        """Give the affinity of images at their largest scale, for AFA's labels, and the grid of its tokens."""
         large = resize_linear(image, [int(side * max(self.seeds.scales)) for side in image.shape[2:]])
         with self.label_mode():
             outputs = self.branches(large, affinity=True)

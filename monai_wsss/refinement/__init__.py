@@ -8,8 +8,9 @@ from monai_wsss.refinement.class_labels import BackgroundAware, ConstantScores, 
 from monai_wsss.refinement.confident_labels import confident_label, confident_segmentation_label
 from monai_wsss.refinement.dense_crf import DenseCRF, dense_crf_refinement
 from monai_wsss.refinement.labeled_images import LabeledImages
+from monai_wsss.refinement.mask_rule import MaskDecision, MaskRule, cut_score_maps
 from monai_wsss.refinement.mask_transform import ToMaskd
-from monai_wsss.refinement.masks import cut_score_maps, score_maps, to_mask
+from monai_wsss.refinement.masks import score_maps, to_mask
 from monai_wsss.refinement.pixel_adaptive import (
     PixelAdaptiveRefinement,
     pixel_adaptive_refinement,
@@ -29,6 +30,8 @@ __all__ = [
     "DenseCRF",
     "LabeledImages",
     "LearnedAffinity",
+    "MaskDecision",
+    "MaskRule",
     "NegativeResponses",
     "PixelAdaptiveRefinement",
     "ToMaskd",
