@@ -2,9 +2,9 @@
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 """Intensity normalization of a slice by its subject's statistics, so that a slice looks as it does in its volume.
 
-If a slice through a large lesion is normalized by itself, it becomes darker everywhere else; normalization by its volume
-avoids that.  A patch of a stained section is likewise standardized by the statistics of the whole image that it was cut
-from.  Standardizing colors per image was the cheapest gain found on GlaS (+4 to +5 points of mIoU, one to two seeds).
+A slice through a large lesion becomes darker everywhere else if it is normalized by itself; its volume's statistics
+avoid that.  A patch of a stained section is likewise standardized by the statistics of the image that it was cut from.
+Standardizing colors per image was the cheapest gain found on GlaS (+4 to +5 points of mIoU, one to two seeds).
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ _LEAST_TISSUE = 0.01  # share of an image; fewer dark pixels are dust rather tha
 
 
 class NormalizeSubjectd(MapTransform):
-    """Normalization ``(image - mean) / std`` per channel, clipped, by the mean and std of the subject's foreground.
+    """Normalization ``(image - mean) / std`` per channel, clipped, by mean and std of the subject's foreground.
 
     The darkness of air says nothing about the tissue and changes with skull stripping and with scaling.  All values
     below ``lower`` become equal, so that a network sees the same background in stripped and unstripped studies.  In
     stained sections the background is bright, and ``upper`` bounds it.
 
-    The transform uses the item's ``intensity_mean`` and ``intensity_std`` (C,) where the datalist has them.  It measures
-    an item that has none, which for a whole volume or section is the same rule.  If less than 1 % of such a section is
-    tissue, it takes the statistics of the tissue of GlaS, so that bare glass stays bright and its noise small.
+    The transform uses the item's ``intensity_mean`` and ``intensity_std`` (C,) where the datalist has them.  An item
+    that has none is measured itself, which for a whole volume or section is the same rule.  If less than 1 % of such a
+    section is tissue, the statistics of the tissue of GlaS are used: bare glass stays bright and its noise small.
 
     Args:
         keys: images (C, *S) to normalize.

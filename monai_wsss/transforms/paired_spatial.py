@@ -108,8 +108,8 @@ class SpatialRecord:
 
         Args:
             x: (B, C, *S), with the B that the record was drawn for, and for odd quarter turns with sides as drawn for.
-            padding: values that a translation fills in: ``"zero"`` (for maps), or ``"minimum"``, the lowest value per image
-                and channel, which is the background under any normalization.
+            padding: values that a translation fills in: ``"zero"`` (for maps), or ``"minimum"``, the lowest value per
+                image and channel, which is the background under any normalization.
 
         Returns:
             Moved tensor (B, C, *S'), where S' differs from S after scaling; differentiable.

@@ -13,9 +13,9 @@ S        stains (3, 2): the direction of hematoxylin, then of eosin, in (red, gr
 C        concentrations (2, H, W): ``OD = S C``
 =======  =============================================================================================================
 
-MONAI has ``monai.apps.pathology.NormalizeHEStains``.  It is not used here for three reasons (MONAI 1.6.1).  It raises on
-a tile without tissue.  It takes only uint8 in NumPy.  It orders the stains by the red-to-blue ratio of *light* although
-it computes densities, so that hematoxylin and eosin come out exchanged (``tests/transforms/test_stain.py`` shows it).
+MONAI has ``monai.apps.pathology.NormalizeHEStains``.  It is not used here for three reasons (MONAI 1.6.1).  It raises
+on a tile without tissue.  It takes only uint8 in NumPy.  It orders the stains by the red-to-blue ratio of *light* but
+computes densities, so that hematoxylin and eosin come out exchanged (``tests/transforms/test_stain.py`` shows it).
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ def check_color_picture(name: str, picture: torch.Tensor, white: float) -> None:
         white: the value of white, 255 or 1.
 
     Raises:
-        ValueError: another shape than (3, H, W), values outside of [0, white], or values from 0 to 1 where 255 is white.
+        ValueError: another shape than (3, H, W), values outside of [0, white], or values from 0 to 1 although 255 is
+            white.
 
     Example:
         >>> check_color_picture("image", torch.rand(3, 8, 8), white=1.0)
