@@ -187,23 +187,31 @@ def is_private(name: str) -> bool:
     return name.startswith("_") and not name.startswith("__")
 
 
+def nodes_with_lines(node: ast.AST, line: int = 1) -> Iterator[tuple[int, ast.AST]]:
+    """Walk a tree with the first line of the innermost statement around each node."""
+    for child in ast.iter_child_nodes(node):
+        first = child.lineno if isinstance(child, ast.stmt) else line
+        yield first, child
+        yield from nodes_with_lines(child, first)
+
+
 def private_names(tree: ast.Module) -> Iterator[tuple[int, str]]:
-    """Find the private names of the package that a test file reaches, with their lines."""
+    """Find the private names of the package that a test file reaches, with the lines of their statements."""
     known = names_of_package(tree)
-    for node in ast.walk(tree):
+    for line, node in nodes_with_lines(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "monai_wsss":
             # A module of that kind, such as `_checks`, is the package's own floor; its names are public in the package.
             for alias in node.names:
                 if is_private(alias.name) and not (PACKAGE / f"{alias.name}.py").exists():
-                    yield alias.lineno, alias.name
+                    yield line, alias.name
         elif isinstance(node, ast.Attribute) and is_private(node.attr) and root_name(node) in known:
-            yield node.lineno, node.attr
+            yield line, node.attr
         elif isinstance(node, ast.Call) and root_name(node) in {"monkeypatch", "mock", "patch"}:
             for argument in node.args[:2]:
                 if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
                     of_package = argument.value.startswith("monai_wsss.") or root_name(node.args[0]) in known
                     if of_package and is_private(argument.value.rpartition(".")[2]):
-                        yield node.lineno, argument.value
+                        yield line, argument.value
 
 
 def lines_with_comment(source: str) -> set[int]:
@@ -215,7 +223,7 @@ def lines_with_comment(source: str) -> set[int]:
 
 
 def unexplained_private_names(path: Path) -> list[str]:
-    """Find private names without a comment on their line or the one before."""
+    """Find private names in statements without a comment on their first line or the one before."""
     source = path.read_text(encoding="utf-8")
     explained = lines_with_comment(source)
     return [
