@@ -3,7 +3,8 @@
 """Pyramid scene parsing: pixels are classified beside averages over the whole image, its halves, thirds and sixths.
 
 Zhao et al. 2017, "Pyramid scene parsing network", arXiv:1612.01105.  On a dilated ResNeSt it is the segmenter of
-Feng et al. (AAAI 2025, glands), here with sizes of the code it comes from (512 channels, dropout 0.1, auxiliary 256).
+Feng et al. (AAAI 2025, glands).  Sizes are those of the code that theirs builds on: 512 channels, dropout 0.1, 256
+channels in the auxiliary head.
 
 | part         | what                                                                                  | channels    |
 |--------------|---------------------------------------------------------------------------------------|-------------|
