@@ -31,7 +31,7 @@ from monai_wsss.networks.pooled_norm import PooledBatchNorm
 
 __all__ = ["ResNeSt", "ResNeStBottleneck", "SplitAttentionConv"]
 
-# By depth: blocks of the four layers, and channels behind the stem in units of the width; inside it there are half.
+# By depth: blocks of the four layers, and channels behind the stem in units of the width; inside it half as many.
 _DEPTHS = {50: ((3, 4, 6, 3), 1), 101: ((3, 4, 23, 3), 2), 200: ((3, 24, 36, 3), 2)}
 
 
@@ -246,7 +246,7 @@ def _deep_stem(spatial_dims: int, in_channels: int, out_channels: int) -> nn.Seq
 def _layer(
     spatial_dims: int, in_channels: int, channels: int, count: int, stride: int, dilation: int, pool: bool
 ) -> nn.Sequential:
-    """Build ``count`` bottlenecks; the first has half the dilation, since it reads the layer before."""
+    """Build ``count`` bottlenecks; the first has half the dilation: its input has the density of the layer before."""
     first = ResNeStBottleneck(
         in_channels, channels,
         spatial_dims=spatial_dims, stride=stride, dilation=max(dilation // 2, 1), pool=pool, project=True,

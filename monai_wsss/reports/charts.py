@@ -118,7 +118,7 @@ def line_chart(
     y_range: tuple[float, float] | None = None,
     size: tuple[int, int] = (520, 280),
 ) -> Markup:
-    """Draw curves over a common axis, with grid, legend (from two curves on) and a title for screen readers.
+    """Draw curves over a common axis, with grid, legend (of two or more) and a title for screen readers.
 
     Args:
         lines: at least one curve; there are six colors and dashes in all.
@@ -156,7 +156,7 @@ def bar_chart(
     digits: int = 2,
     size: tuple[int, int] = (520, 280),
 ) -> Markup:
-    """Draw bars side by side in groups, each with its value, with grid, legend (from two bars per group on) and title.
+    """Draw bars side by side in groups, each with its value, with grid, legend (of two or more names) and title.
 
     Args:
         groups: names below the axis, at least one.
@@ -261,7 +261,7 @@ def _curve(frame: ChartFrame, line: ChartLine, color: int) -> Markup:
 def _column(
     frame: ChartFrame, left: float, right: float, value: float, half: float | None, color: int, number: str
 ) -> Markup:
-    """Draw a bar from zero, the stroke of its spread, and above both its number, turned by 90° where the bar is narrow.
+    """Draw a bar from zero, the stroke of its spread, and its number above both, turned by 90° if the bar is narrow.
 
     Numbers of negative bars stand above zero too, since the names of the groups stand below.
     """

@@ -26,7 +26,7 @@ _RASTER = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
 
 def has_geometry(image: Any) -> bool:
-    """Tell whether an image that MONAI read has a place in space; PNG, JPEG, TIFF and plain tensors have none."""
+    """Tell whether MONAI read a position in space with an image; PNG, JPEG, TIFF and plain tensors have none."""
     name = str(image.meta.get("filename_or_obj", "")).lower() if isinstance(image, MetaTensor) else ""
     return bool(name) and not name.endswith(_RASTER)
 

@@ -129,7 +129,7 @@ def _stain_directions(dense: torch.Tensor) -> torch.Tensor | None:
     """
     _, vectors = torch.linalg.eigh(dense @ dense.T)  # ascending
     main, second = vectors[:, 2], vectors[:, 1]
-    main = main * torch.sign(main.sum())  # as densities are positive, so that all angles are near 0
+    main = main * torch.sign(main.sum())  # positive like densities, so that all angles are near 0
     angles = torch.atan2(second @ dense, main @ dense)
     low, high = torch.quantile(angles, torch.tensor([0.01, 0.99], dtype=angles.dtype))
     if high - low < _LEAST_ANGLE:
