@@ -275,7 +275,8 @@ def decision_options(network: torch.nn.Module, rule: str | None) -> dict[str, An
     """The arguments of ``to_mask`` for what a network gives."""
     if not isinstance(network, ActivationNetwork):
         return {"output_kind": "segmentation"}
-    return network.decision_traits() | {"rule": rule}
+    words = vars(network.mask_rule()) | {"rule": rule}
+    return {name: value for name, value in words.items() if value is not None}
 
 
 def format_table(rows: dict[str, list[Row]]) -> str:

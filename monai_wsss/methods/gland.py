@@ -31,7 +31,7 @@ from monai_wsss.networks import GlandClassifier, resnet38_classifier
 __all__ = ["GlandClassification"]
 
 _PRESETS: dict[str, dict[str, Any]] = {
-    # From scratch, on a small machine: what the feasibility runs found to train.
+    # Trains from scratch on a small machine.
     "default": {
         "small": True,
         "width": 12,
@@ -66,12 +66,12 @@ class GlandClassification(WSSSMethod):
 
     @classmethod
     def tiny(cls, spatial_dims: int = 2, in_channels: int = 3, num_classes: int = 2) -> GlandClassification:
-        """Small enough to overfit one batch in seconds on a CPU."""
+        """Build one that overfits one batch in seconds on a CPU."""
         return cls(GlandClassifier.tiny(spatial_dims, in_channels, num_classes))
 
     @classmethod
     def from_preset(cls, preset: str = "default", **settings: Any) -> GlandClassification:
-        """The whole stage by name.
+        """Build the whole stage by name.
 
         Args:
             preset: ``"default"``, a small ResNet38 with top-25 % pooling, trained from scratch; ``"paper"``, the
@@ -83,18 +83,24 @@ class GlandClassification(WSSSMethod):
             'topk'
         """
         check_choice("preset", preset, tuple(_PRESETS))
-        return cls(resnet38_classifier(**{**_PRESETS[preset], **settings}))
+        told = {**_PRESETS[preset], **settings}
+        method = cls(resnet38_classifier(**told))
+        method.settings |= {"preset": preset, **told}
+        return method
 
     def losses(self, batch: dict[str, Any], progress: Progress, player: str) -> dict[str, torch.Tensor]:
-        """``classification``: binary cross-entropy, mean over images and classes."""
+        """Give ``classification``: binary cross-entropy, mean over images and classes."""
         class_map = float32_or_wider(self.network.signed_map(batch["image"]))
-        self.observe(class_map, batch["label"])
+        label = batch["label"].to(class_map)
+        self.observe(class_map, label)
         logits = self.network.image_logits(class_map)
-        return {"classification": F.binary_cross_entropy_with_logits(logits, batch["label"].to(logits.dtype))}
+        return {"classification": F.binary_cross_entropy_with_logits(logits, label)}
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
-        """What the paper's parents train at different rates: new layers at 10 times the rate of the loaded backbone,
-        biases at twice that of their layer and without weight decay.
+        """Split the parameters by rate, as the works that the paper builds on train theirs.
+
+        New layers have 10 times the rate of the loaded backbone, and biases twice that of their layer and no weight
+        decay.
 
         Args:
             learning_rate: of the backbone's weights.

@@ -1,7 +1,7 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 
-"""The transforms that MONAI lacks: of items, and of batches inside autograd. None reads a label file or trains."""
+"""Transforms that MONAI lacks: of items, and of batches inside autograd. None reads a label file or trains."""
 
 from monai_wsss.transforms.in_plane import ResizeInPlaned, resize_in_plane
 from monai_wsss.transforms.normalize_subject import NormalizeSubjectd

@@ -39,7 +39,7 @@ class Bright(ActivationNetwork):
         self.head = nn.Conv2d(1, 1, 1)
         nn.init.ones_(self.head.weight)
         nn.init.constant_(self.head.bias, -1.5)
-        self.negative_reference.fill_(-1.5)
+        self.set_healthy_level(-1.5, -1.5)
 
     def class_maps(self, image: torch.Tensor) -> torch.Tensor:
         return self.head(image)
