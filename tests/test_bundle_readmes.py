@@ -103,7 +103,10 @@ def glands(root: Path, *, official: bool) -> None:
         (root / "Grade.csv").write_text("name,patient ID, grade (GlaS)\n" + "\n".join(rows), encoding="utf-8")
     else:
         splits = ["train"] * 14 + ["val"] * 3 + ["test"] * 2
-        rows = [f"{name},{split}{number % 3},{split}" for number, (name, split) in enumerate(zip(names, splits, strict=True))]
+        rows = [
+            f"{name},{split}{number % 3},{split}"
+            for number, (name, split) in enumerate(zip(names, splits, strict=True))
+        ]
         (root / "labels.csv").write_text("id,case,split\n" + "\n".join(rows) + "\n", encoding="utf-8")
 
 

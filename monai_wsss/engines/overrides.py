@@ -144,8 +144,11 @@ def _value_problem(name: str, value: Any, config: Mapping[str, Any]) -> str | No
     return None
 
 
-def takes_arguments_of(*callables: Callable[..., Any]) -> Callable[[Builder], Builder]:
-    """Mark a builder whose ``**words`` are arguments of others, so that words are checked before anything is built.
+def takes_arguments_of(*others: Callable[..., Any] | str) -> Callable[[Builder], Builder]:
+    """Mark a builder by what its ``**words`` may be, so that overrides are checked before anything is built.
+
+    Args:
+        others: callables whose arguments may be given, or names of words.
 
     Example:
         >>> @takes_arguments_of(round)
@@ -156,7 +159,9 @@ def takes_arguments_of(*callables: Callable[..., Any]) -> Callable[[Builder], Bu
     """
 
     def mark(builder: Builder) -> Builder:
-        builder.words = frozenset(name for one in callables for name in inspect.signature(one).parameters)  # type: ignore[attr-defined]
+        named = {one for one in others if isinstance(one, str)}
+        of_others = {name for one in others if callable(one) for name in inspect.signature(one).parameters}
+        builder.words = named | of_others  # type: ignore[attr-defined]
         return builder
 
     return mark

@@ -29,13 +29,12 @@ from monai_wsss._files import file_sha256, make_directory, write_json
 __all__ = ["collect_provenance", "read_run", "recorded_supervision", "settings_of", "write_run"]
 
 _PACKAGES = ("torch", "monai", "numpy", "pytorch-ignite")
-_DECIDING = {
-    **{name: name for name in ("rule", "threshold", "gate", "fusion", "reliable_only", "crf")},
+_INFERRING = {
     **{name: name for name in ("grid", "views", "scales")},
     "windows.roi_size": "window",
     "cam.variant": "cam",
 }
-"""Attributes of transforms and inferers that have no ``settings``, and their names in a record."""
+"""Attributes of an inferer that decide the result, and their names in a record."""
 _ABSENT = object()
 _START = r"(?<![\w.])"
 _HOME_FOLDERS = re.compile(rf"{_START}(?:[A-Za-z]:)?[/\\](?:home|Users)[/\\][^/\\\s:;,'\"]+|{_START}/root(?=/|$)")
@@ -88,12 +87,11 @@ def settings_of(part: Any) -> dict[str, Any]:
     """Ask something that was built how it is set.
 
     Args:
-        part: a trainer, an evaluator, or whatever has ``settings``, a dict of plain values; of anything else those of
-            the attributes that decide about masks and maps.
+        part: a trainer, an evaluator, an inferer, or whatever has ``settings``, a dict of plain values.
 
     Returns:
         of a trainer its method's ``settings``, epochs, iterations per epoch, batch size, optimizer, peak learning rate,
-        weight decay and schedule; of an evaluator how it infers.
+        weight decay and schedule; of an evaluator its network's ``settings`` and how it infers.
 
     Example:
         >>> import torch
@@ -106,10 +104,10 @@ def settings_of(part: Any) -> dict[str, Any]:
     if hasattr(part, "core"):
         return _settings_of_method(part.core)
     if hasattr(part, "inferer") and hasattr(part, "network"):
-        return settings_of(part.inferer)
+        return {**getattr(part.network, "settings", {}), **settings_of(part.inferer)}
     if isinstance(settings := getattr(part, "settings", None), dict):
         return dict(settings)
-    found = {name: _attribute(part, path) for path, name in _DECIDING.items()}
+    found = {name: _attribute(part, path) for path, name in _INFERRING.items()}
     return {name: value for name, value in found.items() if value is not _ABSENT}
 
 
