@@ -24,7 +24,6 @@ import pytest
 import torch
 from torch import nn
 
-import monai_wsss.methods
 from monai_wsss.engines import Progress, WeightRamp
 from monai_wsss.inferers.multi_scale import multi_scale_branches
 from monai_wsss.losses import CrossModalEquivarianceLoss, EquivarianceLoss, MutualDistillationLoss
