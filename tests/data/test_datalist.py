@@ -16,15 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monai_wsss._checks import DataError
-from monai_wsss.data.datalist import (
-    canonical_modality,
-    check_trainable,
-    load_datalist,
-    load_header,
-    sort_modalities,
-    split_by_subject,
-    write_datalist,
-)
+from monai_wsss.data.datalist import check_trainable, load_datalist, load_header, write_datalist
+from monai_wsss.data.modalities import canonical_modality, sort_modalities
+from monai_wsss.data.splits import split_by_subject
 
 
 def make_list(folder: Path, modalities=("T1", "T1c", "FLAIR"), **changes) -> dict:

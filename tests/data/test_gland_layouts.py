@@ -15,8 +15,9 @@ from PIL import Image
 from monai_wsss._checks import DataError
 from monai_wsss.data.datalist import load_datalist, load_header
 from monai_wsss.data.ebhi import prepare_ebhi
-from monai_wsss.data.prog import prepare_prog
+from monai_wsss.data.prog import PAPER_FRACTIONS, prepare_prog
 from monai_wsss.data.reading import read_image, read_labels
+from monai_wsss.data.splits import split_by_subject
 
 SPLITS = ("training", "validation", "test")
 
@@ -72,11 +73,8 @@ def test_prog_is_a_grid_without_overlap_split_by_image(tmp_path, caplog):
 
 def test_the_papers_numbers_of_prog(tmp_path):
     """36 000, 8 244 and 9 756 patches are 36 of each of 1000, 229 and 271 images."""
-    from monai_wsss.data.datalist import split_by_subject
-    from monai_wsss.data.prog import _PAPER_FRACTIONS
-
     names = [str(number) for number in range(1500)]
-    splits = split_by_subject(names, np.ones((1500, 1)), fractions=_PAPER_FRACTIONS)
+    splits = split_by_subject(names, np.ones((1500, 1)), fractions=PAPER_FRACTIONS)
     assert [36 * splits.count(split) for split in SPLITS] == [36_000, 8_244, 9_756]
 
 

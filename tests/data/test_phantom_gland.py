@@ -48,8 +48,8 @@ def read(folder: Path) -> dict:
 
 def test_every_pixel_is_gland_or_other(sections):
     for section in sections:
-        assert section.picture.shape == (3, *SHAPE)
-        assert section.picture.dtype == section.mask.dtype == np.uint8
+        assert section.image.shape == (3, *SHAPE)
+        assert section.image.dtype == section.mask.dtype == np.uint8
         assert section.mask.shape == (1, *SHAPE)
         assert set(np.unique(section.mask)) <= {1, 2}
     shares = np.array([(section.mask == 1).mean() for section in sections]).reshape(-1, len(LAYOUTS))
@@ -67,7 +67,7 @@ def test_layouts_differ_in_the_number_and_size_of_glands(sections):
 def test_the_border_of_a_gland_is_darker_than_what_lies_on_both_sides(sections):
     """The ring of nuclei, which no other tissue has, stands 4 to 11 pixels inside of the border."""
     for section in sections[::3]:
-        red = section.picture[0].astype(float)
+        red = section.image[0].astype(float)
         gland = section.mask[0] == 1
         inside, outside = distance_transform_edt(gland), distance_transform_edt(~gland)
         ring = red[(inside > 4) & (inside < 11)].mean()
@@ -78,17 +78,17 @@ def test_the_border_of_a_gland_is_darker_than_what_lies_on_both_sides(sections):
 def test_lumina_are_gland_and_pale_though_not_bare(sections):
     for section in sections[0::3]:
         gland = binary_erosion(section.mask[0] == 1, iterations=10)
-        pale = (section.picture.min(axis=0) > 205) & gland
+        pale = (section.image.min(axis=0) > 205) & gland
         assert pale.sum() > 100
-        assert section.picture[1][pale].mean() < 241
+        assert section.image[1][pale].mean() < 241
 
 
 def test_other_tissue_has_pale_holes_and_dark_nuclei_as_well(sections):
     pale, dark = [], []
     for section in sections:
         other = section.mask[0] == 2
-        pale.append((section.picture.min(axis=0)[other] > 205).mean())
-        dark.append((section.picture[0][other] < np.quantile(section.picture[0], 0.2)).mean())
+        pale.append((section.image.min(axis=0)[other] > 205).mean())
+        dark.append((section.image[0][other] < np.quantile(section.image[0], 0.2)).mean())
     assert min(pale) > 0.005
     assert np.mean(dark) > 0.08
 
@@ -105,7 +105,7 @@ def best_miou(score: np.ndarray, gland: np.ndarray) -> float:
 
 def test_a_threshold_on_a_color_is_not_enough(sections):
     gland = np.stack([section.mask[0, ::3, ::3] == 1 for section in sections]).ravel()
-    pixels = np.stack([section.picture[:, ::3, ::3] for section in sections]).astype(float)
+    pixels = np.stack([section.image[:, ::3, ::3] for section in sections]).astype(float)
     scores = [*pixels.transpose(1, 0, 2, 3), pixels.mean(axis=1), pixels[:, 0] / pixels[:, 2].clip(1)]
     assert max(best_miou(score.ravel(), gland) for score in scores) < 0.5
 
@@ -114,25 +114,25 @@ def test_mean_colors_of_glands_and_stroma_overlap(sections):
     """Within pictures, apart from white; in units of the spread between subjects."""
     gland, other = [], []
     for section in sections:
-        tissue = section.picture.mean(axis=0) < 225
+        tissue = section.image.mean(axis=0) < 225
         for kind, means in ((1, gland), (2, other)):
             chosen = tissue & (section.mask[0] == kind)
             if chosen.sum() > 500:
-                means.append(section.picture[:, chosen].mean(axis=1))
+                means.append(section.image[:, chosen].mean(axis=1))
     gap = np.abs(np.mean(gland, axis=0) - np.mean(other, axis=0))
     assert (gap < 1.5 * np.std(gland + other, axis=0)).all()
 
 
 def test_subjects_are_stained_differently():
-    found = [estimate_stains(torch.from_numpy(draw(subject, "many").picture).float()) for subject in range(5)]
+    found = [estimate_stains(torch.from_numpy(draw(subject, "many").image).float()) for subject in range(5)]
     assert all(one is not None for one in found)
     assert torch.stack([one.stains for one in found]).std(dim=0).max() > 0.02
     assert torch.stack([one.concentrations for one in found]).std(dim=0).min() > 0.03
 
 
 def test_the_same_chance_draws_the_same():
-    np.testing.assert_array_equal(draw(2, "few").picture, draw(2, "few").picture)
-    assert (draw(2, "few").picture != draw(3, "few").picture).any()
+    np.testing.assert_array_equal(draw(2, "few").image, draw(2, "few").image)
+    assert (draw(2, "few").image != draw(3, "few").image).any()
 
 
 def test_unknown_layouts_are_refused():
