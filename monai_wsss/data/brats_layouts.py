@@ -108,7 +108,9 @@ def _case_in(folder: Path) -> BratsCase | None:
         if role is None or volume is None:
             continue
         if role in files:
-            raise DataError(f"{files[role]} and {volume} are both {role} in {folder}: keep one, one folder a case.")
+            raise DataError(
+                f"{files[role]} and {volume} are both {role} in {folder}: keep one, with one folder per case."
+            )
         files[role] = volume
     truth = files.pop(_TRUTH, None)
     if not files:
@@ -189,7 +191,7 @@ def find_brats_cases(root: str | os.PathLike[str]) -> list[BratsCase]:
     cases = list(_walk(Path(root)))
     if not cases:
         raise DataError(
-            f"No case found in {root}: give a BraTS folder, or one folder a case with files that are named by their "
+            f"No case found in {root}: give a BraTS folder, or one folder per case with files that are named by their "
             "sequences (t1, t1c, t2, flair, seg)."
         )
     counts = Counter(case.name for case in cases)

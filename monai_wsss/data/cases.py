@@ -107,7 +107,7 @@ def _open_npz(path: Path, row: LabeledRow) -> tuple[np.ndarray, np.ndarray | Non
             "store unsigned 8 or 16 bits as (N, H, W) or (N, H, W, C)."
         )
     if masks is not None and masks.shape != images.shape[:3]:
-        raise DataError(f"{path}: `masks` has shape {masks.shape}, `images` {images.shape}: store one mask a slice.")
+        raise DataError(f"{path}: `masks` has shape {masks.shape}, `images` {images.shape}: store one mask per slice.")
     return images.reshape(*images.shape[:3], -1), masks
 
 

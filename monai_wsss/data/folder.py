@@ -82,7 +82,7 @@ def _statistics_key(row: LabeledRow, case: ImageCase, table: LabelTable) -> str 
     """Give the key under which the intensity statistics of a case are pooled; None where it has no statistics."""
     if not case.is_color:
         return row.subject
-    return row.picture if table.scored_class is not None else None
+    return row.source_or_id if table.scored_class is not None else None
 
 
 def _describe_patches(rows: Sequence[LabeledRow], shapes: Mapping[str, tuple[int, ...]]) -> None:

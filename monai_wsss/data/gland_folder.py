@@ -103,7 +103,7 @@ def table_of_folder(images: Path) -> LabelTable:
     paths = sorted(images.iterdir()) if images.is_dir() else []
     stems = [image_stem(path) for path in paths if image_format(path) == "picture" and not path.name.startswith(".")]
     if not stems:
-        raise DataError(f"{images} is no folder with pictures (PNG, JPEG, TIFF, BMP): check the path.")
+        raise DataError(f"{images} is no folder with images (PNG, JPEG, TIFF, BMP): check the path.")
     return LabelTable(images, [], [LabeledRow(str(images / stem), stem, stem, [], None, {}) for stem in stems])
 
 
@@ -142,7 +142,7 @@ def pair_files(table: LabelTable, images: Path, masks: Path) -> list[GlandImage]
         if row.id not in found:
             raise DataError(missing_mask(row.where, row.id, masks))
         if UNNAMED not in files[row.id]:
-            raise DataError(f'{row.where}: "{row.id}" has several pictures in {images}: keep one, named by the id.')
+            raise DataError(f'{row.where}: "{row.id}" has several images in {images}: keep one, named by the id.')
         paired.append(GlandImage(row.id, row.subject, row.split, files[row.id][UNNAMED], found[row.id]))
     return paired
 
@@ -163,7 +163,7 @@ def _read_color(path: Path) -> tuple[np.ndarray, MetaTensor]:
         values = values.repeat(3, axis=0)
     if not fits_picture(values) or values.shape[0] != 3:
         raise DataError(
-            f"{path} has values up to {values.max():g} in {image.shape[0]} channels: save it as a picture of 8 bits, "
+            f"{path} has values up to {values.max():g} in {image.shape[0]} channels: save it as an image of 8 bits, "
             "RGB or gray."
         )
     return values.astype(np.uint8), image

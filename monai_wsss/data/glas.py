@@ -40,7 +40,7 @@ def _official_images(folder: Path) -> list[GlandImage]:
     names = [name for name in files if _OFFICIAL_NAME.fullmatch(name)]
     if not names:
         raise DataError(
-            f"{folder} holds neither labels.csv nor pictures of GlaS (train_1.bmp, testA_1.bmp, …): give the folder "
+            f"{folder} holds neither labels.csv nor images of GlaS (train_1.bmp, testA_1.bmp, …): give the folder "
             "that holds them."
         )
     images = []

@@ -64,7 +64,7 @@ class LabeledRow:
         return self.volume[0] if self.volume else self.id
 
     @property
-    def picture(self) -> str:
+    def source_or_id(self) -> str:
         """Name of the image whose statistics standardize the case: the source of a patch, else the case itself."""
         return self.source or self.id
 

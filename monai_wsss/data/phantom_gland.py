@@ -39,7 +39,7 @@ LAYOUTS = {"many": (24.0, 46.0), "few": (110.0, 165.0), "none": (0.0, 0.0)}
 _HEMATOXYLIN = np.array([0.62, 0.72, 0.30])
 _EOSIN = np.array([0.16, 0.92, 0.35])
 _FAR = -200.0
-_REACH = 8  # half the width of the window that a nucleus is drawn in
+_REACH = 8  # half the width of the window in which a nucleus is drawn
 
 Array = np.ndarray
 

@@ -165,9 +165,9 @@ def _brain_marker(modalities: Sequence[str] | None, spatial_dims: int) -> dict[s
 def _gland_marker(modalities: Sequence[str] | None, spatial_dims: int) -> dict[str, Any]:
     """Refuse the arguments that only brains have."""
     if modalities is not None:
-        raise ValueError(f"Expected no `modalities` for color pictures of glands, got {', '.join(modalities)}.")
+        raise ValueError(f"Expected no `modalities` for color images of glands, got {', '.join(modalities)}.")
     if spatial_dims != 2:
-        raise ValueError(f"Expected `spatial_dims` to be 2 for pictures of glands, got {spatial_dims}.")
+        raise ValueError(f"Expected `spatial_dims` to be 2 for images of glands, got {spatial_dims}.")
     return {}
 
 

@@ -151,7 +151,7 @@ def read_indices(path: Path, like: MetaTensor, num_classes: int) -> np.ndarray:
 def _check_all(photographs: Sequence[Photograph]) -> None:
     """Check, before anything is written, that there are photographs, that they exist, and that none is listed twice."""
     if not photographs:
-        raise DataError("There is no picture in the lists: name lists that are not empty.")
+        raise DataError("There is no image in the lists: name lists that are not empty.")
     owner: dict[str, Photograph] = {}
     for photograph in photographs:
         if not photograph.image.is_file():
@@ -161,8 +161,8 @@ def _check_all(photographs: Sequence[Photograph]) -> None:
         other = owner.setdefault(photograph.id.lower(), photograph)  # on some disks A.jpg and a.jpg are one file
         if other is not photograph:
             raise DataError(
-                f'{photograph.where}: "{photograph.id}" has the same name as a picture in {other.where}: list every '
-                "picture once, in one split, under a name of its own."
+                f'{photograph.where}: "{photograph.id}" has the same name as an image in {other.where}: list every '
+                "image once, in one split, under a name of its own."
             )
 
 
@@ -173,7 +173,7 @@ def _write_image(out: Path, photograph: Photograph) -> tuple[str, MetaTensor]:
     values = image.as_tensor().numpy()
     if not (case.is_color and fits_picture(values)):
         raise DataError(
-            f"{photograph.where}: {photograph.image} is no picture of 8 bits in RGB or gray: export it as one."
+            f"{photograph.where}: {photograph.image} is no image of 8 bits in RGB or gray: export it as one."
         )
     if source is None:
         path = f"images/{photograph.id}.png"

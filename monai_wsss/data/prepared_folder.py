@@ -78,8 +78,8 @@ def _cut_from(row: LabeledRow, statistics: Mapping[str, Any]) -> dict[str, Any]:
     item: dict[str, Any] = {} if row.source is None else {"source": row.source}
     if row.origin is not None:
         item["origin"] = list(row.origin)
-    if row.picture in statistics:
-        item["statistics"] = row.picture
+    if row.source_or_id in statistics:
+        item["statistics"] = row.source_or_id
     return item
 
 

@@ -152,10 +152,10 @@ def _read_list(root: Path, path: Path, split: str) -> Iterator[_Line]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"Cannot read the list {path} ({error}): give a text file with a name a line.") from error
+        raise DataError(f"Cannot read the list {path} ({error}): give a text file with one name per line.") from error
     rows = [(number, line.split()) for number, line in enumerate(lines, start=1) if line.strip()]
     if not rows:
-        raise DataError(f"The {split} list {path} is empty: give a name or the paths of image and mask a line.")
+        raise DataError(f"The {split} list {path} is empty: give a name, or the paths of image and mask, per line.")
     for number, words in rows:
         where = f"{path}, line {number}"
         if len(words) > 2 or (len(words) == 2 and not words[1].lower().endswith(".png")):

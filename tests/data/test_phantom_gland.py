@@ -29,13 +29,13 @@ def draw(subject: int, layout: str) -> GlandSection:
 
 @pytest.fixture(scope="module")
 def sections() -> list[GlandSection]:
-    """Four subjects with a picture of each layout."""
+    """Draw four subjects with one section per layout."""
     return [draw(subject, layout) for subject in range(4) for layout in LAYOUTS]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Subjects enough for every kind of patch."""
+    """Write enough subjects for every kind of patch."""
     return Path(make_phantoms(tmp_path_factory.mktemp("glands"), kind="gland", subjects=(3, 1, 1)))
 
 
@@ -65,7 +65,7 @@ def test_layouts_differ_in_the_number_and_size_of_glands(sections):
 
 
 def test_the_border_of_a_gland_is_darker_than_what_lies_on_both_sides(sections):
-    """The ring of nuclei, which no other tissue has, stands 4 to 11 pixels inside of the border."""
+    """Check that the ring of nuclei, which no other tissue has, lies 4 to 11 pixels inside of the border."""
     for section in sections[::3]:
         red = section.image[0].astype(float)
         gland = section.mask[0] == 1
@@ -94,7 +94,7 @@ def test_other_tissue_has_pale_holes_and_dark_nuclei_as_well(sections):
 
 
 def best_miou(score: np.ndarray, gland: np.ndarray) -> float:
-    """Of all thresholds, chosen with the masks, in either direction."""
+    """Check all thresholds, chosen with the masks, in both directions."""
     best = 0.0
     for threshold in np.quantile(score, np.linspace(0.02, 0.98, 33)):
         for guess in (score > threshold, score <= threshold):
@@ -111,7 +111,7 @@ def test_a_threshold_on_a_color_is_not_enough(sections):
 
 
 def test_mean_colors_of_glands_and_stroma_overlap(sections):
-    """Within pictures, apart from white; in units of the spread between subjects."""
+    """Compare colors within sections, without white, in units of the spread between subjects."""
     gland, other = [], []
     for section in sections:
         tissue = section.image.mean(axis=0) < 225
@@ -155,7 +155,7 @@ def test_the_datalist_is_that_of_a_prepared_gland_folder(folder):
     }
 
 
-def test_training_is_patches_of_every_kind_and_the_rest_whole_pictures(folder):
+def test_training_is_patches_of_every_kind_and_the_rest_whole_sections(folder):
     datalist = read(folder)
     kinds = {tuple(item["label"]) for item in datalist["training"]}
     assert kinds == {(1, 0), (0, 1), (1, 1)}
@@ -186,7 +186,7 @@ def test_overlapping_patches_show_the_same_pixels(folder):
             whole[:, x : x + 112, y : y + 112] = patch
 
 
-def test_patches_are_standardized_as_their_picture(folder):
+def test_patches_are_standardized_as_their_section(folder):
     items = load_datalist(folder / "datalist.json", "training")
     item = items[0]
     pixels = read_image(item["image"])
@@ -195,7 +195,7 @@ def test_patches_are_standardized_as_their_picture(folder):
     np.testing.assert_allclose(standardized.numpy(), expected.clip(-4, 6), atol=1e-4)
     assert item["source"] in item["id"]
     others = {tuple(other["intensity_mean"]) for other in items}
-    assert len(others) == 6, "one for each picture"
+    assert len(others) == 6, "one per section"
 
 
 def test_the_same_arguments_give_the_same_bytes(folder, tmp_path):
@@ -218,8 +218,8 @@ def test_brains_replace_glands(tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"modalities": ["T1"]}, "no `modalities` for color pictures of glands, got T1"),
-        ({"spatial_dims": 3}, "`spatial_dims` to be 2 for pictures of glands, got 3"),
+        ({"modalities": ["T1"]}, "no `modalities` for color images of glands, got T1"),
+        ({"spatial_dims": 3}, "`spatial_dims` to be 2 for images of glands, got 3"),
         ({"subjects": (1, 2)}, "`subjects` to be three numbers"),
     ],
 )
