@@ -31,6 +31,7 @@ LEVELS = [
     {"methods"},
     {"reports"},
     {"benchmark"},
+    {"_commands"},
     {"__main__"},
 ]
 LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
