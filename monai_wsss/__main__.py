@@ -434,7 +434,7 @@ def _benchmark(options: argparse.Namespace) -> None:
 
 def _scan_bundle(options: argparse.Namespace) -> None:
     from monai_wsss._checks import DataError
-    from monai_wsss.benchmark import scan_bundle
+    from monai_wsss.bundle_scan import scan_bundle
 
     faults = scan_bundle(options.bundle)
     for fault in faults:

@@ -29,7 +29,7 @@ LEVELS = [
     {"engines", "inferers"},
     {"methods"},
     {"reports"},
-    {"benchmark"},
+    {"benchmark", "bundle_scan"},
     {"__main__"},
 ]
 LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}

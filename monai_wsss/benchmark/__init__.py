@@ -4,7 +4,6 @@
 """Methods x datasets x seeds: one JSON per run, tables like the papers'."""
 
 from monai_wsss.benchmark.bmp_table import BmpTable
-from monai_wsss.benchmark.bundle_checks import check_bundle, scan_bundle
 from monai_wsss.benchmark.cam_table import CamTable
 from monai_wsss.benchmark.cmer_table import (
     CmerErrors,
@@ -30,7 +29,5 @@ __all__ = [
     "GlandTable",
     "Recipe",
     "RecipeTable",
-    "check_bundle",
     "format_table",
-    "scan_bundle",
 ]
