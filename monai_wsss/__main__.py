@@ -25,17 +25,17 @@ _BUNDLE = "bundles/brain_mri_cam_segmentation"
 _TISSUE_BUNDLE = "bundles/histology_gland_segmentation"
 _SPLITS = ("training", "validation", "test")
 _FEW_CLASSES = 6  # that a table has room for side by side
-_TABLES = {
-    "bmp": "BmpTable",
-    "cam": "CamTable",
-    "cmer": "CmerTable",
-    "cmer-unet": "CmerFullResolution",
-    "cmer-errors": "CmerErrors",
-    "cmer-thresholds": "CmerThresholds",
-    "cmer-transforms": "CmerTransforms",
-    "gland": "GlandTable",
-    "gland-adaptation": "GlandAdaptation",
-}
+_TABLES = (
+    "bmp",
+    "cam",
+    "cmer",
+    "cmer-unet",
+    "cmer-errors",
+    "cmer-thresholds",
+    "cmer-transforms",
+    "gland",
+    "gland-adaptation",
+)
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -424,8 +424,7 @@ def _benchmark(options: argparse.Namespace) -> None:
         raise DataError(
             f"--every, --width, --initial are for the gland tables, not for {options.table}: leave them out."
         )
-    table_class = getattr(benchmark, _TABLES[options.table])
-    table = table_class(Path(options.data) / "datalist.json", Path(options.out), **given)
+    table = benchmark.TABLES[options.table](Path(options.data) / "datalist.json", Path(options.out), **given)
     table.run()
     print((table.out / f"{table.name}.md").read_text(encoding="utf-8"))
     for figure in table.figures:
