@@ -96,7 +96,7 @@ def bootstrap_interval(estimate: Estimate, weights: np.ndarray) -> Interval | No
 
 
 def sum_ratio_estimate(numerator: np.ndarray, denominator: np.ndarray) -> Estimate:
-    """Divide the sum of ``numerator (S,)`` over subjects by that of ``denominator (S,)``: e.g. clean by healthy images."""
+    """Divide the sums over subjects of ``numerator (S,)`` and ``denominator (S,)``, e.g. clean by healthy images."""
 
     def function(weights: np.ndarray) -> np.ndarray:
         above, below = weights @ numerator, weights @ denominator
