@@ -15,9 +15,9 @@ from tqdm import tqdm
 
 from monai_wsss._checks import DataError
 from monai_wsss._files import make_directory, write_json
+from monai_wsss._labels import IGNORED
 from monai_wsss.data import pseudo_mask_path
 from monai_wsss.metrics import (
-    IGNORED_LABEL,
     PixelCounts,
     count_pixels,
     dice_macro_pooled,
@@ -61,9 +61,9 @@ def score_pseudo_masks(
     for item in tqdm([item for item in items if "mask" in item], desc="quality", disable=None):
         read = transform({**item, "pseudo_mask": str(pseudo_mask_path(pseudo_dir, item["id"]))})
         found, truth = (torch.as_tensor(read[key]).to(torch.uint8) for key in ("pseudo_mask", "mask"))
-        unknown = found == IGNORED_LABEL
+        unknown = found == IGNORED
         ignored, pixels = ignored + int(unknown.sum()), pixels + unknown.numel()
-        found, truth = found.masked_fill(unknown, 0), truth.masked_fill(unknown, IGNORED_LABEL)
+        found, truth = found.masked_fill(unknown, 0), truth.masked_fill(unknown, IGNORED)
         counts.append(count_pixels(found, truth, num_classes=len(classes)))
     if not counts:
         raise DataError("No case of the split has a pixel mask: the quality of its pseudo-masks cannot be measured.")
