@@ -29,7 +29,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from monai_wsss._checks import DataError, as_flag
+from monai_wsss._checks import DataError, as_flag, plain_tensor
 from monai_wsss._processes import is_main_process
 from monai_wsss.data import check_trainable
 from monai_wsss.engines.checkpoint import (
@@ -179,7 +179,7 @@ class WSSSTrainer(Trainer):
                 losses = self.method(batch, self.progress, player)
             self.fire_event(IterationEvents.FORWARD_COMPLETED)
             prefix = f"{player}/" if len(self.optimizers) > 1 else ""
-            each = torch.stack([loss.float() for loss in losses.values()])
+            each = torch.stack([plain_tensor(loss).float() for loss in losses.values()])
             total = each.sum()
             values = self._finite(list(losses), torch.cat((each.detach(), total.detach()[None])), batch)
             output |= {prefix + name: value for name, value in zip(losses, values, strict=False)}

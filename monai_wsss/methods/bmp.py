@@ -173,11 +173,8 @@ class BMP(TwoBranchMethod):
         """Build the network of a preset, around another encoder on request.
 
         Args:
-            preset: as :meth:`from_preset`.
-            encoder: in the place of the preset's.
-            spatial_dims: 2 or 3, for the preset's encoder.
-            in_channels: C, for the preset's encoder.
-            num_classes: K.
+            preset: as :meth:`from_preset`, and so ``num_classes``.
+            encoder: in the place of the preset's, whose are ``spatial_dims`` and ``in_channels``.
             changes: words of :meth:`~monai_wsss.networks.TwoBranchNetwork.build` to set otherwise.
         """
         check_choice("preset", preset, tuple(cls.presets))

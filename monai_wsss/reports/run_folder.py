@@ -28,7 +28,7 @@ from ignite.engine import Engine, Events
 from monai_wsss._checks import DataError
 from monai_wsss._files import atomic_path, file_sha256, make_directory
 from monai_wsss.data import load_header
-from monai_wsss.data.datalist import canonical_modality
+from monai_wsss.data.modalities import canonical_modality
 from monai_wsss.engines import SegmentationScores, case_spacing, is_main_process
 from monai_wsss.metrics.aggregate import table_text
 from monai_wsss.reports.page import write_report

@@ -24,11 +24,11 @@ import pytest
 import torch
 from torch import nn
 
-import monai_wsss.methods
 from monai_wsss.engines import Progress, WeightRamp
 from monai_wsss.inferers.multi_scale import multi_scale_branches
 from monai_wsss.losses import CrossModalEquivarianceLoss, EquivarianceLoss, MutualDistillationLoss
 from monai_wsss.methods import (
+    AFA,
     BMP,
     CMER,
     ClassActivationMapping,
@@ -177,14 +177,14 @@ def decided(network: nn.Module, image: torch.Tensor, label: torch.Tensor, **opti
 
 
 def two_branches(encoder: nn.Module, classes: int, **words: Any) -> TwoBranchNetwork:
-    return getattr(TwoBranchNetwork, "build", TwoBranchNetwork)(encoder, classes, **{"decoder_width": 8, **words})
+    return TwoBranchNetwork.build(encoder, classes, **{"decoder_width": 8, **words})
 
 
 def bmp_from_preset(preset: str, network: TwoBranchNetwork, words: dict[str, Any]) -> BMP:
     if preset == "tiny":
         return BMP.tiny(num_classes=network.num_classes)
-    if preset == "afa" and hasattr(monai_wsss.methods, "AFA"):
-        return monai_wsss.methods.AFA.from_preset("paper", network=network, **words)
+    if preset == "afa":
+        return AFA.from_preset("paper", network=network, **words)
     return BMP.from_preset(preset, network=network, **words)
 
 
@@ -483,7 +483,7 @@ OTHER_CASES: dict[str, Case] = {
     ),
     **{
         f"pseudo-{plf}-{background}": segmenter(
-            lambda plf=plf, background=background: PseudoMaskSupervision(
+            lambda plf=plf, background=background: PseudoMaskSupervision.build(
                 SegmentationNetwork.tiny(2, 1, 2 if background else 1), plf=plf, background=background
             ),
             "pseudo_mask", 1, 2, (16, 12), rule=None if background else "argmax",
@@ -493,14 +493,14 @@ OTHER_CASES: dict[str, Case] = {
     },
     "pseudo-tiny-3d": segmenter(lambda: PseudoMaskSupervision.tiny(3), "pseudo_mask", 1, 1, (8, 8, 6)),
     "pseudo-warmup-all": segmenter(
-        lambda: PseudoMaskSupervision(SegmentationNetwork.tiny(), plf="paper", warmup=0.5, ignore_mode="all"),
+        lambda: PseudoMaskSupervision.build(SegmentationNetwork.tiny(), plf="paper", warmup=0.5, ignore_mode="all"),
         "pseudo_mask", 1, 1, (16, 12),
     ),
     "pseudo-auxiliary": segmenter(
-        lambda: PseudoMaskSupervision(PyramidSceneParsing.tiny(), plf="official"), "pseudo_mask", 3, 1, (32, 24)
+        lambda: PseudoMaskSupervision.build(PyramidSceneParsing.tiny(), plf="official"), "pseudo_mask", 3, 1, (32, 24)
     ),
     "pseudo-auxiliary-tissue": segmenter(
-        lambda: PseudoMaskSupervision(PyramidSceneParsing.tiny(), plf="oeem", background=False),
+        lambda: PseudoMaskSupervision.build(PyramidSceneParsing.tiny(), plf="oeem", background=False),
         "pseudo_mask", 3, 2, (32, 24), rule="argmax",
     ),
     "full-tiny": segmenter(lambda: FullSupervision.tiny(num_classes=2), "mask", 1, 2, (16, 12)),
@@ -628,7 +628,8 @@ def scales(dtype: torch.dtype, steps: int) -> Record:
 
         for rectify in (True, False):
             with torch.no_grad():
-                made = multi_scale_branches(branches, image, scales=(1.0, 0.5, 1.5), rectify=rectify)
+                joins = ("rectified" if rectify else "strongest", "average")
+                made, _ = multi_scale_branches(branches, image, joins, scales=(1.0, 0.5, 1.5))
             for name, maps in zip(("seeds", "segmentation"), made, strict=True):
                 record[f"{dims}-{rectify}/{name}"] = maps
     return record
