@@ -63,7 +63,8 @@ def commands(bundle: Path) -> list[list[str]]:
     text = (bundle / "docs" / "README.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [shlex.split(line) for line in lines if line.strip() and not line.startswith("#")]
+    # Between double quotes a shell reads `\$` as `$`, which shlex does not know.
+    return [shlex.split(line.replace("\\$", "$")) for line in lines if line.strip() and not line.startswith("#")]
 
 
 def slices(root: Path) -> None:
