@@ -99,7 +99,7 @@ class BMP(TwoBranchMethod):
         healthy_affinity: bool = False,
         train_mode_labels: bool = False,
     ) -> None:
-        radius = getattr(labels, "radius", None) if affinity is None else affinity.loss.radius
+        radius: Any = getattr(labels, "radius", None) if affinity is None else affinity.loss.radius
         super().__init__(network, seeds=seeds, radius=radius, train_mode_labels=train_mode_labels)
         self.first_labels = first_labels
         self.labels = labels
