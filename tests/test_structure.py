@@ -30,7 +30,7 @@ LEVELS = [
     {"methods"},
     {"reports"},
     {"benchmark"},
-    {"_commands"},
+    {"command_line"},
     {"__main__"},
 ]
 LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
