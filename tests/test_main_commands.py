@@ -27,7 +27,7 @@ ROWS = [
 # Parameters that the command line leaves to Python on purpose.
 ONLY_IN_PYTHON = {
     "phantom": {"subjects"},
-    "benchmark": {"grid", "batch_size", "learning_rate", "samples", "window"},
+    "benchmark": {"name", "recipes", "metrics", "figure", "grid", "samples", "batch_size", "window"},
 }
 
 

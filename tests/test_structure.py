@@ -25,11 +25,12 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LEVELS = [
     {"_checks", "_files", "_intensity", "_labels", "_processes", "_resize", "_running", "_windows"},
     {"cams"},
-    {"refinement", "losses", "networks", "transforms", "data", "metrics"},
+    {"refinement"},
+    {"losses", "networks", "transforms", "data", "metrics"},
     {"engines", "inferers"},
     {"methods"},
     {"reports"},
-    {"benchmark"},
+    {"benchmark", "bundle_scan"},
     {"command_line"},
     {"__main__"},
 ]
