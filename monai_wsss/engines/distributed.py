@@ -69,12 +69,12 @@ def distribute_method(method: nn.Module) -> DistributedDataParallel:
     """Wrap a method so that its parties' gradients are averaged over the processes.
 
     Several players leave the others' parameters unused in a step, and so may a method whose terms are switched off,
-    which says so by ``may_leave_parameters_unused``: DDP has to be told.
+    which says so by ``may_leave_parameters_unused``: DDP has to be told.  The trainer brings batches to the device, all
+    but what methods read on the host; so DDP is given no device to bring them to.
     """
     device = local_device()
     players = getattr(method, "players", ("network",))
     return DistributedDataParallel(
         method.to(device),
-        device_ids=[device] if device.type == "cuda" else None,
         find_unused_parameters=len(players) > 1 or getattr(method, "may_leave_parameters_unused", False),
     )
