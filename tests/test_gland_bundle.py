@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from test_every_bundle import ROOT, offline, read_json, read_rows, same_weights, start
 
-from monai_wsss.benchmark.config_rules import training_faults
+from monai_wsss.bundle_scan.config_rules import training_faults
 from monai_wsss.data import load_datalist, make_phantoms
 from monai_wsss.networks import ConsistencyCorrelationAttention, PyramidSceneParsing, ResNeSt, resnet38_classifier
 

@@ -30,7 +30,8 @@ LEVELS = [
     {"engines", "inferers"},
     {"methods"},
     {"reports"},
-    {"benchmark"},
+    {"benchmark", "bundle_scan"},
+    {"_commands"},
     {"__main__"},
 ]
 LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}

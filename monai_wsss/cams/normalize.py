@@ -113,6 +113,11 @@ def subtract_negative_reference(maps: torch.Tensor, reference: torch.Tensor) -> 
             f"Expected a finite `reference`, got {reference.tolist()}: the median response of training-negative pixels "
             "is known only once training has ended (run the method's `finalize`)."
         )
+    return above_level(maps, reference)
+
+
+def above_level(maps: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """Compute :func:`subtract_negative_reference` of arguments that are known to fit."""
     maps = float32_or_wider(maps)
     return normalize_maps(maps - reference.to(maps).reshape(1, -1, *[1] * (maps.ndim - 2)), "max")
 
