@@ -161,7 +161,7 @@ class ASPPResNet(ActivationNetwork):
 
         Returns:
             The names that the file did not fill, also logged as a warning: ``["conv1.weight"]`` where a stem for color
-            images meets one modality.  They keep their values.
+            images meets one modality. They keep their values.
 
         Raises:
             DataError: the file is absent, unreadable or of another network.
