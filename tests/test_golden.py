@@ -670,9 +670,7 @@ def check_branch_fusion(z: Vectors) -> None:
     stored = iter([(z[f"in_cam_s{n}"], z[f"in_seg_s{n}"]) for n in range(len(z["in_scales"]))])
     image = torch.zeros(len(z["in_cam_s0"]) // 2, 1, *z["in_hw"].tolist())
     joins = ("rectified", "average")
-    (seeds, segmentation), _ = multi_scale_branches(
-        lambda _: next(stored), image, joins, scales=z["in_scales"].tolist()
-    )
+    (seeds, segmentation), _ = multi_scale_branches(lambda _: next(stored), image, joins, scales=z["in_scales"].tolist())
     torch.testing.assert_close(rescale_maps(seeds), z["out_cam"], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(rescale_maps(segmentation), z["out_seg_minmax"], rtol=1e-4, atol=1e-5)
 

@@ -13,7 +13,6 @@ from monai_wsss.inferers.multi_scale import multi_scale_branches
 
 RECTIFIED = ("rectified", "average")
 
-
 def branches(image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Not symmetric: each pixel and its left neighbor; half the size for the segmentation."""
     maps = image - 2 * image.roll(1, -1)
