@@ -17,7 +17,7 @@ K_1 is computed as a product of one matrix an axis, exact to 1e-7. K_2 is either
 time, or approximated on a permutohedral lattice in linear time and memory. How close that is depends on the image.
 Against the exact one (``bmp``, images of three channels with textured regions, of which the CRF relabels 6 to 38 %),
 the lattice gives the same class to this share of the pixels, and marginals that differ by 0.0005 to 0.003 on average,
-but by up to 0.9 at single pixels of colors that are their own (``benchmarks/dense_crf.py``):
+but by up to 0.9 at single pixels of colors that are their own (``speed/dense_crf.py``):
 
 | side | 2 classes | 4 classes | 21 classes |
 |-----:|----------:|----------:|-----------:|

@@ -155,7 +155,7 @@ class LargestTensor(TorchDispatchMode):
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("channels", [16, 7])
 def test_no_tensor_grows_with_the_square_of_the_positions(training, channels):
-    """The peak of the whole is measured by benchmarks/criss_cross.py."""
+    """The peak of the whole is measured by speed/criss_cross.py."""
     module = PositionAttention(channels, gamma_init=1.0)
     features = torch.randn(1, channels, 40, 40, requires_grad=training)
     with LargestTensor() as largest, torch.set_grad_enabled(training):
