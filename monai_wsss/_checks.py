@@ -15,6 +15,7 @@ from monai.data.meta_tensor import MetaTensor
 
 __all__ = [
     "DataError",
+    "as_flag",
     "check_choice",
     "check_ignore_index",
     "check_label",
@@ -56,6 +57,22 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Raise ``ValueError`` unless ``value`` is one of ``choices``."""
     if value not in choices:
         raise ValueError(f"Expected `{name}` to be one of {', '.join(choices)}, got {value!r}.")
+
+
+def as_flag(name: str, value: bool | str) -> bool:
+    """Read a flag, which a bundle's command line may hand over as ``"true"`` or ``"false"``.
+
+    Raises:
+        ValueError: anything else.
+
+    Example:
+        >>> as_flag("resume", "true"), as_flag("resume", False)
+        (True, False)
+    """
+    flags = {"true": True, "false": False}
+    if str(value).lower() not in flags:
+        raise ValueError(f"Expected `{name}` to be true or false, got {value!r}.")
+    return flags[str(value).lower()]
 
 
 def check_label(label: torch.Tensor, batch_size: int, num_classes: int) -> None:

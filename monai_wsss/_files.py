@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Files that are whole or absent: written under a temporary name beside their place, then renamed."""
+"""Files that are whole or absent: they are written under a temporary name in the same folder, then renamed."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _write_error(path: Path, error: OSError) -> DataError:
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a temporary path with the same suffixes; rename it to ``path`` when the block ends well, else remove it.
+    """Give a temporary path with the same suffixes; rename it to ``path`` if the block succeeds, else remove it.
 
     Raises:
         DataError: the disk is full, or the folder cannot be written.
@@ -64,7 +64,7 @@ def make_directory(path: str | os.PathLike[str]) -> Path:
     """Create a folder and its parents.
 
     Raises:
-        DataError: it cannot be created, or is a file.
+        DataError: the folder cannot be created, or is a file.
     """
     directory = Path(path)
     try:
@@ -82,7 +82,7 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file as a hexadecimal string."""
+    """Give the SHA-256 of a file as a hexadecimal string."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -91,7 +91,7 @@ def load_tensors(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a checkpoint or a state dict with ``weights_only=True``, onto the CPU.
 
     Raises:
-        DataError: the file is absent, damaged, or holds more than tensors and plain values.
+        DataError: the file is absent, damaged, or holds other objects than tensors and plain values.
     """
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
@@ -105,7 +105,7 @@ def load_tensors(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def case_file_name(id: object) -> str:
-    """A file name for the id of a case, without suffix; escaped rather than replaced, so two ids never share one.
+    """Give a file name, without suffix, for the id of an item; characters are escaped, so that two ids never share one.
 
     Example:
         >>> case_file_name("ward 3/anna")

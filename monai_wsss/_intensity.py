@@ -1,13 +1,14 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Intensity statistics of a subject: the mean and spread of what is brighter than the whole volume's mean.
+"""Intensity statistics of a subject: mean and standard deviation of the foreground.
 
-The voxels above the mean are a mask-free stand-in for "the body, not the air around it".  The slices of a subject are
-pooled, so that a slice can later be normalized as its volume: a bright slice stays brighter than a dim one.  In
-pictures of stained sections the background is bright, so there the tissue is what is darker than glass.
+In gray images the foreground is the voxels above the mean of the whole volume: without a mask, these are about the body
+without the air around it.  The slices of a subject are pooled, so that a slice can later be normalized as its volume: a
+bright slice stays brighter than a dim one.  In images of stained sections the background is bright, so the foreground
+is the tissue, which is darker than glass.
 
-``prepare`` writes these numbers into the datalist; the normalization transform uses them, or applies the same rule to
-an image that comes without.
+``prepare`` writes these numbers into the datalist.  The normalization transform uses them; to an image without them it
+applies the same rule.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ __all__ = ["GLASS", "USUAL_STAIN", "foreground_statistics", "tissue_statistics"]
 _SMALLEST_STD = 1e-6
 
 GLASS = 235.0
-"""Mean over the channels, of 255, from which on a pixel of a stained section is bare glass."""
+"""Mean over the channels, from 0 to 255, from which on a pixel of a stained section is bare glass."""
 
 USUAL_STAIN = np.array([189.5, 106.0, 188.3]), np.array([41.0, 45.7, 31.4])
-"""Mean and std of the tissue (red, green, blue; of 255), averaged over the 92 GlaS pictures of five patients."""
+"""Mean and std of the tissue (red, green, blue; 0 to 255), averaged over the 92 GlaS images of five patients."""
 
 
 def _channel_sums(slices: Sequence[np.ndarray], mean: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Count and sum, per channel, of the values strictly above ``mean`` (C,)."""
+    """Count and sum, per channel, the values strictly above ``mean`` (C,)."""
     count, total = np.zeros_like(mean), np.zeros_like(mean)
     for values in slices:
         for channel, threshold in enumerate(mean):
@@ -39,7 +40,7 @@ def _channel_sums(slices: Sequence[np.ndarray], mean: np.ndarray) -> tuple[np.nd
 
 
 def _squared_deviations(slices: Sequence[np.ndarray], threshold: np.ndarray, center: np.ndarray) -> np.ndarray:
-    """Sum, per channel, of the squared distances to ``center`` (C,) of the values strictly above ``threshold`` (C,)."""
+    """Sum, per channel, the squared distances to ``center`` (C,) of the values strictly above ``threshold`` (C,)."""
     total = np.zeros_like(center)
     for values in slices:
         for channel in range(len(center)):
@@ -49,20 +50,20 @@ def _squared_deviations(slices: Sequence[np.ndarray], threshold: np.ndarray, cen
 
 
 def foreground_statistics(volume: np.ndarray | Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and population standard deviation of the foreground, per channel.
+    """Measure the mean and population standard deviation of the foreground, per channel.
 
-    Foreground are the voxels strictly above the mean of the whole volume.  A constant channel has no such voxel: its
+    The foreground is the voxels strictly above the mean of the whole volume.  A constant channel has no such voxel; its
     mean is the constant.  A standard deviation below 1e-6 becomes 1, so that dividing by it is safe.
 
     Args:
-        volume: one array (C, *S), or a sequence of arrays (C, *S) – the slices of a subject, whose spatial shapes may
-            differ – that are pooled.
+        volume: one array (C, *S), or a sequence of arrays (C, *S), which are pooled: the slices of a subject, whose
+            spatial shapes may differ.
 
     Returns:
         mean (C,) and standard deviation (C,), both float64.
 
     Raises:
-        ValueError: nothing to compute from, or the arrays differ in their number of channels.
+        ValueError: there are no values, or the arrays differ in their number of channels.
 
     Example:
         >>> import numpy as np
@@ -84,25 +85,26 @@ def foreground_statistics(volume: np.ndarray | Sequence[np.ndarray]) -> tuple[np
     return mean, np.where(std < _SMALLEST_STD, 1.0, std)
 
 
-def tissue_statistics(pictures: np.ndarray | Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and population standard deviation of the tissue in stained sections, per channel.
+def tissue_statistics(images: np.ndarray | Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Measure the mean and population standard deviation of the tissue in stained sections, per channel.
 
-    Tissue are the pixels whose mean over the channels is below 235 of 255; the rest is bare glass.  Pictures of glass
-    alone are measured over all their pixels.  A standard deviation below 1e-6 becomes 1.
+    The tissue is the pixels whose mean over the channels is below :data:`GLASS`; the rest is bare glass.  Images of
+    glass alone are measured over all their pixels.  A standard deviation below 1e-6 becomes 1.
 
     Args:
-        pictures: one picture (C, *S) from 0 to 255, or a sequence of them, whose spatial shapes may differ, pooled.
+        images: one image (C, *S) from 0 to 255, or a sequence of images, which are pooled; their spatial shapes may
+            differ.
 
     Returns:
         mean (C,) and standard deviation (C,), both float64.
 
     Example:
-        >>> picture = np.array([[[100.0, 140.0, 250.0]], [[50.0, 70.0, 250.0]], [[90.0, 90.0, 250.0]]])
-        >>> mean, std = tissue_statistics(picture)
+        >>> image = np.array([[[100.0, 140.0, 250.0]], [[50.0, 70.0, 250.0]], [[90.0, 90.0, 250.0]]])
+        >>> mean, std = tissue_statistics(image)
         >>> mean.tolist(), std.tolist()
         ([120.0, 60.0, 90.0], [20.0, 10.0, 1.0])
     """
-    single = [pictures] if isinstance(pictures, np.ndarray) else list(pictures)
+    single = [images] if isinstance(images, np.ndarray) else list(images)
     pixels = [values.reshape(values.shape[0], -1) for values in single]
     tissue = [values[:, values.mean(axis=0, dtype=np.float64) < GLASS] for values in pixels]
     chosen = tissue if any(values.size for values in tissue) else pixels

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-__all__ = ["linear_mode", "resize_linear"]
+__all__ = ["linear_mode", "resize_linear", "resize_nearest"]
 
 _MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
@@ -32,3 +32,13 @@ def resize_linear(maps: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
         [0.0, 0.25, 0.75, 1.0]
     """
     return F.interpolate(maps, size=tuple(size), mode=linear_mode(maps.ndim - 2), align_corners=False)
+
+
+def resize_nearest(labels: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """Bring labels ``(B, 1, *s)`` of any dtype to another spatial size, the nearest of them for each pixel.
+
+    Example:
+        >>> resize_nearest(torch.tensor([[[[0, 1, 2, 255]]]]), (1, 2)).flatten().tolist()
+        [0, 2]
+    """
+    return F.interpolate(labels.float(), size=tuple(size), mode="nearest").to(labels.dtype)

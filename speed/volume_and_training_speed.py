@@ -52,7 +52,7 @@ def time_study(datalist: Path, repeats: int) -> None:
     item = next(item for split in splits for item in load_datalist(datalist, split))
     channels = len(header["modality"])
     network = MapEnsemble([CAMEncoder(2, channels, 1) for _ in range(3)]).eval()
-    network.negative_reference.fill_(-3.0)
+    network.set_healthy_level(-3.0, -3.0)
     read, normalize = LoadImaged("image", ensure_channel_first=True), NormalizeSubjectd("image")
     to_mask, save = ToMaskd("pred", network, gate="none"), SaveMaskd("pred", tempfile.mkdtemp())
     for views in ("none", "dihedral"):

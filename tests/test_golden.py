@@ -352,7 +352,7 @@ def as_composed(method: CMER, parts: list[torch.Tensor], label: torch.Tensor, ep
 
 def load_in_order(network: torch.nn.Module, z: Vectors) -> None:
     """Fill a network with a file's `w/` by the order of its entries, but for the buffers that are ours alone."""
-    own = [name for name in network.state_dict() if not name.startswith("negative_")]
+    own = [name for name in network.state_dict() if not name.startswith(("negative_", "filled"))]
     official = [key for key in z.arrays if key.startswith("w/")]
     network.load_state_dict({name: z[key] for name, key in zip(own, official, strict=True)}, strict=False)
 
@@ -590,7 +590,7 @@ def check_two_branch(z: Vectors) -> None:
         (True, True, ("cls", "camlogits_fullres", "seg_fullres", "affinity")),
         (False, False, ("afa_cls", "afa_cam_stride16", "afa_seg_stride4", "afa_affinity")),
     ):
-        network = TwoBranchNetwork(encoder, classes, decoder_width=16, ofd=ofd, pooling=pooling).eval()
+        network = TwoBranchNetwork.build(encoder, classes, decoder_width=16, ofd=ofd, pooling=pooling).eval()
         network.load_state_dict(weights)
         with torch.no_grad():
             outputs = network.branches(image, affinity=True, upsample=upsample)
@@ -669,7 +669,8 @@ def check_bsp(z: Vectors) -> None:
 def check_branch_fusion(z: Vectors) -> None:
     stored = iter([(z[f"in_cam_s{n}"], z[f"in_seg_s{n}"]) for n in range(len(z["in_scales"]))])
     image = torch.zeros(len(z["in_cam_s0"]) // 2, 1, *z["in_hw"].tolist())
-    seeds, segmentation = multi_scale_branches(lambda _: next(stored), image, scales=z["in_scales"].tolist())
+    joins = ("rectified", "average")
+    (seeds, segmentation), _ = multi_scale_branches(lambda _: next(stored), image, joins, scales=z["in_scales"].tolist())
     torch.testing.assert_close(rescale_maps(seeds), z["out_cam"], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(rescale_maps(segmentation), z["out_seg_minmax"], rtol=1e-4, atol=1e-5)
 

@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""The command line: what it writes and says, its exit codes, and errors as one line."""
+"""The command line: its files and words, its exit codes, and errors as one line."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RNG = np.random.default_rng(0)
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """Four gray pictures and their labels."""
+    """Write four gray images and their labels."""
     (tmp_path / "images").mkdir()
     for name in "abcd":
         Image.fromarray(RNG.integers(0, 255, (6, 8)).astype(np.uint8)).save(tmp_path / "images" / f"{name}.png")
@@ -72,7 +72,7 @@ def test_names_that_a_shell_would_read_are_quoted(source, capsys):
 
 @pytest.fixture
 def scans(tmp_path: Path) -> Path:
-    """Two volumes with the bundle's sequences; a table of volumes and one of slices."""
+    """Write two volumes with the sequences of the bundle, a table of volumes and a table of slices."""
     (tmp_path / "images").mkdir()
     for case in "ab":
         for name in ("T1", "T1c", "FLAIR"):
@@ -220,7 +220,7 @@ def test_prepare_brats(tmp_path, capsys):
 
 @pytest.fixture
 def photographs(tmp_path: Path) -> Path:
-    """Two photographs with annotations and masks as VOC, and with annotations as COCO."""
+    """Write two photographs with annotations and masks as VOC, and with annotations as COCO."""
     for folder in ("JPEGImages", "Annotations", "SegmentationClass", "ImageSets/Segmentation", "annotations"):
         (tmp_path / "root" / folder).mkdir(parents=True)
     root = tmp_path / "root"

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One subject a split: drawing takes the time."""
+    """Draw one subject per split, since drawing takes the time."""
     monkeypatch.setattr("monai_wsss.data.phantoms.make_phantoms", partial(make_phantoms, subjects=(1, 1, 1)))
 
 
@@ -50,8 +50,8 @@ def test_glands_are_written_and_the_next_command_is_of_their_bundle(few, tmp_pat
 @pytest.mark.parametrize(
     ("option", "words"),
     [
-        (["--modalities", "T1"], "Expected no `modalities` for color pictures of glands, got T1"),
-        (["--spatial-dims", "3"], "Expected `spatial_dims` to be 2 for pictures of glands, got 3"),
+        (["--modalities", "T1"], "Expected no `modalities` for color images of glands, got T1"),
+        (["--spatial-dims", "3"], "Expected `spatial_dims` to be 2 for images of glands, got 3"),
     ],
 )
 def test_options_of_brains_are_refused(option, words, tmp_path, capsys):

@@ -25,11 +25,13 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LEVELS = [
     {"_checks", "_files", "_intensity", "_labels", "_processes", "_resize", "_running", "_windows"},
     {"cams"},
-    {"refinement", "losses", "networks", "transforms", "data", "metrics"},
+    {"refinement"},
+    {"losses", "networks", "transforms", "data", "metrics"},
     {"engines", "inferers"},
     {"methods"},
     {"reports"},
     {"benchmark", "bundle_scan"},
+    {"_commands"},
     {"__main__"},
 ]
 LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}

@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Every tutorial runs, as a newcomer would run it."""
+"""Every tutorial runs as a newcomer would run it."""
 
 from __future__ import annotations
 

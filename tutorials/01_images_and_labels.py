@@ -4,9 +4,9 @@
 # %% [markdown]
 # # From a folder of images and a table of labels to masks and a report
 #
-# You have images and, for each, whether the finding is there. You have no outlines. This tutorial goes from there to
-# masks on unseen subjects and a report that says how good they are, in a few minutes on a CPU. It makes its own brain
-# phantoms; put your folder and your CSV in their place.
+# You have images, and for each image you know whether the finding is there. You have no outlines. This tutorial goes
+# from there to masks of unseen subjects and a report that says how good they are, in a few minutes on a CPU. It makes
+# its own brain phantoms; put your folder and your CSV in their place.
 #
 # Research use only, not for diagnosis.
 
@@ -40,9 +40,9 @@ modalities = ("T1", "T1c", "FLAIR")
 # %% [markdown]
 # ## 1. What you have
 #
-# `images/` holds a file for each sequence of each slice, `<id>_<sequence>.png`; `labels.csv` has a row for each slice:
-# its id, the subject it belongs to, and 1 or 0. The masks are there because phantoms know them; they will be used to
-# measure, never to train. Without masks everything below runs as well, but for the Dice.
+# `images/` holds one file per sequence of a slice, `<id>_<sequence>.png`. `labels.csv` has one row per slice: its id,
+# its subject, and 1 or 0. Phantoms come with masks, which are used to measure and never to train. Without masks
+# everything here runs too, except for the Dice.
 
 # %%
 phantoms = Path(make_phantoms(work / "phantoms", modalities=modalities, subjects=(16, 6, 0)))
@@ -63,8 +63,8 @@ with open(table, "w", newline="") as file:
 # %% [markdown]
 # ## 2. Prepare
 #
-# One call checks every file (shapes, NaN, labels other than 0 and 1, a subject in two splits …), copies them into a
-# self-contained folder and writes its `datalist.json`. On the command line:
+# One call checks every file (shapes, NaN, labels other than 0 and 1, a subject in two splits …), copies all files into
+# a self-contained folder and writes its `datalist.json`. On the command line:
 #
 # ```
 # monai-wsss prepare folder --images images --labels labels.csv --masks masks \
@@ -89,8 +89,8 @@ assert all("mask" not in item for item in training)
 # %% [markdown]
 # ## 3. Train on the labels
 #
-# The network is an encoder at a quarter of the resolution with a 1x1 head: its output is a map of tumor evidence, and
-# the largest value of the map is the answer to "is there a tumor?". Only that answer is trained.
+# The network is an encoder at a quarter of the resolution with a 1x1 head. Its output is a map of tumor evidence, and
+# the largest value of the map answers "is there a tumor?". Only that answer is trained.
 
 # %%
 set_determinism(0)
@@ -122,8 +122,8 @@ print(f"healthy level of the map, measured on slices without tumor: {network.neg
 # %% [markdown]
 # ## 4. Masks and a report for subjects that were not trained on
 #
-# A pixel belongs to the tumor where the map lies more than half-way from the healthy level to the slice's peak, in
-# slices in which the network sees a tumor at all. No mask was needed to choose that.
+# In slices in which the network sees a tumor at all, a pixel belongs to the tumor if the map lies more than half-way
+# from the healthy level to the slice's peak. No mask is needed to choose that cut.
 
 # %%
 validation = load_datalist(datalist, "validation", masks=True, modalities=modalities)
@@ -161,5 +161,5 @@ print(f"Report: {results / 'report.html'}")
 # ## Where to go from here
 #
 # - The same as a bundle: `bundles/brain_mri_cam_segmentation`, with `--dataset_dir` for your prepared folder.
-# - More seeds: `monai_wsss.networks.MapEnsemble` averages several maps and is steadier than one.
+# - More seeds: `monai_wsss.networks.MapEnsemble` averages several maps and varies less than one.
 # - Your own network: `monai_wsss.networks.CAMAdapter` gives any MONAI network such a head.

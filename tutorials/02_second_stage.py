@@ -4,15 +4,15 @@
 # %% [markdown]
 # # A second stage: any MONAI segmenter, trained on another network's pseudo-masks
 #
-# A network that was trained on image-level labels, the teacher, gives a map for each image. Of the training images the
-# labels are known, so the maps can become pseudo-masks: empty where the label says "no tumor", else the region around
-# the map's peak. A segmenter that learns these masks, the student, needs no threshold on a map, and no rule for whether
-# there is a tumor at all. It may be better than its teacher, or not: this tutorial measures both on subjects
-# that neither has seen. No mask is read in training.
+# A network that was trained on image-level labels, the teacher, gives one map per image. The labels of the training
+# images are known, so their maps can become pseudo-masks: empty where the label says "no tumor", else the region around
+# the map's peak. A segmenter, the student, learns these masks. It needs no cut of a map and no rule that decides
+# whether there is a tumor at all. It may be better than its teacher, or not: this tutorial measures both on subjects
+# that neither has seen. Training reads no mask.
 #
-# It runs on phantoms, in a few minutes on a CPU. For your own data give a folder that `monai-wsss prepare` wrote, of
-# slices of T1, T1c and FLAIR, which is what the teacher knows: `python tutorials/02_second_stage.py my/prepared`. Its
-# validation split needs masks, to measure.
+# It runs on phantoms, in a few minutes on a CPU. For your own data give a folder that `monai-wsss prepare` wrote:
+# `python tutorials/02_second_stage.py my/prepared`. It must hold slices of T1, T1c and FLAIR, which the teacher was
+# trained on, and masks of its validation split, to measure.
 #
 # Research use only, not for diagnosis.
 
@@ -49,9 +49,9 @@ bundle = Path(__file__).parents[1] / "bundles" / "brain_mri_cam_segmentation"
 # ## 1. The teacher, and its pseudo-masks of the training images
 #
 # The teacher is the shipped network of the bundle `brain_mri_cam_segmentation`: the mean of three small encoders, which
-# were trained on slices of 64 x 64 pixels. Slices of other sizes are brought to this grid, and their maps back.
+# were trained on slices of 64 x 64 pixels. Slices of other sizes are resized to this grid, and their maps back.
 #
-# The writer saves a pseudo-mask for each training image. If it is killed, the next run goes on where it stopped.
+# The writer saves one pseudo-mask per training image. If it is killed, the next run continues where it stopped.
 
 # %%
 set_determinism(0)
@@ -67,8 +67,8 @@ PseudoMaskWriter(teacher, weights, training, Compose(reading), views, work / "ps
 # ## 2. The student
 #
 # Any MONAI segmenter will do; here it is a small U-Net. It sees images and pseudo-masks on the teacher's grid.
-# `plf="none"` is plain cross-entropy; with `plf="paper"` pixels count less the more the student disagrees with their
-# pseudo-label, since such labels are often wrong. The loss is then that of the gland paper (Feng et al. 2025).
+# `plf="none"` is plain cross-entropy. `plf="paper"` is the loss of the gland paper (Feng et al. 2025): a pixel counts
+# less if the student disagrees with its pseudo-label, since such labels are often wrong.
 
 # %%
 keys = ["image", "pseudo_mask"]
@@ -89,18 +89,18 @@ training_dir = work / "training"
 handlers = [
     LrScheduleHandler(schedule, print_lr=False, epoch_level=False),
     TrainingLog(training_dir),
-    RunRecord(training_dir, datalist, seed=0, settings={"tutorial": "02"}),  # it also says that no mask was read
+    RunRecord(training_dir, datalist, seed=0, settings={"tutorial": "02"}),  # also records that no mask was read
 ]
 WSSSTrainer(method, optimizer, loader, epochs, train_handlers=handlers, model_path=training_dir / "model.pt").run()
 
 # %% [markdown]
-# ## 3. Both, on subjects that were not trained on
+# ## 3. Both on subjects that were not trained on
 #
-# The same evaluation for both; `ToMaskd` asks the network how its output becomes a mask: the teacher's maps are cut and
-# gated, of the student's logits the larger one wins.
+# Both are evaluated in the same way. `ToMaskd` asks the network how its output becomes a mask: the teacher's maps are
+# cut and gated; among the student's logits the larger one wins.
 #
-# On the phantoms the student stays behind after these 8 short epochs: Dice 0.46 against the teacher's 0.75 when this
-# was written. What it gives on your data, only measuring tells.
+# On the phantoms the student is still worse after these 8 short epochs: Dice 0.46 against the teacher's 0.75 when this
+# was written. Only a measurement tells what it gives on your data.
 
 # %%
 validation = load_datalist(datalist, "validation", masks=True, modalities=modalities)

@@ -385,4 +385,5 @@ def decision_options(network: nn.Module, rule: str | None) -> dict[str, Any]:
     """
     if not isinstance(network, ActivationNetwork):
         return {"output_kind": "segmentation"}
-    return network.decision_traits() | {"rule": rule}
+    words = vars(network.mask_rule()) | {"rule": rule}
+    return {name: value for name, value in words.items() if value is not None}

@@ -6,24 +6,19 @@
 from monai_wsss.data.brats import prepare_brats
 from monai_wsss.data.cases import prepare_cases
 from monai_wsss.data.coco import prepare_coco
-from monai_wsss.data.datalist import (
-    check_trainable,
-    load_datalist,
-    load_header,
-    sort_modalities,
-    split_by_subject,
-    write_datalist,
-)
+from monai_wsss.data.datalist import check_trainable, load_datalist, load_header, write_datalist
 from monai_wsss.data.dataset import EpochCacheDataset
 from monai_wsss.data.ebhi import prepare_ebhi
 from monai_wsss.data.folder import prepare_folder
 from monai_wsss.data.glas import prepare_glas
+from monai_wsss.data.modalities import sort_modalities
 from monai_wsss.data.phantoms import make_phantoms
 from monai_wsss.data.prog import prepare_prog
 from monai_wsss.data.pseudo_masks import attach_pseudo_masks, check_pseudo_masks, pseudo_mask_path
 from monai_wsss.data.reading import read_image
 from monai_wsss.data.sampler import LabelBalancedSampler
 from monai_wsss.data.share import draw_share
+from monai_wsss.data.splits import split_by_subject
 from monai_wsss.data.voc import VOC_CLASSES, prepare_voc
 
 __all__ = [

@@ -2,8 +2,8 @@
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 """``prepare brats``: brain tumor MRI with segmentations becomes image-level labels, as whole volumes or axial slices.
 
-The segmentation gives the label (is there tumor?) and, for evaluation alone, the mask of the whole tumor.  Volumes keep
-their values and geometry.  Slices are chosen by one stated rule and scaled by percentiles of the volume's brain.
+The segmentation gives the label (is there tumor?) and, for evaluation only, the mask of the whole tumor.  Volumes keep
+their values and geometry.  Slices are chosen by one stated rule and scaled by percentiles of the brain in the volume.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from tqdm import tqdm
 
 from monai_wsss._checks import DataError, check_choice
 from monai_wsss._intensity import foreground_statistics
-from monai_wsss.data.brats_layouts import BRATS_SEQUENCES, BratsCase, find_brats_cases
-from monai_wsss.data.datalist import sort_modalities
-from monai_wsss.data.folder import check_output
-from monai_wsss.data.label_table import LabeledRow, LabelTable, write_prepared
+from monai_wsss.data.brats_layouts import BratsCase, find_brats_cases
+from monai_wsss.data.datalist import statistics_entry
+from monai_wsss.data.label_table import LabeledRow, LabelTable
+from monai_wsss.data.modalities import SEQUENCES, sort_modalities
+from monai_wsss.data.prepared_folder import check_output, write_prepared
 from monai_wsss.data.reading import affine_of, check_alike, read_image, read_labels
 from monai_wsss.data.writing import copy_file, is_bare_nifti, scale_to_16_bit, write_nifti, write_picture
 
@@ -37,7 +38,7 @@ Piece = tuple[LabeledRow, dict[str, Any]]
 
 @dataclass(frozen=True)
 class _Rule:
-    """What is written, and how it is scaled: the arguments of :func:`prepare_brats`."""
+    """Rule that says which volumes or slices are written, and how: arguments of :func:`prepare_brats`."""
 
     as_slices: bool
     slice_step: int
@@ -46,7 +47,7 @@ class _Rule:
     percentiles: tuple[float, float]
 
     def check(self) -> None:
-        """Raise ``ValueError`` for what is out of range."""
+        """Raise ``ValueError`` if an entry is out of range."""
         low, high = self.percentiles
         if not 0 <= low < high <= 100:
             raise ValueError(f"Expected `percentiles` to be two rising numbers from 0 to 100, got {self.percentiles}.")
@@ -57,7 +58,7 @@ class _Rule:
             raise ValueError(f"Expected `min_brain_fraction` to be from 0 to 1, got {self.min_brain_fraction}.")
 
     def label(self, tumor: np.ndarray) -> int | None:
-        """1 for enough tumor, 0 for none; None between: too little for a positive, too much for a negative."""
+        """Give 1 for enough tumor, 0 for none, and None in between: neither a positive nor a negative image."""
         count = int(np.count_nonzero(tumor))
         return 1 if count >= self.min_tumor_pixels else None if count else 0
 
@@ -71,15 +72,15 @@ class _Rule:
 
 
 def _choose_modalities(cases: Sequence[BratsCase], wanted: Sequence[str] | None) -> list[str]:
-    """The sequences wanted, which every case must have; by default those that all cases have."""
+    """Choose the wanted sequences, which every case must have; by default those that all cases have."""
     if wanted is not None:
         chosen = sort_modalities(wanted)
         for name in chosen:
-            check_choice("modalities", name, BRATS_SEQUENCES)
+            check_choice("modalities", name, SEQUENCES)
         if not chosen:
-            raise ValueError(f"Expected `modalities` to name at least one of {', '.join(BRATS_SEQUENCES)}, got none.")
+            raise ValueError(f"Expected `modalities` to name at least one of {', '.join(SEQUENCES)}, got none.")
     else:
-        chosen = [name for name in BRATS_SEQUENCES if all(name in case.images for case in cases)]
+        chosen = [name for name in SEQUENCES if all(name in case.images for case in cases)]
     for case in cases:
         missing = [name for name in chosen if name not in case.images]
         if missing or not chosen:
@@ -97,7 +98,7 @@ def _choose_modalities(cases: Sequence[BratsCase], wanted: Sequence[str] | None)
 
 
 def _read_case(case: BratsCase, modalities: Sequence[str]) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
-    """The sequences (C, X, Y, Z) float32, the whole tumor (X, Y, Z) bool, and each sequence's affine (4, 4)."""
+    """Read the sequences (C, X, Y, Z) float32, the whole tumor (X, Y, Z) bool, and the affine (4, 4) per sequence."""
     files = {case.images[name][0] for name in modalities}
     images = {file: read_image(file) for file in sorted(files)}
     for file, image in images.items():
@@ -126,7 +127,7 @@ def _write_volume(
     tumor: np.ndarray,
     affines: Sequence[np.ndarray],
 ) -> dict[str, Any]:
-    """Write all sequences with the affine of the first, which MONAI demands; returns the files' names.
+    """Write all sequences with the affine of the first, since MONAI demands one affine; return the names of the files.
 
     A sequence is copied if it is a NIfTI file of its own that has this affine already and no text in its header.
     """
@@ -162,7 +163,7 @@ def _write_slices(
     tumor: np.ndarray,
     rule: _Rule,
 ) -> Iterator[Piece]:
-    """Write the slices that the rule takes; gives each with its row."""
+    """Write the slices that the rule takes; give each with its row."""
     for z in range(0, scaled.shape[-1], rule.slice_step):
         label = rule.label(tumor[..., z])
         if label is None or brain[..., z].mean() < rule.min_brain_fraction:
@@ -176,7 +177,7 @@ def _write_slices(
 
 
 def _convert(out: Path, case: BratsCase, modalities: Sequence[str], rule: _Rule) -> tuple[list[Piece], np.ndarray]:
-    """Read and write one case; returns its rows with their files, and the volume (C, X, Y, Z) as it was written."""
+    """Read and write one case; return its rows with their files, and the volume (C, X, Y, Z) as written."""
     volume, tumor, affines = _read_case(case, modalities)
     if not rule.as_slices:
         label = rule.label(tumor)
@@ -194,7 +195,7 @@ def _convert(out: Path, case: BratsCase, modalities: Sequence[str], rule: _Rule)
 def _convert_all(
     out: Path, cases: Sequence[BratsCase], modalities: Sequence[str], rule: _Rule
 ) -> tuple[list[Piece], dict[str, dict[str, list[float]]]]:
-    """Convert subject by subject; returns all rows with their files, and the statistics of each subject."""
+    """Convert all cases, subject by subject; return all rows with their files, and the statistics per subject."""
     by_subject: dict[str, list[BratsCase]] = {}
     for case in cases:
         by_subject.setdefault(case.subject, []).append(case)
@@ -207,8 +208,7 @@ def _convert_all(
             pieces += new
             volumes += [volume] if new else []
         if volumes:
-            mean, std = foreground_statistics(volumes)
-            statistics[subject] = {"mean": mean.tolist(), "std": std.tolist()}
+            statistics[subject] = statistics_entry(*foreground_statistics(volumes))
     return pieces, statistics
 
 
@@ -228,24 +228,25 @@ def prepare_brats(
     """Turn a BraTS folder of any year, Decathlon Task01, or plain NIfTI cases into a prepared folder.
 
     The layouts are listed in :mod:`monai_wsss.data.brats_layouts`.  The mask is the whole tumor: segmentation above 0.
-    The label is 1 from ``min_tumor_pixels`` mask pixels on and 0 if there is none; what lies between belongs to
-    neither class and is left out.  Subjects (patients, not scans) are split by :func:`split_by_subject`.
+    The label is 1 from ``min_tumor_pixels`` mask pixels on and 0 without any.  Images in between are neither positive
+    nor negative and are left out.  The split is by subject, not by study
+    (:func:`~monai_wsss.data.split_by_subject`).
 
-    Whole volumes become one NIfTI file for each sequence, copied where possible, with values kept and the affine of the
+    Whole volumes become one NIfTI file per sequence, copied where possible, with values kept and the affine of the
     first sequence.  Axial slices are PNG files of 16 bits (:func:`~monai_wsss.data.writing.scale_to_16_bit`), in the
-    array order of the volume.  The rule: of the slices z = 0, ``slice_step``, 2 ``slice_step``, … along the third axis
-    those whose brain covers at least ``min_brain_fraction`` of the slice.  The statistics of a subject are those of its
+    array order of the volume.  Of the slices z = 0, ``slice_step``, 2 ``slice_step``, … along the third axis those are
+    taken whose brain covers at least ``min_brain_fraction`` of the slice.  The statistics of a subject are those of its
     whole volumes, as written.
 
     Args:
-        root: the folder of the cases, or one above it.
+        root: the folder of the cases, or a folder above it.
         out: the folder to write.
         modalities: any of T1, T1c, T2, FLAIR; by default those that all cases have.
-        as_slices: axial slices instead of whole volumes.
-        slice_step: every how many-th slice.
+        as_slices: whether to write axial slices in place of whole volumes.
+        slice_step: step along the third axis; n takes every n-th slice.
         min_brain_fraction: share of a slice that the brain must cover, 0 to 1.
-        min_tumor_pixels: mask pixels (voxels for volumes) that make a positive.
-        percentiles: of the brain, which become black and white; for slices.
+        min_tumor_pixels: least number of mask pixels (voxels for volumes) of a positive image.
+        percentiles: the percentiles of the brain, 0 to 100, that become black and white; for slices.
         fractions: shares of the subjects for training, validation and test.
         seed: seed of the split.
 
@@ -253,8 +254,8 @@ def prepare_brats(
         The path of ``datalist.json``.
 
     Raises:
-        DataError: a case lacks a sequence or its segmentation, files do not fit each other, or nothing is left.
-        ValueError: an argument out of range.
+        DataError: a case lacks a sequence or its segmentation, files do not fit each other, or no image is left.
+        ValueError: an argument is out of range.
 
     Example:
         >>> import tempfile

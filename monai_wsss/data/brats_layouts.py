@@ -2,8 +2,8 @@
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 """The folder layouts of the BraTS years, brought to one list of cases; no image is opened here.
 
-A case is a folder whose files – or subfolders with one file each, as in 2013 and 2015 – are named by their sequences.
-The layouts differ in where that word stands and how it is spelled, not in the idea:
+A case is a folder whose files are named by their sequences; in 2013 and 2015 each file lies in a subfolder with such a
+name.  The layouts differ in where the name of the sequence stands and how it is spelled:
 
 ======================  ============================================================================
 BraTS 2013, 2015        ``HGG/<case>/VSD.Brain.XX.O.MR_Flair.123/*.mha``, truth ``VSD.Brain_3more.XX.O.OT.126``
@@ -27,18 +27,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from monai_wsss._checks import DataError
-from monai_wsss.data.datalist import canonical_modality, sort_modalities
+from monai_wsss.data.find_files import visible_entries
+from monai_wsss.data.modalities import SEQUENCES, canonical_modality, sort_modalities
 from monai_wsss.data.reading import image_format
 
-__all__ = ["BRATS_SEQUENCES", "BratsCase", "find_brats_cases"]
-
-BRATS_SEQUENCES = ("T1", "T1c", "T2", "FLAIR")
+__all__ = ["BratsCase", "find_brats_cases"]
 
 _TRUTH = "truth"
 _TRUTH_WORD = re.compile(r"(?:^|[_.-])(?:seg[a-z0-9_-]*|OT)$", re.IGNORECASE)
 _LAST_WORD = re.compile(r"[A-Za-z0-9]+$")
 _SUFFIX = re.compile(r"(\.nii\.gz|\.nii|\.mha|\.mhd)?(\.\d+)?$", re.IGNORECASE)
-_DEEPEST = 4  # folders between the root and a case: BRATS2015_Training/HGG/<case>, and one to spare
+_DEEPEST = 4  # most folders from the root to a case: BRATS2015_Training/HGG/<case>, and one to spare
 
 # Names whose last number is a scan of the same patient; every other case is a subject of its own.
 _TIMEPOINT = re.compile(r"(BraTS-[A-Za-z]+-\d+)-\d+|(brats_(?:2013|tcia)_pat\d+)_\d+")
@@ -49,7 +48,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class BratsCase:
-    """The files of a case.
+    """The files of a case, which is one study of a subject.
 
     Attributes:
         name: unique among the cases found together.
@@ -67,7 +66,7 @@ class BratsCase:
 
     @property
     def subject(self) -> str:
-        """The patient: the name without the number of the scan, where the name has one.
+        """Subject of the case: the name without the number of the scan, where the name has one.
 
         Example:
             >>> BratsCase("BraTS-GLI-00005-101", Path(), {}, None).subject
@@ -81,15 +80,8 @@ class BratsCase:
         return (match[1] or match[2]) if match else self.name
 
 
-def _entries(folder: Path) -> list[Path]:
-    try:
-        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    except OSError as error:
-        raise DataError(f"Cannot open the folder {folder} ({error.strerror}): check the path.") from error
-
-
 def _role(entry: Path) -> str | None:
-    """The sequence that a file's or folder's name ends with, or "truth"."""
+    """Give the sequence with which the name of a file or folder ends, or "truth"; None for any other name."""
     stem = entry.name
     while (shorter := _SUFFIX.sub("", stem)) != stem:
         stem = shorter
@@ -97,26 +89,28 @@ def _role(entry: Path) -> str | None:
         return _TRUTH
     word = _LAST_WORD.search(stem)
     sequence = canonical_modality(word[0]) if word else None
-    return sequence if sequence in BRATS_SEQUENCES else None
+    return sequence if sequence in SEQUENCES else None
 
 
 def _volume_in(entry: Path) -> Path | None:
-    """The file itself, or the only volume in a folder."""
-    files = [entry] if entry.is_file() else _entries(entry)
+    """Give the file itself, or the only volume in a folder."""
+    files = [entry] if entry.is_file() else visible_entries(entry)
     volumes = [file for file in files if file.is_file() and image_format(file) in ("nifti", "metaimage")]
     return volumes[0] if len(volumes) == 1 else None
 
 
 def _case_in(folder: Path) -> BratsCase | None:
-    """The case that a folder holds directly, if it does."""
+    """Give the case whose files lie directly in a folder, if there is one."""
     files: dict[str, Path] = {}
-    for entry in _entries(folder):
+    for entry in visible_entries(folder):
         role = _role(entry)
         volume = _volume_in(entry) if role else None
         if role is None or volume is None:
             continue
         if role in files:
-            raise DataError(f"{files[role]} and {volume} are both {role} in {folder}: keep one, one folder a case.")
+            raise DataError(
+                f"{files[role]} and {volume} are both {role} in {folder}: keep one, with one folder per case."
+            )
         files[role] = volume
     truth = files.pop(_TRUTH, None)
     if not files:
@@ -126,7 +120,7 @@ def _case_in(folder: Path) -> BratsCase | None:
 
 
 def _decathlon_channels(folder: Path) -> list[str]:
-    """The sequences of the channels, in the file's order: as dataset.json says, else as Task01 was published."""
+    """Give the sequences of the channels in the order of the file: from dataset.json, else as Task01 was published."""
     path = folder / "dataset.json"
     names = list(_DECATHLON_CHANNELS)
     if path.exists():
@@ -139,17 +133,17 @@ def _decathlon_channels(folder: Path) -> list[str]:
                 f"{', '.join(_DECATHLON_CHANNELS)}."
             ) from error
     sequences = [canonical_modality(name) for name in names]
-    if len(set(sequences)) != len(sequences) or not set(sequences) <= set(BRATS_SEQUENCES):
+    if len(set(sequences)) != len(sequences) or not set(sequences) <= set(SEQUENCES):
         raise DataError(
             f'{path} names the channels {", ".join(names)} under "modality": each must be another one of '
-            f"{', '.join(BRATS_SEQUENCES)}."
+            f"{', '.join(SEQUENCES)}."
         )
     return sequences
 
 
 def _decathlon_cases(folder: Path) -> Iterator[BratsCase]:
     sequences = _decathlon_channels(folder)
-    for file in _entries(folder / "imagesTr"):
+    for file in visible_entries(folder / "imagesTr"):
         if image_format(file) != "nifti":
             continue
         truth = folder / "labelsTr" / file.name
@@ -161,7 +155,7 @@ def _decathlon_cases(folder: Path) -> Iterator[BratsCase]:
 
 
 def _walk(folder: Path, depth: int = 0) -> Iterator[BratsCase]:
-    """The cases in and below a folder."""
+    """Find the cases in and below a folder."""
     if (folder / "imagesTr").is_dir():
         yield from _decathlon_cases(folder)
         return
@@ -169,21 +163,21 @@ def _walk(folder: Path, depth: int = 0) -> Iterator[BratsCase]:
     if case is not None:
         yield case
     elif depth < _DEEPEST:
-        for child in _entries(folder):
+        for child in visible_entries(folder):
             if child.is_dir():
                 yield from _walk(child, depth + 1)
 
 
 def find_brats_cases(root: str | os.PathLike[str]) -> list[BratsCase]:
-    """All cases below a folder, in any of the layouts, sorted by name.
+    """Find all cases below a folder, in any of the layouts, sorted by name.
 
-    Cases of equal names in different folders (``HG/0001`` and ``LG/0001``) get their folder's name in front.
+    Where two folders hold cases of the same name (``HG/0001`` and ``LG/0001``), the name of the folder is put in front.
 
     Args:
         root: the folder of the cases, or one up to four levels above.
 
     Raises:
-        DataError: the folder cannot be opened, holds no case, or a case twice.
+        DataError: the folder cannot be opened, holds no case, or holds a case twice.
 
     Example:
         >>> import tempfile
@@ -197,7 +191,7 @@ def find_brats_cases(root: str | os.PathLike[str]) -> list[BratsCase]:
     cases = list(_walk(Path(root)))
     if not cases:
         raise DataError(
-            f"No case found in {root}: give a BraTS folder, or one folder a case with files that are named by their "
+            f"No case found in {root}: give a BraTS folder, or one folder per case with files that are named by their "
             "sequences (t1, t1c, t2, flair, seg)."
         )
     counts = Counter(case.name for case in cases)

@@ -3,8 +3,8 @@
 """One case on its way into a prepared folder: its files are read, checked against each other, and copied or converted.
 
 Gray and RGB pictures (PNG, JPEG) and NIfTI files are copied.  Everything else is converted: to PNG where that loses
-nothing, else to NIfTI.  What may name the patient stays behind: DICOM and MetaImage headers, text, comments and EXIF in
-pictures; NIfTI files with text or extensions in their headers are written anew.
+nothing, else to NIfTI.  Text that may name the subject is left out: DICOM and MetaImage headers, and text, comments and
+EXIF in pictures.  NIfTI files with text or extensions in their headers are written anew.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from monai.data import MetaTensor
 from PIL import Image
 
 from monai_wsss._checks import DataError
-from monai_wsss.data.datalist import canonical_modality, sort_modalities
 from monai_wsss.data.label_table import WHOLE, LabeledRow
-from monai_wsss.data.reading import affine_of, check_alike, image_format, read_image, read_labels
+from monai_wsss.data.modalities import COLORS, canonical_modality, sort_modalities
+from monai_wsss.data.reading import affine_of, check_alike, check_mask_fits, image_format, read_image, read_labels
 from monai_wsss.data.writing import (
     copy_file,
     fits_picture,
@@ -50,9 +50,8 @@ __all__ = [
 ]
 
 UNNAMED = ""
-"""The modality of a file that is named by its case's id alone."""
+"""The modality of a file that is named by the id of its case alone."""
 
-_RGB = ["red", "green", "blue"]
 _COPIED_MODES = ("L", "RGB", "I;16")
 _JPEG_SUFFIXES = (".jpg", ".jpeg")
 _GRAY_MODES = ("1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L")
@@ -64,9 +63,9 @@ class ImageCase:
 
     Attributes:
         names: names of the channels, (C).
-        images: one (1, *S) for each channel, or a single (3, x, y) for a color picture.
-        sources: for each image, the file that may be copied in its place; None where it must be written.
-        is_picture: whether all files are pictures (PNG, JPEG, TIFF, …).
+        images: one (1, *S) per channel, or a single (3, x, y) for a color image.
+        sources: per image, the file that may be copied in its place; None where it must be written.
+        is_picture: whether all files are pictures (PNG, JPEG, TIFF, BMP).
     """
 
     names: list[str]
@@ -76,17 +75,17 @@ class ImageCase:
 
     @property
     def is_color(self) -> bool:
-        """Whether the case is one color picture."""
-        return self.names == _RGB
+        """True if the case is one color image."""
+        return self.names == list(COLORS)
 
     @property
     def volume(self) -> np.ndarray:
-        """All channels as one array (C, *S)."""
+        """All channels in one array (C, *S)."""
         return torch.cat([image.as_tensor() for image in self.images]).numpy()
 
 
 def is_color_picture(path: Path) -> bool:
-    """Whether a file is a picture with colors; a broken file is none, reading it will say why."""
+    """Tell whether a file is a picture with colors; False for a broken file, since reading it will say why."""
     if image_format(path) != "picture":
         return False
     try:
@@ -97,7 +96,7 @@ def is_color_picture(path: Path) -> bool:
 
 
 def _copyable(path: Path) -> Path | None:
-    """The path, if the file may be copied."""
+    """Give the path, if the file may be copied, else None."""
     if image_format(path) == "picture":
         with Image.open(path) as picture:
             return path if picture.format in ("PNG", "JPEG") and picture.mode in _COPIED_MODES else None
@@ -110,16 +109,16 @@ def read_case(
     """Read all files of a case and check that they lie on one grid.
 
     Args:
-        files: modality -> file, in the order wanted; a single file may have the modality :data:`UNNAMED`.
-        channel_names: names for the channels of an unnamed file; None calls them "image" or "channel 0", ….
-        color: whether an unnamed gray picture is to become a color one, because other cases have colors.
+        files: modality -> file, in the wanted order; a single file may have the modality :data:`UNNAMED`.
+        channel_names: names of the channels of an unnamed file; None calls them "image" or "channel 0", ….
+        color: whether an unnamed gray image becomes a color image, because other cases have colors.
         on_white: see :func:`~monai_wsss.data.reading.read_image`.
 
     Returns:
-        The case, with its channels in the order T1, T1c, T2, FLAIR.
+        The case, with its channels in the order T1, T1c, T2, FLAIR, others.
 
     Raises:
-        DataError: a file cannot be read, the files differ in shape or affine, or the channels are not as named.
+        DataError: a file cannot be read, the files differ in shape or affine, or the channels do not fit their names.
     """
     images = {name: read_image(path, on_white=on_white) for name, path in files.items()}
     check_alike({str(files[name]): image for name, image in images.items()})
@@ -133,10 +132,10 @@ def read_case(
 
 
 def name_channels(channels: int, wanted: Sequence[str] | None, where: str) -> list[str]:
-    """Names for the channels of one file: those wanted, else "image" for one and "channel 0", … for several.
+    """Name the channels of one file: as wanted, else "image" for one and "channel 0", … for several.
 
     Raises:
-        DataError: another number of names is wanted than there are channels.
+        DataError: the number of names is not the number of channels.
 
     Example:
         >>> name_channels(1, None, "a.png"), name_channels(2, ["t1ce", "flair"], "b.nii.gz")
@@ -155,11 +154,11 @@ def name_channels(channels: int, wanted: Sequence[str] | None, where: str) -> li
 def _split_channels(
     image: MetaTensor, path: Path, channel_names: Sequence[str] | None, color: bool, is_picture: bool
 ) -> ImageCase:
-    """The case of a single file: color pictures stay whole, other channels become an image each."""
+    """Make the case of a single file: a color image stays whole, any other channel becomes an image."""
     channels = image.shape[0]
     if channel_names is None and image.ndim == 3 and (color or channels == 3):
         source = _copyable(path) if channels == 3 else None
-        return ImageCase(_RGB, [image.expand(3, *image.shape[1:])], [source], is_picture)
+        return ImageCase(list(COLORS), [image.expand(3, *image.shape[1:])], [source], is_picture)
     names = name_channels(channels, channel_names, str(path))
     order = [names.index(name) for name in sort_modalities(names)]
     sources = [_copyable(path) if channels == 1 else None] * channels
@@ -167,9 +166,9 @@ def _split_channels(
 
 
 def image_name(row: LabeledRow, channel: str, channels: int) -> str:
-    """Where the image of a channel goes in a prepared folder, without its suffix; one of several bears its name.
+    """Give the path of a channel's image in a prepared folder, without suffix; one of several channels adds its name.
 
-    Other characters than letters, digits and ``_.-~+`` are escaped rather than left out: two names never become one.
+    Characters other than letters, digits and ``_.-~+`` are escaped, not left out, so that two names never become one.
 
     Example:
         >>> row = LabeledRow("row 2", "scan1", "anna", [1], None, {})
@@ -180,21 +179,22 @@ def image_name(row: LabeledRow, channel: str, channels: int) -> str:
 
 
 def labels_to_classes(values: np.ndarray, classes: Sequence[str], where: str) -> np.ndarray:
-    """Mask values as 0..K: with one class everything above 0 is 1, with more the values must be 0..K already.
+    """Convert mask values to 0..K.
 
-    A single class with a name of its own, rather than :data:`~monai_wsss.data.label_table.WHOLE`, may be one of several
-    in the mask, so there the values above 0 must all be the same.
+    With one class every value above 0 becomes 1; with several classes the values must be 0..K already.  A single class
+    with a name other than :data:`~monai_wsss.data.label_table.WHOLE` may be one of several in the mask, so its values
+    above 0 must all be the same.
 
     Args:
         values: whole numbers, any shape.
         classes: names of the classes, (K).
-        where: the mask's name, for the message.
+        where: name of the mask, for the message.
 
     Returns:
-        The same shape, uint8.
+        uint8, of the same shape.
 
     Raises:
-        DataError: a value above K > 1, or several values where one class is named.
+        DataError: a value is above K > 1, or there are several values where one class is named.
 
     Example:
         >>> labels_to_classes(np.array([0, 255]), ["tumor"], "mask.png").tolist()
@@ -219,7 +219,7 @@ def labels_to_classes(values: np.ndarray, classes: Sequence[str], where: str) ->
 
 
 def _cut_jpeg(values: np.ndarray, num_classes: int, where: str) -> np.ndarray:
-    """A two-level picture as it was before JPEG blurred it: 1 above half of the maximum, 0 below."""
+    """Restore a mask of two levels that JPEG has blurred: 1 above half of the maximum, 0 below."""
     top = values.max(initial=0)
     high, middle = values > 0.75 * top, (values > 0.25 * top) & (values <= 0.75 * top)
     if num_classes > 1 or np.count_nonzero(middle) > np.count_nonzero(high):
@@ -228,7 +228,7 @@ def _cut_jpeg(values: np.ndarray, num_classes: int, where: str) -> np.ndarray:
 
 
 def read_mask(path: Path, like: MetaTensor, classes: Sequence[str]) -> np.ndarray:
-    """A mask as (1, *S) uint8 with values 0..K, on the grid of the image.
+    """Read a mask as (1, *S) uint8 with values 0..K, on the grid of the image.
 
     Args:
         path: the mask.
@@ -236,13 +236,10 @@ def read_mask(path: Path, like: MetaTensor, classes: Sequence[str]) -> np.ndarra
         classes: names of the classes, (K); see :func:`labels_to_classes`.
 
     Raises:
-        DataError: it cannot be read, is of another size than the image, or holds other values.
+        DataError: the mask cannot be read, differs from the image in size, or holds other values.
     """
     mask = read_labels(path)
-    grid = like[:1]
-    if image_format(path) == "picture":
-        mask.affine = grid.affine  # a picture knows no geometry, so its size alone can be compared
-    check_alike({f"the image of {path.name}": grid, str(path): mask})
+    check_mask_fits(mask, path, like)
     values = mask.as_tensor().numpy()
     if path.name.lower().endswith(_JPEG_SUFFIXES):
         values = _cut_jpeg(values, len(classes), str(path))
@@ -254,18 +251,18 @@ def write_case(
 ) -> tuple[dict[str, Any], bool]:
     """Write the images and the mask of a case to ``out/images`` and ``out/masks``.
 
-    All have the affine of the first image, since MONAI reads no case whose files differ by more than rounding: an image
-    with another affine is not copied but written anew.
+    All files get the affine of the first image, since MONAI refuses files whose affines differ by more than rounding.
+    An image with another affine is written anew.
 
     Args:
         out: the prepared folder.
-        row: the case's row in the table.
-        case: its images.
-        mask: its mask, or None.
+        row: the row of the case in the table.
+        case: the images.
+        mask: the mask, or None.
         classes: names of the classes, (K).
 
     Returns:
-        ``image`` and perhaps ``mask``, relative to ``out``; and whether the mask shows what the label says.
+        ``image`` and optionally ``mask``, relative to ``out``, and whether the mask agrees with the label.
 
     Raises:
         DataError: the mask cannot be read or does not fit the image, or the folder cannot be written.
@@ -297,17 +294,17 @@ def write_case(
 def write_slice(
     out: Path, row: LabeledRow, channels: Sequence[str], pixels: np.ndarray, shown: np.ndarray | None
 ) -> tuple[dict[str, Any], bool]:
-    """Write a slice as PNG files, one for each channel, and its mask.
+    """Write a slice as PNG files, one per channel, and its mask.
 
     Args:
         out: the prepared folder.
-        row: the slice's row in the table.
+        row: the row of the slice in the table.
         channels: names of the channels, (C).
         pixels: (C, x, y), uint8 or uint16.
         shown: the mask (1, x, y) with values 0..K, or None.
 
     Returns:
-        ``image`` and perhaps ``mask``, relative to ``out``; and whether the mask shows what the label says.
+        ``image`` and optionally ``mask``, relative to ``out``, and whether the mask agrees with the label.
     """
     paths = []
     for name, channel in zip(channels, pixels, strict=True):
@@ -329,15 +326,15 @@ def write_slices(
     Args:
         out: the prepared folder.
         rows: the rows of the volume, with ``volume`` set.
-        case: the volume's images.
-        mask: the volume's mask, or None.
+        case: the images of the volume.
+        mask: the mask of the volume, or None.
         classes: names of the classes, (K).
 
     Returns:
-        For each row what :func:`write_slice` returns, and the scaled volume (C, X, Y, Z) uint16.
+        Per row what :func:`write_slice` returns, and the scaled volume (C, X, Y, Z) uint16.
 
     Raises:
-        DataError: the case is no volume, a row's slice lies outside, the volume cannot be scaled, or the mask cannot be
+        DataError: the case is no volume, a slice lies outside of it, the volume cannot be scaled, or the mask cannot be
             read or does not fit.
     """
     first = rows[0]
@@ -365,7 +362,7 @@ def write_slices(
 
 
 def _write(path: Path, values: np.ndarray, affine: np.ndarray) -> None:
-    """Write (C, *S) as the suffix says."""
+    """Write (C, *S) as PNG or NIfTI; the suffix decides."""
     if path.suffix == ".png":
         write_picture(path, values)
     else:
@@ -373,7 +370,7 @@ def _write(path: Path, values: np.ndarray, affine: np.ndarray) -> None:
 
 
 def mask_shows(classes: np.ndarray, label: Sequence[int]) -> bool:
-    """Whether exactly the classes of the label occur in a mask with values 0..K.
+    """Tell whether exactly the classes of the label occur in a mask with values 0..K.
 
     Example:
         >>> mask_shows(np.array([0, 2]), [0, 1]), mask_shows(np.array([0, 2]), [1, 0])

@@ -3,7 +3,7 @@
 """``prepare cases``: folders that hold a ``labels.csv`` and either ``cases/*.npz`` or ``images/`` and ``masks/``.
 
 The table has the columns ``id``, ``case`` (the subject), ``split`` (train, val, test or heldout) and the labels.  In
-the npz layout a row is a slice: ``file`` and ``index_in_npz`` say where its pixels are.  Every row is kept.
+the npz layout a row is a slice, and ``file`` and ``index_in_npz`` say where its pixels are.  Every row is kept.
 """
 
 from __future__ import annotations
@@ -21,14 +21,17 @@ from tqdm import tqdm
 from monai_wsss._checks import DataError
 from monai_wsss._intensity import foreground_statistics
 from monai_wsss.data.case_files import labels_to_classes, name_channels, write_slice
-from monai_wsss.data.datalist import sort_modalities
-from monai_wsss.data.folder import check_output, find_masks, prepare_images, warn_of_contradictions
-from monai_wsss.data.label_table import LabeledRow, LabelTable, read_label_table, write_prepared
+from monai_wsss.data.datalist import statistics_entry
+from monai_wsss.data.find_files import find_masks
+from monai_wsss.data.folder import prepare_images
+from monai_wsss.data.label_table import LabeledRow, LabelTable, read_label_table
+from monai_wsss.data.modalities import sort_modalities
+from monai_wsss.data.prepared_folder import check_output, warn_of_contradictions, write_prepared
 
 __all__ = ["prepare_cases"]
 
 _BRAIN_CHANNELS = {3: ("T1", "FLAIR", "T1c"), 4: ("T1", "T1c", "T2", "FLAIR")}
-"""In which order the brain MRI sets store their sequences, by their number."""
+"""Number of channels -> the sequences in the order in which the brain MRI sets store them."""
 
 _logger = logging.getLogger(__name__)
 
@@ -43,23 +46,23 @@ def prepare_cases(
     """Turn a folder with ``labels.csv`` and ``cases/*.npz``, or ``images/`` and ``masks/``, into a prepared folder.
 
     Each npz file holds ``images`` (N, H, W[, C]) of 8 or 16 bits and perhaps ``masks`` (N, H, W).  Its slices become
-    PNG files, one for each channel.  The intensity statistics of each subject are recorded over all its images, but not
-    for color pictures.  In the layout with ``images/`` a mask is left out where the column ``has_pixel_truth`` is 0.
+    PNG files, one per channel.  The intensity statistics of each subject are recorded over all its images; color images
+    get none.  In the layout with ``images/`` a mask is left out where the column ``has_pixel_truth`` is 0.
 
     Args:
         root: the folder.
         out: the folder to write.
-        label_columns: the columns with 0/1 labels, one for each class; mask value k is the k-th of them.  For the
-            single column ``label`` every value above 0 counts.
-        modalities: names of the stored channels, in the order of the file.  None takes, for a table with the columns
-            ``index_in_npz`` and ``brain_px``, T1, FLAIR, T1c for three and T1, T1c, T2, FLAIR for four channels; else
-            "image" for one channel, and "channel 0", … for several.
+        label_columns: the columns with 0/1 labels, one per class; mask value k is the k-th of them.  With the single
+            column ``label`` every mask value above 0 counts.
+        modalities: names of the stored channels, in the order of the file.  By default, a table with the columns
+            ``index_in_npz`` and ``brain_px`` has T1, FLAIR, T1c for three and T1, T1c, T2, FLAIR for four channels.
+            Any other table has "image" for one channel, and "channel 0", … for several.
 
     Returns:
         The path of ``datalist.json``.
 
     Raises:
-        DataError: what is wrong with a file or row, in one sentence with the remedy.
+        DataError: a file or row is wrong; one sentence says what, and the remedy.
 
     Example:
         >>> import tempfile
@@ -86,7 +89,7 @@ def prepare_cases(
 
 
 def _open_npz(path: Path, row: LabeledRow) -> tuple[np.ndarray, np.ndarray | None]:
-    """``images`` (N, H, W, C) and ``masks`` (N, H, W) or None."""
+    """Read ``images`` (N, H, W, C) and ``masks`` (N, H, W) or None."""
     try:
         with np.load(path, allow_pickle=False) as content:
             images = content["images"]
@@ -104,12 +107,12 @@ def _open_npz(path: Path, row: LabeledRow) -> tuple[np.ndarray, np.ndarray | Non
             "store unsigned 8 or 16 bits as (N, H, W) or (N, H, W, C)."
         )
     if masks is not None and masks.shape != images.shape[:3]:
-        raise DataError(f"{path}: `masks` has shape {masks.shape}, `images` {images.shape}: store one mask a slice.")
+        raise DataError(f"{path}: `masks` has shape {masks.shape}, `images` {images.shape}: store one mask per slice.")
     return images.reshape(*images.shape[:3], -1), masks
 
 
 def _read_slices(root: Path, rows: Sequence[LabeledRow]) -> Iterator[tuple[LabeledRow, np.ndarray, np.ndarray | None]]:
-    """Each row with its slice (C, x, y) and its mask (1, x, y) or None; the rows of a subject share their files."""
+    """Give each row with its slice (C, x, y) and its mask (1, x, y) or None; each file is opened once."""
     opened: dict[str, tuple[np.ndarray, np.ndarray | None]] = {}
     for row in rows:
         file, text = row.values["file"], row.values["index_in_npz"]
@@ -125,7 +128,7 @@ def _read_slices(root: Path, rows: Sequence[LabeledRow]) -> Iterator[tuple[Label
 
 
 def _channel_names(channels: int, row: LabeledRow, wanted: Sequence[str] | None) -> list[str]:
-    """Names of the stored channels; tables of the brain MRI sets are known by their column ``brain_px``."""
+    """Name the stored channels; the column ``brain_px`` tells the tables of the brain MRI sets."""
     if wanted is None and "brain_px" in row.values:
         wanted = _BRAIN_CHANNELS.get(channels)
     return name_channels(channels, wanted, f"{row.where}: the slice")
@@ -151,8 +154,7 @@ def _prepare_npz(root: Path, table: LabelTable, out: Path, wanted: Sequence[str]
             shown = None if mask is None else labels_to_classes(mask, table.classes, f"{row.where}: the mask")
             written[row.id], agrees = write_slice(out, row, modalities, slices[-1], shown)
             contradictions += [] if agrees else [row.id]
-        mean, std = foreground_statistics(slices)
-        statistics[subject] = {"mean": mean.tolist(), "std": std.tolist()}
+        statistics[subject] = statistics_entry(*foreground_statistics(slices))
     _logger.info("%d slices of %d subjects, channels %s.", len(written), len(statistics), ", ".join(modalities))
     warn_of_contradictions(contradictions)
     return write_prepared(out, table, written, modalities, statistics)

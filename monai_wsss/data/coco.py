@@ -6,9 +6,10 @@ The folder holds ``annotations/instances_<set>.json`` and the images of each set
 ``images/``.  The classes are the categories, in ascending order of their ids: 80 for COCO.  Papers train on train2014
 and measure on val2014.
 
-The label of an image names the categories of all its annotations, crowds too; an image without any is all background.
-Masks, for evaluation alone, are drawn from the outlines if asked: smaller objects over larger ones, and what belongs to
-a crowd and to no single object is 255, unknown, for a crowd's outline is rough and COCO's own evaluation ignores it.
+The label of an image names the categories of all its annotations, crowds too.  An image without annotations is all
+background.  Masks, for evaluation only, are drawn from the outlines if asked, smaller objects over larger ones.  Pixels
+of a crowd that belong to no single object are 255, ignored: the outline of a crowd is rough, and COCO's own evaluation
+ignores it.
 """
 
 from __future__ import annotations
@@ -27,15 +28,16 @@ from monai.data import MetaTensor
 
 from monai_wsss._checks import DataError
 from monai_wsss._files import case_file_name
-from monai_wsss.data.folder import check_output
+from monai_wsss._labels import IGNORED
 from monai_wsss.data.outlines import draw_outline
-from monai_wsss.data.photographs import UNKNOWN, Photograph, check_classes, path_inside, write_photographs
+from monai_wsss.data.photographs import Photograph, check_classes, path_inside, write_photographs
+from monai_wsss.data.prepared_folder import check_output
 from monai_wsss.data.reading import image_stem
 
 __all__ = ["prepare_coco"]
 
 _SETS = {"training": "train", "validation": "val"}
-"""How the names of the sets begin that are looked for where none is named."""
+"""Beginning of the names of the sets that are searched where none is named."""
 
 _PARTS = ("images", "annotations", "categories")
 
@@ -44,7 +46,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Instances:
-    """What ``instances_<set>.json`` holds.
+    """Content of ``instances_<set>.json``.
 
     Attributes:
         path: the file.
@@ -60,7 +62,7 @@ class _Instances:
 
 
 def _find_set(root: Path, split: str, wanted: str | None) -> Path | None:
-    """The annotations of a split: those wanted, else the only ones whose set has the right name."""
+    """Give the annotations of a split: the wanted file, else the only one whose set has the right name."""
     folder = root / "annotations"
     if wanted is not None:
         path = folder / f"instances_{wanted}.json"
@@ -82,7 +84,7 @@ def _find_set(root: Path, split: str, wanted: str | None) -> Path | None:
 
 
 def _entries(content: Mapping[str, Any], part: str, keys: Mapping[str, Any], path: Path) -> list[tuple[str, Any]]:
-    """(where, entry) of a part of the file, each with what it needs of the right type."""
+    """Give (where, entry) for a part of the file; each entry must have the keys, with values of the right types."""
     entries = []
     for index, entry in enumerate(content[part]):
         where = f"{path}, {part}[{index}]"
@@ -93,7 +95,7 @@ def _entries(content: Mapping[str, Any], part: str, keys: Mapping[str, Any], pat
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """The parts of the file, each a list."""
+    """Read the file; each of its parts must be a list."""
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
@@ -133,7 +135,7 @@ def _read_instances(path: Path) -> _Instances:
 
 
 def _image_folder(root: Path, path: Path) -> Path:
-    """Where the images of a set lie."""
+    """Find the folder with the images of a set."""
     name = path.stem.removeprefix("instances_")
     folders = [root / name, root / "images" / name, root / "images"]
     found = next((folder for folder in folders if folder.is_dir()), None)
@@ -152,7 +154,7 @@ def _draw_mask(
     numbers: Mapping[int, int],
     where: str,
 ) -> np.ndarray:
-    """The mask (1, x, y) uint8 of an image: crowds first, as unknown, then the objects, the largest first."""
+    """Draw the mask (1, x, y) uint8 of an image: first crowds, as ignored, then the objects, the largest first."""
     columns, rows = image.shape[1:]
     size = [entry.get("width", columns), entry.get("height", rows)]
     if size != [columns, rows]:
@@ -165,7 +167,7 @@ def _draw_mask(
     for place, annotation in annotations:
         pixels = draw_outline(annotation.get("segmentation"), columns, rows, place)
         if annotation.get("iscrowd"):
-            mask[pixels] = UNKNOWN
+            mask[pixels] = IGNORED
         else:
             objects.append((numbers[annotation["category_id"]], pixels))
     for number, pixels in sorted(objects, key=lambda pair: -int(np.count_nonzero(pair[1]))):
@@ -174,7 +176,7 @@ def _draw_mask(
 
 
 def _to_photographs(root: Path, instances: _Instances, split: str, masks: bool) -> list[Photograph]:
-    """The images of a set with their labels."""
+    """List the images of a set with their labels."""
     folder = _image_folder(root, instances.path)
     numbers = {category: number for number, category in enumerate(instances.categories, start=1)}
     photographs = []
@@ -200,22 +202,22 @@ def prepare_coco(
 ) -> Path:
     """Turn COCO, or data annotated in its format, into a prepared folder; every image is a subject of its own.
 
-    Images keep their sizes, so training has to crop or resize them.  Overlapping objects, crowds and images without
-    annotation are treated as the head of this file says.
+    Images keep their sizes, so training has to crop or resize them.  The head of this file says how overlapping
+    objects, crowds and images without annotation are treated.
 
     Args:
         root: the folder that holds ``annotations``.
         out: the folder to write.
         training: the set to train on, e.g. "train2014"; None takes the only one whose name begins with "train".
-        validation: the set to measure on; None takes the only one whose name begins with "val", if there is one.
-        test: a set with annotations to test on; None takes none: COCO's own have no annotations.
+        validation: the set to evaluate on; None takes the only one whose name begins with "val", if there is one.
+        test: a set with annotations to test on; None takes none, since those of COCO have no annotations.
         masks: whether to draw masks from the outlines, for evaluation.
 
     Returns:
         The path of ``datalist.json``.
 
     Raises:
-        DataError: what is wrong with a file or entry, in one sentence with the remedy.
+        DataError: a file or entry is wrong; one sentence says what, and the remedy.
 
     Example:
         >>> import tempfile

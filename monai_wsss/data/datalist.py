@@ -2,9 +2,9 @@
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 """The datalist: one JSON file that says which images, labels and subjects belong to which split.
 
-It is MONAI's Decathlon style with image-level labels.  What can go wrong (a subject in two splits, a label other than
-0 and 1, a missing file) is checked when the list is written and again when it is read.  Masks may be named in any
-split; the reader leaves them out unless asked, and only evaluation asks.
+It has the style of MONAI's Decathlon datalists, with image-level labels.  Mistakes (a subject in two splits, a label
+other than 0 and 1, a missing file) are found when the list is written and again when it is read.  Any split may name
+masks; the reader leaves them out unless asked, and only evaluation asks.
 """
 
 from __future__ import annotations
@@ -21,127 +21,52 @@ import numpy as np
 
 from monai_wsss._checks import DataError, check_choice
 from monai_wsss._files import make_directory, write_json
+from monai_wsss.data.modalities import canonical_modality
+from monai_wsss.data.splits import SPLITS
 
 __all__ = [
-    "SPLITS",
-    "canonical_modality",
     "check_trainable",
     "load_datalist",
     "load_header",
-    "sort_modalities",
-    "split_by_subject",
+    "modality_entry",
+    "statistics_entry",
     "write_datalist",
 ]
 
-SPLITS = ("training", "validation", "test")
-"""The three splits of every datalist, by their keys in the JSON."""
-
-_ORDER = ("T1", "T1c", "T2", "FLAIR")
-_ALIASES = {
-    "T1": ("t1", "t1w", "t1n", "t1native", "t1pre"),
-    "T1c": ("t1c", "t1ce", "t1gd", "t1post", "t1km", "t1contrast", "t1wce", "t1cw"),
-    "T2": ("t2", "t2w"),
-    "FLAIR": ("flair", "t2f", "t2flair", "fl"),
-}
-_CANONICAL = {alias: name for name, aliases in _ALIASES.items() for alias in aliases}
 _UNNAMED = re.compile(r"image|channel \d+")
 _REQUIRED = ("id", "image", "label", "subject")
 
 _logger = logging.getLogger(__name__)
 
 
-def canonical_modality(name: str) -> str:
-    """The name that this package uses for an MRI sequence; an unknown name comes back as it is.
+def modality_entry(names: Sequence[str]) -> dict[str, str]:
+    """Give the entry ``modality`` of a datalist: number of the channel, as a text, -> name.
 
     Example:
-        >>> canonical_modality("t1ce"), canonical_modality("T2-FLAIR"), canonical_modality("ADC")
-        ('T1c', 'FLAIR', 'ADC')
+        >>> modality_entry(["T1", "FLAIR"])
+        {'0': 'T1', '1': 'FLAIR'}
     """
-    return _CANONICAL.get(re.sub(r"[^a-z0-9]", "", name.lower()), name)
+    return {str(channel): name for channel, name in enumerate(names)}
 
 
-def sort_modalities(names: Sequence[str]) -> list[str]:
-    """Sequence names in the package's order T1, T1c, T2, FLAIR; unknown names follow in the order given.
-
-    Raises:
-        ValueError: two names mean the same sequence.
+def statistics_entry(mean: np.ndarray, std: np.ndarray) -> dict[str, list[float]]:
+    """Give an entry of ``statistics`` in a datalist from the mean (C,) and the standard deviation (C,).
 
     Example:
-        >>> sort_modalities(["flair", "ADC", "t1ce", "T1w"])
-        ['T1', 'T1c', 'FLAIR', 'ADC']
+        >>> statistics_entry(np.array([2.0]), np.array([0.5]))
+        {'mean': [2.0], 'std': [0.5]}
     """
-    canonical = [canonical_modality(name) for name in names]
-    if len(set(canonical)) != len(canonical):
-        raise ValueError(f"Expected `names` to name each sequence once, got {', '.join(names)}.")
-    known = [name for name in _ORDER if name in canonical]
-    return known + [name for name in canonical if name not in _ORDER]
-
-
-def split_by_subject(
-    subjects: Sequence[str],
-    labels: Sequence[Sequence[float]] | np.ndarray,
-    *,
-    fractions: Sequence[float] = (0.7, 0.15, 0.15),
-    seed: int = 0,
-) -> list[str]:
-    """Draw a split for every case, the same for all cases of a subject, stratified by the subject's labels.
-
-    A subject's stratum is the union of the labels of its cases.  Within a stratum the subjects are shuffled and dealt
-    out by largest remainder; what rounding takes from a split in one stratum is given back in the next.
-
-    Args:
-        subjects: the subject of every case (N).
-        labels: 0/1 labels of every case, (N, K).
-        fractions: shares of the subjects for training, validation and test; they add up to 1.
-        seed: the seed of the shuffle.
-
-    Returns:
-        "training", "validation" or "test" for every case (N).
-
-    Raises:
-        ValueError: fractions that are negative or do not add up to 1, or lists of different lengths.
-
-    Example:
-        >>> split_by_subject(["a", "a", "b", "c", "d"], [[1], [0], [0], [1], [0]], fractions=(0.5, 0.5, 0.0))
-        ['training', 'training', 'training', 'validation', 'validation']
-    """
-    shares = np.asarray(fractions, dtype=np.float64)
-    if shares.shape != (3,) or (shares < 0).any() or abs(shares.sum() - 1) > 1e-6:
-        raise ValueError(f"Expected `fractions` to be three shares that add up to 1, got {tuple(fractions)}.")
-    if len(subjects) != len(labels):
-        raise ValueError(f"Expected one row of `labels` for each of {len(subjects)} subjects, got {len(labels)} rows.")
-    union: dict[str, np.ndarray] = {}
-    for subject, label in zip(subjects, np.asarray(labels, dtype=np.float64), strict=True):
-        union[subject] = np.maximum(union.get(subject, 0.0), label)
-    strata: dict[tuple[float, ...], list[str]] = {}
-    for subject in sorted(union):
-        strata.setdefault(tuple(union[subject]), []).append(subject)
-
-    generator = np.random.default_rng(seed)
-    carry = np.zeros(3)
-    split_of: dict[str, str] = {}
-    for stratum in sorted(strata):
-        members = generator.permutation(strata[stratum]).tolist()
-        quota = shares * len(members) + carry
-        counts = np.maximum(np.floor(quota + 1e-9), 0)
-        while counts.sum() < len(members):
-            counts[np.argmax(np.where(shares > 0, quota - counts, -np.inf))] += 1
-        while counts.sum() > len(members):
-            counts[np.argmin(np.where(counts > 0, quota - counts, np.inf))] -= 1
-        carry = quota - counts
-        names = np.repeat(SPLITS, counts.astype(int)).tolist()
-        split_of.update(zip(members, names, strict=True))
-    return [split_of[subject] for subject in subjects]
+    return {"mean": mean.tolist(), "std": std.tolist()}
 
 
 def check_trainable(items: Sequence[Mapping[str, Any]]) -> None:
-    """Check that every class has a positive and a negative case: without both there is nothing to learn.
+    """Check that every class has a positive and a negative item: without both there is nothing to learn.
 
     Args:
-        items: cases as :func:`load_datalist` gives them, with ``label`` (K,).
+        items: items as :func:`load_datalist` gives them, with ``label`` (K,).
 
     Raises:
-        DataError: no cases at all, or a class without positive or without negative cases.
+        DataError: there are no items, or a class has no positive or no negative item.
 
     Example:
         >>> check_trainable([{"label": [1, 0]}, {"label": [0, 1]}])
@@ -159,19 +84,19 @@ def check_trainable(items: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _are_names(values: Any) -> TypeGuard[list[str]]:
-    """Whether this is a list of texts, not empty and without an empty one."""
+    """Tell whether this is a list of texts, not empty and without an empty text."""
     return isinstance(values, list) and bool(values) and all(isinstance(value, str) and value for value in values)
 
 
 def _are_numbers(values: Any, count: int) -> bool:
-    """Whether this is a list of so many finite numbers."""
+    """Tell whether this is a list of ``count`` finite numbers."""
     if not isinstance(values, list) or len(values) != count:
         return False
     return all(isinstance(value, (int, float)) and np.isfinite(value) for value in values)
 
 
 def _check_keys(datalist: Mapping[str, Any], source: str) -> None:
-    """Check the parts of the list that are not cases."""
+    """Check the parts of the list that are not items."""
     classes, modality = datalist.get("classes"), datalist.get("modality")
     if not _are_names(classes) or len(set(classes)) != len(classes):
         raise DataError(f'{source}: "classes" must list the foreground classes by name, each once; got {classes!r}.')
@@ -204,14 +129,14 @@ def _check_keys(datalist: Mapping[str, Any], source: str) -> None:
 
 
 def _rows(datalist: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Every case as (split, where it stands, case)."""
+    """Give every item as (split, where it stands, item)."""
     for split in SPLITS:
         for index, item in enumerate(datalist.get(split, [])):
             yield split, f"{split}[{index}]", item
 
 
 def _check_case(item: Any, datalist: Mapping[str, Any], where: str) -> None:
-    """Check one case by itself."""
+    """Check one item by itself."""
     missing = [key for key in _REQUIRED if not isinstance(item, dict) or key not in item]
     if missing:
         raise DataError(f"{where} lacks {', '.join(missing)}: a case needs {', '.join(_REQUIRED)}.")
@@ -241,7 +166,7 @@ def _check_case(item: Any, datalist: Mapping[str, Any], where: str) -> None:
 
 
 def _check_patch(item: Mapping[str, Any], where: str) -> None:
-    """Check what a case says about the picture that it was cut from."""
+    """Check the entries of an item that say from which image it was cut."""
     for key in ("source", "statistics"):
         if key in item and not _are_names([item[key]]):
             raise DataError(f'{where} has {key} {item[key]!r}: give a text in quotes, as "{key}": "a1".')
@@ -269,7 +194,7 @@ def _check_datalist(datalist: Mapping[str, Any], source: str) -> None:
 
 
 def _paths(item: Mapping[str, Any], base: Path) -> list[str]:
-    """Absolute paths of a case's image files."""
+    """Give the absolute paths of the image files of an item."""
     files = item["image"] if isinstance(item["image"], list) else [item["image"]]
     return [os.path.normpath(base / file) for file in files]
 
@@ -285,20 +210,23 @@ def _check_exists(path: str, item: Mapping[str, Any], kind: str, source: str) ->
 def write_datalist(directory: str | os.PathLike[str], datalist: Mapping[str, Any]) -> Path:
     """Check a datalist and write it as ``directory/datalist.json``, whole or not at all.
 
+    An item holds ``id``, ``image``, ``label``, ``subject`` and optionally ``mask``.  Its entry ``statistics`` is the
+    key of its intensity statistics; without this entry the key is its ``subject``.  The item of a patch may name the
+    image from which it was cut, ``source``, and its first column and row there, ``origin`` ([x, y]).
+
     Args:
         directory: the folder of the list; relative paths in it are relative to this folder.
         datalist: ``name``, ``modality`` ({"0": "T1", …}), ``classes``, ``background``, optionally ``scored_class`` and
-            ``statistics`` ({key: {"mean": [C], "std": [C]}}), and the splits ``training``, ``validation``, ``test``
-            with their cases (``id``, ``image``, ``label``, ``subject``, optionally ``mask``).  The key of a case's
-            statistics is its ``statistics``, else its ``subject``.  A case that is a patch may name the picture that it
-            was cut from, ``source``, and where, ``origin`` ([x, y]).
+            ``statistics`` ({key: {"mean": [C], "std": [C]}}), and the splits ``training``, ``validation`` and ``test``,
+            each a list of items.
 
     Returns:
         The path of the JSON file.
 
     Raises:
-        DataError: a subject in two splits, an id twice, a label other than 0 and 1 or of the wrong length, or of zeros
-            where there is no background, a file that does not exist, or a folder that cannot be written.
+        DataError: a subject is in two splits, an id occurs twice, a label has the wrong length, holds values other
+            than 0 and 1, or holds only zeros where there is no background, a file does not exist, or the folder cannot
+            be written.
 
     Example:
         >>> import tempfile
@@ -338,7 +266,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _channels(names: list[str], wanted: Sequence[str], replace_missing: Mapping[str, str], source: str) -> list[int]:
-    """Which channel of the list serves each wanted modality."""
+    """Give the channel of the list that serves each wanted modality."""
     if all(_UNNAMED.fullmatch(name) for name in names):
         if len(names) != len(wanted):
             raise DataError(
@@ -365,7 +293,7 @@ def _channels(names: list[str], wanted: Sequence[str], replace_missing: Mapping[
 
 
 def _selected_paths(files: list[str], channels: list[int], num_modalities: int, item: Any, source: str) -> list[str]:
-    """The files of the wanted channels; one file that holds all channels can only be taken whole and in order."""
+    """Give the files of the wanted channels; one file with all channels can only be taken whole and in order."""
     if len(files) == num_modalities:
         return [files[channel] for channel in channels]
     if channels != list(range(num_modalities)):
@@ -377,7 +305,7 @@ def _selected_paths(files: list[str], channels: list[int], num_modalities: int, 
 
 
 def _statistics_of(entry: Mapping[str, Any], datalist: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The intensity statistics of a case: those that it names, else its subject's, else none."""
+    """Give the intensity statistics that an item names, else those of its subject, else None."""
     known: Mapping[str, Any] = datalist.get("statistics", {})
     return known.get(entry.get("statistics", entry["subject"]), known.get(entry["subject"]))
 
@@ -395,20 +323,20 @@ def load_datalist(
     Args:
         path: the JSON file.
         split: "training", "validation" or "test".
-        masks: whether to give the masks as well. For evaluation, oracles and full supervision only: a method that
-            learns from image-level labels must never see them.
-        modalities: the sequences wanted, in the order wanted, e.g. ``("T1", "T1c", "FLAIR")``; None takes the list's.
-            Channels without names ("channel 0", "image") are taken in order if their number is right.
+        masks: whether to give the masks as well.  They are for evaluation, oracles and full supervision only: a method
+            that learns from image-level labels must never see them.
+        modalities: the wanted sequences, in the wanted order, e.g. ``("T1", "T1c", "FLAIR")``; None takes those of the
+            list.  Channels without names ("channel 0", "image") are taken in order if their number is right.
         replace_missing: stand-ins for modalities that the list lacks, e.g. ``{"T1": "FLAIR"}``; a warning says so.
 
     Returns:
-        One dictionary a case: ``id``, ``subject``, ``image`` (an absolute path, or one per modality), ``label``
-        float32 (K,), ``mask`` (an absolute path, where asked for and at hand), where the list has statistics of the
-        case or its subject, ``intensity_mean`` and ``intensity_std`` float32 (C,), and of a patch ``source`` and
-        ``origin``, where the list has them.
+        One dictionary per item: ``id``, ``subject``, ``image`` (an absolute path, or one per modality) and ``label``
+        float32 (K,); ``mask`` (an absolute path), if asked for and in the list; ``intensity_mean`` and
+        ``intensity_std`` float32 (C,), if the list has statistics of the item or its subject; ``source`` and ``origin``
+        of a patch, if the list has them.
 
     Raises:
-        DataError: the file is absent, broken or inconsistent, a modality or an image is missing.
+        DataError: the file is absent, broken or inconsistent, or a modality or an image is missing.
         ValueError: an unknown split.
 
     Example:
@@ -454,13 +382,13 @@ def load_datalist(
 
 
 def load_header(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What a datalist says about itself: all of it but the cases and the subjects' statistics.
+    """Read the header of a datalist: all entries but the items and the statistics.
 
     Args:
         path: the JSON file.
 
     Returns:
-        ``name``, ``modality``, ``classes``, ``background`` and what else stands there.
+        ``name``, ``modality``, ``classes``, ``background`` and all other entries.
 
     Raises:
         DataError: the file is absent or broken.

@@ -2,9 +2,9 @@
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 """The training dataset: deterministic transforms cached by MONAI, random ones drawn from (seed, epoch, index) alone.
 
-MONAI's random transforms carry one random state through a run, so that what an image looks like depends on all that
-was drawn before it.  Here each draw starts from its own (seed, epoch, index): the order of loading, the number of
-workers and a killed and resumed run change nothing.
+MONAI's random transforms carry one random state through a run, so that each image depends on all draws before it.  Here
+each draw starts from its own (seed, epoch, index).  So the order of loading and the number of workers change nothing,
+and a run that was killed and resumed gives the same images.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 def item_bytes(item: Any) -> int:
-    """Bytes of the arrays and tensors inside a (nested) sample."""
+    """Count the bytes of the arrays and tensors inside a (nested) sample."""
     if isinstance(item, torch.Tensor):
         return item.element_size() * item.nelement()
     if isinstance(item, np.ndarray):
@@ -39,18 +39,18 @@ def item_bytes(item: Any) -> int:
 class EpochCacheDataset(CacheDataset):
     """``monai.data.CacheDataset`` whose random transforms depend on (seed, epoch, index) alone.
 
-    The memory that the cache will take is logged before it is filled, measured on the first item, unless it is filled
-    at run time.
+    Before the cache is filled, the memory that it will take is estimated from the first item and logged.  A cache that
+    is filled at run time is not estimated.
 
     Args:
         data: items of a datalist.
         transform: deterministic transforms; their results are cached.
         random_transform: random transforms, applied to a copy of the cached item at each access.
-        seed: the first of the three numbers that a draw depends on.
+        seed: the first of the three numbers on which a draw depends.
         cache_rate: share of the items to cache; 0 caches nothing.
         num_workers: threads that fill the cache.
         progress: whether to show a progress bar while the cache is filled.
-        runtime_cache: fill the cache at the first access of each item, for files that the run itself has yet to write.
+        runtime_cache: whether to fill the cache at the first access of each item, for files that the run itself writes.
 
     Example:
         >>> from monai.transforms import RandShiftIntensityd
@@ -96,7 +96,7 @@ class EpochCacheDataset(CacheDataset):
         )
 
     def set_epoch(self, epoch: int) -> None:
-        """Tell which epoch the coming draws belong to; the trainer does so when an epoch starts."""
+        """Set the epoch of the next draws; the trainer does so when an epoch starts."""
         self._epoch.fill_(epoch)
 
     def _transform(self, index: int) -> Any:

@@ -2,9 +2,9 @@
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 """``prepare ebhi``: biopsies of the colon, EBHI-Seg (Shi et al., Frontiers in Medicine 2023), images of 224 x 224.
 
-The folder holds one folder for each kind of tissue (``Adenocarcinoma``, ``Normal``, …), with ``image/`` and ``label/``
-of the same names, such as ``GT2012149-1-400-001.png``: specimen, block, magnification, number.  Each image is a patch.
-Feng et al. (AAAI 2025) took 1169 images with glands, 818 / 117 / 234; which ones, they do not say: all are taken here.
+The folder holds one folder per kind of tissue (``Adenocarcinoma``, ``Normal``, …), with ``image/`` and ``label/`` whose
+files have the same names, such as ``GT2012149-1-400-001.png``: specimen, block, magnification, number.  Each image is a
+patch.  Feng et al. (AAAI 2025) took 1169 images with glands, 818 / 117 / 234, and do not say which; all are taken here.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from monai_wsss._checks import DataError, check_choice
-from monai_wsss.data.folder import check_output
 from monai_wsss.data.gland_folder import (
     GlandImage,
     PatchRule,
@@ -24,12 +23,13 @@ from monai_wsss.data.gland_folder import (
     table_of_folder,
     write_glands,
 )
+from monai_wsss.data.prepared_folder import check_output
 
 __all__ = ["prepare_ebhi"]
 
 
 def _images_of_kind(folder: Path, split: str) -> list[GlandImage]:
-    """The images of one kind of tissue, with the kind before their names: the same name may be in several."""
+    """List the images of one kind of tissue, with the kind before their names, since kinds may share names."""
     kind = folder.name.replace(" ", "-")
     images = []
     for case in pair_files(table_of_folder(folder / "image"), folder / "image", folder / "label"):
@@ -48,13 +48,13 @@ def prepare_ebhi(
     fractions: Sequence[float] = (0.7, 0.1, 0.2),
     seed: int = 0,
 ) -> Path:
-    """Turn EBHI-Seg into a prepared folder, whose images are patches tagged by their masks.
+    """Turn EBHI-Seg into a prepared folder; its images are patches, tagged by their masks.
 
     Args:
         root: the folder that holds ``<kind>/image`` and ``<kind>/label``.
         out: the folder to write.
-        split: "specimen" keeps the images of a specimen, whose number begins their names, in one split; "image" draws
-            a split of the images, as the paper, each a subject of its own.  Both are stratified by the kind.
+        split: "specimen" keeps the images of a specimen, whose number begins their names, in one split.  "image" splits
+            by image, as the paper does; each image is a subject of its own.  Both are stratified by the kind of tissue.
         presence: the share of pixels above which a class counts as present.
         fractions: shares of the subjects for training, validation and test.
         seed: seed of the draw.
@@ -63,8 +63,8 @@ def prepare_ebhi(
         The path of ``datalist.json``.
 
     Raises:
-        DataError: what is wrong with a file, in one sentence with the remedy.
-        ValueError: an unknown split, or a share out of range.
+        DataError: a file is wrong; one sentence says what, and the remedy.
+        ValueError: the split is unknown, or a share is out of range.
 
     Example:
         >>> import tempfile

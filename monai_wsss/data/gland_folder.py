@@ -1,13 +1,13 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""What the gland adapters share: pictures with gland masks become patches for training and whole images for measuring.
+"""Common parts of the gland adapters: images with gland masks become training patches and whole images to evaluate on.
 
 The classes are gland and other tissue, both real, without background; a mask holds 1 for gland and 2 for the rest.  The
-training split consists of patches, tagged by what their masks show; validation and test keep whole images.  The tags
-are simulated, and the datalist says so under ``"labels"``.  The color statistics are those of the whole image's tissue,
-so that a patch is standardized as its image.
+training split consists of patches, tagged by the classes that their masks show; validation and test keep whole images.
+The tags are simulated, and the datalist says so under ``"labels"``.  The color statistics are those of the tissue of
+the whole image, so that a patch is standardized as its image.
 
-Pictures with transparency are laid on white, gray ones get three channels, CMYK ones become RGB.
+Transparent pixels become white, gray images get three channels, CMYK images become RGB.
 """
 
 from __future__ import annotations
@@ -26,11 +26,13 @@ from tqdm import tqdm
 from monai_wsss._checks import DataError
 from monai_wsss._intensity import tissue_statistics
 from monai_wsss.data.case_files import UNNAMED, read_mask
-from monai_wsss.data.datalist import SPLITS, split_by_subject, write_datalist
-from monai_wsss.data.folder import find_images, find_masks
+from monai_wsss.data.datalist import modality_entry, statistics_entry, write_datalist
+from monai_wsss.data.find_files import find_images, find_masks
 from monai_wsss.data.label_table import WHOLE, LabeledRow, LabelTable
+from monai_wsss.data.modalities import COLORS
 from monai_wsss.data.patches import patch_origins, presence_tags, white_pixels
 from monai_wsss.data.reading import image_format, image_stem, read_image
+from monai_wsss.data.splits import SPLITS, split_by_subject
 from monai_wsss.data.writing import fits_picture, write_picture
 
 __all__ = [
@@ -55,14 +57,14 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class GlandImage:
-    """A picture on its way into a prepared folder.
+    """An image on its way into a prepared folder.
 
     Attributes:
         id: its name, unique in the data set.
-        subject: whose it is: a patient, or the picture itself where the split is by pictures.
+        subject: the subject, or the image itself where the split is by images.
         split: "training", "validation" or "test"; None before it is drawn.
-        image: the picture.
-        mask: its mask; everything above 0 is gland.
+        image: the file.
+        mask: the file of its mask; everything above 0 is gland.
     """
 
     id: str
@@ -74,7 +76,7 @@ class GlandImage:
 
 @dataclass(frozen=True)
 class PatchRule:
-    """How training images are cut and tagged.
+    """Rule by which training images are cut and tagged.
 
     Attributes:
         patch: size of the patches in pixels; None takes each image as one patch.
@@ -93,22 +95,22 @@ class PatchRule:
 
 
 def table_of_folder(images: Path) -> LabelTable:
-    """A table without labels and splits: a row for each picture in a folder, each a subject of its own.
+    """Make a table without labels and splits: one row per image in a folder, each a subject of its own.
 
     Raises:
-        DataError: the folder is missing or holds no picture.
+        DataError: the folder is missing or holds no image.
     """
     paths = sorted(images.iterdir()) if images.is_dir() else []
     stems = [image_stem(path) for path in paths if image_format(path) == "picture" and not path.name.startswith(".")]
     if not stems:
-        raise DataError(f"{images} is no folder with pictures (PNG, JPEG, TIFF, BMP): check the path.")
+        raise DataError(f"{images} is no folder with images (PNG, JPEG, TIFF, BMP): check the path.")
     return LabelTable(images, [], [LabeledRow(str(images / stem), stem, stem, [], None, {}) for stem in stems])
 
 
 def draw_splits(images: Sequence[GlandImage], fractions: Sequence[float], seed: int) -> list[GlandImage]:
-    """The images with a split drawn for each, the same for all images of a subject; those that have splits keep them.
+    """Draw a split for every image, the same for all images of a subject; if all have splits, they keep them.
 
-    The draw is stratified by the folders that the images come from.
+    The draw is stratified by the folders from which the images come.
 
     Args:
         images: the images.
@@ -124,29 +126,29 @@ def draw_splits(images: Sequence[GlandImage], fractions: Sequence[float], seed: 
 
 
 def pair_files(table: LabelTable, images: Path, masks: Path) -> list[GlandImage]:
-    """The picture and the mask of every row, found by their names.
+    """Find the image and the mask of every row by their names.
 
     Args:
         table: the cases.
-        images: the folder of pictures.
+        images: the folder of images.
         masks: the folder of masks: ``<id>.<suffix>`` or ``<id>_mask.<suffix>``.
 
     Raises:
-        DataError: a row without picture or without mask, or a picture without row.
+        DataError: a row has no image or no mask, or an image has no row.
     """
-    pictures, found = find_images(images, table), find_masks(masks, table.rows)
+    files, found = find_images(images, table), find_masks(masks, table.rows)
     paired = []
     for row in table.rows:
         if row.id not in found:
             raise DataError(missing_mask(row.where, row.id, masks))
-        if UNNAMED not in pictures[row.id]:
-            raise DataError(f'{row.where}: "{row.id}" has several pictures in {images}: keep one, named by the id.')
-        paired.append(GlandImage(row.id, row.subject, row.split, pictures[row.id][UNNAMED], found[row.id]))
+        if UNNAMED not in files[row.id]:
+            raise DataError(f'{row.where}: "{row.id}" has several images in {images}: keep one, named by the id.')
+        paired.append(GlandImage(row.id, row.subject, row.split, files[row.id][UNNAMED], found[row.id]))
     return paired
 
 
 def missing_mask(where: str, name: str, masks: Path) -> str:
-    """The sentence about an image without mask."""
+    """Give the sentence about an image without a mask."""
     return (
         f'{where}: the image "{name}" has no mask in {masks}, from which its tags would come: add the mask or leave '
         "the image out; images that are tagged already are prepared with `prepare folder --no-background`."
@@ -154,21 +156,21 @@ def missing_mask(where: str, name: str, masks: Path) -> str:
 
 
 def _read_color(path: Path) -> tuple[np.ndarray, MetaTensor]:
-    """A picture as (3, x, y) uint8, and as it was read, for the comparison with its mask."""
+    """Read an image: (3, x, y) uint8, and the tensor as read, for the comparison with its mask."""
     image = read_image(path, on_white=True)
     values = image.as_tensor().numpy()
     if values.ndim == 3 and values.shape[0] == 1:
         values = values.repeat(3, axis=0)
     if not fits_picture(values) or values.shape[0] != 3:
         raise DataError(
-            f"{path} has values up to {values.max():g} in {image.shape[0]} channels: save it as a picture of 8 bits, "
+            f"{path} has values up to {values.max():g} in {image.shape[0]} channels: save it as an image of 8 bits, "
             "RGB or gray."
         )
     return values.astype(np.uint8), image
 
 
 def _read_pair(case: GlandImage) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels (3, x, y) and mask (1, x, y), 1 gland and 2 other, both uint8."""
+    """Read the pixels (3, x, y) and the mask (1, x, y), 1 gland and 2 other, both uint8."""
     pixels, image = _read_color(case.image)
     return pixels, np.where(read_mask(case.mask, image, [WHOLE]) > 0, 1, 2).astype(np.uint8)
 
@@ -176,7 +178,7 @@ def _read_pair(case: GlandImage) -> tuple[np.ndarray, np.ndarray]:
 def _write_item(
     out: Path, name: str, case: GlandImage, pixels: np.ndarray, mask: np.ndarray, presence: float
 ) -> dict[str, Any]:
-    """Write a patch or an image with its mask."""
+    """Write a patch or an image with its mask; return its item."""
     item = {"id": name, "image": f"images/{name}.png", "subject": case.subject, "mask": f"masks/{name}.png"}
     write_picture(out / item["image"], pixels)
     write_picture(out / item["mask"], mask)
@@ -185,7 +187,7 @@ def _write_item(
 
 
 def _windows(case: GlandImage, pixels: np.ndarray, rule: PatchRule) -> list[tuple[int, int, slice, slice]]:
-    """Origin, columns and rows of every patch."""
+    """Give the origin (x, y), the columns and the rows of every patch."""
     if rule.patch is None:
         return [(0, 0, slice(None), slice(None))]
     if min(pixels.shape[1:]) < rule.patch:
@@ -201,7 +203,7 @@ def _windows(case: GlandImage, pixels: np.ndarray, rule: PatchRule) -> list[tupl
 def _write_patches(
     out: Path, case: GlandImage, pixels: np.ndarray, mask: np.ndarray, rule: PatchRule
 ) -> tuple[list[dict[str, Any]], int]:
-    """Write the patches of an image; returns their items and how many white ones were left out."""
+    """Write the patches of an image; return their items and the number of white patches that were left out."""
     items = []
     glass = white_pixels(pixels)
     windows = _windows(case, pixels, rule)
@@ -215,7 +217,7 @@ def _write_patches(
 
 
 def _check_names(images: Sequence[GlandImage]) -> None:
-    """Names that differ in upper and lower case alone are one file on some disks."""
+    """Refuse names that differ only in upper and lower case, which are one file on some disks."""
     owner: dict[str, GlandImage] = {}
     for case in images:
         other = owner.setdefault(case.id.lower(), case)
@@ -224,14 +226,14 @@ def _check_names(images: Sequence[GlandImage]) -> None:
 
 
 def empty_gland_list(rule: PatchRule, subjects: str) -> dict[str, Any]:
-    """What a datalist of glands says about itself, with empty splits and without a name.
+    """Make a datalist of glands with empty splits and without a name.
 
     Args:
-        rule: how training images are cut and tagged.
-        subjects: what the subjects are, "patients", "specimens" or "images".
+        rule: the rule by which training images are cut and tagged.
+        subjects: the kind of the subjects: "patients", "specimens" or "images".
     """
     datalist: dict[str, Any] = {
-        "modality": {"0": "red", "1": "green", "2": "blue"},
+        "modality": modality_entry(COLORS),
         "classes": list(GLAND_CLASSES),
         "background": False,
         "scored_class": GLAND_CLASSES[0],
@@ -248,24 +250,23 @@ def empty_gland_list(rule: PatchRule, subjects: str) -> dict[str, Any]:
 def add_gland_image(
     datalist: dict[str, Any], out: Path, case: GlandImage, pixels: np.ndarray, mask: np.ndarray, rule: PatchRule
 ) -> int:
-    """Write an image, in patches if it is for training, and add it and its color statistics to a datalist.
+    """Write an image, cut into patches if it is for training, and add it and its color statistics to a datalist.
 
     Args:
-        datalist: as :func:`empty_gland_list` begins it; changed in place.
+        datalist: begun by :func:`empty_gland_list`; changed in place.
         out: the folder to write.
-        case: whose it is and which split it is for.
+        case: gives its id, subject and split.
         pixels: (3, x, y) uint8.
         mask: (1, x, y) uint8, 1 gland and 2 other.
-        rule: how training images are cut and tagged.
+        rule: the rule by which training images are cut and tagged.
 
     Returns:
-        How many white patches were left out.
+        The number of white patches that were left out.
 
     Raises:
         DataError: the image is smaller than a patch.
     """
-    mean, std = tissue_statistics(pixels)
-    datalist["statistics"][case.id] = {"mean": mean.tolist(), "std": std.tolist()}
+    datalist["statistics"][case.id] = statistics_entry(*tissue_statistics(pixels))
     if case.split != "training":
         datalist[str(case.split)].append(_write_item(out, case.id, case, pixels, mask, rule.presence))
         return 0
@@ -278,17 +279,17 @@ def write_glands(out: Path, images: Sequence[GlandImage], rule: PatchRule, *, su
     """Cut and write the images, and last the datalist.
 
     Args:
-        out: the folder to write, made by :func:`~monai_wsss.data.folder.check_output`.
-        images: the pictures of all splits.
-        rule: how training images are cut and tagged.
-        subjects: what the subjects are, "patients", "specimens" or "images"; the datalist says so under
-            ``"subjects"``, and for images the log warns.
+        out: the folder to write, made by :func:`~monai_wsss.data.prepared_folder.check_output`.
+        images: the images of all splits.
+        rule: the rule by which training images are cut and tagged.
+        subjects: the kind of the subjects, "patients", "specimens" or "images", for the entry ``"subjects"`` of the
+            datalist; for images the log warns.
 
     Returns:
         The path of ``datalist.json``.
 
     Raises:
-        DataError: a picture or mask that cannot be read, does not fit, or is smaller than a patch.
+        DataError: an image or mask cannot be read, does not fit, or is smaller than a patch.
     """
     _check_names(images)
     datalist = {"name": out.resolve().name, **empty_gland_list(rule, subjects)}
@@ -301,7 +302,7 @@ def write_glands(out: Path, images: Sequence[GlandImage], rule: PatchRule, *, su
 
 
 def _describe(datalist: Mapping[str, Any], images: Sequence[GlandImage], white: int) -> None:
-    """Log what was written, and what the labels and subjects are."""
+    """Log the number of items per split and tag, and the kind of the labels and subjects."""
     for split in SPLITS:
         counts = Counter(_KINDS.get(tuple(item["label"]), "neither") for item in datalist[split])
         text = ", ".join(f"{counts[kind]} {kind}" for kind in _KINDS.values())

@@ -6,8 +6,8 @@ Two layouts are known: the challenge's own folder (``train_1.bmp``, ``train_1_an
 folder with ``labels.csv`` (``id``, ``case``, ``split``), ``images/`` and ``masks/``.  Annotations number the glands;
 everything above 0 is gland.
 
-Feng et al. (AAAI 2025) and OEEM cut patches of 112 pixels with stride 56 and hold 15 of the 85 training images out.
-That official split shares patients between training and test, so the default is a split by patient.
+Feng et al. (AAAI 2025) and OEEM cut patches of 112 pixels with stride 56 and hold out 15 of the 85 training images.
+Training and test of the official split have patients in common, so the default is a split by patient.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from monai_wsss._checks import DataError, check_choice
-from monai_wsss.data.folder import check_output
 from monai_wsss.data.gland_folder import GlandImage, PatchRule, draw_splits, missing_mask, pair_files, write_glands
 from monai_wsss.data.label_table import read_label_table
+from monai_wsss.data.prepared_folder import check_output
 from monai_wsss.data.reading import image_format, image_stem
 
 __all__ = ["prepare_glas"]
@@ -30,17 +30,17 @@ __all__ = ["prepare_glas"]
 _OFFICIAL_NAME = re.compile(r"(train|testa|testb)_\d+", re.IGNORECASE)
 _ANNOTATION = "_anno"
 _OFFICIAL_FRACTIONS = (70 / 85, 15 / 85, 0.0)
-"""Of the official training images; the others are the test split."""
+"""Shares of the official training images; the official test images are the test split."""
 
 
 def _official_images(folder: Path) -> list[GlandImage]:
-    """The images of the challenge's folder with their annotations, each a subject of its own."""
+    """List the images of the challenge's folder with their annotations, each a subject of its own."""
     entries = sorted(folder.iterdir()) if folder.is_dir() else []
     files = {image_stem(path): path for path in entries if image_format(path) == "picture"}
     names = [name for name in files if _OFFICIAL_NAME.fullmatch(name)]
     if not names:
         raise DataError(
-            f"{folder} holds neither labels.csv nor pictures of GlaS (train_1.bmp, testA_1.bmp, …): give the folder "
+            f"{folder} holds neither labels.csv nor images of GlaS (train_1.bmp, testA_1.bmp, …): give the folder "
             "that holds them."
         )
     images = []
@@ -52,7 +52,7 @@ def _official_images(folder: Path) -> list[GlandImage]:
 
 
 def _read_grades(path: Path) -> dict[str, str]:
-    """Name of the image -> patient, from the challenge's table, whose lines end as on an old Macintosh."""
+    """Read image -> patient from the challenge's table; its lines end with a carriage return alone."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -69,7 +69,7 @@ def _read_grades(path: Path) -> dict[str, str]:
 
 
 def _by_patient(images: Sequence[GlandImage], grades: Path) -> list[GlandImage]:
-    """The images with their patients as subjects."""
+    """Set the patients as the subjects of the images."""
     patients = _read_grades(grades)
     for case in images:
         if case.id not in patients:
@@ -81,7 +81,7 @@ def _by_patient(images: Sequence[GlandImage], grades: Path) -> list[GlandImage]:
 
 
 def _split_officially(images: Sequence[GlandImage], seed: int) -> list[GlandImage]:
-    """Every image as its own subject, in the challenge's split; the validation images are drawn from its training."""
+    """Set the challenge's split, each image a subject of its own; draw validation images from its training images."""
     images = [replace(case, subject=case.id) for case in images]
     for case in images:
         if not _OFFICIAL_NAME.fullmatch(case.id):
@@ -107,16 +107,17 @@ def prepare_glas(
     fractions: Sequence[float] = (0.7, 0.15, 0.15),
     seed: int = 0,
 ) -> Path:
-    """Turn GlaS into a prepared folder: training patches with simulated tags, whole images to measure on.
+    """Turn GlaS into a prepared folder: training patches with simulated tags, whole images to evaluate on.
 
     Args:
-        root: the challenge's folder, or one with ``labels.csv``, ``images/`` and ``masks/``.
+        root: the folder of the challenge, or a folder with ``labels.csv``, ``images/`` and ``masks/``.
         out: the folder to write.
-        patch: size of the training patches.
-        stride: step from one patch to the next; the last column and row end at the border.
-        split: "patient" takes the column ``split`` of ``labels.csv``, or draws a split of the patients; "official" is
-            the challenge's, training 70 and validation 15 of the images called ``train_…``, test those called
-            ``testA_…`` and ``testB_…``.  There every image counts as a subject of its own, since patients recur.
+        patch: size of the training patches, in pixels.
+        stride: step from one patch to the next, in pixels; the last column and row end at the border.
+        split: "patient" takes the column ``split`` of ``labels.csv``, or draws a split of the patients.  "official" is
+            the split of the challenge: of the images called ``train_…`` 70 for training and 15 for validation, and
+            those called ``testA_…`` and ``testB_…`` for test.  There every image counts as a subject of its own, since
+            its patient may be in several splits.
         presence: the share of pixels above which a class counts as present.
         white: patches with more than this share of white pixels are left out; 1 keeps all.
         fractions: shares of the patients for training, validation and test where a split is drawn.
@@ -126,8 +127,8 @@ def prepare_glas(
         The path of ``datalist.json``.
 
     Raises:
-        DataError: what is wrong with a file or row, in one sentence with the remedy.
-        ValueError: an unknown split, or a size or share out of range.
+        DataError: a file or row is wrong; one sentence says what, and the remedy.
+        ValueError: the split is unknown, or a size or share is out of range.
 
     Example:
         >>> import tempfile

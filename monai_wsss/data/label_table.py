@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""labels.csv: a row a case, with its id, subject, 0/1 labels, perhaps its split and where it was cut from.
+"""labels.csv: one row per case, with its id, subject and 0/1 labels, and optionally its split and source image.
 
 A mistake in the table is reported with the number of its row, before any image is opened.
 """
@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from monai_wsss._checks import DataError
-from monai_wsss.data.datalist import split_by_subject, write_datalist
 
-__all__ = ["WHOLE", "LabelTable", "LabeledRow", "read_label_table", "write_prepared"]
+__all__ = ["WHOLE", "LabelTable", "LabeledRow", "read_label_table"]
 
 WHOLE = "foreground"
-"""The class of a single column called ``label``: all that is not background."""
+"""The class of a single column called ``label``: everything that is not background."""
 
 _SPLIT_NAMES = {
     "training": ("train", "training"),
@@ -35,18 +34,18 @@ _SAFE_NAME = re.compile(r"[^./\\\x00-\x1f][^/\\\x00-\x1f]{0,199}")
 
 @dataclass(frozen=True)
 class LabeledRow:
-    """A case of the table.
+    """A row of the table, which is a case.
 
     Attributes:
         where: file and row number, for messages.
-        id: the case's name, unique in the table.
-        subject: whose case it is.
-        label: 0/1 for each class, (K).
+        id: name of the case, unique in the table.
+        subject: the subject of the case.
+        label: 0/1 per class, (K).
         split: "training", "validation" or "test"; None where the table has no splits.
-        values: the row as it stands, column -> text.
-        volume: for a slice, the id of its volume and the slice's index along the last axis; else None.
-        source: for a patch, the name of the picture that it was cut from; else None.
-        origin: for a patch, its first column and row in that picture; None where the table has none.
+        values: the unparsed row, column -> text.
+        volume: for a slice, the id of its volume and its index along the last axis; else None.
+        source: for a patch, the name of the image from which it was cut; else None.
+        origin: for a patch, its first column and row in that image; None where the table has none.
     """
 
     where: str
@@ -61,12 +60,12 @@ class LabeledRow:
 
     @property
     def image_id(self) -> str:
-        """The name of the image that holds the case: the volume's for a slice, else the case's own."""
+        """Id of the image that holds the case: the volume of a slice, else the case itself."""
         return self.volume[0] if self.volume else self.id
 
     @property
-    def picture(self) -> str:
-        """What a case is standardized with: the picture that a patch was cut from, or the case itself."""
+    def source_or_id(self) -> str:
+        """Name of the image whose statistics standardize the case: the source of a patch, else the case itself."""
         return self.source or self.id
 
 
@@ -78,8 +77,8 @@ class LabelTable:
         path: the file.
         classes: names of the classes, (K).
         rows: the cases.
-        scored_class: where every pixel belongs to a class, so that there is no background, the class that the
-            foreground metrics score; else None.
+        scored_class: without background, where every pixel belongs to a class, the class that foreground metrics score;
+            with background None.
     """
 
     path: Path
@@ -88,7 +87,7 @@ class LabelTable:
     scored_class: str | None = None
 
     def by_subject(self) -> dict[str, list[LabeledRow]]:
-        """The rows of each subject, in the order of the table."""
+        """Collect the rows of each subject, in the order of the table."""
         subjects: dict[str, list[LabeledRow]] = {}
         for row in self.rows:
             subjects.setdefault(row.subject, []).append(row)
@@ -96,7 +95,7 @@ class LabelTable:
 
 
 def _read_rows(path: Path) -> tuple[list[str], list[tuple[int, dict[str, Any]]]]:
-    """Column names and (line number, row) of a CSV file; semicolons and tabs separate as well as commas."""
+    """Read the column names and (line number, row) of a CSV file; the separator is a comma, a semicolon or a tab."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             header = file.readline()
@@ -116,7 +115,7 @@ def _read_rows(path: Path) -> tuple[list[str], list[tuple[int, dict[str, Any]]]]
 
 
 def _label_columns(columns: list[str], wanted: Sequence[str] | None, others: Sequence[str | None]) -> list[str]:
-    """The columns wanted; without any named, ``label``, and failing that all columns that are nothing else."""
+    """Give the wanted columns; by default the column ``label``, else all columns with no other meaning."""
     if wanted is not None:
         return list(wanted)
     return ["label"] if "label" in columns else [name for name in columns if name not in others]
@@ -159,7 +158,7 @@ def _parse_row(
 
 
 def _as_slice(row: LabeledRow, column: str) -> LabeledRow:
-    """A row of a volume as that of one of its slices, which the column numbers."""
+    """Turn a row with the id of a volume into the row of a slice, whose number is in the column."""
     text = row.values[column].strip()
     if not re.fullmatch("[0-9]{1,6}", text):
         raise DataError(
@@ -169,7 +168,7 @@ def _as_slice(row: LabeledRow, column: str) -> LabeledRow:
 
 
 def _as_patch(row: LabeledRow) -> LabeledRow:
-    """A row with its columns ``source``, ``x`` and ``y``, where the table has them."""
+    """Parse the columns ``source``, ``x`` and ``y`` of a row, where the table has them."""
     source = row.values.get("source", "").strip()
     if not source:
         return row
@@ -185,7 +184,7 @@ def _as_patch(row: LabeledRow) -> LabeledRow:
 
 
 def _check_complete(rows: Sequence[LabeledRow], classes: Sequence[str], scored: str) -> None:
-    """Without background there are several classes, one of them scored, and every case shows at least one."""
+    """Check a table without background: several classes, one of them scored, and at least one per case."""
     if len(classes) < 2:
         raise DataError(
             f"Without background every pixel belongs to a class, so there must be several label columns, got "
@@ -216,26 +215,26 @@ def read_label_table(
 
     Args:
         path: a CSV file with a header line.
-        id_column: the column with the names of the cases.
-        subject_column: the column that says whose case it is; None takes ``subject`` if there is one, else, without
-            background, ``source``, else the id.
-        label_columns: the columns with 0/1 labels, one for each class; None takes ``label`` if there is one, else all
-            columns that are nothing else; an empty list reads no labels.
-        split_column: the column with train, val or test; None takes ``split`` if there is one, else there are none.
+        id_column: the column with the ids of the cases.
+        subject_column: the column with the subjects; None takes ``subject`` if there is one, else, without background,
+            ``source``, else the id.
+        label_columns: the columns with 0/1 labels, one per class; None takes ``label`` if there is one, else all
+            columns with no other meaning; an empty list reads no labels.
+        split_column: the column with train, val or test; None takes ``split`` if there is one, else no split is read.
         slice_column: for a table of slices, the column with their numbers along the last axis of their volume, from 0
-            on; the id is then the volume's, and the case becomes ``<id>_<slice:03d>``.
+            on.  The id is then that of the volume, and the case is called ``<id>_<slice:03d>``.
         background: whether pixels may belong to no class.  Without background the classes are all real (gland and
-            other tissue), and the columns ``source``, ``x`` and ``y``, if there are any, say which picture a patch was
-            cut from, and where.
+            other tissue), and the columns ``source``, ``x`` and ``y``, if there are any, say from which image a patch
+            was cut, and where.
         scored_class: without background, the class that foreground metrics score; None takes the first.
 
     Returns:
         The table.  A single column called ``label`` makes a class called "foreground".
 
     Raises:
-        DataError: a missing column, a duplicate id, a label other than 0 and 1, an unknown split, a subject in two
-            splits, a volume or source of two subjects, an id that cannot name a file, or no rows; without background
-            also a row without any class, or a single class.
+        DataError: a column is missing, an id occurs twice, a label is neither 0 nor 1, a split is unknown, a subject is
+            in two splits, a volume or source is of two subjects, an id cannot name a file, or there are no rows;
+            without background also if a row has no class, or there is a single class.
 
     Example:
         >>> import tempfile
@@ -276,7 +275,7 @@ def read_label_table(
 
 
 def _check_unique(rows: Sequence[LabeledRow]) -> None:
-    """Every id once, every image and every source of one subject, and every subject in one split."""
+    """Check that every id occurs once, every volume or source has one subject, and every subject is in one split."""
     place_of: dict[str, str] = {}
     first_of: dict[str, LabeledRow] = {}
     first_of_image: dict[tuple[str, str], LabeledRow] = {}
@@ -298,79 +297,3 @@ def _check_unique(rows: Sequence[LabeledRow]) -> None:
                 f'{row.where}: subject "{row.subject}" is in {row.split}, but in {first.split} in {first.where}: '
                 "put all cases of a subject into one split."
             )
-
-
-def _check_targets(files: Mapping[str, Mapping[str, Any]]) -> None:
-    """No file was written twice; names that differ in upper and lower case alone are one file on some disks."""
-    owner: dict[str, str] = {}
-    for name, item in files.items():
-        images = item["image"] if isinstance(item["image"], list) else [item["image"]]
-        for path in (*images, *([item["mask"]] if "mask" in item else [])):
-            if path.lower() in owner:
-                raise DataError(
-                    f'{path} would hold two images, one of case "{owner[path.lower()]}" and one of case "{name}": '
-                    "rename a case or a modality."
-                )
-            owner[path.lower()] = name
-
-
-def _cut_from(row: LabeledRow, statistics: Mapping[str, Any]) -> dict[str, Any]:
-    """What an item says about the picture that it was cut from, and the key of its statistics."""
-    item: dict[str, Any] = {} if row.source is None else {"source": row.source}
-    if row.origin is not None:
-        item["origin"] = list(row.origin)
-    if row.picture in statistics:
-        item["statistics"] = row.picture
-    return item
-
-
-def write_prepared(
-    out: str | os.PathLike[str],
-    table: LabelTable,
-    files: Mapping[str, Mapping[str, Any]],
-    modalities: Sequence[str],
-    statistics: Mapping[str, Any],
-    *,
-    fractions: Sequence[float] = (0.7, 0.15, 0.15),
-    seed: int = 0,
-) -> Path:
-    """Write the datalist of prepared cases, the last file of a preparation; splits that the table lacks are drawn.
-
-    Args:
-        out: the folder prepared.
-        table: the cases.
-        files: id -> ``image`` and perhaps ``mask``, relative to ``out``.
-        modalities: names of the channels, (C).
-        statistics: subject -> ``mean`` and ``std``, without background of a patch's source or else of the case; may be
-            empty.
-        fractions: shares of training, validation and test where splits are drawn.
-        seed: seed of the draw.
-
-    Returns:
-        The path of ``datalist.json``.
-
-    Raises:
-        DataError: two images have the same path, or as :func:`write_datalist`.
-    """
-    _check_targets(files)
-    rows = table.rows
-    splits: Sequence[str | None] = [row.split for row in rows]
-    if None in splits:
-        subjects, labels = [row.subject for row in rows], [row.label for row in rows]
-        splits = split_by_subject(subjects, labels, fractions=fractions, seed=seed)
-    datalist: dict[str, Any] = {
-        "name": Path(out).resolve().name,
-        "modality": {str(channel): name for channel, name in enumerate(modalities)},
-        "classes": table.classes,
-        "background": table.scored_class is None,
-    }
-    if table.scored_class is not None:
-        datalist["scored_class"] = table.scored_class
-    if statistics:
-        datalist["statistics"] = dict(statistics)
-    for row, split in zip(rows, splits, strict=True):
-        item = {"id": row.id, "subject": row.subject, "label": row.label, **files[row.id]}
-        if table.scored_class is not None:
-            item |= _cut_from(row, statistics)
-        datalist.setdefault(str(split), []).append(item)
-    return write_datalist(out, datalist)

@@ -1,14 +1,15 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Outlines of objects as COCO's annotations hold them, polygons and run lengths, drawn into masks.
+"""Outlines of objects in COCO's annotations, polygons and run lengths, drawn into masks.
 
 A pixel (x, y) is the square from x to x + 1 and y to y + 1, and belongs to a polygon if its center lies inside.  PIL's
-``ImageDraw`` would not do: it cuts coordinates to whole numbers and draws the outline too, a pixel more on two sides.
+``ImageDraw`` is not used: it cuts coordinates to whole numbers, and it draws the outline too, which adds a pixel on two
+sides.
 
 =============  =====================================================================================================
-polygons       lists [x, y, x, y, …] in pixels; an object is the union of its polygons, each filled by even and odd
+polygons       lists [x, y, x, y, …] in pixels; an object is the union of its polygons, each filled by the even-odd rule
 run lengths    {"size": [rows, columns], "counts": …}: lengths of background, object, background, … down the columns;
-               "counts" is a list, or, compressed, a text
+               "counts" is a list or a compressed text
 =============  =====================================================================================================
 """
 
@@ -24,14 +25,14 @@ from monai_wsss._checks import DataError
 __all__ = ["draw_outline"]
 
 _FAR = 1e6
-"""What is as many pixels away is no corner but a mistake, as are NaN and infinity."""
+"""Coordinates from this many pixels on are refused as mistakes, as are NaN and infinity."""
 
 
 def _fill(mask: np.ndarray, points: np.ndarray) -> None:
-    """Set the pixels of ``mask`` (columns, rows) with an odd number of crossings of the polygon (N, 2) at their left.
+    """Set the pixels of ``mask`` (columns, rows) with an odd number of crossings of the polygon (N, 2) on their left.
 
-    In the row of centers y, the side from (a, b) to (c, d) is crossed at ``a + (y - b) (c - a) / (d - b)``, if one of
-    its ends is above y and the other is not.
+    In the row of centers y, the side from (a, b) to (c, d) is crossed at ``a + (y - b) (c - a) / (d - b)``, if exactly
+    one of its ends is above y.
     """
     starts, ends = points, np.roll(points, -1, axis=0)
     centers = np.arange(mask.shape[1]) + 0.5
@@ -49,7 +50,7 @@ def _fill(mask: np.ndarray, points: np.ndarray) -> None:
 
 
 def _polygons(outline: Sequence[Any], columns: int, rows: int, where: str) -> np.ndarray:
-    """The union of polygons, (columns, rows)."""
+    """Draw the union of polygons, (columns, rows)."""
     mask = np.zeros((columns, rows), dtype=bool)
     for numbers in outline:
         try:
@@ -67,11 +68,11 @@ def _polygons(outline: Sequence[Any], columns: int, rows: int, where: str) -> np
 
 
 def _decompress(text: str) -> list[int] | None:
-    """Run lengths from COCO's text; None if it is none.
+    """Read run lengths from COCO's compressed text; give None if the text is invalid.
 
-    A number is written in groups of five bits, the lowest first, each as the character 48 + bits, + 32 if another group
-    follows; the highest bit of its last group is the sign.  From the fourth run on, it is the difference to the run
-    before last.
+    A number is written in groups of five bits, the lowest first.  Each group is the character 48 + bits, + 32 if
+    another group follows.  The highest bit of the last group is the sign.  From the fourth run on, the number is the
+    difference to the run two places before.
     """
     counts: list[int] = []
     value = shift = 0
@@ -89,7 +90,7 @@ def _decompress(text: str) -> list[int] | None:
 
 
 def _run_lengths(outline: Mapping[str, Any], columns: int, rows: int, where: str) -> np.ndarray:
-    """Run lengths down the columns, (columns, rows)."""
+    """Draw run lengths down the columns, (columns, rows)."""
     written = outline.get("counts")
     if outline.get("size") != [rows, columns]:
         raise DataError(
@@ -108,19 +109,19 @@ def _run_lengths(outline: Mapping[str, Any], columns: int, rows: int, where: str
 
 
 def draw_outline(outline: Any, columns: int, rows: int, where: str) -> np.ndarray:
-    """The pixels of an object.
+    """Draw the pixels of an object.
 
     Args:
         outline: ``segmentation`` of an annotation, polygons or run lengths.
-        columns: width of its image.
-        rows: height of its image.
-        where: what names the outline, for messages.
+        columns: width of its image, in pixels.
+        rows: height of its image, in pixels.
+        where: the place of the outline, for messages.
 
     Returns:
         (x, y) bool.
 
     Raises:
-        DataError: there is no outline, it is none, or it is for another size.
+        DataError: there is no outline, it is neither polygons nor run lengths, or it is for another size.
 
     Example:
         >>> draw_outline([[1, 0, 3, 0, 3, 2, 1, 2]], 4, 3, "a").T.astype(int).tolist()

@@ -1,13 +1,13 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Patches of large pictures: where they lie, which classes they are said to hold, and which are bare glass.
+"""Patches of large images: their places, their tags, and which of them are bare glass.
 
-In a data set whose classes are all real tissue every pixel of a mask is 1..K, the class's number plus 1; 0 is unknown.
-A patch is tagged with a class if *more* than a share of its pixels belongs to it (5 % in OEEM, whose rule Feng et al.,
-AAAI 2025, follow).  Such tags come from masks: they simulate what a pathologist would say, and the datalist says so.
+In a data set without background every pixel of a mask is 1..K, the number of the class plus 1; 0 is not annotated.  A
+patch is tagged with a class if *more* than a share of its pixels belongs to it (5 % in OEEM, whose rule Feng et al.,
+AAAI 2025, follow).  Such tags come from masks: they simulate the judgment of a pathologist, and the datalist says so.
 
 =============  =====================================================================================================
-origin (x, y)  column and row of a patch's first pixel; arrays are indexed (C, x, y), as all MONAI readers give them
+origin (x, y)  column and row of the first pixel of a patch; arrays are indexed (C, x, y), as MONAI's readers give them
 patch, stride  size of the square patches, and step from one to the next, in pixels
 presence       the share of pixels above which a class counts as present
 =============  =====================================================================================================
@@ -22,14 +22,15 @@ import numpy as np
 __all__ = ["contradicting_pairs", "is_white_patch", "patch_origins", "presence_tags", "white_pixels", "window_starts"]
 
 _OVERLAP_OF_DOUBT = 0.1
-"""Overlaps up to this share of a patch prove nothing: two tags at 5 % each may leave out what both patches share."""
+"""Overlaps up to this share of a patch prove nothing: two tags at 5 % each may leave out the class of the overlap."""
 
 
 def window_starts(size: int, patch: int, stride: int, *, align: bool = True) -> list[int]:
-    """Starts of the windows along one axis.
+    """Give the starts of the windows along one axis.
 
-    With ``align`` a last window ends at the border, whatever the stride, so that every pixel is covered
-    (``monai.data.utils.dense_patch_slices`` gives the same starts); without, what the grid does not reach is left out.
+    With ``align`` the last window ends at the border, so that every pixel is covered
+    (``monai.data.utils.dense_patch_slices`` gives the same starts).  Without ``align``, pixels behind the last whole
+    window are left out.
 
     Args:
         size: length of the axis.
@@ -41,7 +42,7 @@ def window_starts(size: int, patch: int, stride: int, *, align: bool = True) -> 
         The starts, ascending, from 0 on.
 
     Raises:
-        ValueError: a patch or stride below 1, or an axis shorter than a patch.
+        ValueError: a patch or stride is below 1, or the axis is shorter than a patch.
 
     Example:
         >>> window_starts(430, 112, 56), window_starts(1500, 224, 224, align=False)
@@ -58,10 +59,10 @@ def window_starts(size: int, patch: int, stride: int, *, align: bool = True) -> 
 
 
 def patch_origins(shape: Sequence[int], patch: int, stride: int, *, align: bool = True) -> list[tuple[int, int]]:
-    """Origins (x, y) of the square patches of a picture, row by row.
+    """Give the origins (x, y) of the square patches of an image, row by row.
 
     Args:
-        shape: spatial shape of the picture, (x, y): columns, then rows.
+        shape: spatial shape of the image, (x, y): columns, then rows.
         patch: size of a patch.
         stride: step from one patch to the next.
         align: see :func:`window_starts`.
@@ -81,20 +82,20 @@ def patch_origins(shape: Sequence[int], patch: int, stride: int, *, align: bool 
 
 
 def presence_tags(mask: np.ndarray, num_classes: int, *, presence: float = 0.05) -> list[int]:
-    """Which classes cover more than a share of a mask.
+    """Tag the classes that cover more than a share of a mask.
 
     ``tag_k = [ #(mask = k) / #(mask > 0) > presence ]``, k = 1..K (OEEM, Li et al., MICCAI 2022: 5 %).
 
     Args:
-        mask: values 1..K, any shape; 0 marks pixels that are not annotated and do not count.
+        mask: values 1..K, any shape; pixels with 0 are not annotated and do not count.
         num_classes: K.
         presence: the share, from 0 (any pixel) to below 1/K, so that annotated pixels always give a tag.
 
     Returns:
-        0 or 1 for each class, (K); all zeros for a mask without annotated pixels alone.
+        0 or 1 per class, (K); all zeros only for a mask without annotated pixels.
 
     Raises:
-        ValueError: a presence outside of [0, 1/K), or a mask value above K.
+        ValueError: the presence is outside of [0, 1/K), or a mask value is above K.
 
     Example:
         >>> presence_tags(np.array([[1, 1, 2, 2], [2, 2, 2, 2]]), 2, presence=0.25)
@@ -111,7 +112,7 @@ def presence_tags(mask: np.ndarray, num_classes: int, *, presence: float = 0.05)
 
 
 def white_pixels(pixels: np.ndarray, *, max_saturation: float = 0.05, min_value: float = 0.9) -> np.ndarray:
-    """Which pixels of an RGB picture are bare glass: hardly any color, and bright.
+    """Find the pixels of an RGB image that are bare glass: hardly any color, and bright.
 
     ``saturation = (max - min) / max`` and ``value = max / 255`` over the three channels, as in HSV.
 
@@ -124,7 +125,7 @@ def white_pixels(pixels: np.ndarray, *, max_saturation: float = 0.05, min_value:
         (x, y) bool.
 
     Raises:
-        ValueError: no three channels.
+        ValueError: the image does not have three channels.
 
     Example:
         >>> white_pixels(np.array([[[240, 240, 200]], [[235, 200, 199]], [[238, 235, 200]]])).tolist()
@@ -139,13 +140,14 @@ def white_pixels(pixels: np.ndarray, *, max_saturation: float = 0.05, min_value:
 
 
 def is_white_patch(pixels: np.ndarray, *, share: float = 0.8) -> bool:
-    """Whether more than a share of an RGB patch is bare glass, by :func:`white_pixels`.
+    """Tell whether more than a share of an RGB patch is bare glass, by :func:`white_pixels`.
 
-    The paper leaves out patches of white background without saying which; share and thresholds are ours.
+    The paper (Feng et al., AAAI 2025) leaves out patches of white background and gives no rule; share and thresholds
+    are ours.
 
     Args:
         pixels: (3, x, y), 0 to 255.
-        share: the share of white pixels that a patch must exceed; 1 calls no patch white.
+        share: the share of white pixels above which a patch is white; with 1 no patch is.
 
     Example:
         >>> glass = np.full((3, 8, 8), 244, dtype=np.uint8)
@@ -159,10 +161,10 @@ def is_white_patch(pixels: np.ndarray, *, share: float = 0.8) -> bool:
 def contradicting_pairs(
     origins: Sequence[tuple[int, int]], shapes: Sequence[tuple[int, int]], labels: Sequence[Sequence[int]]
 ) -> list[tuple[int, int]]:
-    """Pairs of overlapping patches of one picture whose tags have no class in common.
+    """Find pairs of overlapping patches of one image whose tags have no class in common.
 
-    Where a tenth of a patch or more lies in another one too, the tags "gland alone" and "other tissue alone" cannot
-    both be right.  Smaller overlaps are let pass: tags leave out classes of up to 5 % of the pixels.
+    Where two patches share more than a tenth of the smaller one, the tags "gland alone" and "other tissue alone" cannot
+    both be right.  Smaller overlaps are not reported, since tags leave out classes of up to 5 % of the pixels.
 
     Args:
         origins: (x, y) of every patch, (N).

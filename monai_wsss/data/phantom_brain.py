@@ -2,14 +2,15 @@
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 """A brain phantom from formulas: anatomy → tumor → sequences → artefacts, with the exact mask.
 
-The head is a stack of soft *layers* (tissue, weight map), painted one over the other as a painter does; a sequence is
-the same stack with another column of the table of signals.  Lengths are millimeters in head coordinates: x across,
+The head is a stack of soft *layers* (tissue, weight map), painted one over the other.  Each sequence is the same stack
+with another column of the table of signals.  Lengths are millimeters in head coordinates: x across,
 y from front (-) to back (+), z from the skull base (-) to the vertex (+).  Arrays are (X, Y, Z) = :data:`SHAPE` in the
 axial orientation of BraTS: x and y indices grow to the left and to the back (LPS).
 
-Contrasts are relative to white matter on T1 and were tuned by eye and by z-scores against the public TCGA-LGG slices
-(per-subject z over foreground: tumor about -0.3 on T1, 0.9 on FLAIR).  So that no threshold on one sequence finds the
-tumor, healthy heads have bright spots and ventricle caps on FLAIR and T2, bright fat on all, and dark cysts on T1.
+Contrasts are relative to white matter on T1.  They were tuned by eye and by z-scores against the public TCGA-LGG slices
+(z over the foreground of a subject: tumor about -0.3 on T1, 0.9 on FLAIR).  Healthy heads have bright spots and
+ventricle caps on FLAIR and T2, bright fat on all sequences, and dark cysts on T1, so that no threshold on one sequence
+finds the tumor.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ class BrainStudy:
 
 @dataclass(frozen=True)
 class _Tumor:
-    """Where the tumor is (head coordinates), how large, and which signals it has."""
+    """Place (head coordinates), size and signals of a tumor."""
 
     center: Array
     radius: float
@@ -82,9 +83,10 @@ class _Tumor:
 
 
 def _field(rng: np.random.Generator, wavelength: float, *, band: bool = False) -> Array:
-    """Smooth random field (X, Y, Z), mean 0, standard deviation 1.
+    """Draw a smooth random field (X, Y, Z) with mean 0 and standard deviation 1.
 
-    White noise shaped in the cosine domain: waves shorter than ``wavelength`` mm are damped (``band``: longer too).
+    It is white noise in the cosine domain, in which waves shorter than ``wavelength`` mm are damped; with ``band``
+    longer waves too.
     """
     axes = []
     for size, step in zip(SHAPE, SPACING, strict=True):
@@ -98,7 +100,7 @@ def _field(rng: np.random.Generator, wavelength: float, *, band: bool = False) -
 
 
 def _pose(rng: np.random.Generator) -> Array:
-    """Head coordinates of every voxel (3, X, Y, Z): the patient's size, tilt, shift and asymmetry undone."""
+    """Give the head coordinates (3, X, Y, Z) of all voxels, for a head of random size, tilt, shift and asymmetry."""
     axes = [(np.arange(n) - (n - 1) / 2) * step for n, step in zip(SHAPE[:2], SPACING[:2], strict=True)]
     axes.append(_LOWEST + np.arange(SHAPE[2]) * SPACING[2])
     points = np.stack(np.meshgrid(*axes, indexing="ij")).astype(np.float32)
@@ -115,7 +117,7 @@ def _pose(rng: np.random.Generator) -> Array:
 
 
 def _ellipsoid(head: Array, center: Sequence[float], radii: Sequence[float]) -> Array:
-    """Approximate signed distance (mm) to an ellipsoid's surface, positive inside."""
+    """Approximate the signed distance (mm) to the surface of an ellipsoid, positive inside."""
     squared = np.full(SHAPE, 1e-6, dtype=np.float32)
     slope = np.full(SHAPE, 1e-9, dtype=np.float32)
     for coordinate, middle, radius in zip(head, center, radii, strict=True):
@@ -127,17 +129,17 @@ def _ellipsoid(head: Array, center: Sequence[float], radii: Sequence[float]) -> 
 
 
 def _soft(distance: Array, width: float = 1.2) -> Array:
-    """Weight 0..1 of a signed distance (mm): partial volume, a ramp that is 4 ``width`` wide."""
+    """Turn a signed distance (mm) into a weight 0..1 for partial volume: a ramp that is 4 ``width`` wide."""
     return np.clip(distance * np.float32(0.25 / width) + np.float32(0.5), 0, 1)
 
 
 def _twice(head: Array) -> Array:
-    """Head coordinates folded at the midline, for structures that come in pairs."""
+    """Fold head coordinates at the midline, for structures that come in pairs."""
     return np.stack([np.abs(head[0]), head[1], head[2]])
 
 
 def _cavity(head: Array) -> Array:
-    """Signed distance (mm) to the inner table of the skull, positive inside; the floor rises towards the front."""
+    """Give the signed distance (mm) to the inside of the skull, positive inside; its floor rises towards the front."""
     x, y, z = head
     dome = _ellipsoid(np.stack([x, y, np.where(z > 0, z, 0.8 * z)]), (0, 3, 0), (63, 80, 68))
     temporal = 20 * np.exp(-(((np.abs(x) - 38) / 14) ** 2) - ((y + 18) / 18) ** 2)
@@ -146,7 +148,7 @@ def _cavity(head: Array) -> Array:
 
 
 def _outside(rng: np.random.Generator, head: Array, cavity: Array) -> list[Layer]:
-    """Scalp, face and skull."""
+    """Give the layers of scalp, face and skull."""
     x, y, z = head
     pair = _twice(head)
     skin = _ellipsoid(np.stack([x, y, np.where(z > 0, z, 0.45 * z)]), (0, 0, 0), (75, 94, 80))
@@ -171,7 +173,7 @@ def _outside(rng: np.random.Generator, head: Array, cavity: Array) -> list[Layer
 
 
 def _inside(rng: np.random.Generator, head: Array, cavity: Array, tumor: _Tumor | None) -> list[Layer]:
-    """Brain, fluid spaces and what healthy brains show that looks like disease."""
+    """Give the layers of brain, fluid spaces and healthy structures that look like disease."""
     brain = head if tumor is None else _pushed(head, tumor)
     x, y, z = brain
     pair = _twice(brain)
@@ -205,14 +207,14 @@ def _inside(rng: np.random.Generator, head: Array, cavity: Array, tumor: _Tumor 
 
 
 def _pushed(head: Array, tumor: _Tumor) -> Array:
-    """Mass effect: tissue near the tumor is moved outwards by up to a fifth of its distance from the center."""
+    """Push tissue near the tumor outwards, by up to a fifth of its distance from the center (mass effect)."""
     offset = head - tumor.center.astype(np.float32).reshape(3, 1, 1, 1)
     near = np.exp(-0.5 * (offset**2).sum(0) / (1.2 * tumor.radius) ** 2)
     return head - 0.2 * near * offset
 
 
 def _ventricles(rng: np.random.Generator, pair: Array, atrophy: float) -> list[Layer]:
-    """Lateral (bent outwards at the back), third and fourth ventricle."""
+    """Give the layer of the lateral ventricles (bent outwards at the back), the third and the fourth ventricle."""
     wide = 3.0 + 4.0 * atrophy + rng.uniform(0, 2)
     bent = np.stack([pair[0] - 0.006 * (pair[1] - 2) ** 2, pair[1], pair[2] + 0.15 * pair[1]])
     lateral = _ellipsoid(bent, (5 + wide, 4, 15), (wide, 40, 8 + 3 * atrophy))
@@ -222,7 +224,7 @@ def _ventricles(rng: np.random.Generator, pair: Array, atrophy: float) -> list[L
 
 
 def _bright_spots(rng: np.random.Generator, pair: Array, brain: Array) -> list[Layer]:
-    """Caps on the horns of the ventricles, a few small hyperintensities, and now and then a cyst filled with fluid."""
+    """Give layers of caps on the ventricles' horns, of a few small hyperintensities and, in some heads, of a cyst."""
     caps = np.maximum(
         _ellipsoid(pair, (17, -36, 18), (7, 8, 9)), _ellipsoid(pair, (24, 44, 10), (8, 9, 10))
     ) * rng.uniform(0.6, 1.0)
@@ -239,7 +241,7 @@ def _bright_spots(rng: np.random.Generator, pair: Array, brain: Array) -> list[L
 
 
 def _place_tumor(rng: np.random.Generator) -> _Tumor:
-    """Center above the tentorium and off the midline, pulled in where it would touch the skull."""
+    """Draw a tumor above the tentorium and off the midline, moved inwards where it would touch the skull."""
     center = np.array([rng.choice([-1, 1]) * rng.uniform(15, 46), rng.uniform(-52, 56), rng.uniform(-10, 48)])
     eccentricity = np.sqrt(np.sum(np.square((center - [0, 3, 0]) / [63, 80, 68])))
     center = center * min(1.0, 0.72 / eccentricity)
@@ -253,13 +255,13 @@ def _place_tumor(rng: np.random.Generator) -> _Tumor:
 
 
 def _tumor_layers(rng: np.random.Generator, head: Array, tumor: _Tumor, room: Array) -> tuple[list[Layer], Array]:
-    """Edema, core and rim, and the weight (X, Y, Z) of the whole, which is cut at 0.5 for the mask.
+    """Give the layers of edema, rim and core, and the weight (X, Y, Z) of the whole tumor; the mask is weight > 0.5.
 
     Args:
-        rng: chance.
+        rng: source of all chance.
         head: head coordinates (3, X, Y, Z).
         tumor: the tumor.
-        room: weight (X, Y, Z) of the brain tissue it may fill.
+        room: weight (X, Y, Z) of the brain tissue that it may fill.
     """
     stretch = tuple(tumor.radius * np.exp(rng.normal(0, 0.15, 3)))
     ragged = 0.22 * tumor.radius * _field(rng, 2.0 * tumor.radius) + 1.2 * _field(rng, 14.0)
@@ -277,7 +279,7 @@ def _tumor_layers(rng: np.random.Generator, head: Array, tumor: _Tumor, room: Ar
 
 
 def _paint(layers: list[Layer], signals: dict[str, float]) -> Array:
-    """Paint the layers one over the other, each tissue with its signal (0 if not named)."""
+    """Paint the layers one over the other, each tissue with its signal; a tissue without signal gets 0."""
     image = np.zeros(SHAPE, dtype=np.float32)
     for tissue, weight in layers:
         image += weight * (np.float32(signals.get(tissue, 0.0)) - image)
@@ -285,7 +287,7 @@ def _paint(layers: list[Layer], signals: dict[str, float]) -> Array:
 
 
 def _acquire(rng: np.random.Generator, image: Array, shared_bias: Array) -> Array:
-    """Bias field, Rician noise and gain of one scan; as uint8, with the brightest 0.1 % of voxels at 150 to 255."""
+    """Add the bias field, Rician noise and gain of one scan; give uint8, with the 99.9th percentile at 150 to 255."""
     biased = image * np.exp(shared_bias + np.float32(0.06) * _field(rng, 150.0))
     real, imaginary = np.float32(rng.uniform(0.02, 0.05)) * rng.standard_normal((2, *SHAPE), dtype=np.float32)
     noisy = np.sqrt(np.square(biased + real) + np.square(imaginary))
@@ -297,8 +299,8 @@ def draw_brain(rng: np.random.Generator, *, modalities: tuple[str, ...], disease
     """Draw one subject.
 
     Args:
-        rng: where all chance comes from; each sequence has its own stream, so a sequence looks the same whichever
-            others are asked for.
+        rng: source of all chance; each sequence has its own stream, so it is the same whichever other sequences are
+            drawn.
         modalities: any of ``T1``, ``T1c``, ``T2``, ``FLAIR``.
         diseased: whether there is a tumor.
 

@@ -1,20 +1,20 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""A phantom of H&E-stained glands from formulas: layout → tissue → nuclei → stains → picture, with the exact mask.
+"""A phantom of H&E-stained glands from formulas: layout → tissue → nuclei → stains → image, with the exact mask.
 
-A section is drawn as two maps of concentrations, hematoxylin and eosin; the laboratory's stains turn them into light
-(Beer-Lambert).  Glands are closed tubes: a ring of elongated nuclei stands on the border, inside are cytoplasm with
-pale droplets of mucin and a pale lumen; large ones have several lumina.  Around them is stroma with fibers, spindle
+A section is drawn as two maps of concentrations, hematoxylin and eosin; the stains of a laboratory turn them into light
+(Beer-Lambert).  Glands are closed tubes with a ring of elongated nuclei along the border.  Inside are cytoplasm with
+pale droplets of mucin and a pale lumen; large glands have several lumina.  Around them is stroma with fibers, spindle
 cells, crowds of round cells, vessels with red cells, fat and clefts.  Lengths are pixels, at about 0.62 µm (20x, as in
 GlaS); arrays are (X, Y) = :data:`SHAPE`.
 
-So that no color tells gland from other tissue, each has what the other has: dark nuclei (crowds of round cells), pale
-holes (fat, vessels, clefts, bare glass), and pink; what differs is how they lie.
+No color tells gland from other tissue.  Both have dark nuclei (crowds of round cells), pale holes (fat, vessels,
+clefts, bare glass) and pink; only their arrangement differs.
 
 ===========  =========================================================================================================
-depth        signed distance to the nearest gland's border, positive inside; the mask is depth > 0
-angle        direction of a pixel as seen from its gland's center, in radians
-crowding     about 1, how crowded with round cells the stroma of a subject is
+depth        signed distance to the border of the nearest gland, positive inside; the mask is depth > 0
+angle        direction of a pixel as seen from the center of its gland, in radians
+crowding     density of round cells in the stroma of a subject, about 1
 ===========  =========================================================================================================
 """
 
@@ -34,24 +34,24 @@ __all__ = ["LAYOUTS", "SHAPE", "GlandSection", "Laboratory", "draw_gland", "draw
 
 SHAPE = (320, 256)
 LAYOUTS = {"many": (24.0, 46.0), "few": (110.0, 165.0), "none": (0.0, 0.0)}
-"""Layout → smallest and largest radius of its glands; a patch can lie within a large one, or among none."""
+"""Layout → smallest and largest radius of its glands; a patch can lie within a large gland, or without any gland."""
 
 _HEMATOXYLIN = np.array([0.62, 0.72, 0.30])
 _EOSIN = np.array([0.16, 0.92, 0.35])
 _FAR = -200.0
-_REACH = 8  # half the width of the window that a nucleus is drawn in
+_REACH = 8  # half the width of the window in which a nucleus is drawn
 
 Array = np.ndarray
 
 
 @dataclass(frozen=True)
 class Laboratory:
-    """What the sections of a subject have in common.
+    """Properties that all sections of a subject share.
 
     Attributes:
         stains: (2, 3), optical density of hematoxylin and of eosin in red, green and blue.
-        crowding: about 1, how crowded the stroma is with round cells.
-        mucin: 0..1, how much mucin the glands hold.
+        crowding: density of round cells in the stroma, about 1.
+        mucin: amount of mucin in the glands, 0..1.
         layers: rows of nuclei on the border of a gland, 1 or 2.
     """
 
@@ -66,11 +66,11 @@ class GlandSection:
     """One drawn section.
 
     Attributes:
-        picture: (3, X, Y) uint8, red, green, blue.
+        image: (3, X, Y) uint8, red, green, blue.
         mask: (1, X, Y) uint8, 1 in glands with their lumen, 2 in all other tissue and glass.
     """
 
-    picture: Array
+    image: Array
     mask: Array
 
 
@@ -89,7 +89,7 @@ class _Gland:
 
 @dataclass(frozen=True)
 class _Nuclei:
-    """Nuclei to be drawn; all (N)."""
+    """Places and shapes of nuclei; all (N)."""
 
     x: Array
     y: Array
@@ -99,7 +99,7 @@ class _Nuclei:
 
 
 def draw_laboratory(rng: np.random.Generator) -> Laboratory:
-    """Draw what the sections of a subject have in common: stains, crowding of the stroma, kind of epithelium.
+    """Draw the properties that all sections of a subject share: stains, density of the stroma, kind of epithelium.
 
     Example:
         >>> draw_laboratory(np.random.default_rng(0)).stains.shape
@@ -111,7 +111,7 @@ def draw_laboratory(rng: np.random.Generator) -> Laboratory:
 
 
 def _field(rng: np.random.Generator, wavelength: float) -> Array:
-    """Smooth random field (X, Y), mean 0, standard deviation 1; waves shorter than ``wavelength`` are damped."""
+    """Draw a smooth random field (X, Y), mean 0, standard deviation 1, with waves below ``wavelength`` damped."""
     axes = []
     for size in SHAPE:
         kept = min(size, int(6 * size / wavelength) + 2)
@@ -123,12 +123,12 @@ def _field(rng: np.random.Generator, wavelength: float) -> Array:
 
 
 def _soft(distance: Array) -> Array:
-    """Weight 0..1 of a signed distance, a ramp of 2 pixels."""
+    """Turn a signed distance into a weight 0..1, by a ramp of 2 pixels."""
     return np.clip(distance * np.float32(0.5) + np.float32(0.5), 0, 1)
 
 
 def _at(field: Array, x: Array, y: Array) -> Array:
-    """Values (N) of a field (X, Y) at the pixels nearest to (x, y); outside, those at the border."""
+    """Read the values (N) of a field (X, Y) at the pixels nearest to (x, y); outside, those at the border."""
     column, row = (np.clip(np.rint(p), 0, size - 1).astype(int) for p, size in zip((x, y), SHAPE, strict=True))
     return field[column, row]
 
@@ -137,7 +137,7 @@ def _at(field: Array, x: Array, y: Array) -> Array:
 
 
 def _place_glands(rng: np.random.Generator, layout: str) -> list[_Gland]:
-    """Glands that do not overlap, some cut by the border."""
+    """Place glands that do not overlap; the border may cut some."""
     smallest, largest = LAYOUTS[layout]
     glands: list[_Gland] = []
     for _ in range(0 if layout == "none" else 300):
@@ -151,14 +151,14 @@ def _place_glands(rng: np.random.Generator, layout: str) -> list[_Gland]:
 
 
 def _outline(gland: _Gland, angle: Array) -> Array:
-    """Distance of the border from the center in the directions ``angle``, in the gland's own frame."""
+    """Give the distance from the center to the border in the directions ``angle``, in the frame of the gland."""
     ellipse = gland.flat / np.sqrt(np.square(gland.flat * np.cos(angle)) + np.square(np.sin(angle)))
     waves = sum(a * np.cos((k + 2) * angle + phase) for k, (a, phase) in enumerate(gland.waves.T))
     return gland.radius * ellipse * (1 + waves)
 
 
 def _window(x: float, y: float, reach: float) -> tuple[tuple[slice, slice], Array, Array]:
-    """The part of the picture within ``reach`` of a point: slices, and the offsets from the point as columns, rows."""
+    """Cut out the part of a section within ``reach`` of a point: slices, and offsets from the point (columns, rows)."""
     start = [max(0, int(p - reach)) for p in (x, y)]
     stop = [max(0, min(size, int(p + reach) + 2)) for p, size in zip((x, y), SHAPE, strict=True)]
     across, down = (np.arange(*ends, dtype=np.float32) for ends in zip(start, stop, strict=True))
@@ -166,7 +166,7 @@ def _window(x: float, y: float, reach: float) -> tuple[tuple[slice, slice], Arra
 
 
 def _depth(glands: list[_Gland], ragged: Array) -> tuple[Array, Array, Array]:
-    """Depth, angle, and number of the nearest gland, each (X, Y); far from all glands -200, 0 and -1."""
+    """Give depth, angle and number of the nearest gland, each (X, Y); far from all glands -200, 0 and -1."""
     depth, angle = np.full(SHAPE, _FAR, dtype=np.float32), np.zeros(SHAPE, dtype=np.float32)
     owner = np.full(SHAPE, -1)
     steps = 2048  # directions in which an outline is tabulated
@@ -182,7 +182,7 @@ def _depth(glands: list[_Gland], ragged: Array) -> tuple[Array, Array, Array]:
 
 
 def _scatter(rng: np.random.Generator, room: Array, spacing: float, tries: int) -> Array:
-    """Up to ``tries`` points (N, 2) where ``room`` is true, none nearer to another than ``spacing``."""
+    """Draw up to ``tries`` points (N, 2) where ``room`` is true, no two of them nearer than ``spacing``."""
     places = np.flatnonzero(room)
     points: list[tuple[int, int]] = []
     for place in places[rng.integers(0, len(places), tries)].tolist() if len(places) else ():
@@ -193,7 +193,7 @@ def _scatter(rng: np.random.Generator, room: Array, spacing: float, tries: int) 
 
 
 def _discs(points: Array, radii: Array, ragged: Array | float) -> Array:
-    """Signed distance (X, Y) to discs with ragged borders, positive inside; far from all of them -200."""
+    """Give the signed distance (X, Y) to discs with ragged borders, positive inside; far from all of them -200."""
     distance = np.full(SHAPE, _FAR, dtype=np.float32)
     for (column, row), radius in zip(points, radii, strict=True):
         window, x, y = _window(column, row, radius + 6)
@@ -205,7 +205,7 @@ def _discs(points: Array, radii: Array, ragged: Array | float) -> Array:
 
 
 def _draw_nuclei(nuclei: _Nuclei) -> Array:
-    """Weight 0..1 (X, Y) of all nuclei: soft ellipses, each drawn in a window of its own."""
+    """Draw the weight 0..1 (X, Y) of all nuclei: soft ellipses, each in a window of its own."""
     offset = np.arange(-_REACH, _REACH + 1, dtype=np.float32)
     near = (nuclei.x > -_REACH) & (nuclei.x < SHAPE[0] + _REACH) & (nuclei.y > -_REACH) & (nuclei.y < SHAPE[1] + _REACH)
     x, y, angle, length, width = (
@@ -220,12 +220,12 @@ def _draw_nuclei(nuclei: _Nuclei) -> Array:
     padded = (SHAPE[0] + 2 * margin, SHAPE[1] + 2 * margin)
     flat = (column.astype(np.intp) + margin) * padded[1] + row.astype(np.intp) + margin
     canvas = np.zeros(padded, dtype=np.float32)
-    np.maximum.at(canvas.reshape(-1), flat.ravel(), weight.ravel())  # on one axis NumPy is several times as fast
+    np.maximum.at(canvas.reshape(-1), flat.ravel(), weight.ravel())  # NumPy is several times as fast on one axis
     return canvas[margin:-margin, margin:-margin]
 
 
 def _epithelial_nuclei(rng: np.random.Generator, glands: list[_Gland], layers: int) -> _Nuclei:
-    """Rings of elongated nuclei, upright on the borders of the glands."""
+    """Place rings of elongated nuclei, upright on the borders of the glands."""
     parts = []
     for gland, layer in itertools.product(glands, range(layers)):
         count = int(2 * np.pi * gland.radius * (0.5 + 0.5 * gland.flat) / 5.2)
@@ -246,7 +246,7 @@ def _epithelial_nuclei(rng: np.random.Generator, glands: list[_Gland], layers: i
 
 
 def _ring_nuclei(rng: np.random.Generator, points: Array, radii: Array, distance: float, upright: bool) -> _Nuclei:
-    """Nuclei around discs, upright on the border (lumina in glands) or along it (vessels)."""
+    """Place nuclei around discs, upright on the border (lumina in glands) or along it (vessels)."""
     parts = [np.zeros((5, 0))]
     for (x, y), radius in zip(points, radii, strict=True):
         count = max(3, int(2 * np.pi * (radius + distance) / (6.0 if upright else 15.0)))
@@ -259,12 +259,12 @@ def _ring_nuclei(rng: np.random.Generator, points: Array, radii: Array, distance
 
 
 def _stromal_nuclei(rng: np.random.Generator, room: Array, crowd: Array, fibers: Array) -> _Nuclei:
-    """Spindle cells along the fibers everywhere, and round cells where they crowd.
+    """Place spindle cells along the fibers everywhere, and round cells where they crowd.
 
     Args:
-        rng: chance.
+        rng: source of all chance.
         room: true (X, Y) where there may be a nucleus.
-        crowd: 0..1 (X, Y), how crowded.
+        crowd: density 0..1 (X, Y) of round cells.
         fibers: direction (X, Y) of the fibers.
     """
     spindles = np.stack([rng.uniform(0, size, 420) for size in SHAPE])
@@ -297,7 +297,7 @@ class _Canvas:
 
 
 def _paint_stroma(rng: np.random.Generator, canvas: _Canvas, outside: Array, laboratory: Laboratory) -> None:
-    """Fibers, vessels, fat, clefts and all nuclei of the stroma; ``outside`` (X, Y) is the distance to the glands."""
+    """Paint fibers, vessels, fat, clefts and nuclei of the stroma; ``outside`` (X, Y) is the distance to the glands."""
     x, y = np.ogrid[: SHAPE[0], : SHAPE[1]]
     turn = rng.uniform(0, np.pi)
     fibers = turn + np.pi / 2 + 0.4 * _field(rng, 160.0)
@@ -323,7 +323,7 @@ def _paint_stroma(rng: np.random.Generator, canvas: _Canvas, outside: Array, lab
 def _paint_glands(
     rng: np.random.Generator, glands: list[_Gland], place: tuple[Array, Array, Array], laboratory: Laboratory
 ) -> _Canvas:
-    """Cytoplasm, mucin, lumina and nuclei of the glands, as a canvas that holds where depth > 0."""
+    """Paint cytoplasm, mucin, lumina and nuclei of the glands on a canvas that is valid where depth > 0."""
     depth, angle, owner = place
     canvas = _Canvas()
     wall = np.array([gland.wall for gland in glands], dtype=np.float32)[owner]
@@ -348,7 +348,7 @@ def _paint_glands(
 
 
 def _paint_glass(rng: np.random.Generator, canvas: _Canvas, depth: Array) -> None:
-    """Bare glass beyond one edge of the section, in every third picture; it leaves glands alone."""
+    """Paint bare glass beyond one edge, in one of three sections on average; glands stay."""
     if rng.random() > 1 / 3:
         return
     x, y = np.ogrid[: SHAPE[0], : SHAPE[1]]
@@ -359,7 +359,7 @@ def _paint_glass(rng: np.random.Generator, canvas: _Canvas, depth: Array) -> Non
 
 
 def _develop(rng: np.random.Generator, canvas: _Canvas, laboratory: Laboratory) -> Array:
-    """Stains to light, with the blur and the noise of a scanner: (3, X, Y) uint8."""
+    """Turn stains into light, with the blur and the noise of a scanner: (3, X, Y) uint8."""
     amounts = np.stack([gaussian_filter(map_, 0.7) for map_ in (canvas.hematoxylin, canvas.eosin)])
     light = 246 * np.exp(-np.einsum("sc,sxy->cxy", laboratory.stains.astype(np.float32), amounts))
     noise = 1.2 * rng.standard_normal(light.shape, dtype=np.float32)
@@ -370,20 +370,20 @@ def draw_gland(rng: np.random.Generator, *, laboratory: Laboratory, layout: str)
     """Draw one section.
 
     Args:
-        rng: where all chance comes from.
-        laboratory: what the subject's sections have in common.
+        rng: source of all chance.
+        laboratory: the properties that all sections of the subject share.
         layout: "many" glands, "few" large ones, or "none".
 
     Returns:
-        The picture and its exact mask.
+        The image and its exact mask.
 
     Raises:
-        ValueError: an unknown layout.
+        ValueError: the layout is unknown.
 
     Example:
         >>> rng = np.random.default_rng(0)
         >>> section = draw_gland(rng, laboratory=draw_laboratory(rng), layout="many")
-        >>> section.picture.shape, sorted(set(section.mask.flat))
+        >>> section.image.shape, sorted(set(section.mask.flat))
         ((3, 320, 256), [np.uint8(1), np.uint8(2)])
     """
     check_choice("layout", layout, tuple(LAYOUTS))

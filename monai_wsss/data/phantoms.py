@@ -1,10 +1,10 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Phantoms on disk: generated subjects laid out as ``prepare`` lays out real ones, so that all runs without a download.
+"""Phantoms on disk: generated subjects in the layout that ``prepare`` gives to real ones; nothing is downloaded.
 
-What a file holds depends on its name and the generator's version alone (kind, seed, split and number stand in the
-name), and each file is written whole or not at all.  So processes may race and a killed run may be repeated: no folder
-ever mixes two sets.  ``datalist.json`` comes last; its entry ``"phantom"`` says for which arguments the folder stands.
+The content of a file depends only on its name (with kind, seed, split and number) and the version of the generator, and
+each file is written whole or not at all.  So processes may race and a killed run may be repeated: no folder ever mixes
+two sets.  ``datalist.json`` comes last; its entry ``"phantom"`` holds the arguments for which the folder was made.
 """
 
 from __future__ import annotations
@@ -21,32 +21,34 @@ import numpy as np
 from monai_wsss._checks import DataError, check_choice
 from monai_wsss._files import make_directory
 from monai_wsss._intensity import foreground_statistics
-from monai_wsss.data.datalist import SPLITS, sort_modalities, write_datalist
+from monai_wsss.data.datalist import modality_entry, statistics_entry, write_datalist
 from monai_wsss.data.gland_folder import GlandImage, PatchRule, add_gland_image, empty_gland_list
+from monai_wsss.data.modalities import sort_modalities
 from monai_wsss.data.phantom_brain import CONTRAST, BrainStudy, draw_brain
 from monai_wsss.data.phantom_gland import draw_gland, draw_laboratory
+from monai_wsss.data.splits import SPLITS
 from monai_wsss.data.writing import write_nifti, write_picture
 
 __all__ = ["PHANTOM_KINDS", "make_phantoms"]
 
 GENERATOR_VERSION = 1
-"""To be raised with every change of what is drawn: folders of another version are drawn anew."""
+"""Version of the drawings, raised with every change: folders of another version are drawn anew."""
 
 _LEAST_ORGAN = 0.02  # share of a slice that the organ must cover for the slice to be written
 
 _GLAND_RULE = PatchRule(patch=112, stride=56, white=0.8)
-"""Training patches as of GlaS (Feng et al., AAAI 2025)."""
+"""Training patches as for GlaS (Feng et al., AAAI 2025)."""
 
 _GLAND_LAYOUTS = ("many", "few", "none", "few", "many")
-"""Layouts of the pictures of a split, in turn."""
+"""Layouts of the sections of a split, in turn."""
 
-_PICTURES = 2  # of a subject with glands
+_SECTIONS = 2  # per subject with glands
 
 _logger = logging.getLogger(__name__)
 
 
 def _read_previous(folder: Path) -> dict[str, Any]:
-    """The phantom datalist that the folder holds already, or an empty one."""
+    """Read the phantom datalist that the folder holds already, or give an empty one."""
     path = folder / "datalist.json"
     if not path.exists():
         return {}
@@ -60,16 +62,16 @@ def _read_previous(folder: Path) -> dict[str, Any]:
 
 
 def _generate(folder: Path, marker: dict[str, Any]) -> dict[str, Any]:
-    """Draw and write all subjects; returns the datalist."""
+    """Draw and write all subjects; return the datalist."""
     datalist = PHANTOM_KINDS[marker["kind"]](folder, marker)
     return {"name": f"{marker['kind']}_phantoms", "phantom": marker, **datalist}
 
 
 def _generate_brain(folder: Path, marker: dict[str, Any]) -> dict[str, Any]:
-    """Draw and write brain studies."""
+    """Draw and write brain studies; return the datalist."""
     modalities, seed = marker["modalities"], marker["seed"]
     datalist: dict[str, Any] = {
-        "modality": {str(channel): name for channel, name in enumerate(modalities)},
+        "modality": modality_entry(modalities),
         "classes": ["tumor"],
         "background": True,
         "statistics": {},
@@ -83,24 +85,24 @@ def _generate_brain(folder: Path, marker: dict[str, Any]) -> dict[str, Any]:
             subject = f"brain{seed}-{split}-{number:03d}"
             write = _write_slices if as_slices else _write_study
             datalist[split] += write(folder, subject, study)
-            mean, std = foreground_statistics(np.stack([study.volumes[name] for name in modalities]))
-            datalist["statistics"][subject] = {"mean": mean.tolist(), "std": std.tolist()}
+            volume = np.stack([study.volumes[name] for name in modalities])
+            datalist["statistics"][subject] = statistics_entry(*foreground_statistics(volume))
     return datalist
 
 
 def _generate_gland(folder: Path, marker: dict[str, Any]) -> dict[str, Any]:
-    """Draw and write sections with glands: patches for training, whole pictures for validation and test."""
+    """Draw and write sections with glands: patches for training, whole sections for validation and test."""
     datalist = empty_gland_list(_GLAND_RULE, "patients")
     for stream, (split, count) in enumerate(zip(SPLITS, marker["subjects"], strict=True)):
         for number in range(count):
             rng = np.random.default_rng([marker["seed"], stream, number])
             subject, laboratory = f"gland{marker['seed']}-{split}-{number:03d}", draw_laboratory(rng)
-            for picture in range(_PICTURES):
-                layout = _GLAND_LAYOUTS[(_PICTURES * number + picture) % len(_GLAND_LAYOUTS)]
+            for place in range(_SECTIONS):
+                layout = _GLAND_LAYOUTS[(_SECTIONS * number + place) % len(_GLAND_LAYOUTS)]
                 section = draw_gland(rng, laboratory=laboratory, layout=layout)
-                name = f"{subject}-{picture}"
+                name = f"{subject}-{place}"
                 case = GlandImage(name, subject, split, Path(f"{name}.png"), Path(f"{name}.png"))
-                add_gland_image(datalist, folder, case, section.picture, section.mask, _GLAND_RULE)
+                add_gland_image(datalist, folder, case, section.image, section.mask, _GLAND_RULE)
     return datalist
 
 
@@ -109,7 +111,7 @@ def _is_diseased(split: str, number: int) -> bool:
 
 
 def _write_slices(folder: Path, subject: str, study: BrainStudy) -> list[dict[str, Any]]:
-    """One PNG per modality and one of the mask for each slice with enough of the organ; returns the cases."""
+    """Write one PNG per modality and one of the mask, per slice with enough of the organ; return the items."""
     cases = []
     for z in np.flatnonzero(study.organ.mean(axis=(0, 1)) >= _LEAST_ORGAN):
         images = {f"images/{subject}/{z:02d}_{name}.png": volume for name, volume in study.volumes.items()}
@@ -123,7 +125,7 @@ def _write_slices(folder: Path, subject: str, study: BrainStudy) -> list[dict[st
 
 
 def _write_study(folder: Path, subject: str, study: BrainStudy) -> list[dict[str, Any]]:
-    """One NIfTI per modality and one of the mask; returns the case."""
+    """Write one NIfTI per modality and one of the mask; return the item in a list."""
     images = {f"images/{subject}/{name}.nii.gz": volume for name, volume in study.volumes.items()}
     mask = f"masks/{subject}/mask.nii.gz"
     for path, volume in {**images, mask: study.mask}.items():
@@ -139,7 +141,7 @@ def _files_of(datalist: dict[str, Any]) -> set[str]:
 
 
 def _remove_stale(folder: Path, previous: dict[str, Any], current: dict[str, Any]) -> None:
-    """Remove the files of the replaced phantoms; nothing that the old list did not name."""
+    """Remove the files of the replaced phantoms, and only files that the old list named."""
     stale = _files_of(previous) - _files_of(current)
     for path in stale:
         (folder / path).unlink(missing_ok=True)
@@ -149,7 +151,7 @@ def _remove_stale(folder: Path, previous: dict[str, Any], current: dict[str, Any
 
 
 def _brain_marker(modalities: Sequence[str] | None, spatial_dims: int) -> dict[str, Any]:
-    """The arguments that brains have to themselves, checked."""
+    """Check the arguments that only brains have."""
     chosen = sort_modalities(("T1", "T1c", "FLAIR") if modalities is None else modalities)
     if not chosen:
         raise ValueError(f"Expected `modalities` to name at least one of {', '.join(CONTRAST)}, got none.")
@@ -161,11 +163,11 @@ def _brain_marker(modalities: Sequence[str] | None, spatial_dims: int) -> dict[s
 
 
 def _gland_marker(modalities: Sequence[str] | None, spatial_dims: int) -> dict[str, Any]:
-    """Glands have no arguments of their own; those of brains are refused."""
+    """Refuse the arguments that only brains have."""
     if modalities is not None:
-        raise ValueError(f"Expected no `modalities` for color pictures of glands, got {', '.join(modalities)}.")
+        raise ValueError(f"Expected no `modalities` for color images of glands, got {', '.join(modalities)}.")
     if spatial_dims != 2:
-        raise ValueError(f"Expected `spatial_dims` to be 2 for pictures of glands, got {spatial_dims}.")
+        raise ValueError(f"Expected `spatial_dims` to be 2 for images of glands, got {spatial_dims}.")
     return {}
 
 
@@ -189,21 +191,21 @@ def make_phantoms(
 ) -> str:
     """Generate phantom subjects with exact masks and a ``datalist.json``, unless all their files are there already.
 
-    "brain": in 2D, training and validation are axial slices (all that hold brain) as 8-bit PNG files, labeled one by
-    one, and test is whole studies as NIfTI, so that a 2D network is tried on studies.  In 3D all splits are studies.
-    Every other training and validation subject is healthy, and every fourth test subject (the third, the seventh, …).
-    The statistics of a subject are those of its whole volume.
+    "brain": in 2D, training and validation are axial slices (all that hold brain) as 8-bit PNG files, each with a label
+    of its own.  Test is whole studies as NIfTI, so that a 2D network is tested on studies.  In 3D all splits are
+    studies.  Every other training and validation subject is healthy, and every fourth test subject (the third, the
+    seventh, …).  The statistics of a subject are those of its whole volume.
 
-    "gland": color pictures of stained sections, two a subject, each subject with stains of its own.  Training is
-    patches of 112 pixels, labeled [gland, other] as ``prepare glas`` labels them; validation and test are whole
-    pictures, of which some hold no gland.  The statistics are those of the tissue of the whole picture.
+    "gland": color images of stained sections, two per subject; each subject has stains of its own.  Training is patches
+    of 112 pixels, labeled [gland, other] as ``prepare glas`` labels them.  Validation and test are whole sections, some
+    of them without glands.  The statistics are those of the tissue of the whole section.
 
     The same arguments give the same bytes.
 
     Args:
-        directory: where to; created if need be.  A phantom folder for other arguments is replaced.
-        kind: what is drawn; "brain" or "gland".
-        modalities: any of T1, T1c, T2, FLAIR; None is T1, T1c, FLAIR.  For "brain" alone.
+        directory: the folder to write, created if needed.  A phantom folder for other arguments is replaced.
+        kind: "brain" or "gland".
+        modalities: any of T1, T1c, T2, FLAIR; None is T1, T1c, FLAIR.  Only for "brain".
         spatial_dims: 2, or for "brain" 3.
         subjects: numbers of subjects for training, validation and test; None is 24, 8, 4 for "brain" and 6, 3, 3 for
             "gland".
@@ -213,9 +215,9 @@ def make_phantoms(
         ``directory`` as a string: the folder that holds ``datalist.json``.
 
     Raises:
-        ValueError: an unknown kind or modality, modalities or three dimensions of glands, or numbers of subjects that
-            are not three, or not 0 or more.
-        DataError: the folder holds a datalist that is no phantom's, or cannot be written.
+        ValueError: the kind or a modality is unknown, glands are asked for with modalities or in three dimensions, or
+            ``subjects`` is not three numbers of at least 0.
+        DataError: the folder holds a datalist that is not of phantoms, or cannot be written.
 
     Example:
         >>> import tempfile

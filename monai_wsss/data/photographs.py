@@ -1,10 +1,11 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""What the adapters of photographs share (VOC, COCO): color pictures of many sizes, each a subject of its own.
+"""Common parts of the adapters of photographs (VOC, COCO): images of many sizes, each a subject of its own.
 
-Pictures keep their size: JPEG and PNG files are copied without their metadata, gray and CMYK ones become RGB PNG.  In a
-mask 0 is background, 1..K are the classes, and 255 is unknown (VOC's contours, COCO's crowds): no metric counts it.
-Masks are for evaluation only.  Color statistics are ImageNet's, as in the papers that train on these data.
+Photographs keep their size.  JPEG and PNG files are copied without their metadata, gray and CMYK ones become RGB PNG.
+In a mask 0 is background, 1..K are the classes, and 255 is ignored (VOC's contours, COCO's crowds): no metric counts
+it.  Masks are for evaluation only.  The color statistics are those of ImageNet, as in the papers that train on these
+data.
 """
 
 from __future__ import annotations
@@ -22,20 +23,20 @@ from PIL import Image
 from tqdm import tqdm
 
 from monai_wsss._checks import DataError
+from monai_wsss._labels import IGNORED
 from monai_wsss.data.case_files import UNNAMED, mask_shows, read_case
-from monai_wsss.data.datalist import SPLITS, write_datalist
-from monai_wsss.data.folder import log_sizes, warn_of_contradictions
+from monai_wsss.data.datalist import modality_entry, write_datalist
+from monai_wsss.data.modalities import COLORS
 from monai_wsss.data.patches import presence_tags
-from monai_wsss.data.reading import check_alike, read_labels
+from monai_wsss.data.prepared_folder import log_sizes, warn_of_contradictions
+from monai_wsss.data.reading import check_mask_fits, read_labels
+from monai_wsss.data.splits import SPLITS
 from monai_wsss.data.writing import copy_file, fits_picture, write_picture
 
-__all__ = ["UNKNOWN", "Photograph", "check_classes", "path_inside", "read_indices", "write_photographs"]
-
-UNKNOWN = 255
-"""Value of unknown pixels in a mask, as in metrics, which nothing that trains may import."""
+__all__ = ["Photograph", "check_classes", "path_inside", "read_indices", "write_photographs"]
 
 _STATISTICS = {"imagenet": {"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375]}}
-"""Red, green, blue of 255: what the checkpoints trained on ImageNet, e.g. ``mit_b1``, were trained with."""
+"""Red, green, blue, 0 to 255: the statistics with which checkpoints such as ``mit_b1`` were trained on ImageNet."""
 
 _LONGEST = 200
 _INDEX_MODES = ("L", "P", "I", "I;16")
@@ -45,15 +46,16 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Photograph:
-    """A picture on its way into a prepared folder.
+    """A photograph on its way into a prepared folder.
 
     Attributes:
         where: file and line or entry that name it, for messages.
         id: its name, unique in the data set.
         split: "training", "validation" or "test".
-        label: 0/1 for each class, (K); None takes what the mask shows.
-        image: the picture.
-        mask: from the picture as read, (3, x, y), to its mask (1, x, y) uint8, 0..K and 255; None where it has none.
+        label: 0/1 per class, (K); None takes the classes that the mask shows.
+        image: the file.
+        mask: function from the image as read, (3, x, y), to its mask (1, x, y) uint8, 0..K and 255; None where there is
+            no mask.
     """
 
     where: str
@@ -65,25 +67,26 @@ class Photograph:
 
 
 def check_classes(classes: Sequence[str]) -> list[str]:
-    """The names of the classes as a list; mask value k is the k-th of them.
+    """Check the names of the classes and give them as a list; mask value k is the k-th of them.
 
     Raises:
-        DataError: no names, an empty one, one twice, "background" among them, or more than a mask can tell apart.
+        DataError: there are no names or more than a mask can tell apart, a name is empty or occurs twice, or is
+            "background".
 
     Example:
         >>> check_classes(("cat", "dog"))
         ['cat', 'dog']
     """
     names = list(classes)
-    if not names or not all(names) or len(set(names)) != len(names) or len(names) >= UNKNOWN:
-        raise DataError(f"The classes are {', '.join(names) or 'none'}: name 1 to {UNKNOWN - 1}, each once.")
+    if not names or not all(names) or len(set(names)) != len(names) or len(names) >= IGNORED:
+        raise DataError(f"The classes are {', '.join(names) or 'none'}: name 1 to {IGNORED - 1}, each once.")
     if "background" in (name.lower() for name in names):
         raise DataError('"background" is among the classes: leave it out, it is 0 in every mask.')
     return names
 
 
 def path_inside(root: Path, text: str, where: str) -> Path:
-    """A path that a file of the data set names, below the data set's folder.
+    """Give the path, below the folder of a data set, that a file of the data set names.
 
     Args:
         root: the folder.
@@ -91,7 +94,7 @@ def path_inside(root: Path, text: str, where: str) -> Path:
         where: what names the path, for the message.
 
     Raises:
-        DataError: it leads out of the folder, or cannot name a file.
+        DataError: the path leads out of the folder, or cannot name a file.
 
     Example:
         >>> path_inside(Path("voc"), "JPEGImages/a.jpg", "train.txt, line 1").as_posix()
@@ -106,7 +109,7 @@ def path_inside(root: Path, text: str, where: str) -> Path:
 
 
 def read_indices(path: Path, like: MetaTensor, num_classes: int) -> np.ndarray:
-    """A mask of a photograph: palette indices, or gray values, 0..K and 255.
+    """Read the mask of a photograph: palette indices or gray values, 0..K and 255.
 
     Args:
         path: PNG, TIFF or BMP.
@@ -117,7 +120,7 @@ def read_indices(path: Path, like: MetaTensor, num_classes: int) -> np.ndarray:
         (1, x, y) uint8.
 
     Raises:
-        DataError: it cannot be read, has colors rather than indices, is of another size or holds another value.
+        DataError: the mask cannot be read, has colors in place of indices, or has another size or another value.
 
     Example:
         >>> import tempfile, torch
@@ -134,23 +137,21 @@ def read_indices(path: Path, like: MetaTensor, num_classes: int) -> np.ndarray:
             f"The mask {path} is {kind} of mode {mode}, not indices of classes: export it as a PNG with a palette or "
             "in gray, 0 background, 1 to K the classes, 255 unknown."
         )
-    grid = like[:1]
-    mask.affine = grid.affine  # a picture knows no geometry, so its size alone can be compared
-    check_alike({f"the image of {path.name}": grid, str(path): mask})
+    check_mask_fits(mask, path, like)
     values = mask.as_tensor().numpy()
-    other = values[(values > num_classes) & (values != UNKNOWN)]
+    other = values[(values > num_classes) & (values != IGNORED)]
     if other.size:
         raise DataError(
             f"{path} holds the value {other.max()}, but there are {num_classes} classes: name all classes in the order "
-            f"of their values, 1 to {num_classes}; 0 is background and {UNKNOWN} unknown."
+            f"of their values, 1 to {num_classes}; 0 is background and {IGNORED} unknown."
         )
     return values.astype(np.uint8)
 
 
 def _check_all(photographs: Sequence[Photograph]) -> None:
-    """Before anything is written: there are pictures, they exist, and each stands in the lists once."""
+    """Check, before anything is written, that there are photographs, that they exist, and that none is listed twice."""
     if not photographs:
-        raise DataError("There is no picture in the lists: name lists that are not empty.")
+        raise DataError("There is no image in the lists: name lists that are not empty.")
     owner: dict[str, Photograph] = {}
     for photograph in photographs:
         if not photograph.image.is_file():
@@ -160,19 +161,19 @@ def _check_all(photographs: Sequence[Photograph]) -> None:
         other = owner.setdefault(photograph.id.lower(), photograph)  # on some disks A.jpg and a.jpg are one file
         if other is not photograph:
             raise DataError(
-                f'{photograph.where}: "{photograph.id}" has the same name as a picture in {other.where}: list every '
-                "picture once, in one split, under a name of its own."
+                f'{photograph.where}: "{photograph.id}" has the same name as an image in {other.where}: list every '
+                "image once, in one split, under a name of its own."
             )
 
 
 def _write_image(out: Path, photograph: Photograph) -> tuple[str, MetaTensor]:
-    """Copy or convert a picture; returns its path below ``out``, and the picture (3, x, y) as read."""
+    """Copy or convert a photograph; return its path below ``out``, and the image (3, x, y) as read."""
     case = read_case({UNNAMED: photograph.image}, channel_names=None, color=True)
     image, source = case.images[0], case.sources[0]
     values = image.as_tensor().numpy()
     if not (case.is_color and fits_picture(values)):
         raise DataError(
-            f"{photograph.where}: {photograph.image} is no picture of 8 bits in RGB or gray: export it as one."
+            f"{photograph.where}: {photograph.image} is no image of 8 bits in RGB or gray: export it as one."
         )
     if source is None:
         path = f"images/{photograph.id}.png"
@@ -184,7 +185,7 @@ def _write_image(out: Path, photograph: Photograph) -> tuple[str, MetaTensor]:
 
 
 def _write_item(out: Path, photograph: Photograph, num_classes: int) -> tuple[dict[str, Any], tuple[int, ...], bool]:
-    """Write a picture and its mask; returns its item, its size, and whether the mask shows what the label says."""
+    """Write a photograph and its mask; return its item, its size, and whether the mask agrees with the label."""
     path, image = _write_image(out, photograph)
     item: dict[str, Any] = {"id": photograph.id, "image": path, "subject": photograph.id, "statistics": "imagenet"}
     label, agrees = photograph.label, True
@@ -193,30 +194,30 @@ def _write_item(out: Path, photograph: Photograph, num_classes: int) -> tuple[di
         item["mask"] = f"masks/{photograph.id}.png"
         write_picture(out / item["mask"], mask)
         if label is None:
-            label = presence_tags(np.where(mask == UNKNOWN, 0, mask), num_classes, presence=0.0)
+            label = presence_tags(np.where(mask == IGNORED, 0, mask), num_classes, presence=0.0)
         agrees = mask_shows(mask, label)
     return {**item, "label": label}, tuple(image.shape[1:]), agrees
 
 
 def write_photographs(out: Path, photographs: Sequence[Photograph], classes: Sequence[str], *, labels: str) -> Path:
-    """Write the pictures and masks, and last the datalist.
+    """Write the photographs and masks, and last the datalist.
 
     Args:
-        out: the folder to write, made by :func:`~monai_wsss.data.folder.check_output`.
-        photographs: the pictures of all splits.
+        out: the folder to write, made by :func:`~monai_wsss.data.prepared_folder.check_output`.
+        photographs: the photographs of all splits.
         classes: names of the classes, (K).
-        labels: where the labels come from; the datalist says so under ``"labels"``.
+        labels: the origin of the labels, for the entry ``"labels"`` of the datalist.
 
     Returns:
         The path of ``datalist.json``.
 
     Raises:
-        DataError: a picture or mask is missing, cannot be read or does not fit, or a picture stands in the lists twice.
+        DataError: a photograph or mask is missing, cannot be read or does not fit, or a photograph is listed twice.
     """
     _check_all(photographs)
     datalist: dict[str, Any] = {
         "name": out.resolve().name,
-        "modality": {"0": "red", "1": "green", "2": "blue"},
+        "modality": modality_entry(COLORS),
         "classes": list(classes),
         "labels": labels,
         "subjects": "images",

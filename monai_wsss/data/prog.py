@@ -2,9 +2,10 @@
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 """``prepare prog``: prostate glands, ProG (Salvi et al. 2021), 1500 images of 1500 x 1500 pixels of 150 patients.
 
-Feng et al. (AAAI 2025) count 36 000, 8 244 and 9 756 patches of 224 pixels: 6 x 6 without overlap from each image, of
-which the last 156 columns and rows fall away, split by image 1000 / 229 / 271.  Here validation and test keep the whole
-images.  Whether a patient's images were kept together is not said; a table that names the patients does so.
+Feng et al. (AAAI 2025) count 36 000, 8 244 and 9 756 patches of 224 pixels: 6 x 6 without overlap per image, split by
+image 1000 / 229 / 271; the last 156 columns and rows of an image are not used.  Here validation and test keep the whole
+images.  The paper does not say whether the images of a patient were kept in one split; a table with the patients does
+so.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from monai_wsss._checks import check_choice
-from monai_wsss.data.folder import check_output
 from monai_wsss.data.gland_folder import PatchRule, draw_splits, pair_files, table_of_folder, write_glands
 from monai_wsss.data.label_table import read_label_table
+from monai_wsss.data.prepared_folder import check_output
 
-__all__ = ["prepare_prog"]
+__all__ = ["PAPER_FRACTIONS", "prepare_prog"]
 
-_PAPER_FRACTIONS = (1000 / 1500, 229 / 1500, 271 / 1500)
+PAPER_FRACTIONS = (1000 / 1500, 229 / 1500, 271 / 1500)
+"""Shares of the images for training, validation and test: 1000, 229 and 271 of 1500 (Feng et al., AAAI 2025)."""
 
 
 def prepare_prog(
@@ -31,7 +33,7 @@ def prepare_prog(
     split: str = "image",
     presence: float = 0.05,
     white: float = 1.0,
-    fractions: Sequence[float] = _PAPER_FRACTIONS,
+    fractions: Sequence[float] = PAPER_FRACTIONS,
     seed: int = 0,
 ) -> Path:
     """Turn ProG, ``images/`` and ``masks/`` of the same names, into a prepared folder.
@@ -39,12 +41,12 @@ def prepare_prog(
     Args:
         root: the folder with ``images/``, ``masks/`` and, for the split by table, ``labels.csv``.
         out: the folder to write.
-        patch: size of the training patches, which do not overlap.
-        split: "image" draws a split of the images, as the paper's numbers suggest, each a subject of its own; "table"
-            takes the patients from the column ``case`` of ``labels.csv``, and the split from its column ``split``, or
-            draws one of the patients.
+        patch: size of the training patches, in pixels; they do not overlap.
+        split: "image" draws a split of the images, as the numbers of the paper suggest; each image is a subject of its
+            own.  "table" takes the patients from the column ``case`` of ``labels.csv``, and the split from its column
+            ``split``, or draws a split of the patients.
         presence: the share of pixels above which a class counts as present; the paper gives none for ProG.
-        white: patches with more than this share of white pixels are left out; the paper's numbers leave none out.
+        white: patches with more than this share of white pixels are left out; by its numbers the paper leaves none out.
         fractions: shares of the subjects for training, validation and test where a split is drawn.
         seed: seed of the draw.
 
@@ -52,8 +54,8 @@ def prepare_prog(
         The path of ``datalist.json``.
 
     Raises:
-        DataError: what is wrong with a file or row, in one sentence with the remedy.
-        ValueError: an unknown split, or a size or share out of range.
+        DataError: a file or row is wrong; one sentence says what, and the remedy.
+        ValueError: the split is unknown, or a size or share is out of range.
 
     Example:
         >>> import tempfile

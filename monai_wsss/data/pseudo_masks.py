@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Where the pseudo-masks of cases lie, for the second stage: one file a case, named by its id."""
+"""Files of the pseudo-masks, for the second stage: one file per item, named by its id."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ __all__ = ["attach_pseudo_masks", "check_pseudo_masks", "pseudo_mask_path"]
 
 
 def pseudo_mask_path(pseudo_dir: str | os.PathLike[str], id: str) -> Path:
-    """The pseudo-mask of a case, ``<id>.png`` or ``<id>.nii.gz``.
+    """Find the pseudo-mask of an item, ``<id>.png`` or ``<id>.nii.gz``.
 
     Raises:
-        DataError: there is none.
+        DataError: there is no such file.
     """
     stem = Path(pseudo_dir) / case_file_name(id)
     for suffix in (".png", ".nii.gz"):
@@ -33,19 +33,19 @@ def pseudo_mask_path(pseudo_dir: str | os.PathLike[str], id: str) -> Path:
 def attach_pseudo_masks(
     items: Sequence[Mapping[str, Any]], pseudo_dir: str | os.PathLike[str], *, check: bool = True
 ) -> list[dict[str, Any]]:
-    """Cases with the paths of their pseudo-masks, under the key ``pseudo_mask``.
+    """Add the paths of the pseudo-masks to items, under the key ``pseudo_mask``.
 
     Args:
-        items: cases of :func:`~monai_wsss.data.load_datalist`, read without masks.
+        items: items of :func:`~monai_wsss.data.load_datalist`, read without masks.
         pseudo_dir: the output folder of :class:`~monai_wsss.inferers.PseudoMaskWriter`.
-        check: whether they must be there already; without, each is taken to be a PNG file, for a run that makes them
-            before it reads them.
+        check: whether the files must exist.  If not, each is taken to be a PNG file, for a run that writes them before
+            it reads them.
 
     Returns:
         New dictionaries.
 
     Raises:
-        DataError: a case without one.
+        DataError: an item has no pseudo-mask.
 
     Example:
         >>> attach_pseudo_masks([{"id": "a1"}], "pseudo", check=False)
@@ -61,15 +61,15 @@ def check_pseudo_masks(
     pseudo_dir: str | os.PathLike[str],
     weights: str | os.PathLike[str] | None = None,
 ) -> None:
-    """Check that the pseudo-masks of these cases are all there, and made by these weights.
+    """Check that all pseudo-masks of these items exist, and that these weights made them.
 
     Args:
-        items: the cases of a second stage.
+        items: the items of a second stage.
         pseudo_dir: the output folder of :class:`~monai_wsss.inferers.PseudoMaskWriter`.
-        weights: of the first stage; None, or a file that is not there, is not compared.
+        weights: the weights of the first stage; not compared if None or if the file does not exist.
 
     Raises:
-        DataError: the writer has not finished, a case is missing, or the weights are others.
+        DataError: the writer has not finished, an item has no pseudo-mask, or other weights made them.
     """
     manifest = Path(pseudo_dir) / "manifest.json"
     if not manifest.is_file():

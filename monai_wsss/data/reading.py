@@ -1,9 +1,10 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""One door for image files of any kind: whatever is wrong with a file becomes one sentence that names it.
+"""Read image files of any kind; any fault of a file becomes one sentence that names it.
 
-MONAI's readers do the reading; this file chooses the reader, brings pictures to gray or RGB, and refuses what would
-spoil a training run later: truncated files, NaN and infinity, empty and constant images, modalities that do not match.
+MONAI's readers read the files.  This module chooses the reader, brings pictures to gray or RGB, and refuses files that
+would spoil a training run later: truncated files, NaN and infinity, empty and constant images, and modalities that do
+not match.  A *picture* is a file without geometry: PNG, JPEG, TIFF or BMP.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from PIL import Image
 
 from monai_wsss._checks import DataError
 
-__all__ = ["affine_of", "check_alike", "image_format", "image_stem", "read_image", "read_labels"]
+__all__ = ["affine_of", "check_alike", "check_mask_fits", "image_format", "image_stem", "read_image", "read_labels"]
 
 _SUFFIXES = {
     "picture": (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"),
@@ -38,9 +39,10 @@ _GRAY_MODES = ("L", "I", "F", "I;16", "I;16B", "I;16L")
 
 
 def image_format(path: str | os.PathLike[str]) -> str | None:
-    """What kind of image a path holds: "picture" (PNG, JPEG, TIFF, BMP), "nifti", "metaimage" or "dicom".
+    """Give the kind of an image file: "picture" (PNG, JPEG, TIFF, BMP), "nifti", "metaimage" or "dicom".
 
-    The suffix decides.  A file without a known suffix is DICOM if it begins like one; so is a folder that holds one.
+    The suffix decides.  A file without a known suffix is DICOM if it begins like one.  A folder is DICOM if it holds a
+    DICOM file.
 
     Returns:
         The kind, or None if the path holds no image that can be read.
@@ -60,7 +62,7 @@ def image_format(path: str | os.PathLike[str]) -> str | None:
 
 
 def image_stem(path: str | os.PathLike[str]) -> str:
-    """The name of an image without its suffix; what only looks like one, as in a DICOM file ``1.2.840``, stays.
+    """Give the name of an image file without its suffix; unknown suffixes, as in a DICOM file ``1.2.840``, stay.
 
     Example:
         >>> image_stem("scans/anna.v2.nii.gz"), image_stem("scans/1.2.840")
@@ -80,7 +82,7 @@ def _begins_like_dicom(file: Path) -> bool:
 
 
 def _to_gray_or_rgb(picture: Image.Image) -> Image.Image:
-    """Gray pictures keep their depth; palette, CMYK, YCbCr and transparent ones become RGB or gray without alpha."""
+    """Convert palette, CMYK, YCbCr and transparent pictures to RGB or gray without alpha; gray keeps its depth."""
     pages = getattr(picture, "n_frames", 1)
     if pages > 1:
         name = getattr(picture, "filename", "the picture")
@@ -91,7 +93,7 @@ def _to_gray_or_rgb(picture: Image.Image) -> Image.Image:
 
 
 def _to_opaque(picture: Image.Image) -> Image.Image:
-    """As :func:`_to_gray_or_rgb`, but what is transparent shows white, as on a viewer's page or a lit slide."""
+    """Convert as :func:`_to_gray_or_rgb` does, but with white in place of transparent pixels, as on a lit slide."""
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
         page = Image.new("RGBA", picture.size, "white")
         page.alpha_composite(picture.convert("RGBA"))
@@ -100,7 +102,7 @@ def _to_opaque(picture: Image.Image) -> Image.Image:
 
 
 def _check_single_series(folder: Path) -> None:
-    """Refuse a folder with several DICOM series, of which ITK would take one, or with broken files, which it skips."""
+    """Refuse several DICOM series in a folder, of which ITK would take one, and broken files, which ITK would skip."""
     series = SimpleITK.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
     if len(series) > 1:
         raise DataError(f"{folder} holds {len(series)} DICOM series: keep one series in a folder.")
@@ -114,7 +116,8 @@ def _check_single_series(folder: Path) -> None:
 def _load(file: Path, kind: str, convert: Callable[[Image.Image], Image.Image] = _to_gray_or_rgb) -> MetaTensor:
     """Read a file with MONAI's reader for its kind: (C, *S) float32.
 
-    Not by ``LoadImage``: where the right reader refuses a truncated file, that goes on to another one, which may not.
+    ``LoadImage`` is not used: where the right reader refuses a truncated file, it tries other readers, which may accept
+    the file.
     """
     if file.is_dir():
         _check_single_series(file)
@@ -132,7 +135,7 @@ def _load(file: Path, kind: str, convert: Callable[[Image.Image], Image.Image] =
 
 
 def _reason(error: Exception) -> str:
-    """The first telling line of an error, short enough for one sentence; ITK's begin with a place in its source."""
+    """Give the first informative line of an error, cut to fit a sentence; lines that name ITK's source are skipped."""
     lines = [line for line in str(error).strip().splitlines() if not _ITK_SOURCE_LINE.search(line)]
     reason = _ITK_PREFIX.sub("", lines[0]) if lines else type(error).__name__
     return reason.strip(". ")[:200]
@@ -141,20 +144,20 @@ def _reason(error: Exception) -> str:
 def read_image(path: str | os.PathLike[str], *, on_white: bool = False) -> MetaTensor:
     """Read an image file, or a folder with one DICOM series.
 
-    Pictures with a palette, with transparency or in CMYK come as RGB; a DICOM file with one slice comes in 2D.
-    Arrays are indexed (C, x, y[, z]), as by all MONAI readers; ``.affine`` maps indices to RAS millimeters.
+    Pictures with a palette, with transparency or in CMYK become RGB.  A DICOM file with one slice becomes 2D.  Arrays
+    are indexed (C, x, y[, z]), as by all MONAI readers; ``.affine`` maps indices to RAS millimeters.
 
     Args:
         path: PNG, JPEG, TIFF, BMP, NIfTI, MetaImage or DICOM.
-        on_white: whether transparent pixels of a picture become white, as is right for stained tissue, rather than the
-            color that the file holds there.
+        on_white: whether transparent pixels of a picture become white, as is right for stained tissue.  Otherwise they
+            keep the color that the file holds there.
 
     Returns:
         (C, *S), float32.
 
     Raises:
-        DataError: the file is missing, of another kind, truncated or broken, or its values are empty, NaN, infinite or
-            all the same.
+        DataError: the file is missing, of another kind, truncated or broken, or it has no values, NaN, infinite values
+            or only one value.
 
     Example:
         >>> import tempfile
@@ -183,7 +186,7 @@ def read_image(path: str | os.PathLike[str], *, on_white: bool = False) -> MetaT
 
 
 def _check_values(image: torch.Tensor, file: Path, color: bool) -> None:
-    """Refuse values that would spoil training; the channels of a color picture may be constant one by one."""
+    """Refuse values that would spoil training; single channels of a color picture may be constant."""
     remedy = "export it again or leave the case out"
     if image.numel() == 0:
         raise DataError(f"{file} is empty, it has no pixels: {remedy}.")
@@ -197,13 +200,13 @@ def _check_values(image: torch.Tensor, file: Path, color: bool) -> None:
 def read_labels(path: str | os.PathLike[str]) -> MetaTensor:
     """Read a mask: whole numbers from 0 on, one channel.
 
-    A palette picture gives its palette indices.  Unlike an image, a mask may be constant (nothing drawn).
+    A picture with a palette gives its palette indices.  Unlike an image, a mask may be constant (nothing is drawn).
 
     Returns:
         (1, *S), int64.
 
     Raises:
-        DataError: the file cannot be read, has several channels, or holds values that are no whole numbers from 0 on.
+        DataError: the file cannot be read, has several channels, or holds values other than whole numbers from 0 on.
 
     Example:
         >>> import tempfile
@@ -233,7 +236,7 @@ def read_labels(path: str | os.PathLike[str]) -> MetaTensor:
 
 
 def affine_of(image: MetaTensor) -> np.ndarray:
-    """The affine of an image of two or three dimensions as (4, 4) float64, indices to RAS millimeters.
+    """Give the affine of a 2D or 3D image as (4, 4) float64, from indices to RAS millimeters.
 
     Example:
         >>> image = MetaTensor(torch.zeros(1, 4, 4), affine=torch.diag(torch.tensor([2.0, 3.0, 1.0])))
@@ -247,7 +250,7 @@ def check_alike(images: Mapping[str, MetaTensor], *, tolerance_mm: float = 1e-3)
     """Check that the modalities of a case lie on one grid: equal spatial shapes and affines.
 
     Args:
-        images: file name -> (C, *S); the names go into the message.
+        images: file name -> (C, *S); the message names the files.
         tolerance_mm: the largest difference between the entries of two affines, in millimeters.
 
     Raises:
@@ -270,3 +273,20 @@ def check_alike(images: Mapping[str, MetaTensor], *, tolerance_mm: float = 1e-3)
                 f"The affines of {first_name} and {name} differ by up to {difference:.3g} mm: register and resample "
                 "the files of a case to one grid first."
             )
+
+
+def check_mask_fits(mask: MetaTensor, path: Path, image: MetaTensor) -> None:
+    """Check that a mask lies on the grid of its image; of pictures only the sizes are compared.
+
+    Args:
+        mask: (1, *S); a picture takes over the affine of the image, since it has none.
+        path: the file of the mask.
+        image: (C, *S).
+
+    Raises:
+        DataError: the sizes or the affines differ.
+    """
+    grid = image[:1]
+    if image_format(path) == "picture":
+        mask.affine = grid.affine
+    check_alike({f"the image of {path.name}": grid, str(path): mask})

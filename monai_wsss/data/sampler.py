@@ -2,19 +2,19 @@
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 """A sampler that shows every combination of image-level labels equally often, however rare it is.
 
-Of patches tagged "gland" and "other" most hold both, and these say least about which is where: drawn as they come, the
-gland-only and other-only patches are too few.  Here each combination that occurs gives an equal part of an epoch.
+Most patches tagged "gland" and "other" hold both classes, and these say least about the places of the classes.  With
+uniform draws, patches with one class are too rare.  Here each combination that occurs gives an equal part of an epoch.
 
-All draws of a run are one numbered stream, dealt to the combinations in turn; an epoch is the next stretch of it:
+All draws of a run are one numbered stream, dealt to the combinations in turn; an epoch is the next section of it:
 
 | symbol     | meaning                                                                                            |
 |------------|----------------------------------------------------------------------------------------------------|
 | ``t``      | number of a draw; epoch e holds e·N to (e + 1)·N - 1                                               |
-| ``t % G``  | the combination it is dealt to, of G                                                               |
-| ``t // G`` | its place among that combination's draws: pass ``place // n`` over its n items, in an order of its own |
+| ``t % G``  | the combination that gets it, of G                                                                 |
+| ``t // G`` | place among the draws of that combination, in pass ``place // n`` over its n items               |
 
-So what an epoch holds depends on (seed, epoch) alone, and no item comes again before all of its combination have come,
-across epochs as well.
+Every pass has an order of its own.  So an epoch depends on (seed, epoch) alone.  No item comes again before all items
+of its combination have come, across epochs as well.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 def _by_combination(data: Sequence[Mapping[str, Any]]) -> dict[tuple[float, ...], np.ndarray]:
-    """Indices of the items that share a label, by label, in ascending order of the labels."""
+    """Group the indices of the items by label, in ascending order of the labels."""
     groups: dict[tuple[float, ...], list[int]] = {}
     for index, item in enumerate(data):
         if "label" not in item:
@@ -45,22 +45,23 @@ def _by_combination(data: Sequence[Mapping[str, Any]]) -> dict[tuple[float, ...]
 
 
 class LabelBalancedSampler(Sampler[int]):
-    """Indices in equal parts from the label combinations that occur, drawn from (seed, epoch) alone.
+    """Sampler that draws equal parts from all label combinations that occur; a draw depends on (seed, epoch) alone.
 
-    A combination with more items than its part gives others in the next epoch, until all have come; one with fewer
-    repeats them.  (:class:`~monai_wsss.data.EpochCacheDataset` augments an item that repeats within an epoch alike.)
-    Several processes share the draws of an epoch: none is drawn by two.
+    A combination with more items than its part gives other items in the next epoch, until all have come.  A combination
+    with fewer items repeats them; within an epoch :class:`~monai_wsss.data.EpochCacheDataset` augments a repeated item
+    in the same way.  Several processes share the draws of an epoch, and no draw goes to two processes.
 
     Args:
-        data: items of a datalist with ``label`` (K,), in the order of the dataset that is sampled.
-        num_samples: draws in an epoch, of all processes together; rounded up to a multiple of ``num_replicas``.
+        data: items of a datalist with ``label`` (K,), in the order of the sampled dataset.
+        num_samples: draws per epoch, of all processes together, rounded up to a multiple of ``num_replicas``; None
+            takes the number of items.
         num_replicas: number of processes.
-        rank: which of them this is, from 0.
+        rank: number of this process, from 0.
         seed: seed of all draws.
 
     Raises:
-        ValueError: fewer than one draw, or a rank that is none of the processes.
-        DataError: no items, or an item without label.
+        ValueError: ``num_samples`` is below 1, or ``rank`` is no process.
+        DataError: there are no items, or an item has no label.
 
     Example:
         >>> items = [{"label": [1, 1]}] * 8 + [{"label": [1, 0]}] + [{"label": [0, 1]}] * 3
@@ -102,11 +103,11 @@ class LabelBalancedSampler(Sampler[int]):
         logger.info("An epoch draws %d times, in equal parts from the %s.", self._share * num_replicas, counts)
 
     def set_epoch(self, epoch: int) -> None:
-        """Tell which epoch is drawn next; the trainer does so when an epoch starts."""
+        """Set the epoch that is drawn next; the trainer does so when an epoch starts."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        """Draws of this process in an epoch."""
+        """Give the number of draws of this process per epoch."""
         return self._share
 
     def __iter__(self) -> Iterator[int]:
@@ -120,7 +121,7 @@ class LabelBalancedSampler(Sampler[int]):
         return iter(indices[order][self.rank :: self.num_replicas].tolist())
 
     def _draw(self, number: int, members: np.ndarray, places: np.ndarray) -> np.ndarray:
-        """The items at these places of one combination's endless sequence of passes over its items."""
+        """Give the items at these places in the endless sequence of passes of one combination over its items."""
         passes, position = np.divmod(places, len(members))
         drawn = np.empty_like(places)
         for which in np.unique(passes).tolist():

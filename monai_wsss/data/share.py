@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""A part of the tagged cases of a split, for fine-tuning on another dataset with few labels."""
+"""A share of the items of a split, for fine-tuning on another dataset with few labels."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ Item = TypeVar("Item", bound=Mapping[str, Any])
 
 
 def draw_share(items: Sequence[Item], share: float, *, seed: int = 0) -> list[Item]:
-    """Draw a share of the cases, as even as can be over the combinations of labels, at least one of each.
+    """Draw the same share of the items of every combination of labels, at least one item of each.
 
     Args:
-        items: cases with ``label`` (K,).
-        share: of the cases, in (0, 1]; 1 gives all of them, in their order.
-        seed: of the draw; another seed is another draw.
+        items: items with ``label`` (K,).
+        share: share of the items, in (0, 1]; 1 gives all of them.
+        seed: seed of the draw.
 
     Returns:
-        The drawn cases, in their order.
+        The drawn items, in their order.
 
     Raises:
-        ValueError: a share outside (0, 1].
+        ValueError: the share is outside (0, 1].
 
     Example:
         >>> items = [{"label": [1, 0]}] * 10 + [{"label": [1, 1]}] * 20

@@ -2,13 +2,13 @@
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 """``prepare voc``: photographs laid out as PASCAL VOC 2012 (Everingham et al., IJCV 2010), with any classes.
 
-The folder holds ``JPEGImages/``, ``Annotations/*.xml``, ``ImageSets/Segmentation/*.txt`` and perhaps the masks
+The folder holds ``JPEGImages/``, ``Annotations/*.xml``, ``ImageSets/Segmentation/*.txt`` and optionally the masks
 ``SegmentationClass/`` and ``SegmentationClassAug/`` (SBD: Hariharan et al., ICCV 2011).  A line of a list is a name, or
-paths as ``/JPEGImages/a.jpg /SegmentationClassAug/a.png``.  Papers train on the 10,582 images of ``train_aug`` (or
-``trainaug``) and measure on the 1,449 of ``val``.
+two paths such as ``/JPEGImages/a.jpg /SegmentationClassAug/a.png``.  Papers train on the 10,582 images of ``train_aug``
+(or ``trainaug``) and evaluate on the 1,449 of ``val``.
 
 The labels are the names of the objects in the annotations, difficult and truncated ones too; parts of objects (head,
-hand, foot) are no objects.  Masks are for evaluation, and no label comes from them unless asked.
+hand, foot) do not count as objects.  Masks are for evaluation, and no label comes from them unless asked.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from typing import Any, NoReturn
 from xml.etree import ElementTree
 
 from monai_wsss._checks import DataError
-from monai_wsss.data.folder import check_output
 from monai_wsss.data.photographs import Photograph, check_classes, path_inside, read_indices, write_photographs
+from monai_wsss.data.prepared_folder import check_output
 from monai_wsss.data.reading import image_stem
 
 __all__ = ["VOC_CLASSES", "prepare_voc"]
@@ -54,7 +54,7 @@ VOC_CLASSES = (
 """The 20 classes of VOC, in the order of their values in the masks."""
 
 _LISTS = {"training": ("train_aug", "trainaug", "train"), "validation": ("val",), "test": ()}
-"""Which lists are looked for where none is named; the first one found is taken."""
+"""Lists that are searched where none is named; the first one found is taken."""
 
 _SUFFIXES = (".jpg", ".jpeg", ".png")
 _MASKS = ("SegmentationClass", "SegmentationClassAug")
@@ -64,7 +64,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Line:
-    """A line of a list: where it stands, its split, and what it names."""
+    """A line of a list: its place in the file, its split, and the files that it names."""
 
     where: str
     split: str
@@ -77,14 +77,14 @@ class _Line:
 
 
 class _PlainTree(ElementTree.TreeBuilder):
-    """Builds XML that has no document type, and with that no entity that grows or reads a file."""
+    """A builder that refuses a document type, and thereby entities that grow or read files."""
 
     def doctype(self, name: str, pubid: str | None, system: str | None) -> NoReturn:
         raise DataError(f'it has a document type ("<!DOCTYPE {name}>"), which no annotation needs: take it out')
 
 
 def _read_annotation(path: Path, name: str) -> list[str]:
-    """The class names of all objects in an annotation, which must be that of the image."""
+    """Read the class names of all objects in an annotation, which must belong to the image ``name``."""
     try:
         # S314 is about entities; _PlainTree refuses the document type that would declare them.
         root = ElementTree.fromstring(path.read_bytes(), ElementTree.XMLParser(target=_PlainTree()))  # noqa: S314
@@ -104,7 +104,7 @@ def _read_annotation(path: Path, name: str) -> list[str]:
 
 
 def _label(path: Path, name: str, classes: Sequence[str]) -> list[int]:
-    """0/1 for each class, (K), of an annotation."""
+    """Read the label of an annotation: 0/1 per class, (K)."""
     objects = _read_annotation(path, name)
     for found in objects:
         if found not in classes:
@@ -116,7 +116,7 @@ def _label(path: Path, name: str, classes: Sequence[str]) -> list[int]:
 
 
 def _find_list(root: Path, split: str, wanted: str | os.PathLike[str] | None) -> Path | None:
-    """The file with the images of a split: the one wanted, else the first that lies there."""
+    """Find the list of a split: the wanted one, else the first of the usual ones that exists."""
     folder = root / "ImageSets" / "Segmentation"
     if wanted is None:
         lists = [folder / f"{name}.txt" for name in _LISTS[split]]
@@ -134,7 +134,7 @@ def _find_list(root: Path, split: str, wanted: str | os.PathLike[str] | None) ->
 
 
 def _find_image(root: Path, text: str, where: str) -> Path:
-    """The image that a line names by its path, or by its name alone."""
+    """Find the image that a line names by its path or by its name alone."""
     if text.lower().endswith(_SUFFIXES):
         return path_inside(root, text.lstrip("/\\") if "/" in text or "\\" in text else f"JPEGImages/{text}", where)
     paths = [path_inside(root, f"JPEGImages/{text}{suffix}", where) for suffix in _SUFFIXES]
@@ -142,20 +142,20 @@ def _find_image(root: Path, text: str, where: str) -> Path:
 
 
 def _find_mask(root: Path, name: str) -> Path | None:
-    """The mask of an image: the official one, which has contours, before that of SBD."""
+    """Find the mask of an image: the official one, which has contours, before that of SBD."""
     paths = [root / folder / f"{name}.png" for folder in _MASKS]
     return next((path for path in paths if path.is_file()), None)
 
 
 def _read_list(root: Path, path: Path, split: str) -> Iterator[_Line]:
-    """The lines of a list."""
+    """Read the lines of a list."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"Cannot read the list {path} ({error}): give a text file with a name a line.") from error
+        raise DataError(f"Cannot read the list {path} ({error}): give a text file with one name per line.") from error
     rows = [(number, line.split()) for number, line in enumerate(lines, start=1) if line.strip()]
     if not rows:
-        raise DataError(f"The {split} list {path} is empty: give a name or the paths of image and mask a line.")
+        raise DataError(f"The {split} list {path} is empty: give a name, or the paths of image and mask, per line.")
     for number, words in rows:
         where = f"{path}, line {number}"
         if len(words) > 2 or (len(words) == 2 and not words[1].lower().endswith(".png")):
@@ -169,7 +169,7 @@ def _read_list(root: Path, path: Path, split: str) -> Iterator[_Line]:
 
 
 def _without_lost_masks(lines: Sequence[_Line]) -> list[_Line]:
-    """The lines with the masks that exist; those that do not are counted, since only evaluation would miss them."""
+    """Drop masks that do not exist and log their number; only evaluation needs them."""
     lost = [line for line in lines if line.mask is not None and not line.mask.is_file()]
     if lost:
         _logger.warning("%d masks that the lists name do not exist, first %s.", len(lost), lost[0].mask)
@@ -178,7 +178,7 @@ def _without_lost_masks(lines: Sequence[_Line]) -> list[_Line]:
 
 
 def _to_photograph(root: Path, line: _Line, classes: Sequence[str], labels_from_masks: bool) -> Photograph:
-    """A line with its label; without one where it is to come from the mask."""
+    """Give a line its label; None where the label is taken from the mask."""
     annotation = root / "Annotations" / f"{line.id}.xml"
     label = _label(annotation, line.id, classes) if annotation.is_file() else None
     if label is None and not labels_from_masks:
@@ -207,26 +207,26 @@ def prepare_voc(
 ) -> Path:
     """Turn a folder laid out as VOC 2012 into a prepared folder; every image is a subject of its own.
 
-    Images keep their sizes, so training has to crop or resize them.  A mask is taken from where the line says, else
-    from ``SegmentationClass``, else from ``SegmentationClassAug``; its palette indices are read, not its colors, and
-    255 (contours) counts in no metric.
+    Images keep their sizes, so training has to crop or resize them.  A mask is the one that the line names, else that
+    of ``SegmentationClass``, else that of ``SegmentationClassAug``.  Its palette indices are read, not its colors, and
+    no metric counts 255 (contours).
 
     Args:
         root: the folder that holds ``JPEGImages``, e.g. ``VOCdevkit/VOC2012``.
         out: the folder to write.
         classes: names of the classes, in the order of their values in the masks, 1 to K.
         training: the list of the training images, a name in ``ImageSets/Segmentation`` or the path of a ``.txt`` file;
-            None takes the first of train_aug, trainaug and train that lies there.
-        validation: that of the validation images; None takes val, if it lies there.
-        test: that of the test images; None takes none: VOC's own have no annotations.
-        labels_from_masks: whether an image without annotation is labeled with the classes that its mask shows, by any
+            None takes the first of train_aug, trainaug and train that exists.
+        validation: the list of the validation images; None takes val, if it exists.
+        test: the list of the test images; None takes none, since those of VOC have no annotations.
+        labels_from_masks: whether an image without annotation is labeled with the classes of which its mask shows any
             pixel.  Such labels are simulated, and the datalist says so under ``"labels"``.
 
     Returns:
         The path of ``datalist.json``.
 
     Raises:
-        DataError: what is wrong with a file or line, in one sentence with the remedy.
+        DataError: a file or line is wrong; one sentence says what, and the remedy.
 
     Example:
         >>> import tempfile

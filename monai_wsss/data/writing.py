@@ -1,9 +1,9 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""What the adapters write: pictures as PNG, everything else as NIfTI with its geometry, each file whole or absent.
+"""Write pictures as PNG and everything else as NIfTI with its geometry, each file whole or not at all.
 
-Arrays are indexed [x, y(, z)], as MONAI reads them; the rows of a picture are y, so pictures are transposed on the way.
-Text in headers, which may name the patient, is never written: what is copied is copied without it.
+Arrays are indexed [x, y(, z)], as MONAI reads them.  The rows of a picture are y, so pictures are transposed.  Text in
+headers, which may name the subject, is never written; copies are made without it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _AFTER_JPEG_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # a marker other th
 
 
 def _compact(values: np.ndarray) -> np.ndarray:
-    """The same values in the smallest of uint8, int16 and uint16 that holds them all exactly, else in float32."""
+    """Convert to the first of uint8, int16 and uint16 that holds all values exactly, else to float32."""
     if bool((values == np.round(values)).all()):
         for dtype in (np.uint8, np.int16, np.uint16):
             if np.iinfo(dtype).min <= values.min() and values.max() <= np.iinfo(dtype).max:
@@ -35,7 +35,7 @@ def _compact(values: np.ndarray) -> np.ndarray:
 
 
 def fits_picture(values: np.ndarray) -> bool:
-    """Whether (C, x, y) can be stored as PNG without loss: whole numbers, up to 16 bits in gray and 8 bits in RGB.
+    """Tell whether (C, x, y) can be stored as PNG without loss: whole numbers, up to 16 bits in gray, 8 bits in RGB.
 
     Example:
         >>> fits_picture(np.full((1, 2, 2), 700.0)), fits_picture(np.full((1, 2, 2), 0.5))
@@ -94,7 +94,7 @@ def write_nifti(path: str | os.PathLike[str], values: np.ndarray, affine: np.nda
 
 
 def _background(values: np.ndarray) -> float:
-    """The most frequent value on the six faces of a volume (X, Y, Z): 0, or what z-scoring made of 0."""
+    """Give the most frequent value on the six faces of a volume (X, Y, Z): 0, or the z-score of 0."""
     faces = [face.ravel() for axis in range(3) for face in (values.take(0, axis), values.take(-1, axis))]
     found, counts = np.unique(np.concatenate(faces), return_counts=True)
     return float(found[counts.argmax()])
@@ -105,8 +105,8 @@ def scale_to_16_bit(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scale each sequence of a skull-stripped volume so that two percentiles of its brain become 0 and 65535.
 
-    Brain is where any sequence is above its background, the most frequent value at the volume's border, so volumes that
-    were z-scored, with a negative background, scale as others do.  Outside the brain the result is 0.
+    The brain is where any sequence is above its background, the most frequent value at the border of the volume.  So
+    z-scored volumes, whose background is negative, are scaled as others.  Outside the brain the result is 0.
 
     Args:
         volume: (C, X, Y, Z), any real type.
@@ -116,7 +116,7 @@ def scale_to_16_bit(
         The scaled volume (C, X, Y, Z) uint16, and the brain (X, Y, Z) bool.
 
     Raises:
-        ValueError: a sequence has no two different values in the brain.
+        ValueError: a sequence is constant in the brain.
 
     Example:
         >>> volume = np.full((1, 4, 4, 4), -3.0)
@@ -139,10 +139,10 @@ def scale_to_16_bit(
 
 
 def is_bare_nifti(path: str | os.PathLike[str]) -> bool:
-    """Whether a NIfTI file holds an image and its geometry alone: no text in its header, no extensions, no file name.
+    """Tell whether a NIfTI file holds only an image and its geometry: no text in its header, extensions or file name.
 
-    Description, auxiliary file and database name are free text, extensions may be whole DICOM headers, and gzip notes
-    the name that a file had.
+    Description, auxiliary file and database name are free text, extensions may be whole DICOM headers, and gzip may
+    store the original name of a file.
 
     Example:
         >>> import tempfile
@@ -164,7 +164,7 @@ def is_bare_nifti(path: str | os.PathLike[str]) -> bool:
 
 
 def _bare_png(content: bytes) -> bytes:
-    """A PNG without text, EXIF, color profile, time, private chunks and what follows its end."""
+    """Remove text, EXIF, color profile, time, private chunks and all data after the end from a PNG."""
     kept, place = [content[:8]], 8
     while place < len(content):
         end = place + 12 + int.from_bytes(content[place : place + 4], "big")
@@ -176,7 +176,7 @@ def _bare_png(content: bytes) -> bytes:
 
 
 def _is_jpeg_coding(marker: int, segment: bytes) -> bool:
-    """Whether a segment is needed to decode the picture: no comment, and no application data but plain JFIF, Adobe."""
+    """Tell whether a segment is needed to decode the picture; of application data only plain JFIF and Adobe are."""
     if marker == 0xE0:
         return segment[4:9] == b"JFIF\0" and len(segment) == 18  # without a thumbnail
     if marker == 0xEE:
@@ -185,7 +185,7 @@ def _is_jpeg_coding(marker: int, segment: bytes) -> bool:
 
 
 def _bare_jpeg(content: bytes) -> bytes:
-    """A JPEG without EXIF, comments, other application data and what follows its end; its pixels stay as coded."""
+    """Remove EXIF, comments, other application data and all data after the end from a JPEG; pixels stay as coded."""
     kept, place = [content[:2]], 2
     while place + 4 <= len(content):
         marker = content[place + 1]
@@ -205,10 +205,10 @@ def _bare_jpeg(content: bytes) -> bytes:
 
 
 def copy_file(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
-    """Copy an image file, whole or not at all, making the target's folder.
+    """Copy an image file, whole or not at all, and make the folder of the target.
 
-    PNG and JPEG files lose what is not needed to decode them (text, comments, EXIF with its preview); their pixels are
-    not coded anew.  Other files are copied byte for byte: ask :func:`is_bare_nifti` first.
+    PNG and JPEG files lose all that is not needed to decode them (text, comments, EXIF with its preview); their pixels
+    are not coded anew.  Other files are copied byte for byte: ask :func:`is_bare_nifti` first.
 
     Raises:
         DataError: the disk is full, or the folder cannot be written.

@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Where a run stands, and the schedules of learning rates and of loss weights."""
+"""The progress of a run, and the schedules of learning rates and of loss weights that depend on it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Progress:
 def one_cycle(
     optimizer: Optimizer, learning_rate: float, max_epochs: int, train_data_loader: Sized, *, warm_up: float = 0.3
 ) -> OneCycleLR:
-    """torch's one-cycle schedule over a whole run, stepped at every iteration.
+    """Make torch's one-cycle schedule over a whole run, stepped at every iteration.
 
     Args:
         optimizer: the optimizer whose rate is set.
@@ -87,8 +87,18 @@ class WeightRamp:
         if not self.end > 0:
             raise ValueError(f"Expected `end` > 0, got {self.end}.")
 
+    @classmethod
+    def of(cls, given: WeightRamp | float) -> WeightRamp:
+        """Take a ramp as it is, and a number as a step at that share of the run.
+
+        Example:
+            >>> WeightRamp.of(0.2)
+            WeightRamp(shape='step', end=0.2)
+        """
+        return given if isinstance(given, cls) else cls("step", end=given)  # type: ignore[arg-type]
+
     def __call__(self, progress: Progress) -> float:
-        """The weight, in [0, 1]."""
+        """Give the weight, in [0, 1]."""
         units = {"exponential": progress.epoch - 1, "iteration": progress.iteration - 1}
         position = units.get(self.shape, progress.fraction)
         if self.shape == "none" or position >= self.end:
@@ -101,7 +111,7 @@ class WeightRamp:
 
 
 def polynomial(optimizer: Optimizer, max_epochs: int, train_data_loader: Sized, *, power: float = 0.9) -> PolynomialLR:
-    """torch's polynomial decay to zero over a whole run, stepped at every iteration.
+    """Make torch's polynomial decay to zero over a whole run, stepped at every iteration.
 
     Args:
         optimizer: the optimizer whose rates are set, each from its own.
@@ -128,7 +138,7 @@ def polynomial_after_warm_up(
     power: float = 1.0,
     floor: float = 0.0,
 ) -> LambdaLR:
-    """The schedule of AFA, BMP and CoSA, stepped at every iteration: a linear warm-up, then the polynomial decay.
+    """Make the schedule of AFA, BMP and CoSA, stepped at every iteration: a linear warm-up, then the polynomial decay.
 
     Of each group's rate, with t iterations done of T: start + (1 - start) t / warm_up while t < warm_up, then
     max((1 - t/T)^power, floor).  The decay counts from the run's beginning, so the rate drops where the warm-up ends;

@@ -29,7 +29,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from monai_wsss._checks import DataError
+from monai_wsss._checks import DataError, as_flag, plain_tensor
+from monai_wsss._processes import is_main_process
 from monai_wsss.data import check_trainable
 from monai_wsss.engines.checkpoint import (
     latest_checkpoint,
@@ -40,12 +41,14 @@ from monai_wsss.engines.checkpoint import (
     save_checkpoint,
     save_weights,
 )
-from monai_wsss.engines.distributed import is_main_process
 from monai_wsss.engines.schedules import Progress
 
 __all__ = ["NonFiniteLossError", "WSSSTrainer"]
 
 logger = logging.getLogger(__name__)
+
+_ON_HOST = ("label", "boxes")
+"""What methods read on the host, so that a GPU is never waited for."""
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -120,7 +123,10 @@ class WSSSTrainer(Trainer):
         self.checkpoint_dir = checkpoint_dir
         self.keep_checkpoints = keep_checkpoints
         self.model_path = model_path
-        self.resume = _flag("resume", resume)
+        self.resume = as_flag("resume", resume)
+        self._stepped: set[str] = set()
+        for player, optimizer in self.optimizers.items():
+            optimizer.register_step_post_hook(lambda *_, player=player: self._stepped.add(player))
         self.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
         if finalize_interval is not None:
             self.add_event_handler(Events.EPOCH_COMPLETED(every=finalize_interval), self._finalize)
@@ -153,45 +159,51 @@ class WSSSTrainer(Trainer):
 
     @property
     def progress(self) -> Progress:
-        """Where the run stands in the present iteration."""
+        """Tell how far the run is in the present iteration."""
         total = max(1, self.state.max_epochs * (self.state.epoch_length or 1))
         return Progress(self.state.epoch, self.state.iteration, (self.state.iteration - 1) / total)
 
     def _iteration(self, engine: Any, batchdata: dict[str, Any]) -> dict[str, float]:
-        """One batch: each player in turn computes its losses on it and steps."""
+        """Train on one batch: each player in turn computes its losses on it and steps."""
         batch = {
-            name: value.to(self.state.device, non_blocking=self.non_blocking) if torch.is_tensor(value) else value
+            name: value.to(self.state.device, non_blocking=self.non_blocking)
+            if torch.is_tensor(value) and name not in _ON_HOST
+            else value
             for name, value in batchdata.items()
         }
         self.method.train()
+        self._stepped.clear()
         output: dict[str, float] = {"loss": 0.0}
         for player, optimizer in self.optimizers.items():
             with torch.autocast(self.state.device.type, enabled=self.amp, **self.amp_kwargs):
                 losses = self.method(batch, self.progress, player)
             self.fire_event(IterationEvents.FORWARD_COMPLETED)
             prefix = f"{player}/" if len(self.optimizers) > 1 else ""
-            for name, loss in losses.items():
-                output[prefix + name] = self._finite(name, loss, batch)
-            total = torch.stack([loss.float() for loss in losses.values()]).sum()
-            output["loss"] += total.item()
+            each = torch.stack([plain_tensor(loss).float() for loss in losses.values()])
+            total = each.sum()
+            values = self._finite(list(losses), torch.cat((each.detach(), total.detach()[None])), batch)
+            output |= {prefix + name: value for name, value in zip(losses, values, strict=False)}
+            output["loss"] += values[-1]
             self.fire_event(IterationEvents.LOSS_COMPLETED)
             self._step(player, optimizer, total)
         # Once for all players: a scale that changes between them would spoil what the later ones have accumulated.
         if self.scaler is not None and self._accumulated:
             self.scaler.update()
-        self.core.after_step(self.progress)
+        # Not while gradients accumulate, nor where the scaler skipped the step of a player.
+        if self._stepped == set(self.optimizers):
+            self.core.after_step(self.progress)
         self.state.output = output
         self.fire_event(IterationEvents.MODEL_COMPLETED)
         return output
 
     @property
     def _position(self) -> int:
-        """Place of the present iteration in its epoch, from 0."""
+        """Give the place of the present iteration in its epoch, from 0."""
         return (self.state.iteration - 1) % self.state.epoch_length
 
     @property
     def _accumulated(self) -> bool:
-        """Whether the present iteration ends a step; the last one of an epoch does, so that nothing is lost."""
+        """Tell whether this iteration ends a step; the last one of an epoch does, so that nothing is lost."""
         done = self._position + 1
         return done % self.accumulation_steps == 0 or done == self.state.epoch_length
 
@@ -216,15 +228,17 @@ class WSSSTrainer(Trainer):
         else:
             self.scaler.step(optimizer)
 
-    def _finite(self, name: str, loss: torch.Tensor, batch: dict[str, Any]) -> float:
-        value = float(loss.detach())
-        if math.isfinite(value):
-            return value
-        ids = ", ".join(map(str, batch.get("id", ["unknown"])))
-        raise NonFiniteLossError(
-            f"Loss `{name}` is {value} in epoch {self.state.epoch}, iteration {self.state.iteration} (images: {ids}): "
-            "look at these images, or lower the learning rate."
-        )
+    def _finite(self, names: list[str], values: torch.Tensor, batch: dict[str, Any]) -> list[float]:
+        """Read the losses and their sum from the device, at once, and check the losses."""
+        read = values.tolist()
+        for name, value in zip(names, read, strict=False):
+            if not math.isfinite(value):
+                ids = ", ".join(map(str, batch.get("id", ["unknown"])))
+                raise NonFiniteLossError(
+                    f"Loss `{name}` is {value} in epoch {self.state.epoch}, iteration {self.state.iteration} "
+                    f"(images: {ids}): look at these images, or lower the learning rate."
+                )
+        return read
 
     def _start_epoch(self, engine: Engine | None = None) -> None:
         """Tell the data which epoch it is drawn for."""
@@ -286,7 +300,7 @@ class WSSSTrainer(Trainer):
 
 
 def _of_several_sizes(error: RuntimeError) -> DataError | None:
-    """What to say of torch's complaint that it cannot stack the images of a batch; None for other errors."""
+    """Explain torch's complaint that it cannot stack the images of a batch; None for other errors."""
     sizes = re.search(r"equal size, but got (\[[\d, ]+\]) at entry 0 and (\[[\d, ]+\])", str(error))
     # A worker process stacks in shared memory and finds no better words.
     if sizes is None and "resize storage that is not resizable" not in str(error):
@@ -298,15 +312,8 @@ def _of_several_sizes(error: RuntimeError) -> DataError | None:
     )
 
 
-def _flag(name: str, value: bool | str) -> bool:
-    flags = {"true": True, "false": False}
-    if str(value).lower() not in flags:
-        raise ValueError(f"Expected `{name}` to be true or false, got {value!r}.")
-    return flags[str(value).lower()]
-
-
 def _by_player(name: str, given: Any, players: tuple[str, ...]) -> dict[str, Any]:
-    """``given`` as a dict in the order of the players; a single thing serves a single player."""
+    """Bring ``given`` into a dict in the order of the players; a single thing serves a single player."""
     table = dict(given) if isinstance(given, Mapping) else {players[0]: given}
     if set(table) != set(players):
         raise ValueError(f"Expected `{name}` for the players {', '.join(players)}, got {', '.join(table)}.")
@@ -314,7 +321,7 @@ def _by_player(name: str, given: Any, players: tuple[str, ...]) -> dict[str, Any
 
 
 class _ProgressBar:
-    """A tqdm bar an epoch with the present loss."""
+    """A tqdm bar per epoch with the present loss."""
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.EPOCH_STARTED, self._open)

@@ -1,14 +1,13 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""What a two-branch network says of an image at several scales and mirrored, brought together: seeds and segmentation.
+"""The maps of a network at several scales and mirrored, brought together: any number of maps in one pass per scale.
 
-With C_s and S_s the class maps and segmentation logits at scale s, brought to the image's size, and C_s^f, S_s^f those
-of the mirrored image, mirrored back (Zhu et al., BMP, Sec. IV-A; CoSA, Sec. 3.1):
+With M_s the maps at scale s, brought to the image's size, and M_s^f those of the mirrored image, mirrored back
+(Zhu et al., BMP, Sec. IV-A; Yang et al., CoSA, Sec. 3.1), the sum over the scales of
 
-    seeds        = sum_s ReLU(max(C_s, C_s^f))
-    segmentation = sum_s (S_s + S_s^f) / 2
-
-The rectifier is for seeds that are scaled by their own extremes afterwards; without it they keep their zero.
+    rectified    ReLU(max(M_s, M_s^f))     seeds that are scaled by their own extremes afterwards
+    strongest    max(M_s, M_s^f)           seeds that keep their zero
+    average      (M_s + M_s^f) / 2         segmentation logits
 """
 
 from __future__ import annotations
@@ -18,57 +17,68 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 
-from monai_wsss._checks import check_shape, float32_or_wider
+from monai_wsss._checks import check_choice, check_shape, float32_or_wider
+from monai_wsss._resize import resize_linear
 
-__all__ = ["multi_scale_branches"]
+__all__ = ["check_scales", "multi_scale_branches", "sum_over_scales"]
 
-Branches = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+Maps = Callable[[torch.Tensor], Sequence[torch.Tensor]]
+_JOINS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "rectified": lambda upright, mirrored: F.relu(torch.maximum(upright, mirrored)),
+    "strongest": torch.maximum,
+    "average": lambda upright, mirrored: (upright + mirrored) / 2,
+}
 
 
 def multi_scale_branches(
-    branches: Branches,
-    image: torch.Tensor,
-    *,
-    scales: Sequence[float] = (1.0, 0.5, 1.5),
-    rectify: bool = True,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Seeds and segmentation logits over scales and the mirror image along the last axis; one forward pass a scale.
+    maps: Maps, image: torch.Tensor, joins: Sequence[str], *, scales: Sequence[float] = (1.0, 0.5, 1.5)
+) -> tuple[list[torch.Tensor], int]:
+    """Sum maps over scales and the mirror image along the last axis, with one forward pass per scale.
 
     Args:
-        branches: ``(2B, C, *s) -> (class maps (2B, K, *t), segmentation logits (2B, K+1, *u))``, at any resolution.
+        maps: images ``(2B, C, *s)`` to one or more maps ``(2B, channels, *t)``, at any resolution.
         image: (B, C, *S).
+        joins: how each of the maps joins its mirror image: ``"rectified"``, ``"strongest"`` or ``"average"``.
         scales: factors of the image's size.
-        rectify: whether negative seeds become 0 before the sum.
 
     Returns:
-        seeds (B, K, *S) and segmentation (B, K+1, *S), float32, not normalized.
+        The sums, (B, channels, *S) each in float32 or wider, not normalized; and the number of scales, by which a sum
+        becomes a mean.
 
     Raises:
-        ValueError: another shape, or no positive scale.
+        ValueError: another shape, an unknown join, no positive scale, or as many joins as there are no maps.
 
     Example:
-        >>> seeds, logits = multi_scale_branches(lambda x: (x, x.repeat(1, 2, 1, 1)), torch.ones(1, 1, 8, 8))
-        >>> seeds.unique().tolist(), logits.shape
-        ([3.0], torch.Size([1, 2, 8, 8]))
+        >>> (seeds, logits), count = multi_scale_branches(
+        ...     lambda x: (x, x.repeat(1, 2, 1, 1)), torch.ones(1, 1, 8, 8), ["rectified", "average"]
+        ... )
+        >>> seeds.unique().tolist(), logits.shape, count
+        ([3.0], torch.Size([1, 2, 8, 8]), 3)
     """
     check_shape("image", image, "(B, C, *S)")
-    if not scales or min(scales) <= 0:
-        raise ValueError(f"Expected `scales` to hold positive factors, got {tuple(scales)}.")
-    size, mode = image.shape[2:], "bilinear" if image.ndim == 4 else "trilinear"
+    for join in joins:
+        check_choice("joins", join, tuple(_JOINS))
+    check_scales(scales)
+    return sum_over_scales(maps, image, joins, scales), len(scales)
 
-    def at_size(tensor: torch.Tensor) -> torch.Tensor:
-        return F.interpolate(float32_or_wider(tensor), size=size, mode=mode, align_corners=False)
 
-    seeds, segmentation = [], []
+def sum_over_scales(
+    maps: Maps, image: torch.Tensor, joins: Sequence[str], scales: Sequence[float]
+) -> list[torch.Tensor]:
+    """Compute the sums of :func:`multi_scale_branches` of arguments that are known to fit."""
+    size = image.shape[2:]
+    sums: list[list[torch.Tensor]] = [[] for _ in joins]
     for scale in scales:
         scaled = image
         if scale != 1.0:
-            target = [max(1, int(side * scale)) for side in size]
-            scaled = F.interpolate(image, size=target, mode=mode, align_corners=False)
-        maps, logits = branches(torch.cat((scaled, scaled.flip(-1))))
-        upright, mirrored = at_size(maps).chunk(2)
-        strongest = torch.maximum(upright, mirrored.flip(-1))
-        seeds.append(F.relu(strongest) if rectify else strongest)
-        upright, mirrored = at_size(logits).chunk(2)
-        segmentation.append((upright + mirrored.flip(-1)) / 2)
-    return torch.stack(seeds).sum(0), torch.stack(segmentation).sum(0)
+            scaled = resize_linear(image, [max(1, int(side * scale)) for side in size])
+        for kept, join, both in zip(sums, joins, maps(torch.cat((scaled, scaled.flip(-1)))), strict=True):
+            upright, mirrored = resize_linear(float32_or_wider(both), size).chunk(2)
+            kept.append(_JOINS[join](upright, mirrored.flip(-1)))
+    return [torch.stack(kept).sum(0) for kept in sums]
+
+
+def check_scales(scales: Sequence[float]) -> None:
+    """Raise ``ValueError`` unless there are scales and all of them are positive."""
+    if not scales or min(scales) <= 0:
+        raise ValueError(f"Expected one or more `scales` > 0, got {tuple(scales)}.")

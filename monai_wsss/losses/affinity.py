@@ -26,13 +26,14 @@ of pairs are sums of v over windows, axis by axis.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from monai_wsss._checks import check_shape
+from monai_wsss._labels import IGNORED
 from monai_wsss._windows import check_pairs, near_pairs, window_views
 
 __all__ = ["AffinityLoss", "affinity_loss"]
@@ -43,11 +44,12 @@ def affinity_loss(
     label: torch.Tensor,
     *,
     radius: int = 8,
-    ignore_index: int = 255,
+    ignore_index: int = IGNORED,
     per_image: bool = False,
     include: torch.Tensor | None = None,
+    classes: Sequence[int] | None = None,
 ) -> torch.Tensor:
-    """Affinities against the labels of the tokens: L_aff above.
+    """Compare affinities with the labels of the tokens: L_aff above.
 
     Args:
         affinity: in (0, 1), dense (B, N, N) with the N tokens in row-major order, or windowed (B, W, *s): at token p
@@ -60,6 +62,7 @@ def affinity_loss(
             decide; True is the mean over images of the loss of each, with its own counts.
         include: (B,) bool, images that take part.  Healthy ones have positive pairs alone, which draw every affinity
             to 1: leave them out where they are many.
+        classes: which classes the labels may hold, ascending; None looks at them, which waits for a GPU.
 
     Returns:
         scalar in [0, 1] in float32 or wider; 0, still with a graph, where there is no pair.
@@ -79,7 +82,7 @@ def affinity_loss(
         raise ValueError(f"Expected `include` of shape (B,) = {(len(label),)}, got {tuple(include.shape)}.")
     dtype = torch.promote_types(affinity.dtype, torch.float32)
     with torch.autocast(affinity.device.type, enabled=False):
-        constant, u, v = _linear_form(label, radius, ignore_index, per_image, include, dtype)
+        constant, u, v = _linear_form(label, radius, ignore_index, per_image, include, classes, dtype)
         return constant + _PairSum.apply(affinity, u, v, radius, dense)
 
 
@@ -97,14 +100,20 @@ class AffinityLoss(nn.Module):
         True
     """
 
-    def __init__(self, *, radius: int = 8, ignore_index: int = 255, per_image: bool = False) -> None:
+    def __init__(self, *, radius: int = 8, ignore_index: int = IGNORED, per_image: bool = False) -> None:
         super().__init__()
         self.radius = radius
         self.ignore_index = ignore_index
         self.per_image = per_image
 
-    def forward(self, affinity: torch.Tensor, label: torch.Tensor, include: torch.Tensor | None = None) -> torch.Tensor:
-        """Args: affinity (B, N, N) or (B, W, *s), labels of the tokens (B, *s), images that take part (B,)."""
+    def forward(
+        self,
+        affinity: torch.Tensor,
+        label: torch.Tensor,
+        include: torch.Tensor | None = None,
+        classes: Sequence[int] | None = None,
+    ) -> torch.Tensor:
+        """Compare affinities (B, N, N) or (B, W, *s) with labels of the tokens (B, *s); the rest as there."""
         return affinity_loss(
             affinity,
             label,
@@ -112,6 +121,7 @@ class AffinityLoss(nn.Module):
             ignore_index=self.ignore_index,
             per_image=self.per_image,
             include=include,
+            classes=classes,
         )
 
 
@@ -122,14 +132,15 @@ def _linear_form(
     ignore_index: int,
     per_image: bool,
     include: torch.Tensor | None,
+    classes: Sequence[int] | None,
     dtype: torch.dtype,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The constant, u (B, classes, *s) and v (B, classes, *s) of the loss; u and v are 0 where a token is no part."""
+    """Give the constant, u and v (B, classes, *s) of the loss; u and v are 0 where a token takes no part."""
     of_image = (-1, *[1] * (label.ndim - 1))
     included = torch.ones(len(label), dtype=torch.bool, device=label.device) if include is None else include.bool()
     labeled = ((label != ignore_index) & included.reshape(of_image))[:, None]
-    classes = label[labeled[:, 0]].unique().reshape(of_image)
-    v = ((label[:, None] == classes) & labeled).to(dtype)
+    held = label[labeled[:, 0]].unique() if classes is None else torch.tensor(classes, device=label.device)
+    v = ((label[:, None] == held.reshape(of_image)) & labeled).to(dtype)
     near = _window_sums(v, radius)
     positives = _image_sums(near * v)
     negatives = _image_sums(near.sum(1, keepdim=True) * labeled) - positives
@@ -142,7 +153,7 @@ def _linear_form(
 
 
 def _window_sums(maps: torch.Tensor, radius: int) -> torch.Tensor:
-    """Sums of (B, C, *s) over the window of each token, one axis after the other."""
+    """Sum (B, C, *s) over the window of each token, one axis after the other."""
     for axis in range(2, maps.ndim):
         near = near_pairs(maps.shape[axis : axis + 1], radius, maps.device).to(maps.dtype)
         maps = (maps.movedim(axis, -1) @ near).movedim(-1, axis)

@@ -13,14 +13,15 @@ import torch
 from torch import nn
 
 from monai_wsss._checks import check_label_map, check_shape, float32_or_wider
+from monai_wsss._labels import IGNORED
 
 __all__ = ["BalancedCrossEntropyLoss", "balanced_cross_entropy_loss"]
 
 
 def balanced_cross_entropy_loss(
-    logits: torch.Tensor, label: torch.Tensor, *, background_weight: float = 0.5, ignore_index: int = 255
+    logits: torch.Tensor, label: torch.Tensor, *, background_weight: float = 0.5, ignore_index: int = IGNORED
 ) -> torch.Tensor:
-    """Segmentation logits against labels, background and foreground averaged apart.
+    """Compare segmentation logits with labels, background and foreground averaged apart.
 
     Args:
         logits: (B, K+1, *S), background first.
@@ -44,14 +45,7 @@ def balanced_cross_entropy_loss(
     check_shape("logits", logits, "(B, K+1, *S)")
     check_label_map(label, "logits", logits, num_classes=logits.shape[1] - 1, ignore_index=ignore_index)
     _check_weight(background_weight)
-    foreground = (label != 0) & (label != ignore_index)
-    with torch.autocast(logits.device.type, enabled=False):
-        target = label.long().masked_fill(~foreground, 0)
-        loss_map = -float32_or_wider(logits).log_softmax(1).gather(1, target[:, None])[:, 0]
-        of_background, of_foreground = (
-            (loss_map * side).sum() / side.sum().clamp(min=1) for side in (label == 0, foreground)
-        )
-        return background_weight * of_background + (1 - background_weight) * of_foreground
+    return _balanced(logits, label, background_weight, ignore_index)
 
 
 class BalancedCrossEntropyLoss(nn.Module):
@@ -60,6 +54,8 @@ class BalancedCrossEntropyLoss(nn.Module):
     Args:
         background_weight: see there.
         ignore_index: see there.
+        validate_args: whether each call checks its tensors, which waits for a GPU; False for labels made by code
+            that is known to make classes.
 
     Raises:
         ValueError: a weight outside [0, 1].
@@ -69,14 +65,19 @@ class BalancedCrossEntropyLoss(nn.Module):
         0.0
     """
 
-    def __init__(self, *, background_weight: float = 0.5, ignore_index: int = 255) -> None:
+    def __init__(
+        self, *, background_weight: float = 0.5, ignore_index: int = IGNORED, validate_args: bool = True
+    ) -> None:
         super().__init__()
         _check_weight(background_weight)
         self.background_weight = background_weight
         self.ignore_index = ignore_index
+        self.validate_args = validate_args
 
     def forward(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        """Args: segmentation logits (B, K+1, *S) and labels (B, *S)."""
+        """Compare segmentation logits (B, K+1, *S) with labels (B, *S)."""
+        if not self.validate_args:
+            return _balanced(logits, label, self.background_weight, self.ignore_index)
         return balanced_cross_entropy_loss(
             logits, label, background_weight=self.background_weight, ignore_index=self.ignore_index
         )
@@ -85,3 +86,14 @@ class BalancedCrossEntropyLoss(nn.Module):
 def _check_weight(background_weight: float) -> None:
     if not 0 <= background_weight <= 1:
         raise ValueError(f"Expected `background_weight` in [0, 1], got {background_weight}.")
+
+
+def _balanced(logits: torch.Tensor, label: torch.Tensor, background_weight: float, ignore_index: int) -> torch.Tensor:
+    foreground = (label != 0) & (label != ignore_index)
+    with torch.autocast(logits.device.type, enabled=False):
+        target = label.long().masked_fill(~foreground, 0)
+        loss_map = -float32_or_wider(logits).log_softmax(1).gather(1, target[:, None])[:, 0]
+        of_background, of_foreground = (
+            (loss_map * side).sum() / side.sum().clamp(min=1) for side in (label == 0, foreground)
+        )
+        return background_weight * of_background + (1 - background_weight) * of_foreground

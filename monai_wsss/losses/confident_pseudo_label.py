@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from monai_wsss._checks import check_choice, check_label_map, check_shape, float32_or_wider
+from monai_wsss._labels import IGNORED
 
 __all__ = [
     "ClassToSegmentationLoss",
@@ -41,7 +42,7 @@ _S2C_KINDS = ("auto", *_KINDS)
 
 
 def class_to_segmentation_loss(
-    logits: torch.Tensor, label: torch.Tensor, *, kind: str = "softmargin", ignore_index: int = 255
+    logits: torch.Tensor, label: torch.Tensor, *, kind: str = "softmargin", ignore_index: int = IGNORED
 ) -> torch.Tensor:
     """c2s (Eq. 6): the segmentation branch against the confident labels of the classification branch.
 
@@ -66,8 +67,7 @@ def class_to_segmentation_loss(
     check_choice("kind", kind, _KINDS)
     check_shape("logits", logits, "(B, C, *S)")
     check_label_map(label, "logits", logits, num_classes=logits.shape[1] - 1, ignore_index=ignore_index)
-    valid = label != ignore_index
-    return _masked_mean(logits, label.long().masked_fill(~valid, 0), valid, kind)
+    return _class_to_segmentation(logits, label, kind, ignore_index)
 
 
 def segmentation_to_class_loss(
@@ -77,7 +77,7 @@ def segmentation_to_class_loss(
     kind: str = "auto",
     use_background: bool = False,
     positive: torch.Tensor | None = None,
-    ignore_index: int = 255,
+    ignore_index: int = IGNORED,
 ) -> torch.Tensor:
     """s2c (Eq. 8): the classification branch against the confident labels of the segmentation branch.
 
@@ -109,18 +109,10 @@ def segmentation_to_class_loss(
     check_choice("kind", kind, _S2C_KINDS)
     check_shape("maps", maps, "(B, C, *S)")
     check_label_map(label, "maps", maps, num_classes=maps.shape[1], ignore_index=ignore_index)
-    if kind == "auto":
-        kind = "bce" if maps.shape[1] == 1 else "ce"
-    _check_cross_entropy(kind, maps.shape[1], use_background)
-    counted = (label != ignore_index) & (label != 0)
-    if use_background:
-        background = label == 0
-        if positive is not None:
-            if positive.shape != label.shape[:1]:
-                raise ValueError(f"Expected `positive` of shape (B,) = {(len(label),)}, got {tuple(positive.shape)}.")
-            background &= positive.bool().reshape(-1, *[1] * (label.ndim - 1))
-        counted |= background
-    return _masked_mean(maps, label.long().masked_fill(~counted, 0) - 1, counted, kind)
+    _check_cross_entropy(_resolved(kind, maps.shape[1]), maps.shape[1], use_background)
+    if positive is not None and positive.shape != label.shape[:1]:
+        raise ValueError(f"Expected `positive` of shape (B,) = {(len(label),)}, got {tuple(positive.shape)}.")
+    return _segmentation_to_class(maps, label, kind, use_background, positive, ignore_index)
 
 
 class ClassToSegmentationLoss(nn.Module):
@@ -129,6 +121,8 @@ class ClassToSegmentationLoss(nn.Module):
     Args:
         kind: see there.
         ignore_index: see there.
+        validate_args: whether each call checks its tensors, which waits for a GPU; False for labels made by code
+            that is known to make classes.
 
     Raises:
         ValueError: an unknown kind.
@@ -139,14 +133,17 @@ class ClassToSegmentationLoss(nn.Module):
         0.693
     """
 
-    def __init__(self, *, kind: str = "softmargin", ignore_index: int = 255) -> None:
+    def __init__(self, *, kind: str = "softmargin", ignore_index: int = IGNORED, validate_args: bool = True) -> None:
         super().__init__()
         check_choice("kind", kind, _KINDS)
         self.kind = kind
         self.ignore_index = ignore_index
+        self.validate_args = validate_args
 
     def forward(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        """Args: segmentation logits (B, K+1, *S) and confident labels Y^c (B, *S)."""
+        """Compare segmentation logits (B, K+1, *S) with confident labels Y^c (B, *S)."""
+        if not self.validate_args:
+            return _class_to_segmentation(logits, label, self.kind, self.ignore_index)
         return class_to_segmentation_loss(logits, label, kind=self.kind, ignore_index=self.ignore_index)
 
 
@@ -157,6 +154,7 @@ class SegmentationToClassLoss(nn.Module):
         kind: see there.
         use_background: see there.
         ignore_index: see there.
+        validate_args: see :class:`ClassToSegmentationLoss`.
 
     Raises:
         ValueError: an unknown kind, or ``"ce"`` with background.
@@ -167,16 +165,26 @@ class SegmentationToClassLoss(nn.Module):
         0.693
     """
 
-    def __init__(self, *, kind: str = "auto", use_background: bool = False, ignore_index: int = 255) -> None:
+    def __init__(
+        self,
+        *,
+        kind: str = "auto",
+        use_background: bool = False,
+        ignore_index: int = IGNORED,
+        validate_args: bool = True,
+    ) -> None:
         super().__init__()
         check_choice("kind", kind, _S2C_KINDS)
         _check_cross_entropy(kind, 2, use_background)
         self.kind = kind
         self.use_background = use_background
         self.ignore_index = ignore_index
+        self.validate_args = validate_args
 
     def forward(self, maps: torch.Tensor, label: torch.Tensor, positive: torch.Tensor | None = None) -> torch.Tensor:
-        """Args: activation logits (B, K, *S), confident labels Y^s (B, *S), and which images are positive (B,)."""
+        """Compare activation logits (B, K, *S) with confident labels Y^s (B, *S); ``positive`` (B,) as there."""
+        if not self.validate_args:
+            return _segmentation_to_class(maps, label, self.kind, self.use_background, positive, self.ignore_index)
         return segmentation_to_class_loss(
             maps,
             label,
@@ -187,8 +195,36 @@ class SegmentationToClassLoss(nn.Module):
         )
 
 
+def _class_to_segmentation(logits: torch.Tensor, label: torch.Tensor, kind: str, ignore_index: int) -> torch.Tensor:
+    valid = label != ignore_index
+    return _masked_mean(logits, label.long().masked_fill(~valid, 0), valid, kind)
+
+
+def _segmentation_to_class(
+    maps: torch.Tensor,
+    label: torch.Tensor,
+    kind: str,
+    use_background: bool,
+    positive: torch.Tensor | None,
+    ignore_index: int,
+) -> torch.Tensor:
+    counted = (label != ignore_index) & (label != 0)
+    if use_background:
+        background = label == 0
+        if positive is not None:
+            background &= positive.bool().reshape(-1, *[1] * (label.ndim - 1))
+        counted |= background
+    target = label.long().masked_fill(~counted, 0) - 1
+    return _masked_mean(maps, target, counted, _resolved(kind, maps.shape[1]))
+
+
+def _resolved(kind: str, classes: int) -> str:
+    """Choose the kind that ``"auto"`` stands for."""
+    return kind if kind != "auto" else "bce" if classes == 1 else "ce"
+
+
 def _masked_mean(logits: torch.Tensor, target: torch.Tensor, counted: torch.Tensor, kind: str) -> torch.Tensor:
-    """The mean of l over the pixels that count; ``target`` (B, *S) is a channel, or -1 for none of them."""
+    """Average l over the pixels that count; ``target`` (B, *S) is a channel, or -1 for none of them."""
     with torch.autocast(logits.device.type, enabled=False):
         logits = float32_or_wider(logits)
         channel = target.clamp(min=0)[:, None]

@@ -19,7 +19,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from monai_wsss._checks import check_choice, check_label, check_shape, float32_or_wider
+from monai_wsss._checks import check_choice, check_shape, float32_or_wider
 
 __all__ = ["EquivarianceLoss", "equivariance_loss"]
 
@@ -89,7 +89,10 @@ class EquivarianceLoss(nn.Module):
         self.mask = mask
 
     def forward(self, warped_maps: torch.Tensor, maps_of_warped: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        """Args: maps (B, K, *S), see :func:`equivariance_loss`; ``label`` (B, K), 0/1."""
-        check_label(label, *warped_maps.shape[:2])
+        """Compare maps (B, K, *S), see :func:`equivariance_loss`; ``label`` (B, K), 0/1."""
+        if label.shape != warped_maps.shape[:2]:
+            raise ValueError(
+                f"Expected `label` of shape (B, K) = {tuple(warped_maps.shape[:2])}, got {tuple(label.shape)}."
+            )
         weight = label if self.mask == "label" else None
         return equivariance_loss(warped_maps, maps_of_warped, weight=weight, reduction=self.reduction)

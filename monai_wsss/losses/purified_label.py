@@ -37,6 +37,7 @@ import torch
 from torch import nn
 
 from monai_wsss._checks import check_choice, check_shape, float32_or_wider
+from monai_wsss._labels import IGNORED
 
 __all__ = ["PurifiedLabelLoss", "purified_label_loss"]
 
@@ -76,7 +77,7 @@ def purified_label_loss(
     *,
     variant: str = "paper",
     ignore_mode: str = "valid",
-    ignore_index: int = 255,
+    ignore_index: int = IGNORED,
     purify: bool = True,
     return_weight: bool = False,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
@@ -145,7 +146,7 @@ class PurifiedLabelLoss(nn.Module):
         True
     """
 
-    def __init__(self, *, variant: str = "paper", ignore_mode: str = "valid", ignore_index: int = 255) -> None:
+    def __init__(self, *, variant: str = "paper", ignore_mode: str = "valid", ignore_index: int = IGNORED) -> None:
         super().__init__()
         check_choice("variant", variant, _VARIANTS)
         check_choice("ignore_mode", ignore_mode, _IGNORE_MODES)

@@ -3,6 +3,7 @@
 
 """One paper a file: composes networks, cams, refinement and losses into named training losses."""
 
+from monai_wsss.methods.afa import AFA
 from monai_wsss.methods.base import WSSSMethod
 from monai_wsss.methods.bmp import BMP
 from monai_wsss.methods.cam import ClassActivationMapping
@@ -12,6 +13,7 @@ from monai_wsss.methods.gland import GlandClassification
 from monai_wsss.methods.pseudo_supervision import PseudoMaskSupervision
 
 __all__ = [
+    "AFA",
     "BMP",
     "CMER",
     "ClassActivationMapping",

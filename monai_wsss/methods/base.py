@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""What a method is to the trainer: a value that maps a batch to named losses, and owns what only training needs."""
+"""The interface of methods: a value that maps a batch to named losses, and owns what only training needs."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 from monai_wsss._checks import check_label, check_shape, float32_or_wider
+from monai_wsss._processes import broadcast_buffers, gather_objects
 from monai_wsss.engines.schedules import Progress
 from monai_wsss.networks import ActivationNetwork
 from monai_wsss.refinement import NegativeResponses
 
-__all__ = ["WSSSMethod"]
+__all__ = ["WSSSMethod", "describe"]
 
 
 class WSSSMethod(nn.Module):
@@ -27,6 +28,7 @@ class WSSSMethod(nn.Module):
     Attributes:
         players: names of the parties that are optimized in turn, each with its own optimizer.
         uses_masks: whether training reads pixel masks; true for upper bounds alone.
+        settings: what the method was built with, for the run's record: values that JSON can hold.
     """
 
     players: ClassVar[tuple[str, ...]] = ("network",)
@@ -35,15 +37,18 @@ class WSSSMethod(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
-        # Share of foreground in the maps of positive images since the epoch began: (sum, count).
-        self._foreground_share: list[float] = [0.0, 0.0]
+        self.settings: dict[str, Any] = {"method": type(self).__name__, **getattr(network, "settings", {})}
+        # Share of foreground in the maps of positive images since the epoch began: (sum, count), on their device.
+        self._foreground_share: torch.Tensor | None = None
 
     def losses(self, batch: dict[str, Any], progress: Progress, player: str) -> dict[str, torch.Tensor]:
-        """Named scalars, already weighted, whose sum the trainer minimizes for this player."""
+        """Give named scalars, already weighted, whose sum the trainer minimizes for this player."""
         raise NotImplementedError(f"{type(self).__name__} must give its losses.")
 
     def forward(self, batch: dict[str, Any], progress: Progress, player: str = "network") -> dict[str, torch.Tensor]:
-        """:meth:`losses`, after the batch was checked; so that ``DistributedDataParallel`` wraps the method.
+        """Check the batch and give its :meth:`losses`; ``DistributedDataParallel`` wraps a method by this.
+
+        Labels that are still on the CPU are checked there, as the trainer hands them over: a GPU is not waited for.
 
         Raises:
             ValueError: a mask in the batch of a weakly supervised method, or an image or label of another shape.
@@ -58,15 +63,19 @@ class WSSSMethod(nn.Module):
         return self.losses(batch, progress, player)
 
     def _num_classes(self, label: torch.Tensor) -> int:
-        """K of the network; of the label where the network is anybody's segmenter and does not say."""
+        """Give K of the network, or of the label where the network is anybody's segmenter and does not say."""
         return int(getattr(self.network, "num_classes", label.shape[-1]))
 
     def player_parameters(self, player: str) -> Iterator[nn.Parameter]:
-        """The parameters of one party, for its optimizer and for clipping."""
+        """Give the parameters of one party, for its optimizer and for clipping."""
         return self.get_submodule(player).parameters()
 
     def after_step(self, progress: Progress) -> None:
-        """What follows a step of all players: moving averages, queues. Nothing by default."""
+        """Do what follows a step of all players, e.g. average weights; nothing by default.
+
+        It is called once per iteration in which the optimizer of every player stepped: not while gradients accumulate,
+        and not where mixed precision skipped a step.  What has to see every batch is updated in :meth:`losses`.
+        """
 
     @torch.no_grad()
     def finalize(self, train_data_loader: Iterable, device: torch.device | str = "cpu") -> None:
@@ -78,8 +87,7 @@ class WSSSMethod(nn.Module):
             return
         channels = self.network.groups * self.network.num_classes
         responses = self._negative_responses(self.network, channels, train_data_loader, device)
-        self.network.negative_reference.copy_(responses.reference())
-        self.network.negative_quantile.copy_(responses.quantile())
+        self.network.set_healthy_level(responses.reference(), responses.quantile())
 
     def _negative_responses(
         self,
@@ -88,10 +96,11 @@ class WSSSMethod(nn.Module):
         train_data_loader: Iterable,
         device: torch.device | str,
     ) -> NegativeResponses:
-        """What the network's raw maps say of training images without the class, of all processes."""
+        """Collect the raw maps' responses to training images without the class, of all processes."""
         was_training = self.network.training
         self.network.eval()
-        _broadcast_buffers(self.network)
+        # Batch statistics differ between the processes after a step: all measure with those of the first.
+        broadcast_buffers(self.network.buffers())
         responses = NegativeResponses(channels)
         for batch in train_data_loader:
             label = torch.as_tensor(batch["label"])
@@ -99,21 +108,32 @@ class WSSSMethod(nn.Module):
             # Whole batches of positives for every class have nothing to tell.
             if bool((label == 0).any()):
                 responses.update(float32_or_wider(maps_of(batch["image"].to(device))), label.to(device))
-        _gather(responses)
+        own, *others = gather_objects(responses.values)
+        responses.values = own
+        for values in others:
+            responses.merge(values)
         self.network.train(was_training)
         return responses
 
+    @torch.no_grad()
     def observe(self, maps: torch.Tensor, label: torch.Tensor) -> None:
-        """Note how much of positive images the maps call foreground (raw logit above 0), for the collapse warning."""
-        share = (maps.detach() > 0).flatten(2).float().mean(2)
-        positive = label.repeat(1, share.shape[1] // label.shape[1]) > 0
-        self._foreground_share[0] += float(share[positive].sum())
-        self._foreground_share[1] += float(positive.sum())
+        """Note how much of positive images the maps call foreground (raw logit above 0), for the collapse warning.
+
+        Args:
+            maps: raw class maps (B, G K, *S).
+            label: (B, K), 0/1.
+        """
+        share = (maps > 0).flatten(2).float().mean(2)
+        positive = label.to(share).repeat(1, share.shape[1] // label.shape[1])
+        now = torch.stack(((share * positive).sum(), positive.sum()))
+        self._foreground_share = now if self._foreground_share is None else self._foreground_share + now
 
     def collapse_warnings(self) -> list[str]:
-        """Sentences about maps that are all or nothing on positive images since the last call; empty when healthy."""
-        total, count = self._foreground_share
-        self._foreground_share = [0.0, 0.0]
+        """Say whether the maps of positive images were all or nothing since the last call; empty when healthy."""
+        if self._foreground_share is None:
+            return []
+        total, count = self._foreground_share.tolist()
+        self._foreground_share = None
         if count == 0:
             return []
         share = total / count
@@ -130,29 +150,19 @@ class WSSSMethod(nn.Module):
         return []
 
 
-def _broadcast_buffers(network: nn.Module) -> None:
-    """Batch-norm statistics differ between the processes after a step: all measure with those of the first."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        for buffer in network.buffers():
-            torch.distributed.broadcast(buffer, 0)
+def describe(part: Any) -> Any:
+    """Give the public settings of a method's part as values that JSON can hold, for the run's record.
 
-
-def mean_of_processes(values: torch.Tensor) -> torch.Tensor:
-    """The mean over the processes of a distributed run, in place, of those that have a value and not NaN."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        known = (~values.isnan()).to(values.dtype)
-        values.nan_to_num_(nan=0.0)
-        for part in (values, known):
-            torch.distributed.all_reduce(part)
-        values /= known  # 0 / 0 where no process has one
-    return values
-
-
-def _gather(responses: NegativeResponses) -> None:
-    """Give every process of a distributed run the responses of all."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        rank = torch.distributed.get_rank()
-        gathered: list[Any] = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(gathered, responses.values)
-        for values in gathered[:rank] + gathered[rank + 1 :]:
-            responses.merge(values)
+    Example:
+        >>> from monai_wsss.engines import Term
+        >>> from monai_wsss.losses import EquivarianceLoss
+        >>> describe(Term(EquivarianceLoss(), 0.5))["loss"]
+        {'kind': 'EquivarianceLoss', 'reduction': 'mean', 'mask': 'label'}
+    """
+    if part is None or isinstance(part, (bool, int, float, str)):
+        return part
+    if isinstance(part, (list, tuple)):
+        return [describe(each) for each in part]
+    told = {name: value for name, value in vars(part).items() if not name.startswith("_") and name != "training"}
+    told |= dict(part.named_children()) if isinstance(part, nn.Module) else {}
+    return {"kind": type(part).__name__, **{name: describe(value) for name, value in told.items()}}

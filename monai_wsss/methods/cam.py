@@ -56,14 +56,14 @@ class ClassActivationMapping(WSSSMethod):
 
     @classmethod
     def tiny(cls, spatial_dims: int = 2, in_channels: int = 1, num_classes: int = 1) -> ClassActivationMapping:
-        """Small enough to overfit one batch in seconds on a CPU."""
+        """Build one that overfits one batch in seconds on a CPU."""
         return cls(CAMEncoder.tiny(spatial_dims, in_channels, num_classes))
 
     @classmethod
     def from_preset(
         cls, preset: str = "default", *, spatial_dims: int = 2, in_channels: int = 1, num_classes: int = 1
     ) -> ClassActivationMapping:
-        """The whole method by name.
+        """Build the whole method by name.
 
         Args:
             preset: ``"default"``, three stride-4 encoders with maximum pooling; ``"paper"``, one with average pooling.
@@ -74,11 +74,13 @@ class ClassActivationMapping(WSSSMethod):
         check_choice("preset", preset, ("default", "paper"))
         pooling, members = ("max", 3) if preset == "default" else ("average", 1)
         encoders = [CAMEncoder(spatial_dims, in_channels, num_classes, pooling=pooling) for _ in range(members)]
-        return cls(MapEnsemble(encoders) if members > 1 else encoders[0])
+        method = cls(MapEnsemble(encoders) if members > 1 else encoders[0])
+        method.settings |= {"preset": preset, "pooling": pooling, "members": members}
+        return method
 
     def losses(self, batch: dict[str, Any], progress: Progress, player: str) -> dict[str, torch.Tensor]:
-        """``classification``: binary cross-entropy, mean over images and classes, summed over members."""
-        label = batch["label"]
+        """Give ``classification``: binary cross-entropy, mean over images and classes, summed over members."""
+        label = batch["label"].to(batch["image"].device)
         member_maps = float32_or_wider(self.network.member_maps(batch["image"]))
         self.observe(member_maps.mean(0), label)
         logits = torch.stack([self.network.pool(maps) for maps in member_maps])

@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""CMER: one classifier a modality; their maps are held equivariant, each to itself and to one another.
+"""CMER: one classifier per modality; their maps are held equivariant, each to itself and to one another.
 
 Patel & Dolz, "Weakly supervised segmentation with cross-modality equivariant constraints", arXiv:2104.02488.  For
 modalities k = 1..G with image-level labels y, a spatial transform pi drawn for the batch, and M = N(map) in [0, 1]:
@@ -19,7 +19,7 @@ class activation maps.
 |-----------|---------------------------------|-----------|----------------------------------------|
 | x, y      | ``image``, ``label``            | pi        | ``record``, drawn by ``transform``     |
 | M, M~     | ``maps`` of the two views       | pi(M)     | ``warped_maps``                        |
-| s, s~     | ``logits`` of the two views     | lambda_E  | ``ramp``                               |
+| s, s~     | ``logits`` of the two views     | lambda_E  | of the terms ``equivariance``, ``cross_modal`` |
 
 What the default deploys.  Networks are compared by their classification loss; weak ones neither teach nor take part in
 the fusion.  The best network therefore learns from its labels and from L_ER alone, and where it leaves all others
@@ -27,21 +27,36 @@ behind, its map is the mask: cross-modal learning then serves the studies that l
 
 Differences.  The paper's classifier has a softmax over background and tumor and takes the map of the second; here
 each of the K classes has one logit and one map, which for K = 1 is the difference of those two, with equal losses.
-Presets: ``"paper"`` takes the equations as printed; ``"released"`` takes what the authors' code computes; what
-``"default"`` changes, and why, is said in :meth:`CMER.from_preset`.
+Presets: ``"paper"`` takes the equations as printed; ``"released"`` takes what the authors' code computes.
+
+| preset         | network               | L_ER          | L_CMER                   | KD   | lambda_E(t)     |
+|----------------|-----------------------|---------------|--------------------------|------|-----------------|
+| ``"paper"``    | U-Net, average, z     | sum, all      | sum, all                 | T=1  | exponential, 15 |
+| ``"released"`` | U-Net, average, z     | mean, labeled | mean, labeled, predicted | T=10 | 1               |
+| ``"default"``  | stride-4 encoder, max | mean, labeled | sum, labeled, predicted  | T=1  | step at half    |
+
+z: each slice is z-scored in the network; labeled, predicted: the maps that count.  ``"paper"`` normalizes maps by their
+maximum and to unit norm before they are transformed, and draws 0 to 3 quarter turns; the others min-max, unit norm
+after, 1 to 3.  As printed, Eq. 2 is of the order of 1000 and drowns the classification; as released, Eq. 4 is below
+2 / number of pixels and has no effect.  ``"default"`` therefore takes each where both are of the order of 1 or below.
+It lets a peer teach, distillation too, only from half time on and only if the labels have shown it to be clearly
+better.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-from monai_wsss._checks import check_choice, float32_or_wider, plain_tensor
+from monai_wsss._checks import as_flag, check_choice, float32_or_wider, plain_tensor
+from monai_wsss._running import RunningMean
 from monai_wsss.cams import normalize_maps
-from monai_wsss.engines.schedules import Progress, WeightRamp
+from monai_wsss.engines import Progress, Term, WeightRamp, takes_arguments_of
 from monai_wsss.losses import (
     CrossModalEquivarianceLoss,
     EquivarianceLoss,
@@ -49,40 +64,88 @@ from monai_wsss.losses import (
     peer_weights,
     unit_norm_maps,
 )
-from monai_wsss.methods.base import WSSSMethod, mean_of_processes
+from monai_wsss.methods.base import WSSSMethod, describe
 from monai_wsss.networks import ModalityNetworks, networks_by_modality
 from monai_wsss.transforms import PairedSpatialTransform, SpatialRecord
 
 __all__ = ["CMER"]
 
 PEER_MOMENTUM = 0.98  # of the running classification losses that tell weak peers: about the last fifty batches
+_UNET: dict[str, Any] = {"backbone": "unet", "pooling": "average", "standardize": True}
+# Of each preset the words of the network, and those of the method.
+_PRESETS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "default": ({}, {"distillation_ramp": WeightRamp(), "teachers": "better"}),
+    "paper": (
+        _UNET,
+        {
+            "turns": (0, 1, 2, 3),
+            "equivariance": {"reduction": "sum", "mask": "none"},
+            "cross_modal": {"mask": "none", "l2_before_warp": True, "skip_empty": False},
+            "norm": "max",
+            "ramp": WeightRamp("exponential", end=15),
+        },
+    ),
+    "released": (
+        _UNET,
+        {
+            "cross_modal": {"reduction": "mean", "skip_empty": False},
+            "distillation": {"temperature": 10.0},
+            "ramp": WeightRamp("none"),
+        },
+    ),
+}
+_LOSSES = {
+    "equivariance": EquivarianceLoss,
+    "cross_modal": CrossModalEquivarianceLoss,
+    "distillation": MutualDistillationLoss,
+}
+_WEIGHTS = {"equivariance": 1.0, "cross_modal": 1.0, "distillation": 0.5}
 
 
 class _View(NamedTuple):
-    """What the networks say of one view of the images."""
+    """The networks' outputs for one view of the images."""
 
     raw: torch.Tensor  # (B, G, K, *S)
     logits: torch.Tensor  # (B, G, K)
     maps: torch.Tensor  # normalized, (B, G, K, *S)
 
 
+class _Views:
+    """Both views of a batch, with the first moved onto the second."""
+
+    def __init__(self, first: _View, second: _View, record: SpatialRecord, *, ignore_border: bool = False) -> None:
+        self.first, self.second, self.record, self.ignore_border = first, second, record, ignore_border
+
+    @cached_property
+    def inside(self) -> torch.Tensor:
+        """1 where a pixel of the second view comes from the first, 0 where padding came in; 1 for all if not asked."""
+        if not self.ignore_border:
+            return self.second.maps.new_ones(())
+        return (_move(torch.ones_like(self.first.maps[:, :1, :1]), self.record) > 0.999).to(self.second.maps.dtype)
+
+    @cached_property
+    def maps(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """pi(M) and M~."""
+        return _move(self.first.maps, self.record) * self.inside, self.second.maps * self.inside
+
+    @cached_property
+    def unit_maps(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """pi(n(M)) and n(M~)."""
+        return _move(_unit(self.first.maps), self.record) * self.inside, _unit(self.second.maps) * self.inside
+
+
 class CMER(WSSSMethod):
     """Cross-modality equivariant constraints for any number of modalities; every term can be switched off.
 
     Args:
-        network: the classifiers, one a modality.
+        network: the classifiers, one per modality.
         transform: draws pi.
-        equivariance: L_ER within a modality, or None.
-        cross_modal: L_CMER between modalities, or None.
-        distillation: L_KD between modalities, or None.
+        equivariance: L_ER within a modality and lambda_E, or None.
+        cross_modal: L_CMER between modalities and lambda_E, or None.
+        distillation: L_KD between modalities and lambda_KD, or None.
         second_view: whether the classifiers see the transformed images too; without it, and so without the
             equivariances, this is plain CAM for each modality.
         norm: N of :func:`~monai_wsss.cams.normalize_maps`: ``"minmax"`` or ``"max"``.
-        equivariance_weight: factor of L_ER.
-        cross_modal_weight: factor of L_CMER.
-        distillation_weight: lambda_KD.
-        ramp: lambda_E(t), of both equivariances; None for a step at half of the run, the paper's 15 of 30 epochs.
-        distillation_ramp: the same for lambda_KD; None for a constant.
         ignore_border: leave out of L_ER and L_CMER the pixels that a translation brought in.
         weak_peer_ratio: a peer is weak for a network if its running classification loss is more than this many times as
             large.  Those of the best network are reported, and left out of ``network.reliable`` when training ends.
@@ -101,23 +164,17 @@ class CMER(WSSSMethod):
     """
 
     network: ModalityNetworks
-    peer_loss: torch.Tensor
 
     def __init__(
         self,
         network: ModalityNetworks,
         transform: PairedSpatialTransform | None = None,
         *,
-        equivariance: EquivarianceLoss | None = None,
-        cross_modal: CrossModalEquivarianceLoss | None = None,
-        distillation: MutualDistillationLoss | None = None,
+        equivariance: Term | None = None,
+        cross_modal: Term | None = None,
+        distillation: Term | None = None,
         second_view: bool = True,
         norm: str = "minmax",
-        equivariance_weight: float = 1.0,
-        cross_modal_weight: float = 1.0,
-        distillation_weight: float = 0.5,
-        ramp: WeightRamp | None = None,
-        distillation_ramp: WeightRamp | None = None,
         ignore_border: bool = False,
         weak_peer_ratio: float = 1.25,
         teachers: str = "all",
@@ -137,22 +194,20 @@ class CMER(WSSSMethod):
         self.distillation = distillation
         self.second_view = second_view
         self.norm = norm
-        self.equivariance_weight = equivariance_weight
-        self.cross_modal_weight = cross_modal_weight
-        self.distillation_weight = distillation_weight
-        self.ramp = ramp or WeightRamp()
-        self.distillation_ramp = distillation_ramp or WeightRamp("none")
         self.ignore_border = ignore_border
         self.weak_peer_ratio = weak_peer_ratio
         self.teachers = teachers
-        self.register_buffer("peer_loss", torch.full((network.groups,), float("nan")))
+        self.peer_loss = RunningMean(network.groups, momentum=PEER_MOMENTUM)
 
     @classmethod
     def tiny(cls, spatial_dims: int = 2, in_channels: int = 1, num_classes: int = 1) -> CMER:
-        """All terms on encoders of width 4: small enough to overfit one batch in seconds on a CPU."""
+        """Build all terms on encoders of width 4: small enough to overfit one batch in seconds on a CPU."""
         return cls.from_preset(network=ModalityNetworks.tiny(spatial_dims, in_channels, num_classes))
 
     @classmethod
+    @takes_arguments_of(
+        "ramp", "distillation_ramp", "second_view", "norm", "ignore_border", "weak_peer_ratio", "teachers"
+    )
     def from_preset(
         cls,
         preset: str = "default",
@@ -161,74 +216,95 @@ class CMER(WSSSMethod):
         spatial_dims: int = 2,
         modalities: Sequence[str] | None = None,
         num_classes: int = 1,
-        **changes: Any,
+        transform: PairedSpatialTransform | None = None,
+        equivariance: nn.Module | bool | str | None = True,
+        cross_modal: nn.Module | bool | str | None = True,
+        distillation: nn.Module | bool | str | None = True,
+        equivariance_weight: float = _WEIGHTS["equivariance"],
+        cross_modal_weight: float = _WEIGHTS["cross_modal"],
+        distillation_weight: float = _WEIGHTS["distillation"],
+        **words: Any,
     ) -> CMER:
-        """The whole method by name.
-
-        | preset         | network               | L_ER          | L_CMER                   | KD   | lambda_E(t)     |
-        |----------------|-----------------------|---------------|--------------------------|------|-----------------|
-        | ``"paper"``    | U-Net, average, z     | sum, all      | sum, all                 | T=1  | exponential, 15 |
-        | ``"released"`` | U-Net, average, z     | mean, labeled | mean, labeled, predicted | T=10 | 1               |
-        | ``"default"``  | stride-4 encoder, max | mean, labeled | sum, labeled, predicted  | T=1  | step at half    |
-
-        z: each slice is z-scored in the network; labeled, predicted: the maps that count.
-        ``"paper"`` normalizes maps by their maximum and to unit norm before they are transformed, and draws 0 to 3
-        quarter turns; the others min-max, unit norm after, 1 to 3.  As printed, Eq. 2 is of the order of 1000 and
-        drowns the classification; as released, Eq. 4 is below 2 / number of pixels and has no effect.  ``"default"``
-        therefore takes each where both are of the order of 1 or below; and lets a peer teach, distillation too, only
-        from half time on and only if the labels have shown it to be clearly better.
+        """Build the whole method by words.
 
         Args:
-            preset: ``"default"``, ``"paper"`` or ``"released"``.
+            preset: ``"default"``, ``"paper"`` or ``"released"``, see the table of this file.
             network: other classifiers in the place of the preset's; they have dimensions and classes of their own.
             spatial_dims: 2 or 3.
             modalities: their names, a network each; where ``network`` is not given.
             num_classes: K, the foreground classes.
-            changes: arguments of the class to set otherwise, e.g. ``cross_modal=None``.
+            transform: another pi in the place of the preset's.
+            equivariance: L_ER: True, the preset's; False or None, off; or another loss.
+            cross_modal: L_CMER, alike.
+            distillation: L_KD, alike.
+            equivariance_weight: factor of L_ER.
+            cross_modal_weight: factor of L_CMER.
+            distillation_weight: lambda_KD.
+            words: to set otherwise than the preset: ``ramp``, lambda_E(t) of both equivariances, and
+                ``distillation_ramp``, each a :class:`~monai_wsss.engines.WeightRamp` or a share of the run; and
+                ``second_view``, ``norm``, ``ignore_border``, ``weak_peer_ratio`` and ``teachers`` of the class.
 
         Raises:
             ValueError: an unknown preset; both or neither of ``network`` and ``modalities``.
+            TypeError: an unknown word.
         """
         if (network is None) == (modalities is None):
             raise ValueError("Expected either `network` or `modalities`, the names of the networks to build.")
-        check_choice("preset", preset, ("default", "paper", "released"))
+        check_choice("preset", preset, tuple(_PRESETS))
+        of_preset = _PRESETS[preset][1]
         if network is None:
-            printed = {"backbone": "unet", "pooling": "average", "standardize": True}
-            backbone: dict[str, Any] = {} if preset == "default" else printed
-            network = networks_by_modality(
-                modalities or (), spatial_dims=spatial_dims, num_classes=num_classes, **backbone
+            network = cls.network_from_preset(
+                preset, modalities=modalities or (), spatial_dims=spatial_dims, num_classes=num_classes
             )
-        settings: dict[str, dict[str, Any]] = {
-            "default": {
-                "transform": PairedSpatialTransform(),
-                "equivariance": EquivarianceLoss(),
-                "cross_modal": CrossModalEquivarianceLoss(),
-                "distillation": MutualDistillationLoss(),
-                "distillation_ramp": WeightRamp(),
-                "teachers": "better",
-            },
-            "paper": {
-                "transform": PairedSpatialTransform(turns=(0, 1, 2, 3)),
-                "equivariance": EquivarianceLoss(reduction="sum", mask="none"),
-                "cross_modal": CrossModalEquivarianceLoss(mask="none", l2_before_warp=True, skip_empty=False),
-                "distillation": MutualDistillationLoss(),
-                "norm": "max",
-                "ramp": WeightRamp("exponential", end=15),
-            },
-            "released": {
-                "transform": PairedSpatialTransform(),
-                "equivariance": EquivarianceLoss(),
-                "cross_modal": CrossModalEquivarianceLoss(reduction="mean", skip_empty=False),
-                "distillation": MutualDistillationLoss(temperature=10.0),
-                "ramp": WeightRamp("none"),
-            },
-        }
-        return cls(network, **(settings[preset] | changes))
+        told = {"ramp": WeightRamp(), "distillation_ramp": WeightRamp("none"), **of_preset, **words}
+        ramps = {name: WeightRamp.of(told.pop(name)) for name in ("ramp", "distillation_ramp")}
+        weights = (equivariance_weight, cross_modal_weight, distillation_weight)
+        terms: dict[str, Term | None] = {}
+        for (name, kind), given, weight in zip(
+            _LOSSES.items(), (equivariance, cross_modal, distillation), weights, strict=True
+        ):
+            options = told.pop(name, {})
+            loss = given if isinstance(given, nn.Module) else kind(**options) if _is_on(name, given) else None
+            ramp = ramps["distillation_ramp" if name == "distillation" else "ramp"]
+            terms[name] = None if loss is None else Term(loss, weight, ramp)
+        turns = {"turns": told.pop("turns")} if "turns" in told else {}
+        for name in ("second_view", "ignore_border"):
+            if name in told:
+                told[name] = as_flag(name, told[name])
+        method = cls(network, transform or PairedSpatialTransform(**turns), **terms, **told)
+        method.settings |= {"preset": preset, **method.describe_terms()}
+        return method
+
+    @classmethod
+    @takes_arguments_of(networks_by_modality)
+    def network_from_preset(
+        cls, preset: str = "default", *, modalities: Sequence[str], standardize: bool | str | None = None, **words: Any
+    ) -> ModalityNetworks:
+        """Build the networks of a preset.
+
+        Args:
+            preset: as :meth:`from_preset`.
+            modalities: their names, a network each.
+            standardize: whether each slice is z-scored in the network; None: as the preset says.
+            words: of :func:`~monai_wsss.networks.networks_by_modality`, to set otherwise than the preset.
+        """
+        check_choice("preset", preset, tuple(_PRESETS))
+        told = {**_PRESETS[preset][0], **words}
+        if standardize is not None:
+            told["standardize"] = as_flag("standardize", standardize)
+        network = networks_by_modality(modalities, **told)
+        network.settings = {"preset": preset, "network_modalities": list(modalities), **told}  # type: ignore[assignment]
+        return network
+
+    def describe_terms(self) -> dict[str, Any]:
+        """Give the settings as values that JSON can hold."""
+        told = {name: getattr(self, name) for name in ("second_view", "norm", "ignore_border", "teachers")}
+        return {**told, **{name: describe(getattr(self, name)) for name in ("transform", *_LOSSES)}}
 
     def losses(self, batch: dict[str, Any], progress: Progress, player: str) -> dict[str, torch.Tensor]:
-        """``classification/<modality>`` for each, ``distillation``, ``equivariance`` and ``cross_modal`` where on.
+        """Give ``classification/<modality>`` for each, ``distillation``, ``equivariance`` and ``cross_modal`` where on.
 
-        Weighted, and summed over the networks, whose gradients do not mix.
+        They are weighted, and summed over the networks, whose gradients do not mix.
         """
         image = plain_tensor(batch["image"])
         label = batch["label"].to(image.device)
@@ -238,18 +314,22 @@ class CMER(WSSSMethod):
             record = self.transform.draw(image.shape)
             views.append(self._see(record(image, padding="minimum")))
         losses = self._classification(views, label)
-        pairs = self._pairs()
-        off = views[0].logits.new_zeros(())  # a term whose ramp is at 0 is logged, not computed
+        pairs, graph = self._pairs(), views[0].logits
         if self.distillation is not None:
-            strength = self.distillation_weight * self.distillation_ramp(progress)
-            losses["distillation"] = strength * self._distillation(views, pairs) if strength > 0 else off
-        if self.second_view:
-            strength = self.ramp(progress)
-            terms = self._consistency(views[0], views[1], record, label, pairs) if strength > 0 else {}
-            if self.equivariance is not None:
-                losses["equivariance"] = strength * self.equivariance_weight * terms.get("equivariance", off)
-            if self.cross_modal is not None:
-                losses["cross_modal"] = strength * self.cross_modal_weight * terms.get("cross_modal", off)
+            losses["distillation"] = self.distillation(
+                progress, graph, lambda loss: self._distilled(loss, views, pairs)
+            )
+        if not self.second_view:
+            return losses
+        both = _Views(views[0], views[1], record, ignore_border=self.ignore_border)
+        if self.equivariance is not None:
+            losses["equivariance"] = self.equivariance(
+                progress, graph, lambda loss: self._equivariant(loss, both, label)
+            )
+        if self.cross_modal is not None:
+            losses["cross_modal"] = self.cross_modal(
+                progress, graph, lambda loss: self._cross_modal(loss, both, label, pairs)
+            )
         return losses
 
     def _see(self, image: torch.Tensor) -> _View:
@@ -259,67 +339,52 @@ class CMER(WSSSMethod):
         return _View(raw.unflatten(1, groups), logits.unflatten(1, groups), maps.unflatten(1, groups))
 
     def _classification(self, views: Sequence[_View], label: torch.Tensor) -> dict[str, torch.Tensor]:
-        """L_C of each network, and a note of how well each does."""
+        """Give L_C of each network, and take note of how well each does."""
         target = label[:, None].to(views[0].logits).expand_as(views[0].logits)
         of_views = [
             F.binary_cross_entropy_with_logits(view.logits, target, reduction="none").mean((0, 2)) for view in views
         ]
         of_groups = torch.stack(of_views).mean(0)
-        with torch.no_grad():
-            now = mean_of_processes(of_groups.detach().clone())
-            before = torch.where(self.peer_loss.isnan(), now, self.peer_loss)
-            self.peer_loss.copy_(PEER_MOMENTUM * before + (1 - PEER_MOMENTUM) * now)
+        self.peer_loss.update(of_groups)
         return {f"classification/{name}": loss for name, loss in zip(self.network.modalities, of_groups, strict=True)}
 
-    def _distillation(self, views: Sequence[_View], pairs: torch.Tensor) -> torch.Tensor:
-        """L_KD, summed over the networks, not yet weighted."""
-        assert self.distillation is not None
-        terms = [self.distillation(view.logits, view.logits, pairs) for view in views]
-        return self.network.groups * torch.stack(terms).mean()
+    def _distilled(self, loss: nn.Module, views: Sequence[_View], pairs: torch.Tensor) -> torch.Tensor:
+        """Give L_KD, summed over the networks."""
+        return self.network.groups * torch.stack([loss(view.logits, view.logits, pairs) for view in views]).mean()
 
-    def _consistency(
-        self, first: _View, second: _View, record: SpatialRecord, label: torch.Tensor, pairs: torch.Tensor
-    ) -> dict[str, torch.Tensor]:
-        """L_ER and L_CMER, summed over the networks, not yet weighted."""
-        groups = self.network.groups
-        inside = self._inside(second.maps, first.maps, record)
-        moved, maps = _move(first.maps, record) * inside, second.maps * inside
-        terms: dict[str, torch.Tensor] = {}
-        if self.equivariance is not None:
-            labels = label[:, None].expand(-1, groups, -1).flatten(0, 1)
-            terms["equivariance"] = groups * self.equivariance(moved.flatten(0, 1), maps.flatten(0, 1), labels)
-        if self.cross_modal is not None:
-            if self.cross_modal.l2_before_warp:
-                moved, maps = _move(_unit(first.maps), record) * inside, _unit(second.maps) * inside
-            directions = (
-                self.cross_modal(maps, moved, label, first.logits, pairs),
-                self.cross_modal(moved, maps, label, second.logits, pairs),
-            )
-            terms["cross_modal"] = groups * torch.stack(directions).mean()
-        return terms
+    def _equivariant(self, loss: nn.Module, views: _Views, label: torch.Tensor) -> torch.Tensor:
+        """Give L_ER, summed over the networks."""
+        moved, maps = (of_view.flatten(0, 1) for of_view in views.maps)
+        labels = label[:, None].expand(-1, self.network.groups, -1).flatten(0, 1)
+        return self.network.groups * loss(moved, maps, labels)
 
-    def _inside(self, moved: torch.Tensor, maps: torch.Tensor, record: SpatialRecord) -> torch.Tensor:
-        """1 where a pixel of the second view comes from the first, 0 where padding came in; 1 for all if not asked."""
-        if not self.ignore_border:
-            return moved.new_ones(())
-        return (_move(torch.ones_like(maps[:, :1, :1]), record) > 0.999).to(moved.dtype)
+    def _cross_modal(self, loss: Any, views: _Views, label: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
+        """Give L_CMER, summed over the networks."""
+        moved, maps = views.unit_maps if loss.l2_before_warp else views.maps
+        directions = (
+            loss(maps, moved, label, views.first.logits, pairs),
+            loss(moved, maps, label, views.second.logits, pairs),
+        )
+        return self.network.groups * torch.stack(directions).mean()
 
     def _pairs(self) -> torch.Tensor:
-        """(G, G): the weight of each teacher (column) for each student (row)."""
-        better = self.weak_peer_ratio * self.peer_loss[None, :] < self.peer_loss[:, None]
+        """Give the weight of each teacher (column) for each student (row): (G, G)."""
+        losses = self.peer_loss.value
+        better = self.weak_peer_ratio * losses[None, :] < losses[:, None]
         allowed = better if self.teachers == "better" else torch.ones_like(better)
-        return peer_weights(allowed, dtype=self.peer_loss.dtype)
+        return peer_weights(allowed, dtype=losses.dtype)
 
     @torch.no_grad()
     def finalize(self, train_data_loader: Iterable, device: torch.device | str = "cpu") -> None:
-        """As the base's; and marks the modalities that are no weak peers of the best one as ``network.reliable``."""
+        """Fill the healthy levels, and mark modalities that are no weak peers of the best as ``network.reliable``."""
         super().finalize(train_data_loader, device)
-        self.network.reliable.copy_(~(self.peer_loss > self.weak_peer_ratio * self.peer_loss.min()))
+        losses = self.peer_loss.value
+        self.network.reliable.copy_(~(losses > self.weak_peer_ratio * losses.min()))
 
     def collapse_warnings(self) -> list[str]:
-        """As the base's, and a sentence for each weak peer of the best network."""
+        """Add, to those of every method, a sentence for each weak peer of the best network."""
         sentences = super().collapse_warnings()
-        names, losses = self.network.modalities, self.peer_loss.tolist()
+        names, losses = self.network.modalities, self.peer_loss.value.tolist()
         best = min(range(len(losses)), key=losses.__getitem__)
         remedy = "it does not teach it"
         if self.teachers == "all" and (self.cross_modal is not None or self.distillation is not None):
@@ -334,10 +399,14 @@ class CMER(WSSSMethod):
 
 
 def _move(maps: torch.Tensor, record: SpatialRecord) -> torch.Tensor:
-    """pi of maps (B, G, K, *S)."""
+    """Apply pi to maps (B, G, K, *S)."""
     return record(maps.flatten(1, 2)).unflatten(1, maps.shape[1:3])
 
 
 def _unit(maps: torch.Tensor) -> torch.Tensor:
-    """n of maps (B, G, K, *S)."""
+    """Apply n to maps (B, G, K, *S)."""
     return unit_norm_maps(maps.flatten(1, 2)).unflatten(1, maps.shape[1:3])
+
+
+def _is_on(name: str, given: Any) -> bool:
+    return given is not None and as_flag(name, given)

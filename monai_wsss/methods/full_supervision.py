@@ -12,15 +12,12 @@ from monai.networks.nets import UNet
 from torch import nn
 
 from monai_wsss._checks import float32_or_wider
+from monai_wsss._labels import IGNORED
 from monai_wsss.engines.schedules import Progress
 from monai_wsss.losses import purified_label_loss
 from monai_wsss.methods.base import WSSSMethod
 
-__all__ = ["IGNORED", "FullSupervision", "SegmentationNetwork", "class_targets"]
-
-IGNORED = 255
-"""Value of unlabeled pixels, as in metrics, which nothing that trains may import."""
-
+__all__ = ["FullSupervision", "SegmentationNetwork", "class_targets"]
 
 _CERTAIN = 50.0  # a logit whose softmax is 1 in float32
 
@@ -44,11 +41,11 @@ class SegmentationNetwork(nn.Module):
 
     @classmethod
     def tiny(cls, spatial_dims: int = 2, in_channels: int = 1, num_classes: int = 1) -> SegmentationNetwork:
-        """A U-Net of a few thousand parameters."""
+        """Build a U-Net of a few thousand parameters."""
         return cls(UNet(spatial_dims, in_channels, num_classes + 1, channels=(4, 8), strides=(2,)))
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Logits at the input's size."""
+        """Give logits at the input's size."""
         return self.segmenter(image)
 
 
@@ -82,11 +79,11 @@ class FullSupervision(WSSSMethod):
 
     @classmethod
     def tiny(cls, spatial_dims: int = 2, in_channels: int = 1, num_classes: int = 1) -> FullSupervision:
-        """Small enough to overfit one batch in seconds on a CPU."""
+        """Build one that overfits one batch in seconds on a CPU."""
         return cls(SegmentationNetwork.tiny(spatial_dims, in_channels, num_classes))
 
     def losses(self, batch: dict[str, Any], progress: Progress, player: str) -> dict[str, torch.Tensor]:
-        """``full_supervision``: cross-entropy plus soft Dice against ``mask`` (B, 1, *S)."""
+        """Give ``full_supervision``: cross-entropy plus soft Dice against ``mask`` (B, 1, *S)."""
         if "mask" not in batch:
             raise ValueError("Full supervision needs `mask` in its batch: read the split with masks=True.")
         logits = float32_or_wider(self.network(batch["image"]))
@@ -102,7 +99,7 @@ class FullSupervision(WSSSMethod):
 
 
 def class_targets(mask: torch.Tensor, *, background: bool) -> torch.Tensor:
-    """Channel indices (B, *S) of masks on disk (B, 1, *S); with no background, value k is channel k-1 and 0 is ignored.
+    """Turn masks on disk (B, 1, *S) into channels (B, *S); without a background, value k is k-1 and 0 is ignored.
 
     Example:
         >>> class_targets(torch.tensor([[[0, 1, 2, 255]]]), background=False).tolist()

@@ -24,14 +24,14 @@ import torch
 import torch.nn.functional as F
 
 from monai_wsss._checks import check_choice, float32_or_wider
-from monai_wsss.engines.schedules import Progress
+from monai_wsss.engines import Progress, takes_arguments_of
 from monai_wsss.methods.base import WSSSMethod
 from monai_wsss.networks import GlandClassifier, resnet38_classifier
 
 __all__ = ["GlandClassification"]
 
 _PRESETS: dict[str, dict[str, Any]] = {
-    # From scratch, on a small machine: what the feasibility runs found to train.
+    # Trains from scratch on a small machine.
     "default": {
         "small": True,
         "width": 12,
@@ -66,12 +66,13 @@ class GlandClassification(WSSSMethod):
 
     @classmethod
     def tiny(cls, spatial_dims: int = 2, in_channels: int = 3, num_classes: int = 2) -> GlandClassification:
-        """Small enough to overfit one batch in seconds on a CPU."""
+        """Build one that overfits one batch in seconds on a CPU."""
         return cls(GlandClassifier.tiny(spatial_dims, in_channels, num_classes))
 
     @classmethod
+    @takes_arguments_of(resnet38_classifier)
     def from_preset(cls, preset: str = "default", **settings: Any) -> GlandClassification:
-        """The whole stage by name.
+        """Build the whole stage by name.
 
         Args:
             preset: ``"default"``, a small ResNet38 with top-25 % pooling, trained from scratch; ``"paper"``, the
@@ -82,19 +83,31 @@ class GlandClassification(WSSSMethod):
             >>> GlandClassification.from_preset(width=4).network.pooling
             'topk'
         """
+        return cls(cls.network_from_preset(preset, **settings))
+
+    @classmethod
+    @takes_arguments_of(resnet38_classifier)
+    def network_from_preset(cls, preset: str = "default", **settings: Any) -> GlandClassifier:
+        """Build the network of a preset; the arguments are those of :meth:`from_preset`."""
         check_choice("preset", preset, tuple(_PRESETS))
-        return cls(resnet38_classifier(**{**_PRESETS[preset], **settings}))
+        told = {**_PRESETS[preset], **settings}
+        network = resnet38_classifier(**told)
+        network.settings = {"preset": preset, **told}  # type: ignore[assignment]
+        return network
 
     def losses(self, batch: dict[str, Any], progress: Progress, player: str) -> dict[str, torch.Tensor]:
-        """``classification``: binary cross-entropy, mean over images and classes."""
+        """Give ``classification``: binary cross-entropy, mean over images and classes."""
         class_map = float32_or_wider(self.network.signed_map(batch["image"]))
-        self.observe(class_map, batch["label"])
+        label = batch["label"].to(class_map)
+        self.observe(class_map, label)
         logits = self.network.image_logits(class_map)
-        return {"classification": F.binary_cross_entropy_with_logits(logits, batch["label"].to(logits.dtype))}
+        return {"classification": F.binary_cross_entropy_with_logits(logits, label)}
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
-        """What the paper's parents train at different rates: new layers at 10 times the rate of the loaded backbone,
-        biases at twice that of their layer and without weight decay.
+        """Split the parameters by rate, as the works that the paper builds on train theirs.
+
+        New layers have 10 times the rate of the loaded backbone, and biases twice that of their layer and no weight
+        decay.
 
         Args:
             learning_rate: of the backbone's weights.

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from monai_wsss._checks import check_choice, float32_or_wider
+from monai_wsss._checks import as_flag, check_choice, float32_or_wider
 from monai_wsss.engines.schedules import Progress
-from monai_wsss.losses.purified_label import purified_label_loss
+from monai_wsss.losses import PurifiedLabelLoss
 from monai_wsss.methods.base import WSSSMethod
-from monai_wsss.methods.full_supervision import IGNORED, SegmentationNetwork, class_targets
+from monai_wsss.methods.full_supervision import SegmentationNetwork, class_targets
 
 __all__ = ["PseudoMaskSupervision"]
 
@@ -30,15 +30,13 @@ class PseudoMaskSupervision(WSSSMethod):
 
     Args:
         network: any MONAI segmenter: K+1 logits with a background, K without.
+        loss: weights of purified label filtration; None: plain cross-entropy.
         background: whether channel 0 is the background.  Without one every class is real tissue, masks on disk are the
             channel plus one, and pixels of value 0 are ignored.
-        plf: weights of purified label filtration: ``none``, ``paper`` (Eq. 11), ``official``, ``oeem`` or
-            ``oeem_conf``.
         warmup: share of the run with plain cross-entropy before the weights count.
-        ignore_mode: what ignored pixels do to the weights, see :func:`~monai_wsss.losses.purified_label_loss`.
 
     Raises:
-        ValueError: an unknown variant, or a warm-up outside [0, 1].
+        ValueError: a warm-up outside [0, 1].
 
     Example:
         >>> import torch
@@ -55,36 +53,66 @@ class PseudoMaskSupervision(WSSSMethod):
         self,
         network: nn.Module,
         *,
+        loss: PurifiedLabelLoss | None = None,
         background: bool = True,
+        warmup: float = 0.0,
+    ) -> None:
+        super().__init__(network)
+        if not 0.0 <= warmup <= 1.0:
+            raise ValueError(f"Expected `warmup` as a share of the run in [0, 1], got {warmup}.")
+        self.purifies = loss is not None
+        self.loss = PurifiedLabelLoss() if loss is None else loss
+        self.background = background
+        self.warmup = warmup
+
+    @classmethod
+    def build(
+        cls,
+        network: nn.Module,
+        *,
+        background: bool | str = True,
         plf: str = "none",
         warmup: float = 0.0,
         ignore_mode: str = "valid",
-    ) -> None:
-        super().__init__(network)
+    ) -> PseudoMaskSupervision:
+        """Build it by words.
+
+        Args:
+            network: see the class.
+            background: see there.
+            plf: weights of purified label filtration: ``none``, ``paper`` (Eq. 11), ``official``, ``oeem`` or
+                ``oeem_conf``.
+            warmup: see the class.
+            ignore_mode: what ignored pixels do to the weights, see :func:`~monai_wsss.losses.purified_label_loss`.
+
+        Raises:
+            ValueError: an unknown variant, or a warm-up outside [0, 1].
+        """
         check_choice("plf", plf, ("none", "paper", "official", "oeem", "oeem_conf"))
         check_choice("ignore_mode", ignore_mode, ("valid", "all"))
-        if not 0.0 <= warmup <= 1.0:
-            raise ValueError(f"Expected `warmup` as a share of the run in [0, 1], got {warmup}.")
-        self.background = background
-        self.plf = plf
-        self.warmup = warmup
-        self.ignore_mode = ignore_mode
+        loss = None if plf == "none" else PurifiedLabelLoss(variant=plf, ignore_mode=ignore_mode)
+        method = cls(network, loss=loss, background=as_flag("background", background), warmup=warmup)
+        method.settings |= {"plf": plf, "background": method.background, "warmup": warmup, "ignore_mode": ignore_mode}
+        return method
 
     @classmethod
     def tiny(cls, spatial_dims: int = 2, in_channels: int = 1, num_classes: int = 1) -> PseudoMaskSupervision:
-        """Small enough to overfit one batch in seconds on a CPU."""
-        return cls(SegmentationNetwork.tiny(spatial_dims, in_channels, num_classes), plf="paper")
+        """Build one that overfits one batch in seconds on a CPU, with purified label filtration."""
+        return cls(SegmentationNetwork.tiny(spatial_dims, in_channels, num_classes), loss=PurifiedLabelLoss())
 
     def losses(self, batch: dict[str, Any], progress: Progress, player: str) -> dict[str, torch.Tensor]:
-        """``pseudo_supervision``: the weighted cross-entropy against ``pseudo_mask`` (B, 1, *S); of a network with an
-        auxiliary head (:class:`~monai_wsss.networks.PyramidSceneParsing`) in training also ``auxiliary``."""
+        """Give ``pseudo_supervision``: the weighted cross-entropy against ``pseudo_mask`` (B, 1, *S).
+
+        A network with an auxiliary head (:class:`~monai_wsss.networks.PyramidSceneParsing`) also gives ``auxiliary`` in
+        training.
+        """
         if "pseudo_mask" not in batch:
             raise ValueError(
                 "The second stage needs `pseudo_mask` in its batch: write them with PseudoMaskWriter "
                 "and name them with attach_pseudo_masks."
             )
         target = class_targets(batch["pseudo_mask"], background=self.background)
-        purify = self.plf != "none" and progress.fraction >= self.warmup
+        purify = self.purifies and progress.fraction >= self.warmup
         network: Any = self.network
         if not (self.training and getattr(network, "auxiliary", None) is not None):
             return {"pseudo_supervision": self._loss(network(batch["image"]), target, purify)}
@@ -95,11 +123,4 @@ class PseudoMaskSupervision(WSSSMethod):
         }
 
     def _loss(self, logits: torch.Tensor, target: torch.Tensor, purify: bool) -> torch.Tensor:
-        return purified_label_loss(
-            float32_or_wider(logits),
-            target,
-            variant="paper" if self.plf == "none" else self.plf,
-            ignore_mode=self.ignore_mode,
-            ignore_index=IGNORED,
-            purify=purify,
-        )
+        return self.loss(float32_or_wider(logits), target, purify=purify)

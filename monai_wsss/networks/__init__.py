@@ -4,10 +4,13 @@
 """Networks: tensors in, tensors out. Nothing here knows a loss, a dataset or a device."""
 
 from monai_wsss.networks.activation import POOLINGS, ActivationNetwork
+from monai_wsss.networks.all_mlp_decoder import AllMLPDecoder
 from monai_wsss.networks.aspp_resnet import ASPPResNet, AtrousSpatialPyramid
+from monai_wsss.networks.attention_affinity import AttentionAffinity
 from monai_wsss.networks.cam_adapter import CAMAdapter, dense_features
 from monai_wsss.networks.cam_encoder import CAMEncoder
 from monai_wsss.networks.cam_unet import CAMUNet
+from monai_wsss.networks.class_head import ClassHead
 from monai_wsss.networks.consistency_attention import ConsistencyCorrelationAttention
 from monai_wsss.networks.conv_pyramid import ConvPyramid
 from monai_wsss.networks.criss_cross import CrissCrossAttention
@@ -16,6 +19,7 @@ from monai_wsss.networks.map_ensemble import MapEnsemble
 from monai_wsss.networks.mix_transformer import MixTransformer
 from monai_wsss.networks.mix_transformer_weights import load_mix_transformer
 from monai_wsss.networks.modality_networks import ModalityNetworks, networks_by_modality
+from monai_wsss.networks.object_prior import ObjectPrior
 from monai_wsss.networks.position_attention import PositionAttention
 from monai_wsss.networks.pretrained import WeightReport, load_pretrained
 from monai_wsss.networks.psp import PSPHead, PyramidSceneParsing
@@ -28,11 +32,14 @@ __all__ = [
     "POOLINGS",
     "ASPPResNet",
     "ActivationNetwork",
+    "AllMLPDecoder",
     "AtrousSpatialPyramid",
+    "AttentionAffinity",
     "BranchOutputs",
     "CAMAdapter",
     "CAMEncoder",
     "CAMUNet",
+    "ClassHead",
     "ConsistencyCorrelationAttention",
     "ConvPyramid",
     "CrissCrossAttention",
@@ -40,6 +47,7 @@ __all__ = [
     "MapEnsemble",
     "MixTransformer",
     "ModalityNetworks",
+    "ObjectPrior",
     "PSPHead",
     "PositionAttention",
     "PyramidFusionPooling",

@@ -1,25 +1,33 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""What every deployable network with ``output_kind = "activation"`` shares: raw class maps at the input's size.
+"""The base of every deployable network with ``output_kind = "activation"``: raw class maps at the input's size.
 
-A subclass gives low-resolution class maps; this base brings them to the input's size and carries what a mask needs
+A subclass gives low-resolution class maps. This base brings them to the input's size and carries what a mask needs
 besides the map: the pooling that the network was trained with, and the healthy level that training measured.
 """
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from monai_wsss._checks import check_choice
+from monai_wsss._resize import linear_mode
+from monai_wsss._running import fill_where_finite
 from monai_wsss.cams import pool_maps
+from monai_wsss.refinement import MaskRule
 
 __all__ = ["POOLINGS", "ActivationNetwork"]
 
 POOLINGS = ("average", "max", "topk", "lse")
+_LEVELS = ("negative_reference", "negative_quantile")
 
 
 class ActivationNetwork(nn.Module):
     """Base of networks whose output is G groups of K raw, un-normalized activation maps.
+
+    Weights from before there was the buffer ``filled`` load, too: levels that are finite count as measured.
 
     Args:
         spatial_dims: 2 or 3.
@@ -31,14 +39,21 @@ class ActivationNetwork(nn.Module):
 
     Attributes:
         output_kind: ``"activation"``.
-        negative_reference: (G*K,) median response of training-negative pixels; NaN until ``method.finalize``.
-        negative_quantile: (G*K,) upper quantile of the same pixels; NaN until ``method.finalize``.
+        negative_reference: (G*K,) the healthy level, the median response of training-negative pixels; finite always.
+        negative_quantile: (G*K,) upper quantile of the same pixels; finite always.
+        filled: (G*K,) bool, where both have been measured; nowhere until ``method.finalize``.
+        presence_level: optional, a number or a buffer (G*K,): what the pooled map of a class has to exceed in an image
+            that has the class. A network without it has level 0. Set it where pooled maps are no logits.
+
+    Raises:
+        ValueError: other spatial dimensions, no class, or an unknown pooling.
     """
 
     # Real types, not strings: TorchScript reads them, so this file does without `from __future__ import annotations`.
     output_kind: str = "activation"
     negative_reference: torch.Tensor
     negative_quantile: torch.Tensor
+    filled: torch.Tensor
 
     def __init__(
         self,
@@ -63,30 +78,72 @@ class ActivationNetwork(nn.Module):
         self.topk_share = topk_share
         self.lse_sharpness = lse_sharpness
         self.output_kind = "activation"
-        self._mode = "bilinear" if spatial_dims == 2 else "trilinear"
-        self.register_buffer("negative_reference", torch.full((groups * num_classes,), float("nan")))
-        self.register_buffer("negative_quantile", torch.full((groups * num_classes,), float("nan")))
+        self._mode = linear_mode(spatial_dims)
+        for name in _LEVELS:
+            self.register_buffer(name, torch.zeros(groups * num_classes))
+        self.register_buffer("filled", torch.zeros(groups * num_classes, dtype=torch.bool))
+        self.register_load_state_dict_pre_hook(_fill_before_loading)
 
     def class_maps(self, image: torch.Tensor) -> torch.Tensor:
-        """Raw maps at the network's own resolution: ``(B, C, *S) -> (B, G*K, *s)``."""
+        """Give raw maps at the network's own resolution: ``(B, C, *S) -> (B, G*K, *s)``."""
         raise NotImplementedError(f"{type(self).__name__} must give its class maps.")
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Raw maps at the input's size: ``(B, C, *S) -> (B, G*K, *S)``, linear interpolation, half-pixel centers."""
+        """Give raw maps at the input's size: ``(B, C, *S) -> (B, G*K, *S)``, linear between half-pixel centers."""
         return F.interpolate(self.class_maps(image), size=image.shape[2:], mode=self._mode, align_corners=False)
 
     @torch.jit.unused
     def member_maps(self, image: torch.Tensor) -> torch.Tensor:
-        """Maps that are trained independently of one another: ``(B, C, *S) -> (M, B, G*K, *S)``; here M = 1."""
+        """Give maps that are trained independently of one another: ``(B, C, *S) -> (M, B, G*K, *S)``; here M = 1."""
         return self(image)[None]
 
     @torch.jit.unused
     def pool(self, maps: torch.Tensor) -> torch.Tensor:
-        """Image-level logits of maps: ``(B, G*K, *S) -> (B, G*K)``, with this network's pooling."""
+        """Pool maps into image-level logits: ``(B, G*K, *S) -> (B, G*K)``, with this network's pooling."""
         return pool_maps(maps, self.pooling, topk_share=self.topk_share, lse_sharpness=self.lse_sharpness)
 
     @torch.jit.unused
-    def decision_traits(self) -> dict[str, object]:
-        """What :func:`monai_wsss.refinement.to_mask` has to know of this network's output, by its argument names."""
-        names = ("pooling", "topk_share", "lse_sharpness", "groups", "negative_reference", "negative_quantile")
-        return {"output_kind": self.output_kind, **{name: getattr(self, name) for name in names}}
+    def mask_rule(self) -> MaskRule:
+        """Give the rule by which this network's output becomes a mask, with the levels as they are now.
+
+        Example:
+            >>> from monai_wsss.networks import CAMEncoder
+            >>> CAMEncoder(pooling="average").mask_rule().rule
+            'minmax'
+        """
+        names: tuple[str, ...] = ("pooling", "topk_share", "lse_sharpness", "groups", *_LEVELS, "filled")
+        told: dict[str, Any] = {name: getattr(self, name) for name in names}
+        return MaskRule(output_kind=self.output_kind, presence_level=getattr(self, "presence_level", None), **told)
+
+    @torch.jit.unused
+    def set_healthy_level(self, reference: torch.Tensor | float, quantile: torch.Tensor | float) -> None:
+        """Take what training-negative pixels respond into the buffers, and mark it as measured.
+
+        Args:
+            reference: their median (G*K,), or one number for all channels; NaN where it was not measured.
+            quantile: their upper quantile, alike.
+
+        Raises:
+            ValueError: another shape.
+
+        Example:
+            >>> from monai_wsss.networks import CAMEncoder
+            >>> network = CAMEncoder(num_classes=2)
+            >>> network.set_healthy_level(torch.tensor([-3.0, torch.nan]), 0.5)
+            >>> network.negative_reference.tolist(), network.filled.tolist()
+            ([-3.0, 0.0], [True, False])
+        """
+        levels = [torch.as_tensor(level).to(self.negative_reference) for level in (reference, quantile)]
+        for level in levels:
+            if level.ndim and level.shape != self.filled.shape:
+                raise ValueError(
+                    f"Expected levels of shape (G*K,) = {tuple(self.filled.shape)}, got {tuple(level.shape)}."
+                )
+        with torch.no_grad():
+            self.filled.copy_(torch.stack([level.isfinite().expand_as(self.filled) for level in levels]).all(0))
+            for name, level in zip(_LEVELS, levels, strict=True):
+                getattr(self, name).copy_(torch.where(self.filled, level, torch.zeros_like(level)))
+
+
+def _fill_before_loading(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    fill_where_finite(state, prefix, _LEVELS)

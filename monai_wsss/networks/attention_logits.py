@@ -1,9 +1,9 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Raw attention logits q_i . k_j between the tokens of a map: of all pairs, or of neighbors alone.
+"""Raw attention logits q_i . k_j between the tokens of a map, for all pairs or for neighbors only.
 
-Of N tokens in d dimensions, N^2 pairs are 67 million at 128 x 128 and out of reach in a volume; the losses and walks
-that use them ask for neighbors within a radius r only.  That form holds W = (2r + 1)^d offsets a token:
+N tokens in d dimensions have N^2 pairs: 268 million at 128 x 128, and too many in a volume.  Losses and walks need only
+neighbors within a radius r.  The windowed form holds W = (2r + 1)^d offsets per token:
 
 | form     | entry                                       | shape             | outside of the image |
 |----------|---------------------------------------------|-------------------|----------------------|
@@ -12,8 +12,8 @@ that use them ask for neighbors within a radius r only.  That form holds W = (2r
 
 Offsets o run row-major from (-r, ..., -r) to (r, ..., r), so W - 1 - o is the offset -o and W // 2 the token itself.
 
-A row is w tokens along the last axis.  The windowed form is made of products of whole rows, w x w pairs each, for one
-offset between rows after the other; the band of pairs within the radius is kept of each:
+A row is the w tokens along the last axis.  The windowed form is made from products of whole rows, w x w pairs each, one
+offset between rows after the other.  Of each product the band of pairs within the radius is kept:
 
 | name      | holds                                            | shape                      |
 |-----------|--------------------------------------------------|----------------------------|
@@ -40,7 +40,7 @@ __all__ = ["attention_logits"]
 def attention_logits(
     query: torch.Tensor, key: torch.Tensor, size: Sequence[int], radius: int | None = None, *, symmetric: bool = False
 ) -> torch.Tensor:
-    """a_ij = q_i . k_j, neither scaled nor normalized, of all pairs of tokens or of those within a window.
+    """Compute a_ij = q_i . k_j, neither scaled nor normalized, for all pairs of tokens or for those within a window.
 
     Args:
         query: (B, heads, N, F), row-major tokens of a map.
@@ -50,11 +50,11 @@ def attention_logits(
         symmetric: give a_ij + a_ji instead.
 
     Returns:
-        Dense (B, heads, N, N), or windowed (B, heads, W, *s) with 0 for offsets that leave the image; in float32 or
-        wider, under autocast too, since unscaled sums over F channels leave the range of half precision.
+        Dense (B, heads, N, N), or windowed (B, heads, W, *s) with 0 for offsets that leave the image.  It is float32 or
+        wider, under autocast too, since unscaled sums over F channels exceed the range of half precision.
 
-        For the backward pass the windowed form keeps queries and keys alone.  While it is made, no more lives besides
-        it than a few times one head's tokens, N x F, and pairs of rows, N x (w + 2r) with w the last side.
+        For the backward pass the windowed form keeps only queries and keys.  While it is computed, it needs besides its
+        result a few times the memory of one head's tokens, N x F, and of pairs of rows, N x (w + 2r), w the last side.
 
     Raises:
         ValueError: queries and keys that are not of N tokens each, or a negative radius.
@@ -84,9 +84,9 @@ def attention_logits(
 
 
 class _WindowedLogits(torch.autograd.Function):
-    """Queries and keys (M, *s, F) of M maps to windowed logits (M, W, *s).
+    """Windowed logits (M, W, *s) from queries and keys (M, *s, F) of M maps.
 
-    Autograd alone would keep the rows of each offset, up to (2r + 1)^(d - 1) times queries and keys.
+    Plain autograd would keep the rows of each offset: up to (2r + 1)^(d - 1) copies of queries and keys.
     """
 
     @staticmethod
@@ -95,7 +95,7 @@ class _WindowedLogits(torch.autograd.Function):
         ctx.radius, ctx.symmetric = radius, symmetric
         span, size = 2 * radius + 1, query.shape[1:-1]
         windows = query.new_zeros(len(query), span ** (len(size) - 1), span, *size)
-        # Map by map: rows of one map are one batch of matrices, of several they would be copied for each product.
+        # Map by map, since the rows of one map are a batch of matrices; those of several would be copied per product.
         for windows_of, q, k in zip(windows, query, key, strict=True):
             for n, here, there in shifts(size[:-1], radius):
                 windows_of[n][:, *here] = _to_bands(q[here] @ k[there].mT, radius).movedim(-1, 0)
@@ -120,11 +120,11 @@ class _WindowedLogits(torch.autograd.Function):
 
 
 def _add_transposed_(windows: torch.Tensor, radius: int) -> torch.Tensor:
-    """a + a^T in the place of a, `windows` above; entries that leave the image have no transpose and mean nothing."""
+    """Replace a (the windows) by a + a^T, in place; entries that leave the image have no transpose and no meaning."""
     last = len(windows) - 1
     for n, here, there in shifts(windows.shape[2:-1], radius):
         if n > last - n:
-            break  # the rest are the other halves of pairs of rows
+            break  # the remaining offsets are the other halves of the pairs done
         forth = windows[n][:, *here].movedim(0, -1)
         back = windows[last - n][:, *there].movedim(0, -1)
         squares = _to_squares(forth, radius) + _to_squares(back, radius).mT
@@ -134,13 +134,13 @@ def _add_transposed_(windows: torch.Tensor, radius: int) -> torch.Tensor:
 
 
 def _to_bands(squares: torch.Tensor, radius: int) -> torch.Tensor:
-    """``(..., w, w) -> (..., w, 2r + 1)``: a row of w + 2r numbers has its band one to the right of the row before."""
+    """Map ``(..., w, w) -> (..., w, 2r + 1)``: in rows padded to w + 2r each band begins one further to the right."""
     span = 2 * radius + 1
     return F.pad(squares, (radius, radius)).flatten(-2).unfold(-1, span, squares.shape[-1] + span)
 
 
 def _to_squares(bands: torch.Tensor, radius: int) -> torch.Tensor:
-    """``(..., w, 2r + 1) -> (..., w, w)``, 0 beside the band, without what is outside of the image."""
+    """Map ``(..., w, 2r + 1) -> (..., w, w)``, 0 beside the band, without entries outside of the image."""
     width = bands.shape[-2]
     padded = width + 2 * radius
     rows = F.pad(bands, (0, width)).flatten(-2)[..., : width * padded].unflatten(-1, (width, padded))

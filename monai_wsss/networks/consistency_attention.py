@@ -2,8 +2,8 @@
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 """Consistency correlation attention (CCA): criss-cross, position, and again criss-cross attention, in a row.
 
-Feng et al., AAAI 2025 (gland segmentation), Section "Consistency Correlation Attention", Eqs. 1-2, Table 3: pixels of a
-class are to have similar features, wherever they are.  It keeps shapes, so it can stand after any stage of a network.
+Feng et al., AAAI 2025 (gland segmentation), Section "Consistency Correlation Attention", Eqs. 1-2, Table 3.  It gives
+pixels of a class similar features, wherever they are.  It keeps shapes, so it can follow any stage of a network.
 
 | symbol  | here         | what                                                                           |
 |---------|--------------|--------------------------------------------------------------------------------|
@@ -25,21 +25,21 @@ __all__ = ["ConsistencyCorrelationAttention"]
 
 
 class ConsistencyCorrelationAttention(nn.Module):
-    """Attention within lines, everywhere, and within lines again: ``(B, C, *s) -> (B, C, *s)``.
+    """Attention within lines, then over the whole image, then within lines: ``(B, C, *s) -> (B, C, *s)``.
 
     The three parts have weights of their own and nothing between them.  All start as the identity (``gamma_init`` 0).
 
     Args:
         channels: C.
-        kind: the rows of Table 3: ``"cca"``, ``"cc2"`` (two criss-cross attentions alone), ``"cc1"`` (one), ``"none"``.
+        kind: a row of Table 3: ``"cca"``, ``"cc2"`` (only the two criss-cross attentions), ``"cc1"`` (one), ``"none"``.
         spatial_dims: 2 or 3.
         criss_cross_reduction: see :class:`~monai_wsss.networks.criss_cross.CrissCrossAttention`.
         pam_reduction: see :class:`~monai_wsss.networks.position_attention.PositionAttention`; 4 in the paper, 8 in the
             authors' code.
-        gamma_init: γ of each part at the start; the equations have none, which is 1.
+        gamma_init: γ of each part at the start; the equations have none, which means 1.
         official_quirk: see :class:`~monai_wsss.networks.criss_cross.CrissCrossAttention`.
         pam_residual: see :class:`~monai_wsss.networks.position_attention.PositionAttention`.
-        pam_normalizer: see there.
+        pam_normalizer: see :class:`~monai_wsss.networks.position_attention.PositionAttention`.
 
     Raises:
         ValueError: an unknown kind or option, or features of another shape.
@@ -94,9 +94,9 @@ class ConsistencyCorrelationAttention(nn.Module):
 
     @classmethod
     def tiny(cls, spatial_dims: int = 2, channels: int = 4) -> "ConsistencyCorrelationAttention":
-        """Few channels, and γ = 1, so that it does something."""
+        """Build it with few channels and γ = 1, so that it is not the identity."""
         return cls(channels, spatial_dims=spatial_dims, criss_cross_reduction=2, pam_reduction=2, gamma_init=1.0)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """``(B, C, *s) -> (B, C, *s)``, in the input's type."""
+        """Map ``(B, C, *s) -> (B, C, *s)``, in the input's type."""
         return self.cc2(self.pam(self.cc1(features)))

@@ -1,21 +1,21 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Criss-cross attention: each position attends to its own row and column, in volumes to its three own lines.
+"""Criss-cross attention: each position attends to its own row and column, in a volume to its own three lines.
 
-Huang et al. 2019, "CCNet: Criss-cross attention for semantic segmentation", arXiv:1811.11721; Eq. 1 of Feng et al.,
-AAAI 2025 (gland segmentation).
+Huang et al. 2019, "CCNet: Criss-cross attention for semantic segmentation", arXiv:1811.11721; it is Eq. 1 of Feng et
+al., AAAI 2025 (gland segmentation).
 
 | symbol    | here       | shape            | what                                                             |
 |-----------|------------|------------------|------------------------------------------------------------------|
 | X         | `features` | (B, C, *s)       |                                                                  |
 | Q, K      | of 1x1     | (B, C/8, *s)     | two convolutions of X with bias                                  |
 | V         | of 1x1     | (B, C, *s)       | a convolution of X with bias; ξ are its vectors in S(u)          |
-| S(u)      |            |                  | own lines of position u, u itself once: h + w - 1 positions      |
+| S(u)      |            |                  | positions on the lines of u, u counted once: h + w - 1           |
 | A         | `weights`  | (B, *s, h + w)   | softmax of <Q_u, K_v> over v in S(u)                             |
 | γ         | `gamma`    | (1,)             | learned, starts at zero                                          |
 
-Inside, tensors are (B, *s, c), so that all lines along an axis are one batched matrix product; the softmax is joint
-over the concatenated products of a position's lines.
+Inside, tensors are (B, *s, c), so that one batched matrix product serves all lines along an axis.  The softmax runs
+over the products of all lines of a position together.
 """
 
 # No `from __future__ import annotations`: TorchScript reads the annotations of these classes.
@@ -62,7 +62,7 @@ class QueriesKeysValues(nn.Module):
 
     @classmethod
     def tiny(cls, spatial_dims: int = 2, channels: int = 4) -> Self:
-        """Few channels, and γ = 1, so that it does something."""
+        """Build it with few channels and γ = 1, so that it is not the identity."""
         return cls(channels, spatial_dims=spatial_dims, reduction=2, gamma_init=1.0)
 
     def check_features(self, features: torch.Tensor) -> None:
@@ -75,22 +75,22 @@ class QueriesKeysValues(nn.Module):
 
 
 class CrissCrossAttention(QueriesKeysValues):
-    """Adds to each position what its own row and column hold that is like it: ``(B, C, *s) -> (B, C, *s)``.
+    """Attention that adds to each position what resembles it in its row and column: ``(B, C, *s) -> (B, C, *s)``.
 
     With a(u, v) = softmax over v in S(u) of <Q_u, K_v> (Eq. 1)::
 
         out_u = γ Σ_v a(u, v) V_v + X_u
 
-    At γ = 0, where it starts, the module is the identity, which leaves features of loaded weights as they are; Eq. 1
-    has no γ, which is γ = 1.  Products and softmax run in float32 or wider, the result has the type of the input.
+    It starts at γ = 0, where the module is the identity and leaves the features of loaded weights as they are.  Eq. 1
+    has no γ, which means γ = 1.  Products and softmax run in float32 or wider; the result has the type of the input.
 
     Args:
         channels: C.
         spatial_dims: 2 or 3.
         reduction: Q and K have C / reduction channels, at least one.
         gamma_init: γ at the start.
-        official_quirk: as the paper's authors' code, which takes the softmax over the first spatial axis of the query
-            (so the weights of a position do not sum to 1) and counts the own position once for each axis.
+        official_quirk: compute as the authors' code, which takes the softmax over the first spatial axis of the query
+            (so the weights of a position do not sum to 1) and counts the position itself once per axis.
 
     Raises:
         ValueError: sizes out of range, or features of another shape.
@@ -116,9 +116,9 @@ class CrissCrossAttention(QueriesKeysValues):
         self.official_quirk = official_quirk
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """``(B, C, *s) -> (B, C, *s)``, in the input's type."""
+        """Map ``(B, C, *s) -> (B, C, *s)``, in the input's type."""
         self.check_features(features)
-        # Channels last in memory: then the lines of the last axis need no copies, in backward either.
+        # With channels last in memory the lines of the last axis need no copies, forward and backward.
         layout = torch.channels_last if self.spatial_dims == 2 else torch.channels_last_3d
         inputs = features.contiguous(memory_format=layout)
         queries = self.query_conv(inputs).movedim(1, -1)
@@ -129,9 +129,9 @@ class CrissCrossAttention(QueriesKeysValues):
         return features + (self.gamma * gathered.movedim(-1, 1)).to(features.dtype)
 
     def energy(self, queries: torch.Tensor, keys: torch.Tensor, own_once: bool) -> torch.Tensor:
-        """Products with the own lines: ``(B, *s, c)`` twice -> ``(B, *s, h + w)``, lines in the order of the axes.
+        """Multiply queries with the keys on their lines: ``(B, *s, c)`` twice -> ``(B, *s, h + w)``, axis by axis.
 
-        With ``own_once`` the own position is -inf in all lines but that along the last axis.
+        With ``own_once`` the position itself is -inf in all lines but the one along the last axis.
         """
         parts: list[torch.Tensor] = []
         for axis in range(1, self.spatial_dims + 1):
@@ -142,7 +142,7 @@ class CrissCrossAttention(QueriesKeysValues):
         return torch.cat(parts, dim=-1)
 
     def gather(self, weights: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        """Weighted sum over the own lines: ``(B, *s, h + w)`` and ``(B, *s, C)`` -> ``(B, *s, C)``."""
+        """Sum the values on each position's lines by weight: ``(B, *s, h + w)``, ``(B, *s, C)`` -> ``(B, *s, C)``."""
         parts: list[torch.Tensor] = []
         start = 0
         for axis in range(1, self.spatial_dims + 1):
@@ -154,10 +154,11 @@ class CrissCrossAttention(QueriesKeysValues):
 
 
 def inner_products(queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-    """All products of two sets of vectors, ``(*, N, c)`` and ``(*, M, c)`` -> ``(*, N, M)``, in float32 or wider.
+    """Multiply each vector with each of another set: ``(*, N, c)``, ``(*, M, c)`` -> ``(*, N, M)``, float32 or wider.
 
-    Under autocast too: of half-precision products large ones overflow, and an exponential makes the others' errors
-    factors.  TorchScript knows no autocast of a device that is not a constant, so a scripted module follows autocast.
+    This holds under autocast too: in half precision large products overflow, and a later exponential turns the errors
+    of the others into factors.  A scripted module follows autocast, since TorchScript can switch it off only for a
+    device that is a constant.
 
     Example:
         >>> import torch

@@ -1,17 +1,17 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Mix transformer (MiT): four stages of attention to reduced keys, with convolutions where positions would be encoded.
+"""Mix transformer (MiT): four stages of attention to reduced keys, with convolutions instead of encoded positions.
 
-Xie et al. 2021, "SegFormer: simple and efficient design for semantic segmentation with transformers", arXiv:2105.15203;
-the encoder of AFA (Ru et al., CVPR 2022) and BMP (Zhu et al., TNNLS, arXiv:2308.04949), which keep the last stage at
-stride 16 and learn an affinity from its attention.  The names of its parts are those of the public checkpoints;
-``mix_transformer_weights.py`` reads these.
+Xie et al. 2021, "SegFormer: simple and efficient design for semantic segmentation with transformers", arXiv:2105.15203.
+It is the encoder of AFA (Ru et al., CVPR 2022) and BMP (Zhu et al., TNNLS, arXiv:2308.04949), which keep the last stage
+at stride 16 and learn an affinity from its attention.  Its parts have the names of the public checkpoints, which
+``mix_transformer_weights.py`` reads.
 
 | part of stage n  | what                                                                           |
 |------------------|--------------------------------------------------------------------------------|
-| `patch_embed{n}` | overlapping patches: a convolution of kernel 7, later 3, and a layer norm      |
+| `patch_embed{n}` | overlapping patches: a convolution (kernel 7, in later stages 3), a layer norm |
 | `block{n}.{m}`   | x + attn(norm1(x)), then x + mlp(norm2(x)), each left out at random (drop path) |
-| `attn`           | queries of all tokens, keys and values of a map reduced by `sr` on each side   |
+| `attn`           | queries of all tokens; keys and values of a map reduced by `sr` on each side   |
 | `mlp`            | linear, depth-wise 3x3 convolution, GELU, linear                               |
 | `norm{n}`        | layer norm of the stage's result                                               |
 
@@ -52,12 +52,12 @@ _PRESETS = {
 
 
 def _to_map(tokens: torch.Tensor, size: list[int]) -> torch.Tensor:
-    """``(B, N, F) -> (B, F, *size)``."""
+    """Map ``(B, N, F) -> (B, F, *size)``."""
     return tokens.transpose(1, 2).unflatten(2, size)
 
 
 def _to_tokens(features: torch.Tensor) -> torch.Tensor:
-    """``(B, F, *s) -> (B, N, F)``, row-major."""
+    """Map ``(B, F, *s) -> (B, N, F)``, row-major."""
     return features.flatten(2).transpose(1, 2)
 
 
@@ -71,7 +71,7 @@ class PatchEmbedding(nn.Module):
         self.norm = nn.LayerNorm(channels)
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
-        """``(B, C, *S) -> (B, N, F)``, ``s``."""
+        """Map ``(B, C, *S) -> (B, N, F)``; also give the sides ``s``."""
         features = self.proj(image)
         return self.norm(_to_tokens(features)), list(features.shape[2:])
 
@@ -79,7 +79,7 @@ class PatchEmbedding(nn.Module):
 class ReducedAttention(nn.Module):
     """Attention of all tokens to the tokens of a map that a strided convolution ``sr`` reduces.
 
-    softmax(q k^T / sqrt(F / heads)) v, a head at a time (arXiv:2105.15203, Eq. 1 and 2).
+    Each head computes softmax(q k^T / sqrt(F / heads)) v (arXiv:2105.15203, Eqs. 1 and 2).
     """
 
     def __init__(self, spatial_dims: int, channels: int, num_heads: int, sr_ratio: int) -> None:
@@ -89,7 +89,7 @@ class ReducedAttention(nn.Module):
         self.q = nn.Linear(channels, channels)
         self.kv = nn.Linear(channels, 2 * channels)
         self.proj = nn.Linear(channels, channels)
-        # Without a reduction both are never called: TorchScript wants the names, the checkpoints no weights.
+        # Without a reduction neither is called: TorchScript needs the names, checkpoints have no weights for them.
         self.sr: nn.Module = nn.Identity()
         self.norm: nn.Module = nn.Identity()
         if sr_ratio > 1:
@@ -97,7 +97,7 @@ class ReducedAttention(nn.Module):
             self.norm = nn.LayerNorm(channels)
 
     def forward(self, tokens: torch.Tensor, size: list[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """``(B, N, F) -> (B, N, F)``, and the queries (B, heads, N, F / heads) and keys (B, heads, M, F / heads)."""
+        """Map ``(B, N, F) -> (B, N, F)``; give queries (B, heads, N, F / heads), keys (B, heads, M, F / heads) too."""
         query = self.q(tokens).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
         source = tokens
         if self.sr_ratio > 1:
@@ -109,14 +109,14 @@ class ReducedAttention(nn.Module):
 
 
 class DepthwiseConv(nn.Module):
-    """A 3x3 convolution of each channel alone, by which tokens learn of their neighbors: ``(B, N, F) -> (B, N, F)``."""
+    """A 3x3 convolution per channel that shows tokens their neighbors: ``(B, N, F) -> (B, N, F)``."""
 
     def __init__(self, spatial_dims: int, channels: int) -> None:
         super().__init__()
         self.dwconv = Conv[Conv.CONV, spatial_dims](channels, channels, 3, padding=1, groups=channels)
 
     def forward(self, tokens: torch.Tensor, size: list[int]) -> torch.Tensor:
-        """``(B, N, F) -> (B, N, F)``."""
+        """Map ``(B, N, F) -> (B, N, F)``."""
         return _to_tokens(self.dwconv(_to_map(tokens, size)))
 
 
@@ -130,7 +130,7 @@ class MixMLP(nn.Module):
         self.fc2 = nn.Linear(hidden_channels, channels)
 
     def forward(self, tokens: torch.Tensor, size: list[int]) -> torch.Tensor:
-        """``(B, N, F) -> (B, N, F)``."""
+        """Map ``(B, N, F) -> (B, N, F)``."""
         return self.fc2(F.gelu(self.dwconv(self.fc1(tokens), size)))
 
 
@@ -148,7 +148,7 @@ class MixBlock(nn.Module):
         self.mlp = MixMLP(spatial_dims, channels, int(mlp_ratio * channels))
 
     def forward(self, tokens: torch.Tensor, size: list[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """``(B, N, F) -> (B, N, F)``, and the queries and keys of its attention, which cost nothing."""
+        """Map ``(B, N, F) -> (B, N, F)``; also give the queries and keys of its attention."""
         update, query, key = self.attn(self.norm1(tokens), size)
         tokens = tokens + self.drop_path(update)
         return tokens + self.drop_path(self.mlp(self.norm2(tokens), size)), query, key
@@ -158,7 +158,7 @@ class MixStage(nn.ModuleList):
     """The blocks of a stage, one after another: ``(B, N, F) -> (B, N, F)``."""
 
     def forward(self, tokens: torch.Tensor, size: list[int]) -> torch.Tensor:
-        """``(B, N, F) -> (B, N, F)``."""
+        """Map ``(B, N, F) -> (B, N, F)``."""
         for block in self:
             tokens = block(tokens, size)[0]
         return tokens
@@ -167,22 +167,22 @@ class MixStage(nn.ModuleList):
 class MixTransformer(nn.Module):
     """Features of four stages: ``(B, C, *S) -> [(B, F1, *s1), (B, F2, *s2), (B, F3, *s3), (B, F4, *s4)]``.
 
-    The public weights are of images with three channels; ``load_mix_transformer`` adapts them to others.  In 3D all is
-    the same with one axis more (our extension).
+    The public weights are for images with three channels; ``load_mix_transformer`` adapts them to other numbers.  In 3D
+    every layer has one axis more (our extension).
 
     Args:
         spatial_dims: 2 or 3.
         in_channels: C.
         embed_dims: F1 to F4.
-        num_heads: of the attention of each stage.
+        num_heads: heads of the attention of each stage.
         depths: blocks of each stage.
-        sr_ratios: by which each stage reduces the map that keys and values come from, on each side.
-        strides: of the four patch embeddings: (4, 2, 2, 1) in AFA and BMP, (4, 2, 2, 2) in SegFormer; sides are
-            rounded up.
-        mlp_ratio: hidden channels of the MLPs in units of their input's.
-        drop_path: probability that the last block's updates are left out for an image; it grows linearly from 0 at
+        sr_ratios: factor per stage by which the map of keys and values is reduced on each side.
+        strides: strides of the four patch embeddings: (4, 2, 2, 1) in AFA and BMP, (4, 2, 2, 2) in SegFormer; sides
+            are rounded up.
+        mlp_ratio: hidden channels of the MLPs per input channel.
+        drop_path: probability that an update of the last block is left out for an image; it grows linearly from 0 at
             the first block.
-        attention_blocks: blocks of the last stage whose attention :meth:`forward_with_attention` shows; AFA and BMP
+        attention_blocks: blocks of the last stage whose attention :meth:`forward_with_attention` gives; AFA and BMP
             take the last two.
 
     Attributes:
@@ -192,8 +192,8 @@ class MixTransformer(nn.Module):
         in_channels: as given.
 
     Raises:
-        ValueError: settings that are not of four stages or do not fit each other; an image too small for the
-            reduction of its keys, which is below 29 pixels a side with the default settings.
+        ValueError: settings that are not for four stages or do not fit each other; an image too small for the
+            reduction of its keys: with the default settings a side must have at least 29 pixels.
 
     Example:
         >>> import torch
@@ -259,7 +259,7 @@ class MixTransformer(nn.Module):
         drop_path: float = 0.1,
         attention_blocks: Sequence[int] = (-2, -1),
     ) -> "MixTransformer":
-        """One of the published sizes, ``"mit_b0"`` to ``"mit_b5"``; see the table at the head of this file.
+        """Build one of the published sizes, ``"mit_b0"`` to ``"mit_b5"``; see the table at the head of this file.
 
         Example:
             >>> MixTransformer.from_preset("mit_b0", in_channels=1).feature_channels
@@ -275,14 +275,14 @@ class MixTransformer(nn.Module):
 
     @classmethod
     def tiny(cls, spatial_dims: int = 2, in_channels: int = 3) -> "MixTransformer":
-        """One block a stage but two in the last, at few channels: trains in seconds on a CPU."""
+        """Build one block per stage, two in the last, at few channels; it trains in seconds on a CPU."""
         return cls(
             spatial_dims, in_channels,
             embed_dims=(8, 16, 24, 32), num_heads=(1, 2, 3, 4), depths=(1, 1, 1, 2), sr_ratios=(4, 2, 1, 1),
         )  # fmt: skip
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
-        """The maps of the four stages, of strides 4, 8, 16, 16 by default."""
+        """Give the maps of the four stages, of strides 4, 8, 16, 16 by default."""
         first, second, third = self._first_stages(image)
         tokens, size = self.patch_embed4(third)
         return [first, second, third, _to_map(self.norm4(self.block4(tokens, size)), size)]
@@ -290,9 +290,9 @@ class MixTransformer(nn.Module):
     def forward_with_queries(
         self, image: torch.Tensor
     ) -> tuple[list[torch.Tensor], list[tuple[torch.Tensor, torch.Tensor]]]:
-        """:meth:`forward`, and queries and keys of the ``attention_blocks``, each (B, heads, N, F4 / heads).
+        """Run :meth:`forward` and give queries and keys of ``attention_blocks``, each (B, heads, N, F4 / heads).
 
-        They come along with the features; the logits between them are the caller's to form.
+        They are by-products of the features; the caller computes logits between them.
         """
         first, second, third = self._first_stages(image)
         tokens, size = self.patch_embed4(third)
@@ -306,15 +306,15 @@ class MixTransformer(nn.Module):
     def forward_with_attention(
         self, image: torch.Tensor, radius: int | None = None
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """:meth:`forward`, and the raw attention logits of the ``attention_blocks``: q . k^T, unscaled, no softmax.
+        """Run :meth:`forward` and give raw attention logits of ``attention_blocks``, q . k^T, unscaled, no softmax.
 
         Args:
             image: (B, C, *S).
-            radius: None for all pairs of tokens; else neighbors alone, see
+            radius: None for all pairs of tokens; else neighbors only, see
                 :func:`~monai_wsss.networks.attention_logits.attention_logits`.
 
         Returns:
-            The features, and logits (B, heads, N, N) a block, or (B, heads, W, *s4).
+            The features, and logits (B, heads, N, N) per block, or (B, heads, W, *s4).
         """
         features, pairs = self.forward_with_queries(image)
         return features, [attention_logits(query, key, features[3].shape[2:], radius) for query, key in pairs]
@@ -343,7 +343,7 @@ def _check_stages(settings: dict[str, Sequence[int]]) -> None:
 
 
 def _block_indices(blocks: Sequence[int], depth: int, sr_ratio: int) -> tuple[int, ...]:
-    """Blocks of the last stage, counted from 0 and in order."""
+    """Give the indices of blocks of the last stage, counted from 0 and in order."""
     if not all(-depth <= index < depth for index in blocks):
         raise ValueError(f"Expected `attention_blocks` of the last stage's {depth} blocks, got {tuple(blocks)}.")
     if blocks and sr_ratio > 1:
@@ -355,7 +355,7 @@ def _block_indices(blocks: Sequence[int], depth: int, sr_ratio: int) -> tuple[in
 
 
 def _initialize(module: nn.Module) -> None:
-    """As the public code: linear layers of deviation 0.02, convolutions of the variance 2 / fan-out."""
+    """Draw weights as the public code: linear layers of deviation 0.02, convolutions of variance 2 / fan-out."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)

@@ -1,8 +1,9 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Public weights of mix transformers into :class:`~monai_wsss.networks.mix_transformer.MixTransformer`.
+"""Loading of public weights into a :class:`~monai_wsss.networks.mix_transformer.MixTransformer`.
 
-The names of the official checkpoints (``mit_b1.pth``) are ours; files of the Hugging Face SegFormer have two others:
+The network has the names of the official checkpoints (``mit_b1.pth``).  Files of the Hugging Face SegFormer have other
+names, which depend on the version of transformers:
 
 | official, i = n - 1     | transformers 4                             | transformers 5                              |
 |-------------------------|--------------------------------------------|---------------------------------------------|
@@ -17,7 +18,7 @@ The names of the official checkpoints (``mit_b1.pth``) are ours; files of the Hu
 | `mlp.fc1`, `mlp.fc2`    | `mlp.dense1`, `mlp.dense2`                 | `mlp.fc1`, `mlp.fc2`                        |
 | `norm{n}`               | `layer_norm.{i}`                           | `stages.{i}.layer_norm`                     |
 
-Any of them may stand behind ``segformer.``, ``encoder.`` or ``backbone.``; classifiers and decoders are left out.
+Any of these names may begin with ``segformer.``, ``encoder.`` or ``backbone.``; classifiers and decoders are left out.
 """
 
 from __future__ import annotations
@@ -47,31 +48,32 @@ _PARTS = {
     "attention.self.sr": "attn.sr", "attention.sequence_reduction.sequence_reduction": "attn.sr",
     "attention.self.layer_norm": "attn.norm", "attention.sequence_reduction.layer_norm": "attn.norm",
     "mlp.dense1": "mlp.fc1", "mlp.dense2": "mlp.fc2",
-    # Of the patch embeddings; among the blocks' names only after the longer ones above.
+    # For patch embeddings; it stands last so that the longer names of the blocks are tried first.
     "layer_norm": "norm",
 }  # fmt: skip
 _PART = re.compile(r"\.(" + "|".join(map(re.escape, _PARTS)) + r")(?=\.)")
 
 
 def load_mix_transformer(network: MixTransformer, path: str | os.PathLike[str], *, strict: bool = True) -> WeightReport:
-    """Fill a mix transformer from a public checkpoint: official or Hugging Face, for three channels or any.
+    """Fill a mix transformer from a public checkpoint, official or of Hugging Face, for any number of channels.
 
-    Sizes of mix transformers share names, so that weights of one fit a part of another: that is an error.
+    Mix transformers of all sizes share names, so weights of one size fit a part of another: that is an error.
 
     Args:
-        network: e.g. ``MixTransformer.from_preset("mit_b1", in_channels=1)``; of a
-            :class:`~monai_wsss.networks.two_branch.TwoBranchNetwork` its ``encoder``.
+        network: e.g. ``MixTransformer.from_preset("mit_b1", in_channels=1)``, or the ``encoder`` of a
+            :class:`~monai_wsss.networks.two_branch.TwoBranchNetwork`.
         path: see :func:`~monai_wsss.networks.pretrained.load_pretrained`; you download it yourself, since its license
             is yours to accept.
-        strict: whether the file's encoder has to be the network's, entry by entry; its classifiers and decoders are
+        strict: refuse a file whose encoder differs from the network in any entry; its classifiers and decoders are
             left out in any case.  False takes what fits and names the rest in a warning.
 
     Returns:
-        The names by what became of them.
+        The names of entries by what was done with them.
 
     Raises:
         TypeError: another network.
-        DataError: the file's encoder is another one, and the network stays as it was; else see there.
+        DataError: the file's encoder is another one, or the file cannot be read, as in ``load_pretrained``; the network
+            then stays as it is.
     """
     if not isinstance(network, MixTransformer):
         raise TypeError(
@@ -91,7 +93,7 @@ def load_mix_transformer(network: MixTransformer, path: str | os.PathLike[str], 
 def convert_mix_transformer_weights(
     stored: Mapping[str, torch.Tensor], in_channels: int | None = None
 ) -> dict[str, torch.Tensor]:
-    """A checkpoint's encoder under the official names, its first convolution for ``in_channels``.
+    """Give a checkpoint's encoder the official names, and its first convolution ``in_channels`` channels.
 
     Filters for RGB become filters for C channels by their mean times 3 / C in each channel, so that an image of C
     equal channels gives what the RGB filters give for three of them.
@@ -101,7 +103,7 @@ def convert_mix_transformer_weights(
         in_channels: C; None or 3 leave the filters as they are.
 
     Returns:
-        Entries under the official names, without those of classifiers and decoders.
+        Entries under the official names, without classifiers and decoders.
 
     Example:
         >>> import torch
@@ -145,7 +147,7 @@ def _check_same_encoder(
         )
         if names
     ]
-    # Of a file without any of these names the loader says more.
+    # For a file without any of these names the message of `load_pretrained` says more.
     if parts and converted:
         raise DataError(
             f"Expected the encoder in {path} to be the network's, but it {'; '.join(parts)}: build the network with "
@@ -154,7 +156,7 @@ def _check_same_encoder(
 
 
 def _official_name(name: str) -> str:
-    """``segformer.stages.0.blocks.1.layernorm_before.bias -> block1.1.norm1.bias``; official names as they are."""
+    """Translate ``segformer.stages.0.blocks.1.layernorm_before.bias -> block1.1.norm1.bias``; keep official names."""
     name = _PREFIX.sub("", name)
     name = re.sub(r"^stages\.(\d)\.(patch_embeddings|blocks|layer_norm)\.", r"\2.\1.", name)
     stage = re.match(r"^(patch_embeddings|blocks?|layer_norm)\.(\d)\.", name)

@@ -9,6 +9,7 @@ networks share nothing, so a study that lacks a modality can be segmented by the
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from monai_wsss.networks.activation import ActivationNetwork
 from monai_wsss.networks.aspp_resnet import ASPPResNet
 from monai_wsss.networks.cam_encoder import CAMEncoder
 from monai_wsss.networks.cam_unet import CAMUNet
+from monai_wsss.refinement import MaskRule
 
 __all__ = ["ModalityNetworks", "networks_by_modality"]
 
@@ -157,18 +159,21 @@ class ModalityNetworks(ActivationNetwork):
         ]
 
     @torch.jit.unused
-    def decision_traits(self) -> dict[str, object]:
-        """As the base's, of the modalities present; unreliable ones count, with a warning, where no reliable one is."""
-        traits = super().decision_traits()
+    def mask_rule(self) -> MaskRule:
+        """Give the rule of the modalities present; unreliable ones count, with a warning, where no reliable one is."""
         present = torch.tensor([channel >= 0 for channel in self.channels], device=self.reliable.device)
-        for name in ("negative_reference", "negative_quantile"):
-            traits[name] = getattr(self, name)[present.repeat_interleave(self.num_classes)]
         reliable = self.reliable[present]
         if not bool(reliable.any()):
             names = ", ".join(self.present_modalities)
             warnings.warn(f"Training found {names} unreliable, and no other modality is present.", stacklevel=2)
             reliable = ~reliable
-        return traits | {"reliable": reliable}
+        rule = super().mask_rule()
+        channels = present.repeat_interleave(self.num_classes)
+        changes: dict[str, Any] = {"reliable": reliable}
+        for name in ("negative_reference", "negative_quantile", "filled", "presence_level"):
+            value = getattr(rule, name)
+            changes[name] = value[channels] if isinstance(value, torch.Tensor) and value.ndim else value
+        return replace(rule, **changes)
 
 
 def _encoded(names: Sequence[str]) -> bytes:

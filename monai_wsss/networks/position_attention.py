@@ -1,9 +1,9 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Position attention: each position attends to all, in memory that grows with the positions and not their square.
+"""Position attention: each position attends to all, in memory that grows with their number and not its square.
 
-Fu et al. 2019, "Dual attention network for scene segmentation" (DANet), arXiv:1809.02983, Section 3.2; Eq. 2 of Feng et
-al., AAAI 2025 (gland segmentation).
+Fu et al. 2019, "Dual attention network for scene segmentation" (DANet), arXiv:1809.02983, Section 3.2; it is Eq. 2 of
+Feng et al., AAAI 2025 (gland segmentation).
 
 | symbol  | here       | shape         | what                                            |
 |---------|------------|---------------|-------------------------------------------------|
@@ -25,28 +25,28 @@ from monai_wsss.networks.criss_cross import QueriesKeysValues, inner_products
 
 __all__ = ["PositionAttention"]
 
-# On a CPU, up to here all weights of an image (4 MiB) are quicker to hold than to compute twice: a training step at
-# 28 x 28 positions and 512 channels takes half the time.
+# Up to this number of positions a CPU holds all weights of an image (4 MiB) more quickly than it computes them twice: a
+# training step at 28 x 28 positions and 512 channels takes half the time.
 _FEW_POSITIONS = 1024
 
 
 class PositionAttention(QueriesKeysValues):
-    """Adds to each position what is like it anywhere in the image: ``(B, C, *s) -> (B, C, *s)``.
+    """Attention that adds to each position what resembles it anywhere in the image: ``(B, C, *s) -> (B, C, *s)``.
 
     With a(j, k) = softmax over k of <H_j, M_k>, unscaled::
 
         out_j = γ Σ_k a(j, k) N_k + X'_j
 
     Eq. 2 as printed differs: it sums the exponentials over the queries j, so that the weights of a position do not sum
-    to 1, and has neither γ nor X'.  Its text ("aggregated with X'") and the authors' code agree with the above.  The
-    softmax runs in float32 or wider, the result has the type of the input.
+    to 1, and has neither γ nor X'.  Its text ("aggregated with X'") and the authors' code agree with the formula here.
+    The softmax runs in float32 or wider; the result has the type of the input.
 
     Args:
         channels: C.
         spatial_dims: 2 or 3.
         reduction: H and M have C / reduction channels, at least one; 4 in the paper, 8 in the authors' code.
         gamma_init: γ at the start; at 0 the module is the identity.
-        residual: add X'; without, the literal Eq. 2.
+        residual: add X'; False is the literal Eq. 2.
         normalizer: ``"keys"``, or ``"queries"`` as Eq. 2 is printed, which needs memory for all N x N weights.
 
     Raises:
@@ -78,7 +78,7 @@ class PositionAttention(QueriesKeysValues):
         self.normalizer = normalizer
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """``(B, C, *s) -> (B, C, *s)``, in the input's type."""
+        """Map ``(B, C, *s) -> (B, C, *s)``, in the input's type."""
         self.check_features(features)
         queries = _tokens(self.query_conv(features))
         keys = _tokens(self.key_conv(features))
@@ -92,18 +92,18 @@ class PositionAttention(QueriesKeysValues):
 
 
 def _tokens(maps: torch.Tensor) -> torch.Tensor:
-    """``(B, c, *s) -> (B, N, c)``, contiguous: the kernels of the attention want a stride of 1 along channels."""
+    """Map ``(B, c, *s) -> (B, N, c)``, contiguous, since attention kernels need a stride of 1 along channels."""
     return maps.flatten(2).transpose(1, 2).contiguous()
 
 
 def _attend(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """softmax(Q K^T) V in memory linear in N: ``(B, N, c)`` twice and ``(B, N, C)`` -> ``(B, N, C)``."""
-    # Deployed networks take one path: what is exported must not depend on the size that it was exported with.
+    """Compute softmax(Q K^T) V in memory linear in N: ``(B, N, c)`` twice and ``(B, N, C)`` -> ``(B, N, C)``."""
+    # Deployed networks take a single path: an exported network must not depend on the size of its example.
     if not torch.jit.is_scripting() and _few_in_eager_mode(queries):
         return _attend_by_all_weights(queries, keys, values, over=2)
     if not queries.is_cuda:
-        # The CPU's kernel that never holds all weights wants as many channels in Q and K as in V; zeros change no
-        # product.  Without them it falls back to one that holds all.  The GPU's takes them as they are.
+        # The CPU kernel that never holds all weights needs as many channels in Q and K as in V; otherwise torch takes
+        # one that holds all of them.  Zeros change no product.  The GPU kernel has no such need.
         missing = values.shape[-1] - queries.shape[-1]
         queries, keys = F.pad(queries, (0, missing)), F.pad(keys, (0, missing))
     attended = F.scaled_dot_product_attention(queries[:, None], keys[:, None], values[:, None], scale=1.0)
@@ -116,6 +116,6 @@ def _few_in_eager_mode(queries: torch.Tensor) -> bool:
 
 
 def _attend_by_all_weights(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, over: int) -> torch.Tensor:
-    """As :func:`_attend` through the N x N weights, a softmax over the queries (``over`` 1) or keys (2)."""
+    """Compute the same through all N x N weights, with a softmax over the queries (``over`` 1) or the keys (2)."""
     weights = inner_products(queries, keys).softmax(dim=over)
     return torch.matmul(weights.to(values.dtype), values)

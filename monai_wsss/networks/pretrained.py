@@ -1,12 +1,12 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Weights from a user's file into a network, entry by entry, with a report of what did not fit.
+"""Loading of a user's weights into a network, entry by entry, with a report of what did not fit.
 
-| what the network and the file say of an entry             | in the report |
+| an entry of the network or the file                       | in the report |
 |-----------------------------------------------------------|---------------|
-| both have it, of one shape: it is taken                   | `loaded`      |
+| both have it, in one shape: it is taken                   | `loaded`      |
 | the network has it, the file lacks it: it keeps its value | `missing`     |
-| both have it, of other shapes: it keeps its value         | `misshapen`   |
+| both have it, in two shapes: it keeps its value           | `misshapen`   |
 | the file has it, the network lacks it                     | `unexpected`  |
 
 Nothing is downloaded: public checkpoints, such as ImageNet's, come with licenses that the user has to accept.
@@ -38,13 +38,13 @@ _LEAST_SHARE = 0.1
 
 @dataclass(frozen=True)
 class WeightReport:
-    """What :func:`load_pretrained` did, by the names of the network (``unexpected``: of the file, after renaming).
+    """The names of entries by what :func:`load_pretrained` did with them.
 
     Attributes:
-        loaded: taken from the file.
-        missing: of the network, not in the file.
-        unexpected: in the file, not of the network.
-        misshapen: in both, of other shapes.
+        loaded: entries of the network that were taken from the file.
+        missing: entries of the network that the file lacks.
+        unexpected: entries of the file, after renaming, that the network lacks.
+        misshapen: entries that have another shape in the file.
     """
 
     loaded: tuple[str, ...]
@@ -54,7 +54,7 @@ class WeightReport:
 
     @property
     def unfilled(self) -> tuple[str, ...]:
-        """Entries of the network that kept their values."""
+        """Name the entries of the network that kept their values."""
         return self.misshapen + self.missing
 
 
@@ -66,25 +66,25 @@ def load_pretrained(
     skip: Sequence[str] = (),
     convert: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]] | None = None,
 ) -> WeightReport:
-    """Fill a network from a file: what agrees in name and shape is taken, all else is named in a warning.
+    """Fill a network from a file: take what agrees in name and shape, and name all else in a warning.
 
     Args:
-        network: the network; step counters of batch norms (``num_batches_tracked``) may be absent from the file, as
-            they are from checkpoints converted from MXNet.
+        network: the network to fill; the file may lack step counters of batch norms (``num_batches_tracked``), as
+            checkpoints converted from MXNet do.
         path: a state dict as ``torch.save`` writes it, or ``.safetensors`` where that package is installed; it may lie
             below ``"state_dict"`` or ``"model"``, and its names may begin with ``module.``.
-        rename: beginnings of the file's names and what to put in their place, e.g. ``{"backbone.": ""}``; of several
-            that fit the longest counts.
-        skip: beginnings of the file's names, before renaming, that are left out without a word, e.g. ``["fc."]``.
-        convert: what to make of the file's entries, before the two above, where names alone do not do it, e.g. joins
-            of entries.
+        rename: beginnings of the file's names and their replacements, e.g. ``{"backbone.": ""}``; where several fit,
+            the longest counts.
+        skip: beginnings of the file's names, before renaming, that are left out and not reported, e.g. ``["fc."]``.
+        convert: a function of the file's entries that runs before ``rename`` and ``skip``, for changes that need more
+            than names, e.g. to join entries.
 
     Returns:
-        The names by what became of them; they are logged as one warning where something did not fit.
+        The names by what was done with them; one warning is logged if something did not fit.
 
     Raises:
-        DataError: the file is absent or unreadable, or fills less than a tenth of the network's values, which then
-            stay as they are.
+        DataError: the file is absent or unreadable, or fills less than a tenth of the network's values; the network
+            then stays as it is.
 
     Example:
         >>> import tempfile
@@ -115,7 +115,7 @@ def load_pretrained(
 
 
 def _renamed(stored: dict[str, torch.Tensor], rename: Mapping[str, str], skip: tuple[str, ...]) -> dict[str, Any]:
-    """The entries that are not skipped under their new names."""
+    """Give the entries that are not skipped, under their new names."""
     result: dict[str, torch.Tensor] = {}
     for name, value in stored.items():
         if name.startswith(skip):
@@ -134,7 +134,7 @@ def _mismatch(
     stored: dict[str, torch.Tensor],
     fitting: dict[str, torch.Tensor],
 ) -> str:
-    """One sentence on a file of another network, with an example of both sides."""
+    """Write one sentence on a file of another network, with an example of both sides."""
     head = f"Nothing in {path} fits the network"
     if fitting:
         head = f"{path} fills only {len(fitting)} of {len(own)} entries of the network"
@@ -151,7 +151,7 @@ def _mismatch(
 def _summary(
     path: str | os.PathLike[str], report: WeightReport, own: dict[str, torch.Tensor], stored: dict[str, torch.Tensor]
 ) -> str:
-    """One sentence on what did not fit."""
+    """Write one sentence on what did not fit."""
     shapes = [f"{n} {tuple(stored[n].shape)} for {tuple(own[n].shape)}" for n in report.misshapen]
     parts = [
         f"{words} {_listed(names)}"
@@ -171,7 +171,7 @@ def _listed(names: Sequence[str], most: int = 10) -> str:
 
 
 def _read_weights(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
-    """The tensors of a state dict by their names, whatever wraps it; see :func:`load_pretrained`."""
+    """Read the tensors of a state dict by their names, whatever wraps it; see :func:`load_pretrained`."""
     load: Callable[[Any], Any] = partial(torch.load, map_location="cpu", weights_only=True)
     if Path(path).suffix == ".params":
         raise DataError(f"{path} is a file of MXNet: give its conversion to a torch state dict.")

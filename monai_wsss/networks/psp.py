@@ -1,16 +1,17 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Pyramid scene parsing: what each pixel is, seen with averages over the whole image, its halves, thirds and sixths.
+"""Pyramid scene parsing: pixels are classified beside averages over the whole image, its halves, thirds and sixths.
 
-Zhao et al. 2017, "Pyramid scene parsing network", arXiv:1612.01105; the segmenter of Feng et al. (AAAI 2025, glands)
-on a dilated ResNeSt, with the sizes that their parents use (512 channels, dropout 0.1, auxiliary head of 256).
+Zhao et al. 2017, "Pyramid scene parsing network", arXiv:1612.01105.  On a dilated ResNeSt it is the segmenter of
+Feng et al. (AAAI 2025, glands).  Sizes are those of the code that theirs builds on: 512 channels, dropout 0.1, 256
+channels in the auxiliary head.
 
 | part         | what                                                                                  | channels    |
 |--------------|---------------------------------------------------------------------------------------|-------------|
-| `levels`     | averages over 1, 2, 3 and 6 bins a side, each with 1x1, batch norm, ReLU, interpolated | 512 each    |
+| `levels`     | averages over 1, 2, 3, 6 bins per side, each with 1x1, batch norm, ReLU, interpolated | 512 each    |
 | `fuse`       | 3x3 over the features and all levels, batch norm, ReLU                                | 512         |
 | `classifier` | dropout, 1x1 with bias                                                                | classes     |
-| `auxiliary`  | in training alone, on the last map but one: 3x3, batch norm, ReLU, dropout, 1x1       | 256, classes |
+| `auxiliary`  | in training only, on the second to last map: 3x3, batch norm, ReLU, dropout, 1x1      | 256, classes |
 """
 
 # Annotations stay real types: TorchScript reads them.
@@ -22,6 +23,7 @@ from monai.networks.blocks import Convolution
 from monai.networks.layers.factories import Conv, Dropout, Pool
 from torch import nn
 
+from monai_wsss._resize import linear_mode
 from monai_wsss.networks.pooled_norm import PooledBatchNorm
 from monai_wsss.networks.resnest import ResNeSt
 
@@ -38,7 +40,7 @@ class PSPHead(nn.Module):
         out_channels: classes.
         spatial_dims: 2 or 3.
         channels: of each level and of the fused features.
-        bins: of the levels, a side; features of fewer pixels are repeated.
+        bins: of the levels, per side; features of fewer pixels are repeated.
         dropout: probability that a whole channel of the fused features is dropped.
 
     Raises:
@@ -64,7 +66,7 @@ class PSPHead(nn.Module):
         if not bins or min(bins) < 1:
             raise ValueError(f"Expected `bins` of at least one level, each 1 or more, got {tuple(bins)}.")
         conv = Conv[Conv.CONV, spatial_dims]
-        self.mode = "bilinear" if spatial_dims == 2 else "trilinear"
+        self.mode = linear_mode(spatial_dims)
         self.levels = nn.ModuleList(
             nn.Sequential(
                 Pool[Pool.ADAPTIVEAVG, spatial_dims](count),
@@ -74,14 +76,14 @@ class PSPHead(nn.Module):
             )
             for count in bins
         )
-        # Of one pixel in all, such as a patch at its coarsest, the 3x3 convolution leaves one too.
+        # A map of a single pixel, such as a patch at its coarsest, still has one after the 3x3 convolution.
         self.fuse = _conv_norm_relu(spatial_dims, in_channels + len(bins) * channels, channels)
         self.classifier = nn.Sequential(
             Dropout[Dropout.DROPOUT, spatial_dims](dropout), conv(channels, out_channels, kernel_size=1)
         )
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """``(B, F, *s) -> (B, out_channels, *s)``."""
+        """Map ``(B, F, *s) -> (B, out_channels, *s)``."""
         parts = [features]
         for level in self.levels:
             parts.append(F.interpolate(level(features), size=features.shape[2:], mode=self.mode, align_corners=False))
@@ -92,19 +94,19 @@ class PyramidSceneParsing(nn.Module):
     """A backbone with a pyramid head as a deployable segmenter: ``(B, C, *S) -> (B, out_channels, *S)`` logits.
 
     Args:
-        backbone: gives ``(B, F, *s)``, or a list of maps, of which the last is taken: :class:`ResNeSt`,
-            :class:`ResNet38`, MONAI's ``ResNetFeatures``, a U-Net without its head.
+        backbone: gives ``(B, F, *s)``, or a list of maps of which the last is taken, e.g. :class:`ResNeSt`,
+            :class:`ResNet38`, MONAI's ``ResNetFeatures`` or a U-Net without its head.
         feature_channels: F of that map.
         out_channels: K + 1 with a background, K where all classes are real tissue.
         spatial_dims: 2 or 3.
         channels: of the pyramid's levels.
         bins: of the pyramid's levels.
         dropout: of both heads.
-        auxiliary_channels: F of the backbone's last map but one, for a second head that only training has, or None.
+        auxiliary_channels: F of the backbone's second to last map, for a second head that only training uses, or None.
 
     Attributes:
         output_kind: ``"segmentation"``.
-        auxiliary_weight: 0.4, of the loss of :meth:`auxiliary_logits` (Zhao et al. 2017, Section 4).
+        auxiliary_weight: 0.4, the weight of the second head's loss (Zhao et al. 2017, Section 4).
 
     Raises:
         ValueError: an auxiliary head on a backbone that gives a single map.
@@ -134,7 +136,7 @@ class PyramidSceneParsing(nn.Module):
         super().__init__()
         self.output_kind = "segmentation"
         self.auxiliary_weight = 0.4
-        self.mode = "bilinear" if spatial_dims == 2 else "trilinear"
+        self.mode = linear_mode(spatial_dims)
         self.backbone = backbone
         self.head = PSPHead(
             feature_channels, out_channels, spatial_dims=spatial_dims, channels=channels, bins=bins, dropout=dropout
@@ -149,7 +151,7 @@ class PyramidSceneParsing(nn.Module):
 
     @classmethod
     def tiny(cls, spatial_dims: int = 2, in_channels: int = 3, out_channels: int = 2) -> "PyramidSceneParsing":
-        """On the tiny ResNeSt, with both heads at a few channels: trains in seconds on a CPU."""
+        """Build a tiny ResNeSt with both heads at a few channels, which trains in seconds on a CPU."""
         backbone = ResNeSt.tiny(spatial_dims, in_channels)
         return cls(
             backbone, backbone.stage_channels[3], out_channels,
@@ -157,17 +159,17 @@ class PyramidSceneParsing(nn.Module):
         )  # fmt: skip
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Logits at the input's size: ``(B, C, *S) -> (B, out_channels, *S)``, interpolated with half-pixel centers."""
+        """Give logits at the input's size, by linear interpolation: ``(B, C, *S) -> (B, out_channels, *S)``."""
         features = self.backbone(image)
-        # One return type a scripted backbone; TorchScript compiles the branch of that type alone.
+        # A scripted backbone has one return type; TorchScript compiles only the branch of that type.
         last = features if isinstance(features, torch.Tensor) else features[-1]
         return self._at_size(self.head(last), image)
 
     @torch.jit.unused
     def auxiliary_logits(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits of both heads, for training: ``(B, C, *S) ->`` twice ``(B, out_channels, *S)``.
+        """Give the logits of both heads, for training: ``(B, C, *S) ->`` twice ``(B, out_channels, *S)``.
 
-        The loss of the second is added with ``auxiliary_weight``; it makes the deep backbone's middle layers learn.
+        The loss of the second head is added with ``auxiliary_weight``: it trains the middle layers of a deep backbone.
         """
         if self.auxiliary is None:
             raise ValueError("Expected a network with an auxiliary head: build it with `auxiliary_channels`.")

@@ -2,16 +2,16 @@
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 """ResNeSt: a ResNet whose 3x3 convolutions choose, channel by channel, between branches.
 
-Zhang et al. 2020, "ResNeSt: split-attention networks", arXiv:2004.08955; the backbone of the segmenter of Feng et al.
-(AAAI 2025, glands), dilated to stride 8.  Written from the paper and the shapes of the public checkpoints, whose names
-its parts keep; their classifier ``fc`` is left out.
+Zhang et al. 2020, "ResNeSt: split-attention networks", arXiv:2004.08955.  Dilated to stride 8 it is the backbone of the
+segmenter of Feng et al. (AAAI 2025, glands).  It is written from the paper and the shapes of the public checkpoints,
+and its parts keep their names; the classifier ``fc`` is left out.
 
 | part              | what                                                                    | channels, 50 | stride  |
 |-------------------|-------------------------------------------------------------------------|--------------|---------|
 | `conv1`, `bn1`    | deep stem: three 3x3 convolutions, the first of stride 2                | 64           | 2       |
 | `maxpool`         | 3x3, stride 2                                                           | 64           | 4       |
 | `layer1`-`layer4` | bottlenecks with :class:`SplitAttentionConv`; average pooling of its    | 256, 512,    | 4, 8,   |
-|                   | result stands for a stride, as in the shortcut (ResNet-D)               | 1024, 2048   | 16, 32  |
+|                   | result replaces a stride, as in the shortcut (ResNet-D)                 | 1024, 2048   | 16, 32  |
 
 | symbol of the paper | name          | what                                           |
 |---------------------|---------------|------------------------------------------------|
@@ -31,16 +31,16 @@ from monai_wsss.networks.pooled_norm import PooledBatchNorm
 
 __all__ = ["ResNeSt", "ResNeStBottleneck", "SplitAttentionConv"]
 
-# By depth: blocks of the four layers, and channels of the stem's result in units of the width, twice those inside it.
+# By depth: blocks of the four layers, and channels behind the stem in units of the width; inside it half as many.
 _DEPTHS = {50: ((3, 4, 6, 3), 1), 101: ((3, 4, 23, 3), 2), 200: ((3, 24, 36, 3), 2)}
 
 
 class SplitAttentionConv(nn.Module):
     """A 3x3 convolution into R branches and their sum with weights that depend on the whole image.
 
-    The branches U_r (B, channels, *s) are summed and averaged over the image; two 1x1 convolutions turn that into R
-    logits a channel, a softmax over R into the weights, and the result is sum_r weight_r U_r (arXiv:2004.08955,
-    Section 3.1).  With one branch a sigmoid takes the place of the softmax, as there.
+    The branches U_r (B, channels, *s) are summed and averaged over the image.  Two 1x1 convolutions turn that into R
+    logits per channel, and a softmax over R turns these into the weights.  The result is sum_r weight_r U_r
+    (arXiv:2004.08955, Section 3.1).  With one branch a sigmoid takes the place of the softmax, as there.
 
     Args:
         in_channels: F.
@@ -84,7 +84,7 @@ class SplitAttentionConv(nn.Module):
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """``(B, F, *s) -> (B, channels, *s)``."""
+        """Map ``(B, F, *s) -> (B, channels, *s)``."""
         branches = self.relu(self.bn0(self.conv(features))).unflatten(1, (self.radix, -1))
         gate = self.pool(branches.sum(1))
         logits = self.fc2(self.relu(self.bn1(self.fc1(gate))))
@@ -99,13 +99,13 @@ class ResNeStBottleneck(nn.Module):
 
     Args:
         in_channels: F.
-        channels: of the split attention.
+        channels: channels of the split attention.
         spatial_dims: 2 or 3.
         stride: taken by average pooling, 3x3 behind the split attention, ``stride`` x ``stride`` in the shortcut.
         dilation: of the split attention.
-        pool: whether that 3x3 average is there; the public networks have it in the first block of all layers but the
-            first, be their stride 1 or not.
-        project: whether the shortcut is a 1x1 convolution with batch norm; the first block of a layer.
+        pool: have that 3x3 average.  The public networks have it in the first block of every layer but the first,
+            at stride 1 too.
+        project: make the shortcut a 1x1 convolution with batch norm, as the first block of a layer has it.
 
     Example:
         >>> import torch
@@ -144,7 +144,7 @@ class ResNeStBottleneck(nn.Module):
             self.downsample = nn.Sequential(shrink, conv(in_channels, out_channels, 1, bias=False), norm(out_channels))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """``(B, F, *s) -> (B, 4 * channels, *ceil(s / stride))``."""
+        """Map ``(B, F, *s) -> (B, 4 * channels, *ceil(s / stride))``."""
         out = self.relu(self.bn1(self.conv1(features)))
         out = self.bn3(self.conv3(self.pool(self.conv2(out))))
         return self.relu(out + self.downsample(features))
@@ -157,11 +157,12 @@ class ResNeSt(nn.Module):
 
     Args:
         depth: 50, 101 or 200; 27.5, 48.3 and 70.2 million parameters with the classifiers of their checkpoints.
-        spatial_dims: 2 or 3; the public weights are of 2.
+        spatial_dims: 2 or 3; the public weights are for 2.
         in_channels: C.
-        output_stride: 8, by dilation in ``layer3`` and ``layer4`` as segmentation needs it, or 32; same parameters.
-        width: w, channels of the first layer's split attention; the stem gives w of them at depth 50, else 2w.
-        blocks: of the four layers; None for those of ``depth``.
+        output_stride: 8, by dilation in ``layer3`` and ``layer4`` as segmentation needs it, or 32; the parameters are
+            the same.
+        width: w, channels of the first layer's split attention; the stem gives w channels at depth 50, else 2w.
+        blocks: of the four layers; None takes those of ``depth``.
 
     Attributes:
         stage_channels: channels of the four maps.
@@ -216,11 +217,11 @@ class ResNeSt(nn.Module):
 
     @classmethod
     def tiny(cls, spatial_dims: int = 2, in_channels: int = 3) -> ResNeSt:
-        """One bottleneck a layer at width 8: trains in seconds on a CPU."""
+        """Build one bottleneck per layer at width 8, which trains in seconds on a CPU."""
         return cls(spatial_dims=spatial_dims, in_channels=in_channels, width=8, blocks=(1, 1, 1, 1))
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
-        """The maps of the four layers, of strides 4, 8 and then 8, 8 or 16, 32, sides rounded up."""
+        """Give the maps of the four layers, of strides 4, 8 and then 8, 8 or 16, 32, sides rounded up."""
         if image.dim() == 5 and min(image.shape[2:]) < self.output_stride:
             raise ValueError(
                 f"Expected volumes with sides of at least the stride {self.output_stride}, got {image.shape[2:]}."
@@ -232,7 +233,7 @@ class ResNeSt(nn.Module):
 
 
 def _deep_stem(spatial_dims: int, in_channels: int, out_channels: int) -> nn.Sequential:
-    """Three 3x3 convolutions in place of one of 7x7; the last one's batch norm stands outside."""
+    """Build three 3x3 convolutions in place of one of 7x7; the last one's batch norm stands outside."""
     conv, norm = Conv[Conv.CONV, spatial_dims], Norm[Norm.BATCH, spatial_dims]
     inner = out_channels // 2
     return nn.Sequential(
@@ -245,7 +246,7 @@ def _deep_stem(spatial_dims: int, in_channels: int, out_channels: int) -> nn.Seq
 def _layer(
     spatial_dims: int, in_channels: int, channels: int, count: int, stride: int, dilation: int, pool: bool
 ) -> nn.Sequential:
-    """``count`` bottlenecks; the first one reads features of the density of the layer before, so half its dilation."""
+    """Build ``count`` bottlenecks; the first has half the dilation: its input has the density of the layer before."""
     first = ResNeStBottleneck(
         in_channels, channels,
         spatial_dims=spatial_dims, stride=stride, dilation=max(dilation // 2, 1), pool=pool, project=True,

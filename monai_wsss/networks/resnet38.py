@@ -3,8 +3,8 @@
 """ResNet38, the wide and shallow backbone of weakly supervised segmentation, with room for attention between stages.
 
 Wu, Shen & van den Hengel, "Wider or deeper: revisiting the ResNet model for visual recognition", arXiv:1611.10080
-(model A1), in the dilated form of Ahn & Kwak 2018 that Feng et al. (AAAI 2025, glands) build on; written from the
-description of the layers, with the names of the public checkpoint, so that its weights load as they are.
+(model A1), in the dilated form of Ahn & Kwak 2018.  Feng et al. (AAAI 2025, glands) build on it.  It is written from
+the description of the layers and keeps the names of the public checkpoint, so that its weights load as they are.
 
 | part                | blocks                                                    | channels | of 224 pixels |
 |---------------------|-----------------------------------------------------------|----------|---------------|
@@ -12,13 +12,13 @@ description of the layers, with the names of the public checkpoint, so that its 
 | `b2`, `b2_1`, …     | 3 pre-activation blocks, the first of stride 2            | 2w       | 112           |
 | `b3`, …             | 3, the first of stride 2                                  | 4w       | 56            |
 | `b4`, …             | 6, the first of stride 2                                  | 8w       | 28            |
-| `b5`, …             | 3, dilation 2 but for the very first convolution          | 16w      | 28            |
+| `b5`, …             | 3, dilation 2 in all but the very first convolution       | 16w      | 28            |
 | `b6`                | a bottleneck, dilation 4, dropout 0.3                     | 32w      | 28            |
 | `b7`, `bn7`, `relu` | a bottleneck, dilation 4, dropout 0.5, batch norm, ReLU   | 64w      | 28            |
-| `attention4` … `7`  | what `attention` names, behind the last block of a stage  | same     | same          |
+| `attention4` … `7`  | modules of `attention`, behind the last block of a stage  | same     | same          |
 
 The paper counts stages without defining them; here stage n is ``b<n>``.  Attention of stage 7 stands behind the last
-ReLU, all others on the sums that the next block's batch norm reads.
+ReLU.  All others stand behind the last sum of their stage, before the next block's batch norm.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ __all__ = ["PreActivationBlock", "PreActivationBottleneck", "ResNet38"]
 
 
 class _PreActivation(nn.Module):
-    """Batch norm and ReLU first; the shortcut is the input itself or, where the shape changes, a 1x1 convolution."""
+    """Batch norm and ReLU before the convolutions; the shortcut is a 1x1 convolution where the shape changes."""
 
     def __init__(self, in_channels: int, out_channels: int, *, spatial_dims: int, stride: int) -> None:
         super().__init__()
@@ -48,20 +48,20 @@ class _PreActivation(nn.Module):
             self.conv_branch1 = Conv[Conv.CONV, spatial_dims](in_channels, out_channels, 1, stride, bias=False)
 
     def activate(self, features: torch.Tensor) -> torch.Tensor:
-        """What the convolutions read: ``relu(bn(x))``, ``(B, F, *s) -> (B, F, *s)``."""
+        """Apply what precedes the convolutions, ``relu(bn(x))``: ``(B, F, *s) -> (B, F, *s)``."""
         return F.relu(self.bn_branch2a(features), inplace=True)
 
     def residual(self, activated: torch.Tensor) -> torch.Tensor:
-        """The convolutions: ``(B, F, *s) -> (B, out_channels, *ceil(s / stride))``."""
+        """Apply the convolutions: ``(B, F, *s) -> (B, out_channels, *ceil(s / stride))``."""
         raise NotImplementedError
 
     def add(self, features: torch.Tensor, activated: torch.Tensor) -> torch.Tensor:
-        """Shortcut plus residual, of the input and of :meth:`activate` of it."""
+        """Add the shortcut and the residual, given the input and what :meth:`activate` makes of it."""
         shortcut = features if self.conv_branch1 is None else self.conv_branch1(activated)
         return shortcut + self.residual(activated)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """``(B, F, *s) -> (B, out_channels, *ceil(s / stride))``."""
+        """Map ``(B, F, *s) -> (B, out_channels, *ceil(s / stride))``."""
         return self.add(features, self.activate(features))
 
 
@@ -74,8 +74,8 @@ class PreActivationBlock(_PreActivation):
         out_channels: channels of the result.
         spatial_dims: 2 or 3.
         stride: of the first convolution and of the shortcut.
-        first_dilation: of the first convolution; None for ``dilation``.
-        dilation: of the second.
+        first_dilation: of the first convolution; None takes ``dilation``.
+        dilation: of the second convolution.
 
     Example:
         >>> import torch
@@ -102,7 +102,7 @@ class PreActivationBlock(_PreActivation):
         self.conv_branch2b1 = conv(mid_channels, out_channels, 3, padding=dilation, dilation=dilation, bias=False)
 
     def residual(self, activated: torch.Tensor) -> torch.Tensor:
-        """3x3, batch norm, ReLU, 3x3."""
+        """Apply 3x3, batch norm, ReLU and 3x3."""
         features = self.conv_branch2a(activated)
         return self.conv_branch2b1(F.relu(self.bn_branch2b1(features), inplace=True))
 
@@ -145,7 +145,7 @@ class PreActivationBottleneck(_PreActivation):
         self.dropout = Dropout[Dropout.DROPOUT, spatial_dims](dropout)
 
     def residual(self, activated: torch.Tensor) -> torch.Tensor:
-        """1x1, 3x3 and 1x1 with batch norm, ReLU and dropout between them."""
+        """Apply 1x1, 3x3 and 1x1 with batch norm, ReLU and dropout between them."""
         features = F.relu(self.bn_branch2b1(self.conv_branch2a(activated)), inplace=True)
         features = F.relu(self.bn_branch2b2(self.conv_branch2b1(self.dropout(features))), inplace=True)
         return self.conv_branch2b2(self.dropout(features))
@@ -154,30 +154,30 @@ class PreActivationBottleneck(_PreActivation):
 class ResNet38(nn.Sequential):
     """Features at stride 8 of images or volumes: ``(B, C, *S) -> (B, 64 * width, *ceil(S / 8))``.
 
-    A chain of its parts under the names of the public checkpoint (105 070 912 parameters at width 64), which
-    :func:`monai_wsss.networks.pretrained.load_pretrained` reads.  :meth:`small` is of a size to be trained from
+    It is a chain of its parts under the names of the public checkpoint (105 070 912 parameters at width 64), which
+    :func:`monai_wsss.networks.pretrained.load_pretrained` reads.  :meth:`small` builds one that can be trained from
     scratch on a CPU.
 
     Args:
-        spatial_dims: 2 or 3; the public weights are of 2.
+        spatial_dims: 2 or 3; the public weights are for 2.
         in_channels: C.
         width: w, channels of the first convolution.
         blocks: blocks of stages 2-5.
         multiples: channels of stages 2-7 in multiples of ``width``.
         strides: of the first convolution and of stages 2-4.
         dropout: probabilities in the bottlenecks of stages 6 and 7.
-        frozen: ``"paper"`` holds ``conv1a``, stage 2 and every batch norm in eval mode without gradients, whatever
-            :meth:`train` is told (for ImageNet weights: batch norms that never saw data stay the identity), or
-            ``"none"``.  Attention is never frozen.
+        frozen: ``"none"``, or ``"paper"``: ``conv1a``, stage 2 and every batch norm stay in eval mode without
+            gradients, whatever :meth:`train` is told.  That is for ImageNet weights: batch norms that never saw data
+            stay the identity.  Attention is never frozen.
         attention: modules that keep the shape of the features, by the stage that they follow, 4-7; see :meth:`attend`.
 
     Attributes:
         stage_channels: the channels behind each of the stages 4-7.
-        stride: pixels of the image a pixel of the features.
+        stride: pixels of the image per pixel of the features, along each axis.
 
     Raises:
-        ValueError: an unknown ``frozen``, sizes of other lengths, channels that bottlenecks cannot quarter, an unknown
-            stage of attention.
+        ValueError: an unknown ``frozen``, sizes of other lengths, channels that bottlenecks cannot divide by 4, an
+            unknown stage of attention.
 
     Example:
         >>> import torch
@@ -237,9 +237,10 @@ class ResNet38(nn.Sequential):
         frozen: str = "none",
         attention: Mapping[int, nn.Module] | None = None,
     ) -> ResNet38:
-        """Five blocks and two bottlenecks of at most 6w channels, of the same stride, its first half in the stem.
+        """Build a network of five blocks and two bottlenecks with at most 6w channels and the same stride.
 
-        At width 16 it has 0.59 million parameters and trains about two hundred times as fast as the published network.
+        It takes the first factor of 2 in the stem.  At width 16 it has 0.59 million parameters and trains about two
+        hundred times as fast as the published network.
         """
         return cls(
             spatial_dims, in_channels,
@@ -249,7 +250,7 @@ class ResNet38(nn.Sequential):
 
     @classmethod
     def tiny(cls, spatial_dims: int = 2, in_channels: int = 3) -> ResNet38:
-        """:meth:`small` at width 4: trains in seconds on a CPU."""
+        """Build :meth:`small` at width 4, which trains in seconds on a CPU."""
         return cls.small(spatial_dims, in_channels, width=4)
 
     @torch.jit.unused
@@ -257,7 +258,7 @@ class ResNet38(nn.Sequential):
         """Put modules that keep shapes behind stages; the names of all other parts stay as they are.
 
         Args:
-            attention: by stage, 4-7; their channels are ``stage_channels``.
+            attention: modules by stage, 4-7; their channels are ``stage_channels``.
 
         Returns:
             The network itself.
@@ -275,14 +276,14 @@ class ResNet38(nn.Sequential):
         return self
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """``(B, C, *S) -> (B, 64 * width, *ceil(S / stride))``, never negative."""
+        """Map ``(B, C, *S) -> (B, 64 * width, *ceil(S / stride))``, never negative."""
         for part in self:
             image = part(image)
         return image
 
     @torch.jit.unused
     def taps(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Features of three depths at the network's stride, as multi-level heads on this backbone read them.
+        """Give features of three depths at the network's stride, as multi-level heads on this backbone read them.
 
         Returns:
             ``conv4`` (B, 8w, *s) and ``conv5`` (B, 16w, *s): behind stages 4 and 5, after the batch norm and ReLU of
@@ -300,7 +301,7 @@ class ResNet38(nn.Sequential):
 
     @torch.jit.unused
     def train(self, mode: bool = True) -> ResNet38:
-        """As ``nn.Module``'s, but that what is frozen stays in eval mode."""
+        """Switch the mode as ``nn.Module`` does, except that frozen parts stay in eval mode."""
         super().train(mode)
         if self.frozen == "paper":
             for module in self._frozen_modules():
@@ -308,7 +309,7 @@ class ResNet38(nn.Sequential):
         return self
 
     def _frozen_modules(self) -> list[nn.Module]:
-        """``conv1a``, the blocks of stage 2, and the batch norms of all published parts."""
+        """List ``conv1a``, the blocks of stage 2, and the batch norms of all published parts."""
         parts = {name: part for name, part in self.named_children() if not name.startswith("attention")}
         frozen = [part for name, part in parts.items() if name == "conv1a" or name.startswith("b2")]
         return frozen + [m for part in parts.values() for m in part.modules() if isinstance(m, _BatchNorm)]
@@ -322,7 +323,7 @@ class ResNet38(nn.Sequential):
 def _stages(
     spatial_dims: int, channels: Sequence[int], blocks: Sequence[int], strides: Sequence[int], dropout: Sequence[float]
 ) -> Iterator[tuple[str, nn.Module]]:
-    """Stages 2-7 by their names in the public checkpoint; ``channels`` of conv1a and of stages 2-7."""
+    """Build stages 2-7 under their names in the public checkpoint; ``channels`` are those of conv1a and stages 2-7."""
     for n, count, stride in zip((2, 3, 4, 5), blocks, (*strides, 1), strict=True):
         dilation = 2 if n == 5 else 1
         before, out = channels[n - 2], channels[n - 1]
@@ -348,7 +349,7 @@ def _stages(
 
 
 def _initialize(network: nn.Module) -> None:
-    """He et al. 2015 for the ReLUs of a training from scratch."""
+    """Initialize convolutions as He et al. 2015 for ReLUs, for a training from scratch."""
     for module in network.modules():
         if isinstance(module, (nn.Conv2d, nn.Conv3d)):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -4,10 +4,13 @@
 """From maps to masks: thresholds, presence gates, pseudo-label refinement."""
 
 from monai_wsss.refinement.affinity_walk import affinity_labels, propagate_by_affinity, softmax_with_background
+from monai_wsss.refinement.class_labels import BackgroundAware, ConstantScores, LearnedAffinity
 from monai_wsss.refinement.confident_labels import confident_label, confident_segmentation_label
 from monai_wsss.refinement.dense_crf import DenseCRF, dense_crf_refinement
+from monai_wsss.refinement.labeled_images import LabeledImages
+from monai_wsss.refinement.mask_rule import MaskDecision, MaskRule, cut_score_maps
 from monai_wsss.refinement.mask_transform import ToMaskd
-from monai_wsss.refinement.masks import cut_score_maps, score_maps, to_mask
+from monai_wsss.refinement.masks import score_maps, to_mask
 from monai_wsss.refinement.pixel_adaptive import (
     PixelAdaptiveRefinement,
     pixel_adaptive_refinement,
@@ -22,7 +25,13 @@ from monai_wsss.refinement.pseudo_label import (
 from monai_wsss.refinement.threshold import NegativeResponses, median_reference, negative_quantile, otsu_threshold
 
 __all__ = [
+    "BackgroundAware",
+    "ConstantScores",
     "DenseCRF",
+    "LabeledImages",
+    "LearnedAffinity",
+    "MaskDecision",
+    "MaskRule",
     "NegativeResponses",
     "PixelAdaptiveRefinement",
     "ToMaskd",

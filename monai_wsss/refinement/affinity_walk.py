@@ -19,13 +19,14 @@ from __future__ import annotations
 import torch
 
 from monai_wsss._checks import check_label, check_shape, float32_or_wider
+from monai_wsss._labels import IGNORED
 from monai_wsss._windows import check_pairs, near_pairs, shifts
 
 __all__ = ["affinity_labels", "propagate_by_affinity", "softmax_with_background"]
 
 
-def affinity_labels(label: torch.Tensor, radius: int = 8, ignore_index: int = 255) -> torch.Tensor:
-    """What the affinity of each pair of tokens should be: 1 for equal labels, 0 for different ones, 255 for no pair.
+def affinity_labels(label: torch.Tensor, radius: int = 8, ignore_index: int = IGNORED) -> torch.Tensor:
+    """Say what the affinity of each pair of tokens should be: 1 for equal labels, 0 for different, 255 for no pair.
 
     To train on them use ``losses.affinity_loss``, which needs no such table.
 
@@ -49,11 +50,11 @@ def affinity_labels(label: torch.Tensor, radius: int = 8, ignore_index: int = 25
     labeled = flat != ignore_index
     pairs = near_pairs(label.shape[1:], radius, label.device) & labeled[:, :, None]
     pairs &= labeled[:, None, :]
-    return (flat[:, :, None] == flat[:, None, :]).to(torch.uint8).masked_fill_(~pairs, 255)
+    return (flat[:, :, None] == flat[:, None, :]).to(torch.uint8).masked_fill_(~pairs, IGNORED)
 
 
 def softmax_with_background(maps: torch.Tensor, label: torch.Tensor, background_score: float) -> torch.Tensor:
-    """A constant background beside the maps of the classes that are present, softmax over these channels.
+    """Put a constant background beside the maps of the classes that are present, and take the softmax.
 
     The maps lie in [0, 1], so the distribution is soft: its order counts, not its values.
 
@@ -75,6 +76,11 @@ def softmax_with_background(maps: torch.Tensor, label: torch.Tensor, background_
     """
     check_shape("maps", maps, "(B, K, *S)")
     check_label(label, maps.shape[0], maps.shape[1])
+    return background_softmax(maps, label, background_score)
+
+
+def background_softmax(maps: torch.Tensor, label: torch.Tensor, background_score: float) -> torch.Tensor:
+    """Compute :func:`softmax_with_background` of arguments that are known to fit."""
     maps = float32_or_wider(maps)
     absent = (label == 0).reshape(*label.shape, *[1] * (maps.ndim - 2))
     background = torch.full_like(maps[:, :1], background_score)
@@ -84,7 +90,7 @@ def softmax_with_background(maps: torch.Tensor, label: torch.Tensor, background_
 def propagate_by_affinity(
     affinity: torch.Tensor, maps: torch.Tensor, radius: int = 8, *, power: float = 2.0, smoothing: float = 0.1
 ) -> torch.Tensor:
-    """Maps after one step along the affinities of near tokens: q above.
+    """Move maps one step along the affinities of near tokens: q above.
 
     Args:
         affinity: in [0, 1], (B, N, N), or windowed (B, W, *s): at token p the affinities to p + offset for the
@@ -106,8 +112,17 @@ def propagate_by_affinity(
         [[[[0.5, 0.5, 0.5]]]]
     """
     check_shape("maps", maps, "(B, M, *S)")
+    check_pairs(affinity, len(maps), maps.shape[2:], radius)
+    return walk_along_affinity(affinity, maps, radius, power=power, smoothing=smoothing)
+
+
+def walk_along_affinity(
+    affinity: torch.Tensor, maps: torch.Tensor, radius: int, *, power: float = 2.0, smoothing: float = 0.1
+) -> torch.Tensor:
+    """Compute :func:`propagate_by_affinity` of arguments that are known to fit."""
     size = maps.shape[2:]
-    dense = check_pairs(affinity, len(maps), size, radius)
+    tokens = size.numel()
+    dense = affinity.shape == (len(maps), tokens, tokens)
     with torch.autocast(maps.device.type, enabled=False):
         maps, affinity = float32_or_wider(maps), float32_or_wider(affinity)
         # One more channel of ones gathers what the columns are divided by.
@@ -121,7 +136,7 @@ def propagate_by_affinity(
 
 
 def _along_windows(weights: torch.Tensor, maps: torch.Tensor, radius: int) -> torch.Tensor:
-    """Every token p hands its maps (B, M, *s), weighted, to p + offset, one of the W offsets after the other."""
+    """Hand the maps (B, M, *s) of each token p, weighted, to p + offset, one of the W offsets after the other."""
     moved = torch.zeros_like(maps)
     for k, here, there in shifts(maps.shape[2:], radius):
         moved[:, :, *there] += weights[:, k : k + 1, *here] * maps[:, :, *here]

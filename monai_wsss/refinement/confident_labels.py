@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 
 from monai_wsss._checks import check_choice, check_ignore_index, check_label, check_shape, float32_or_wider
+from monai_wsss._labels import IGNORED
 
 __all__ = ["confident_label", "confident_segmentation_label"]
 
@@ -30,9 +31,9 @@ _SCORES = ("prob", "logit")
 
 
 def confident_label(
-    scores: torch.Tensor, threshold: float = 0.75, *, valid: torch.Tensor | None = None, ignore_index: int = 255
+    scores: torch.Tensor, threshold: float = 0.75, *, valid: torch.Tensor | None = None, ignore_index: int = IGNORED
 ) -> torch.Tensor:
-    """Y^c of Eq. 5: labels from the refined scores S^c of the classification branch.
+    """Make Y^c of Eq. 5: labels from the refined scores S^c of the classification branch.
 
     Args:
         scores: (B, K+1, *S), background first, e.g. in [0, 1]; channels of absent classes 0.
@@ -53,7 +54,8 @@ def confident_label(
     """
     check_shape("scores", scores, "(B, K+1, *S)")
     check_ignore_index(ignore_index, scores.shape[1] - 1)
-    return _confident(float32_or_wider(scores.detach()), threshold, valid, ignore_index)
+    _check_valid(valid, scores)
+    return where_confident(float32_or_wider(scores.detach()), threshold, valid, ignore_index)
 
 
 def confident_segmentation_label(
@@ -63,9 +65,9 @@ def confident_segmentation_label(
     threshold: float = 0.5,
     score: str = "prob",
     valid: torch.Tensor | None = None,
-    ignore_index: int = 255,
+    ignore_index: int = IGNORED,
 ) -> torch.Tensor:
-    """Y^s of Eq. 7: labels from the logits of the segmentation branch.
+    """Make Y^s of Eq. 7: labels from the logits of the segmentation branch.
 
     Args:
         logits: (B, K+1, *S), background first.
@@ -90,21 +92,40 @@ def confident_segmentation_label(
     check_shape("logits", logits, "(B, K+1, *S)")
     check_choice("score", score, _SCORES)
     check_ignore_index(ignore_index, logits.shape[1] - 1)
+    if label is not None:
+        check_label(label, logits.shape[0], logits.shape[1] - 1)
+    _check_valid(valid, logits)
+    return segmentation_label(logits, label, threshold, score, valid, ignore_index)
+
+
+def segmentation_label(
+    logits: torch.Tensor,
+    label: torch.Tensor | None,
+    threshold: float,
+    score: str,
+    valid: torch.Tensor | None,
+    ignore_index: int,
+) -> torch.Tensor:
+    """Compute :func:`confident_segmentation_label` of arguments that are known to fit."""
     scores = float32_or_wider(logits.detach())
     if label is not None:
-        check_label(label, scores.shape[0], scores.shape[1] - 1)
         absent = F.pad(label == 0, (1, 0)).to(scores.device)
         scores = scores.masked_fill(absent.reshape(*absent.shape, *[1] * (scores.ndim - 2)), float("-inf"))
-    return _confident(scores.softmax(1) if score == "prob" else scores, threshold, valid, ignore_index)
+    return where_confident(scores.softmax(1) if score == "prob" else scores, threshold, valid, ignore_index)
 
 
-def _confident(scores: torch.Tensor, threshold: float, valid: torch.Tensor | None, ignore_index: int) -> torch.Tensor:
+def where_confident(
+    scores: torch.Tensor, threshold: float, valid: torch.Tensor | None, ignore_index: int
+) -> torch.Tensor:
+    """Label pixels by their largest score where it reaches the threshold; arguments are known to fit."""
     largest, chosen = scores.max(1)
     confident = largest >= threshold
     if valid is not None:
-        if valid.shape not in (chosen.shape, chosen[:, None].shape):
-            raise ValueError(
-                f"Expected `valid` of shape (B, *S) = {tuple(chosen.shape)} or (B, 1, *S), got {tuple(valid.shape)}."
-            )
         confident &= valid.reshape(chosen.shape).bool()
     return chosen.masked_fill_(~confident, ignore_index)
+
+
+def _check_valid(valid: torch.Tensor | None, scores: torch.Tensor) -> None:
+    expected = (len(scores), *scores.shape[2:])
+    if valid is not None and valid.shape not in (expected, (expected[0], 1, *expected[1:])):
+        raise ValueError(f"Expected `valid` of shape (B, *S) = {expected} or (B, 1, *S), got {tuple(valid.shape)}.")

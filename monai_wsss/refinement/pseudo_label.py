@@ -18,13 +18,23 @@ maps of those classes alone that some image of the batch holds.  Nothing here re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 
 from monai_wsss._checks import check_choice, check_label, check_shape, float32_or_wider
-from monai_wsss.refinement.affinity_walk import propagate_by_affinity, softmax_with_background
+from monai_wsss._labels import IGNORED
+from monai_wsss._windows import check_pairs
+from monai_wsss.refinement.spreading import (
+    Refine,
+    SpreadRule,
+    affinity_label,
+    background_scores,
+    box_regions,
+    constant_label,
+    held_classes,
+    outside_regions,
+)
 
 __all__ = [
     "background_aware_scores",
@@ -34,12 +44,11 @@ __all__ = [
     "seed_label",
 ]
 
-Refine = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-Region = tuple[slice, ...]
 
-
-def seed_label(seeds: torch.Tensor, *, low: float, high: float | None = None, ignore_index: int = 255) -> torch.Tensor:
-    """The class of the highest seed; background where it is at most ``low``, ignored where it is not above ``high``.
+def seed_label(
+    seeds: torch.Tensor, *, low: float, high: float | None = None, ignore_index: int = IGNORED
+) -> torch.Tensor:
+    """Label pixels by their highest seed: background up to ``low``, ignored from there up to ``high``.
 
     Args:
         seeds: (B, K, *S) in [0, 1], zero for classes that the image does not hold.
@@ -74,9 +83,9 @@ def refined_seed_label(
     low: float = 0.35,
     high: float = 0.55,
     downscale: float = 2.0,
-    ignore_index: int = 255,
+    ignore_index: int = IGNORED,
 ) -> torch.Tensor:
-    """The label on which a low and a high background score agree, after both were refined along the image.
+    """Label pixels where a low and a high background score agree, after both were refined along the image.
 
     With p(b) = refine(softmax([b; seeds of the image's classes])) and l(b) = argmax p(b): l(high) where it is a class,
     background where both say so, ignored elsewhere (AFA).  Images without any class are background.
@@ -108,16 +117,10 @@ def refined_seed_label(
     """
     _check(image, seeds, label, downscale)
     _check_scores(low, high)
-    held, label = _held(label, seeds.device)
-    if not len(held):
-        return _background(seeds)
-    small = _shrink(image, downscale)
-    classes = float32_or_wider(seeds[:, held])
-    classes = F.interpolate(classes, size=small.shape[2:], mode=_mode(image), align_corners=False)
-    # The refinement treats each map by itself: both sets at once share its weights.
-    maps = torch.cat([softmax_with_background(classes, label, score) for score in (low, high)], 1)
-    refined = F.interpolate(refine(small, maps), size=image.shape[2:], mode=_mode(image), align_corners=False)
-    return _agreed(refined, label, held, ignore_index)
+    label = label.to(seeds.device)
+    return constant_label(
+        image, seeds, label, held_classes(label), SpreadRule(refine, low, high, downscale, ignore_index)
+    )
 
 
 def propagated_seed_label(
@@ -133,9 +136,9 @@ def propagated_seed_label(
     high: float = 0.55,
     downscale: float = 2.0,
     boxes: torch.Tensor | None = None,
-    ignore_index: int = 255,
+    ignore_index: int = IGNORED,
 ) -> torch.Tensor:
-    """AFA's label: as :func:`refined_seed_label`, but the scores are spread by the affinity of tokens before.
+    """Label as :func:`refined_seed_label`, but spread the scores by the affinity of tokens before (AFA).
 
     Args:
         image: (B, C, *S).
@@ -170,20 +173,19 @@ def propagated_seed_label(
     """
     _check(image, seeds, label, downscale)
     _check_scores(low, high)
-    regions = None if boxes is None else _regions(boxes, len(image), image.shape[2:])
-    held, label = _held(label, seeds.device)
-    if len(held):
-        tokens = float32_or_wider(seeds[:, held])
-        tokens = F.interpolate(tokens, size=tuple(grid), mode=_mode(image), align_corners=False)
-        maps = torch.cat([softmax_with_background(tokens, label, score) for score in (low, high)], 1)
-        spread = propagate_by_affinity(affinity, maps, radius)
-        spread = F.interpolate(spread, size=image.shape[2:], mode=_mode(image), align_corners=False)
-        agreed = _agreed(_spread(image, spread, refine, downscale, regions), label, held, ignore_index)
-    else:
-        agreed = _background(seeds)
-    if regions is None:
-        return agreed
-    return agreed.masked_fill(_outside(regions, agreed.shape[1:], agreed.device), ignore_index)
+    check_pairs(affinity, len(image), grid, radius)
+    label = label.to(seeds.device)
+    return affinity_label(
+        image,
+        seeds,
+        label,
+        held_classes(label),
+        SpreadRule(refine, low, high, downscale, ignore_index),
+        affinity=affinity,
+        grid=grid,
+        radius=radius,
+        regions=None if boxes is None else box_regions(boxes, len(image), image.shape[2:]),
+    )
 
 
 def background_aware_scores(
@@ -197,7 +199,7 @@ def background_aware_scores(
     downscale: float = 2.0,
     boxes: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Background-aware spatial propagation (BMP, Eq. 13): S^c = p([B^s; C]), over the image's classes.
+    """Spread seeds and a background score together (BSP; BMP, Eq. 13): S^c = p([B^s; C]), over the image's classes.
 
     Args:
         image: (B, C, *S), the intensities along which scores spread.
@@ -234,22 +236,21 @@ def background_aware_scores(
             f"Expected `background` of shape (B, 1, *S) = {(len(seeds), 1, *seeds.shape[2:])}, got "
             f"{tuple(background.shape)}."
         )
-    regions = None if boxes is None else _regions(boxes, len(image), image.shape[2:])
-    held, label = _held(label, seeds.device)
-    absent = ~_present(label, seeds)
-    scores = torch.cat((float32_or_wider(background), float32_or_wider(seeds[:, held])), 1).masked_fill(absent, 0)
-    spread = _spread(image, scores, refine, downscale, regions)
-    if normalize == "softmax":
-        spread = spread.masked_fill(absent, -torch.inf).softmax(1)
-    if normalize == "l1":
-        # Where no score is left, none is confident: the floor also bounds the gradient.
-        spread = spread / spread.sum(1, keepdim=True).clamp(min=1e-6)
-    every = spread.new_zeros(len(seeds), seeds.shape[1] + 1, *seeds.shape[2:])
-    return every.index_copy_(1, _numbers(held), spread)
+    label = label.to(seeds.device)
+    return background_scores(
+        image,
+        seeds,
+        background,
+        label,
+        held_classes(label),
+        SpreadRule(refine, downscale=downscale),
+        normalize=normalize,
+        regions=None if boxes is None else box_regions(boxes, len(image), image.shape[2:]),
+    )
 
 
 def outside_boxes(boxes: torch.Tensor, size: torch.Size) -> torch.Tensor:
-    """Where pixels are padding: (B, *S) bool, true outside of each image's box.
+    """Mark the padding: (B, *S) bool, true outside of each image's box.
 
     Args:
         boxes: (B, 2 d) ints, first and last+1 pixel along each axis.
@@ -262,93 +263,7 @@ def outside_boxes(boxes: torch.Tensor, size: torch.Size) -> torch.Tensor:
         >>> outside_boxes(torch.tensor([[0, 1, 1, 3]]), torch.Size((2, 3))).int().tolist()
         [[[1, 0, 0], [1, 1, 1]]]
     """
-    return _outside(_regions(boxes, len(boxes), size), size, boxes.device)
-
-
-def _outside(regions: Sequence[Region], size: torch.Size, device: torch.device) -> torch.Tensor:
-    outside = torch.ones((len(regions), *size), dtype=torch.bool, device=device)
-    for image, region in zip(outside, regions, strict=True):
-        image[region] = False
-    return outside
-
-
-def _regions(boxes: torch.Tensor, images: int, size: torch.Size) -> list[Region]:
-    """The slices of each box, read from the device and checked once a call."""
-    integers = not (boxes.is_floating_point() or boxes.is_complex() or boxes.dtype == torch.bool)
-    if boxes.shape != (images, 2 * len(size)) or not integers:
-        raise ValueError(
-            f"Expected `boxes` of integers of shape (B, 2 d) = {(images, 2 * len(size))}, got {boxes.dtype} of shape "
-            f"{tuple(boxes.shape)}."
-        )
-    regions = []
-    for ends in boxes.tolist():
-        pairs = list(zip(ends[::2], ends[1::2], strict=True))
-        if not all(0 <= first < end <= side for (first, end), side in zip(pairs, size, strict=True)):
-            raise ValueError(
-                f"Expected `boxes` of 0 <= first < last+1 <= side along each axis of an image of size {tuple(size)}, "
-                f"got {ends}."
-            )
-        regions.append(tuple(slice(first, end) for first, end in pairs))
-    return regions
-
-
-def _held(label: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """The channels (k,) of the classes that some image of the batch holds, and their labels (B, k).
-
-    No pixel can be another class's, so that others need no refinement, which is what costs.
-    """
-    label = label.to(device)
-    held = label.any(0).nonzero()[:, 0]
-    return held, label[:, held]
-
-
-def _background(seeds: torch.Tensor) -> torch.Tensor:
-    """The label of images without any class."""
-    return torch.zeros((len(seeds), *seeds.shape[2:]), dtype=torch.long, device=seeds.device)
-
-
-def _numbers(held: torch.Tensor) -> torch.Tensor:
-    """What the background and the channels ``held`` are called among all classes: 0 and channel + 1."""
-    return F.pad(held + 1, (1, 0))
-
-
-def _agreed(refined: torch.Tensor, label: torch.Tensor, held: torch.Tensor, ignore_index: int) -> torch.Tensor:
-    """What the scores of the low (first half of the channels) and the high background say together."""
-    absent = ~_present(label, refined)
-    of_low, of_high = (scores.masked_fill(absent, -torch.inf).max(1).indices for scores in refined.chunk(2, 1))
-    doubt = torch.where(of_low == 0, 0, ignore_index)
-    return torch.where(of_high > 0, _numbers(held)[of_high], doubt)
-
-
-def _spread(
-    image: torch.Tensor, scores: torch.Tensor, refine: Refine, downscale: float, regions: Sequence[Region] | None
-) -> torch.Tensor:
-    """Scores refined along the image shrunk, each image within its box."""
-    if regions is not None:
-        spread = torch.zeros_like(scores)
-        for index, region in enumerate(regions):
-            part: Region = (slice(index, index + 1), slice(None), *region)
-            spread[part] = _spread(image[part], scores[part], refine, downscale, None)
-        return spread
-    refined = refine(_shrink(image, downscale), scores)
-    return F.interpolate(refined, size=image.shape[2:], mode=_mode(image), align_corners=False)
-
-
-def _shrink(image: torch.Tensor, downscale: float) -> torch.Tensor:
-    size = [max(1, int(side / downscale)) for side in image.shape[2:]]
-    # Integers, too, become floats: interpolated as they are, they would be rounded.
-    real = image.to(torch.promote_types(image.dtype, torch.float32))
-    return F.interpolate(real, size=size, mode=_mode(image), align_corners=False)
-
-
-def _mode(image: torch.Tensor) -> str:
-    return "bilinear" if image.ndim == 4 else "trilinear"
-
-
-def _present(label: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
-    """(B, k+1, 1, ...) bool: the background and, of these classes, those of each image."""
-    present = F.pad(label > 0, (1, 0), value=True)
-    return present.reshape(*present.shape, *[1] * (seeds.ndim - 2))
+    return outside_regions(box_regions(boxes, len(boxes), size), size, boxes.device)
 
 
 def _check_scores(low: float, high: float) -> None:

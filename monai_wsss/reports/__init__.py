@@ -1,7 +1,7 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 
-"""Run folders and their HTML page: what was measured, on what, with which weights; and charts as files."""
+"""Run folders with their HTML page of results, data and weights, and charts as files."""
 
 from monai_wsss.reports.box_chart import box_chart
 from monai_wsss.reports.charts import bar_chart, write_svg

@@ -2,7 +2,7 @@
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 """Box plots as SVG: every value as a point, with median, quartiles and range, for metrics over seeds or draws.
 
-Whiskers end at the smallest and the largest value: of ten runs none is called an outlier.
+Whiskers end at the smallest and the largest value: among ten runs no value is called an outlier.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from monai_wsss.reports.chart_parts import (
 
 __all__ = ["box_chart"]
 
-_WIDEST = 44.0  # of a box, in pixels: a single one does not fill the chart
-_POINT = 2.5  # radius of a point, half of it where a box has many
+_WIDEST = 44.0  # width limit of a box, in pixels, so that a single one does not fill the chart
+_POINT = 2.5  # radius of a point; half of it where a box has many points
 _MANY = 20
 
 
@@ -40,18 +40,18 @@ def box_chart(
     digits: int = 2,
     size: tuple[int, int] = (520, 280),
 ) -> Markup:
-    """Boxes side by side in groups: minimum, quartiles, median, maximum, and each value as a point over them.
+    """Draw boxes side by side in groups: minimum, quartiles, median, maximum, and each value as a point over them.
 
     Quartiles are interpolated linearly between values, numpy's default.  A single value is a point on its median.
 
     Args:
-        groups: name below the axis to {name in the legend: values}.  Names of the legend are colored in the order of
-            their first appearance, at most six are told apart; a group that lacks one keeps its place free.
+        groups: name below the axis to {name in the legend: values}.  Names in the legend are colored in the order of
+            their first appearance, with six colors in all; a group that lacks a name leaves its place empty.
         title: what the chart shows, for screen readers.
-        y_label: above the axis.
+        y_label: text above the axis.
         y_range: lowest and highest value shown; from the data if left out, so not from 0.
-        digits: of the numbers that a box shows when pointed at.
-        size: width and height in CSS pixels at full size; legend and long names come on top of the height.
+        digits: digits of the numbers in a box's tooltip.
+        size: width and height in CSS pixels at full size; legend and long names add to the height.
 
     Raises:
         ValueError: no group, a box without values, a value that is not finite, or one outside of ``y_range``.
@@ -64,7 +64,7 @@ def box_chart(
     """
     series = list(dict.fromkeys(name for boxes in groups.values() for name in boxes))
     values = _checked_values(groups, y_range)
-    space = 0.05 * (max(values) - min(values))  # no point on the frame
+    space = 0.05 * (max(values) - min(values))  # keeps points off the frame
     y_ticks, y_limits = axis_scale([min(values) - space, max(values) + space], y_range)
     frame = ChartFrame(*size, (0.0, float(len(groups))), y_limits, top_margin(y_label))
     parts = [grid_lines(frame, [], y_ticks, "", y_label)]
@@ -78,7 +78,7 @@ def box_chart(
             label = f"{group}, {name}" if len(series) > 1 else group
             parts.append(_box(frame, middle, width, row, number % 6, f"{label}: {_summary(row, digits)}"))
     names, lines = group_labels(frame, list(groups))
-    below = (size[0], size[1] + 14 * (lines - 1) - 10)  # no label of the axis between names and legend
+    below = (size[0], size[1] + 14 * (lines - 1) - 10)  # no axis label stands between names and legend
     legend, added = legend_below(series, below, "box")
     return chart_svg((below[0], below[1] + added), title, [*parts, names, legend])
 
@@ -86,7 +86,7 @@ def box_chart(
 def _checked_values(
     groups: Mapping[str, Mapping[str, Sequence[float]]], y_range: tuple[float, float] | None
 ) -> list[float]:
-    """All values of the chart."""
+    """Check the arguments and give all values of the chart."""
     rows = [(f"{group}/{name}", row) for group, boxes in groups.items() for name, row in boxes.items()]
     if not rows:
         raise ValueError(f"Expected `groups` with at least one box, got {len(groups)} groups without any.")
@@ -114,7 +114,7 @@ def _summary(values: Sequence[float], digits: int) -> str:
 def _box(
     frame: ChartFrame, middle: float, width: float, values: Sequence[float], color: int, description: str
 ) -> Markup:
-    """Whiskers, box, median and points around an upright line, with a text for the pointer and for screen readers."""
+    """Draw whiskers, box, median and points around a vertical line, with a text for tooltips and screen readers."""
     low, first, median, third, high = (frame.y(value) for value in _five_numbers(values))
     left, right, cap = middle - width / 2, middle + width / 2, width / 5
     whiskers = (
@@ -133,13 +133,13 @@ def _box(
         element("circle", class_=f"point c{color}", cx=x, cy=frame.y(value), r=radius)
         for x, value in zip(_spread(frame, middle, width, ordered, radius), ordered, strict=True)
     ]
-    # Over the points, which may be many.
+    # Drawn over the points, which may be many.
     parts.append(element("line", class_=f"median c{color}", x1=left, x2=right, y1=median, y2=median))
     return element("g", Markup("").join(parts))
 
 
 def _spread(frame: ChartFrame, middle: float, width: float, values: Sequence[float], radius: float) -> list[float]:
-    """Positions across the box: neighbors that would cover one another stand side by side, ascending."""
+    """Place points across the box: neighbors that would cover one another stand side by side, ascending."""
     rows: list[list[int]] = []
     for index, value in enumerate(values):
         if rows and abs(frame.y(values[rows[-1][0]]) - frame.y(value)) < 1.5 * radius:

@@ -1,8 +1,8 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""What the charts share: where values lie on the sheet, grid and ticks, names of groups, legend, and the frame.
+"""Shared parts of charts: positions of values on the sheet, grid and ticks, names of groups, legend, and the frame.
 
-Every text is escaped on the way in (markupsafe); colors and fonts are the classes of ``charts.CHART_STYLE``.
+markupsafe escapes every text; colors and fonts are the classes of ``charts.CHART_STYLE``.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ __all__ = [
 
 LEFT, RIGHT, TOP, BOTTOM = 44, 12, 10, 36
 ROW = 18  # height of a row of the legend, and of a label above the chart
-LETTER = 6.8  # width of a letter of 12 px, a little more than the mean of the fonts above
+LETTER = 6.8  # width of a letter of 12 px, a little more than the mean of the fonts in `charts.FONTS`
 
 
 def element(name: str, content: str | Markup = "", **attributes: object) -> Markup:
-    """An SVG element; ``class_`` is written ``class``, ``text_anchor`` ``text-anchor``, floats with one digit."""
+    """Write an SVG element: ``class_`` as ``class``, ``text_anchor`` as ``text-anchor``, floats with one digit."""
     written = [
         Markup(' {}="{}"').format(
             key.rstrip("_").replace("_", "-"), f"{value:.1f}" if isinstance(value, float) else value
@@ -49,7 +49,7 @@ def element(name: str, content: str | Markup = "", **attributes: object) -> Mark
 
 @dataclass(frozen=True)
 class ChartFrame:
-    """Where values lie on the sheet."""
+    """The positions of values on the sheet."""
 
     width: float
     height: float
@@ -58,18 +58,18 @@ class ChartFrame:
     top: float = TOP
 
     def x(self, value: float) -> float:
-        """Position from the left."""
+        """Give the position from the left."""
         low, high = self.x_range
         return LEFT + (value - low) / (high - low) * (self.width - LEFT - RIGHT)
 
     def y(self, value: float) -> float:
-        """Position from the top."""
+        """Give the position from the top."""
         low, high = self.y_range
         return self.height - BOTTOM - (value - low) / (high - low) * (self.height - self.top - BOTTOM)
 
 
 def round_ticks(low: float, high: float, most: int) -> list[float]:
-    """Round numbers (1, 2 or 5 times a power of ten apart) within [low, high], at least one."""
+    """Choose round numbers within [low, high], at least one, at steps of 1, 2 or 5 times a power of ten."""
     span = (high - low) or abs(high) or 1.0
     step = 10.0 ** math.floor(math.log10(span / most))
     step *= next(factor for factor in (1, 2, 5, 10) if span / (step * factor) <= most)
@@ -78,25 +78,25 @@ def round_ticks(low: float, high: float, most: int) -> list[float]:
 
 
 def widened(low: float, high: float) -> tuple[float, float]:
-    """A range that is not empty."""
+    """Widen an empty range."""
     return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 
 def axis_scale(values: Sequence[float], y_range: tuple[float, float] | None) -> tuple[list[float], tuple[float, float]]:
-    """Ticks and limits of the upright axis: the range that was asked for, else what holds all values and ticks."""
+    """Choose ticks and limits of the vertical axis: ``y_range``, else a range that holds all values and ticks."""
     ticks = round_ticks(*(y_range or (min(values), max(values))), 5)
     return ticks, widened(*(y_range or (min(ticks[0], *values), max(ticks[-1], *values))))
 
 
 def top_margin(y_label: str) -> int:
-    """Height above the highest value."""
+    """Give the height above the highest value."""
     return TOP + (ROW if y_label else 0)
 
 
 def grid_lines(
     frame: ChartFrame, x_ticks: Sequence[float], y_ticks: Sequence[float], x_label: str, y_label: str
 ) -> Markup:
-    """Axis, grid lines of the upright axis, and all labels."""
+    """Draw the axis, the grid lines of the vertical axis, and all labels."""
     bottom, right = frame.height - BOTTOM, frame.width - RIGHT
     parts = [element("line", class_="axis", x1=LEFT, x2=right, y1=bottom, y2=bottom)]
     if x_label:
@@ -113,7 +113,7 @@ def grid_lines(
 
 
 def group_labels(frame: ChartFrame, groups: Sequence[str]) -> tuple[Markup, int]:
-    """The names below their groups, broken into lines that fit, and the greatest number of lines."""
+    """Write names below their groups, broken into lines that fit; also give the greatest number of lines."""
     letters = max(int((frame.x(1) - frame.x(0)) / LETTER), 6)
     wrapped = [textwrap.wrap(name, letters) or [""] for name in groups]
     level = frame.height - BOTTOM + 16
@@ -126,9 +126,9 @@ def group_labels(frame: ChartFrame, groups: Sequence[str]) -> tuple[Markup, int]
 
 
 def legend_below(names: Sequence[str], size: tuple[int, int], kind: str) -> tuple[Markup, int]:
-    """Names with their strokes or blocks in columns below a chart of that size, and the height that they add.
+    """Write names with their strokes or blocks in columns below a chart of that size; also give the height they add.
 
-    A single name needs no legend.  It lies below because no corner of the chart is safe from curves.
+    A single name needs no legend.  The legend stands below because curves may cross any corner of the chart.
     """
     if len(names) < 2:
         return Markup(""), 0
@@ -148,7 +148,7 @@ def legend_below(names: Sequence[str], size: tuple[int, int], kind: str) -> tupl
 
 
 def chart_svg(size: tuple[int, int], title: str, parts: Sequence[Markup]) -> Markup:
-    """The whole, with a title for screen readers."""
+    """Join the parts of a chart, with a title for screen readers."""
     content = Markup("<title>{}</title>").format(title) + Markup("").join(parts)
     box = f"0 0 {size[0]} {size[1]}"
     return element("svg", content, class_="chart", viewBox=box, role="img", style=f"max-width:{size[0]}px")

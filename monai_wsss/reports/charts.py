@@ -2,8 +2,8 @@
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 """Small charts as SVG, inline in a page or as files: no scripts, no plotting library, for light, dark and print.
 
-Every text is escaped on the way in (markupsafe); colors and fonts are classes of the style sheet below, which the
-page takes over and :func:`write_svg` writes into the file.
+markupsafe escapes every text.  Colors and fonts are classes of the style sheet ``CHART_STYLE``; the page includes it,
+and :func:`write_svg` writes it into the file.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ CHART_COLORS = {
 }
 """Values of the style sheet's variables on a light and on a dark background."""
 
-# Curves differ in color and in dashes, so that they are told apart in gray too.
+# Curves differ in color and in dashes, so that they differ in gray too.
 CHART_STYLE = Markup("""\
 svg text { fill: var(--soft); font-size: 12px; font-family: inherit; }
 svg .grid { stroke: var(--rule); }
@@ -97,7 +97,7 @@ class ChartLine:
     """One curve.
 
     Attributes:
-        name: shown in the legend.
+        name: text in the legend.
         x: ascending positions, at least one, finite.
         y: as many values, finite.
         mark: index of a point to mark with a ring, if any.
@@ -118,15 +118,15 @@ def line_chart(
     y_range: tuple[float, float] | None = None,
     size: tuple[int, int] = (520, 280),
 ) -> Markup:
-    """Curves over a common axis, with grid, legend (from two curves on) and a title for screen readers.
+    """Draw curves over a common axis, with grid, legend (of two or more) and a title for screen readers.
 
     Args:
-        lines: at least one curve; at most six are told apart by color and dashes.
+        lines: at least one curve; there are six colors and dashes in all.
         title: what the chart shows.
-        x_label: below the axis.
-        y_label: above the axis.
+        x_label: text below the axis.
+        y_label: text above the axis.
         y_range: lowest and highest value shown; from the data if left out.
-        size: width and height in CSS pixels at full size; the legend, below, comes on top of the height.
+        size: width and height in CSS pixels at full size; the legend below adds to the height.
 
     Example:
         >>> line_chart([ChartLine("loss", [0, 1], [0.7, 0.3])], title="<b>", x_label="epoch")[:4]
@@ -156,18 +156,18 @@ def bar_chart(
     digits: int = 2,
     size: tuple[int, int] = (520, 280),
 ) -> Markup:
-    """Bars side by side in groups, each with its value, with grid, legend (from two bars a group on) and a title.
+    """Draw bars side by side in groups, each with its value, with grid, legend (of two or more names) and title.
 
     Args:
         groups: names below the axis, at least one.
-        values: name in the legend to one finite value a group; at most six names are told apart by color.
+        values: name in the legend to one finite value per group; there are six colors in all.
         title: what the chart shows, for screen readers.
-        spread: name to one half length a group of the stroke around the value, e.g. a standard deviation; names may
-            be left out.
-        y_label: above the axis.
+        spread: name to one number per group, half the length of the stroke around the value, e.g. a standard
+            deviation; names may be left out.
+        y_label: text above the axis.
         y_range: lowest and highest value shown; from 0 and the data if left out.
-        digits: of the values that are written.
-        size: width and height in CSS pixels at full size; legend and long names come on top of the height.
+        digits: digits of the written values.
+        size: width and height in CSS pixels at full size; legend and long names add to the height.
 
     Raises:
         ValueError: another number of values than of groups, or the spread of an unknown name.
@@ -187,7 +187,7 @@ def bar_chart(
         for sign in (-1, 1)
     ]
     y_ticks, y_limits = axis_scale([0.0, *ends], y_range)
-    room = top_margin(y_label) + ROW  # a row for the highest number
+    room = top_margin(y_label) + ROW  # with a row for the highest number
     frame = ChartFrame(*size, (0.0, float(len(groups))), y_limits, room)
     parts = [grid_lines(frame, [], y_ticks, "", y_label)]
     for number, (name, row) in enumerate(values.items()):
@@ -196,18 +196,18 @@ def bar_chart(
             half = spread[name][group] if name in spread else None
             parts.append(_column(frame, left, right, value, half, number % 6, f"{value:.{digits}f}"))
     names, lines = group_labels(frame, groups)
-    below = (size[0], size[1] + 14 * (lines - 1) - 10)  # no label of the axis between names and legend
+    below = (size[0], size[1] + 14 * (lines - 1) - 10)  # no axis label stands between names and legend
     legend, added = legend_below(list(values), below, "column")
     return chart_svg((below[0], below[1] + added), title, [*parts, names, legend])
 
 
 def value_strip(values: Sequence[float], *, title: str, x_label: str, size: tuple[int, int] = (520, 110)) -> Markup:
-    """Every value in [0, 1] as a dot on a line, with the mean as a stroke: a distribution without bins.
+    """Draw every value in [0, 1] as a dot on a line, with the mean as a stroke: a distribution without bins.
 
     Args:
         values: at least one, finite.
         title: what the chart shows.
-        x_label: below the axis.
+        x_label: text below the axis.
         size: width and height in CSS pixels at full size.
 
     Example:
@@ -230,7 +230,7 @@ def value_strip(values: Sequence[float], *, title: str, x_label: str, size: tupl
 
 
 def interval_bar(mean: float, low: float, high: float) -> Markup:
-    """Value and interval on a track from 0 to 1, as small as a word.
+    """Draw a value and its interval on a track from 0 to 1, as small as a word.
 
     Example:
         >>> interval_bar(0.5, 0.4, 0.6).count("<rect")
@@ -250,7 +250,7 @@ def interval_bar(mean: float, low: float, high: float) -> Markup:
 
 def _curve(frame: ChartFrame, line: ChartLine, color: int) -> Markup:
     points = [f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in zip(line.x, line.y, strict=True)]
-    # A polyline of one point draws nothing; of twice the same point, with round ends, a dot.
+    # A polyline of one point draws nothing; with the point twice, and round ends, it draws a dot.
     drawn = element("polyline", class_=f"curve c{color}", points=" ".join(points * 2 if len(points) == 1 else points))
     if line.mark is None:
         return drawn
@@ -261,9 +261,9 @@ def _curve(frame: ChartFrame, line: ChartLine, color: int) -> Markup:
 def _column(
     frame: ChartFrame, left: float, right: float, value: float, half: float | None, color: int, number: str
 ) -> Markup:
-    """A bar from zero, the stroke of its spread, and its number above both; upright where the bar is narrow.
+    """Draw a bar from zero, the stroke of its spread, and its number above both, turned by 90° if the bar is narrow.
 
-    Numbers of negative bars are above zero too: below are the names of the groups.
+    Numbers of negative bars stand above zero too, since the names of the groups stand below.
     """
     low, high = frame.y_range
     base, tip, middle = frame.y(min(max(0.0, low), high)), frame.y(value), (left + right) / 2
@@ -299,18 +299,17 @@ def _check_bars(
 def write_svg(path: str | os.PathLike[str], chart: Markup) -> Path:
     """Write a chart as a file of its own, with its style sheet; it follows the reader's light or dark setting.
 
-    Variables are replaced by their values, which also viewers that know no style variables can draw; those show the
-    light colors.
+    Variables are replaced by their values, for viewers that know no style variables; these show the light colors.
 
     Args:
-        path: of the ``.svg`` file, whole or absent.
-        chart: as :func:`bar_chart` or one of this file's other charts gives it.
+        path: the ``.svg`` file, which is written whole or not at all.
+        chart: result of :func:`bar_chart` or of another chart of this file.
 
     Returns:
-        the path.
+        The path.
 
     Raises:
-        ValueError: something that is no chart of this file.
+        ValueError: no chart of this file.
         DataError: the file cannot be written.
 
     Example:
@@ -337,6 +336,6 @@ def write_svg(path: str | os.PathLike[str], chart: Markup) -> Path:
 
 
 def _rules(scheme: str) -> str:
-    """The style sheet of a file of its own, with values in the place of variables."""
+    """Write the style sheet of a file of its own, with values instead of variables."""
     rules = f"svg {{ font-family: {FONTS}; }}\nsvg .paper {{ fill: var(--paper); }}\n{CHART_STYLE}"
     return re.sub(r"var\(--(\w+)\)", lambda name: CHART_COLORS[scheme][name[1]], rules)

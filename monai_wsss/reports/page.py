@@ -2,7 +2,8 @@
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 """A run folder as one page: ``report.html``, without scripts, remote assets or patient identifiers.
 
-What is in the folder is shown, what is missing is said in a sentence.  Cases go by their row of ``per_case.csv``.
+The page shows what the folder holds and says in a sentence what is missing.  It names cases by their row of
+``per_case.csv``.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ _AVERAGED_HEADINGS = {
     False: "Averaged over the classes, all of them real tissue",
     None: "Averaged over the classes, the background among them if there is one",
 }
-"""By whether the data have a background; None where ``run.json`` does not say."""
+"""Keys: whether the data have a background; None where ``run.json`` does not say."""
 _HEADLINES = ("dice_subject", "dice_pooled", "assd", "healthy_clean", "presence_auroc")
 _UNBOUNDED = {*_GROUPS["Surface distances"], *_GROUPS["Too little, too much"]}
 _CASE_KINDS = {
@@ -95,17 +96,17 @@ _RUN_LABELS = {
 def write_report(run_dir: str | os.PathLike[str]) -> Path:
     """Write ``report.html`` into a run folder.
 
-    Reads ``run.json``, ``metrics.json``, ``notes.txt``, ``per_case.csv``, ``per_subject.csv``, ``sweep.json``,
+    It shows ``run.json``, ``metrics.json``, ``notes.txt``, ``per_case.csv``, ``per_subject.csv``, ``sweep.json``,
     ``training_log.csv`` and ``panels/<row>.png``; each may be missing.
 
     Args:
         run_dir: the folder of an evaluation or a training.
 
     Returns:
-        path of the page.
+        The path of the page.
 
     Raises:
-        DataError: the folder holds no run, a file in it cannot be read as what it should be, or the page cannot be
+        DataError: the folder holds no run, the content of a file in it is not what it should be, or the page cannot be
             written.
 
     Example:
@@ -131,10 +132,10 @@ def write_report(run_dir: str | os.PathLike[str]) -> Path:
 
 
 def _view(folder: Path) -> dict[str, Any]:
-    """Everything that the template shows; ``None`` for what the folder does not hold."""
+    """Collect everything that the template shows; parts that the folder lacks are ``None``."""
     run = _read(folder / "run.json", _run)
     log = folder / "training_log.csv"
-    # An evaluation records which log belongs to its weights; a training's own record names none.
+    # An evaluation records the log of its weights; the record of a training names no log.
     foreign = (
         run is not None and run["training_log"] != "" and log.is_file() and file_sha256(log) != run["training_log"]
     )
@@ -154,7 +155,7 @@ def _view(folder: Path) -> dict[str, Any]:
 
 
 def _read(path: Path, view: Callable[[str], Any]) -> Any:
-    """What ``view`` makes of the file's text; ``None`` where there is no file."""
+    """Apply ``view`` to the file's text, or give ``None`` where there is no file."""
     if not path.is_file():
         return None
     try:
@@ -171,7 +172,7 @@ def _table(text: str) -> list[dict[str, str]]:
 
 
 def _run(text: str) -> dict[str, Any]:
-    """``run.json``: labeled rows, versions, what used masks, and the configuration as text."""
+    """Prepare ``run.json``: labeled rows, versions, uses of masks, and the configuration as text."""
     run = json.loads(text)
     rows = [(label, run[name]) for name, label in _RUN_LABELS.items() if run.get(name) is not None]
     return {
@@ -187,7 +188,7 @@ def _run(text: str) -> dict[str, Any]:
 
 
 def _metrics(text: str, background: bool | None) -> dict[str, Any]:
-    """``metrics.json`` as headlines and as groups of rows; ``background`` as ``run.json`` has it."""
+    """Prepare ``metrics.json`` as headlines and as groups of rows; ``background`` comes from ``run.json``."""
     metrics = {
         name: _metric_row(name, float(entry["mean"]), [float(end) for end in entry["ci95"]], int(entry["n"]))
         for name, entry in json.loads(text).items()
@@ -226,7 +227,7 @@ def _metric_row(name: str, mean: float, interval: Sequence[float], subjects: int
 
 
 def _cases(text: str, panels: Path) -> dict[str, Any]:
-    """``per_case.csv``: how many cases of how many subjects, and the panels of the telling ones."""
+    """Prepare ``per_case.csv``: numbers of cases and subjects, and the panels of selected cases."""
     rows = _table(text)
     chosen = choose_cases(rows)
     return {
@@ -243,7 +244,7 @@ def _cases(text: str, panels: Path) -> dict[str, Any]:
 
 
 def _panel(number: int, row: Mapping[str, str], panels: Path) -> dict[str, Any]:
-    """Picture and caption of a case; the picture is ``None`` where it was not drawn."""
+    """Prepare picture and caption of a case; the picture is ``None`` where it was not drawn."""
     path = panels / f"{number}.png"
     content = path.read_bytes() if path.is_file() else b""
     distance = f", ASSD {float(row['assd']):.2f} {row['unit']}" if row.get("assd") else ""
@@ -257,7 +258,7 @@ def _panel(number: int, row: Mapping[str, str], panels: Path) -> dict[str, Any]:
 
 
 def _subject_charts(text: str) -> list[dict[str, Any]]:
-    """One strip of per-subject Dice for each class, with the numbers that a strip cannot say."""
+    """Draw one strip of per-subject Dice per class, and write the numbers that a strip does not show."""
     rows = _table(text)
     charts = []
     for column in rows[0] if rows else ():
@@ -277,7 +278,7 @@ def _subject_charts(text: str) -> list[dict[str, Any]]:
 
 
 def _sweep_charts(text: str) -> list[dict[str, Any]]:
-    """Dice against the threshold for each class, the oracle's choice ringed."""
+    """Draw Dice against the threshold per class, with a ring around the oracle's choice."""
     sweep = json.loads(text)
     charts = []
     for label, curves in sweep["classes"].items():
@@ -299,7 +300,7 @@ def _sweep_charts(text: str) -> list[dict[str, Any]]:
 
 
 def _training_charts(text: str) -> list[dict[str, Any]]:
-    """A small chart for each column of the log; of the validation metrics only the headlines."""
+    """Draw a small chart per column of the log, but only the headlines of the validation metrics."""
     rows = _table(text)
     charts = []
     for column in rows[0] if rows else ():

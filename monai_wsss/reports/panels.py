@@ -1,9 +1,9 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""One case as a strip of pictures: image channels | map | mask | both outlines; and which cases are worth looking at.
+"""Panels: a case as a strip of pictures, image channels | map | mask | both outlines, and the choice of cases.
 
-Arrays are indexed [x, y] (column, row), as MONAI reads them; pictures are rows of pixels, so each is transposed once,
-when it becomes a picture.
+Arrays are indexed [x, y] (column, row), as MONAI reads them.  Pictures are rows of pixels, so each array is transposed
+once, when it becomes a picture.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ REFERENCE_COLOR = "#4da3ff"
 """Outline of the reference."""
 
 MASK_COLOR = "#ff9f1c"
-"""Outline and filling of the predicted mask (of its first class); apart from blue for every kind of color vision."""
+"""Outline and filling of the predicted mask (of its first class); distinct from blue in every kind of color vision."""
 
 _HEIGHT, _CAPTION, _GAP, _MAX_CHANNELS = 192, 20, 4, 4
 _PALETTE = np.array(
@@ -35,14 +35,14 @@ _HEAT = np.array([[0, 0, 4], [66, 10, 104], [147, 38, 103], [221, 81, 58], [252,
 
 
 def choose_cases(rows: Iterable[Mapping[str, Any]], *, each: int = 3) -> dict[str, list[int]]:
-    """Row numbers (from 1) of the cases that tell most: best, median and worst by Dice, and false alarms.
+    """Choose the cases to show, by row number from 1: best, median and worst by Dice, and false alarms.
 
     Args:
         rows: the cases of a :class:`~monai_wsss.metrics.CaseTable` or of ``per_case.csv``, in its order.
-        each: how many of each kind.
+        each: number of cases per kind.
 
     Returns:
-        ``"best"``, ``"median"``, ``"worst"``: cases with a finding, none of them twice; ``"false alarm"``: healthy
+        ``"best"``, ``"median"``, ``"worst"``: cases with a finding, each at most once; ``"false alarm"``: healthy
         cases with a mask, the largest first.
 
     Example:
@@ -78,21 +78,21 @@ def render_panel(
     *,
     channel_names: Sequence[str],
 ) -> bytes:
-    """Draw a case as a strip of equally high tiles.
+    """Draw a case as a strip of tiles of one height.
 
-    Tiles: up to four channels (one tile for red, green, blue), the map over the last channel shown, the mask over it,
-    and the outlines of reference and mask.  Of a volume, the slice of the last axis with the largest reference is
-    shown, or with the largest mask, or with the strongest map, whichever is first there.
+    The tiles are up to four channels (one tile for red, green, blue), the map over the last channel shown, the mask
+    over it, and the outlines of reference and mask.  A volume is shown by one slice of the last axis: the one with the
+    largest reference; without a reference the one with the largest mask; without a mask the one with the strongest map.
 
     Args:
-        image: ``(C, x, y)`` or ``(C, x, y, z)``, any intensities; not finite ones are shown black.
+        image: ``(C, x, y)`` or ``(C, x, y, z)``, any intensities; those that are not finite are shown black.
         cam: ``(x, y[, z])`` in [0, 1], or ``None``.
         mask: ``(x, y[, z])``, labels 0..K.
         reference: ``(x, y[, z])``, labels 0..K, or ``None``.
-        channel_names: C names; with none, channels are numbered.
+        channel_names: C names; if empty, channels are numbered.
 
     Returns:
-        a PNG file.
+        The bytes of a PNG file.
 
     Raises:
         ValueError: the shapes do not fit one another.
@@ -138,7 +138,7 @@ def _check_shapes(
 
 
 def _telling_slice(found: np.ndarray, wanted: np.ndarray | None, heat: np.ndarray | None) -> int:
-    """Index of the last axis with most reference, else most mask, else most map, else the middle."""
+    """Choose the slice of the last axis with most reference, else most mask, else most map, else the middle one."""
     for part in (wanted, found, heat):
         if part is not None and part.any():
             weight = part if part is heat else part > 0
@@ -147,13 +147,13 @@ def _telling_slice(found: np.ndarray, wanted: np.ndarray | None, heat: np.ndarra
 
 
 def _resize(plane: np.ndarray, size: tuple[int, int], how: Image.Resampling) -> np.ndarray:
-    """A plane ``(x, y)`` as rows of pixels ``(height, width)`` of the given (width, height)."""
+    """Resize a plane ``(x, y)`` to rows of pixels ``(height, width)``; ``size`` is (width, height)."""
     picture = Image.fromarray(np.ascontiguousarray(plane.T, dtype=np.float32))
     return np.asarray(picture.resize(size, how), dtype=np.float32)
 
 
 def _channel_tiles(picture: np.ndarray, names: Sequence[str], size: tuple[int, int]) -> list[tuple[str, np.ndarray]]:
-    """Name and picture ``(height, width, 3)`` in [0, 255] of each channel shown."""
+    """Give name and picture ``(height, width, 3)`` in [0, 255] of each channel shown."""
     planes = [_resize(_window(plane), size, Image.Resampling.BILINEAR) for plane in picture[:_MAX_CHANNELS]]
     if [name.lower()[:1] for name in names] == ["r", "g", "b"]:
         scaled = _colors(np.nan_to_num(picture.astype(np.float64), posinf=0, neginf=0))
@@ -163,7 +163,7 @@ def _channel_tiles(picture: np.ndarray, names: Sequence[str], size: tuple[int, i
 
 
 def _colors(picture: np.ndarray) -> np.ndarray:
-    """(3, H, W) in [0, 1]: standardized tissue in the usual stain, other pictures from lowest to highest."""
+    """Scale a color image (3, H, W) to [0, 1]: standardized tissue by the usual stain, others from low to high."""
     low, high = picture.min(), picture.max()
     if low < 0:
         mean, std = (values[:, None, None] for values in USUAL_STAIN)
@@ -172,14 +172,14 @@ def _colors(picture: np.ndarray) -> np.ndarray:
 
 
 def _window(plane: np.ndarray) -> np.ndarray:
-    """Intensities between the 1st and the 99.5th percentile as 0..1; a constant plane becomes black."""
+    """Scale intensities between the 1st and the 99.5th percentile to 0..1; a constant plane becomes black."""
     values = np.nan_to_num(plane.astype(np.float64), posinf=0, neginf=0)
     low, high = np.percentile(values, [1, 99.5])
     return ((values - low) / (high - low)).clip(0, 1) if high > low else np.zeros(values.shape)
 
 
 def _overlay_heat(base: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """The map in color over the picture: the stronger the map, the less shows through."""
+    """Draw the map in color over the picture; strong map values hide it more."""
     place = heat * (len(_HEAT) - 1)
     lower = np.minimum(place.astype(int), len(_HEAT) - 2)
     color = _HEAT[lower] + (place - lower)[..., None].astype(np.float32) * (_HEAT[lower + 1] - _HEAT[lower])
@@ -194,7 +194,7 @@ def _overlay_labels(base: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def _draw_outlines(base: np.ndarray, expected: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Both outlines; where they coincide, dashes of the one and the other."""
+    """Draw both outlines, and dashes of both colors where they coincide."""
     reference, mask = _outline(expected), _outline(labels)
     rows, columns = np.indices(labels.shape)
     dash = (rows + columns) // 6 % 2 == 0
@@ -205,7 +205,7 @@ def _draw_outlines(base: np.ndarray, expected: np.ndarray, labels: np.ndarray) -
 
 
 def _outline(labels: np.ndarray, width: int = 2) -> np.ndarray:
-    """Pixels of each label within ``width`` of another label or of the picture's end."""
+    """Find the pixels of each label within ``width`` of another label or of the picture's edge."""
     inside = labels > 0
     padded = np.pad(labels, width, constant_values=-1)
     rows, columns = labels.shape

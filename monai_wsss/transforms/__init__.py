@@ -1,7 +1,7 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 
-"""The transforms that MONAI lacks: of items, and of batches inside autograd. None reads a label file or trains."""
+"""Transforms that MONAI lacks: of items, and of batches inside autograd. None reads a label file or trains."""
 
 from monai_wsss.transforms.in_plane import ResizeInPlaned, resize_in_plane
 from monai_wsss.transforms.normalize_subject import NormalizeSubjectd
@@ -15,6 +15,7 @@ from monai_wsss.transforms.paired_spatial import (
     SpatialRecord,
 )
 from monai_wsss.transforms.photometric import RandPhotometricDistortiond
+from monai_wsss.transforms.published import gland_augmentation, imagenet_normalization
 from monai_wsss.transforms.save_mask import SaveMaskd, has_geometry, write_mask
 from monai_wsss.transforms.stain import NormalizeStaind, RandStainJitterd
 
@@ -32,7 +33,9 @@ __all__ = [
     "SaveMaskd",
     "ShiftStep",
     "SpatialRecord",
+    "gland_augmentation",
     "has_geometry",
+    "imagenet_normalization",
     "resize_in_plane",
     "write_mask",
 ]

@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""The in-plane grid that a 2D network works on: slices of any size are brought to it alike in training and after."""
+"""The in-plane grid of a 2D network: training and inference bring slices of any size to it in the same way."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["ResizeInPlaned", "resize_in_plane"]
 
 
 def resize_in_plane(images: torch.Tensor, grid: Sequence[int] | torch.Size) -> torch.Tensor:
-    """Bilinear resampling with a low-pass filter where it shrinks: ``(B, C, H, W) -> (B, C, *grid)``.
+    """Resample images bilinearly, with a low-pass filter where they shrink: ``(B, C, H, W) -> (B, C, *grid)``.
 
     Example:
         >>> resize_in_plane(torch.ones(1, 1, 240, 240), (64, 64)).shape
@@ -28,7 +28,7 @@ def resize_in_plane(images: torch.Tensor, grid: Sequence[int] | torch.Size) -> t
 
 
 class ResizeInPlaned(MapTransform):
-    """:func:`resize_in_plane` on 2D images (C, H, W) of an item.
+    """Application of :func:`resize_in_plane` to 2D images (C, H, W) of an item.
 
     Args:
         keys: images to resize.

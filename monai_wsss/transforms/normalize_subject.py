@@ -2,9 +2,9 @@
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 """Intensity normalization of a slice by its subject's statistics, so that a slice looks as it does in its volume.
 
-Normalized by itself, a slice through a large lesion is darkened everywhere else; by its volume it is not.  In the same
-way a patch of a stained section is standardized as the whole picture that it was cut from: per-image color
-standardization was the cheapest gain found on GlaS (+4 to +5 points of mIoU, one to two seeds).
+A slice through a large lesion becomes darker everywhere else if it is normalized by itself; its volume's statistics
+avoid that.  A patch of a stained section is likewise standardized by the statistics of the image that it was cut from.
+Standardizing colors per image was the cheapest gain found on GlaS (+4 to +5 points of mIoU, one to two seeds).
 """
 
 from __future__ import annotations
@@ -25,32 +25,33 @@ __all__ = ["NormalizeSubjectd"]
 _BOUNDS = {"bright": (-2.5, 6.0), "tissue": (-4.0, 6.0)}
 """Foreground -> lowest and highest value left; dark nuclei are about 3 standard deviations below the tissue's mean."""
 
-_LEAST_TISSUE = 0.01  # share of a picture; what fewer pixels say about a stain is dust
+_LEAST_TISSUE = 0.01  # share of an image; fewer dark pixels are dust rather than a stain
 
 
 class NormalizeSubjectd(MapTransform):
-    """``(image - mean) / std`` of each channel, clipped; mean and std of the subject's foreground.
+    """Normalization ``(image - mean) / std`` per channel, clipped, by mean and std of the subject's foreground.
 
-    How dark the air is says nothing about the tissue and changes with skull stripping and with scaling: all below
-    ``lower`` is made equal, so that a network meets the same background in stripped and unstripped studies.  In stained
-    sections the background is bright, and ``upper`` bounds it.
+    The darkness of air says nothing about the tissue and changes with skull stripping and with scaling.  All values
+    below ``lower`` become equal, so that a network sees the same background in stripped and unstripped studies.  In
+    stained sections the background is bright, and ``upper`` bounds it.
 
-    The item's ``intensity_mean`` and ``intensity_std`` (C,) are used where the datalist has them; an item without is
-    measured by itself, which for a whole volume or picture is the same rule.  A picture without them of which less than
-    1 % is tissue is standardized by the tissue of GlaS, so that bare glass stays bright and its noise small.
+    The transform uses the item's ``intensity_mean`` and ``intensity_std`` (C,) where the datalist has them.  An item
+    that has none is measured itself, which for a whole volume or section is the same rule.  If less than 1 % of such a
+    section is tissue, the statistics of the tissue of GlaS are used: bare glass stays bright and its noise small.
 
     Args:
         keys: images (C, *S) to normalize.
-        lower: lowest value left, in standard deviations below the mean of the foreground; None is -2.5 for "bright" and
-            -4 for "tissue".
-        upper: highest value left; None is 6.
+        lower: lowest value that is kept, in standard deviations from the mean of the foreground; None is -2.5 for
+            "bright" and -4 for "tissue".
+        upper: highest value that is kept; None is 6.
         allow_missing_keys: skip keys that an item lacks.
-        foreground: what an item without statistics is measured on: "bright", all above the image's mean (scans), or
-            "tissue", all darker than glass (color pictures of stained sections).
-        white: value of white in the images, 255 or 1; read for "tissue" only.
+        foreground: the pixels that an item without statistics is measured on: "bright" (all above the image's mean, for
+            scans) or "tissue" (all darker than glass, for color images of stained sections).
+        white: value of white in the images, 255 or 1; used for "tissue" only.
 
     Raises:
-        ValueError: statistics of another number of channels than the image; an image other than (3, H, W) for "tissue".
+        ValueError: statistics with another number of channels than the image; an image other than (3, H, W) for
+            "tissue".
 
     Example:
         >>> item = {"image": torch.tensor([[0.0, 0.0, 2.0, 4.0]])}
@@ -98,7 +99,7 @@ class NormalizeSubjectd(MapTransform):
         return item
 
     def measure(self, image: np.ndarray, key: str = "image") -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation (C,) of the foreground of an image (C, *S) that comes without."""
+        """Measure the mean and standard deviation (C,) of the foreground of an image (C, *S)."""
         if self.foreground == "bright":
             return foreground_statistics(image)
         if image.ndim != 3 or image.shape[0] != 3:

@@ -1,18 +1,18 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Spatial transforms drawn once and applied alike to images and to activation maps, inside autograd.
+"""Spatial transforms that are drawn once and applied to images and to class maps alike, inside autograd.
 
-The transform pi of equivariance constraints: flips, quarter turns, scaling, translation (Wang et al. 2020, SEAM,
-arXiv:2004.04581; Patel & Dolz, CMER, Sec. III and the section "Implementation").  MONAI's dictionary transforms act
-item by item before the network; here a batch of images and, with the same parameters, the batch of maps that the
-network has made of it are moved, and gradients pass through.
+They are the transform pi of equivariance constraints: flips, quarter turns, scaling, translation (Wang et al. 2020,
+SEAM, arXiv:2004.04581; Patel & Dolz, CMER, Sec. III and the section "Implementation").  MONAI's dictionary transforms
+act on single items before the network.  These move a batch of images and, with the same parameters, the batch of maps
+that the network makes of it, and gradients pass through.
 
 | kind        | parameters                                                                   | drawn for  |
 |-------------|------------------------------------------------------------------------------|------------|
 | `flip`      | one spatial axis                                                             | the batch  |
 | `rotate`    | quarter turns of the first two spatial axes; half turns where sides differ   | each image |
-| `scale`     | a size: multiples of ``divisor`` within ``scale_range``, all axes alike      | the batch  |
-| `translate` | a shift of each axis, uniform within ``translate_range`` of the side         | each image |
+| `scale`     | a size: multiples of ``divisor`` within ``scale_range``, one ratio for all   | the batch  |
+| `translate` | a shift per axis, uniform within ``translate_range`` of the side             | each image |
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 
 from monai_wsss._checks import check_choice, check_shape, float32_or_wider
+from monai_wsss._resize import linear_mode
 
 __all__ = [
     "SPATIAL_KINDS",
@@ -50,7 +51,7 @@ class FlipStep:
 
 @dataclass(frozen=True)
 class QuarterTurnStep:
-    """Turn each image by its number of quarter turns in the plane of the first two spatial axes; exact."""
+    """Turn each image by its own number of quarter turns in the plane of the first two spatial axes, exactly."""
 
     turns: tuple[int, ...]
 
@@ -60,18 +61,17 @@ class QuarterTurnStep:
 
 @dataclass(frozen=True)
 class ResizeStep:
-    """Bring the batch to another size by linear interpolation, corner pixels on corner pixels."""
+    """Bring the batch to another size by linear interpolation with aligned corner pixels."""
 
     size: tuple[int, ...]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        mode = "bilinear" if x.ndim == 4 else "trilinear"
-        return F.interpolate(float32_or_wider(x), size=self.size, mode=mode, align_corners=True)
+        return F.interpolate(float32_or_wider(x), size=self.size, mode=linear_mode(x.ndim - 2), align_corners=True)
 
 
 @dataclass(frozen=True)
 class ShiftStep:
-    """Shift each image by fractions of its sides, towards higher indices; linear interpolation, zeros come in."""
+    """Shift each image by fractions of its sides towards higher indices, interpolate linearly and fill with zeros."""
 
     shifts: tuple[tuple[float, ...], ...]
 
@@ -80,7 +80,7 @@ class ShiftStep:
         dims = x.ndim - 2
         theta = torch.zeros(len(x), dims, dims + 1, device=x.device, dtype=x.dtype)
         theta[:, :, :dims] = torch.eye(dims, device=x.device, dtype=x.dtype)
-        # A side is 2 long in the sampling grid, whose axes run from the last to the first.
+        # In the sampling grid a side has length 2, and axes run from the last to the first.
         theta[:, :, dims] = -2 * torch.tensor(self.shifts, device=x.device, dtype=x.dtype).flip(1)
         # Autocast would round the grid's coordinates to half precision: half a pixel in an image of 240.
         with torch.autocast(x.device.type, enabled=False):
@@ -107,37 +107,42 @@ class SpatialRecord:
         """Move images or maps.
 
         Args:
-            x: (B, C, *S), B and, for quarter turns by odd numbers, S as drawn for.
-            padding: what a translation brings in: ``"zero"`` (maps), or ``"minimum"``, the lowest value of each image
-                and channel, which is the background whatever normalization the images have been through.
+            x: (B, C, *S), with the B that the record was drawn for, and for odd quarter turns with sides as drawn for.
+            padding: values that a translation fills in: ``"zero"`` (for maps), or ``"minimum"``, the lowest value per
+                image and channel, which is the background under any normalization.
 
         Returns:
-            (B, C, *S'), S' another size after scaling; differentiable.
+            Moved tensor (B, C, *S'), where S' differs from S after scaling; differentiable.
         """
         check_shape("x", x, "(B, C, *S)")
         check_choice("padding", padding, ("zero", "minimum"))
         if padding == "minimum" and any(isinstance(step, ShiftStep) for step in self.steps):
             lowest = x.detach().flatten(2).amin(2).reshape(*x.shape[:2], *[1] * (x.ndim - 2))
-            return self(x - lowest) + lowest
+            return self._move(x - lowest) + lowest
+        return self._move(x)
+
+    def _move(self, x: torch.Tensor) -> torch.Tensor:
         for step in self.steps:
             x = step(x)
         return x
 
 
 class PairedSpatialTransform:
-    """Draws spatial transforms, by torch's global random state, as records that act on images and maps alike.
+    """Generator of random spatial transforms, as records that act on images and maps alike.
+
+    It draws from torch's global random state.
 
     Args:
-        kinds: which of ``flip``, ``rotate``, ``scale``, ``translate`` take part.
-        mode: ``"one_of"`` draws one kind for each batch, with equal chance, as the code released with CMER;
+        kinds: the kinds that take part, of ``flip``, ``rotate``, ``scale``, ``translate``.
+        mode: ``"one_of"`` draws one kind per batch, with equal chance, as the code released with CMER does;
             ``"compose"`` applies all of them in their order.
         turns: numbers of quarter turns to draw from; the paper's set is (0, 1, 2, 3).
         scale_range: least and greatest ratio of the new size.
         translate_range: greatest shift, as a fraction of the side.
-        divisor: sizes are multiples of it (the stride of the network).
+        divisor: number that new sizes are multiples of: the stride of the network.
 
     Raises:
-        ValueError: an unknown kind or mode, no kind, or ranges that hold nothing.
+        ValueError: an unknown kind or mode, no kind, or an empty range.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -183,7 +188,7 @@ class PairedSpatialTransform:
             shape: (B, C, *S) of the images.
 
         Returns:
-            the record.
+            The record.
         """
         kinds = self.kinds if self.mode == "compose" else (self.kinds[_draw_index(len(self.kinds))],)
         steps: list[FlipStep | QuarterTurnStep | ResizeStep | ShiftStep] = []
@@ -195,14 +200,14 @@ class PairedSpatialTransform:
         return FlipStep(_draw_index(len(size)))
 
     def _draw_rotate(self, batch_size: int, size: tuple[int, ...]) -> QuarterTurnStep:
-        # Images of one batch keep one size: where the sides differ, odd turns cannot be stacked.
+        # Images of one batch share a size: where the sides differ, images with odd turns cannot be stacked.
         turns = self.turns if size[0] == size[1] else tuple(t for t in self.turns if t % 2 == 0) or (0,)
         return QuarterTurnStep(tuple(turns[_draw_index(len(turns))] for _ in range(batch_size)))
 
     def _draw_scale(self, _batch_size: int, size: tuple[int, ...]) -> ResizeStep:
         low, high = self.scale_range
         multiples = [n for n in range(self.divisor, int(high * size[0]) + 1, self.divisor) if n >= low * size[0]]
-        # An image too small for any multiple keeps its size; so does a side, e.g. of a volume of four slices.
+        # An image too small for any multiple keeps its size, and so does a short side, e.g. of a volume of four slices.
         ratio = multiples[_draw_index(len(multiples))] / size[0] if multiples else 1.0
         if ratio == 1.0:
             return ResizeStep(size)

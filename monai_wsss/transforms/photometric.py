@@ -1,10 +1,10 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Random brightness, contrast, saturation and hue of color pictures: the "photometric distortion" of SSD and OEEM.
+"""Random brightness, contrast, saturation and hue of color images: the "photometric distortion" of SSD and OEEM.
 
-Feng et al. (AAAI 2025) augment by "random distortion" without saying which; their parent code, OEEM (Li et al.,
-MICCAI 2022), has this one, with the amounts that are the defaults here: brightness ± 32 of 255, contrast and saturation
-0.5 to 1.5, hue ± 36 degrees (18 of OpenCV's 180), each with chance one half.
+Feng et al. (AAAI 2025) augment by a "random distortion" that they do not describe.  The code that theirs is based on,
+OEEM (Li et al., MICCAI 2022), has this one.  Its amounts are the defaults here: brightness ± 32 of 255, contrast and
+saturation 0.5 to 1.5, hue ± 36 degrees (18 of OpenCV's 180), each with chance one half.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["RandPhotometricDistortiond", "shift_saturation_and_hue"]
 
 
 def _to_hsv(picture: torch.Tensor) -> torch.Tensor:
-    """(3, H, W) red, green, blue from 0 to 1 → hue in sixths of the circle [0, 6), saturation, value."""
+    """Convert (3, H, W) red, green, blue from 0 to 1 to hue in sixths of the circle [0, 6), saturation, value."""
     red, green, blue = picture
     value, largest = picture.max(dim=0)
     chroma = value - picture.min(dim=0).values
@@ -35,7 +35,7 @@ def _to_hsv(picture: torch.Tensor) -> torch.Tensor:
 
 
 def _to_rgb(hsv: torch.Tensor) -> torch.Tensor:
-    """Undoes :func:`_to_hsv`: ``channel = v - v s max(0, min(k, 4 - k, 1))``, ``k = (n + hue) mod 6``, n = 5, 3, 1."""
+    """Undo :func:`_to_hsv`: ``channel = v - v s max(0, min(k, 4 - k, 1))``, ``k = (n + hue) mod 6``, n = 5, 3, 1."""
     hue, saturation, value = hsv
     channels = []
     for offset in (5, 3, 1):
@@ -47,16 +47,16 @@ def _to_rgb(hsv: torch.Tensor) -> torch.Tensor:
 def shift_saturation_and_hue(
     picture: torch.Tensor, saturation: float = 1.0, degrees: float = 0.0, *, white: float = 255.0
 ) -> torch.Tensor:
-    """Multiply the saturation of a color picture and turn its hue; gray pixels stay as they are.
+    """Multiply the saturation of a color image and turn its hue; gray pixels stay as they are.
 
     Args:
-        picture: (3, H, W), 0 to ``white``.
-        saturation: factor, 0 gives gray; the result is cut at full saturation.
-        degrees: turn of the hue, 120 makes red green.
+        picture: image (3, H, W), 0 to ``white``.
+        saturation: factor, 0 gives gray; the result is clipped at full saturation.
+        degrees: turn of the hue; 120 turns red into green.
         white: value of white, 255 or 1.
 
     Returns:
-        (3, H, W) float32, 0 to ``white``.
+        Image (3, H, W) float32, 0 to ``white``.
 
     Example:
         >>> red = torch.tensor([1.0, 0.0, 0.0]).reshape(3, 1, 1)
@@ -70,12 +70,12 @@ def shift_saturation_and_hue(
 class RandPhotometricDistortiond(RandomizableTransform, MapTransform):
     """Random brightness, contrast, saturation and hue; contrast comes second or last, at random.
 
-    After each change the picture is cut to 0 to ``white``; all keys of an item get the same changes.
+    After each change the image is clipped to 0 to ``white``.  All keys of an item get the same changes.
 
     Args:
-        keys: color pictures (3, H, W), 0 to ``white``.
+        keys: color images (3, H, W), 0 to ``white``.
         prob: chance that an item is changed at all.
-        change_prob: chance of each of the four changes of an item that is.
+        change_prob: chance of each of the four changes, if the item is changed.
         brightness: largest value added, as a share of white.
         contrast: smallest and largest factor of the values.
         saturation: smallest and largest factor of the saturation.
@@ -84,7 +84,7 @@ class RandPhotometricDistortiond(RandomizableTransform, MapTransform):
         allow_missing_keys: skip keys that an item lacks.
 
     Raises:
-        ValueError: a negative amount, factors not in ascending order, or a picture that is none, see
+        ValueError: a negative amount, factors not in ascending order, or no color image, see
             :func:`~monai_wsss.transforms.stain.check_color_picture`.
 
     Example:
@@ -123,7 +123,7 @@ class RandPhotometricDistortiond(RandomizableTransform, MapTransform):
         self._changes: list[partial[torch.Tensor]] = []
 
     def randomize(self, data: Any = None) -> None:
-        """Draw whether, which changes, and by how much; as many numbers each time, whatever they turn out to be."""
+        """Draw the changes and their amounts; the count of random numbers is the same each time."""
         super().randomize(data)
         brighten, stretch, saturate, turn = self.R.random_sample(4) < self.change_prob
         contrast_last = self.R.random_sample() < 0.5

@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Masks on disk in the geometry of their source image, one file a case, whole or absent."""
+"""Masks on disk in the geometry of their source image, one file per case, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _RASTER = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
 
 def has_geometry(image: Any) -> bool:
-    """Whether an image that MONAI has read knows its place in space: False for PNG, JPEG, TIFF and plain tensors."""
+    """Tell whether MONAI read a position in space with an image; PNG, JPEG, TIFF and plain tensors have none."""
     name = str(image.meta.get("filename_or_obj", "")).lower() if isinstance(image, MetaTensor) else ""
     return bool(name) and not name.endswith(_RASTER)
 
@@ -48,15 +48,15 @@ def write_mask(path: str | os.PathLike[str], mask: torch.Tensor, affine: np.ndar
             writer.set_data_array(array, channel_dim=0)
             writer.write(str(temporary))
         else:
-            # Not by MONAI's NibabelWriter, which squeezes the last axis of a study of one slice away.
+            # MONAI's NibabelWriter is not used: it drops the last axis of a study of one slice.
             nibabel.save(nibabel.Nifti1Image(array[0], affine), temporary)
 
 
 class SaveMaskd(MapTransform):
     """Write the masks of an item to ``output_dir/masks/<id>.nii.gz`` or ``.png``; the path goes to ``<key>_path``.
 
-    The geometry is that of ``image_key``: nothing was resampled on the way, so its affine holds for the mask.  Images
-    without geometry (PNG, JPEG, TIFF) give PNG.
+    The geometry is that of ``image_key``: the mask has its grid, so its affine holds for the mask.  Masks of images
+    without geometry (PNG, JPEG, TIFF) become PNG.
 
     Args:
         keys: masks (1, *S) to write.

@@ -1,21 +1,21 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Stains of H&E pictures: one laboratory's made to look as another's (Macenko et al., ISBI 2009), or varied at random.
+"""Stains of H&E images: normalized to those of another laboratory (Macenko et al., ISBI 2009), or varied at random.
 
-Light is absorbed by the stains one after the other (Beer-Lambert), so optical densities add up:
+The stains absorb light one after the other (Beer-Lambert), so optical densities add up:
 
 =======  =============================================================================================================
 symbol   meaning
 =======  =============================================================================================================
-I        picture (3, H, W), 0 to ``white``
+I        image (3, H, W), 0 to ``white``
 OD       optical density (3, H, W), ``-ln(I / white)``; 0 where light passes: white glass stays white
 S        stains (3, 2): the direction of hematoxylin, then of eosin, in (red, green, blue) densities, of length 1
 C        concentrations (2, H, W): ``OD = S C``
 =======  =============================================================================================================
 
-MONAI has ``monai.apps.pathology.NormalizeHEStains``.  It is not used here because (MONAI 1.6.1) it raises on a tile
-without tissue, takes uint8 in NumPy alone, and orders the stains by the red-to-blue ratio of *light* although it looks
-at densities: the textbook's hematoxylin and eosin come out exchanged (``tests/transforms/test_stain.py`` shows it).
+MONAI has ``monai.apps.pathology.NormalizeHEStains``.  It is not used here for three reasons (MONAI 1.6.1).  It raises
+on a tile without tissue.  It takes only uint8 in NumPy.  It orders the stains by the red-to-blue ratio of *light* but
+computes densities, so that hematoxylin and eosin come out exchanged (``tests/transforms/test_stain.py`` shows it).
 """
 
 from __future__ import annotations
@@ -45,31 +45,31 @@ __all__ = [
 ]
 
 REFERENCE_STAINS = ((0.5626, 0.2159), (0.7201, 0.8012), (0.4062, 0.5581))
-"""S (3, 2) of the usual target picture, as MONAI and the implementations of Macenko et al. have it."""
+"""S (3, 2) of the usual target image, as in MONAI and in implementations of Macenko et al."""
 
 REFERENCE_CONCENTRATIONS = (1.9705, 1.0308)
-"""99th percentiles of the concentrations of hematoxylin and eosin in that picture."""
+"""99th percentiles of the concentrations of hematoxylin and eosin in that image."""
 
 _HED = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78))
-"""Hematoxylin, eosin, DAB, a row each (Ruifrok and Johnston 2001); in H&E the third takes what the two leave."""
+"""Hematoxylin, eosin, DAB, one per row (Ruifrok and Johnston 2001); in H&E the third takes the remainder."""
 
-_LEAST_DENSITY = 0.15  # beta of Macenko et al.: paler pixels, in any channel, say little about the stains
-_LEAST_SHARE = 0.01  # of the pixels that must be denser
+_LEAST_DENSITY = 0.15  # beta of Macenko et al.: pixels that are paler in any channel say little about the stains
+_LEAST_SHARE = 0.01  # share of the pixels that must be denser
 _LEAST_PIXELS = 64
-_LEAST_ANGLE = math.radians(5.0)  # between the two stains; one color alone gives one direction
-_LARGEST_SAMPLE = 200_000  # pixels that estimates are made from: enough for percentiles, and bounded on slides
+_LEAST_ANGLE = math.radians(5.0)  # between the two stains; a single color gives a single direction
+_LARGEST_SAMPLE = 200_000  # pixels that an estimate uses: enough for percentiles, and bounded on slides
 
 
 def check_color_picture(name: str, picture: torch.Tensor, white: float) -> None:
-    """Check that this is a color picture with values from 0 to ``white``.
+    """Check that this is a color image with values from 0 to ``white``.
 
     Args:
-        name: the picture's key, for the message.
-        picture: what came.
+        name: the image's key, for the message.
+        picture: the image.
         white: the value of white, 255 or 1.
 
     Raises:
-        ValueError: another shape than (3, H, W), values outside of [0, white], or of a picture from 0 to 1 where 255 is
+        ValueError: another shape than (3, H, W), values outside of [0, white], or values from 0 to 1 although 255 is
             white.
 
     Example:
@@ -93,24 +93,24 @@ def check_color_picture(name: str, picture: torch.Tensor, white: float) -> None:
 def change_picture(
     function: Callable[[torch.Tensor], torch.Tensor], name: str, picture: torch.Tensor | np.ndarray, white: float
 ) -> torch.Tensor | np.ndarray:
-    """Check a color picture and apply a function of plain tensors to it; type and metadata stay, values are float32."""
+    """Check a color image and apply a function of plain tensors to it; type and metadata stay, values are float32."""
     plain = convert_to_tensor(picture, dtype=torch.float32, track_meta=False)
     check_color_picture(name, plain, white)
     return convert_to_dst_type(function(plain), picture, dtype=torch.float32)[0]
 
 
 def _densities(picture: torch.Tensor, white: float) -> torch.Tensor:
-    """OD (3, H, W) of a picture; one level of 255 is added, so that black has a density too."""
+    """Compute OD (3, H, W) of an image; one level of 255 is added, so that black has a density too."""
     return -torch.log((picture.float() * (255 / white) + 1) / 256)
 
 
 def _picture(densities: torch.Tensor, white: float) -> torch.Tensor:
-    """The picture of these densities, (3, H, W), 0 to ``white``; undoes :func:`_densities`."""
+    """Compute the image of densities, (3, H, W), 0 to ``white``: undo :func:`_densities`."""
     return ((256 * torch.exp(-densities) - 1) * (white / 255)).clamp(0, white)
 
 
 class HEStains(NamedTuple):
-    """The stains of a picture.
+    """The stains of an image.
 
     Attributes:
         stains: S (3, 2) float32, hematoxylin and eosin as columns of length 1.
@@ -122,32 +122,32 @@ class HEStains(NamedTuple):
 
 
 def _stain_directions(dense: torch.Tensor) -> torch.Tensor | None:
-    """S (3, 2) from the densities (3, N) of tissue: the extreme directions, 1st and 99th percentile, in their plane.
+    """Find S (3, 2) in the densities (3, N) of tissue: the extreme directions in their plane, 1st and 99th percentile.
 
-    Macenko et al. take the two largest singular vectors of the densities, not of their deviations from the mean: the
-    plane of the stains passes through the origin, where there is no stain.
+    Macenko et al. take the two largest singular vectors of the densities themselves, not of their deviations from the
+    mean: the plane of the stains passes through the origin, where there is no stain.
     """
     _, vectors = torch.linalg.eigh(dense @ dense.T)  # ascending
     main, second = vectors[:, 2], vectors[:, 1]
-    main = main * torch.sign(main.sum())  # densities are positive: the main direction is, so all angles are near 0
+    main = main * torch.sign(main.sum())  # positive like densities, so that all angles are near 0
     angles = torch.atan2(second @ dense, main @ dense)
     low, high = torch.quantile(angles, torch.tensor([0.01, 0.99], dtype=angles.dtype))
     if high - low < _LEAST_ANGLE:
         return None
     stains = torch.stack([torch.cos(angle) * main + torch.sin(angle) * second for angle in (low, high)], dim=1)
-    return stains if stains[0, 0] > stains[0, 1] else stains.flip(1)  # hematoxylin is blue: it takes more of the red
+    return stains if stains[0, 0] > stains[0, 1] else stains.flip(1)  # hematoxylin is blue: it absorbs more of the red
 
 
 def estimate_stains(picture: torch.Tensor, *, white: float = 255.0) -> HEStains | None:
-    """The directions and the strength of hematoxylin and eosin in a picture (Macenko et al., ISBI 2009).
+    """Estimate the directions and the strength of hematoxylin and eosin in an image (Macenko et al., ISBI 2009).
 
     Args:
-        picture: I (3, H, W), 0 to ``white``.
+        picture: image I (3, H, W), 0 to ``white``.
         white: value of white, 255 or 1.
 
     Returns:
-        The stains, or None where they cannot be told: less than 1 % of the pixels (or fewer than 64) have a density
-        above 0.15 in all channels, or these have all about one color (their directions are within 5 degrees).
+        The stains, or None where the image does not show them: less than 1 % of the pixels (or fewer than 64) have a
+        density above 0.15 in all channels, or these have about one color (their directions are within 5 degrees).
 
     Raises:
         ValueError: see :func:`check_color_picture`.
@@ -161,6 +161,10 @@ def estimate_stains(picture: torch.Tensor, *, white: float = 255.0) -> HEStains 
         True
     """
     check_color_picture("picture", picture, white)
+    return _estimate_stains(picture, white)
+
+
+def _estimate_stains(picture: torch.Tensor, white: float) -> HEStains | None:
     pixels = picture.reshape(3, -1)
     pixels = pixels[:, :: max(1, pixels.shape[1] // _LARGEST_SAMPLE)]
     densities = _densities(pixels, white)
@@ -183,19 +187,19 @@ def normalize_stains(
     target_stains: Sequence[Sequence[float]] = REFERENCE_STAINS,
     target_concentrations: Sequence[float] = REFERENCE_CONCENTRATIONS,
 ) -> torch.Tensor:
-    """Exchange the stains of a picture for those of a target (Macenko et al., ISBI 2009).
+    """Exchange the stains of an image for those of a target (Macenko et al., ISBI 2009).
 
-    ``C = S⁺ OD``, ``I' = white · exp(-S_target (C · c_target / c))``, c the 99th percentiles.  A picture whose stains
-    :func:`estimate_stains` cannot tell, such as a tile of bare glass, comes back as it is.
+    ``C = S⁺ OD``, ``I' = white · exp(-S_target (C · c_target / c))``, c the 99th percentiles.  An image in
+    which :func:`estimate_stains` finds no stains, such as a tile of bare glass, comes back as it is.
 
     Args:
-        picture: I (3, H, W), 0 to ``white``.
+        picture: image I (3, H, W), 0 to ``white``.
         white: value of white, 255 or 1.
         target_stains: S of the target (3, 2), hematoxylin and eosin as columns.
         target_concentrations: 99th percentiles of their concentrations in the target (2,).
 
     Returns:
-        (3, H, W) float32, 0 to ``white``.
+        Image (3, H, W) float32, 0 to ``white``.
 
     Raises:
         ValueError: see :func:`check_color_picture`.
@@ -205,7 +209,17 @@ def normalize_stains(
         >>> bool((normalize_stains(glass) == glass).all())
         True
     """
-    found = estimate_stains(picture, white=white)
+    check_color_picture("picture", picture, white)
+    return _normalize_stains(picture, white, target_stains, target_concentrations)
+
+
+def _normalize_stains(
+    picture: torch.Tensor,
+    white: float,
+    target_stains: Sequence[Sequence[float]],
+    target_concentrations: Sequence[float],
+) -> torch.Tensor:
+    found = _estimate_stains(picture, white)
     if found is None:
         return picture.float()
     target = torch.as_tensor(target_stains, dtype=torch.float32)
@@ -215,20 +229,20 @@ def normalize_stains(
 
 
 class NormalizeStaind(MapTransform):
-    """:func:`normalize_stains` on color pictures (3, H, W) of an item.
+    """Application of :func:`normalize_stains` to color images (3, H, W) of an item.
 
-    Meant for whole pictures or large tiles, before patches are cut: what a small patch shows, gland alone for example,
-    does not tell the stains of its section.
+    It is meant for whole images or large tiles, before patches are cut: a small patch, which may show only gland, does
+    not show the stains of its section.
 
     Args:
-        keys: pictures to normalize.
+        keys: images to normalize.
         white: value of white, 255 or 1.
-        target_stains: see :func:`normalize_stains`; :func:`estimate_stains` gives those of a picture of one's own.
+        target_stains: see :func:`normalize_stains`; :func:`estimate_stains` gives those of your own image.
         target_concentrations: see :func:`normalize_stains`.
         allow_missing_keys: skip keys that an item lacks.
 
     Raises:
-        ValueError: a target of another shape, or a picture that is none, see :func:`check_color_picture`.
+        ValueError: a target of another shape, or no color image, see :func:`check_color_picture`.
 
     Example:
         >>> item = {"image": torch.full((3, 16, 16), 248.0)}
@@ -254,7 +268,7 @@ class NormalizeStaind(MapTransform):
             )
         self.white = white
         self._normalize = partial(
-            normalize_stains,
+            _normalize_stains,
             white=white,
             target_stains=target_stains,
             target_concentrations=target_concentrations,
@@ -270,19 +284,19 @@ class NormalizeStaind(MapTransform):
 def jitter_stains(
     picture: torch.Tensor, scale: Sequence[float], shift: Sequence[float], *, white: float = 255.0
 ) -> torch.Tensor:
-    """Change the concentrations of hematoxylin, eosin and the rest in the tissue of a picture (Tellez et al., 2018).
+    """Change the concentrations of hematoxylin, eosin and the rest in the tissue of an image (Tellez et al., 2018).
 
-    ``c' = c · scale + w · shift`` for the three concentrations c of each pixel, where w grows from 0 on white to 1 on
-    tissue (mean below 235 of 255), so that white glass stays white and no seam shows.
+    Each of the three concentrations c of a pixel becomes ``c · scale + w · shift``.  The weight w grows from 0 on white
+    to 1 on tissue (mean below 235 of 255), so that white glass stays white and no seam shows.
 
     Args:
-        picture: I (3, H, W), 0 to ``white``.
+        picture: image I (3, H, W), 0 to ``white``.
         scale: factors of the three concentrations (3,).
-        shift: what is added to them (3,), in units of natural optical density.
+        shift: amounts that are added to them (3,), in units of natural optical density.
         white: value of white, 255 or 1.
 
     Returns:
-        (3, H, W) float32, 0 to ``white``.
+        Image (3, H, W) float32, 0 to ``white``.
 
     Example:
         >>> picture = torch.tensor([255.0, 120.0]).expand(3, 1, 2)
@@ -302,14 +316,14 @@ def jitter_stains(
 
 
 class RandStainJitterd(RandomizableTransform, MapTransform):
-    """:func:`jitter_stains` by random amounts: laboratories stain differently strong.
+    """Application of :func:`jitter_stains` by random amounts, as laboratories stain with different strength.
 
     Each of the three factors is drawn from ``1 ± scale``, each of the three shifts from ``± shift``; all keys of an
-    item get the same.  Goes before a standardization of color, which would undo most of it if it measured the changed
-    picture; by the statistics of the datalist it does not.
+    item get the same.  It goes before a standardization of color by the statistics of the datalist.  A standardization
+    that measures the changed image would undo most of it.
 
     Args:
-        keys: color pictures (3, H, W), 0 to ``white``.
+        keys: color images (3, H, W), 0 to ``white``.
         prob: chance that an item is changed.
         scale: largest relative change of a concentration.
         shift: largest change of a concentration, in units of natural optical density.
@@ -317,8 +331,7 @@ class RandStainJitterd(RandomizableTransform, MapTransform):
         allow_missing_keys: skip keys that an item lacks.
 
     Raises:
-        ValueError: a scale outside of [0, 1), a negative shift, or a picture that is none, see
-            :func:`check_color_picture`.
+        ValueError: a scale outside of [0, 1), a negative shift, or no color image, see :func:`check_color_picture`.
 
     Example:
         >>> jitter = RandStainJitterd("image", prob=1.0).set_random_state(seed=0)
@@ -346,7 +359,7 @@ class RandStainJitterd(RandomizableTransform, MapTransform):
         self.white = white
 
     def randomize(self, data: Any = None) -> None:
-        """Draw whether, and by how much."""
+        """Draw the decision to change an item, and the amounts."""
         super().randomize(data)
         self._factors = self.R.uniform(1 - self.scale, 1 + self.scale, 3).tolist()
         self._added = self.R.uniform(-self.shift, self.shift, 3).tolist()

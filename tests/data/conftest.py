@@ -13,7 +13,7 @@ import SimpleITK
 
 
 def write_slices(folder: Path, volume: np.ndarray, series: str = "1.2.3") -> list[Path]:
-    """One DICOM file for each volume[z, y, x] (uint16), 0.7 x 0.5 x 2 mm, with a patient's name in the header."""
+    """Write one DICOM file per slice of volume[z, y, x] (uint16), 0.7 x 0.5 x 2 mm, with a name in the header."""
     folder.mkdir(parents=True, exist_ok=True)
     writer = SimpleITK.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
@@ -43,5 +43,5 @@ def write_slices(folder: Path, volume: np.ndarray, series: str = "1.2.3") -> lis
 
 @pytest.fixture
 def write_dicom() -> Callable[..., list[Path]]:
-    """The function that writes DICOM files."""
+    """Give the function that writes DICOM files."""
     return write_slices

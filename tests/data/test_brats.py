@@ -28,7 +28,7 @@ LEVEL = {name: 100 * (number + 1) for number, name in enumerate(SEQUENCES)}
 
 
 def a_brain(name: str, seed: int = 0) -> np.ndarray:
-    """A skull-stripped volume: 0 outside, around 100, 200, 300 or 400 inside; asymmetric in every axis."""
+    """Make a skull-stripped volume: 0 outside, around 100, 200, 300 or 400 inside; asymmetric in every axis."""
     values = np.zeros(SHAPE, dtype=np.int16)
     inner = values[2:9, 1:8, 1:7]
     inner[...] = LEVEL[name] + np.random.default_rng([seed, LEVEL[name]]).integers(0, 50, inner.shape)
@@ -36,7 +36,7 @@ def a_brain(name: str, seed: int = 0) -> np.ndarray:
 
 
 def a_tumor(present: bool = True) -> np.ndarray:
-    """Labels 1, 2 and 4 in slices 2 to 4: 1, 4 and 6 pixels."""
+    """Make a segmentation with labels 1, 2 and 4 in slices 2 to 4: 1, 4 and 6 pixels."""
     values = np.zeros(SHAPE, dtype=np.uint8)
     if present:
         values[3, 3, 2] = 1
@@ -51,7 +51,7 @@ def save(path: Path, values: np.ndarray, affine: np.ndarray = LPS) -> None:
 
 
 def save_mha(path: Path, values: np.ndarray) -> None:
-    """1 x 2 x 3 mm with an origin, so that a wrong axis or a lost sign shows."""
+    """Give an affine of 1 x 2 x 3 mm with an origin, so that a wrong axis or a lost sign shows."""
     image = SimpleITK.GetImageFromArray(values.transpose(2, 1, 0))
     image.SetSpacing([1.0, 2.0, 3.0])
     image.SetOrigin([0.0, -239.0, 7.0])
@@ -60,7 +60,7 @@ def save_mha(path: Path, values: np.ndarray) -> None:
 
 
 def plain_case(folder: Path, *, present: bool = True, skip: tuple[str, ...] = (), seed: int = 0) -> None:
-    """t1, t1c, t2, flair and seg."""
+    """Write t1, t1c, t2, flair and seg."""
     for name in SEQUENCES:
         if name not in skip:
             save(folder / f"{name.lower()}.nii.gz", a_brain(name, seed))
@@ -84,7 +84,7 @@ def brats2015(root: Path) -> list[str]:
 
 
 def brats2013(root: Path) -> list[str]:
-    """Numbers as names, the same ones for high and low grade."""
+    """Write cases with numbers as names, the same numbers for high and low grade."""
     for grade in ("HG", "LG"):
         for number, name in enumerate(("MR_T1", "MR_T1c", "MR_T2", "MR_Flair")):
             case = root / "Image_Data" / grade / "0001"
@@ -102,7 +102,7 @@ def brats2018(root: Path) -> list[str]:
 
 
 def brats2020(root: Path) -> list[str]:
-    """Uncompressed; one segmentation is named otherwise, as in the published set."""
+    """Write uncompressed files, one segmentation under another name, as in the published set."""
     for case, truth in (
         ("BraTS20_Training_001", "BraTS20_Training_001_seg"),
         ("BraTS20_Training_355", "W39_1998.09.19_Segm"),
@@ -258,7 +258,7 @@ def test_text_in_headers_stays_behind(tmp_path):
     ],
 )
 def test_decathlon_channels_are_taken_by_name(tmp_path, order, names):
-    """The published order is FLAIR, T1w, T1gd, T2w; the prepared one is T1, T1c, T2, FLAIR."""
+    """Check that the published order FLAIR, T1w, T1gd, T2w becomes T1, T1c, T2, FLAIR."""
     decathlon(tmp_path / "source", order, json_names=names)
     path = prepare_brats(tmp_path / "source", tmp_path / "out", modalities=["FLAIR", "T1"])
     assert read(path)["modality"] == {"0": "T1", "1": "FLAIR"}
@@ -281,7 +281,7 @@ def test_decathlon_images_without_labels_are_left_out_aloud(tmp_path, caplog):
 
 
 def test_slices_follow_the_rule(tmp_path):
-    """Brain lies in z = 1 to 6, tumor of 1, 4 and 6 pixels in z = 2, 3, 4; slice 2 is neither."""
+    """Check the choice: brain in z = 1 to 6, tumor of 1, 4 and 6 pixels in z = 2, 3, 4; slice 2 is neither."""
     plain_case(tmp_path / "source" / "anna")
     path = prepare_brats(tmp_path / "source", tmp_path / "out", as_slices=True, min_tumor_pixels=2)
     labels = {item["id"]: item["label"] for item in cases_of(path)}
@@ -304,7 +304,7 @@ def test_which_slices(tmp_path, options, slices):
 
 
 def test_slices_are_read_back_as_the_volume_lies(tmp_path):
-    """[x, y] of the volume, 16 bits, scaled by percentiles of the brain; the mask on the same pixels."""
+    """Check slices: [x, y] of the volume, 16 bits, scaled by percentiles of the brain; the mask has the same pixels."""
     plain_case(tmp_path / "source" / "anna", skip=("T1", "T1c", "T2"))
     (item,) = [
         item
@@ -335,7 +335,7 @@ def test_slice_statistics_are_those_of_the_scaled_volume(tmp_path):
 
 
 def test_volumes_that_were_z_scored_scale_like_others():
-    """The background of a z-scored volume is a negative constant; what it looks like must not change."""
+    """Check that a z-scored volume, whose background is a negative constant, looks the same."""
     raw = np.stack([a_brain("T1c"), a_brain("FLAIR")]).astype(np.float32)
     scored = (raw - raw.mean(axis=(1, 2, 3), keepdims=True)) / raw.std(axis=(1, 2, 3), keepdims=True)
     expected, brain = scale_to_16_bit(raw)
@@ -479,7 +479,7 @@ def test_a_dataset_json_that_does_not_name_the_channels(tmp_path, names):
 
 
 def test_slices_of_a_sagittal_volume(tmp_path):
-    """The third axis runs from left to right: its slices would not be axial."""
+    """Refuse a volume whose third axis runs from left to right, since its slices are not axial."""
     sagittal = np.array([[0.0, 0, 1, 0], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
     save(tmp_path / "source" / "anna" / "flair.nii.gz", a_brain("FLAIR"), sagittal)
     save(tmp_path / "source" / "anna" / "seg.nii.gz", a_tumor(), sagittal)

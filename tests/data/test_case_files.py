@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""One case: what is copied, what is converted, and masks as classes; whole folders are in test_folder.py."""
+"""One case: copied and converted files, and masks as classes; whole folders are in test_folder.py."""
 
 from __future__ import annotations
 

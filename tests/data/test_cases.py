@@ -22,7 +22,7 @@ RNG = np.random.default_rng(0)
 
 
 def brain_root(root: Path, channels: int = 3) -> dict[str, np.ndarray]:
-    """Two patients with three slices each, in the layout of the brain MRI sets."""
+    """Write two subjects with three slices each, in the layout of the brain MRI sets."""
     (root / "cases").mkdir(parents=True)
     rows, stored = ["id,case,index_in_npz,slice,label,brain_px,split,file"], {}
     for patient, split in (("p1", "train"), ("p2", "heldout")):
@@ -98,7 +98,7 @@ def test_named_channels_override(tmp_path):
 
 
 def multi_class_root(root: Path, masks: np.ndarray) -> Path:
-    """One file with gray slices of 16 bits and masks, K = 2."""
+    """Write one file with gray slices of 16 bits and masks, K = 2."""
     (root / "cases").mkdir(parents=True)
     images = RNG.integers(0, 4000, masks.shape).astype(np.uint16)
     np.savez(root / "cases" / "x.npz", images=images, masks=masks)
@@ -161,7 +161,7 @@ def test_a_mask_value_beyond_the_classes(tmp_path):
 
 
 def picture_root(root: Path) -> Path:
-    """Three images with masks; the third mask is no truth."""
+    """Write three images with masks; the third mask is no truth."""
     for folder in ("images", "masks"):
         (root / folder).mkdir(parents=True)
     for name in ("a", "b", "c"):
@@ -240,7 +240,7 @@ def test_mistakes_in_the_table(tmp_path, old, new, message):
         ),
         (
             {"images": np.zeros((3, 4, 4), np.uint8), "masks": np.zeros((2, 4, 4), np.uint8)},
-            r"`masks` has shape \(2, 4, 4\), `images` \(3, 4, 4\): store one mask a slice",
+            r"`masks` has shape \(2, 4, 4\), `images` \(3, 4, 4\): store one mask per slice",
         ),
     ],
 )

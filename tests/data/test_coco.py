@@ -33,7 +33,7 @@ def box(left: int, top: int, width: int, height: int) -> list[list[float]]:
 
 
 def crowd() -> dict[str, Any]:
-    """The columns 10 to 14, as COCO writes crowds."""
+    """Write the columns 10 to 14 as COCO writes crowds."""
     return {"size": [ROWS, COLUMNS], "counts": [10 * ROWS, 5 * ROWS, 5 * ROWS]}
 
 

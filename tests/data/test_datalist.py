@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""The datalist: what is checked when it is written and read, selection of modalities, and the split by subject."""
+"""The datalist: checks at writing and reading, selection of modalities, and the split by subject."""
 
 from __future__ import annotations
 
@@ -16,19 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monai_wsss._checks import DataError
-from monai_wsss.data.datalist import (
-    canonical_modality,
-    check_trainable,
-    load_datalist,
-    load_header,
-    sort_modalities,
-    split_by_subject,
-    write_datalist,
-)
+from monai_wsss.data.datalist import check_trainable, load_datalist, load_header, write_datalist
+from monai_wsss.data.modalities import canonical_modality, sort_modalities
+from monai_wsss.data.splits import split_by_subject
 
 
 def make_list(folder: Path, modalities=("T1", "T1c", "FLAIR"), **changes) -> dict:
-    """Three subjects, one a split, with a file for each modality."""
+    """Write three subjects, one per split, with one file per modality."""
     datalist = {
         "name": "tiny",
         "modality": {str(i): name for i, name in enumerate(modalities)},

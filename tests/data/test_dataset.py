@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Random draws depend on (seed, epoch, index) alone, and the memory that a cache takes is said first."""
+"""Random draws depend on (seed, epoch, index) alone, and the memory of a cache is logged before it is filled."""
 
 from __future__ import annotations
 

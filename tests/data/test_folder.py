@@ -30,7 +30,7 @@ AFFINE = np.diag([-1.0, -2.0, 3.0, 1.0])
 
 
 def picture(path: Path, mode: str = "L", size: tuple[int, int] = (8, 6)) -> np.ndarray:
-    """A random picture; size is (columns, rows)."""
+    """Write a random image; size is (columns, rows)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     shape = (size[1], size[0]) if mode in ("L", "I;16") else (size[1], size[0], len(mode))
     values = RNG.integers(0, 255, shape).astype(np.uint8)
@@ -54,7 +54,7 @@ def table(root: Path, *rows: str, header: str = "id,label,split") -> Path:
 
 @pytest.fixture
 def two(tmp_path: Path) -> Path:
-    """Two gray pictures with masks and a table."""
+    """Write two gray images with masks and a table."""
     for name in ("a", "b"):
         picture(tmp_path / "images" / f"{name}.png")
         Image.fromarray((RNG.integers(0, 2, (6, 8)) * 255).astype(np.uint8)).save(
@@ -357,7 +357,7 @@ def test_modalities_with_like_names_are_two_files(tmp_path):
 
 @pytest.fixture
 def volumes(tmp_path: Path) -> dict[str, np.ndarray]:
-    """Two volumes (C, x, y, z) of one patient each, with masks, and a table of five slices."""
+    """Write two volumes (C, x, y, z) of two subjects, with masks, and a table of five slices."""
     arrays = {}
     for case in ("v_1", "w"):
         arrays[case] = np.stack([volume(tmp_path / "images" / case / f"{name}.nii.gz") for name in ("t1", "flair")])
@@ -438,7 +438,7 @@ def test_pictures_have_no_slices(two):
 
 
 def refuse(root: Path, message: str, **options) -> None:
-    """The preparation ends with the message and leaves no datalist behind."""
+    """Check that the preparation ends with the message and leaves no datalist."""
     with pytest.raises(DataError, match=message) as caught:
         run(root, **options)
     text = str(caught.value)

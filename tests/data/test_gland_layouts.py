@@ -15,14 +15,15 @@ from PIL import Image
 from monai_wsss._checks import DataError
 from monai_wsss.data.datalist import load_datalist, load_header
 from monai_wsss.data.ebhi import prepare_ebhi
-from monai_wsss.data.prog import prepare_prog
+from monai_wsss.data.prog import PAPER_FRACTIONS, prepare_prog
 from monai_wsss.data.reading import read_image, read_labels
+from monai_wsss.data.splits import split_by_subject
 
 SPLITS = ("training", "validation", "test")
 
 
 def write_pair(image: Path, mask: Path, size: int, gland: int, seed: int) -> None:
-    """A square picture whose first columns are gland."""
+    """Write a square image whose first columns are gland, and its mask."""
     for path in (image, mask):
         path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(30, 220, (size, size, 3)).astype(np.uint8)
@@ -40,7 +41,7 @@ def prog(root: Path, count: int) -> Path:
 
 
 def ebhi(root: Path) -> Path:
-    """Two kinds of tissue; specimen 1 is in both, under a name that recurs."""
+    """Write two kinds of tissue; specimen 1 is in both, with a name that occurs twice."""
     for kind in ("Normal", "Low-grade IN"):
         for specimen in (1, 2, 3, 4):
             for number in (1, 2):
@@ -71,12 +72,9 @@ def test_prog_is_a_grid_without_overlap_split_by_image(tmp_path, caplog):
 
 
 def test_the_papers_numbers_of_prog(tmp_path):
-    """36 000, 8 244 and 9 756 patches are 36 of each of 1000, 229 and 271 images."""
-    from monai_wsss.data.datalist import split_by_subject
-    from monai_wsss.data.prog import _PAPER_FRACTIONS
-
+    """Check that 36 000, 8 244 and 9 756 patches are 36 per image of 1000, 229 and 271 images."""
     names = [str(number) for number in range(1500)]
-    splits = split_by_subject(names, np.ones((1500, 1)), fractions=_PAPER_FRACTIONS)
+    splits = split_by_subject(names, np.ones((1500, 1)), fractions=PAPER_FRACTIONS)
     assert [36 * splits.count(split) for split in SPLITS] == [36_000, 8_244, 9_756]
 
 
@@ -93,7 +91,7 @@ def test_prog_by_table_keeps_patients_together(tmp_path):
 
 
 def test_prog_bad_input(tmp_path):
-    with pytest.raises(DataError, match=r"images is no folder with pictures"):
+    with pytest.raises(DataError, match=r"images is no folder with images"):
         prepare_prog(tmp_path / "nothing", tmp_path / "out")
     root = prog(tmp_path / "prog", 3)
     with pytest.raises(DataError, match=r"Cannot read the label table .*labels.csv"):

@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""``prepare glas``: both layouts, both splits, patches against the image they were cut from, and bad input."""
+"""``prepare glas``: both layouts, both splits, patches compared with their source image, and bad input."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SIZE = (44, 30)  # columns, rows
 
 
 def tissue(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """A picture [row, column, color], its right end bare glass, and instance labels with gland at the left."""
+    """Draw an image [row, column, color] with bare glass on the right, and instance labels with gland on the left."""
     rng = np.random.default_rng(seed)
     pixels = rng.integers(60, 200, (SIZE[1], SIZE[0], 3)).astype(np.uint8)
     pixels[:, 28:] = 250
@@ -205,7 +205,7 @@ def test_other_pictures_become_rgb(tmp_path, mode):
 
 
 def read_window(path: str) -> np.ndarray:
-    """[row, column, color], also of a patch that is all white."""
+    """Read [row, column, color], also of a patch that is all white."""
     with Image.open(path) as picture:
         return np.asarray(picture).astype(int)
 
@@ -237,7 +237,7 @@ def broken(root: Path, change: str) -> None:
     ("change", "message"),
     [
         ("truncated", r"Cannot read .*a.png as picture .*copy or export it again"),
-        ("deep", r"a.png has values up to 52760 in 1 channels: save it as a picture of 8 bits"),
+        ("deep", r"a.png has values up to 52760 in 1 channels: save it as an image of 8 bits"),
         ("no mask", r'row 2: the image "a" has no mask in .*masks, from which its tags would come: add the mask'),
         ("no image", r'has no image for the id "a"'),
         ("other size", r"of size 44 x 30 but .*a.png of 40 x 30"),
@@ -276,7 +276,7 @@ def test_bad_folders_of_the_challenge(tmp_path):
     (root / "train_2_anno.bmp").unlink()
     with pytest.raises(DataError, match=r'train_2.bmp: the image "train_2" has no mask'):
         prepare(root, split="official")
-    with pytest.raises(DataError, match=r"holds neither labels.csv nor pictures of GlaS"):
+    with pytest.raises(DataError, match=r"holds neither labels.csv nor images of GlaS"):
         prepare_glas(tmp_path / "nothing", tmp_path / "out2")
     with pytest.raises(ValueError, match="`split` to be one of patient, official, got 'random'"):
         prepare_glas(root, tmp_path / "out3", split="random")

@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Outlines against a test of every pixel's center, run lengths both ways, and outlines that are none."""
+"""Outlines against a test of the center of every pixel, run lengths both ways, and invalid outlines."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _ENCODED = "g28900000000000i5"  # pycocotools.mask.encode of the rows 2 to 9 of 
 
 
 def draw(outline: object) -> np.ndarray:
-    """[row, column]"""
+    """Draw an outline as [row, column]."""
     return draw_outline(outline, COLUMNS, ROWS, "a.json, annotations[0]").T
 
 
 def inside(points: np.ndarray) -> np.ndarray:
-    """[row, column]: which centers lie in a simple polygon, by scikit-image."""
+    """Mark the centers [row, column] in a simple polygon, by scikit-image."""
     y, x = np.mgrid[:ROWS, :COLUMNS] + 0.5
     return points_in_poly(np.stack([x.ravel(), y.ravel()], axis=1), points).reshape(ROWS, COLUMNS)
 
@@ -57,7 +57,7 @@ def test_several_polygons_are_one_object_and_crossings_count_odd():
 
 
 def run_lengths(mask: np.ndarray) -> list[int]:
-    """The lengths of background, object, … of [row, column], counted one by one."""
+    """Count the lengths of background, object, … of [row, column] one by one."""
     counts, last = [0], False
     for value in mask.T.ravel():
         if value != last:
@@ -68,7 +68,7 @@ def run_lengths(mask: np.ndarray) -> list[int]:
 
 
 def compress(counts: list[int]) -> str:
-    """COCO's text, by its definition: from the fourth number on differences to the one before last."""
+    """Write COCO's text by its definition: from the fourth number on, differences to the number two places before."""
     text = ""
     for index, count in enumerate(counts):
         value = count - counts[index - 2] if index > 2 else count

@@ -29,13 +29,13 @@ def draw(subject: int, layout: str) -> GlandSection:
 
 @pytest.fixture(scope="module")
 def sections() -> list[GlandSection]:
-    """Four subjects with a picture of each layout."""
+    """Draw four subjects with one section per layout."""
     return [draw(subject, layout) for subject in range(4) for layout in LAYOUTS]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Subjects enough for every kind of patch."""
+    """Write enough subjects for every kind of patch."""
     return Path(make_phantoms(tmp_path_factory.mktemp("glands"), kind="gland", subjects=(3, 1, 1)))
 
 
@@ -48,8 +48,8 @@ def read(folder: Path) -> dict:
 
 def test_every_pixel_is_gland_or_other(sections):
     for section in sections:
-        assert section.picture.shape == (3, *SHAPE)
-        assert section.picture.dtype == section.mask.dtype == np.uint8
+        assert section.image.shape == (3, *SHAPE)
+        assert section.image.dtype == section.mask.dtype == np.uint8
         assert section.mask.shape == (1, *SHAPE)
         assert set(np.unique(section.mask)) <= {1, 2}
     shares = np.array([(section.mask == 1).mean() for section in sections]).reshape(-1, len(LAYOUTS))
@@ -65,9 +65,9 @@ def test_layouts_differ_in_the_number_and_size_of_glands(sections):
 
 
 def test_the_border_of_a_gland_is_darker_than_what_lies_on_both_sides(sections):
-    """The ring of nuclei, which no other tissue has, stands 4 to 11 pixels inside of the border."""
+    """Check that the ring of nuclei, which no other tissue has, lies 4 to 11 pixels inside of the border."""
     for section in sections[::3]:
-        red = section.picture[0].astype(float)
+        red = section.image[0].astype(float)
         gland = section.mask[0] == 1
         inside, outside = distance_transform_edt(gland), distance_transform_edt(~gland)
         ring = red[(inside > 4) & (inside < 11)].mean()
@@ -78,23 +78,23 @@ def test_the_border_of_a_gland_is_darker_than_what_lies_on_both_sides(sections):
 def test_lumina_are_gland_and_pale_though_not_bare(sections):
     for section in sections[0::3]:
         gland = binary_erosion(section.mask[0] == 1, iterations=10)
-        pale = (section.picture.min(axis=0) > 205) & gland
+        pale = (section.image.min(axis=0) > 205) & gland
         assert pale.sum() > 100
-        assert section.picture[1][pale].mean() < 241
+        assert section.image[1][pale].mean() < 241
 
 
 def test_other_tissue_has_pale_holes_and_dark_nuclei_as_well(sections):
     pale, dark = [], []
     for section in sections:
         other = section.mask[0] == 2
-        pale.append((section.picture.min(axis=0)[other] > 205).mean())
-        dark.append((section.picture[0][other] < np.quantile(section.picture[0], 0.2)).mean())
+        pale.append((section.image.min(axis=0)[other] > 205).mean())
+        dark.append((section.image[0][other] < np.quantile(section.image[0], 0.2)).mean())
     assert min(pale) > 0.005
     assert np.mean(dark) > 0.08
 
 
 def best_miou(score: np.ndarray, gland: np.ndarray) -> float:
-    """Of all thresholds, chosen with the masks, in either direction."""
+    """Check all thresholds, chosen with the masks, in both directions."""
     best = 0.0
     for threshold in np.quantile(score, np.linspace(0.02, 0.98, 33)):
         for guess in (score > threshold, score <= threshold):
@@ -105,34 +105,34 @@ def best_miou(score: np.ndarray, gland: np.ndarray) -> float:
 
 def test_a_threshold_on_a_color_is_not_enough(sections):
     gland = np.stack([section.mask[0, ::3, ::3] == 1 for section in sections]).ravel()
-    pixels = np.stack([section.picture[:, ::3, ::3] for section in sections]).astype(float)
+    pixels = np.stack([section.image[:, ::3, ::3] for section in sections]).astype(float)
     scores = [*pixels.transpose(1, 0, 2, 3), pixels.mean(axis=1), pixels[:, 0] / pixels[:, 2].clip(1)]
     assert max(best_miou(score.ravel(), gland) for score in scores) < 0.5
 
 
 def test_mean_colors_of_glands_and_stroma_overlap(sections):
-    """Within pictures, apart from white; in units of the spread between subjects."""
+    """Compare colors within sections, without white, in units of the spread between subjects."""
     gland, other = [], []
     for section in sections:
-        tissue = section.picture.mean(axis=0) < 225
+        tissue = section.image.mean(axis=0) < 225
         for kind, means in ((1, gland), (2, other)):
             chosen = tissue & (section.mask[0] == kind)
             if chosen.sum() > 500:
-                means.append(section.picture[:, chosen].mean(axis=1))
+                means.append(section.image[:, chosen].mean(axis=1))
     gap = np.abs(np.mean(gland, axis=0) - np.mean(other, axis=0))
     assert (gap < 1.5 * np.std(gland + other, axis=0)).all()
 
 
 def test_subjects_are_stained_differently():
-    found = [estimate_stains(torch.from_numpy(draw(subject, "many").picture).float()) for subject in range(5)]
+    found = [estimate_stains(torch.from_numpy(draw(subject, "many").image).float()) for subject in range(5)]
     assert all(one is not None for one in found)
     assert torch.stack([one.stains for one in found]).std(dim=0).max() > 0.02
     assert torch.stack([one.concentrations for one in found]).std(dim=0).min() > 0.03
 
 
 def test_the_same_chance_draws_the_same():
-    np.testing.assert_array_equal(draw(2, "few").picture, draw(2, "few").picture)
-    assert (draw(2, "few").picture != draw(3, "few").picture).any()
+    np.testing.assert_array_equal(draw(2, "few").image, draw(2, "few").image)
+    assert (draw(2, "few").image != draw(3, "few").image).any()
 
 
 def test_unknown_layouts_are_refused():
@@ -155,7 +155,7 @@ def test_the_datalist_is_that_of_a_prepared_gland_folder(folder):
     }
 
 
-def test_training_is_patches_of_every_kind_and_the_rest_whole_pictures(folder):
+def test_training_is_patches_of_every_kind_and_the_rest_whole_sections(folder):
     datalist = read(folder)
     kinds = {tuple(item["label"]) for item in datalist["training"]}
     assert kinds == {(1, 0), (0, 1), (1, 1)}
@@ -186,7 +186,7 @@ def test_overlapping_patches_show_the_same_pixels(folder):
             whole[:, x : x + 112, y : y + 112] = patch
 
 
-def test_patches_are_standardized_as_their_picture(folder):
+def test_patches_are_standardized_as_their_section(folder):
     items = load_datalist(folder / "datalist.json", "training")
     item = items[0]
     pixels = read_image(item["image"])
@@ -195,7 +195,7 @@ def test_patches_are_standardized_as_their_picture(folder):
     np.testing.assert_allclose(standardized.numpy(), expected.clip(-4, 6), atol=1e-4)
     assert item["source"] in item["id"]
     others = {tuple(other["intensity_mean"]) for other in items}
-    assert len(others) == 6, "one for each picture"
+    assert len(others) == 6, "one per section"
 
 
 def test_the_same_arguments_give_the_same_bytes(folder, tmp_path):
@@ -218,8 +218,8 @@ def test_brains_replace_glands(tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"modalities": ["T1"]}, "no `modalities` for color pictures of glands, got T1"),
-        ({"spatial_dims": 3}, "`spatial_dims` to be 2 for pictures of glands, got 3"),
+        ({"modalities": ["T1"]}, "no `modalities` for color images of glands, got T1"),
+        ({"spatial_dims": 3}, "`spatial_dims` to be 2 for images of glands, got 3"),
         ({"subjects": (1, 2)}, "`subjects` to be three numbers"),
     ],
 )

@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Phantoms: the same bytes for the same arguments, exact masks, and pictures that behave like brain MRI."""
+"""Phantoms: the same bytes for the same arguments, exact masks, and images that behave like brain MRI."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def small(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def studies():
-    """Sixteen subjects with all sequences; the even ones are diseased."""
+    """Draw sixteen subjects with all sequences; the even ones are diseased."""
     return [draw_brain(np.random.default_rng([7, i]), modalities=ALL, diseased=i % 2 == 0) for i in range(16)]
 
 
@@ -74,7 +74,7 @@ def test_masks_say_who_is_diseased_and_lie_in_the_brain(studies):
 
 
 def test_contrasts_are_those_of_the_sequences(studies):
-    """Tumor against the other brain: dark on T1, bright on T2 and FLAIR; as on TCGA-LGG in z-scores (-0.34, 0.86)."""
+    """Compare tumor and other brain: dark on T1, bright on T2 and FLAIR, with z-scores as on TCGA-LGG (-0.34, 0.86)."""
     tumor, contrast = {name: [] for name in ALL}, {name: [] for name in ALL}
     for study in studies[::2]:
         lesion, rest = study.mask > 0, study.organ & (study.mask == 0)
@@ -101,7 +101,7 @@ def test_ventricles_are_dark_on_flair_and_bright_on_t2():
 
 
 def test_rims_enhance_on_t1c_alone(studies):
-    """Somewhere the tumor is much brighter after contrast; nowhere in healthy brain but at vessels."""
+    """Check that contrast makes parts of the tumor much brighter, but no healthy brain other than vessels."""
     gains = []
     for study in studies[::2]:
         lesion = study.mask > 0
@@ -111,7 +111,7 @@ def test_rims_enhance_on_t1c_alone(studies):
 
 
 def test_a_threshold_is_not_enough(studies):
-    """The best threshold on FLAIR, chosen with the masks, finds the tumors badly; yet FLAIR does tell about them."""
+    """Check that the best threshold on FLAIR, chosen with the masks, is bad but better than chance."""
     flair = np.stack([z_score(study.volumes["FLAIR"]) for study in studies])
     mask = np.stack([study.mask > 0 for study in studies])
     dice = [2 * (mask & (flair > t)).sum() / (mask.sum() + (flair > t).sum()) for t in np.arange(-1, 4, 0.1)]
@@ -124,7 +124,7 @@ def test_a_threshold_is_not_enough(studies):
 
 
 def test_tumor_areas_are_as_large_as_real_ones():
-    """Mean area in slices with tumor: 127 pixels in TCGA-LGG at 64 x 64."""
+    """Check the mean area in slices with tumor, which is 127 pixels in TCGA-LGG at 64 x 64."""
     masks = [draw_brain(np.random.default_rng([1, i]), modalities=(), diseased=True).mask for i in range(24)]
     areas = np.concatenate([mask.sum(axis=(0, 1)) for mask in masks])
     assert 90 < areas[areas > 0].mean() < 170
@@ -162,7 +162,7 @@ def test_slices_labels_and_files(small):
 
 
 def test_slices_and_studies_are_the_same_subjects_the_right_way_up(small, tmp_path):
-    """A PNG read by the package is [x, y] of the study; seen as a picture its rows are y."""
+    """Check that a PNG, read by the package, is [x, y] of the study; in a viewer its rows are y."""
     folder = Path(make_phantoms(tmp_path, spatial_dims=3, **SMALL))
     study = next(item for item in read(folder)["training"] if item["label"] == [1])
     volume = np.asarray(nibabel.load(folder / study["image"][1]).dataobj)
@@ -229,7 +229,7 @@ def test_another_seed_gives_other_subjects(small, tmp_path):
 
 
 def empty_slices(folder: str) -> set[str]:
-    """Fingerprints of masks without tumor: these alone may agree between subjects."""
+    """Give fingerprints of masks without tumor: only these may agree between subjects."""
     return {value for name, value in fingerprints(folder).items() if name.startswith("masks")}
 
 

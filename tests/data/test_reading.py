@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Reading: every format with its geometry and axes, colors, and one sentence for each kind of broken file."""
+"""Reading: every format with its geometry and axes, colors, and one sentence per kind of broken file."""
 
 from __future__ import annotations
 

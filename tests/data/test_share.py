@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""A share of the tags: even over combinations, at least one of each, the same for the same seed."""
+"""A share of the items: the same share of every combination of labels, at least one of each, fixed by the seed."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ ROWS = "a,1,0,s1,0,0,train\nb,1,1,s1,8,0,train\nc,0,1,s2,0,0,train\nd,1,1,s3,0,0
 
 
 def tiles(root: Path, rows: str = ROWS, header: str = HEADER) -> tuple[Path, Path]:
-    """A folder of RGB tiles and their table."""
+    """Write a folder of RGB tiles and their table."""
     (root / "tiles").mkdir(parents=True)
     for seed, line in enumerate(rows.split()):
         pixels = np.random.default_rng(seed).integers(0, 255, (12, 16, 3)).astype(np.uint8)
@@ -231,7 +231,7 @@ def test_commands(tmp_path, capsys):
     ("kind", "options", "message"),
     [
         ("glas", ["--patch", "9", "--stride", "3", "--white", "0.9", "--split", "official"], "neither labels.csv nor"),
-        ("prog", ["--patch", "9", "--white", "0.5", "--split", "image", "--seed", "1"], "no folder with pictures"),
+        ("prog", ["--patch", "9", "--white", "0.5", "--split", "image", "--seed", "1"], "no folder with images"),
         ("ebhi", ["--presence", "0.1", "--fractions", "0.5,0.2,0.3", "--split", "image"], "for each kind of tissue"),
     ],
 )

@@ -25,14 +25,14 @@ OBJECTS = {"a": ("cat", "cat"), "b": ("dog", "person"), "c": ("cat", "person"), 
 
 
 def annotation(name: str, objects: Sequence[str]) -> str:
-    """As VOC writes it: difficult objects count, the parts of a person are no objects."""
+    """Write an annotation as VOC does, with difficult objects, which count, and parts of a person, which do not."""
     part = "<part><name>head</name><bndbox><xmin>1</xmin></bndbox></part>"
     texts = [f"<object><name>{one}</name><difficult>1</difficult>{part}</object>" for one in objects]
     return f"<annotation><filename>{name}.jpg</filename><size><width>9</width></size>{''.join(texts)}</annotation>"
 
 
 def indices(name: str) -> np.ndarray:
-    """[row, column]: a rectangle of each class of the image with a contour of 255 around; rows differ in number."""
+    """Draw [row, column]: a rectangle per class of the image, with a contour of 255; images differ in size."""
     values = np.zeros((12 + ord(name) % 4, 20), dtype=np.uint8)
     for number, one in enumerate(sorted(set(OBJECTS[name]))):
         rectangle = values[2:9, 10 * number : 10 * number + 8]
@@ -42,7 +42,7 @@ def indices(name: str) -> np.ndarray:
 
 
 def save_mask(path: Path, values: np.ndarray) -> None:
-    """A palette picture, its colors such that no gray value is an index."""
+    """Save a mask with a palette whose colors, turned gray, differ from the indices."""
     picture = Image.fromarray(values, mode="P")
     picture.putpalette([v for index in range(256) for v in (255 - index, index // 2, 77)])
     picture.save(path)
@@ -270,13 +270,13 @@ def break_tree(root: Path, change: str) -> None:
         ("outside", r'line 1: the path "../../JPEGImages/a.jpg" leads out of .*voc: give a path below this folder'),
         ("mask outside", r'line 1: the path "../../secret.png" leads out of'),
         ("nameless", r'line 1: "JPEGImages/.jpg" cannot name a file'),
-        ("twice", r'line 3: "a" has the same name as a picture in .*train.txt, line 1: list every picture once'),
-        ("leak", r'val.txt, line 1: "c" has the same name as a picture in .*train.txt, line 2'),
+        ("twice", r'line 3: "a" has the same name as an image in .*train.txt, line 1: list every image once'),
+        ("leak", r'val.txt, line 1: "c" has the same name as an image in .*train.txt, line 2'),
         ("absent", r"train.txt, line 2: the annotation .*z.xml does not exist"),
         ("no list", r"Segmentation has none of train_aug.txt, trainaug.txt, train.txt: name the list"),
         ("binary list", r"Cannot read the list .*train.txt"),
         ("truncated", r"Cannot read .*a.jpg as picture .*copy or export it again"),
-        ("deep", r"train.txt, line 1: .*a.png is no picture of 8 bits in RGB or gray: export it as one"),
+        ("deep", r"train.txt, line 1: .*a.png is no image of 8 bits in RGB or gray: export it as one"),
         ("value", r"a.png holds the value 4, but there are 3 classes: name all classes in the order of their values"),
         ("colors", r"The mask .*a.png is PNG of mode RGB, not indices of classes: export it as a PNG with a palette"),
         ("other size", r"of size 20 x 13 but .*a.png of 21 x 13"),

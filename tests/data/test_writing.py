@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Writing: what is written reads back equal, in the smallest type that is exact, or is not there at all."""
+"""Writing: files read back equal, have the smallest exact type, and are whole or absent."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def exif() -> bytes:
 
 
 def copied(folder: Path, name: str) -> bytes:
-    """A copy's bytes, after a look that its pixels are the source's."""
+    """Check that a copy has the pixels of its source; give its bytes."""
     copy_file(folder / name, folder / "out" / name)
     with Image.open(folder / name) as source, Image.open(folder / "out" / name) as target:
         assert (target.mode, target.size) == (source.mode, source.size)

@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""What tests of several networks do alike."""
+"""Checks that the tests of several networks share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def randomize_norms(network: nn.Module) -> None:
-    """Batch norms that differ from the identity, so that a wrong order or a lost one shows."""
+    """Draw batch norms that differ from the identity, so that a wrong order or a lost one shows."""
     for module in network.modules():
         if isinstance(module, _BatchNorm):
             nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -22,7 +22,7 @@ def randomize_norms(network: nn.Module) -> None:
 
 
 def with_and_without_neighbor(network: nn.Module, image: torch.Tensor, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Outputs of two images, and again with NaN in place of the one that is not ``index``."""
+    """Give the outputs of two images, and those with NaN in place of the image that is not ``index``."""
     with torch.no_grad():
         together = network(image)
         image[1 - index] = torch.nan
@@ -30,7 +30,7 @@ def with_and_without_neighbor(network: nn.Module, image: torch.Tensor, index: in
 
 
 def assert_scripts_and_exports(module: nn.Module, features: torch.Tensor) -> None:
-    """What was scripted and loaded, and what was exported, gives the same as the module, at other sizes too."""
+    """Check that the scripted and loaded module and the exported one give what the module gives, at other sizes too."""
     file = io.BytesIO()
     torch.jit.save(torch.jit.script(module), file)
     file.seek(0)

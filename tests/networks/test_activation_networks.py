@@ -29,8 +29,8 @@ def test_maps_have_the_input_size_in_train_and_eval(network_class, spatial_dims,
         assert network.pool(maps).shape == (2, num_classes)
     assert network.output_kind == "activation"
     assert network.groups == 1
-    assert network.negative_reference.isnan().all()
-    assert network.negative_reference.shape == (num_classes,)
+    assert network.negative_reference.tolist() == network.negative_quantile.tolist() == [0.0] * num_classes
+    assert network.filled.tolist() == [False] * num_classes
 
 
 @pytest.mark.parametrize("network_class", NETWORKS)
@@ -45,7 +45,7 @@ def test_every_parameter_gets_a_gradient(network_class):
 @pytest.mark.parametrize("spatial_dims", [2, 3])
 def test_torchscript_agrees_and_keeps_the_buffers(network_class, spatial_dims):
     network = network_class.tiny(spatial_dims, 1, 1).eval()
-    network.negative_reference.fill_(-2.5)
+    network.set_healthy_level(-2.5, -1.0)
     image = torch.rand(1, 1, *(16, 12, 8)[:spatial_dims])
     buffer = io.BytesIO()
     torch.jit.save(torch.jit.script(network), buffer)
@@ -53,7 +53,7 @@ def test_torchscript_agrees_and_keeps_the_buffers(network_class, spatial_dims):
     scripted = torch.jit.load(buffer)
     torch.testing.assert_close(scripted(image), network(image))
     assert scripted.pooling == network.pooling
-    assert scripted.negative_reference.item() == -2.5
+    assert (scripted.negative_reference.item(), scripted.filled.item()) == (-2.5, True)
 
 
 @pytest.mark.parametrize("network_class", NETWORKS)
@@ -115,11 +115,37 @@ def test_ensemble_is_the_mean_of_independent_members():
 
 def test_state_dict_is_flat_and_restores_the_references():
     network = MapEnsemble.tiny()
-    network.negative_quantile.fill_(0.5)
+    network.set_healthy_level(-1.0, 0.5)
     other = MapEnsemble.tiny()
     other.load_state_dict(network.state_dict())
-    assert other.negative_quantile.item() == 0.5
+    assert (other.negative_reference.item(), other.negative_quantile.item(), other.filled.item()) == (-1.0, 0.5, True)
     assert all(torch.is_tensor(value) for value in network.state_dict().values())
+
+
+def test_weights_from_before_the_buffer_filled_load_strictly_and_leave_no_nan():
+    network = MapEnsemble.tiny(num_classes=2)
+    network.set_healthy_level(torch.tensor([-1.0, -2.0]), torch.tensor([0.5, 0.25]))
+    older = {name: value for name, value in network.state_dict().items() if not name.endswith("filled")}
+    for member in ("members.0.", "members.1."):  # nobody measured the levels of the members
+        older |= {
+            f"{member}{name}": torch.full((2,), torch.nan) for name in ("negative_reference", "negative_quantile")
+        }
+    other = MapEnsemble.tiny(num_classes=2)
+    other.load_state_dict(older, strict=True)
+    assert (other.negative_quantile.tolist(), other.filled.tolist()) == ([0.5, 0.25], [True, True])
+    assert other.members[0].filled.tolist() == [False, False]
+    assert all(bool(value.isfinite().all()) for value in other.state_dict().values())
+    assert "filled" not in older  # what was given is not changed
+
+
+def test_healthy_levels_that_were_not_measured_are_marked_and_others_have_their_shape():
+    network = CAMEncoder(2, 1, 3, width=2)
+    network.set_healthy_level(torch.tensor([-1.0, torch.nan, -2.0]), torch.tensor([1.0, 2.0, torch.inf]))
+    assert network.filled.tolist() == [True, False, False]
+    assert network.negative_reference.tolist() == [-1.0, 0.0, 0.0]
+    assert network.negative_quantile.tolist() == [1.0, 0.0, 0.0]
+    with pytest.raises(ValueError, match=r"levels of shape \(G\*K,\) = \(3,\), got \(2,\)"):
+        network.set_healthy_level(torch.zeros(2), torch.zeros(3))
 
 
 @pytest.mark.parametrize(

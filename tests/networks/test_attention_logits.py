@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Attention logits between tokens: both forms against one another and against loops, their symmetric sum, memory."""
+"""Attention logits between tokens: both forms against each other and against loops, their symmetric sum, memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SIZES = [(3, 4), (1, 5), (4, 1), (1, 1), (2, 3, 2), (1, 1, 1)]
 
 
 def windowed(dense: torch.Tensor, size: tuple[int, ...], radius: int) -> torch.Tensor:
-    """The entries (i, i + o) of dense pairs (..., N, N) as (..., W, *s), 0 outside, one by one."""
+    """Take the entries (i, i + o) of dense pairs (..., N, N) one by one as (..., W, *s), 0 outside."""
     offsets = list(product(range(-radius, radius + 1), repeat=len(size)))
     result = torch.zeros(*dense.shape[:-2], len(offsets), *size, dtype=dense.dtype)
     tokens = list(product(*map(range, size)))
@@ -73,7 +73,7 @@ def test_gradients_are_right_in_double(size, radius, symmetric):
 
 
 class LiveBytes(TorchDispatchMode):
-    """Bytes of the storages that operations have made and that live, the most at a time, the largest of them."""
+    """A count of bytes of live storages that operations made: now, at the peak, and of the largest one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class LiveBytes(TorchDispatchMode):
 )
 @pytest.mark.parametrize("batch", [1, 3])
 def test_windowed_form_holds_what_it_says(batch, size, radius, channels, symmetric):
-    """In the graph queries and keys alone; else results, and a few times one head's tokens and its pairs of rows."""
+    """Check memory: only queries and keys in the graph; else the result and a few times one head's tokens and rows."""
     tokens = math.prod(size)
     query, key = (torch.randn(batch, 1, tokens, channels, requires_grad=True) for _ in range(2))
     saved: set[int] = set()
@@ -125,7 +125,7 @@ def test_windowed_form_holds_what_it_says(batch, size, radius, channels, symmetr
         assert memory.peak < memory.live + 5 * one_head
         pairs.backward(torch.ones_like(pairs))
     assert saved == {query.untyped_storage()._cdata, key.untyped_storage()._cdata}
-    # The windows and their gradient, once more of one head; the gradients of queries and keys.
+    # The windows and their gradient, those of one head once more, and the gradients of queries and keys.
     results = 4 * tokens * ((2 * batch + 1) * window + 2 * batch * channels)
     assert memory.peak < results + 5 * one_head
     assert memory.largest <= 4 * tokens * max(batch * window, batch * channels, size[-1] + 2 * radius + 1)
@@ -141,7 +141,7 @@ def test_autocast_and_half_precision_keep_the_form():
 @pytest.mark.parametrize("radius", [None, 1])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_logits_of_half_precision_are_sums_in_float32(radius, dtype):
-    """Unscaled sums of products: 64 x 40^2 is infinite in float16."""
+    """Check unscaled sums of products: 64 x 40^2 is infinite in float16."""
     torch.manual_seed(0)
     tokens = (40 + torch.randn(1, 1, 12, 64)).to(dtype).requires_grad_()
     wide = tokens.detach().float().requires_grad_()

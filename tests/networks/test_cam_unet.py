@@ -19,8 +19,10 @@ from monai_wsss.networks import CAMUNet
 
 
 def reference_maps(network: CAMUNet, image: torch.Tensor) -> torch.Tensor:
-    """The layout of the sheet, section 4, in eval mode, from the weights in the order of their registration."""
-    weights = iter([value for name, value in network.state_dict().items() if not name.startswith("negative_")])
+    """Compute the layout of the authors' network in eval mode, from the weights in the order of their registration."""
+    weights = iter(
+        [value for name, value in network.state_dict().items() if not name.startswith(("negative_", "filled"))]
+    )
     axes = range(2, image.ndim)
     conv = F.conv2d if image.ndim == 4 else F.conv3d
 
@@ -168,7 +170,7 @@ def test_autocast_is_close_to_float32():
 @pytest.mark.parametrize("size", [(16, 24), (15, 9), (8, 16, 9)])
 def test_torchscript_agrees_and_keeps_the_pooling(size):
     network = CAMUNet.tiny(len(size)).eval()
-    network.negative_reference.fill_(-2.5)
+    network.set_healthy_level(-2.5, -1.0)
     buffer = io.BytesIO()
     torch.jit.save(torch.jit.script(network), buffer)
     buffer.seek(0)

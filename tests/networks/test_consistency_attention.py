@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Consistency correlation attention: the order of its parts, the rows of the ablation, and who reaches whom."""
+"""Consistency correlation attention: the order of its parts, the rows of the ablation, and the pixels that it links."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_parts_in_a_row_with_weights_of_their_own(kind, size):
 
 @pytest.mark.parametrize(("kind", "reached"), [("none", 1), ("cc1", 4 + 5 - 1), ("cc2", 20), ("cca", 20)])
 def test_what_a_position_is_reached_by(kind, reached):
-    """One criss-cross attention sees the own lines, two in a row all positions."""
+    """Check that one criss-cross attention reaches a position's own lines, and two in a row all positions."""
     torch.manual_seed(0)
     module = ConsistencyCorrelationAttention(4, kind, gamma_init=1.0)
     features = torch.randn(1, 4, 4, 5, requires_grad=True)
@@ -89,7 +89,7 @@ def test_autocast_gives_the_type_of_the_input():
 
 
 def test_lets_a_pixelwise_classifier_use_the_rest_of_the_image():
-    """The label of each pixel is a mark in one corner: only attention can bring it there."""
+    """Train on labels that depend on a mark in one corner, which only attention can bring to all pixels."""
     torch.manual_seed(0)
     features = torch.randn(32, 4, 4, 4)
     features[:, 3] = 0

@@ -19,7 +19,7 @@ SIZES = [(5, 6), (7, 1), (1, 1), (3, 4, 2), (1, 1, 1)]
 
 
 def projected(module: torch.nn.Module, features: torch.Tensor) -> list[np.ndarray]:
-    """Q, K, V: the 1x1 convolutions as matrices."""
+    """Compute Q, K and V with the 1x1 convolutions as matrices."""
     tensors = []
     for name in ("query_conv", "key_conv", "value_conv"):
         conv = getattr(module, name)
@@ -50,7 +50,7 @@ def literal(module: CrissCrossAttention, features: torch.Tensor) -> np.ndarray:
 
 
 def literal_quirk(module: CrissCrossAttention, features: torch.Tensor) -> np.ndarray:
-    """The n-th neighbor of u is weighed against the n-th neighbors of the positions that share u's later indices."""
+    """Weigh the n-th neighbor of u against the n-th neighbors of the positions that share u's later indices."""
     queries, keys, values = projected(module, features)
     result = features.double().numpy().copy()
     space = features.shape[2:]

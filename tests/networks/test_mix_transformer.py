@@ -55,7 +55,7 @@ def test_attention_agrees_with_the_equation(size, sr_ratio):
 
 
 def block_inputs(network: MixTransformer, image: torch.Tensor) -> list[torch.Tensor]:
-    """What each block of the last stage attends with: its tokens behind norm1."""
+    """Give the tokens behind norm1 of each block of the last stage, from which it attends."""
     seen: list[torch.Tensor] = []
     hooks = [block.norm1.register_forward_hook(lambda _m, _i, output: seen.append(output)) for block in network.block4]
     network(image)
@@ -76,7 +76,7 @@ def test_logits_are_the_unscaled_products_of_the_chosen_blocks(spatial_dims, blo
     image = torch.randn(2, 1, *size, dtype=torch.float64)
     features, logits = network.forward_with_attention(image)
     for got, expected in zip(features, network(image), strict=True):
-        assert torch.equal(got, expected)  # asking changes nothing
+        assert torch.equal(got, expected)  # asking for them changes no feature
     assert len(logits) == len(blocks)
     assert network.attention_channels == 4 * len(blocks)
     inputs = block_inputs(network, image)
@@ -100,7 +100,7 @@ def test_windowed_logits_are_those_of_the_dense_form(spatial_dims):
         assert window.shape == (1, 4, 3**spatial_dims, *size)
         diagonal = all_pairs.diagonal(dim1=2, dim2=3).unflatten(2, size)
         torch.testing.assert_close(window[:, :, center], diagonal)
-        following = all_pairs.diagonal(1, dim1=2, dim2=3)  # token i with the next in its row, where there is one
+        following = all_pairs.diagonal(1, dim1=2, dim2=3)  # token i with the next one in its row, if any
         rows = nn.functional.pad(following, (0, 1)).unflatten(2, size)[..., :-1]
         torch.testing.assert_close(window[:, :, center + 1][..., :-1], rows)
 

@@ -41,7 +41,7 @@ def counted_from_zero(name: str) -> str:
     return re.sub(r"^(patch_embed|block|norm)(\d)", lambda m: f"{m[1]}.{int(m[2]) - 1}", name)
 
 
-# As the two libraries write them; checked once against transformers 5.23, which reads and writes both.
+# Names as the two versions write them; they were compared once with transformers 5.23, which reads and writes both.
 TRANSFORMERS_4 = {
     r"^norm\.": "layer_norm.", r"^patch_embed\.(\d)\.norm": r"patch_embeddings.\1.layer_norm",
     r"^patch_embed\.": "patch_embeddings.", r"\.norm1": ".layer_norm_1", r"\.norm2": ".layer_norm_2",
@@ -59,7 +59,7 @@ TRANSFORMERS_5 = {
 
 
 def stored(naming: str) -> dict[str, torch.Tensor]:
-    """The tiny network's weights under the names of a checkpoint, with its head."""
+    """Give the tiny network's weights under the names of a checkpoint, with its head."""
     state = tiny().state_dict()
     if naming == "official":
         return {**state, "head.weight": torch.zeros(1000, 32), "head.bias": torch.zeros(1000)}
@@ -79,7 +79,7 @@ NAMINGS = ["official", "bmp", "mmseg", "transformers 4", "transformers 5"]
 
 
 def test_names_are_those_of_the_files():
-    """A few of each, spelled out."""
+    """Check a few names of each kind, spelled out."""
     for naming, prefix, names in (
         ("transformers 4", "segformer.encoder.", ("patch_embeddings.0.layer_norm.bias", "layer_norm.3.weight")),
         ("transformers 4", "segformer.encoder.block.0.0.", ("attention.self.layer_norm.bias", "mlp.dense2.bias")),

@@ -75,7 +75,7 @@ def test_present_modalities_give_the_maps_they_give_among_all(present, standardi
 
 def test_weights_of_all_modalities_load_whatever_is_present():
     trained = ModalityNetworks(make_members(), NAMES)
-    trained.negative_reference.copy_(torch.arange(4.0))
+    trained.set_healthy_level(torch.arange(4.0), 9.0)
     torch.manual_seed(9)
     others = [CAMEncoder(2, 1, 1, width=2, norm="instance") for _ in NAMES]
     loaded = ModalityNetworks(others, NAMES, present=("T2", "T1"))
@@ -111,7 +111,7 @@ def test_a_constant_sequence_gives_finite_maps(value):
 @pytest.mark.parametrize("spatial_dims", [2, 3])
 def test_torchscript_agrees_and_keeps_the_buffers(present, spatial_dims):
     network = ModalityNetworks(make_members(4, spatial_dims), NAMES, present=present, standardize=True).eval()
-    network.negative_reference.copy_(torch.arange(4.0))
+    network.set_healthy_level(torch.arange(4.0), 9.0)
     image = make_image(spatial_dims, channels=network.groups)
     buffer = io.BytesIO()
     torch.jit.save(torch.jit.script(network), buffer)
@@ -138,22 +138,19 @@ def test_members_learn_apart():
     assert with_gradient == [False, True, False, False]
 
 
-def test_decision_traits_are_those_of_the_groups_present():
+def test_the_mask_rule_is_that_of_the_groups_present():
     members = make_members(num_classes=2, pooling="topk", topk_share=0.2)
     network = ModalityNetworks(members, NAMES, present=("FLAIR", "T1c"))
-    network.negative_reference.copy_(torch.arange(8.0))
-    network.negative_quantile.copy_(torch.arange(8.0) + 10)
-    traits = network.decision_traits()
-    assert traits.pop("negative_reference").tolist() == [2.0, 3.0, 6.0, 7.0]
-    assert traits.pop("negative_quantile").tolist() == [12.0, 13.0, 16.0, 17.0]
-    assert traits.pop("reliable").tolist() == [True, True]
-    assert traits == {
-        "output_kind": "activation",
-        "pooling": "topk",
-        "topk_share": 0.2,
-        "lse_sharpness": 5.0,
-        "groups": 2,
-    }
+    network.set_healthy_level(torch.arange(8.0), torch.arange(8.0) + 10)
+    network.register_buffer("presence_level", torch.arange(8.0) / 10)
+    rule = network.mask_rule()
+    assert rule.negative_reference.tolist() == [2.0, 3.0, 6.0, 7.0]
+    assert rule.negative_quantile.tolist() == [12.0, 13.0, 16.0, 17.0]
+    assert rule.filled.tolist() == [True] * 4
+    assert rule.reliable.tolist() == [True, True]
+    torch.testing.assert_close(rule.presence_level, torch.tensor([0.2, 0.3, 0.6, 0.7]))
+    told = (rule.output_kind, rule.pooling, rule.topk_share, rule.lse_sharpness, rule.groups)
+    assert told == ("activation", "topk", 0.2, 5.0, 2)
 
 
 @pytest.mark.filterwarnings("ignore:Training found")
@@ -168,7 +165,7 @@ def test_decision_traits_are_those_of_the_groups_present():
 def test_unreliable_modalities_count_where_no_reliable_one_is_present(reliable, present, expected):
     network = ModalityNetworks(make_members(), NAMES, present=present)
     network.reliable.copy_(torch.tensor(reliable))
-    assert network.decision_traits()["reliable"].tolist() == expected
+    assert network.mask_rule().reliable.tolist() == expected
 
 
 @pytest.mark.parametrize("reliable_only", [True, False])
@@ -193,8 +190,7 @@ def test_parts_are_networks_with_their_input():
 @pytest.mark.parametrize("rule", ["logit", "negative_reference", "negative_quantile", "minmax"])
 def test_masks_of_present_modalities_are_cut_at_their_own_healthy_level(rule):
     network = ModalityNetworks(make_members(), NAMES, present=("FLAIR", "T1"))
-    network.negative_reference.copy_(torch.tensor([-1.0, 50.0, 50.0, -3.0]))
-    network.negative_quantile.copy_(torch.tensor([0.5, 90.0, 90.0, 1.5]))
+    network.set_healthy_level(torch.tensor([-1.0, 50.0, 50.0, -3.0]), torch.tensor([0.5, 90.0, 90.0, 1.5]))
     scores = 4 * torch.randn(2, 8, 8, generator=torch.Generator().manual_seed(5))
     item = ToMaskd("pred", network, rule=rule, gate="none")({"pred": scores})
     expected = to_mask(

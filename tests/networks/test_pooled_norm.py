@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""PooledBatchNorm: torch's batch norm in all but a single value a channel."""
+"""PooledBatchNorm: torch's batch norm, except for a single value per channel."""
 
 from __future__ import annotations
 

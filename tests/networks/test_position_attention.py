@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Position attention against Eq. 2 pair by pair in float64, and that no tensor holds all pairs."""
+"""Position attention against Eq. 2 pair by pair in float64, and a check that no tensor holds all pairs."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ SIZES = [(5, 6), (7, 1), (1, 1), (3, 4, 2), (1, 1, 1)]
 
 @pytest.fixture(params=[1024, 0], ids=["all weights", "never all weights"])
 def few(request, monkeypatch):
-    """Both ways on the CPU: by all weights where positions are few, without where they are many."""
+    """Take each of the two ways on the CPU: through all weights (few positions) or without (many)."""
+    # The limit depends on the machine alone, so it is no argument.
     monkeypatch.setattr(position_attention, "_FEW_POSITIONS", request.param)
 
 
 def literal(module: PositionAttention, features: torch.Tensor) -> np.ndarray:
-    """Eq. 2, the sum of the exponentials over keys k or, as printed, over queries j."""
+    """Compute Eq. 2 with the sum of the exponentials over keys k or, as printed, over queries j."""
     tokens = features.double().flatten(2).numpy()
     projections = []
     for name in ("query_conv", "key_conv", "value_conv"):
@@ -113,14 +114,14 @@ def test_nan_stays_visible_in_its_image(few):
 @pytest.mark.parametrize("normalizer", ["keys", "queries"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_keeps_the_softmax_in_float32(normalizer, dtype, few):
-    """Against the same attention in float64 of the projections as half precision rounds them."""
+    """Compare with the same attention in float64, from projections rounded to half precision."""
     torch.manual_seed(0)
     module = PositionAttention(16, gamma_init=1.0, residual=False, normalizer=normalizer).to(dtype)
     features = (4 * torch.randn(2, 16, 9, 8)).to(dtype)
     convs = (module.query_conv, module.key_conv, module.value_conv)
     queries, keys, values = (conv(features).detach().flatten(2).transpose(1, 2).double() for conv in convs)
     products = queries @ keys.transpose(1, 2)
-    assert products.max() > 20  # where the ulp of bfloat16 is 1/8, so a rounded exponent would show
+    assert products.max() > 20  # here the ulp of bfloat16 is 1/8, so a rounded exponent would show
     expected = (products.softmax(2 if normalizer == "keys" else 1) @ values).transpose(1, 2).reshape(features.shape)
     result = module(features)
     assert result.dtype == dtype
@@ -140,7 +141,7 @@ def test_autocast_gives_the_type_of_the_input(few):
 
 
 class LargestTensor(TorchDispatchMode):
-    """Notes the largest tensor that any operation gives, forward or backward."""
+    """A record of the largest tensor that any operation gives, forward or backward."""
 
     numel = 0
 
@@ -155,14 +156,14 @@ class LargestTensor(TorchDispatchMode):
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("channels", [16, 7])
 def test_no_tensor_grows_with_the_square_of_the_positions(training, channels):
-    """The peak of the whole is measured by speed/criss_cross.py."""
+    """Check every tensor; ``speed/criss_cross.py`` measures the peak of the whole."""
     module = PositionAttention(channels, gamma_init=1.0)
     features = torch.randn(1, channels, 40, 40, requires_grad=training)
     with LargestTensor() as largest, torch.set_grad_enabled(training):
         result = module(features)
         if training:
             result.sum().backward()
-    assert features.numel() <= largest.numel <= 4 * features.numel()  # all weights are 1600^2 = 100 or 229 times more
+    assert features.numel() <= largest.numel <= 4 * features.numel()  # all weights, 1600^2, are 100 or 229 times more
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

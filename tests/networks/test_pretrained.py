@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""load_pretrained: every file format, every fate of an entry, and refusals that change nothing."""
+"""load_pretrained: all file formats, all that can happen to an entry, and refusals that change nothing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from monai_wsss.networks.resnet38 import ResNet38
 
 
 def make() -> nn.Sequential:
-    """Nine entries in all, of which one is a step counter."""
+    """A network of nine entries, one of them a step counter."""
     return nn.Sequential(OrderedDict(conv=nn.Conv2d(3, 4, 3), bn=nn.BatchNorm2d(4), head=nn.Conv2d(4, 2, 1)))
 
 
@@ -146,7 +146,7 @@ def test_real_safetensors(tmp_path):
 
 
 class Foreign:
-    """What a file that is more than tensors may hold."""
+    """An object that a file of more than tensors may hold."""
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_loaded_and_unfilled_part_the_network(tmp_path_factory, absent):
 
 @pytest.mark.parametrize("network_class", [ResNet38, ResNeSt])
 def test_backbones_take_their_public_form(tmp_path, caplog, network_class):
-    """As converted from MXNet or published with a classifier: no step counters, and more behind."""
+    """Read files as converted from MXNet or published with a classifier: no step counters, more entries."""
     donor = network_class.tiny()
     state = {name: entry for name, entry in donor.state_dict().items() if not name.endswith("num_batches_tracked")}
     torch.save(state | {"fc.weight": torch.zeros(10, 4)}, tmp_path / "weights.pth")

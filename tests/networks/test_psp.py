@@ -22,7 +22,7 @@ from monai_wsss.networks.resnet38 import ResNet38
 
 
 def bin_averages(features: torch.Tensor, count: int) -> torch.Tensor:
-    """Means over bins; bin i of n pixels goes from floor(i n / count) to ceil((i + 1) n / count)."""
+    """Compute means over bins; bin i of n pixels goes from floor(i n / count) to ceil((i + 1) n / count)."""
     for axis in range(2, features.ndim):
         n = features.shape[axis]
         bounds = [(i * n // count, math.ceil((i + 1) * n / count)) for i in range(count)]
@@ -68,7 +68,7 @@ def test_head_gradients_are_right_in_double():
     head = PSPHead(2, 2, channels=2, bins=(1, 2), dropout=0.0).double()
     features = torch.randn(1, 2, 4, 3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(head.eval(), (features,), fast_mode=True)
-    # One image in training: the image level has no statistics of its own.
+    # With one image in training the image level has no statistics of its own.
     assert torch.autograd.gradcheck(head.train(), (features,), fast_mode=True)
 
 
@@ -90,7 +90,7 @@ def test_any_backbone_gives_logits_at_the_input_size(name, size):
     backbone, channels = BACKBONES[name]()
     network = PyramidSceneParsing(backbone, channels, 3, channels=4)
     if name == "unet":
-        size = (32, 48)  # it wants even sides
+        size = (32, 48)  # this backbone needs even sides
     image = torch.rand(2, 3, *size)
     for mode in (True, False):
         logits = network.train(mode)(image)

@@ -25,7 +25,7 @@ def relu(x):
 
 
 def pool_axis(x: np.ndarray, axis: int, tau: int, mode: str) -> np.ndarray:
-    """Averages along one axis: of τ cells that may overlap, or of whole blocks of τ."""
+    """Average along one axis: over τ cells that may overlap, or over whole blocks of τ."""
     n = x.shape[axis]
     if mode == "grid":
         bounds = [(math.floor(i * n / tau), math.ceil((i + 1) * n / tau)) for i in range(tau)]
@@ -36,7 +36,7 @@ def pool_axis(x: np.ndarray, axis: int, tau: int, mode: str) -> np.ndarray:
 
 
 def stretch_axis(x: np.ndarray, axis: int, n: int) -> np.ndarray:
-    """Linear interpolation between the centers of pixels, constant beyond the outermost."""
+    """Interpolate linearly between the centers of pixels, constant beyond the outermost."""
     cells = x.shape[axis]
     at = np.clip((np.arange(n) + 0.5) * cells / n - 0.5, 0, cells - 1)
     low = np.floor(at).astype(int)
@@ -52,7 +52,7 @@ def level(x: np.ndarray, tau: int, mode: str) -> np.ndarray:
 
 
 def gate(kernel: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Eq. 5, tap by tap."""
+    """Compute Eq. 5, tap by tap."""
     both = relu(np.concatenate([a, b], 1))
     space = both.shape[2:]
     padded = np.pad(both, [(0, 0), (0, 0), *[(1, 1)] * len(space)])
@@ -64,7 +64,7 @@ def gate(kernel: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def fuse(fusion: SignPreservingFusion, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Eqs. 6-8."""
+    """Compute Eqs. 6-8."""
     kernels = [value.numpy() for value in fusion.state_dict().values()]
     positive, negative = gate(kernels[0], a, b), gate(kernels[-1], -a, -b)
     raised = relu(a) * positive[:, :1] + relu(b) * positive[:, 1:]
@@ -190,7 +190,7 @@ def test_gradients_are_right_in_double(size):
 @pytest.mark.parametrize("value", [0.0, 2.0, -3.0])
 @pytest.mark.parametrize("size", [(1, 1), (6, 5), (1, 1, 1)])
 def test_constant_maps(value, size):
-    """Every level of a constant map is the map; with no response there is no logit, and gradients are finite."""
+    """Check that every level of a constant map is the map; without response the logit is 0 and gradients are finite."""
     module = PyramidFusionPooling(1, spatial_dims=len(size), fusion="average")
     class_map = torch.full((1, 1, *size), value, requires_grad=True)
     logits = module(class_map)
@@ -247,7 +247,7 @@ def test_script_and_export(spatial_dims, options):
 
 
 def test_trains_what_it_pools():
-    """A class map with a free parameter a pixel: its logits reach tags of both kinds."""
+    """Train a class map with one free parameter per pixel until its logits fit labels of both kinds."""
     torch.manual_seed(0)
     module = PyramidFusionPooling(2)
     class_map = torch.nn.Parameter(0.1 * torch.randn(4, 2, 8, 8))

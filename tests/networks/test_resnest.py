@@ -18,7 +18,7 @@ from monai_wsss.networks.resnest import ResNeSt, ResNeStBottleneck, SplitAttenti
 
 
 def reference_split_attention(module: SplitAttentionConv, x: torch.Tensor, radix: int, cardinality: int):
-    """arXiv:2004.08955, Section 3.1, a channel at a time: weights of group k, branch r, from exponentials."""
+    """Compute arXiv:2004.08955, Section 3.1, per channel: weights of group k and branch r from exponentials."""
     branches = F.relu(module.bn0(module.conv(x)))
     channels = branches.shape[1] // radix
     each = [branches[:, r * channels : (r + 1) * channels] for r in range(radix)]
@@ -85,7 +85,7 @@ def test_strides_of_the_four_maps(output_stride, size):
 
 
 def test_dilation_follows_the_lost_strides():
-    """The first block of a layer that lost its stride reads features of the old density, the others of twice it."""
+    """Check that a layer without its stride dilates its first block as the layer before, the others twice as much."""
     network = ResNeSt(width=4, blocks=(1, 1, 3, 2))
     found = [[block.conv2.conv.dilation[0] for block in getattr(network, f"layer{n}")] for n in range(1, 5)]
     assert found == [[1], [1], [1, 2, 2], [2, 4]]
@@ -95,7 +95,7 @@ def test_dilation_follows_the_lost_strides():
 
 
 def test_shortcut_and_branch_average_over_the_same_pixels():
-    """Written out: 3x3 averages that count the zeros around, and 2x2 in the shortcut that do not."""
+    """Compare with 3x3 averages that count the zeros around, and 2x2 averages in the shortcut that do not."""
     torch.manual_seed(0)
     block = ResNeStBottleneck(4, 2, stride=2, pool=True, project=True).double().eval()
     randomize_norms(block)

@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""ResNet38 against the layers written out as functions; what is frozen, attention between stages, deployment."""
+"""ResNet38 against its layers written out as functions; frozen parts, attention between stages, deployment."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from monai_wsss.networks.resnet38 import PreActivationBlock, PreActivationBottle
 
 
 def reference(state: dict[str, torch.Tensor], x: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The published network in eval mode as functions of its state dict, stage after stage as the sheet lists them."""
+    """Compute the published network in eval mode from its state dict, one stage after another."""
     conv_of = F.conv2d if x.ndim == 4 else F.conv3d
     column = (None, slice(None), *[None] * (x.ndim - 2))
 
@@ -142,7 +142,7 @@ def test_without_freezing_every_parameter_gets_a_gradient():
 
 
 class Record(nn.Module):
-    """Notes what passes, doubles it."""
+    """A module that records its input and doubles it."""
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         self.seen = features.detach().clone()
@@ -190,7 +190,7 @@ def test_gradients_are_right_in_double(make):
 
 
 def test_blocks_leave_their_input_as_it_is():
-    """The in-place ReLU works on the batch norm's result, never on what the shortcut still reads."""
+    """Check that the in-place ReLU changes the batch norm's result, never the input of the shortcut."""
     features = torch.randn(2, 4, 5, 5)
     before = features.clone()
     PreActivationBlock(4, 4, 4)(features)

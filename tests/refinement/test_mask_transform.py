@@ -15,8 +15,7 @@ from monai_wsss.refinement import DenseCRF, ToMaskd, to_mask
 
 def network(pooling: str = "max", num_classes: int = 1, reference: float = -3.0) -> CAMEncoder:
     made = CAMEncoder(2, 1, num_classes, width=2, pooling=pooling)
-    made.negative_reference.fill_(reference)
-    made.negative_quantile.fill_(0.25)
+    made.set_healthy_level(reference, 0.25)
     return made
 
 
@@ -66,6 +65,20 @@ def test_an_unfinalized_network_is_refused_with_the_remedy():
         ToMaskd("pred", CAMEncoder.tiny())({"pred": torch.ones(1, 4, 4)})
 
 
+def test_a_presence_level_is_that_of_the_transform_or_of_the_network():
+    scores = torch.tensor([[[0.0, 1e-3]], [[0.0, 0.5]]])  # near-zero responses of class 0 everywhere
+    made = network(num_classes=2)
+    with_gate = {level: ToMaskd("pred", made, rule="max", presence_level=level) for level in (None, 0.1, (0.1, 0.6))}
+    found = {level: set(decide({"pred": scores})["pred"].unique().tolist()) for level, decide in with_gate.items()}
+    assert found == {None: {0, 1}, 0.1: {0, 2}, (0.1, 0.6): {0}}
+    made.presence_level = 0.1
+    for carrying in (made, torch.jit.script(made)):
+        item = ToMaskd("pred", carrying, rule="max")({"pred": scores})
+        assert item["pred"].unique().tolist() == [0, 2]
+        torch.testing.assert_close(item["presence"], torch.tensor([1e-3, 0.5]))  # raw, whatever the level
+        assert ToMaskd("pred", carrying, rule="max", presence_level=0.0)({"pred": scores})["pred"].max() == 1
+
+
 def test_unreliable_modalities_are_left_out_unless_asked_for():
     made = ModalityNetworks([CAMEncoder.tiny() for _ in range(2)], ("T1", "FLAIR"))
     made.reliable.copy_(torch.tensor([False, True]))
@@ -89,6 +102,32 @@ def test_a_compiled_network_decides_alike():
     scores = torch.randn(1, 6, 5, generator=torch.Generator().manual_seed(0))
     compiled = ToMaskd("pred", torch.jit.script(made))({"pred": scores})
     assert torch.equal(compiled["pred"], ToMaskd("pred", made)({"pred": scores})["pred"])
+
+
+def test_a_compiled_network_from_before_the_buffer_filled_decides_alike():
+    class Older(torch.nn.Module):
+        """What a network of an earlier version has as attributes once it is compiled."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.output_kind, self.pooling, self.groups = "activation", "max", 1
+            self.topk_share, self.lse_sharpness = 0.1, 5.0
+            self.register_buffer("negative_reference", torch.tensor([-3.0]))
+            self.register_buffer("negative_quantile", torch.tensor([torch.nan]))
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return image
+
+    scores = torch.randn(1, 6, 5, generator=torch.Generator().manual_seed(0))
+    item = ToMaskd("pred", torch.jit.script(Older()))({"pred": scores})
+    assert torch.equal(item["pred"], ToMaskd("pred", network())({"pred": scores})["pred"])
+    with pytest.raises(ValueError, match=r"`negative_quantile`, which is not measured for channels \[0\]"):
+        ToMaskd("pred", torch.jit.script(Older()), rule="negative_quantile")({"pred": scores})
+
+
+def test_a_network_that_does_not_tell_its_output_is_refused():
+    with pytest.raises(ValueError, match=r"attribute `output_kind`.*got Conv2d: give a segmenter to .*Segmentation"):
+        ToMaskd("pred", torch.nn.Conv2d(1, 1, 1))({"pred": torch.ones(1, 4, 4)})
 
 
 def test_a_compiled_network_leaves_out_the_same_modalities():

@@ -4,6 +4,9 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import FrozenInstanceError, replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.data import MetaTensor
 
-from monai_wsss.refinement import score_maps, to_mask
+from monai_wsss.refinement import MaskRule, cut_score_maps, score_maps, to_mask
 
 REFERENCES = {"negative_reference": torch.tensor([-1.0, -0.5]), "negative_quantile": torch.tensor([0.3, 0.6])}
 RULES = ("minmax", "max", "logit", "negative_reference", "negative_quantile", "otsu", "fixed")
@@ -348,3 +351,116 @@ def test_bad_reliable_groups() -> None:
     for reliable in (torch.tensor([False, False]), torch.tensor([True])):
         with pytest.raises(ValueError, match=r"`reliable` of shape \(G,\) = \(2,\) with at least one group"):
             to_mask(scores, groups=2, reliable=reliable, rule="minmax")
+
+
+@pytest.mark.parametrize("pooling", ["average", "max", "topk", "lse"])
+@pytest.mark.parametrize("rule", [*RULES, "argmax"])
+def test_one_pass_gives_mask_score_map_and_presence(rule: str, pooling: str) -> None:
+    scores = random_scores(3, 6, 6, 5, seed=4).float()
+    reliable = torch.tensor([True, False, True])
+    words = {"rule": rule, "pooling": pooling, "groups": 3, "reliable": reliable}
+    words |= {"threshold": 0.4} if rule == "fixed" else {}
+    words |= {name: values.repeat(3) for name, values in REFERENCES.items()}
+    mask, cam, presence = MaskRule(**words)(scores)
+    assert torch.equal(mask, to_mask(scores, **words))
+    assert torch.equal(cam, score_maps(scores, **words))
+    if rule != "argmax":
+        assert torch.equal(mask, cut_score_maps(cam, rule, words.get("threshold")))
+    flat = scores.unflatten(1, (3, 2))[:, reliable].flatten(3)
+    expected = {
+        "average": flat.mean(3),
+        "max": flat.amax(3),
+        "topk": flat.sort(3).values[..., -3:].mean(3),
+        "lse": (5 * flat).exp().mean(3).log() / 5,
+    }[pooling]
+    torch.testing.assert_close(presence, expected.amax(1))
+
+
+def test_segmentations_have_a_mask_alone() -> None:
+    decision = MaskRule(output_kind="segmentation")(random_scores(2, 3, 4, 4))
+    assert decision.mask.shape == (2, 1, 4, 4)
+    assert decision.cam is decision.presence is None
+
+
+def difference_maps() -> torch.Tensor:
+    """|I - G(I)| of a healthy image, where the generator is never exact, and of one with a lesion; one class each."""
+    noise = 1e-3 * torch.rand(2, 1, 12, 12, generator=torch.Generator().manual_seed(6))
+    noise[1, 0, 3:6, 3:6] += 0.8
+    return noise
+
+
+@pytest.mark.parametrize("pooling", ["average", "max", "topk", "lse"])
+@pytest.mark.parametrize("rule", RULES)
+def test_a_presence_level_leaves_near_zero_maps_of_healthy_images_empty(rule: str, pooling: str) -> None:
+    words = {"rule": rule, "pooling": pooling, "topk_share": 0.05}
+    words |= {"threshold": 1e-4} if rule == "fixed" else {}
+    words |= {"negative_reference": torch.zeros(1), "negative_quantile": torch.tensor([5e-4])}
+    level = 0.02 if pooling in ("average", "lse") else 0.1  # what a lesion of 6 % of the pixels exceeds
+    without, having = (to_mask(difference_maps(), presence_level=given, **words) for given in (None, level))
+    assert without[0].float().mean() > 0.3  # pooled values of a difference are always positive
+    assert having[0].sum() == 0
+    assert torch.equal(having[1], without[1])
+    assert having[1, 0, 3:6, 3:6].all()
+
+
+def test_presence_levels_are_per_group_and_class_and_strict() -> None:
+    scores = torch.tensor([1.0, 2.0, 3.0, 4.0]).reshape(1, 4, 1, 1)  # G = 2 groups of K = 2
+    words = {"rule": "logit", "pooling": "max", "groups": 2}
+    for level, expected in (
+        ([0.0, 0.0, 3.0, 4.0], [0.5, 1.0]),  # the second group sees neither: 1 and 2 of the first remain
+        ([0.0, 2.0, 2.9, 4.0], [1.0, 0.0]),  # class 1 is absent in both groups
+        ([9.0, 9.0, 9.0, 9.0], [0.0, 0.0]),
+    ):
+        got = score_maps(scores, presence_level=torch.tensor(level), **words)
+        torch.testing.assert_close(got.flatten(), torch.tensor(expected))
+    one_group = score_maps(
+        scores, presence_level=torch.tensor([0.0, 0.0, 9.0, 0.0]), reliable=torch.tensor([False, True]), **words
+    )
+    assert one_group.flatten().tolist() == [0.0, 1.0]
+    assert to_mask(scores, presence_level=5.0, gate="none", **words).item() == 2
+    label = torch.tensor([[1.0, 0.0]])
+    assert to_mask(scores, presence_level=5.0, gate="given", label=label, **words).item() == 1
+
+
+def test_segmentations_compare_the_pooled_margin_with_the_presence_level() -> None:
+    scores = torch.tensor([0.0, 1.0, 2.0]).reshape(1, 3, 1, 1)
+    words = {"output_kind": "segmentation", "gate": "predicted", "pooling": "max"}
+    levels = (None, 1.5, torch.tensor([0.0, 2.0]), torch.tensor([3.0, 3.0]))
+    assert [to_mask(scores, presence_level=level, **words).item() for level in levels] == [2, 2, 1, 0]
+
+
+@pytest.mark.parametrize("rule", ["negative_reference", "negative_quantile"])
+def test_references_count_where_they_are_filled(rule: str) -> None:
+    scores = random_scores(1, 2, 4, 4).float()
+    words = {"pooling": "max", "rule": rule, rule: REFERENCES[rule]}
+    filled = to_mask(scores, filled=torch.tensor([True, True]), **words)
+    assert torch.equal(filled, to_mask(scores, **words))
+    with pytest.raises(ValueError, match=rf"Rule '{rule}' needs .* not measured for channels \[1\].*method.finalize"):
+        to_mask(scores, filled=torch.tensor([True, False]), **words)
+    # Whose level is unknown does not matter where that group takes no part.
+    alone = {"groups": 2, "reliable": torch.tensor([True, False]), "filled": torch.tensor([True, False])}
+    assert torch.equal(
+        to_mask(scores, **alone, **words), to_mask(scores[:, :1], **(words | {rule: REFERENCES[rule][:1]}))
+    )
+
+
+def test_a_rule_is_a_value_with_its_choices_resolved() -> None:
+    rule = MaskRule(pooling="max", presence_level=torch.tensor([0.5]))
+    assert (rule.rule, rule.gate) == ("negative_reference", "predicted")
+    assert (MaskRule(output_kind="segmentation").rule, MaskRule(output_kind="segmentation").gate) == (
+        "background",
+        "none",
+    )
+    with pytest.raises(FrozenInstanceError):
+        rule.rule = "otsu"
+    assert replace(rule, rule="otsu").rule == "otsu"
+    record = json.loads(json.dumps(rule.settings()))
+    assert (record["rule"], record["presence_level"], record["reliable"]) == ("negative_reference", [0.5], None)
+
+
+@pytest.mark.parametrize("level", [float("nan"), torch.tensor([0.0, float("inf")]), torch.zeros(1, 2)])
+def test_bad_presence_levels(level: float | torch.Tensor) -> None:
+    with pytest.raises(ValueError, match=r"`presence_level` to be a finite number or \(G\*K,\), got"):
+        MaskRule(presence_level=level)
+    with pytest.raises(ValueError, match=r"`presence_level` of shape \(G\*K,\) = \(2,\), got \(3,\)"):
+        to_mask(torch.ones(1, 2, 3, 3), presence_level=torch.zeros(3))

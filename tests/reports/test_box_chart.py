@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Box plots: parsed back, positions against numpy's quantiles."""
+"""Box plots, parsed back: positions against numpy's quantiles."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def number(element, key):
 
 
 def levels(box):
-    """Where a box's five numbers and its points lie, from the top: (five, points)."""
+    """Give the positions of a box's five numbers and of its points, from the top: (five, points)."""
     rectangle, (median,) = box.find("rect"), box.findall("line")
     stroke = r"M\S+ (\S+)h\S+m\S+ 0V(\S+)M\S+ (\S+)h\S+m\S+ 0V(\S+)"
     low, first, high, third = map(float, re.fullmatch(stroke, box.find("path").get("d")).groups())
@@ -50,7 +50,7 @@ def test_boxes_lie_where_the_quantiles_are(values):
 
     assert five == pytest.approx(expected(np.quantile(values, [0, 0.25, 0.5, 0.75, 1])), abs=0.15)
     assert points == pytest.approx(expected(sorted(values)), abs=0.15)
-    assert one < zero  # more is higher
+    assert one < zero  # a larger value stands higher
 
 
 def test_groups_stand_in_order_and_their_boxes_apart():
@@ -62,7 +62,7 @@ def test_groups_stand_in_order_and_their_boxes_apart():
     for (left, width), (following, _) in itertools.pairwise(spans):
         assert left + width < following
     step = (520 - 56) / 3
-    assert spans[2][0] - spans[1][0] == pytest.approx(step, abs=0.2)  # the same series, a group on: its place is kept
+    assert spans[2][0] - spans[1][0] == pytest.approx(step, abs=0.2)  # its place is kept in each group
     assert spans[3][0] - spans[0][0] == pytest.approx(2 * step, abs=0.2)
     texts = {text.text for text in tree.findall("text")}
     assert {"20 %", "5 %", "1 %", "alone", "tuned", "mIoU"} <= texts

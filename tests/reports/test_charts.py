@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""SVG charts: parsed back, positions against the values, everything escaped."""
+"""SVG charts, parsed back: positions against the values, and all texts escaped."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_curve_goes_where_the_values_are():
     (x0, y0), (x1, y1), (x2, y2) = points
     assert x1 - x0 == pytest.approx(x2 - x1)
     assert x0 < x1
-    assert y0 > y2 > y1  # up is less
+    assert y0 > y2 > y1  # higher on the sheet is a smaller y
     assert y2 == pytest.approx((y0 + y1) / 2, abs=0.1)
     ring = tree.find("circle")
     assert (float(ring.get("cx")), float(ring.get("cy"))) == (x1, y1)
@@ -134,8 +134,8 @@ def test_bars_are_as_high_as_their_values_and_stand_on_zero():
     assert heights == pytest.approx([heights[0] * ratio for ratio in (1, 2, 1.5, 0.5)], abs=0.15)
     zero = number(bars[0], "y") + heights[0]
     assert [number(bar, "y") + number(bar, "height") for bar in bars[1:3]] == pytest.approx([zero] * 2, abs=0.15)
-    assert number(bars[3], "y") == pytest.approx(zero, abs=0.15)  # a negative value hangs from zero
-    lefts = [number(bars[i], "x") for i in (0, 2, 1, 3)]  # group by group, in each the names in their order
+    assert number(bars[3], "y") == pytest.approx(zero, abs=0.15)  # a negative bar begins at zero
+    lefts = [number(bars[i], "x") for i in (0, 2, 1, 3)]  # group by group, with the names in their order
     assert lefts == sorted(lefts)
     whiskers = [path.get("d") for path in tree.findall("path") if path.get("class") == "whisker"]
     for bar, half, stroke in zip(bars[:2], (0.05, 0.1), whiskers, strict=True):
@@ -155,7 +155,7 @@ def test_numbers_of_bars_stay_clear_of_bars_axis_and_names(count):
     tree = parsed(chart)
     numbers = [text for text in tree.findall("text") if text.get("class") == "number"]
     assert len(numbers) == 3 * count
-    assert (numbers[0].get("transform") is None) == (count < 6)  # upright where the bars are narrow
+    assert (numbers[0].get("transform") is None) == (count < 6)  # turned where the bars are narrow
     axis = number(tree.find("line"), "y1")
     assert all(10 < number(text, "y") < axis for text in numbers)
 
@@ -214,7 +214,7 @@ def test_written_file_stands_alone(tmp_path, chart):
     text = path.read_text(encoding="utf-8")
     tree = ElementTree.fromstring(text)
     assert tree.tag == f"{SVG}svg"
-    assert tree[0].tag == f"{SVG}title"  # where screen readers look
+    assert tree[0].tag == f"{SVG}title"  # screen readers read it there
     assert tree[0].text == "<t>"
     assert tree.get("viewBox") == f"0 0 {tree.get('width')} {tree.get('height')}"
     paper = tree.find(f"{SVG}rect")
@@ -241,7 +241,7 @@ def test_no_chart_or_no_folder_is_refused(tmp_path):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_colors_are_legible_on_their_paper(scheme):
-    """WCAG 2: contrast of at least 4.5 for texts, of 3 for what carries meaning."""
+    """Check the contrasts of WCAG 2: at least 4.5 for texts, 3 for shapes that carry meaning."""
 
     def luminance(color):
         channels = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]

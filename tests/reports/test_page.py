@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""The page of a run folder: what it shows, what it says of missing pieces, and what it must never hold."""
+"""The page of a run folder: its content, its sentences on missing pieces, and what it must never hold."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SECRET = "PATIENT_4711"
 
 
 def study(generator, *, diseased, channels=3, size=64):
-    """A brain-like slice, a map that is nearly right, its mask and the reference."""
+    """Draw a brain-like slice, a map that is nearly right, its mask and the reference."""
     x, y = np.ogrid[:size, :size]
     brain = ((x - 32) / 22) ** 2 + ((y - 32) / 28) ** 2 < 1
     cx, cy, rx, ry = generator.integers((22, 20, 4, 4), (42, 44, 9, 9))
@@ -42,7 +42,7 @@ def study(generator, *, diseased, channels=3, size=64):
 
 
 def fake_run_folder(folder: Path, *, classes=("tumor",), uses_masks=(), subjects=10, seed=0) -> Path:
-    """A run folder as an evaluation of brain slices would leave it, subjects named after a secret."""
+    """Write a run folder as an evaluation of brain slices would leave it, with subjects named after a secret."""
     generator = np.random.default_rng(seed)
     table = CaseTable(classes)
     (folder / "panels").mkdir(parents=True)
@@ -91,7 +91,7 @@ def page(run_folder):
 
 
 class Checker(HTMLParser):
-    """Collects text and tags, and fails on tags that do not close."""
+    """A parser that collects text and tags, and fails on tags that do not close."""
 
     VOID = ("meta", "img", "br")
 
@@ -174,7 +174,7 @@ def test_charts(page):
         "val_mean_dice by epoch",
     ):
         assert title in page
-    assert "val_iou_pooled by epoch" not in page  # of the validation metrics only the headlines
+    assert "val_iou_pooled by epoch" not in page  # only the headlines of the validation metrics are drawn
 
 
 def test_holds_no_identifier_no_remote_asset_and_no_script(page):
@@ -216,12 +216,12 @@ def test_several_classes(tmp_path):
     assert "Supervision: used pixel masks: training targets." in text
     assert text.index("dice_subject ") < text.index("dice_subject/core") < text.index("dice_pooled ")
     assert "core. Oracle: per subject" in text
-    assert "edema. Oracle" not in text  # no reference holds edema: there is no curve
+    assert "edema. Oracle" not in text  # no reference holds edema, so there is no curve
     assert "dice_pooled/edema" in text[text.index("Left out, since") :]
 
 
 def test_headings_follow_the_background_of_the_data(run_folder, tmp_path):
-    """As ``run.json`` says; an older one says nothing, and then neither does the heading."""
+    """Check headings against ``run.json``; an older file does not say, and the heading then leaves it open."""
     shutil.copy(run_folder / "metrics.json", tmp_path)
     run = json.loads((run_folder / "run.json").read_text())
     headings = {

@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Strips of pictures: what lies where, in which color and orientation; and which cases are chosen."""
+"""Strips of pictures: their tiles, colors and orientation, and the choice of cases."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TILE, CAPTION, GAP = 192, 20, 4
 
 
 def tiles_of(png, width=TILE):
-    """The tiles without captions, each (height, width, 3)."""
+    """Give the tiles without captions, each (height, width, 3)."""
     sheet = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
     count = (sheet.shape[1] + GAP) // (width + GAP)
     assert sheet.shape == (TILE + CAPTION, count * (width + GAP) - GAP, 3)
@@ -96,7 +96,7 @@ def test_a_volume_is_shown_where_the_reference_is_largest():
     assert brightness(cam, mask, reference) == of_slice(3)
     assert brightness(cam, mask, None) == brightness(cam, mask, 0 * reference) == of_slice(4)
     assert brightness(cam, 0 * mask, None) == of_slice(1)
-    assert brightness(None, 0 * mask, None) == of_slice(3)  # nothing anywhere: the middle
+    assert brightness(None, 0 * mask, None) == of_slice(3)  # nothing anywhere, so the middle one
 
 
 @pytest.mark.parametrize(

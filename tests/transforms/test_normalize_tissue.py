@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Color standardization of stained sections: by the tissue, by the source's statistics, and bounded on bare glass."""
+"""Color standardization of stained sections: by tissue, by statistics of the source, and bounded on bare glass."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from monai_wsss.transforms import NormalizeSubjectd
 
 
 def section(glass: float = 0.3, seed: int = 0) -> torch.Tensor:
-    """Tissue (3, 40, 50) with another mean and spread in each channel, 0 to 255, and columns of glass."""
+    """Draw tissue (3, 40, 50), 0 to 255, with another mean and spread per channel, and columns of glass."""
     rng = np.random.default_rng(seed)
     picture = np.array([180.0, 100.0, 170.0])[:, None, None] + rng.normal(size=(3, 40, 50)) * [[[30]], [[20]], [[10]]]
     picture[:, :, : int(glass * 50)] = 246 + rng.normal(size=(3, 40, int(glass * 50)))

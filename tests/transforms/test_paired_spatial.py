@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""One record moves images and maps alike: exact turns and flips, resampling against numpy and scipy, the draws."""
+"""Records that move images and maps alike: exact turns and flips, resampling against numpy and scipy, draws."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_scaling_interpolates_linearly_with_corners_on_corners(shape, size):
 @pytest.mark.parametrize("kind", SPATIAL_KINDS)
 @pytest.mark.parametrize("shape", [(3, 2, 40, 40), (3, 1, 16, 24), (2, 1, 16, 16, 8)])
 def test_an_image_and_a_map_of_it_move_alike(kind, shape):
-    """Linear resampling commutes with what is linear pixel by pixel, whatever the number of channels."""
+    """Check that resampling commutes with linear maps of the channels of a pixel, for any number of channels."""
     images = make_images(shape)
     record = record_of(kind, shape)
     weights = torch.randn(5, shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -104,7 +104,7 @@ def test_an_image_and_a_map_of_it_move_alike(kind, shape):
 @given(st.integers(0, 10**6), st.floats(0.05, 20), st.floats(-5, 5))
 @settings(max_examples=20, deadline=None)
 def test_minimum_padding_does_not_see_the_normalization_of_the_images(mode, seed, gain, offset):
-    """z-score(pi(a x + b)) = z-score(pi(x)): what comes in is background before as after a rescaling."""
+    """Check z-score(pi(a x + b)) = z-score(pi(x)): filled-in pixels are background before and after a rescaling."""
     torch.manual_seed(seed)
     images = make_images((2, 2, 16, 16), seed)
     record = PairedSpatialTransform(mode=mode).draw(images.shape)
@@ -120,7 +120,7 @@ def test_minimum_padding_does_not_see_the_normalization_of_the_images(mode, seed
 def test_gradients_pass_through(kind, shape, padding):
     record = record_of(kind, shape, divisor=2, scale_range=(0.5, 1.6))
     images = make_images(shape)
-    if padding == "minimum":  # the level is a constant: gradients are those of the padding with zeros
+    if padding == "minimum":  # the minimum counts as a constant: gradients are those of padding with zeros
         (got,) = torch.autograd.grad(record(images.requires_grad_(), padding=padding).square().sum(), images)
         lowest = images.detach().flatten(2).amin(2).reshape(*shape[:2], *[1] * (len(shape) - 2))
         moved = record(images - lowest) + (lowest if kind == "translate" else record(lowest.expand(shape)))
@@ -229,7 +229,7 @@ def test_an_empty_record_moves_nothing():
 
 @pytest.mark.parametrize("kind", SPATIAL_KINDS)
 def test_half_precision_and_autocast_do_not_move_pixels(kind):
-    """Coordinates in bfloat16 would be off by half a pixel of 240."""
+    """Check coordinates under autocast: in bfloat16 they would be wrong by half a pixel of 240."""
     images = make_images((2, 1, 240, 240)).float()
     record = record_of(kind, images.shape)
     expected = record(images)

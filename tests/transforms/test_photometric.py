@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Photometric distortion: saturation and hue as Python's own colorsys has them, amounts within their bounds."""
+"""Photometric distortion: saturation and hue against Python's colorsys, amounts within their bounds."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_hue_is_turned_up_to_its_bound():
 
 
 def test_contrast_comes_second_or_last():
-    """With brightness and contrast alone the order is fixed; with a saturation that is cut, the order shows."""
+    """Make the order visible by a saturation that clips values."""
     picture = torch.tensor([250.0, 20.0, 20.0]).reshape(3, 1, 1)
     options = {"contrast": (2.0, 2.0), "saturation": (0.5, 0.5)}
     results = {tuple(changed.flatten().round().tolist()) for changed in distorted(picture, **options)}

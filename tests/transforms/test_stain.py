@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Stains: found where the truth is known, exchanged as Beer-Lambert says, and left alone where there are none."""
+"""Stains: estimates against a known truth, exchange against Beer-Lambert, and images without stains."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TEXTBOOK = np.stack([HEMATOXYLIN / np.linalg.norm(HEMATOXYLIN), EOSIN / np.linal
 
 
 def stained(stains: np.ndarray = TEXTBOOK, strength: float = 1.0, glass: float = 0.2, seed: int = 0) -> torch.Tensor:
-    """A picture (3, 120, 100), 0 to 255, from known stains: nuclei, stroma, mixtures, and columns of white glass."""
+    """Draw an image (3, 120, 100), 0 to 255, from known stains: nuclei, stroma, mixtures, columns of white glass."""
     rng = np.random.default_rng(seed)
     amount = strength * rng.gamma(2.0, 0.3, (2, 120, 100))
     amount[0, :, 30:60] *= 0.02
@@ -42,12 +42,12 @@ def stained(stains: np.ndarray = TEXTBOOK, strength: float = 1.0, glass: float =
 
 
 def stain_amounts(picture: torch.Tensor, stains: np.ndarray) -> np.ndarray:
-    """Concentrations (2, H, W) by an independent least-squares fit."""
+    """Estimate concentrations (2, H, W) by an independent least-squares fit."""
     density = -np.log((picture.double().numpy() + 1) / 256).reshape(3, -1)
     return np.linalg.lstsq(stains, density, rcond=None)[0].reshape(2, *picture.shape[1:])
 
 
-# --- what is found
+# --- estimation
 
 
 @pytest.mark.parametrize("stains", [TEXTBOOK, np.array(REFERENCE_STAINS)])
@@ -65,7 +65,7 @@ def test_known_stains_are_found(stains, glass):
 
 
 def test_monai_exchanges_hematoxylin_and_eosin():
-    """Why its extractor is not used; when this fails, MONAI has repaired it: look again."""
+    """Show why MONAI's extractor is not used; if this fails, MONAI has repaired it, and we may use it."""
     picture = stained().permute(1, 2, 0).numpy().astype(np.uint8)
     first, second = ExtractHEStains(tli=255)(picture).T
     assert first @ TEXTBOOK[:, 1] > 0.99 > first @ TEXTBOOK[:, 0]
@@ -103,7 +103,7 @@ def test_dust_on_glass_is_no_stain():
     assert estimate_stains(picture) is None
 
 
-# --- what is made of it
+# --- normalization
 
 
 def test_normalized_pictures_have_the_targets_stains_and_strength():
@@ -149,7 +149,7 @@ def test_its_own_stains_change_nothing():
 
 
 def jitter_reference(picture: np.ndarray, scale: list[float], shift: list[float]) -> np.ndarray:
-    """Pixel by pixel, in float64."""
+    """Compare pixel by pixel, in float64."""
     rows = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     changed = np.empty_like(picture)
@@ -180,7 +180,7 @@ def test_hematoxylin_alone_is_strengthened():
     picture = stained(glass=0.1)
     before = stain_amounts(picture, TEXTBOOK)
     after = stain_amounts(jitter_stains(picture, (1.2, 1.0, 1.0), (0.0, 0.0, 0.0)), TEXTBOOK)
-    seen = (picture > 5).all(dim=0).numpy()  # darker ones lose their density to rounding at black
+    seen = (picture > 5).all(dim=0).numpy()  # in darker pixels rounding near black loses the density
     np.testing.assert_allclose(after[0][seen], 1.2 * before[0][seen], atol=0.02)
     np.testing.assert_allclose(after[1][seen], before[1][seen], atol=0.02)
 

@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Normalization by subject, the in-plane grid, masks on disk in the geometry of their source."""
+"""Normalization by subject, the in-plane grid, and masks on disk in the geometry of their source."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import itk
 import nibabel
 import numpy as np
 import pytest
-import SimpleITK as sitk  # noqa: N813 (its own habit)
+import SimpleITK as sitk  # noqa: N813 (the usual name)
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -98,7 +98,7 @@ def save(tmp_path, image, identifier="case 1/é"):
 
 
 def test_a_volume_mask_has_the_source_geometry_for_nibabel_simpleitk_and_itk(tmp_path):
-    rotation, _ = np.linalg.qr(OBLIQUE[:3, :3])  # ITK insists on orthonormal directions
+    rotation, _ = np.linalg.qr(OBLIQUE[:3, :3])  # ITK accepts only orthonormal directions
     affine = OBLIQUE.copy()
     affine[:3, :3] = rotation @ np.diag([0.9, 1.1, 2.5])
     source = tmp_path / "source.nii.gz"

@@ -1,0 +1,135 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""The folder that every adapter writes: checked before the first file, described in the log, listed last."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from monai_wsss._checks import DataError
+from monai_wsss._files import make_directory
+from monai_wsss.data.datalist import modality_entry, write_datalist
+from monai_wsss.data.label_table import LabeledRow, LabelTable
+from monai_wsss.data.splits import split_by_subject
+
+__all__ = ["check_output", "log_sizes", "warn_of_contradictions", "write_prepared"]
+
+_logger = logging.getLogger(__name__)
+
+
+def check_output(out: str | os.PathLike[str], *sources: str | os.PathLike[str] | None) -> Path:
+    """Make the output folder of a preparation.
+
+    Args:
+        out: the folder to make; it may exist.
+        sources: the folders that are read, which ``out`` must not be; None is passed over.
+
+    Raises:
+        DataError: the folder is prepared already or is one of the sources, or it cannot be made.
+    """
+    folder = Path(out)
+    if (folder / "datalist.json").exists():
+        raise DataError(f"{folder} holds a datalist.json already: choose another output folder, or delete this one.")
+    if any(folder.resolve() == Path(source).resolve() for source in sources if source is not None):
+        raise DataError(f"The output folder {folder} is the source folder: choose another output folder.")
+    return make_directory(folder)
+
+
+def log_sizes(shapes: Iterable[tuple[int, ...]]) -> None:
+    """Log, if the images have several sizes, that training has to resize or crop them."""
+    sizes = sorted(set(shapes))
+    if len(sizes) > 1:
+        smallest, largest = (" x ".join(map(str, size)) for size in (sizes[0], sizes[-1]))
+        _logger.info(
+            "The images have %d sizes, from %s to %s: they are kept, but a batch needs one size, so training has to "
+            "resize or crop them.",
+            len(sizes),
+            smallest,
+            largest,
+        )
+
+
+def warn_of_contradictions(ids: Sequence[str]) -> None:
+    """Log how many of the masks show other classes than their labels say; ``ids`` names their cases."""
+    if ids:
+        _logger.warning("%d masks show other classes than their labels say, first that of %s.", len(ids), ids[0])
+
+
+def _check_targets(files: Mapping[str, Mapping[str, Any]]) -> None:
+    """Check that no two images share a file; on some disks ``A.png`` and ``a.png`` are one file."""
+    owner: dict[str, str] = {}
+    for name, item in files.items():
+        images = item["image"] if isinstance(item["image"], list) else [item["image"]]
+        for path in (*images, *([item["mask"]] if "mask" in item else [])):
+            if path.lower() in owner:
+                raise DataError(
+                    f'{path} would hold two images, one of case "{owner[path.lower()]}" and one of case "{name}": '
+                    "rename a case or a modality."
+                )
+            owner[path.lower()] = name
+
+
+def _cut_from(row: LabeledRow, statistics: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the entries of an item that say from which image it was cut, and the key of its statistics."""
+    item: dict[str, Any] = {} if row.source is None else {"source": row.source}
+    if row.origin is not None:
+        item["origin"] = list(row.origin)
+    if row.source_or_id in statistics:
+        item["statistics"] = row.source_or_id
+    return item
+
+
+def write_prepared(
+    out: str | os.PathLike[str],
+    table: LabelTable,
+    files: Mapping[str, Mapping[str, Any]],
+    modalities: Sequence[str],
+    statistics: Mapping[str, Any],
+    *,
+    fractions: Sequence[float] = (0.7, 0.15, 0.15),
+    seed: int = 0,
+) -> Path:
+    """Write the datalist, the last file of a preparation; draw the splits where the table has none.
+
+    Args:
+        out: the prepared folder.
+        table: the cases.
+        files: id -> ``image`` and perhaps ``mask``, relative to ``out``.
+        modalities: names of the channels, (C).
+        statistics: key -> ``mean`` and ``std``; may be empty.  The key is the subject.  Without background it is the
+            source of a patch, or the id of a case that is no patch.
+        fractions: shares of training, validation and test where splits are drawn.
+        seed: seed of the draw.
+
+    Returns:
+        The path of ``datalist.json``.
+
+    Raises:
+        DataError: two images have the same path, or see :func:`~monai_wsss.data.datalist.write_datalist`.
+    """
+    _check_targets(files)
+    rows = table.rows
+    splits: Sequence[str | None] = [row.split for row in rows]
+    if None in splits:
+        subjects, labels = [row.subject for row in rows], [row.label for row in rows]
+        splits = split_by_subject(subjects, labels, fractions=fractions, seed=seed)
+    datalist: dict[str, Any] = {
+        "name": Path(out).resolve().name,
+        "modality": modality_entry(modalities),
+        "classes": table.classes,
+        "background": table.scored_class is None,
+    }
+    if table.scored_class is not None:
+        datalist["scored_class"] = table.scored_class
+    if statistics:
+        datalist["statistics"] = dict(statistics)
+    for row, split in zip(rows, splits, strict=True):
+        item = {"id": row.id, "subject": row.subject, "label": row.label, **files[row.id]}
+        if table.scored_class is not None:
+            item |= _cut_from(row, statistics)
+        datalist.setdefault(str(split), []).append(item)
+    return write_datalist(out, datalist)

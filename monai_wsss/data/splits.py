@@ -1,0 +1,71 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""The splits of a dataset, and how they are drawn: by subject, stratified by the labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+__all__ = ["SPLITS", "split_by_subject"]
+
+SPLITS = ("training", "validation", "test")
+"""The three splits of every datalist, by their keys in the JSON."""
+
+
+def split_by_subject(
+    subjects: Sequence[str],
+    labels: Sequence[Sequence[float]] | np.ndarray,
+    *,
+    fractions: Sequence[float] = (0.7, 0.15, 0.15),
+    seed: int = 0,
+) -> list[str]:
+    """Draw a split for every item, the same for all items of a subject, stratified by the labels of the subjects.
+
+    The stratum of a subject is the union of the labels of its items.  Within a stratum the subjects are shuffled and
+    dealt out by the largest remainder.  A split that loses by rounding in one stratum gains in the next.
+
+    Args:
+        subjects: the subject of every item, (N).
+        labels: 0/1 labels of every item, (N, K).
+        fractions: shares of the subjects for training, validation and test; they add up to 1.
+        seed: the seed of the shuffle.
+
+    Returns:
+        "training", "validation" or "test" for every item, (N).
+
+    Raises:
+        ValueError: fractions that are negative or do not add up to 1, or lists of different lengths.
+
+    Example:
+        >>> split_by_subject(["a", "a", "b", "c", "d"], [[1], [0], [0], [1], [0]], fractions=(0.5, 0.5, 0.0))
+        ['training', 'training', 'training', 'validation', 'validation']
+    """
+    shares = np.asarray(fractions, dtype=np.float64)
+    if shares.shape != (3,) or (shares < 0).any() or abs(shares.sum() - 1) > 1e-6:
+        raise ValueError(f"Expected `fractions` to be three shares that add up to 1, got {tuple(fractions)}.")
+    if len(subjects) != len(labels):
+        raise ValueError(f"Expected one row of `labels` for each of {len(subjects)} subjects, got {len(labels)} rows.")
+    union: dict[str, np.ndarray] = {}
+    for subject, label in zip(subjects, np.asarray(labels, dtype=np.float64), strict=True):
+        union[subject] = np.maximum(union.get(subject, 0.0), label)
+    strata: dict[tuple[float, ...], list[str]] = {}
+    for subject in sorted(union):
+        strata.setdefault(tuple(union[subject]), []).append(subject)
+
+    generator = np.random.default_rng(seed)
+    carry = np.zeros(3)
+    split_of: dict[str, str] = {}
+    for stratum in sorted(strata):
+        members = generator.permutation(strata[stratum]).tolist()
+        quota = shares * len(members) + carry
+        counts = np.maximum(np.floor(quota + 1e-9), 0)
+        while counts.sum() < len(members):
+            counts[np.argmax(np.where(shares > 0, quota - counts, -np.inf))] += 1
+        while counts.sum() > len(members):
+            counts[np.argmin(np.where(counts > 0, quota - counts, np.inf))] -= 1
+        carry = quota - counts
+        names = np.repeat(SPLITS, counts.astype(int)).tolist()
+        split_of.update(zip(members, names, strict=True))
+    return [split_of[subject] for subject in subjects]

@@ -1,0 +1,141 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""The common part of methods on a two-branch network: passes that make labels, healthy level of seeds, rates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from monai_wsss._checks import float32_or_wider
+from monai_wsss._resize import resize_linear
+from monai_wsss.inferers import AboveHealthyLevel, MultiScaleSeeds
+from monai_wsss.methods.base import WSSSMethod
+from monai_wsss.networks import BranchOutputs, TwoBranchNetwork
+from monai_wsss.refinement import LabeledImages
+
+__all__ = ["TwoBranchMethod"]
+
+
+class TwoBranchMethod(WSSSMethod):
+    """Base of methods whose network has a classification and a segmentation branch.
+
+    Args:
+        network: the two branches.
+        seeds: makes seeds and segmentation over scales, without gradient.
+        radius: of the affinity's pairs, in tokens; None where no affinity is asked for.
+        train_mode_labels: make labels in training mode: with dropout, and batch statistics updated.
+
+    Raises:
+        ValueError: an affinity asked of a network without one.
+    """
+
+    network: TwoBranchNetwork
+
+    def __init__(
+        self,
+        network: TwoBranchNetwork,
+        *,
+        seeds: MultiScaleSeeds,
+        radius: int | None = None,
+        train_mode_labels: bool = False,
+    ) -> None:
+        super().__init__(network)
+        if network.attn_proj is None and radius is not None:
+            raise ValueError(
+                "Expected an encoder with attention for the affinity: take another, or set `affinity_weight` to 0."
+            )
+        self.seeds = seeds
+        self.radius = radius
+        self.train_mode_labels = train_mode_labels
+
+    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
+        """Split the parameters by rate: the encoder at the given one, its norms at 0, all else at ten times (AFA, BMP).
+
+        Args:
+            learning_rate: of the encoder; 6e-5 in the papers.
+
+        Returns:
+            Three groups for ``torch.optim``.
+        """
+        # In the network's order, by which an optimizer's state finds its parameters when a run resumes.
+        norms = [
+            parameter
+            for module in self.network.encoder.modules()
+            if isinstance(module, (nn.LayerNorm, nn.modules.batchnorm._NormBase))
+            for parameter in module.parameters(recurse=False)
+        ]
+        known = set(norms)
+        encoder = [parameter for parameter in self.network.encoder.parameters() if parameter not in known]
+        heads = [parameter for name, parameter in self.network.named_parameters() if not name.startswith("encoder.")]
+        return [
+            {"params": encoder, "lr": learning_rate},
+            {"params": norms, "lr": 0.0, "weight_decay": 0.0},
+            {"params": heads, "lr": 10 * learning_rate},
+        ]
+
+    @torch.no_grad()
+    def measure_negative_reference(self, train_data_loader: Iterable, device: torch.device | str = "cpu") -> None:
+        """Set the healthy level of the seeds, which is no part of the network's weights, from the training images.
+
+        Nothing happens for seeds that need none.
+
+        Args:
+            train_data_loader: batches with ``image`` and ``label``.
+            device: of the network.
+        """
+        scale = self.seeds.scale
+        if isinstance(scale, AboveHealthyLevel):
+
+            def seeds(image: torch.Tensor) -> torch.Tensor:
+                return self.network.branches(image, upsample=False).seeds
+
+            responses = self._negative_responses(seeds, self.network.num_classes, train_data_loader, device)
+            scale.set_level(responses.reference())
+
+    def seeds_and_segmentation(self, images: LabeledImages) -> tuple[torch.Tensor, torch.Tensor]:
+        """Give C' and S' of images, made as labels are."""
+        with self.label_mode():
+            return self.seeds(self.network, images)
+
+    @torch.no_grad()
+    def follow_healthy_level(self, images: LabeledImages) -> None:
+        """Update the healthy level of the seeds, if they have one, by the images of a batch that lack a class.
+
+        In evaluation mode, as labels are made: batch statistics would give other responses.
+        """
+        if isinstance(self.seeds.scale, AboveHealthyLevel) and images.without_some:
+            some = images.of(images.without_some)
+            with self.label_mode():
+                maps = self.network.branches(some.image, upsample=False).seeds
+            self.seeds.scale.follow(self.at_size(maps, some), some)
+
+    @contextmanager
+    def label_mode(self) -> Iterator[None]:
+        """Make passes for labels in evaluation mode, unless ``train_mode_labels``."""
+        training = self.network.training
+        self.network.train(training and self.train_mode_labels)
+        try:
+            yield
+        finally:
+            self.network.train(training)
+
+    def branches(self, image: torch.Tensor, *, affinity: bool) -> BranchOutputs:
+        """Give the network's branches at the sizes of its levels."""
+        return self.network.branches(image, affinity=affinity, radius=self.radius, upsample=False)
+
+    def pairs(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Size]:
+        """Give the affinity of images at their largest scale, for AFA's labels, and the grid of its tokens."""
+        large = resize_linear(image, [int(side * max(self.seeds.scales)) for side in image.shape[2:]])
+        with self.label_mode():
+            outputs = self.branches(large, affinity=True)
+        assert outputs.affinity is not None
+        return outputs.affinity, outputs.seeds.shape[2:]
+
+    def at_size(self, maps: torch.Tensor, images: LabeledImages) -> torch.Tensor:
+        """Bring maps to the images' size, in float32 or wider."""
+        return resize_linear(float32_or_wider(maps), images.image.shape[2:])

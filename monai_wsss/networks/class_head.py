@@ -1,0 +1,79 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""A classifier that is its own map: a 1x1 convolution to class maps, and the pooling to image-level logits.
+
+C = conv_1x1(X)                        class maps, (B, K, *s)
+c = pool(X) W^T   or   c = pool(C)     image-level logits, (B, K)
+"""
+
+# Annotations stay real types: TorchScript reads them.
+import torch
+import torch.nn.functional as F
+from monai.networks.layers.factories import Conv
+from torch import nn
+
+from monai_wsss._checks import check_choice
+from monai_wsss.cams import pool_maps
+
+__all__ = ["ClassHead"]
+
+
+class ClassHead(nn.Module):
+    """Class maps of features, and the logits that follow from pooling: ``(B, F, *s) -> (B, K, *s)``.
+
+    Args:
+        in_channels: F.
+        num_classes: K, the foreground classes.
+        spatial_dims: 2 or 3.
+        pooling: for the image-level logits: ``max``, ``average`` or ``topk``.
+        pooled: what is pooled.  ``features``: those in front of the weights (AFA, BMP); ``maps``: the class maps
+            behind them, which then have a bias.  With ``max``, pooled features may call an image by channels that peak
+            at different places, so that no place of the map does; networks trained from scratch on small data do so.
+        topk_share: share of the pixels that ``topk`` averages, in (0, 1].
+
+    Raises:
+        ValueError: K below 1, or an unknown pooling.
+
+    Example:
+        >>> import torch
+        >>> head, features = ClassHead(4, 2, pooled="maps"), torch.zeros(1, 4, 8, 8)
+        >>> head(features).shape, head.classify(features).shape
+        (torch.Size([1, 2, 8, 8]), torch.Size([1, 2]))
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int = 1,
+        *,
+        spatial_dims: int = 2,
+        pooling: str = "max",
+        pooled: str = "features",
+        topk_share: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if num_classes < 1:
+            raise ValueError(f"Expected `num_classes` >= 1 foreground class, got {num_classes}.")
+        check_choice("pooling", pooling, ("max", "average", "topk"))
+        check_choice("pooled", pooled, ("features", "maps"))
+        self.spatial_dims = spatial_dims
+        self.num_classes = num_classes
+        self.pooling = pooling
+        self.pooled = pooled
+        self.topk_share = topk_share
+        conv = Conv[Conv.CONV, spatial_dims](in_channels, num_classes, kernel_size=1, bias=pooled == "maps")
+        self.weight, self.bias = conv.weight, conv.bias
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Give the class maps: ``(B, F, *s) -> (B, K, *s)``."""
+        if self.spatial_dims == 2:
+            return F.conv2d(features, self.weight, self.bias)
+        return F.conv3d(features, self.weight, self.bias)
+
+    @torch.jit.unused
+    def classify(self, features: torch.Tensor) -> torch.Tensor:
+        """Give the image-level logits: ``(B, F, *s) -> (B, K)``."""
+        if self.pooled == "maps":
+            return pool_maps(self(features), self.pooling, topk_share=self.topk_share)
+        pooled = pool_maps(features, self.pooling, topk_share=self.topk_share)
+        return F.linear(pooled, self.weight.flatten(1))

@@ -1,0 +1,122 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""A batch as the makers of pseudo-labels read it: images, the intensities along which labels spread, labels, boxes.
+
+What the labels say is kept on the host, too.  Which images and classes need work is then known without waiting for a
+GPU, whose tensors have fixed sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from monai_wsss._checks import plain_tensor
+from monai_wsss.refinement.spreading import Region, box_regions, outside_regions
+
+__all__ = ["LabeledImages"]
+
+
+class LabeledImages:
+    """Images with their image-level labels.
+
+    Args:
+        image: (B, C, *S).
+        label: (B, K), 0/1.  Labels on the CPU cost nothing; labels on a GPU are waited for once.
+        intensity: (B, C', *S), along which labels spread; None: the images.
+        boxes: (B, 2 d) ints, first and last+1 pixel along each axis: what lies outside is padding; None: nothing is.
+
+    Attributes:
+        held: (B, K) bool array on the host: the classes of each image.
+        regions: the boxes as slices, or None.
+
+    Raises:
+        ValueError: intensities or boxes that do not fit the images.
+
+    Example:
+        >>> images = LabeledImages(torch.rand(3, 1, 8, 8), torch.tensor([[1.0, 0.0], [0.0, 0.0], [1.0, 0.0]]))
+        >>> images.with_findings, images.classes.tolist(), len(images.of(images.with_findings))
+        ([0, 2], [0], 2)
+    """
+
+    def __init__(
+        self,
+        image: torch.Tensor,
+        label: torch.Tensor,
+        intensity: torch.Tensor | None = None,
+        boxes: torch.Tensor | None = None,
+    ) -> None:
+        self.image = plain_tensor(image)
+        self.intensity = self.image if intensity is None else plain_tensor(intensity)
+        if self.intensity.shape[2:] != self.image.shape[2:] or len(self.intensity) != len(self.image):
+            raise ValueError(
+                f"Expected `intensity` of the images' batch and size {tuple(self.image.shape)}, got "
+                f"{tuple(self.intensity.shape)}."
+            )
+        label = plain_tensor(label)
+        self.held: np.ndarray = label.detach().cpu().numpy() > 0
+        self.label = label.to(self.image)
+        self.regions: Sequence[Region] | None = None
+        if boxes is not None:
+            boxes = torch.as_tensor(plain_tensor(boxes))
+            self.regions = box_regions(boxes, len(self.image), self.image.shape[2:])
+
+    @classmethod
+    def from_batch(cls, batch: Mapping[str, Any]) -> LabeledImages:
+        """Read ``image``, ``label`` and, where there are any, ``intensity`` and ``boxes`` of a batch."""
+        return cls(batch["image"], batch["label"], batch.get("intensity"), batch.get("boxes"))
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def of(self, chosen: Sequence[int]) -> LabeledImages:
+        """Choose images by their place in the batch."""
+        if len(chosen) == len(self):
+            return self
+        part = object.__new__(LabeledImages)
+        index = self.index(chosen)
+        part.image, part.label = self.image[index], self.label[index]
+        part.intensity = part.image if self.intensity is self.image else self.intensity[index]
+        part.held = self.held[list(chosen)]
+        part.regions = None if self.regions is None else [self.regions[place] for place in chosen]
+        return part
+
+    def index(self, chosen: Sequence[int]) -> torch.Tensor:
+        """Bring places in the batch to the images' device."""
+        return torch.tensor(chosen, dtype=torch.long, device=self.image.device)
+
+    @property
+    def with_findings(self) -> list[int]:
+        """Places of the images that hold any class."""
+        return np.flatnonzero(self.held.any(1)).tolist()
+
+    @property
+    def without_some(self) -> list[int]:
+        """Places of the images that lack some class."""
+        return np.flatnonzero(~self.held.all(1)).tolist()
+
+    @cached_property
+    def found(self) -> torch.Tensor:
+        """Which images hold any class: (B,) bool, on their device."""
+        return torch.as_tensor(self.held.any(1), device=self.image.device)
+
+    @cached_property
+    def classes(self) -> torch.Tensor:
+        """Channels of the classes that some image holds, (k,), on the images' device."""
+        return self.index(np.flatnonzero(self.held.any(0)).tolist())
+
+    @property
+    def label_values(self) -> list[int]:
+        """What a label of these images' pixels can be, ascending: 0 and channel + 1."""
+        return [0, *(np.flatnonzero(self.held.any(0)) + 1).tolist()]
+
+    @property
+    def padding(self) -> torch.Tensor | None:
+        """Where pixels are padding, (B, *S) bool, or None where there is none."""
+        if self.regions is None:
+            return None
+        return outside_regions(self.regions, self.image.shape[2:], self.image.device)

@@ -1,0 +1,151 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""The table of commands: every row fits the signature of its function, and help texts load no heavy package."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from pydoc import locate
+from typing import Any
+
+import pytest
+
+from monai_wsss.__main__ import main
+from monai_wsss._commands import COMMANDS, LAYOUTS, REQUIRED, SPLITS, Argument, Command, Elsewhere
+from monai_wsss.data import splits
+from monai_wsss.data.folder import LabelColumns
+from monai_wsss.data.label_table import read_label_table
+
+ROWS = [
+    pytest.param(command, choice, path, id=f"{command.name} {choice}".strip())
+    for command in (*LAYOUTS, *COMMANDS)
+    for choice, path in (command.functions or {"": command.function}).items()
+]
+# Parameters that the command line leaves to Python on purpose.
+ONLY_IN_PYTHON = {
+    "phantom": {"subjects"},
+    "benchmark": {"grid", "batch_size", "learning_rate", "samples", "window"},
+}
+
+
+def parameters_of(function: Any) -> dict[str, Any]:
+    """Name -> default of all parameters; those of ``prepare_folder`` that it hands on stand at the reader of tables."""
+    found = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            assert "LabelColumns" in str(parameter.annotation)
+            reader = inspect.signature(read_label_table).parameters
+            found |= {column: reader[column].default for column in LabelColumns.__annotations__}
+        else:
+            found[name] = parameter.default
+    return {name: REQUIRED if default is inspect.Parameter.empty else default for name, default in found.items()}
+
+
+def default_of(argument: Argument, choice: str) -> Any:
+    for beginning, default in argument.other_defaults.items():
+        if choice.startswith(beginning):
+            return default
+    return locate(argument.default.path) if isinstance(argument.default, Elsewhere) else argument.default
+
+
+@pytest.mark.parametrize(("command", "choice", "path"), ROWS)
+def test_a_row_has_the_arguments_and_defaults_of_its_function(command: Command, choice: str, path: str):
+    function = locate(path)
+    assert callable(function), f"{path} does not exist"
+    arguments = [argument for argument in command.arguments if not argument.only or choice in argument.only]
+    parameters = parameters_of(function)
+    required = [argument for argument in arguments if argument.default is REQUIRED]
+    names = [name for name, default in parameters.items() if default is REQUIRED]
+    assert [argument.name for argument in required] == names, "required arguments are passed by position"
+    expected = {
+        name: default for name, default in parameters.items() if name not in ONLY_IN_PYTHON.get(command.name, ())
+    }
+    assert {argument.name: default_of(argument, choice) for argument in arguments} == expected
+
+
+def test_parameters_that_the_command_line_lacks_exist():
+    for command in COMMANDS:
+        paths = command.functions.values() or [command.function]
+        known = set().union(*(parameters_of(locate(path)) for path in paths))
+        assert ONLY_IN_PYTHON.get(command.name, set()) <= known
+
+
+def test_names_are_given_once():
+    for command in (*LAYOUTS, *COMMANDS):
+        flags = [argument.flag for argument in command.arguments]
+        assert len(set(flags)) == len(flags)
+    words = [command.name for command in (*LAYOUTS, *COMMANDS)]
+    assert len(set(words)) == len(words)
+
+
+def test_the_splits_are_those_of_the_datalist():
+    assert splits.SPLITS == SPLITS
+
+
+HELPS = [
+    [],
+    ["prepare"],
+    ["benchmark"],
+    *(["prepare", layout.name] for layout in LAYOUTS),
+    *([command.name] for command in COMMANDS),
+]
+
+
+def test_no_help_loads_a_heavy_package():
+    code = (
+        "import sys; from monai_wsss.__main__ import main; "
+        f"assert not any(main([*command, '--help']) for command in {HELPS!r}); "
+        "assert not {'torch', 'monai', 'numpy'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("prepare folder", ["(default id)", "(default 0.7,0.15,0.15)", "(default 0)", "default subject, or the id"]),
+        ("prepare prog", ["(default those of the paper)", "(default 224)", "{image,table}"]),
+        ("prepare voc", ["(default VOC's 20)"]),
+        ("prepare brats", ["(default 0.5,99.5)", "--percentiles A,B"]),
+        ("benchmark", ["(default 8; gland: 6)", "(default 0,1,2)", "(default cam)"]),
+    ],
+)
+def test_help_shows_the_defaults(command: str, words: list[str], capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main([*command.split(), "--help"]) == 0
+    text = capsys.readouterr().out
+    assert [word for word in words if word not in text] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (
+            ["--width", "3"],
+            "error: --every, --width, --initial are for the gland tables, not for cam: leave them out.\n",
+        ),
+        (
+            ["--table", "gland", "--initial", "x"],
+            "error: --initial is for the gland-adaptation tables, not for gland: leave it out.\n",
+        ),
+    ],
+)
+def test_arguments_of_other_tables_are_refused(arguments, sentence, capsys):
+    assert main(["benchmark", "--data", "x", "--out", "y", *arguments]) == 1
+    assert capsys.readouterr().err == sentence
+
+
+def test_only_given_arguments_are_passed(monkeypatch, tmp_path):
+    passed: list[tuple[object, dict[str, object]]] = []
+
+    def prepare(*paths: object, **options: object) -> None:
+        passed.append((paths, options))
+        raise ValueError("enough")
+
+    monkeypatch.setattr("monai_wsss.data.folder.prepare_folder", prepare)
+    arguments = ["prepare", "folder", "--out", "c", "--labels", "b", "--images", "a"]
+    assert main(arguments) == main([*arguments, "--no-background", "--as-slices", "--label-columns", "x, y"]) == 1
+    options = {"background": False, "as_slices": True, "label_columns": ("x", "y")}
+    assert passed == [(("a", "b", "c"), {}), (("a", "b", "c"), options)]
