@@ -48,7 +48,9 @@ class LiteralAffinity(nn.Module):
         self.radius = radius
         self.mask = literal_mask(side, radius)
 
-    def forward(self, affinity: torch.Tensor, label: torch.Tensor, include: torch.Tensor | None) -> torch.Tensor:
+    def forward(
+        self, affinity: torch.Tensor, label: torch.Tensor, include: torch.Tensor | None, values: object = None
+    ) -> torch.Tensor:
         kept = slice(None) if include is None else include
         return literal_loss(affinity[kept], literal_label(label[kept], self.mask))
 
@@ -75,22 +77,22 @@ class Clock:
 
 
 def training_step(kind: str, side: int, batch: int, classes: int) -> Step:
-    """Forward, losses and backward of random images that hold every class; gives the seconds of each part."""
+    """Build forward, losses and backward of images that hold every class; the step gives the seconds of each part."""
     torch.manual_seed(0)
-    method = BMP.from_preset(in_channels=3, num_classes=classes)
+    refine = LiteralRefinement() if kind == "before" else None
+    method = BMP.from_preset(in_channels=3, num_classes=classes, refine=refine)
     if kind == "before":
-        method.refine = LiteralRefinement()
-        method.affinity_loss = LiteralAffinity(side // 16, method.affinity_loss.radius)
-        # Of all pairs, however many.
-        method._branches = lambda image, affinity: method.network.branches(image, affinity=affinity, upsample=False)
+        method.affinity.loss = LiteralAffinity(side // 16, method.affinity.loss.radius)
+        # All pairs, however many.
+        method.branches = lambda image, affinity: method.network.branches(image, affinity=affinity, upsample=False)
     coarse = torch.rand(batch, 3, side // 8, side // 8)
     image = F.interpolate(coarse, (side, side), mode="bilinear") + 0.05 * torch.rand(batch, 3, side, side)
     data = {"image": image, "label": torch.ones(batch, classes)}
     clock = Clock()
     method.network.branches = clock.timed("forward", method.network.branches)
-    method._over_scales = clock.timed("labels: passes over scales", method._over_scales)
-    method.refine.forward = clock.timed("labels: refinement", method.refine.forward)
-    method._affinity = clock.timed("affinity label and loss", method._affinity)
+    method.seeds.forward = clock.timed("labels: passes over scales", method.seeds.forward)
+    method.labels.refine.forward = clock.timed("labels: refinement", method.labels.refine.forward)
+    method.affinity.forward = clock.timed("affinity label and loss", method.affinity.forward)
 
     def step(number: int) -> dict[str, float]:
         clock.seconds.clear()

@@ -29,8 +29,8 @@ SETTINGS = {
 }  # backbone, side, batch
 VARIANTS: dict[str, dict[str, object]] = {
     "all terms": {},
-    "two views alone": {"equivariance": None, "cross_modal": None, "distillation": None},
-    "one view": {"equivariance": None, "cross_modal": None, "distillation": None, "second_view": False},
+    "two views alone": {"equivariance": False, "cross_modal": False, "distillation": False},
+    "one view": {"equivariance": False, "cross_modal": False, "distillation": False, "second_view": False},
 }
 LATE = Progress(epoch=9, iteration=9, fraction=0.9)  # after the ramp: every term counts
 

@@ -8,6 +8,7 @@ Each kind gives the items to train on, their batches, and the cases to measure.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,6 @@ from tqdm import tqdm
 from monai_wsss._checks import DataError
 from monai_wsss._files import file_sha256
 from monai_wsss.benchmark.recipes import Recipe
-from monai_wsss.cams import pool_maps
 from monai_wsss.data import (
     EpochCacheDataset,
     LabelBalancedSampler,
@@ -34,10 +34,10 @@ from monai_wsss.data import (
 from monai_wsss.inferers import PseudoMaskWriter, VolumeInferer, score_pseudo_masks
 from monai_wsss.metrics import CaseTable
 from monai_wsss.networks import ActivationNetwork
-from monai_wsss.refinement import score_maps, to_mask
+from monai_wsss.refinement import MaskRule
 from monai_wsss.transforms import NormalizeSubjectd, ResizeInPlaned
 
-__all__ = ["Cases", "Patches", "PreparedData", "Slices", "decision_options", "maps_of"]
+__all__ = ["Cases", "Patches", "PreparedData", "Slices", "maps_of", "rule_of"]
 
 _STATISTICS = ("intensity_mean", "intensity_std")
 
@@ -205,24 +205,26 @@ class Slices(PreparedData):
         return maps_of(cases, partial(inferer, network=network))
 
     def measure_maps(
-        self, cases: Cases, maps: Sequence[torch.Tensor], options: dict[str, Any], *, sweep: bool = False
+        self, cases: Cases, maps: Sequence[torch.Tensor], rule: MaskRule, *, presence: bool = True, sweep: bool = False
     ) -> CaseTable:
         """Decide masks of maps and measure them.
 
         Args:
             cases: the cases.
             maps: per case (1, channels, *S).
-            options: arguments of :func:`~monai_wsss.refinement.to_mask`.
-            sweep: keep the maps in [0, 1] too, for a sweep of thresholds.
+            rule: the decision.
+            presence: measure the presence too; False for maps whose pooling means nothing.
+            sweep: keep the score maps too, for a sweep of thresholds.
         """
         table = self.case_table()
         for case, scores in zip(cases, maps, strict=True):
+            mask, cam, scored = rule(scores)
             _add(
                 table,
                 case,
-                to_mask(scores, **options)[0],
-                presence=_presence(scores, options),
-                cam=score_maps(scores, **options)[0] if sweep else None,
+                mask[0],
+                presence=scored[0] if presence and scored is not None else None,
+                cam=cam[0] if sweep and cam is not None else None,
             )
         return table
 
@@ -314,12 +316,13 @@ class Patches(PreparedData):
             output_kind: ``"activation"`` or ``"segmentation"``.
         """
         table = self.case_table()
+        rule = MaskRule(output_kind=output_kind, rule="argmax", gate="none")
         inferer = VolumeInferer(2, roi_size=(self.window, self.window), overlap=0.5)
         network.eval()
         items = load_datalist(self.datalist, self.split, masks=True)
         for case in CacheDataset(items, Compose(self.reading(["image", "mask"])), cache_rate=0.0):
             scores = inferer(torch.as_tensor(case["image"]).float()[None], network)
-            _add(table, case, to_mask(scores, output_kind=output_kind, rule="argmax", gate="none")[0])
+            _add(table, case, rule.mask(scores)[0])
         return table.summary()
 
 
@@ -349,15 +352,6 @@ def _add(
     )
 
 
-def _presence(scores: torch.Tensor, options: dict[str, Any]) -> torch.Tensor | None:
-    """Give the image-level scores (K,) of maps, the highest of all reliable groups; None without a pooling."""
-    pooling = {name: options[name] for name in ("pooling", "topk_share", "lse_sharpness") if name in options}
-    if not pooling:
-        return None
-    logits = pool_maps(scores, **pooling).unflatten(1, (options.get("groups", 1), -1))
-    return logits[:, options.get("reliable", slice(None))].amax(1)[0]
-
-
 @torch.no_grad()
 def maps_of(cases: Cases, give: Callable[[torch.Tensor], torch.Tensor]) -> list[torch.Tensor]:
     """Give the maps of each case (1, channels, *S); images of one size are taken together.
@@ -376,14 +370,13 @@ def maps_of(cases: Cases, give: Callable[[torch.Tensor], torch.Tensor]) -> list[
     return maps
 
 
-def decision_options(network: nn.Module, rule: str | None) -> dict[str, Any]:
-    """Give the arguments of :func:`~monai_wsss.refinement.to_mask` for what a network gives.
+def rule_of(network: nn.Module, rule: str | None) -> MaskRule:
+    """Give the decision of a network's output under another rule.
 
     Args:
         network: a trained network.
         rule: the rule for class maps; segmentations have none.
     """
     if not isinstance(network, ActivationNetwork):
-        return {"output_kind": "segmentation"}
-    words = vars(network.mask_rule()) | {"rule": rule}
-    return {name: value for name, value in words.items() if value is not None}
+        return MaskRule(output_kind="segmentation")
+    return replace(network.mask_rule(), rule=rule)
