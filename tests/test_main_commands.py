@@ -26,7 +26,7 @@ ROWS = [
 # Parameters that the command line leaves to Python on purpose.
 ONLY_IN_PYTHON = {
     "phantom": {"subjects"},
-    "benchmark": {"grid", "batch_size", "learning_rate", "samples", "window"},
+    "benchmark": {"grid", "batch_size", "samples", "window", "name", "recipes", "metrics", "figure"},
 }
 
 
