@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from monai_wsss.benchmark.prepared import Cases, Slices, maps_of, rule_of
 from monai_wsss.benchmark.recipes import Recipe
 from monai_wsss.benchmark.rows import Measured
 from monai_wsss.benchmark.table import BenchmarkTable, Entry, Trained
-from monai_wsss.cams import pool_maps
 from monai_wsss.inferers import GradientCAMInferer, VolumeInferer
 from monai_wsss.methods import ClassActivationMapping
 from monai_wsss.networks import MapEnsemble
@@ -102,7 +100,7 @@ def _gradient(data: Slices, table: BenchmarkTable, trained: Sequence[Trained]) -
         return resize_in_plane(maps, image.shape[2:])
 
     rule = MaskRule(rule="max", gate="none")
-    yield Measured("", data.measure_maps(cases, maps_of(cases, on_grid), rule, presence=False).summary())
+    yield Measured("", data.measure_maps(cases, maps_of(cases, on_grid), rule).summary())
 
 
 def _flair(data: Slices, level: float, table: BenchmarkTable, trained: Sequence[Trained]) -> Iterator[Measured]:
@@ -113,7 +111,7 @@ def _flair(data: Slices, level: float, table: BenchmarkTable, trained: Sequence[
     cases = data.cases(CAM_RECIPES["max"])
     flair = [torch.as_tensor(case["image"])[None, channel : channel + 1].float() for case in cases]
     rule = MaskRule(rule="fixed", threshold=level, gate="none")
-    yield Measured("", data.measure_maps(cases, flair, rule, presence=False).summary())
+    yield Measured("", data.measure_maps(cases, flair, rule).summary())
 
 
 def _whole(data: Slices, table: BenchmarkTable, trained: Sequence[Trained]) -> Iterator[Measured]:
@@ -125,19 +123,18 @@ def _whole(data: Slices, table: BenchmarkTable, trained: Sequence[Trained]) -> I
     present = maps_of(cases, lambda image: (inferer(image, network).amax((2, 3), keepdim=True) > 0).float())
     whole = [value.expand(-1, -1, *case["image"].shape[1:]) for value, case in zip(present, cases, strict=True)]
     rule = MaskRule(rule="fixed", threshold=0.5, gate="none")
-    yield Measured("", data.measure_maps(cases, whole, rule, presence=False).summary())
+    yield Measured("", data.measure_maps(cases, whole, rule).summary())
 
 
 def _oracle_rule(network: Any, cases: Cases, maps: Sequence[torch.Tensor]) -> MaskRule:
-    """Cut at the raw threshold, of 121 from -6 to 6, that the masks call best: a bound of fixed thresholds, no rule."""
-    own: MaskRule = network.mask_rule()
+    """Give the raw threshold, of 121 from -6 to 6, that the masks call best: a bound of fixed thresholds."""
     gated = []
     for scores in maps:
-        presence = pool_maps(scores, own.pooling, topk_share=own.topk_share)[0, 0] > 0
-        gated.append(scores[0] if presence else torch.full_like(scores[0], -torch.inf))
+        present = network.pool(scores)[0, 0] > 0
+        gated.append(scores[0] if present else torch.full_like(scores[0], -torch.inf))
     masks = [
         torch.as_tensor(case.get("mask", torch.zeros_like(scores))) for case, scores in zip(cases, gated, strict=True)
     ]
     candidates = torch.linspace(-6, 6, 121).tolist()
     chosen = oracle_raw_threshold(gated, masks, candidates, subjects=[case["subject"] for case in cases])
-    return replace(own, rule="fixed", threshold=chosen.oracle_threshold)
+    return MaskRule.of(network, rule="fixed", threshold=chosen.oracle_threshold)

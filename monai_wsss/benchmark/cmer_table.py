@@ -114,15 +114,18 @@ def _by_group(data: Slices, table: BenchmarkTable, trained: Sequence[Trained]) -
     cases = data.cases(one.recipe)
     maps = data.maps(cases, one.method.network, one.recipe.views)
     for group in (*data.modalities, *_FUSED):
-        yield Measured(group, data.measure_maps(cases, maps, _group_rule(data, one, group)).summary())
+        rule = _rule_of_group(data, one, group)
+        yield Measured(group, data.measure_maps(cases, maps, rule).summary())
 
 
-def _group_rule(data: Slices, one: Trained, group: str) -> MaskRule:
-    """Give the decision for one modality, or for a fusion."""
+def _rule_of_group(data: Slices, one: Trained, group: str) -> MaskRule:
+    """Give the rule for one modality, or for a fusion."""
     rule = rule_of(one.method.network, one.recipe.rules[0])
-    if group == _FUSED[1]:
-        return rule
-    return replace(rule, reliable=torch.tensor([group in (name, "fused") for name in data.modalities]))
+    if group == "fused":
+        return replace(rule, reliable=None)
+    if group not in _FUSED:
+        return replace(rule, reliable=torch.tensor([name == group for name in data.modalities]))
+    return rule
 
 
 def _gradient(data: Slices, table: BenchmarkTable, trained: Sequence[Trained]) -> Iterator[Measured]:
@@ -133,9 +136,9 @@ def _gradient(data: Slices, table: BenchmarkTable, trained: Sequence[Trained]) -
     cam = GradientCAMInferer("encoder", variant="gradcam++", gate="predicted")
     maps = data.maps(cases, network, "none", cam)
     for group in (*data.modalities, *_FUSED):
-        reliable = _group_rule(data, one, group).reliable
+        reliable = _rule_of_group(data, one, group).reliable
         rule = MaskRule(rule="max", gate="none", groups=network.groups, reliable=reliable)
-        yield Measured(group, data.measure_maps(cases, maps, rule, presence=False).summary())
+        yield Measured(group, data.measure_maps(cases, maps, rule).summary())
 
 
 def _bound(data: Slices, table: BenchmarkTable, trained: Sequence[Trained]) -> Iterator[Measured]:
@@ -162,7 +165,7 @@ def _threshold_chart(data: Slices, table: BenchmarkTable, rows: Sequence[Row]) -
             cases = data.cases(one.recipe)
             maps = data.maps(cases, one.method.network, one.recipe.views)
             for group in _FUSED:
-                rule = _group_rule(data, one, group)
+                rule = _rule_of_group(data, one, group)
                 sweeps[group].append(data.measure_maps(cases, maps, rule, sweep=True).sweep())
         for group, found in sweeps.items():
             (tumor,) = found[0]["classes"]

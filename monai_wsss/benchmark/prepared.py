@@ -33,8 +33,7 @@ from monai_wsss.data import (
 )
 from monai_wsss.inferers import PseudoMaskWriter, VolumeInferer, score_pseudo_masks
 from monai_wsss.metrics import CaseTable
-from monai_wsss.networks import ActivationNetwork
-from monai_wsss.refinement import MaskRule
+from monai_wsss.refinement import MaskRule, to_mask
 from monai_wsss.transforms import NormalizeSubjectd, ResizeInPlaned
 
 __all__ = ["Cases", "Patches", "PreparedData", "Slices", "maps_of", "rule_of"]
@@ -205,25 +204,24 @@ class Slices(PreparedData):
         return maps_of(cases, partial(inferer, network=network))
 
     def measure_maps(
-        self, cases: Cases, maps: Sequence[torch.Tensor], rule: MaskRule, *, presence: bool = True, sweep: bool = False
+        self, cases: Cases, maps: Sequence[torch.Tensor], rule: MaskRule, *, sweep: bool = False
     ) -> CaseTable:
         """Decide masks of maps and measure them.
 
         Args:
             cases: the cases.
             maps: per case (1, channels, *S).
-            rule: the decision.
-            presence: measure the presence too; False for maps whose pooling means nothing.
-            sweep: keep the score maps too, for a sweep of thresholds.
+            rule: decides.
+            sweep: keep the maps in [0, 1] too, for a sweep of thresholds.
         """
         table = self.case_table()
         for case, scores in zip(cases, maps, strict=True):
-            mask, cam, scored = rule(scores)
+            mask, cam, presence = rule(scores)
             _add(
                 table,
                 case,
                 mask[0],
-                presence=scored[0] if presence and scored is not None else None,
+                presence=presence[0] if presence is not None and rule.gate == "predicted" else None,
                 cam=cam[0] if sweep and cam is not None else None,
             )
         return table
@@ -316,13 +314,12 @@ class Patches(PreparedData):
             output_kind: ``"activation"`` or ``"segmentation"``.
         """
         table = self.case_table()
-        rule = MaskRule(output_kind=output_kind, rule="argmax", gate="none")
         inferer = VolumeInferer(2, roi_size=(self.window, self.window), overlap=0.5)
         network.eval()
         items = load_datalist(self.datalist, self.split, masks=True)
         for case in CacheDataset(items, Compose(self.reading(["image", "mask"])), cache_rate=0.0):
             scores = inferer(torch.as_tensor(case["image"]).float()[None], network)
-            _add(table, case, rule.mask(scores)[0])
+            _add(table, case, to_mask(scores, output_kind=output_kind, rule="argmax", gate="none")[0])
         return table.summary()
 
 
@@ -371,12 +368,11 @@ def maps_of(cases: Cases, give: Callable[[torch.Tensor], torch.Tensor]) -> list[
 
 
 def rule_of(network: nn.Module, rule: str | None) -> MaskRule:
-    """Give the decision of a network's output under another rule.
+    """Give the rule by which a trained network's output becomes a mask.
 
     Args:
         network: a trained network.
         rule: the rule for class maps; segmentations have none.
     """
-    if not isinstance(network, ActivationNetwork):
-        return MaskRule(output_kind="segmentation")
-    return replace(network.mask_rule(), rule=rule)
+    of_network = MaskRule.of(network)
+    return of_network if of_network.output_kind == "segmentation" else replace(of_network, rule=rule)
