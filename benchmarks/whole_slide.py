@@ -70,7 +70,7 @@ def segment(folder: Path, side: int, options: argparse.Namespace) -> dict[str, f
     """In a process of its own: seconds, tiles and peak memory."""
     import torch
 
-    from monai_wsss.inferers.whole_slide import segment_slide
+    from monai_wsss.inferers import SlideReading, TileLayout, segment_slide
     from monai_wsss.networks import CAMEncoder
 
     torch.set_num_threads(options.threads)
@@ -83,14 +83,12 @@ def segment(folder: Path, side: int, options: argparse.Namespace) -> dict[str, f
             folder / f"{name}.tif",
             network,
             folder / f"{name}_mask.tif",
-            mpp=options.mpp,
-            tile=options.tile,
+            reading=SlideReading(mpp=options.mpp, backend=options.backend),
+            layout=TileLayout(options.tile),
             batch_size=options.batch_size,
-            backend=options.backend,
             normalize=lambda tile: tile / 127.5 - 1,
             amp=options.amp,
             resume=False,
-            progress=False,
         )
         return time.perf_counter() - start, time.process_time() - busy, result.tiles
 

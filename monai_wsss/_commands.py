@@ -307,15 +307,15 @@ LAYOUTS = (
 """The commands ``monai-wsss prepare LAYOUT``; their functions give the path of the datalist."""
 
 _TABLES = {
-    "bmp": "BmpTable",
-    "cam": "CamTable",
-    "cmer": "CmerTable",
-    "cmer-unet": "CmerFullResolution",
-    "cmer-errors": "CmerErrors",
-    "cmer-thresholds": "CmerThresholds",
-    "cmer-transforms": "CmerTransforms",
-    "gland": "GlandTable",
-    "gland-adaptation": "GlandAdaptation",
+    "bmp": "make_bmp_table",
+    "cam": "make_cam_table",
+    "cmer": "make_cmer_table",
+    "cmer-unet": "make_cmer_full_resolution",
+    "cmer-errors": "make_cmer_errors",
+    "cmer-thresholds": "make_cmer_thresholds",
+    "cmer-transforms": "make_cmer_transforms",
+    "gland": "make_gland_table",
+    "gland-adaptation": "make_gland_adaptation",
 }
 
 COMMANDS = (
@@ -376,7 +376,7 @@ COMMANDS = (
         "scan-bundle",
         "check a bundle without running it: files, metadata, weights, every expression of its configs",
         "monai-wsss scan-bundle bundles/brain_mri_cam_segmentation",
-        function="monai_wsss.benchmark.scan_bundle",
+        function="monai_wsss.bundle_scan.scan_bundle",
         arguments=(Argument("path", "the folder of the bundle", REQUIRED, metavar="DIR"),),
     ),
 )

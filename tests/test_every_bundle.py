@@ -33,7 +33,7 @@ from monai.utils import set_determinism
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from monai_wsss.benchmark.bundle_checks import check_bundle, metadata_schema
+from monai_wsss.bundle_scan.bundle_checks import check_bundle, metadata_schema
 from monai_wsss.data import load_datalist, make_phantoms, prepare_cases, prepare_glas
 from monai_wsss.networks import ActivationNetwork
 

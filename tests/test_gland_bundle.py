@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from test_every_bundle import ROOT, offline, read_json, read_rows, same_weights, start
 
-from monai_wsss.benchmark.config_rules import training_faults
+from monai_wsss.bundle_scan.config_rules import training_faults
 from monai_wsss.data import load_datalist, make_phantoms
 from monai_wsss.networks import ConsistencyCorrelationAttention, PyramidSceneParsing, ResNeSt, resnet38_classifier
 
@@ -238,7 +238,7 @@ def test_a_whole_slide_is_segmented(tmp_path):
     tifffile.imwrite(slide, pixels, tile=(128, 128), resolution=(per_cm, per_cm), resolutionunit=3, photometric="rgb")
     out = tmp_path / "out"
     out.mkdir()
-    overrides = {"slide": str(slide), "output_dir": str(out), "tile": 224, "backend": "tifffile"}
+    overrides = {"slide": str(slide), "output_dir": str(out), "layout#tile": 224, "reading#backend": "tifffile"}
     workflow = start(BUNDLE, "inference", overlays=("slide.json",), **overrides)
     workflow.run()
     mask = tifffile.imread(out / "slide_mask.tif")

@@ -30,7 +30,7 @@ LEVELS = [
     {"engines", "inferers"},
     {"methods"},
     {"reports"},
-    {"benchmark"},
+    {"benchmark", "bundle_scan"},
     {"_commands"},
     {"__main__"},
 ]

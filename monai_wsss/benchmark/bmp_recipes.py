@@ -19,7 +19,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from monai_wsss.benchmark.recipes import Recipe
+from monai_wsss.benchmark.recipes import FULL_SUPERVISION, Recipe
 from monai_wsss.engines import WeightRamp
 from monai_wsss.methods import BMP, FullSupervision, WSSSMethod
 from monai_wsss.networks import ConvPyramid, TwoBranchNetwork
@@ -27,7 +27,7 @@ from monai_wsss.refinement import PixelAdaptiveRefinement
 
 __all__ = ["BMP_BOUND", "BMP_RECIPES", "TABLE_SIX"]
 
-_FULL_SUPERVISION = "full supervision (masks), same network"
+_BOUND = f"{FULL_SUPERVISION} (masks), same network"
 _WARM_UPS: dict[str, Any] = {
     "c2s_ramp": WeightRamp("step", end=0.4),
     "s2c_ramp": WeightRamp("step", end=0.7),
@@ -79,4 +79,4 @@ BMP_RECIPES = {
     "BMP (paper)": _one_view(partial(_preset, preset="paper", ofd_activation="none", ofd_detach=False)),
     "BMP (released)": _one_view(partial(_preset, preset="released")),
 }
-BMP_BOUND = {_FULL_SUPERVISION: _one_view(_full_supervision)}
+BMP_BOUND = {_BOUND: _one_view(_full_supervision)}

@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from monai_wsss.benchmark.recipes import Recipe
+from monai_wsss.benchmark.recipes import FULL_SUPERVISION, Recipe
 from monai_wsss.engines import WeightRamp
 from monai_wsss.losses import CrossModalEquivarianceLoss, EquivarianceLoss, MutualDistillationLoss
 from monai_wsss.methods import CMER, FullSupervision, SegmentationNetwork, WSSSMethod
 from monai_wsss.networks import ModalityNetworks, networks_by_modality
 from monai_wsss.transforms import SPATIAL_KINDS, PairedSpatialTransform
 
-__all__ = ["BOUND_RECIPES", "CMER_RECIPES", "FULL_RESOLUTION_RECIPES", "FULL_SUPERVISION", "TRANSFORM_RECIPES"]
+__all__ = ["BOUND_RECIPES", "CMER_RECIPES", "FULL_RESOLUTION_RECIPES", "TRANSFORM_RECIPES"]
 
 _WIDTH = 8  # of the first block, of encoders and U-Nets alike
 
@@ -111,7 +111,5 @@ TRANSFORM_RECIPES = {
 }
 """Fig. 3: one kind of transform each; all of them is the default row of the table."""
 
-FULL_SUPERVISION = "full supervision (masks), same networks"
-
-BOUND_RECIPES = {FULL_SUPERVISION: Recipe(_segmenter, rules=(None,))}
+BOUND_RECIPES = {f"{FULL_SUPERVISION} (masks), same networks": Recipe(_segmenter, rules=(None,))}
 """The same encoders trained with masks, their logits averaged."""

@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Raw maps averaged over views of the same image: flips, quarter turns and scales, each turned back before the mean."""
+"""Raw maps averaged over views of the same image: flips, quarter turns, scales, each undone before the mean."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from functools import partial
 from itertools import product
 
 import torch
-import torch.nn.functional as F
 
 from monai_wsss._checks import check_choice, float32_or_wider
+from monai_wsss._resize import resize_linear
 
 __all__ = ["multi_view_maps"]
 
@@ -23,7 +23,7 @@ def multi_view_maps(
     views: str = "none",
     scales: Sequence[float] = (1.0,),
 ) -> torch.Tensor:
-    """Mean of the raw maps over views and scales; differentiable.
+    """Average the raw maps over views and scales; differentiable.
 
     Args:
         network: gives maps at its input's size: ``(B, C, *S) -> (B, K, *S)``.
@@ -46,17 +46,16 @@ def multi_view_maps(
     check_choice("views", views, ("none", "flips", "dihedral"))
     if not scales or min(scales) <= 0:
         raise ValueError(f"Expected `scales` to hold positive factors, got {tuple(scales)}.")
-    size, mode = image.shape[2:], "bilinear" if image.ndim == 4 else "trilinear"
+    size = image.shape[2:]
     total, count = torch.zeros((), device=image.device), 0
     for scale in scales:
         scaled = image
         if scale != 1.0:
-            target = [max(1, round(side * scale)) for side in size]
-            scaled = F.interpolate(image, size=target, mode=mode, align_corners=False)
+            scaled = resize_linear(image, [max(1, round(side * scale)) for side in size])
         for forward, backward in _views(views, image.ndim - 2):
             maps = backward(float32_or_wider(network(forward(scaled))))
             if scale != 1.0:
-                maps = F.interpolate(maps, size=size, mode=mode, align_corners=False)
+                maps = resize_linear(maps, size)
             total, count = total + maps, count + 1
     return total / count
 
@@ -65,7 +64,7 @@ _View = Callable[[torch.Tensor], torch.Tensor]
 
 
 def _views(views: str, spatial_dims: int) -> Iterator[tuple[_View, _View]]:
-    """Pairs of a view and its inverse: quarter turns first, then flips; back in the reverse order."""
+    """Yield pairs of a view and its inverse: quarter turns first, then flips; back in the reverse order."""
     if views == "dihedral":
         chosen = [(turns, axes) for turns, axes in product(range(4), ([], [2]))]
     else:

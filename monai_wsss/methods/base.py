@@ -37,7 +37,7 @@ class WSSSMethod(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
-        self.settings: dict[str, Any] = {"method": type(self).__name__}
+        self.settings: dict[str, Any] = {"method": type(self).__name__, **getattr(network, "settings", {})}
         # Share of foreground in the maps of positive images since the epoch began: (sum, count), on their device.
         self._foreground_share: torch.Tensor | None = None
 

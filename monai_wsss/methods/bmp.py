@@ -39,7 +39,7 @@ from torch import nn
 from monai_wsss._checks import check_choice, float32_or_wider
 from monai_wsss._labels import IGNORED
 from monai_wsss._resize import resize_nearest
-from monai_wsss.engines import LossGate, Progress, Term, WeightRamp, short_run_sentences
+from monai_wsss.engines import LossGate, Progress, Term, WeightRamp, short_run_sentences, takes_arguments_of
 from monai_wsss.inferers import MultiScaleSeeds
 from monai_wsss.methods.bmp_settings import BMP_PRESETS, BmpSettings, preset_network
 from monai_wsss.methods.two_branch_method import TwoBranchMethod
@@ -120,6 +120,7 @@ class BMP(TwoBranchMethod):
         return cls.from_preset(network=TwoBranchNetwork.tiny(spatial_dims, in_channels, num_classes), refine=refine)
 
     @classmethod
+    @takes_arguments_of(BmpSettings)
     def from_preset(
         cls,
         preset: str = "default",
@@ -158,6 +159,7 @@ class BMP(TwoBranchMethod):
         return method
 
     @classmethod
+    @takes_arguments_of(TwoBranchNetwork.build)
     def network_from_preset(
         cls,
         preset: str = "default",
@@ -176,7 +178,10 @@ class BMP(TwoBranchMethod):
             changes: words of :meth:`~monai_wsss.networks.TwoBranchNetwork.build` to set otherwise.
         """
         check_choice("preset", preset, tuple(cls.presets))
-        return preset_network(cls.presets[preset][1], encoder, spatial_dims, in_channels, num_classes, changes)
+        decoding = {**cls.presets[preset][1], **changes}
+        network = preset_network(decoding, encoder, spatial_dims, in_channels, num_classes)
+        network.settings = {"preset": preset, **decoding}  # type: ignore[assignment]
+        return network
 
     def losses(self, batch: dict[str, Any], progress: Progress, player: str) -> dict[str, torch.Tensor]:
         """Give ``classification``, and ``c2s``, ``s2c`` and ``affinity`` where on; weighted."""

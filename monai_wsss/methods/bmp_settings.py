@@ -309,16 +309,15 @@ def preset_network(
     spatial_dims: int,
     in_channels: int,
     num_classes: int,
-    changes: dict[str, Any],
 ) -> TwoBranchNetwork:
-    """Build the network of a preset, with another encoder or other words of ``TwoBranchNetwork.build`` on request."""
-    decoding = {**decoding, **changes}
-    name = decoding.pop("encoder", "mit_b1")
+    """Build a network by words of ``TwoBranchNetwork.build`` and the name of its encoder, or around another one."""
+    name = decoding.get("encoder", "mit_b1")
     if encoder is None and name == "conv_pyramid":
         encoder = ConvPyramid(spatial_dims, in_channels)
     elif encoder is None:
         encoder = MixTransformer.from_preset(name, spatial_dims=spatial_dims, in_channels=in_channels)
-    return TwoBranchNetwork.build(encoder, num_classes, **decoding)
+    words = {name: value for name, value in decoding.items() if name != "encoder"}
+    return TwoBranchNetwork.build(encoder, num_classes, **words)
 
 
 def _term(loss: Any, weight: float, ramp: Any) -> Term | None:

@@ -56,7 +56,7 @@ from torch import nn
 from monai_wsss._checks import as_flag, check_choice, float32_or_wider, plain_tensor
 from monai_wsss._running import RunningMean
 from monai_wsss.cams import normalize_maps
-from monai_wsss.engines import Progress, Term, WeightRamp
+from monai_wsss.engines import Progress, Term, WeightRamp, takes_arguments_of
 from monai_wsss.losses import (
     CrossModalEquivarianceLoss,
     EquivarianceLoss,
@@ -205,6 +205,9 @@ class CMER(WSSSMethod):
         return cls.from_preset(network=ModalityNetworks.tiny(spatial_dims, in_channels, num_classes))
 
     @classmethod
+    @takes_arguments_of(
+        "ramp", "distillation_ramp", "second_view", "norm", "ignore_border", "weak_peer_ratio", "teachers"
+    )
     def from_preset(
         cls,
         preset: str = "default",
@@ -248,10 +251,10 @@ class CMER(WSSSMethod):
         if (network is None) == (modalities is None):
             raise ValueError("Expected either `network` or `modalities`, the names of the networks to build.")
         check_choice("preset", preset, tuple(_PRESETS))
-        of_network, of_preset = _PRESETS[preset]
+        of_preset = _PRESETS[preset][1]
         if network is None:
-            network = networks_by_modality(
-                modalities or (), spatial_dims=spatial_dims, num_classes=num_classes, **of_network
+            network = cls.network_from_preset(
+                preset, modalities=modalities or (), spatial_dims=spatial_dims, num_classes=num_classes
             )
         told = {"ramp": WeightRamp(), "distillation_ramp": WeightRamp("none"), **of_preset, **words}
         ramps = {name: WeightRamp.of(told.pop(name)) for name in ("ramp", "distillation_ramp")}
@@ -271,6 +274,27 @@ class CMER(WSSSMethod):
         method = cls(network, transform or PairedSpatialTransform(**turns), **terms, **told)
         method.settings |= {"preset": preset, **method.describe_terms()}
         return method
+
+    @classmethod
+    @takes_arguments_of(networks_by_modality)
+    def network_from_preset(
+        cls, preset: str = "default", *, modalities: Sequence[str], standardize: bool | str | None = None, **words: Any
+    ) -> ModalityNetworks:
+        """Build the networks of a preset.
+
+        Args:
+            preset: as :meth:`from_preset`.
+            modalities: their names, a network each.
+            standardize: whether each slice is z-scored in the network; None: as the preset says.
+            words: of :func:`~monai_wsss.networks.networks_by_modality`, to set otherwise than the preset.
+        """
+        check_choice("preset", preset, tuple(_PRESETS))
+        told = {**_PRESETS[preset][0], **words}
+        if standardize is not None:
+            told["standardize"] = as_flag("standardize", standardize)
+        network = networks_by_modality(modalities, **told)
+        network.settings = {"preset": preset, "network_modalities": list(modalities), **told}  # type: ignore[assignment]
+        return network
 
     def describe_terms(self) -> dict[str, Any]:
         """Give the settings as values that JSON can hold."""

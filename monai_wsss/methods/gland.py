@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 
 from monai_wsss._checks import check_choice, float32_or_wider
-from monai_wsss.engines.schedules import Progress
+from monai_wsss.engines import Progress, takes_arguments_of
 from monai_wsss.methods.base import WSSSMethod
 from monai_wsss.networks import GlandClassifier, resnet38_classifier
 
@@ -70,6 +70,7 @@ class GlandClassification(WSSSMethod):
         return cls(GlandClassifier.tiny(spatial_dims, in_channels, num_classes))
 
     @classmethod
+    @takes_arguments_of(resnet38_classifier)
     def from_preset(cls, preset: str = "default", **settings: Any) -> GlandClassification:
         """Build the whole stage by name.
 
@@ -82,11 +83,17 @@ class GlandClassification(WSSSMethod):
             >>> GlandClassification.from_preset(width=4).network.pooling
             'topk'
         """
+        return cls(cls.network_from_preset(preset, **settings))
+
+    @classmethod
+    @takes_arguments_of(resnet38_classifier)
+    def network_from_preset(cls, preset: str = "default", **settings: Any) -> GlandClassifier:
+        """Build the network of a preset; the arguments are those of :meth:`from_preset`."""
         check_choice("preset", preset, tuple(_PRESETS))
         told = {**_PRESETS[preset], **settings}
-        method = cls(resnet38_classifier(**told))
-        method.settings |= {"preset": preset, **told}
-        return method
+        network = resnet38_classifier(**told)
+        network.settings = {"preset": preset, **told}  # type: ignore[assignment]
+        return network
 
     def losses(self, batch: dict[str, Any], progress: Progress, player: str) -> dict[str, torch.Tensor]:
         """Give ``classification``: binary cross-entropy, mean over images and classes."""

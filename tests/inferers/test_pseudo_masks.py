@@ -168,6 +168,11 @@ def test_with_a_background_labels_gate_the_mask_and_studies_keep_their_geometry(
     items = [patch("sick", maps, [1]), patch("healthy", maps, [0])]
     for item in items:
         item["image"] = study
+    rule = {"rule": "fixed", "threshold": 2.0}
+    writer(items, tmp_path / "fixed", Maps(1), background=True, rule=rule).run()
+    manifest = json.loads((tmp_path / "fixed" / "manifest.json").read_text())
+    assert manifest["settings"]["rule"] == rule
+    assert np.asarray(nibabel.load(tmp_path / "fixed" / "sick.nii.gz").dataobj).sum() == 16
     writer(items, tmp_path, Maps(1), background=True, rule="logit").run()
     sick, healthy = (nibabel.load(tmp_path / f"{name}.nii.gz") for name in ("sick", "healthy"))
     assert np.allclose(sick.affine, affine)
@@ -238,7 +243,7 @@ def test_contradicting_tags_are_told(tmp_path, caplog):
         patch("b", constant(1, 0), [0, 1], source="p", origin=[2, 0]),
     ]
     writer(items, tmp_path).run()
-    assert "contradict each other in 50 % of the picture of a" in caplog.text
+    assert "contradict each other in 50 % of the image of a" in caplog.text
     assert read(tmp_path / "a.png").tolist() == [[1] * 4, [1] * 4, [255] * 4, [255] * 4]
 
 
@@ -276,6 +281,7 @@ def test_weights_are_loaded_and_named(tmp_path):
 
 def test_a_process_waits_for_the_one_that_writes_the_weights(tmp_path, monkeypatch):
     weights = tmp_path / "classifier.pt"
+    # The barrier of the processes, of which there is one here.
     monkeypatch.setattr(pseudo_masks, "_wait", lambda: torch.save(Maps().state_dict(), weights))
     made = writer([patch("a", constant(1, 0), [1, 0])], tmp_path / "out")
     made.weights = weights

@@ -54,7 +54,7 @@ def test_a_3d_network_by_windows_agrees_with_the_whole_inside():
 def test_a_one_slice_study_works_and_an_image_for_a_3d_network_does_not():
     with torch.no_grad():
         assert VolumeInferer()(torch.rand(1, 1, 8, 8, 1), CAMEncoder.tiny().eval()).shape == (1, 1, 8, 8, 1)
-    with pytest.raises(ValueError, match=r"study \(B, C, H, W, D\) for a 3D network, got \(1, 1, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"volume \(B, C, H, W, D\) for a 3D network, got \(1, 1, 8, 8\)"):
         VolumeInferer(3)(torch.rand(1, 1, 8, 8), CAMEncoder.tiny(3))
 
 

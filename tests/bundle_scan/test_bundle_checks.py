@@ -19,9 +19,9 @@ from monai.bundle import ConfigParser
 from monai.bundle.properties import InferProperties, TrainProperties
 
 from monai_wsss._checks import DataError
-from monai_wsss.benchmark import bundle_checks, config_rules
-from monai_wsss.benchmark.bundle_checks import check_bundle, metadata_schema
-from monai_wsss.benchmark.config_scan import iterate_config, scan_expressions
+from monai_wsss.bundle_scan import bundle_checks, config_rules
+from monai_wsss.bundle_scan.bundle_checks import check_bundle, metadata_schema
+from monai_wsss.bundle_scan.config_scan import iterate_config, scan_expressions
 
 REAL = Path(__file__).parents[2] / "bundles" / "brain_mri_cam_segmentation"
 
