@@ -24,6 +24,7 @@ from typing import Any
 
 import pytest
 import torch
+from monai.bundle import ConfigParser
 from monai.utils import set_determinism
 from PIL import Image
 
@@ -167,10 +168,20 @@ def test_the_method_of_the_page_is_what_it_says(elsewhere):
         method(batch | {"mask": batch["image"]}, end)
 
 
-def test_json_blocks_are_json():
-    blocks = [block for page in PAGES for block in fences(page, "json")]
-    assert blocks
-    assert all(json.loads(block) for block in blocks)
+def test_the_method_of_the_page_goes_into_a_bundle_and_the_benchmark(elsewhere, monkeypatch):
+    page = ROOT / "docs" / "add_a_method.md"
+    first, *_, last = fences(page, "python")
+    names: dict[str, Any] = {}
+    exec(first + last, names)
+    assert isinstance(names["recipe"].build(3, 2), names["MirrorConsistency"])
+    monkeypatch.setattr("monai_wsss.methods.MirrorConsistency", names["MirrorConsistency"], raising=False)
+    (block,) = fences(page, "json")
+    network = {"_target_": "monai_wsss.networks.CAMEncoder.tiny"}
+    parser = ConfigParser({"network": network, **json.loads(block)})
+    assert parser.get_parsed_content("method").mirror.weight == 10
+    parser["method#weight"] = 0
+    parser.parse(reset=True)
+    assert parser.get_parsed_content("method").mirror is None
 
 
 # ---- commands --------------------------------------------------------------------------------------------------------
