@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from pydoc import locate
 from typing import Any
 
 import pytest
@@ -28,6 +29,7 @@ from monai.bundle import ConfigParser
 from monai.utils import set_determinism
 from PIL import Image
 
+import monai_wsss
 from monai_wsss.__main__ import main
 from monai_wsss.data import load_datalist, make_phantoms
 
@@ -95,6 +97,14 @@ def test_paths_in_the_text_exist(page):
     for name in re.findall(r"`((?:monai_wsss|tests|tutorials|bundles|docs|[a-z_]+)/[\w/]+\.(?:py|md|json|txt))`", text):
         places = [ROOT / name, ROOT / "monai_wsss" / name, page.parent / name, *ROOT.glob(f"bundles/*/{name}")]
         assert any(place.exists() for place in places) or name in MADE, name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_names_in_the_text_exist(page):
+    """Names in backticks that begin with a room of the package: `refinement.MaskRule`."""
+    rooms = "|".join(monai_wsss.ROOMS)
+    for name in re.findall(rf"`(?:monai_wsss\.)?((?:{rooms})\.\w+(?:\.\w+)*)`", page.read_text(encoding="utf-8")):
+        assert locate(f"monai_wsss.{name}") is not None or name.endswith((".json", ".csv")), name
 
 
 # ---- Python ----------------------------------------------------------------------------------------------------------
