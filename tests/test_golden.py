@@ -308,7 +308,7 @@ def check_total(z: Vectors) -> None:
 
 
 def outputs_of(parts: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Give what the networks would, per view: one logit per network, the difference of the two, and the tumor's maps."""
+    """Give per view what the networks would: one logit per network, the difference of the two, and the tumor's maps."""
     logits = [(part[..., 1:] - part[..., :1]).transpose(0, 1) for part in parts[:2]]
     maps = [part[:, :, 1:].transpose(0, 1) for part in parts[2:]]
     return logits, maps
