@@ -31,7 +31,7 @@ LEVELS = [
     {"methods"},
     {"reports"},
     {"benchmark", "bundle_scan"},
-    {"_commands"},
+    {"command_line"},
     {"__main__"},
 ]
 LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}

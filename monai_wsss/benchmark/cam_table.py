@@ -13,14 +13,14 @@ import torch
 
 from monai_wsss.benchmark.cam_recipes import CAM_RECIPES
 from monai_wsss.benchmark.formatting import Column
-from monai_wsss.benchmark.prepared import Cases, Slices, decision_options, maps_of
+from monai_wsss.benchmark.prepared import Cases, Slices, maps_of, rule_of
 from monai_wsss.benchmark.recipes import Recipe
 from monai_wsss.benchmark.rows import Measured
 from monai_wsss.benchmark.table import BenchmarkTable, Entry, Trained
-from monai_wsss.cams import pool_maps
 from monai_wsss.inferers import GradientCAMInferer, VolumeInferer
 from monai_wsss.methods import ClassActivationMapping
 from monai_wsss.networks import MapEnsemble
+from monai_wsss.refinement import MaskRule
 from monai_wsss.refinement.oracle import oracle_raw_threshold
 from monai_wsss.transforms import resize_in_plane
 
@@ -83,9 +83,9 @@ def _rules(data: Slices, recipe: Recipe, network: torch.nn.Module) -> Iterator[M
     cases = data.cases(recipe)
     maps = data.maps(cases, network, recipe.views)
     for rule in recipe.rules:
-        yield Measured(rule or "argmax", data.measure_maps(cases, maps, decision_options(network, rule)).summary())
+        yield Measured(rule or "argmax", data.measure_maps(cases, maps, rule_of(network, rule)).summary())
     if recipe.rules[0] == "negative_reference":
-        summary = data.measure_maps(cases, maps, _oracle_options(network, cases, maps)).summary()
+        summary = data.measure_maps(cases, maps, _oracle_rule(network, cases, maps)).summary()
         yield Measured("ORACLE raw threshold (chosen on the masks)", summary, oracle=True)
 
 
@@ -99,8 +99,8 @@ def _gradient(data: Slices, table: BenchmarkTable, trained: Sequence[Trained]) -
         maps = inferer(resize_in_plane(image, data.grid), one.method.network)
         return resize_in_plane(maps, image.shape[2:])
 
-    options = {"rule": "max", "gate": "none"}
-    yield Measured("", data.measure_maps(cases, maps_of(cases, on_grid), options).summary())
+    rule = MaskRule(rule="max", gate="none")
+    yield Measured("", data.measure_maps(cases, maps_of(cases, on_grid), rule).summary())
 
 
 def _flair(data: Slices, level: float, table: BenchmarkTable, trained: Sequence[Trained]) -> Iterator[Measured]:
@@ -110,8 +110,8 @@ def _flair(data: Slices, level: float, table: BenchmarkTable, trained: Sequence[
     channel = data.modalities.index("FLAIR")
     cases = data.cases(CAM_RECIPES["max"])
     flair = [torch.as_tensor(case["image"])[None, channel : channel + 1].float() for case in cases]
-    options = {"rule": "fixed", "threshold": level, "gate": "none"}
-    yield Measured("", data.measure_maps(cases, flair, options).summary())
+    rule = MaskRule(rule="fixed", threshold=level, gate="none")
+    yield Measured("", data.measure_maps(cases, flair, rule).summary())
 
 
 def _whole(data: Slices, table: BenchmarkTable, trained: Sequence[Trained]) -> Iterator[Measured]:
@@ -122,20 +122,19 @@ def _whole(data: Slices, table: BenchmarkTable, trained: Sequence[Trained]) -> I
     inferer = VolumeInferer(2, grid=data.grid)
     present = maps_of(cases, lambda image: (inferer(image, network).amax((2, 3), keepdim=True) > 0).float())
     whole = [value.expand(-1, -1, *case["image"].shape[1:]) for value, case in zip(present, cases, strict=True)]
-    options = {"rule": "fixed", "threshold": 0.5, "gate": "none"}
-    yield Measured("", data.measure_maps(cases, whole, options).summary())
+    rule = MaskRule(rule="fixed", threshold=0.5, gate="none")
+    yield Measured("", data.measure_maps(cases, whole, rule).summary())
 
 
-def _oracle_options(network: Any, cases: Cases, maps: Sequence[torch.Tensor]) -> dict[str, Any]:
-    """Give the raw threshold, of 121 from -6 to 6, that the masks call best: a bound of fixed thresholds, no rule."""
-    options = decision_options(network, "fixed")
+def _oracle_rule(network: Any, cases: Cases, maps: Sequence[torch.Tensor]) -> MaskRule:
+    """Give the raw threshold, of 121 from -6 to 6, that the masks call best: a bound of fixed thresholds."""
     gated = []
     for scores in maps:
-        presence = pool_maps(scores, options["pooling"], topk_share=network.topk_share)[0, 0] > 0
-        gated.append(scores[0] if presence else torch.full_like(scores[0], -torch.inf))
+        present = network.pool(scores)[0, 0] > 0
+        gated.append(scores[0] if present else torch.full_like(scores[0], -torch.inf))
     masks = [
         torch.as_tensor(case.get("mask", torch.zeros_like(scores))) for case, scores in zip(cases, gated, strict=True)
     ]
     candidates = torch.linspace(-6, 6, 121).tolist()
     chosen = oracle_raw_threshold(gated, masks, candidates, subjects=[case["subject"] for case in cases])
-    return options | {"threshold": chosen.oracle_threshold}
+    return MaskRule.of(network, rule="fixed", threshold=chosen.oracle_threshold)

@@ -17,6 +17,7 @@ so.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,11 +34,12 @@ from monai_wsss.benchmark.cmer_recipes import (
     TRANSFORM_RECIPES,
 )
 from monai_wsss.benchmark.formatting import Column, values_of
-from monai_wsss.benchmark.prepared import Slices, decision_options
+from monai_wsss.benchmark.prepared import Slices, rule_of
 from monai_wsss.benchmark.recipes import Recipe
 from monai_wsss.benchmark.rows import Measured, Row
 from monai_wsss.benchmark.table import BenchmarkTable, Entry, Trained
 from monai_wsss.inferers import GradientCAMInferer
+from monai_wsss.refinement import MaskRule
 from monai_wsss.reports import bar_chart
 from monai_wsss.reports.charts import ChartLine, line_chart
 
@@ -112,18 +114,18 @@ def _by_group(data: Slices, table: BenchmarkTable, trained: Sequence[Trained]) -
     cases = data.cases(one.recipe)
     maps = data.maps(cases, one.method.network, one.recipe.views)
     for group in (*data.modalities, *_FUSED):
-        options = _group_options(data, one, group)
-        yield Measured(group, data.measure_maps(cases, maps, options).summary())
+        rule = _rule_of_group(data, one, group)
+        yield Measured(group, data.measure_maps(cases, maps, rule).summary())
 
 
-def _group_options(data: Slices, one: Trained, group: str) -> dict[str, Any]:
-    """Give the arguments of ``to_mask`` for one modality, or for a fusion."""
-    options = decision_options(one.method.network, one.recipe.rules[0])
+def _rule_of_group(data: Slices, one: Trained, group: str) -> MaskRule:
+    """Give the rule for one modality, or for a fusion."""
+    rule = rule_of(one.method.network, one.recipe.rules[0])
     if group == "fused":
-        options["reliable"] = torch.ones_like(options["reliable"])
-    elif group not in _FUSED:
-        options["reliable"] = torch.tensor([name == group for name in data.modalities])
-    return options
+        return replace(rule, reliable=None)
+    if group not in _FUSED:
+        return replace(rule, reliable=torch.tensor([name == group for name in data.modalities]))
+    return rule
 
 
 def _gradient(data: Slices, table: BenchmarkTable, trained: Sequence[Trained]) -> Iterator[Measured]:
@@ -134,9 +136,9 @@ def _gradient(data: Slices, table: BenchmarkTable, trained: Sequence[Trained]) -
     cam = GradientCAMInferer("encoder", variant="gradcam++", gate="predicted")
     maps = data.maps(cases, network, "none", cam)
     for group in (*data.modalities, *_FUSED):
-        reliable = _group_options(data, one, group)["reliable"]
-        options = {"rule": "max", "gate": "none", "groups": network.groups, "reliable": reliable}
-        yield Measured(group, data.measure_maps(cases, maps, options).summary())
+        reliable = _rule_of_group(data, one, group).reliable
+        rule = MaskRule(rule="max", gate="none", groups=network.groups, reliable=reliable)
+        yield Measured(group, data.measure_maps(cases, maps, rule).summary())
 
 
 def _bound(data: Slices, table: BenchmarkTable, trained: Sequence[Trained]) -> Iterator[Measured]:
@@ -144,7 +146,7 @@ def _bound(data: Slices, table: BenchmarkTable, trained: Sequence[Trained]) -> I
     (one,) = trained
     cases = data.cases(one.recipe)
     maps = data.maps(cases, one.method.network, one.recipe.views)
-    yield Measured("fused", data.measure_maps(cases, maps, {"output_kind": "segmentation"}).summary())
+    yield Measured("fused", data.measure_maps(cases, maps, MaskRule(output_kind="segmentation")).summary())
 
 
 # ---- figures ---------------------------------------------------------------------------------------------------------
@@ -163,8 +165,8 @@ def _threshold_chart(data: Slices, table: BenchmarkTable, rows: Sequence[Row]) -
             cases = data.cases(one.recipe)
             maps = data.maps(cases, one.method.network, one.recipe.views)
             for group in _FUSED:
-                options = _group_options(data, one, group)
-                sweeps[group].append(data.measure_maps(cases, maps, options, sweep=True).sweep())
+                rule = _rule_of_group(data, one, group)
+                sweeps[group].append(data.measure_maps(cases, maps, rule, sweep=True).sweep())
         for group, found in sweeps.items():
             (tumor,) = found[0]["classes"]
             dice = np.mean([sweep["classes"][tumor]["dice_subject"] for sweep in found], axis=0)

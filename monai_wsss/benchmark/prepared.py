@@ -8,6 +8,7 @@ Each kind gives the items to train on, their batches, and the cases to measure.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,6 @@ from tqdm import tqdm
 from monai_wsss._checks import DataError
 from monai_wsss._files import file_sha256
 from monai_wsss.benchmark.recipes import Recipe
-from monai_wsss.cams import pool_maps
 from monai_wsss.data import (
     EpochCacheDataset,
     LabelBalancedSampler,
@@ -33,11 +33,10 @@ from monai_wsss.data import (
 )
 from monai_wsss.inferers import PseudoMaskWriter, VolumeInferer, score_pseudo_masks
 from monai_wsss.metrics import CaseTable
-from monai_wsss.networks import ActivationNetwork
-from monai_wsss.refinement import score_maps, to_mask
+from monai_wsss.refinement import MaskRule, to_mask
 from monai_wsss.transforms import NormalizeSubjectd, ResizeInPlaned
 
-__all__ = ["Cases", "Patches", "PreparedData", "Slices", "decision_options", "maps_of"]
+__all__ = ["Cases", "Patches", "PreparedData", "Slices", "maps_of", "rule_of"]
 
 _STATISTICS = ("intensity_mean", "intensity_std")
 
@@ -205,24 +204,25 @@ class Slices(PreparedData):
         return maps_of(cases, partial(inferer, network=network))
 
     def measure_maps(
-        self, cases: Cases, maps: Sequence[torch.Tensor], options: dict[str, Any], *, sweep: bool = False
+        self, cases: Cases, maps: Sequence[torch.Tensor], rule: MaskRule, *, sweep: bool = False
     ) -> CaseTable:
         """Decide masks of maps and measure them.
 
         Args:
             cases: the cases.
             maps: per case (1, channels, *S).
-            options: arguments of :func:`~monai_wsss.refinement.to_mask`.
+            rule: decides.
             sweep: keep the maps in [0, 1] too, for a sweep of thresholds.
         """
         table = self.case_table()
         for case, scores in zip(cases, maps, strict=True):
+            mask, cam, presence = rule(scores)
             _add(
                 table,
                 case,
-                to_mask(scores, **options)[0],
-                presence=_presence(scores, options),
-                cam=score_maps(scores, **options)[0] if sweep else None,
+                mask[0],
+                presence=presence[0] if presence is not None and rule.gate == "predicted" else None,
+                cam=cam[0] if sweep and cam is not None else None,
             )
         return table
 
@@ -349,15 +349,6 @@ def _add(
     )
 
 
-def _presence(scores: torch.Tensor, options: dict[str, Any]) -> torch.Tensor | None:
-    """Give the image-level scores (K,) of maps, the highest of all reliable groups; None without a pooling."""
-    pooling = {name: options[name] for name in ("pooling", "topk_share", "lse_sharpness") if name in options}
-    if not pooling:
-        return None
-    logits = pool_maps(scores, **pooling).unflatten(1, (options.get("groups", 1), -1))
-    return logits[:, options.get("reliable", slice(None))].amax(1)[0]
-
-
 @torch.no_grad()
 def maps_of(cases: Cases, give: Callable[[torch.Tensor], torch.Tensor]) -> list[torch.Tensor]:
     """Give the maps of each case (1, channels, *S); images of one size are taken together.
@@ -376,14 +367,12 @@ def maps_of(cases: Cases, give: Callable[[torch.Tensor], torch.Tensor]) -> list[
     return maps
 
 
-def decision_options(network: nn.Module, rule: str | None) -> dict[str, Any]:
-    """Give the arguments of :func:`~monai_wsss.refinement.to_mask` for what a network gives.
+def rule_of(network: nn.Module, rule: str | None) -> MaskRule:
+    """Give the rule by which a trained network's output becomes a mask.
 
     Args:
         network: a trained network.
         rule: the rule for class maps; segmentations have none.
     """
-    if not isinstance(network, ActivationNetwork):
-        return {"output_kind": "segmentation"}
-    words = vars(network.mask_rule()) | {"rule": rule}
-    return {name: value for name, value in words.items() if value is not None}
+    of_network = MaskRule.of(network)
+    return of_network if of_network.output_kind == "segmentation" else replace(of_network, rule=rule)

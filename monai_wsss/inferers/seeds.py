@@ -52,7 +52,7 @@ class MinMax(nn.Module):
         [0.0, 0.5, 1.0]
     """
 
-    join = "rectified"
+    join: str = "rectified"
 
     def forward(self, seeds: torch.Tensor) -> torch.Tensor:
         """Scale raw seeds: ``(B, K, *S) -> (B, K, *S)`` in [0, 1]."""
@@ -78,7 +78,7 @@ class AboveHealthyLevel(nn.Module):
         [0.0, 0.5, 1.0]
     """
 
-    join = "strongest"
+    join: str = "strongest"
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ class MultiScaleSeeds(nn.Module):
         (torch.Size([2, 1, 16, 16]), torch.Size([2, 2, 16, 16]), False)
     """
 
-    def __init__(self, scale: nn.Module, scales: Sequence[float] = (1.0, 0.5, 1.5)) -> None:
+    def __init__(self, scale: MinMax | AboveHealthyLevel, scales: Sequence[float] = (1.0, 0.5, 1.5)) -> None:
         super().__init__()
         check_scales(scales)
         self.scale = scale

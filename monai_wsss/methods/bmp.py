@@ -99,7 +99,7 @@ class BMP(TwoBranchMethod):
         healthy_affinity: bool = False,
         train_mode_labels: bool = False,
     ) -> None:
-        radius = getattr(labels, "radius", None) if affinity is None else affinity.loss.radius
+        radius: Any = getattr(labels, "radius", None) if affinity is None else affinity.loss.radius
         super().__init__(network, seeds=seeds, radius=radius, train_mode_labels=train_mode_labels)
         self.first_labels = first_labels
         self.labels = labels
@@ -138,22 +138,18 @@ class BMP(TwoBranchMethod):
             preset: see the table of ``bmp_settings.py``.
             network: another in the place of the preset's; it has dimensions and classes of its own.
             refine: another refinement in the place of the preset's.
-            spatial_dims: 2 or 3.
-            in_channels: C of the images.
-            num_classes: K, the foreground classes.
+            spatial_dims: 2 or 3, of the preset's network, as are ``in_channels`` and ``num_classes``.
             words: fields of :class:`~monai_wsss.methods.bmp_settings.BmpSettings` to set otherwise, e.g.
                 ``s2c_weight=0.0``.
 
         Raises:
-            ValueError: an unknown preset, or words that do not go together.
-            TypeError: an unknown word.
+            ValueError: an unknown preset, or words that do not go together; TypeError: an unknown word.
         """
         check_choice("preset", preset, tuple(cls.presets))
         settings = BmpSettings(**{**cls.presets[preset][0], **words})
         if network is None:
-            network = cls.network_from_preset(
-                preset, spatial_dims=spatial_dims, in_channels=in_channels, num_classes=num_classes
-            )
+            size: dict[str, Any] = {"spatial_dims": spatial_dims, "in_channels": in_channels, "num_classes": num_classes}
+            network = cls.network_from_preset(preset, **size)
         method = cls(network, **settings.parts(network.num_classes, refine))
         method.settings |= {"preset": preset, **settings.for_classes(network.num_classes).record()}
         return method
@@ -243,8 +239,7 @@ class BMP(TwoBranchMethod):
             image: (B, C, *S).
             label: (B, K), 0/1: given, or predicted.
 
-        Returns:
-            uint8 (B, 1, *S), 0..K.
+        Returns: uint8 (B, 1, *S), 0..K.
         """
         images = LabeledImages(image, label)
         seeds, segmentation = self.seeds_and_segmentation(images)

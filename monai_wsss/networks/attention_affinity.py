@@ -49,6 +49,7 @@ class AttentionAffinity(nn.Module):
         super().__init__()
         conv = nn.Conv2d(heads, 1, kernel_size=1)
         nn.init.kaiming_normal_(conv.weight, a=math.sqrt(5), mode="fan_out")
+        assert conv.bias is not None
         self.weight, self.bias = conv.weight, conv.bias
 
     @torch.jit.unused

@@ -108,7 +108,7 @@ def test_maps_are_differentiable_and_float32_under_autocast():
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [({"views": "all"}, "`views` to be one of"), ({"scales": (0.0,)}, "positive factors")]
+    ("options", "message"), [({"views": "all"}, "`views` to be one of"), ({"scales": (0.0,)}, "one or more `scales` > 0")]
 )
 def test_wrong_views_are_named(options, message):
     with pytest.raises(ValueError, match=message):
