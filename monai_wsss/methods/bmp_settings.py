@@ -149,7 +149,7 @@ class BmpSettings:
         c2s_ramp: when L_c2s and L_aff begin: a :class:`~monai_wsss.engines.WeightRamp`, or a share of the run.
         s2c_ramp: when L_s2c begins.
         propagation_ramp: when ``propagation`` replaces ``"par"``.
-        ready_below: the branches teach nothing before the moving average of the classification loss was once below this.
+        ready_below: the branches teach nothing until the moving average of the classification loss was below this once.
             Seeds of a classifier that has not learned teach an empty segmentation, which then holds the encoder back.
             From scratch take about two thirds of the loss of a classifier that knows only how frequent the classes
             are: 0.4 where a third of the images hold the class.  None (``"off"``): only the warm-ups count.
