@@ -66,7 +66,7 @@ AS_ANY_OTHER_IMAGE = {
 PRESETS: dict[tuple[type[BMP], str], dict[str, Any]] = {
     (BMP, "default"): {},
     (BMP, "scratch"): {
-        "encoder": ConvPyramid, "levels": (32, 64, 128, 128), "decoder_width": 32, "pooled": "maps",
+        "encoder": ConvPyramid, "levels": (16, 32, 64, 64), "decoder_width": 32, "pooled": "maps",
         "seed_scale": AboveHealthyLevel, "scales": (1.0,), "first_downscale": 1.0, "downscale": 1.0,
         "dilations": (1, 2, 4), "labels_ramp": step(0.7), "c2s_ramp": step(0.4), "affinity_ramp": step(0.4),
         "s2c_ramp": step(0.7), "ready_below": 0.4,
