@@ -92,28 +92,31 @@ def test_values_that_json_cannot_hold_become_words():
 def test_git_commit_is_read_from_the_checkout(tmp_path):
     commit = "0123456789" * 4
     git = tmp_path / "checkout" / ".git"
-    assert provenance._git_commit(git.parent) is None
+    # The public record asks for the checkout of this package alone.
+    git_commit = provenance._git_commit
+    assert git_commit(git.parent) is None
     (git / "refs" / "heads").mkdir(parents=True)
     (git / "HEAD").write_text("ref: refs/heads/main\n")
-    assert provenance._git_commit(git.parent) is None  # no commit yet
+    assert git_commit(git.parent) is None  # no commit yet
     (git / "packed-refs").write_text(
         f"# pack-refs with: peeled\n{commit[::-1]} refs/heads/other\n{commit} refs/heads/main\n"
     )
-    assert provenance._git_commit(git.parent) == commit
+    assert git_commit(git.parent) == commit
     (git / "refs" / "heads" / "main").write_text(f"{'a' * 40}\n")
-    assert provenance._git_commit(git.parent) == "a" * 40
+    assert git_commit(git.parent) == "a" * 40
     (git / "HEAD").write_text(f"{commit}\n")
-    assert provenance._git_commit(git.parent) == commit
+    assert git_commit(git.parent) == commit
     tree = git / "worktrees" / "second"
     tree.mkdir(parents=True)
     (tree / "HEAD").write_text("ref: refs/heads/main\n")
     (tree / "commondir").write_text("../..\n")
     (tmp_path / "second").mkdir()
     (tmp_path / "second" / ".git").write_text(f"gitdir: {tree}\n")
-    assert provenance._git_commit(tmp_path / "second") == "a" * 40
+    assert git_commit(tmp_path / "second") == "a" * 40
 
 
 def test_missing_package_and_unknown_user(monkeypatch):
+    # Which packages are recorded is no setting.
     monkeypatch.setattr(provenance, "_PACKAGES", ("no-such-package",))
 
     def nobody():
