@@ -35,15 +35,16 @@ def _terms(channels: int, num_classes: int, *, transform: str | None = None, **s
     terms: dict[str, Any] = {"equivariance": False, "cross_modal": False, "distillation": False, **switches}
     return CMER.from_preset(
         network=_networks(channels, num_classes),
-        transform=_transform(transform),
         teachers="all",
         distillation_ramp=WeightRamp("none"),
+        **_transform(transform),
         **terms,
     )
 
 
-def _transform(kind: str | None) -> PairedSpatialTransform | None:
-    return None if kind is None else PairedSpatialTransform((kind,))
+def _transform(kind: str | None) -> dict[str, Any]:
+    """Give the word for one kind of transform; none leaves the preset's."""
+    return {} if kind is None else {"transform": PairedSpatialTransform((kind,))}
 
 
 def _preset(
@@ -53,7 +54,7 @@ def _preset(
     network = _networks(channels, num_classes, backbone=backbone, **options)
     # Half of the run, as 15 of the paper's 30 epochs are; the tables train for fewer than 15.
     words: dict[str, Any] = {"ramp": 0.5} if preset == "paper" else {}
-    return CMER.from_preset(preset, network=network, transform=_transform(transform), **words)
+    return CMER.from_preset(preset, network=network, **_transform(transform), **words)
 
 
 def _plain(channels: int, num_classes: int, *, backbone: str = "encoder") -> WSSSMethod:
