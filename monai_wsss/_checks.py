@@ -78,6 +78,8 @@ def as_flag(name: str, value: bool | str) -> bool:
 def check_label(label: torch.Tensor, batch_size: int, num_classes: int) -> None:
     """Check image-level labels: ``(B, K)``, multi-hot, every value 0 or 1.
 
+    The values of labels on the CPU are looked at by NumPy, so that nothing waits; those on a GPU are waited for.
+
     Raises:
         ValueError: another shape, or a value other than 0 and 1.
     """
@@ -86,8 +88,9 @@ def check_label(label: torch.Tensor, batch_size: int, num_classes: int) -> None:
             f"Expected `label` of shape (B, K) = {(batch_size, num_classes)}, got {tuple(label.shape)}: "
             "one 0/1 entry for each foreground class of the network (`num_classes`)."
         )
-    if not bool(((label == 0) | (label == 1)).all()):
-        raise ValueError(f"Expected `label` to hold 0 and 1 only, got values up to {label.max().item():g}.")
+    values = plain_tensor(label.detach()).float().cpu().numpy()
+    if not ((values == 0) | (values == 1)).all():
+        raise ValueError(f"Expected `label` to hold 0 and 1 only, got values up to {values.max():g}.")
 
 
 def check_ignore_index(ignore_index: int, num_classes: int) -> None:

@@ -80,9 +80,12 @@ def fill_where_finite(state: dict[str, torch.Tensor], prefix: str, levels: tuple
         ([True, False], [1.0, 0.0])
     """
     names = [prefix + level for level in levels]
-    if prefix + "filled" in state or not all(name in state for name in names):
+    if not all(name in state for name in names):
         return
     filled = torch.stack([state[name].isfinite() for name in names]).all(0)
+    if (told := state.get(prefix + "filled")) is not None:
+        # `monai.bundle.load` copies old weights over the state of a new network, whose unmeasured levels are 0.
+        filled &= told.to(filled.device) | torch.stack([state[name] != 0 for name in names]).any(0)
     state[prefix + "filled"] = filled
     for name in names:
         state[name] = torch.where(filled, state[name], torch.zeros_like(state[name]))

@@ -63,22 +63,22 @@ def commands(bundle: Path) -> list[list[str]]:
     text = (bundle / "docs" / "README.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [shlex.split(line) for line in lines if line.strip() and not line.startswith("#")]
+    # Between double quotes a shell reads `\$` as `$`, which shlex does not know.
+    return [shlex.split(line.replace("\\$", "$")) for line in lines if line.strip() and not line.startswith("#")]
 
 
 def slices(root: Path) -> None:
     """Labeled slices of three sequences as `prepare cases` reads them: noise, with a bright square where found."""
     (root / "cases").mkdir(parents=True)
-    rows = ["id,case,label,split"]
+    rows = ["id,case,index_in_npz,slice,label,brain_px,split,file"]
     rng = np.random.default_rng(0)
-    for number in range(12):
-        image, found = rng.normal(0, 1, (3, 64, 64)).astype(np.float32), number % 2
-        mask = np.zeros((64, 64), np.uint8)
-        if found:
-            mask[20:40, 20:40] = 1
-            image[:, 20:40, 20:40] += 3
-        np.savez_compressed(root / "cases" / f"s{number}.npz", image=image, mask=mask)
-        rows.append(f"s{number},p{number // 4},{found},{('train', 'train', 'val')[number // 4]}")
+    for patient, split in (("p1", "train"), ("p2", "train"), ("p3", "val")):
+        images = rng.integers(20, 120, (6, 64, 64, 3)).astype(np.uint8)
+        masks = np.zeros((6, 64, 64), np.uint8)
+        masks[3:, 20:40, 20:40] = 255
+        images[masks > 0] += 100
+        np.savez(root / "cases" / f"{patient}.npz", images=images, masks=masks, slices=np.arange(6))
+        rows += [f"{patient}_{n},{patient},{n},{n},{int(n > 2)},2000,{split},cases/{patient}.npz" for n in range(6)]
     (root / "labels.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
 
 

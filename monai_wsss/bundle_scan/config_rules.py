@@ -133,10 +133,10 @@ def _overlaid(*configs: dict[str, Any]) -> dict[str, Any]:
     for config in configs:
         for name, value in copy.deepcopy(config).items():
             *parents, last = _parts(name)
-            place = merged
+            place: Any = merged
             for part in parents:
-                place = place.setdefault(part, {})
-            place[last] = value
+                place = place[int(part)] if isinstance(place, list) else place.setdefault(part, {})
+            place[int(last) if isinstance(place, list) else last] = value
     return merged
 
 

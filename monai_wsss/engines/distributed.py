@@ -69,8 +69,10 @@ def distribute_method(method: nn.Module) -> DistributedDataParallel:
     """Wrap a method so that the gradients of its players are averaged over the processes.
 
     DDP has to be told where a step leaves parameters unused.  With several players, the step of one leaves those of the
-    others unused.  A method whose terms are switched off says so by ``may_leave_parameters_unused``.  The trainer moves
-    batches to the device, except what methods read on the host; so DDP gets no device to move them to.
+    others unused.  A method whose terms are switched off says so by ``may_leave_parameters_unused``.
+
+    The trainer moves batches to the device, except what methods read on the host.  So DDP gets no device to move them
+    to.
     """
     device = local_device()
     players = getattr(method, "players", ("network",))

@@ -53,6 +53,10 @@ _MOVED = {
     "optimizers#network": "weight_decay",
 }
 _RENAMED = {
+    "mpp": "reading#mpp",
+    "slide_mpp": "reading#slide_mpp",
+    "backend": "reading#backend",
+    "tile": "layout#tile",
     "use_c2s": "method#c2s_weight 0",
     "use_s2c": "method#s2c_weight 0",
     "use_affinity": "method#affinity_weight 0",
@@ -138,7 +142,7 @@ def check_overrides(
 
 def _value_problem(name: str, value: Any, config: Mapping[str, Any]) -> str | None:
     """Say what MONAI would make of a value that it misreads; give None for other values."""
-    if value is None or value == "None":
+    if value == "None":
         return f"MONAI leaves out `{name}` when it is None: write '$None' for it."
     if name in config and isinstance(config[name], bool) and name != "resume" and value in ("true", "false"):
         return f"`{name}` takes True or False, and MONAI reads '{value}' as a word: write --{name} {value.title()}."

@@ -12,7 +12,6 @@ import torch
 
 from monai_wsss._checks import DataError
 from monai_wsss.benchmark import (
-    TABLES,
     AdamWOneCycle,
     BenchmarkTable,
     Column,
@@ -23,7 +22,6 @@ from monai_wsss.benchmark import (
     Slices,
     format_rows,
 )
-from monai_wsss.command_line.table import COMMANDS
 from monai_wsss.data import make_phantoms
 from monai_wsss.methods import ClassActivationMapping
 
@@ -137,8 +135,3 @@ def test_a_line_is_a_name_where_columns_show_columns():
         "|---|---|---|---|",
         "| a | 0.250 | – | – |",
     ]
-
-
-def test_the_command_line_knows_every_table():
-    (benchmark,) = (command for command in COMMANDS if command.name == "benchmark")
-    assert set(benchmark.chooser.choices) == set(TABLES)

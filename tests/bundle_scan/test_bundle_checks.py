@@ -424,7 +424,7 @@ def test_ids_are_written_as_monai_does():
 
 def test_the_rules_cover_what_monai_requires():
     """Oracle: MONAI's own table of properties."""
-    # The tables themselves: through `check_bundle` every property would need a bundle that lacks it.
+    # The tables are no part of the public surface; MONAI's are compared with them directly.
     for properties, ids, references in (
         (TrainProperties, config_rules._TRAIN_IDS, config_rules._TRAIN_REFERENCES),
         (InferProperties, config_rules._INFERENCE_IDS, config_rules._INFERENCE_REFERENCES),
@@ -456,7 +456,7 @@ def test_numbers_agree_to_the_digits_shown(shown, agrees):
     table = f"| metric | lgg |\n|---|---:|\n| `dice_subject` | {shown} |\n"
     turned = f"| data | dice_subject |\n|---|---|\n| **lgg** | {shown} |\n"
     for text in (table, turned):
-        # Private, since `check_bundle` reads tables only in the README of a whole bundle.
+        # Alone: a whole bundle per number would hide what is read.
         cells = bundle_checks._table_cells(text)
-        faults = list(bundle_checks._performance_faults(cells, {"lgg": {"dice_subject": 0.6123}}))  # private as well
+        faults = list(bundle_checks._performance_faults(cells, {"lgg": {"dice_subject": 0.6123}}))  # as above
         assert (faults == []) == agrees

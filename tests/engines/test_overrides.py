@@ -105,7 +105,7 @@ def test_what_there_is_not_is_refused(name, sentence, configs):
     ("override", "sentence"),
     [
         ({"amp": "false"}, "`amp` takes True or False, and MONAI reads 'false' as a word: write --amp False."),
-        ({"epochs": None}, r"MONAI leaves out `epochs` when it is None: write '\$None' for it."),
+        ({"epochs": "None"}, r"MONAI leaves out `epochs` when it is None: write '\$None' for it."),
     ],
 )
 def test_values_that_monai_passes_over_are_refused(override, sentence, configs):
