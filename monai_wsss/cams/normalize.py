@@ -76,6 +76,11 @@ def rescale_maps(maps: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:
         [0.0, 0.25, 0.5]
     """
     check_shape("maps", maps, "(B, K, *S)")
+    return between_extremes(maps, eps)
+
+
+def between_extremes(maps: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:
+    """Compute :func:`rescale_maps` of arguments that are known to fit."""
     maps, axes = float32_or_wider(maps), tuple(range(2, maps.ndim))
     lowest = maps.amin(dim=axes, keepdim=True)
     return (maps - lowest) / (maps.amax(dim=axes, keepdim=True) - lowest + eps)

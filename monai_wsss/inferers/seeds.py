@@ -21,8 +21,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from monai_wsss._running import RunningMean
-from monai_wsss.cams import rescale_maps
-from monai_wsss.cams.normalize import above_level
+from monai_wsss.cams.normalize import above_level, between_extremes
 from monai_wsss.inferers.multi_scale import check_scales, sum_over_scales
 from monai_wsss.refinement import LabeledImages
 
@@ -56,7 +55,7 @@ class MinMax(nn.Module):
 
     def forward(self, seeds: torch.Tensor) -> torch.Tensor:
         """Scale raw seeds: ``(B, K, *S) -> (B, K, *S)`` in [0, 1]."""
-        return rescale_maps(F.relu(seeds))
+        return between_extremes(F.relu(seeds))
 
 
 class AboveHealthyLevel(nn.Module):

@@ -29,7 +29,7 @@ from torch import nn
 from monai_wsss._checks import check_choice, float32_or_wider
 from monai_wsss._labels import IGNORED
 from monai_wsss._windows import check_radius
-from monai_wsss.cams import rescale_maps
+from monai_wsss.cams.normalize import between_extremes
 from monai_wsss.refinement.confident_labels import where_confident
 from monai_wsss.refinement.labeled_images import LabeledImages
 from monai_wsss.refinement.spreading import Refine, SpreadRule, affinity_label, background_scores, constant_label
@@ -177,7 +177,7 @@ class BackgroundAware(nn.Module):
     def scores(self, images: LabeledImages, seeds: torch.Tensor, segmentation: torch.Tensor) -> torch.Tensor:
         """Give S^c (B, K + 1, *S), differentiable."""
         if self.background == "minmax":
-            background = rescale_maps(segmentation[:, :1])
+            background = between_extremes(segmentation[:, :1])
         else:
             background = segmentation.softmax(1)[:, :1]
         return background_scores(

@@ -99,6 +99,11 @@ def pixel_adaptive_refinement(
     """
     rule = _checked_rule(dilations, intensity_weight, position_weight, row_stochastic)
     _check_iterations(iterations)
+    return _refined(image, maps, rule, iterations)
+
+
+def _refined(image: torch.Tensor, maps: torch.Tensor, rule: _Rule, iterations: int) -> torch.Tensor:
+    """Compute :func:`pixel_adaptive_refinement` by options that are known to be in range."""
     check_shape("image", image, "(B, C, *S)")
     check_shape("maps", maps, "(B, M, *S)")
     if maps.ndim != image.ndim or len(maps) != len(image):
@@ -145,9 +150,9 @@ class PixelAdaptiveRefinement(nn.Module):
         row_stochastic: bool = False,
     ) -> None:
         super().__init__()
-        _checked_rule(dilations, intensity_weight, position_weight, row_stochastic)
+        rule = _checked_rule(dilations, intensity_weight, position_weight, row_stochastic)
         _check_iterations(iterations)
-        self.dilations = tuple(dilations)
+        self.dilations = rule.dilations
         self.iterations = iterations
         self.intensity_weight = intensity_weight
         self.position_weight = position_weight
@@ -155,15 +160,8 @@ class PixelAdaptiveRefinement(nn.Module):
 
     def forward(self, image: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
         """Refine maps (B, M, *s) along an image (B, C, *S): (B, M, *S)."""
-        return pixel_adaptive_refinement(
-            image,
-            maps,
-            dilations=self.dilations,
-            iterations=self.iterations,
-            intensity_weight=self.intensity_weight,
-            position_weight=self.position_weight,
-            row_stochastic=self.row_stochastic,
-        )
+        rule = _Rule(self.dilations, self.intensity_weight, self.position_weight, self.row_stochastic)
+        return _refined(image, maps, rule, self.iterations)
 
 
 def pixel_adaptive_weights(
