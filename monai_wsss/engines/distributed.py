@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Several processes under ``torchrun``: start, stop, device, and the wrapped method. One process alone needs none."""
+"""Several processes under ``torchrun``: start, stop, device, and the wrapped method."""
 
 from __future__ import annotations
 
