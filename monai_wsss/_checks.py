@@ -3,7 +3,7 @@
 """Checks at the boundary: tensor shapes, said and checked in the same words, and errors that help.
 
 Every mistake that a user can make raises :class:`DataError` (data, files, labels) or ``ValueError`` (arguments) with
-one sentence: what is wrong, with which file or argument, and what to do.  The command line prints that sentence alone.
+one sentence: what is wrong, with which file or argument, and what to do.  The command line prints only that sentence.
 """
 
 from __future__ import annotations

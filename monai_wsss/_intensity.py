@@ -88,8 +88,8 @@ def foreground_statistics(volume: np.ndarray | Sequence[np.ndarray]) -> tuple[np
 def tissue_statistics(images: np.ndarray | Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Measure the mean and population standard deviation of the tissue in stained sections, per channel.
 
-    The tissue is the pixels whose mean over the channels is below :data:`GLASS`; the rest is bare glass.  Images of
-    glass alone are measured over all their pixels.  A standard deviation below 1e-6 becomes 1.
+    The tissue is the pixels whose mean over the channels is below :data:`GLASS`; the rest is bare glass.  If no image
+    holds tissue, all pixels are measured.  A standard deviation below 1e-6 becomes 1.
 
     Args:
         images: one image (C, *S) from 0 to 255, or a sequence of images, which are pooled; their spatial shapes may

@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Several processes under ``torchrun``: start, stop, device, and the wrapped method. One process alone needs none."""
+"""Several processes under ``torchrun``: start, stop, device, and the wrapped method."""
 
 from __future__ import annotations
 
@@ -66,13 +66,13 @@ def is_main_process() -> bool:
 
 
 def distribute_method(method: nn.Module) -> DistributedDataParallel:
-    """Wrap a method so that its parties' gradients are averaged over the processes.
+    """Wrap a method so that the gradients of its players are averaged over the processes.
 
     DDP has to be told where a step leaves parameters unused.  With several players, the step of one leaves those of the
     others unused.  A method whose terms are switched off says so by ``may_leave_parameters_unused``.
 
-    The trainer brings batches to the device, but for what methods read on the host.  So DDP is given no device to bring
-    them to.
+    The trainer moves batches to the device, except what methods read on the host.  So DDP gets no device to move them
+    to.
     """
     device = local_device()
     players = getattr(method, "players", ("network",))

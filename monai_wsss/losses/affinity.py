@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""The affinity loss: near tokens with the same label shall have a high affinity, those with different labels a low one.
+"""The affinity loss: near tokens of the same label should have a high affinity, those of different labels a low one.
 
     L_aff = 1/2 sum_{pos} (1 - A_ij) / (n_pos + 1) + 1/2 sum_{neg} A_ij / (n_neg + 1)     Ru et al. (AFA, CVPR 2022)
 
@@ -15,7 +15,7 @@ L_aff is linear in A.  Its gradient G would be of low rank without the window:
 
 v_j is the one-hot label of token j, or 0 where the token is ignored.  u_i is 1/2 / (n_neg + 1), less the sum of both
 weights at the class of i.  So G is computed in slabs, one row of tokens after the other: once for the value and once
-for the gradient.  The gradient alone is held at the size of A, and only rows within the radius are visited.  The
+for the gradient.  Only the gradient is held at the size of A, and only rows within the radius are visited.  The
 numbers of pairs are sums of v over windows, axis by axis.
 
 | symbol | name       | shape                            |

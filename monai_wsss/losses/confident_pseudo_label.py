@@ -182,7 +182,7 @@ class SegmentationToClassLoss(nn.Module):
         self.validate_args = validate_args
 
     def forward(self, maps: torch.Tensor, label: torch.Tensor, positive: torch.Tensor | None = None) -> torch.Tensor:
-        """Compare activation logits (B, K, *S) with confident labels Y^s (B, *S), negatives in ``positive`` (B,)."""
+        """Compare activation logits (B, K, *S) with labels Y^s (B, *S); images ``positive`` (B,) give negatives."""
         if not self.validate_args:
             return _segmentation_to_class(maps, label, self.kind, self.use_background, positive, self.ignore_index)
         return segmentation_to_class_loss(

@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Purified labels: pixels of a pseudo-mask that a segmenter hardly fits are taken for noise and count less.
+"""Purified labels: pixels of a pseudo-mask that a segmenter fits badly are taken for noise and count less.
 
     L_PLF = mean_q w_q L_q,   L = CE(logits, pseudo-label),   w = 1 in images of a single class, else
     w = omega (max_c p - min_c p) / mean(omega),   omega = softmax_q(-L)        Feng et al. (AAAI 2025), Eq. 10-11

@@ -129,7 +129,7 @@ class WSSSMethod(nn.Module):
         self._foreground_share = now if self._foreground_share is None else self._foreground_share + now
 
     def collapse_warnings(self) -> list[str]:
-        """Warn if the maps of positive images were almost all or no foreground since the last call; else give []."""
+        """Warn if, since the last call, maps of positive images were almost all or no foreground; else give no text."""
         if self._foreground_share is None:
             return []
         total, count = self._foreground_share.tolist()

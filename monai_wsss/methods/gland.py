@@ -88,7 +88,7 @@ class GlandClassification(WSSSMethod):
     @classmethod
     @takes_arguments_of(resnet38_classifier)
     def network_from_preset(cls, preset: str = "default", **settings: Any) -> GlandClassifier:
-        """Build the network of a preset; the arguments are those of :meth:`from_preset`."""
+        """Build the network of a preset, with the arguments of :meth:`from_preset`."""
         check_choice("preset", preset, tuple(_PRESETS))
         told = {**_PRESETS[preset], **settings}
         network = resnet38_classifier(**told)

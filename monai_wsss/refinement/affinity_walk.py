@@ -101,7 +101,7 @@ def propagate_by_affinity(
         smoothing: added to the sum of a column, so that a token that resembles no other gets values near 0.
 
     Returns:
-        (B, M, *s) in float32 or wider.  Detach the affinities if they shall get no gradient.
+        (B, M, *s) in float32 or wider.  Detach the affinities if they should get no gradient.
 
     Raises:
         ValueError: shapes that do not fit, or a negative radius.

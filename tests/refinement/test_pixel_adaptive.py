@@ -102,7 +102,7 @@ def test_bands_of_rows_change_nothing(monkeypatch):
         return refined.detach(), *torch.autograd.grad(refined.sin().sum(), (image, maps))
 
     whole = results()
-    # The bands are made for large images; private sizes make one for each row.
+    # The size of a band is no option: small bands here, so that a small image has several.
     monkeypatch.setattr(pixel_adaptive, "_WEIGHT_BAND", 12)
     monkeypatch.setattr(pixel_adaptive, "_MAP_BAND", 40)  # likewise
     for banded, expected in zip(results(), whole, strict=True):
