@@ -2,7 +2,7 @@
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 """``monai-wsss``, or ``python -m monai_wsss``: prepares data, draws phantoms, writes reports, compares, scans bundles.
 
-:mod:`monai_wsss._commands` is the table of the commands; this module runs a row of it and tells the user the result.
+:mod:`monai_wsss.command_line` holds the table of the commands; this module runs a row of it and prints the result.
 Training and inference stay ``python -m monai.bundle run``.  Exit codes: 0 done, 1 a mistake in data or arguments (one
 line on stderr), 2 wrong usage.  torch and monai are imported when a command needs them, so that ``--help`` is quick.
 """
@@ -20,7 +20,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
-from monai_wsss._commands import COMMANDS, LAYOUTS, REQUIRED, SPLITS, Argument, Command
+from monai_wsss.command_line.arguments import REQUIRED, Argument, Command
+from monai_wsss.command_line.table import COMMANDS, LAYOUTS, SPLITS
 
 __all__ = ["main"]
 

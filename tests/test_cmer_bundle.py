@@ -28,13 +28,15 @@ from monai_wsss.transforms import PairedSpatialTransform
 BUNDLE = ROOT / "bundles" / "brain_mri_cmer_segmentation"
 MODALITIES = ("T1", "T1c", "FLAIR")
 PRESETS = {"default": (), "paper": ("paper.json",), "released": ("released.json",)}
+NARROW = {"network_def#width": 4}
 GRAD_CAM = {
     "_target_": "monai_wsss.inferers.GradientCAMInferer",
     "target_layer": "encoder",
     "variant": "gradcam++",
     "gate": "predicted",
 }
-UNGATED = {"views": "none", "gate": "none"}
+CUT_MAPS = {"to_mask#rule": "max", "to_mask#gate": "none"}
+UNGATED = {"views": "none", "to_mask#gate": "none"}
 
 __all__ = ["offline"]  # the fixture that keeps this file's runs off the network
 
@@ -105,41 +107,23 @@ def raw_maps(output: Path, data: Path, **overrides: Any) -> tuple[torch.Tensor, 
         return image, network, started.parser.get_parsed_content("inferer")(image, network)
 
 
-def options(part: object) -> dict[str, Any]:
-    """The settings of a loss, a transform or a ramp; lists of a configuration are tuples."""
-    settings = {name: value for name, value in vars(part).items() if not name.startswith("_")}
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
-
-
 # ---- the method that the configurations build ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_each_configuration_builds_the_preset_of_its_name(preset, phantoms, tmp_path):
-    started = start(
-        BUNDLE, "train", overlays=PRESETS[preset], dataset_dir=str(phantoms), output_dir=str(tmp_path), width=4
-    )
-    built = started.parser.get_parsed_content("method")
+    places = {"dataset_dir": str(phantoms), "output_dir": str(tmp_path)}
+    built = start(BUNDLE, "train", overlays=PRESETS[preset], **places).parser.get_parsed_content("method")
     expected = CMER.from_preset(preset, modalities=MODALITIES)
-    for part in ("transform", "equivariance", "cross_modal", "distillation", "ramp", "distillation_ramp"):
-        ours, theirs = getattr(built, part), getattr(expected, part)
-        assert type(ours) is type(theirs), part
-        assert options(ours) == options(theirs), part
-    plain = {
-        name: value
-        for name, value in vars(expected).items()
-        if isinstance(value, (bool, int, float, str)) and not name.startswith("_")
+    assert built.settings | {"spatial_dims": 2} == expected.settings | {"present": list(MODALITIES)}
+    assert {name: tensor.shape for name, tensor in built.state_dict().items()} == {
+        name: tensor.shape for name, tensor in expected.state_dict().items()
     }
-    assert {"norm", "second_view", "teachers", "weak_peer_ratio", "distillation_weight"} <= plain.keys()
-    assert {name: getattr(built, name) for name in plain} == plain
-    assert built.network.standardize == expected.network.standardize
-    assert built.network.pooling == expected.network.pooling
-    assert {type(member) for member in built.network.members} == {type(member) for member in expected.network.members}
 
 
 @pytest.mark.parametrize("off", [False, "false"])
 def test_what_is_switched_off_is_absent(off, phantoms, tmp_path):
-    flags = dict.fromkeys(("use_er", "use_cmer", "use_kd", "second_view"), off)
+    flags = {f"method#{name}": off for name in ("equivariance", "cross_modal", "distillation", "second_view")}
     started = start(BUNDLE, "train", dataset_dir=str(phantoms), output_dir=str(tmp_path), **flags)
     method = started.parser.get_parsed_content("method")
     assert (method.equivariance, method.cross_modal, method.distillation) == (None, None, None)
@@ -147,7 +131,8 @@ def test_what_is_switched_off_is_absent(off, phantoms, tmp_path):
 
 
 def test_the_kinds_of_transforms_are_chosen(phantoms, tmp_path):
-    chosen = {"transforms": ["flip"], "dataset_dir": str(phantoms), "output_dir": str(tmp_path)}
+    transform = {"_target_": "monai_wsss.transforms.PairedSpatialTransform", "kinds": ["flip"]}
+    chosen: dict[str, Any] = {"method#transform": transform, "dataset_dir": str(phantoms), "output_dir": str(tmp_path)}
     method = start(BUNDLE, "train", **chosen).parser.get_parsed_content("method")
     assert isinstance(method.transform, PairedSpatialTransform)
     assert method.transform.kinds == ("flip",)
@@ -162,16 +147,18 @@ def test_training_needs_all_modalities(phantoms, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", ["paper", "released"])
+@pytest.mark.parametrize("preset", ["released"])  # test_bundle_readmes.py types `paper.json`
 def test_a_preset_is_trained_evaluated_and_used(preset, phantoms, tmp_path):
     overlays = (f"{preset}.json",)
-    trained = run(BUNDLE, "train", tmp_path / "trained", phantoms, overlays=overlays, width=4, epochs=1, val_interval=1)
+    short: dict[str, Any] = {"epochs": 1, "val_interval": 1, **NARROW}
+    trained = run(BUNDLE, "train", tmp_path / "trained", phantoms, overlays=overlays, **short)
     (row,) = read_rows(trained / "training_log.csv")
     assert float(row["equivariance"]) >= 0
-    use: dict[str, Any] = {"overlays": overlays, "width": 4, "ckpt_dir": str(trained)}
+    use: dict[str, Any] = {"overlays": overlays, "ckpt_dir": str(trained), **NARROW}
     scores = run(BUNDLE, "evaluate", tmp_path / "scores", phantoms, **use)
     record = read_json(scores / "run.json")
-    assert record["config"] | {"backbone": "unet", "pooling": "average", "views": "none"} == record["config"]
+    told = {"preset": preset, "backbone": "unet", "pooling": "average", "views": "none", "reliable_only": False}
+    assert told.items() <= record["config"].items()
     assert record["uses_masks"] == []
     mask = mask_of(run(BUNDLE, "inference", tmp_path / "masks", phantoms, **use))
     assert set(np.unique(mask)) <= {0, 1}
@@ -181,7 +168,7 @@ def test_a_preset_is_trained_evaluated_and_used(preset, phantoms, tmp_path):
 @pytest.mark.parametrize("modalities", [["FLAIR"], ["T2", "T1", "FLAIR", "T1c"]], ids=["one", "four"])
 def test_other_modalities_can_be_trained(modalities, tmp_path):
     data = Path(make_phantoms(tmp_path / "data", modalities=modalities, subjects=(2, 2, 1)))
-    small = {"modalities": modalities, "width": 4}
+    small = {"modalities": modalities, **NARROW}
     trained = run(BUNDLE, "train", tmp_path / "trained", data, epochs=1, val_interval=1, **small)
     (row,) = read_rows(trained / "training_log.csv")
     assert {f"classification/{name}" for name in modalities} <= row.keys()
@@ -241,9 +228,9 @@ def test_only_reliable_modalities_are_fused_unless_all_are_asked_for(phantoms, t
     assert any(not np.array_equal(mask, each[2]) for mask in each[:2])
     assert np.array_equal(segment(tmp_path / "reliable", phantoms, **use), each[2])
     # A maximum of maps that are shares of their own peak is above the cut where any of them is.
-    fused = segment(tmp_path / "all", phantoms, reliable_only=False, **use)
+    fused = segment(tmp_path / "all", phantoms, **{"to_mask#reliable_only": False}, **use)
     assert np.array_equal(fused, np.maximum.reduce(each))
-    assert np.array_equal(fused, segment(tmp_path / "text", phantoms, reliable_only="false", **use))
+    assert np.array_equal(fused, segment(tmp_path / "text", phantoms, **{"to_mask#reliable_only": "false"}, **use))
 
 
 CHANGES: dict[str, Callable[[str, np.ndarray], np.ndarray]] = {
@@ -290,7 +277,7 @@ def test_grad_cam_can_be_asked_for_and_is_recorded(phantoms, tmp_path):
 def test_maps_that_are_zero_throughout_give_an_empty_mask(phantoms, tmp_path):
     """What Grad-CAM leaves of a study in whose slices nothing is predicted."""
     places = {"dataset_dir": str(phantoms), "output_dir": str(tmp_path)}
-    started = start(BUNDLE, "inference", cam=GRAD_CAM, rule="max", gate="none", **places)
+    started = start(BUNDLE, "inference", cam=GRAD_CAM, **CUT_MAPS, **places)
     decide: Any = started.parser.get_parsed_content("postprocessing").transforms[0]
     assert isinstance(decide.network, nn.Module)
     item = decide({"pred": torch.zeros(3, 8, 8, 2)})
@@ -299,5 +286,5 @@ def test_maps_that_are_zero_throughout_give_an_empty_mask(phantoms, tmp_path):
 
 @pytest.mark.slow
 def test_grad_cam_can_be_evaluated(phantoms, tmp_path):
-    output = run(BUNDLE, "evaluate", tmp_path / "out", phantoms, views="none", cam=GRAD_CAM, rule="max", gate="none")
+    output = run(BUNDLE, "evaluate", tmp_path / "out", phantoms, views="none", cam=GRAD_CAM, **CUT_MAPS)
     assert "dice_subject" in read_json(output / "metrics.json")

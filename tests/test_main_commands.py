@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from monai_wsss.__main__ import main
-from monai_wsss._commands import COMMANDS, LAYOUTS, REQUIRED, SPLITS, Argument, Command, Elsewhere
+from monai_wsss.command_line.arguments import REQUIRED, Argument, Command, Elsewhere
+from monai_wsss.command_line.table import COMMANDS, LAYOUTS, SPLITS
 from monai_wsss.data import splits
 from monai_wsss.data.folder import LabelColumns
 from monai_wsss.data.label_table import read_label_table
@@ -26,7 +27,7 @@ ROWS = [
 # Parameters that the command line leaves to Python on purpose.
 ONLY_IN_PYTHON = {
     "phantom": {"subjects"},
-    "benchmark": {"grid", "batch_size", "learning_rate", "samples", "window"},
+    "benchmark": {"name", "recipes", "metrics", "figure", "grid", "samples", "batch_size", "window"},
 }
 
 

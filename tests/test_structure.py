@@ -30,8 +30,8 @@ LEVELS = [
     {"engines", "inferers"},
     {"methods"},
     {"reports"},
-    {"benchmark"},
-    {"_commands"},
+    {"benchmark", "bundle_scan"},
+    {"command_line"},
     {"__main__"},
 ]
 LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}

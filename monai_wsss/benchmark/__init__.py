@@ -1,36 +1,43 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 
-"""Methods x datasets x seeds: one JSON per run, tables like the papers'."""
+"""Methods x datasets x seeds: recipes, the rows that they give, and the tables of the papers. No paper's formulas."""
 
-from monai_wsss.benchmark.bmp_table import BmpTable
-from monai_wsss.benchmark.bundle_checks import check_bundle, scan_bundle
-from monai_wsss.benchmark.cam_table import CamTable
+from monai_wsss.benchmark.bmp_table import make_bmp_table
+from monai_wsss.benchmark.cam_table import make_cam_table
 from monai_wsss.benchmark.cmer_table import (
-    CmerErrors,
-    CmerFullResolution,
-    CmerTable,
-    CmerThresholds,
-    CmerTransforms,
+    make_cmer_errors,
+    make_cmer_full_resolution,
+    make_cmer_table,
+    make_cmer_thresholds,
+    make_cmer_transforms,
 )
-from monai_wsss.benchmark.gland_table import GlandAdaptation, GlandTable
-from monai_wsss.benchmark.recipe_table import RecipeTable, format_table
-from monai_wsss.benchmark.recipes import RECIPES, Recipe
+from monai_wsss.benchmark.formatting import Column, format_rows
+from monai_wsss.benchmark.gland_table import make_gland_adaptation, make_gland_table
+from monai_wsss.benchmark.prepared import Patches, Slices
+from monai_wsss.benchmark.recipes import AdamWOneCycle, Recipe
+from monai_wsss.benchmark.rows import Measured, Row
+from monai_wsss.benchmark.table import BenchmarkTable, Entry, Trained
 
 __all__ = [
-    "RECIPES",
-    "BmpTable",
-    "CamTable",
-    "CmerErrors",
-    "CmerFullResolution",
-    "CmerTable",
-    "CmerThresholds",
-    "CmerTransforms",
-    "GlandAdaptation",
-    "GlandTable",
+    "AdamWOneCycle",
+    "BenchmarkTable",
+    "Column",
+    "Entry",
+    "Measured",
+    "Patches",
     "Recipe",
-    "RecipeTable",
-    "check_bundle",
-    "format_table",
-    "scan_bundle",
+    "Row",
+    "Slices",
+    "Trained",
+    "format_rows",
+    "make_bmp_table",
+    "make_cam_table",
+    "make_cmer_errors",
+    "make_cmer_full_resolution",
+    "make_cmer_table",
+    "make_cmer_thresholds",
+    "make_cmer_transforms",
+    "make_gland_adaptation",
+    "make_gland_table",
 ]

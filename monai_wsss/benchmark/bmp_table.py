@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""The table of BMP: both branches' pseudo-masks of the training images, the masks of unseen ones, and the dense CRF.
+"""The table of BMP: both branches' masks of the training images, the masks of unseen ones, and the dense CRF.
 
 | column      | images               | mask                                                        | labels  |
 |-------------|----------------------|-------------------------------------------------------------|---------|
@@ -10,123 +10,125 @@
 | ``S``       | ``split``            | segmentation branch: what is deployed                       | none    |
 | ``S + CRF`` | ``split``            | the same after a fully connected CRF                        | none    |
 
-Of the training images one in four of those with masks is measured: they are many, and alike.  The CRF is measured for
-whole methods, not for the rungs of the ladder.  Masks are read to measure, and to train the row that says so.
+One in four training images with masks is measured: they are many, and alike.  The CRF is measured for whole methods,
+not for the rungs of the ladder.  Masks are read to measure, and to train the row that says so.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 
 from monai_wsss.benchmark.bmp_recipes import BMP_BOUND, BMP_RECIPES, TABLE_SIX
-from monai_wsss.benchmark.recipe_table import Cases, RecipeTable, Row, format_cell, maps_of
+from monai_wsss.benchmark.formatting import Column
+from monai_wsss.benchmark.prepared import Cases, Slices
 from monai_wsss.benchmark.recipes import Recipe
+from monai_wsss.benchmark.rows import Measured
+from monai_wsss.benchmark.table import BenchmarkTable, Entry, Trained
 from monai_wsss.cams import rescale_maps
-from monai_wsss.data import load_header
-from monai_wsss.inferers import VolumeInferer
-from monai_wsss.methods import BMP, WSSSMethod
-from monai_wsss.metrics import CaseTable
 from monai_wsss.refinement import DenseCRF, to_mask
 from monai_wsss.transforms import resize_in_plane
 
-__all__ = ["BmpTable"]
+__all__ = ["make_bmp_table"]
 
 _EVERY = 4
 _RUNGS = tuple(TABLE_SIX)[:-1]
-_TRAINING, _UNSEEN = ("C train", "S train"), ("C", "S", "S + CRF")
+_COLUMNS = [
+    *(Column(head, "dice_subject", head) for head in ("C train", "S train", "C", "S", "S + CRF")),
+    Column("CRF, s", "crf_seconds", "S + CRF"),
+    Column("ratio", "dice_subject", "S", "ratio", bound="S"),
+]
 
 
-@dataclass(frozen=True)
-class BmpTable(RecipeTable):
-    """Table VI of BMP, AFA, the presets and full supervision; the arguments are those of :class:`RecipeTable`."""
+def make_bmp_table(
+    datalist: Path,
+    out: Path,
+    *,
+    recipes: Mapping[str, Recipe] = BMP_RECIPES,
+    epochs: int = 8,
+    seeds: Sequence[int] = (0, 1, 2),
+    split: str = "validation",
+    grid: tuple[int, int] = (64, 64),
+) -> BenchmarkTable:
+    """Make the table of BMP: its Table VI, AFA, the presets and full supervision, on slices with one class.
 
-    name: ClassVar[str] = "bmp"
-    recipes: ClassVar[dict[str, Recipe]] = BMP_RECIPES
-    bound: ClassVar[dict[str, Recipe]] = BMP_BOUND
-
-    def _all_rows(self) -> Iterator[tuple[str, list[Row]]]:
-        header = load_header(self.datalist)
-        channels, classes = len(header["modality"]), len(header["classes"])
-        for name, recipe in {**self.recipes, **self.bound}.items():
-            methods = [self._train(name, recipe, seed, channels, classes).eval() for seed in self.seeds]
-            for method in methods:
-                if isinstance(method, BMP) and method.seed_scale == "reference":
-                    method.measure_negative_reference(self._loader(recipe, 0, masks=False))
-            for split, columns in (("training", _TRAINING), (self.split, _UNSEEN)):
-                cases = self._cases(recipe.by_subject, split)
-                if split == "training":
-                    cases = cases[::_EVERY]
-                for column in columns:
-                    left_out = column == "S + CRF" and name in _RUNGS
-                    if (isinstance(methods[0], BMP) or column in ("S", "S + CRF")) and not left_out:
-                        yield f"{name} / {column}", [self._column(column, method, cases, recipe) for method in methods]
-
-    def _column(self, column: str, method: WSSSMethod, cases: Cases, recipe: Recipe) -> Row:
-        if column.startswith("C"):
-            return self._score(cases, [self._class_mask(method, case, given="train" in column) for case in cases])
-        inferer = VolumeInferer(2, grid=self.grid, views=recipe.views)
-        logits = maps_of(cases, partial(inferer, network=method.network))
-        if column == "S train":
-            label = [torch.as_tensor(case["label"])[None] for case in cases]
-            given: dict[str, Any] = {"output_kind": "segmentation", "gate": "given"}
-            masks = [to_mask(scores, label=y, **given) for scores, y in zip(logits, label, strict=True)]
-            return self._score(cases, masks)
-        if column == "S":
-            return self._score(cases, [to_mask(scores, output_kind="segmentation") for scores in logits])
-        start = time.perf_counter()
-        crf = DenseCRF.from_preset("bmp", intensity_range=1.0)
-        masks = []
-        for case, scores in zip(cases, logits, strict=True):
-            # Intensities as shares of the image's range: the published kernels are for images of 8 bits.
-            image = rescale_maps(torch.as_tensor(case["image"])[None].float())
-            masks.append(to_mask(crf(image, scores.softmax(1)).log(), output_kind="segmentation"))
-        seconds = (time.perf_counter() - start) / len(cases)
-        return self._score(cases, masks) | {"crf_seconds": {"mean": seconds}}
-
-    @torch.no_grad()
-    def _class_mask(self, method: Any, case: dict[str, Any], *, given: bool) -> torch.Tensor:
-        """The classification branch's mask of one image, for its labels or for those that it predicts itself."""
-        image = torch.as_tensor(case["image"])[None].float()
-        on_grid = resize_in_plane(image, self.grid)
-        label = torch.as_tensor(case["label"])[None].float()
-        if not given:
-            label = (method.network.branches(on_grid, upsample=False).logits > 0).float()
-        mask = method.class_branch_mask(on_grid, label)
-        return resize_in_plane(mask.float(), image.shape[2:]).round().to(torch.uint8)
-
-    def _score(self, cases: Cases, masks: Sequence[torch.Tensor]) -> Row:
-        table = CaseTable(load_header(self.datalist)["classes"])
-        for case, mask in zip(cases, masks, strict=True):
-            table.add(
-                id=case["id"],
-                subject=case["subject"],
-                label=case["label"],
-                prediction=mask[0],
-                reference=case.get("mask"),
-            )
-        return table.summary()
-
-    def format(self, rows: dict[str, list[Row]]) -> str:
-        """A row a recipe: Dice per subject in each column, the CRF's seconds an image, S against full supervision."""
-        columns = (*_TRAINING, *_UNSEEN)
-        (bound,) = self.bound
-        full = _mean_dice(rows.get(f"{bound} / S", []))
-        lines = [f"| row | {' | '.join(columns)} | CRF, s | ratio |", "|---" * (len(columns) + 3) + "|"]
-        for name in dict.fromkeys(row.rsplit(" / ", 1)[0] for row in rows):
-            cells = [format_cell(rows.get(f"{name} / {column}", []), "dice_subject") for column in columns]
-            dice = _mean_dice(rows.get(f"{name} / S", []))
-            ratio = f"{dice / full:.2f}" if full > 0 else "–"
-            seconds = format_cell(rows.get(f"{name} / S + CRF", []), "crf_seconds")
-            lines.append(f"| {name} | {' | '.join(cells)} | {seconds} | {ratio} |")
-        return "\n".join(lines)
+    Args:
+        datalist: path of the prepared ``datalist.json``.
+        out: folder for weights, rows and the table.
+        recipes: the recipes of two branches; full supervision of the same network is added.
+        epochs: epochs of each training.
+        seeds: seeds of each recipe.
+        split: where the unseen images lie.
+        grid: in-plane size of the networks, in pixels.
+    """
+    data = Slices(datalist, split, grid)
+    entries = [Entry(name, partial(_both_branches, data, name not in _RUNGS), name) for name in recipes]
+    entries += [Entry(name, partial(_segmentation_branch, data, True), name) for name in BMP_BOUND]
+    trained = {**recipes, **BMP_BOUND}
+    return BenchmarkTable("bmp", data, out, trained, entries, _COLUMNS, epochs=epochs, seeds=seeds)
 
 
-def _mean_dice(results: list[Row]) -> float:
-    return float(np.mean([row["dice_subject"]["mean"] for row in results])) if results else 0.0
+def _both_branches(
+    data: Slices, with_crf: bool, table: BenchmarkTable, trained: Sequence[Trained]
+) -> Iterator[Measured]:
+    """Measure the masks of the classification branch and of the segmentation branch."""
+    (one,) = trained
+    method: Any = one.method
+    method.measure_negative_reference(data.loader(data.items(one.recipe, 0), one.recipe, 0))
+    cases = data.cases(one.recipe, "training", _EVERY)
+    masks = [_class_mask(data, method, case, given=True) for case in cases]
+    yield Measured("C train", data.measure_masks(cases, masks), "training")
+    logits = data.maps(cases, method.network, one.recipe.views)
+    given: dict[str, Any] = {"output_kind": "segmentation", "gate": "given"}
+    masks = [
+        to_mask(scores, label=torch.as_tensor(case["label"])[None], **given)
+        for case, scores in zip(cases, logits, strict=True)
+    ]
+    yield Measured("S train", data.measure_masks(cases, masks), "training")
+    cases = data.cases(one.recipe)
+    masks = [_class_mask(data, method, case, given=False) for case in cases]
+    yield Measured("C", data.measure_masks(cases, masks))
+    yield from _segmentation_branch(data, with_crf, table, trained)
+
+
+def _segmentation_branch(
+    data: Slices, with_crf: bool, table: BenchmarkTable, trained: Sequence[Trained]
+) -> Iterator[Measured]:
+    """Measure what is deployed, and the same after the CRF."""
+    (one,) = trained
+    cases = data.cases(one.recipe)
+    logits = data.maps(cases, one.method.network, one.recipe.views)
+    masks = [to_mask(scores, output_kind="segmentation") for scores in logits]
+    yield Measured("S", data.measure_masks(cases, masks))
+    if with_crf:
+        masks, seconds = _refined(cases, logits)
+        yield Measured("S + CRF", data.measure_masks(cases, masks) | {"crf_seconds": {"mean": seconds}})
+
+
+def _refined(cases: Cases, logits: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], float]:
+    """Give the masks after the CRF, and its seconds per image."""
+    start = time.perf_counter()
+    crf = DenseCRF.from_preset("bmp", intensity_range=1.0)
+    masks = []
+    for case, scores in zip(cases, logits, strict=True):
+        # Intensities as shares of the image's range: the published kernels are for images of 8 bits.
+        image = rescale_maps(torch.as_tensor(case["image"])[None].float())
+        masks.append(to_mask(crf(image, scores.softmax(1)).log(), output_kind="segmentation"))
+    return masks, (time.perf_counter() - start) / len(cases)
+
+
+@torch.no_grad()
+def _class_mask(data: Slices, method: Any, case: dict[str, Any], *, given: bool) -> torch.Tensor:
+    """Give the classification branch's mask of one image, for its labels or for those that it predicts itself."""
+    image = torch.as_tensor(case["image"])[None].float()
+    on_grid = resize_in_plane(image, data.grid)
+    label = torch.as_tensor(case["label"])[None].float()
+    if not given:
+        label = (method.network.branches(on_grid, upsample=False).logits > 0).float()
+    mask = method.class_branch_mask(on_grid, label)
+    return resize_in_plane(mask.float(), image.shape[2:]).round().to(torch.uint8)

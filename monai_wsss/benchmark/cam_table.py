@@ -5,104 +5,136 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any
 
 import torch
 
-from monai_wsss.benchmark.recipe_table import Cases, RecipeTable, Row, decision_options, maps_of
-from monai_wsss.benchmark.recipes import RECIPES, Recipe
-from monai_wsss.cams import pool_maps
-from monai_wsss.data import load_header
+from monai_wsss.benchmark.cam_recipes import CAM_RECIPES
+from monai_wsss.benchmark.formatting import Column
+from monai_wsss.benchmark.prepared import Cases, Slices, maps_of, rule_of
+from monai_wsss.benchmark.recipes import Recipe
+from monai_wsss.benchmark.rows import Measured
+from monai_wsss.benchmark.table import BenchmarkTable, Entry, Trained
 from monai_wsss.inferers import GradientCAMInferer, VolumeInferer
 from monai_wsss.methods import ClassActivationMapping
 from monai_wsss.networks import MapEnsemble
+from monai_wsss.refinement import MaskRule
 from monai_wsss.refinement.oracle import oracle_raw_threshold
 from monai_wsss.transforms import resize_in_plane
 
-__all__ = ["CamTable"]
+__all__ = ["make_cam_table"]
+
+_METRICS = ("dice_subject", "dice_pooled", "assd", "r_under", "r_over", "healthy_clean", "presence_auroc")
+_COLUMNS = [
+    *(Column(metric, metric) for metric in _METRICS),
+    Column("ratio to full supervision", "dice_subject", kind="ratio"),
+]
+_LEVELS = (0.0, 1.0, 1.5, 2.0)  # of the trivial reference, in standard deviations of the subject's FLAIR
 
 
-@dataclass(frozen=True)
-class CamTable(RecipeTable):
-    """The benchmark of plain CAM; the arguments are those of :class:`RecipeTable`."""
+def make_cam_table(
+    datalist: Path,
+    out: Path,
+    *,
+    epochs: int = 8,
+    seeds: Sequence[int] = (0, 1, 2),
+    split: str = "validation",
+    grid: tuple[int, int] = (64, 64),
+) -> BenchmarkTable:
+    """Make the table of plain CAM on slices with one class.
 
-    name: ClassVar[str] = "table"
-
-    def _all_rows(self) -> Iterator[tuple[str, list[Row]]]:
-        header = load_header(self.datalist)
-        channels, classes = len(header["modality"]), len(header["classes"])
-        trained: dict[str, list[torch.nn.Module]] = {}
-        for name, recipe in RECIPES.items():
-            networks = [self._train(name, recipe, seed, channels, classes).network.eval() for seed in self.seeds]
-            trained[name] = list(networks)
-            yield from self._network_rows(name, recipe, networks)
-        singles = trained["max"]
-        yield "max / Grad-CAM++, max-norm 0.5", self._gradient_rows(singles)
-        ensemble = ClassActivationMapping(MapEnsemble(singles)).eval()  # type: ignore[arg-type]
-        ensemble.finalize(self._loader(RECIPES["max"], 0, masks=False))
-        yield from self._network_rows(f"max, mean of {len(self.seeds)} seeds", RECIPES["max"], [ensemble.network])
-        yield from self._trivial_rows(singles[0])
-
-    def _network_rows(
-        self, name: str, recipe: Recipe, networks: Sequence[torch.nn.Module]
-    ) -> Iterator[tuple[str, list[Row]]]:
-        cases = self._cases(recipe.by_subject)
-        inferer = VolumeInferer(2, grid=self.grid, views=recipe.views)
-        maps = [maps_of(cases, partial(inferer, network=network)) for network in networks]
-        for rule in recipe.rules:
-            results = [
-                self._measure(cases, per_case, decision_options(network, rule))
-                for network, per_case in zip(networks, maps, strict=True)
-            ]
-            yield f"{name} / {rule or 'argmax'}", results
-        if "negative_reference" in recipe.rules[:1]:
-            results = [
-                self._measure(cases, per_case, _oracle_options(network, cases, per_case))
-                for network, per_case in zip(networks, maps, strict=True)
-            ]
-            yield f"{name} / ORACLE raw threshold (chosen on the masks)", results
-
-    def _gradient_rows(self, networks: Sequence[torch.nn.Module]) -> list[Row]:
-        """Grad-CAM++ at the last block of each network, gated by the network's own logits."""
-        cases = self._cases(by_subject=True)
-        inferer = GradientCAMInferer("encoder", variant="gradcam++", gate="predicted")
-        options = {"rule": "max", "gate": "none"}
-        maps = [maps_of(cases, partial(self._on_grid, inferer, network)) for network in networks]
-        return [self._measure(cases, per_case, options) for per_case in maps]
-
-    def _on_grid(self, inferer: GradientCAMInferer, network: torch.nn.Module, image: torch.Tensor) -> torch.Tensor:
-        return resize_in_plane(inferer(resize_in_plane(image, self.grid), network), image.shape[2:])
-
-    def _trivial_rows(self, network: torch.nn.Module) -> Iterator[tuple[str, list[Row]]]:
-        """References without a learned map: FLAIR above a level; the whole image where the network sees a finding."""
-        header = load_header(self.datalist)
-        cases = self._cases(by_subject=True)
-        names = [header["modality"][str(channel)] for channel in range(len(header["modality"]))]
-        if "FLAIR" in names:
-            channel = names.index("FLAIR")
-            flair = [torch.as_tensor(case["image"])[None, channel : channel + 1].float() for case in cases]
-            for level in (0.0, 1.0, 1.5, 2.0):
-                options = {"rule": "fixed", "threshold": level, "gate": "none"}
-                yield f"trivial: FLAIR > {level} SD", [self._measure(cases, flair, options)]
-        inferer = VolumeInferer(2, grid=self.grid)
-        present = maps_of(cases, lambda image: (inferer(image, network).amax((2, 3), keepdim=True) > 0).float())
-        whole = [value.expand(-1, -1, *case["image"].shape[1:]) for value, case in zip(present, cases, strict=True)]
-        options = {"rule": "fixed", "threshold": 0.5, "gate": "none"}
-        yield "trivial: whole slice where the network sees a finding", [self._measure(cases, whole, options)]
+    Args:
+        datalist: path of the prepared ``datalist.json``.
+        out: folder for weights, rows and the table.
+        epochs: epochs of each training.
+        seeds: seeds of each recipe.
+        split: where to measure.
+        grid: in-plane size of the networks, in pixels.
+    """
+    data = Slices(datalist, split, grid)
+    entries = [Entry(name, partial(_by_rule, data), name) for name in CAM_RECIPES]
+    entries += [
+        Entry("max / Grad-CAM++, max-norm 0.5", partial(_gradient, data), "max"),
+        Entry("max, mean of {seeds} seeds", partial(_ensemble, data), "max", "all"),
+        *(Entry(f"trivial: FLAIR > {level} SD", partial(_flair, data, level), None) for level in _LEVELS),
+        Entry("trivial: whole slice where the network sees a finding", partial(_whole, data), "max", "first"),
+    ]
+    return BenchmarkTable("table", data, out, CAM_RECIPES, entries, _COLUMNS, epochs=epochs, seeds=seeds)
 
 
-def _oracle_options(network: torch.nn.Module, cases: Cases, maps: Sequence[torch.Tensor]) -> dict[str, Any]:
-    """The raw threshold, of 121 from -6 to 6, that the masks call best: a bound of fixed thresholds, no rule to use."""
-    options = decision_options(network, "fixed")
+def _by_rule(data: Slices, table: BenchmarkTable, trained: Sequence[Trained]) -> Iterator[Measured]:
+    """Measure a network under each rule of its recipe."""
+    (one,) = trained
+    yield from _rules(data, one.recipe, one.method.network)
+
+
+def _ensemble(data: Slices, table: BenchmarkTable, trained: Sequence[Trained]) -> Iterator[Measured]:
+    """Measure the mean of the maps of all seeds, whose healthy levels are measured anew."""
+    recipe = trained[0].recipe
+    members: list[Any] = [one.method.network for one in trained]
+    ensemble = ClassActivationMapping(MapEnsemble(members)).eval()
+    ensemble.finalize(data.loader(data.items(recipe, 0), recipe, 0))
+    yield from _rules(data, recipe, ensemble.network)
+
+
+def _rules(data: Slices, recipe: Recipe, network: torch.nn.Module) -> Iterator[Measured]:
+    cases = data.cases(recipe)
+    maps = data.maps(cases, network, recipe.views)
+    for rule in recipe.rules:
+        yield Measured(rule or "argmax", data.measure_maps(cases, maps, rule_of(network, rule)).summary())
+    if recipe.rules[0] == "negative_reference":
+        summary = data.measure_maps(cases, maps, _oracle_rule(network, cases, maps)).summary()
+        yield Measured("ORACLE raw threshold (chosen on the masks)", summary, oracle=True)
+
+
+def _gradient(data: Slices, table: BenchmarkTable, trained: Sequence[Trained]) -> Iterator[Measured]:
+    """Measure Grad-CAM++ at the last block, gated by the network's own logits."""
+    (one,) = trained
+    cases = data.cases(one.recipe)
+    inferer = GradientCAMInferer("encoder", variant="gradcam++", gate="predicted")
+
+    def on_grid(image: torch.Tensor) -> torch.Tensor:
+        maps = inferer(resize_in_plane(image, data.grid), one.method.network)
+        return resize_in_plane(maps, image.shape[2:])
+
+    rule = MaskRule(rule="max", gate="none")
+    yield Measured("", data.measure_maps(cases, maps_of(cases, on_grid), rule).summary())
+
+
+def _flair(data: Slices, level: float, table: BenchmarkTable, trained: Sequence[Trained]) -> Iterator[Measured]:
+    """Measure FLAIR above a level, a reference without a learned map; nothing where there is no FLAIR."""
+    if "FLAIR" not in data.modalities:
+        return
+    channel = data.modalities.index("FLAIR")
+    cases = data.cases(CAM_RECIPES["max"])
+    flair = [torch.as_tensor(case["image"])[None, channel : channel + 1].float() for case in cases]
+    rule = MaskRule(rule="fixed", threshold=level, gate="none")
+    yield Measured("", data.measure_maps(cases, flair, rule).summary())
+
+
+def _whole(data: Slices, table: BenchmarkTable, trained: Sequence[Trained]) -> Iterator[Measured]:
+    """Measure the whole image where the network sees a finding, a reference without a learned map."""
+    (one,) = trained
+    network = one.method.network
+    cases = data.cases(one.recipe)
+    inferer = VolumeInferer(2, grid=data.grid)
+    present = maps_of(cases, lambda image: (inferer(image, network).amax((2, 3), keepdim=True) > 0).float())
+    whole = [value.expand(-1, -1, *case["image"].shape[1:]) for value, case in zip(present, cases, strict=True)]
+    rule = MaskRule(rule="fixed", threshold=0.5, gate="none")
+    yield Measured("", data.measure_maps(cases, whole, rule).summary())
+
+
+def _oracle_rule(network: Any, cases: Cases, maps: Sequence[torch.Tensor]) -> MaskRule:
+    """Give the raw threshold, of 121 from -6 to 6, that the masks call best: a bound of fixed thresholds."""
     gated = []
     for scores in maps:
-        presence = pool_maps(scores, options["pooling"], topk_share=network.topk_share)[0, 0] > 0  # type: ignore[arg-type]
-        gated.append(scores[0] if presence else torch.full_like(scores[0], -torch.inf))
+        present = network.pool(scores)[0, 0] > 0
+        gated.append(scores[0] if present else torch.full_like(scores[0], -torch.inf))
     masks = [
         torch.as_tensor(case.get("mask", torch.zeros_like(scores))) for case, scores in zip(cases, gated, strict=True)
     ]
     candidates = torch.linspace(-6, 6, 121).tolist()
     chosen = oracle_raw_threshold(gated, masks, candidates, subjects=[case["subject"] for case in cases])
-    return options | {"threshold": chosen.oracle_threshold}
+    return MaskRule.of(network, rule="fixed", threshold=chosen.oracle_threshold)

@@ -1,64 +1,82 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""What the benchmark trains: each recipe builds a method and says how its images are normalized.
-
-All recipes share optimizer, schedule, batches and epochs, so that a row differs from another by what its name says.
-"""
+"""A recipe of the benchmark: a method, how it is optimized, and how its images are read and its maps decided."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from pathlib import Path
+from typing import Any
 
-from monai.networks.nets import BasicUNet
+import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader
 
-from monai_wsss.methods import ClassActivationMapping, FullSupervision, SegmentationNetwork, WSSSMethod
-from monai_wsss.networks import CAMEncoder
+from monai_wsss.engines import one_cycle
+from monai_wsss.methods import WSSSMethod
 
-__all__ = ["RECIPES", "Recipe"]
+__all__ = ["FULL_SUPERVISION", "AdamWOneCycle", "Recipe"]
+
+FULL_SUPERVISION = "full supervision"
+"""What the names of rows begin with whose weights are trained on masks: the upper bound that ratios refer to."""
+
+
+@dataclass(frozen=True)
+class AdamWOneCycle:
+    """AdamW over one cycle of the learning rate, stepped per iteration.
+
+    Attributes:
+        learning_rate: the peak of the cycle.
+        weight_decay: decoupled weight decay.
+    """
+
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+
+    def __call__(self, method: WSSSMethod, epochs: int, loader: DataLoader) -> tuple[Optimizer, LRScheduler]:
+        """Build the optimizer and the schedule of one training.
+
+        Args:
+            method: the method to train, with the one player ``network``.
+            epochs: epochs of the training.
+            loader: the batches of an epoch.
+        """
+        parameters = method.player_parameters("network")
+        optimizer = torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=self.weight_decay)
+        return optimizer, one_cycle(optimizer, self.learning_rate, epochs, loader)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One way to train.
+    """One way to train and to decide.
 
     Attributes:
-        build: (in_channels, num_classes) to a method.
+        build: (in_channels, num_classes) to a new method.
+        optimizer: (method, epochs, loader) to an optimizer and a schedule that is stepped per iteration.
+        batch_size: images per training step.
         by_subject: normalize slices by their subject's statistics; else each slice by itself.
-        views: of the inference, see :func:`~monai_wsss.inferers.multi_view_maps`.
+        views: views of the inference, see :func:`~monai_wsss.inferers.multi_view_maps`.
         rules: decision rules to report; the first is the recipe's own.
+        share: share of the training items to train on, in (0, 1]; the seed draws it.
+        teacher: key of the recipe in the same table whose pseudo-masks this one trains on.
+        begin: weights that the training begins from.
     """
 
     build: Callable[[int, int], WSSSMethod]
+    optimizer: AdamWOneCycle = AdamWOneCycle()
+    batch_size: int = 32
     by_subject: bool = True
     views: str = "dihedral"
     rules: tuple[str | None, ...] = ("negative_reference", "negative_quantile", "logit", "minmax", "otsu")
+    share: float = 1.0
+    teacher: str | None = None
+    begin: Path | None = None
 
-
-def _encoder(in_channels: int, num_classes: int, *, pooling: str, topk_share: float = 0.1) -> WSSSMethod:
-    network = CAMEncoder(2, in_channels, num_classes, pooling=pooling, topk_share=topk_share)
-    return ClassActivationMapping(network)
-
-
-def _plain(in_channels: int, num_classes: int) -> WSSSMethod:
-    return ClassActivationMapping.from_preset("paper", in_channels=in_channels, num_classes=num_classes)
-
-
-def _full_supervision(in_channels: int, num_classes: int) -> WSSSMethod:
-    unet = BasicUNet(2, in_channels, num_classes + 1, features=(16, 32, 64, 128, 128, 16), norm="batch")
-    return FullSupervision(SegmentationNetwork(unet))
-
-
-RECIPES = {
-    "max": Recipe(partial(_encoder, pooling="max")),
-    "topk 2 %": Recipe(partial(_encoder, pooling="topk", topk_share=0.02)),
-    "lse": Recipe(partial(_encoder, pooling="lse")),
-    "average": Recipe(
-        partial(_encoder, pooling="average"),
-        rules=("minmax", "negative_reference", "negative_quantile", "logit", "otsu"),
-    ),
-    "plain (paper): average": Recipe(_plain, by_subject=False, views="none", rules=("minmax",)),
-    "full supervision (masks)": Recipe(_full_supervision, rules=(None,)),
-}
-"""The rows of the table by name; names say where masks were used."""
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Tell what decides the weights besides method, data and epochs, for JSON."""
+        optimizer = {"name": type(self.optimizer).__name__, **dataclasses.asdict(self.optimizer)}
+        return {"batch_size": self.batch_size, "share": self.share, "optimizer": optimizer}

@@ -21,19 +21,18 @@ import torch
 import torch.nn.functional as F
 
 from monai_wsss._checks import check_choice, check_shape, float32_or_wider
+from monai_wsss._resize import resize_linear
 
 __all__ = ["gradient_activation_maps", "head_activation_maps", "resize_maps"]
-
-_LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
 def head_activation_maps(
     features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """The signed maps of all classes at once: m_k = sum_f w_k^f A^f + b_k, the linear head applied to each pixel.
+    """Give the signed maps of all classes at once: m_k = sum_f w_k^f A^f + b_k, the linear head applied to each pixel.
 
-    Average-pooled, they give the logits of a head that follows global average pooling. The bias is the same for all
-    pixels; leave it out to see the features' evidence alone. Runs in float32 or wider, under autocast too.
+    The average of each map is the logit of a head that follows global average pooling. The bias is the same for all
+    pixels; leave it out to see only the evidence of the features. All runs in float32 or wider, also under autocast.
 
     Args:
         features: A (B, F, *S).
@@ -75,7 +74,7 @@ def gradient_activation_maps(
     variant: str = "gradcam",
     eps: float = 0.0,
 ) -> torch.Tensor:
-    """Grad-CAM or Grad-CAM++ of one class, for every image of a batch by itself: ReLU(sum_f w^f A^f).
+    """Compute Grad-CAM or Grad-CAM++ of one class for every image of a batch independently: ReLU(sum_f w^f A^f).
 
     With g = dY/dA (B, F, *S) and sums over the pixels of each image and feature:
 
@@ -83,9 +82,9 @@ def gradient_activation_maps(
     - ``"gradcam++"``: w^f = exp(Y) sum a^f ReLU(g^f), a^f = (g^f)^2 / (2 (g^f)^2 + sum A^f (g^f)^3 + eps), the closed
       form for the class score exp(Y); where the denominator is zero it counts as 1.
 
-    exp(Y) only scales the whole map of an image, so it matters between images and never after normalization.
-    The paper has no ``eps``; released codes (WSS-CMER, MONAI) add 1e-7, which outweighs the squared gradient where an
-    average over many pixels leaves gradients below 3e-4, and so turns w^f into a multiple of the cubed gradient.
+    exp(Y) scales the whole map of an image: it matters between images, but never after normalization.  The paper has no
+    ``eps``; released codes (WSS-CMER, MONAI) add 1e-7.  Where an average over many pixels leaves gradients below 3e-4,
+    that is more than the squared gradient, and w^f becomes a multiple of the cubed gradient.
 
     Args:
         activations: A (B, F, *S).
@@ -129,7 +128,10 @@ def gradient_activation_maps(
 
 
 def resize_maps(maps: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """Maps (B, K, *S) at another spatial size: (bi-, tri-)linear between pixel centers (half-pixel convention).
+    """Bring maps (B, K, *S) to another spatial size, linearly between pixel centers (half-pixel convention).
+
+    Unlike :func:`~monai_wsss._resize.resize_linear` it widens half precision to float32 for the interpolation, and
+    gives maps that already have the size unchanged.
 
     Example:
         >>> resize_maps(torch.tensor([[[[0.0, 1.0]]]]), (1, 4)).flatten().tolist()
@@ -138,4 +140,4 @@ def resize_maps(maps: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     check_shape("maps", maps, "(B, K, *S)")
     if tuple(maps.shape[2:]) == tuple(size):
         return maps
-    return F.interpolate(float32_or_wider(maps), size=tuple(size), mode=_LINEAR[maps.ndim - 2], align_corners=False)
+    return resize_linear(float32_or_wider(maps), size)

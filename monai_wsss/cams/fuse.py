@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Several maps of one image become one: over groups (modalities, normalized, gated) and over an ensemble of seeds."""
+"""Fusion of several maps of one image: over groups (modalities, normalized and gated), or over an ensemble."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def fuse_groups(
     presence: torch.Tensor | None = None,
     eight_bit: bool = False,
 ) -> torch.Tensor:
-    """Fuse the maps of G groups (modalities) pixel by pixel; groups that see no such class contribute zeros.
+    """Fuse the maps of G groups (modalities) pixel by pixel; a group that predicts a class absent contributes zeros.
 
     fused_k = max_g (presence_gk * m_gk), as Patel & Dolz (CMER) fuse modalities at test time, or the mean over g.
 
     Args:
         maps: (B, G, K, *S), already on a common scale (:func:`~monai_wsss.cams.normalize_maps`).
         fusion: ``"max"`` or ``"mean"``.
-        presence: (B, G, K), 0/1 or bool: does group g predict class k in this image? None: all maps count.
+        presence: (B, G, K), 0/1 or bool: whether group g predicts class k in this image; None: all maps count.
         eight_bit: pass each map through 8 bits first, floor(255 m) / 255, as the evaluation released with CMER does by
             storing PNG files. It moves pixels between 127/255 and 128/255 across a threshold of 0.5.
 
@@ -60,13 +60,13 @@ def fuse_groups(
 
 
 def average_ensemble(raw_maps: Iterable[torch.Tensor]) -> torch.Tensor:
-    """The mean of the *raw* maps of several networks (seeds) for the same images.
+    """Average the *raw* maps of several networks for the same images.
 
-    Raw, because the common zero level and the pooled logits of the members keep their meaning; the maps are
-    normalized once, afterwards. Takes any iterable and holds one map and the running sum.
+    The zero level of raw maps and their pooled logits keep their meaning in the mean, which is normalized once,
+    afterwards. Any iterable will do; only one map and the running sum are held.
 
     Args:
-        raw_maps: tensors of one shape, e.g. (B, K, *S) each.
+        raw_maps: tensors of one shape, e.g. each (B, K, *S).
 
     Returns:
         Their mean, in float32 or wider.

@@ -13,14 +13,15 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 
 from monai_wsss._checks import DataError, check_choice
 from monai_wsss._files import make_directory, write_json
+from monai_wsss.data.datalist_checks import check_datalist, check_header, placed_items
 from monai_wsss.data.modalities import canonical_modality
 from monai_wsss.data.splits import SPLITS
 
@@ -34,7 +35,6 @@ __all__ = [
 ]
 
 _UNNAMED = re.compile(r"image|channel \d+")
-_REQUIRED = ("id", "image", "label", "subject")
 
 _logger = logging.getLogger(__name__)
 
@@ -81,116 +81,6 @@ def check_trainable(items: Sequence[Mapping[str, Any]]) -> None:
                     f"None of the {len(items)} cases is {kind} for class {number} of {labels.shape[1]}: "
                     f"training needs both, so add {kind} cases or split anew."
                 )
-
-
-def _are_names(values: Any) -> TypeGuard[list[str]]:
-    """Tell whether this is a list of texts, not empty and without an empty text."""
-    return isinstance(values, list) and bool(values) and all(isinstance(value, str) and value for value in values)
-
-
-def _are_numbers(values: Any, count: int) -> bool:
-    """Tell whether this is a list of ``count`` finite numbers."""
-    if not isinstance(values, list) or len(values) != count:
-        return False
-    return all(isinstance(value, (int, float)) and np.isfinite(value) for value in values)
-
-
-def _check_keys(datalist: Mapping[str, Any], source: str) -> None:
-    """Check the parts of the list that are not items."""
-    classes, modality = datalist.get("classes"), datalist.get("modality")
-    if not _are_names(classes) or len(set(classes)) != len(classes):
-        raise DataError(f'{source}: "classes" must list the foreground classes by name, each once; got {classes!r}.')
-    if (
-        not isinstance(modality, dict)
-        or set(modality) != {str(i) for i in range(len(modality))}
-        or not _are_names(list(modality.values()))
-    ):
-        raise DataError(f'{source}: "modality" must map "0", "1", … to the names of the channels; got {modality!r}.')
-    for split in SPLITS:
-        if not isinstance(datalist.get(split, []), list):
-            raise DataError(f'{source}: "{split}" must be a list of cases.')
-    scored = datalist.get("scored_class")
-    if not datalist.get("background", True) and scored not in classes:
-        raise DataError(
-            f'{source}: "background" is false, so "scored_class" must name one of the classes '
-            f"{', '.join(map(str, classes))}; got {scored!r}."
-        )
-    statistics = datalist.get("statistics", {})
-    if not isinstance(statistics, dict):
-        raise DataError(
-            f'{source}: "statistics" must map each subject to its "mean" and "std"; got {statistics!r:.80}.'
-        )
-    for subject, values in statistics.items():
-        if not (isinstance(values, dict) and all(_are_numbers(values.get(k), len(modality)) for k in ("mean", "std"))):
-            raise DataError(
-                f'{source}: "statistics" of subject {subject} must hold one finite "mean" and "std" '
-                f"for each of {len(modality)} modalities."
-            )
-
-
-def _rows(datalist: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Give every item as (split, where it stands, item)."""
-    for split in SPLITS:
-        for index, item in enumerate(datalist.get(split, [])):
-            yield split, f"{split}[{index}]", item
-
-
-def _check_case(item: Any, datalist: Mapping[str, Any], where: str) -> None:
-    """Check one item by itself."""
-    missing = [key for key in _REQUIRED if not isinstance(item, dict) or key not in item]
-    if missing:
-        raise DataError(f"{where} lacks {', '.join(missing)}: a case needs {', '.join(_REQUIRED)}.")
-    for key in ("id", "subject", *(["mask"] if "mask" in item else [])):
-        if not _are_names([item[key]]):
-            raise DataError(f'{where} has {key} {item[key]!r}: give a text in quotes, as "{key}": "a1".')
-    label, classes = item["label"], datalist["classes"]
-    if not isinstance(label, list) or len(label) != len(classes) or any(value not in (0, 1) for value in label):
-        raise DataError(
-            f'{where} (id "{item["id"]}") has label {label!r}: '
-            f"give a list with one 0 or 1 for each of {', '.join(map(str, classes))}."
-        )
-    if not datalist.get("background", True) and not any(label):
-        raise DataError(
-            f'{where} (id "{item["id"]}") has a label of zeros, but "background" is false, so that every pixel belongs '
-            f"to one of {', '.join(map(str, classes))}: give it the classes that it shows, or leave it out."
-        )
-    image, modality = item["image"], datalist["modality"]
-    if not _are_names(image if isinstance(image, list) else [image]):
-        raise DataError(f'{where} (id "{item["id"]}") has image {image!r}: give a path, or a list of one per modality.')
-    if isinstance(image, list) and len(image) != len(modality):
-        raise DataError(
-            f'{where} (id "{item["id"]}") names {len(image)} image files, "modality" has {len(modality)} names: '
-            "give one file per modality."
-        )
-    _check_patch(item, where)
-
-
-def _check_patch(item: Mapping[str, Any], where: str) -> None:
-    """Check the entries of an item that say from which image it was cut."""
-    for key in ("source", "statistics"):
-        if key in item and not _are_names([item[key]]):
-            raise DataError(f'{where} has {key} {item[key]!r}: give a text in quotes, as "{key}": "a1".')
-    origin = item.get("origin", [0, 0])
-    if not isinstance(origin, list) or not all(isinstance(start, int) and start >= 0 for start in origin):
-        raise DataError(f"{where} has origin {origin!r}: give the first column and row as whole numbers from 0 on.")
-
-
-def _check_datalist(datalist: Mapping[str, Any], source: str) -> None:
-    """Check everything that can be checked without opening the images."""
-    _check_keys(datalist, source)
-    seen: dict[str, str] = {}
-    split_of: dict[str, str] = {}
-    for split, place, item in _rows(datalist):
-        _check_case(item, datalist, f"{source}: {place}")
-        if item["id"] in seen:
-            raise DataError(f'{source}: id "{item["id"]}" stands in {seen[item["id"]]} and in {place}: ids are unique.')
-        seen[item["id"]] = place
-        first = split_of.setdefault(item["subject"], split)
-        if first != split:
-            raise DataError(
-                f'{source}: subject "{item["subject"]}" is in {first} and in {split} ({place}): '
-                "put all cases of a subject into one split."
-            )
 
 
 def _paths(item: Mapping[str, Any], base: Path) -> list[str]:
@@ -240,8 +130,8 @@ def write_datalist(directory: str | os.PathLike[str], datalist: Mapping[str, Any
     path = directory / "datalist.json"
     content = {"name": directory.name, "background": True, **datalist}
     content.update({split: datalist.get(split, []) for split in SPLITS})
-    _check_datalist(content, str(path))
-    for _, _, item in _rows(content):
+    check_datalist(content, str(path))
+    for _, _, item in placed_items(content):
         for file in _paths(item, directory):
             _check_exists(file, item, "image", str(path))
         if "mask" in item:
@@ -354,7 +244,7 @@ def load_datalist(
     check_choice("split", split, SPLITS)
     file = Path(path).absolute()
     datalist = _read_json(file)
-    _check_datalist(datalist, str(file))
+    check_datalist(datalist, str(file))
     names = [datalist["modality"][str(channel)] for channel in range(len(datalist["modality"]))]
     channels = list(range(len(names)))
     if modalities is not None:
@@ -394,5 +284,5 @@ def load_header(path: str | os.PathLike[str]) -> dict[str, Any]:
         DataError: the file is absent or broken.
     """
     datalist = _read_json(Path(path))
-    _check_keys(datalist, str(path))
+    check_header(datalist, str(path))
     return {"background": True, **{key: value for key, value in datalist.items() if key not in (*SPLITS, "statistics")}}

@@ -18,6 +18,7 @@ from monai_wsss.engines.distributed import (
     stop_distributed,
 )
 from monai_wsss.engines.evaluation import SegmentationScores, TrainingLog, case_spacing
+from monai_wsss.engines.overrides import check_command_line, check_overrides, takes_arguments_of
 from monai_wsss.engines.schedules import Progress, WeightRamp, one_cycle, polynomial, polynomial_after_warm_up
 from monai_wsss.engines.terms import LossGate, Term, short_run_sentences
 from monai_wsss.engines.trainer import NonFiniteLossError, WSSSTrainer
@@ -32,6 +33,8 @@ __all__ = [
     "WSSSTrainer",
     "WeightRamp",
     "case_spacing",
+    "check_command_line",
+    "check_overrides",
     "distribute_method",
     "is_main_process",
     "latest_checkpoint",
@@ -45,5 +48,6 @@ __all__ = [
     "short_run_sentences",
     "start_distributed",
     "stop_distributed",
+    "takes_arguments_of",
     "with_weights",
 ]

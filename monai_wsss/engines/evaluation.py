@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""The case table as an ignite metric: MONAI's evaluators fill it, its handlers print and save its numbers."""
+"""The case table as an ignite metric, which MONAI's evaluators fill, and the log of a training run."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from ignite.engine import Engine, Events
 from ignite.metrics import Metric
 
 from monai_wsss._files import atomic_path, make_directory
+from monai_wsss._processes import gather_objects, is_main_process
 from monai_wsss.data import load_header
-from monai_wsss.engines.distributed import is_main_process
 from monai_wsss.metrics import CaseTable
 from monai_wsss.transforms import has_geometry
 
@@ -27,24 +26,24 @@ logger = logging.getLogger(__name__)
 
 
 def case_spacing(image: Any) -> tuple[float, ...] | None:
-    """Voxel size in mm of an image (C, *S) read by MONAI; None for a file without geometry, such as PNG."""
+    """Give the voxel size in mm of an image (C, *S) read by MONAI; None for a file without geometry, such as PNG."""
     if not has_geometry(image):
         return None
     return tuple(float(side) for side in image.pixdim[: image.ndim - 1])
 
 
 class SegmentationScores(Metric):
-    """Collects every case of an evaluation in a :class:`~monai_wsss.metrics.CaseTable`.
+    """An ignite metric that collects every case of an evaluation in a :class:`~monai_wsss.metrics.CaseTable`.
 
-    Attach it under a name of your choice: that name gets ``dice_subject`` (NaN, with a warning, where no reference
-    exists), and every metric of the table's summary goes to ``engine.state.metrics`` under its own name.  It reads
-    decollated, post-processed items: ``pred`` (1, *S), ``label``, ``id``, ``subject``; where there are, ``mask``,
-    ``cam`` and ``presence``.
+    Attach it under a name of your choice.  That name gets ``dice_subject`` (NaN, with a warning, where no reference
+    exists); every metric of the table's summary goes to ``engine.state.metrics`` under its own name.  The metric reads
+    decollated, post-processed items: ``pred`` (1, *S), ``label``, ``id``, ``subject``, and ``mask``, ``cam`` and
+    ``presence`` where they exist.
 
     Args:
         datalist: path of the datalist, for the names of the classes.
         bootstrap: resamplings of the subjects for the intervals.
-        seed: of the resampling.
+        seed: seed of the resampling.
     """
 
     def __init__(self, datalist: str | os.PathLike[str], bootstrap: int = 1000, seed: int = 0) -> None:
@@ -79,16 +78,13 @@ class SegmentationScores(Metric):
             )
 
     def iteration_completed(self, engine: Engine) -> None:
-        """ignite's hook; a metric needs the batch besides the output."""
+        """Add the cases of an iteration (ignite's hook): this metric needs the batch besides the output."""
         self.update((engine.state.batch, engine.state.output))
 
     def compute(self) -> float:
-        """``dice_subject`` over all processes."""
-        if dist.is_available() and dist.is_initialized():
-            gathered: list[Any] = [None] * dist.get_world_size()
-            dist.all_gather_object(gathered, self.table.rows)
-            for rows in gathered:
-                self.table.merge(rows)
+        """Compute ``dice_subject`` over the cases of all processes."""
+        for rows in gather_objects(self.table.rows):
+            self.table.merge(rows)
         self.summary = self.table.summary(bootstrap=self.bootstrap, seed=self.seed)
         if "dice_subject" not in self.summary:
             logger.warning("No reference mask of a positive image in this split: Dice is not computed.")
@@ -96,15 +92,15 @@ class SegmentationScores(Metric):
         return float(self.summary["dice_subject"]["mean"])
 
     def completed(self, engine: Engine, name: str) -> None:
-        """ignite's hook: put every metric of the summary beside the one that was asked for."""
+        """Add every metric of the summary to the engine's metrics (ignite's hook)."""
         super().completed(engine, name)
         engine.state.metrics.update({metric: value["mean"] for metric, value in self.summary.items()})
 
 
 class TrainingLog:
-    """Writes ``training_log.csv``: an epoch a row, the mean of each loss, and the metrics of the epoch's validation.
+    """A handler that writes ``training_log.csv``: the mean of each loss and the validation metrics, per epoch.
 
-    A resumed run goes on with the rows of the epochs before it.
+    A resumed run keeps the rows of the epochs before it.
 
     Args:
         output_dir: folder of the run.

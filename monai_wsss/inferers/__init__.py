@@ -9,7 +9,9 @@ from monai_wsss.inferers.multi_view import multi_view_maps
 from monai_wsss.inferers.pseudo_masks import PseudoMaskWriter
 from monai_wsss.inferers.pseudo_quality import score_pseudo_masks
 from monai_wsss.inferers.seeds import AboveHealthyLevel, MinMax, MultiScaleSeeds
+from monai_wsss.inferers.slide_reading import SlideReading
 from monai_wsss.inferers.slide_stain import SlideNormalizer
+from monai_wsss.inferers.slide_tiles import TileLayout
 from monai_wsss.inferers.volume import VolumeInferer
 from monai_wsss.inferers.whole_slide import SlideResult, segment_slide
 
@@ -20,7 +22,9 @@ __all__ = [
     "MultiScaleSeeds",
     "PseudoMaskWriter",
     "SlideNormalizer",
+    "SlideReading",
     "SlideResult",
+    "TileLayout",
     "VolumeInferer",
     "multi_scale_branches",
     "multi_view_maps",

@@ -2,7 +2,8 @@
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 """Grad-CAM and Grad-CAM++ as an inferer: any classifier in, the maps of all its classes out, for any batch size.
 
-It needs gradients at inference, so it enables them where an evaluator has switched them off, and can never be exported.
+It needs gradients at inference. So it enables them where an evaluator has switched them off, and it can never be
+exported.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ __all__ = ["GradientCAMInferer"]
 class GradientCAMInferer(Inferer):
     """Grad-CAM maps of every class, at the size of the input.
 
-    One forward pass, then one backward pass a class, from its logit down to the target layer only. The images of a
-    batch do not mix, because the network is evaluated in eval mode (each module's own mode is restored afterwards).
-    No hook stays on the network, also after an error; the parameters' ``grad`` is neither read nor written. Runs in
-    float32 inside autocast: fp16 gradients of an average over many pixels underflow. Grad-CAM++ leaves out the factor
-    exp(Y) of each map, which overflows for confident networks and vanishes with normalization.
+    It takes one forward pass, then one backward pass per class, from its logit down to the target layer only. The
+    images of a batch do not mix, because the network is evaluated in eval mode (each module's own mode is restored
+    afterwards). No hook stays on the network, also after an error; the parameters' ``grad`` is neither read nor
+    written. Inside autocast it runs in float32: fp16 gradients of an average over many pixels underflow. Grad-CAM++
+    leaves out the factor exp(Y) of each map, which overflows for confident networks and vanishes with normalization.
 
     The maps are not negative and their mean is no logit. To have :func:`monai_wsss.refinement.to_mask` gate absent
     classes, choose ``gate="predicted"`` here: their maps are then zero, which every pooling calls absent.
@@ -38,10 +39,11 @@ class GradientCAMInferer(Inferer):
 
     Args:
         target_layer: module of the network, or its name in ``network.named_modules()``, whose output (B, F, *S) is
-            explained; as a rule the last layer with space. If it is called several times, its last call counts. The
-            name within each network where there is one a modality.
+            explained; as a rule the last layer with space. If it is called several times, its last call counts. For
+            one network per modality, the name within each network.
         variant: ``"gradcam"`` or ``"gradcam++"``.
-        gate: ``"predicted"`` zeroes the maps of classes with a logit <= 0, ``"none"`` keeps all.
+        gate: ``"predicted"`` zeroes the maps of classes whose logit does not exceed 0, or the network's
+            ``presence_level`` where it has one; ``"none"`` keeps all.
 
     Example:
         >>> network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
@@ -61,7 +63,7 @@ class GradientCAMInferer(Inferer):
         self.gate = gate
 
     def __call__(self, inputs: torch.Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """The maps of ``inputs``.
+        """Give the maps of ``inputs``.
 
         Args:
             inputs: (B, C, *S).
@@ -70,7 +72,7 @@ class GradientCAMInferer(Inferer):
             kwargs: further keyword arguments of the network.
 
         Returns:
-            (B, K, *S), or (B, G*K, *S) of several modalities; float32 or wider, not negative, without graph.
+            (B, K, *S), or (B, G*K, *S) for several modalities; float32 or wider, not negative, without graph.
 
         Raises:
             ValueError: the target layer does not exist, was not called or gives no (B, F, *S), or the network gives
@@ -92,10 +94,13 @@ class GradientCAMInferer(Inferer):
             if not captured:
                 raise ValueError(f"The target layer {self.target_layer!r} was not called in the forward pass.")
             maps = self._maps(logits, captured[-1])
+            if self.gate == "predicted":
+                present = logits > (0 if (level := getattr(network, "presence_level", None)) is None else level)
+                maps = maps * present.to(maps).reshape(*present.shape, *[1] * (maps.ndim - 2))
         return resize_maps(maps, inputs.shape[2:])
 
     def _maps(self, logits: torch.Tensor, activations: torch.Tensor) -> torch.Tensor:
-        """One backward pass a class, from the sum of its logits: images are independent in eval mode."""
+        """Run one backward pass per class, from the sum of its logits: images are independent in eval mode."""
         maps = []
         for k in range(logits.shape[1]):
             last = k == logits.shape[1] - 1
@@ -103,13 +108,11 @@ class GradientCAMInferer(Inferer):
                 logits[:, k].sum(), activations, retain_graph=not last, materialize_grads=True
             )
             maps.append(gradient_activation_maps(activations.detach(), gradients, variant=self.variant))
-        stacked = torch.stack(maps, dim=1)
-        if self.gate == "none":
-            return stacked
-        return stacked * (logits > 0).to(stacked).reshape(*logits.shape, *[1] * (stacked.ndim - 2))
+        return torch.stack(maps, dim=1)
 
 
 def _find_layer(network: nn.Module, target_layer: str | nn.Module) -> nn.Module:
+    """Find the layer by its name, or check that it belongs to the network."""
     modules = dict(network.named_modules())
     if isinstance(target_layer, str):
         if target_layer not in modules:
@@ -123,7 +126,7 @@ def _find_layer(network: nn.Module, target_layer: str | nn.Module) -> nn.Module:
 
 @contextmanager
 def _eval_mode(network: nn.Module) -> Iterator[None]:
-    """Eval mode inside; afterwards every module is in its own former mode (frozen batch norms stay frozen)."""
+    """Put all into eval mode; afterwards every module is in its own former mode (frozen batch norms stay frozen)."""
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
@@ -155,7 +158,7 @@ def _captured(layer: nn.Module) -> Iterator[list[torch.Tensor]]:
 
 
 def _image_logits(network: nn.Module, output: Any) -> torch.Tensor:
-    """Logits (B, K): the output itself, or maps pooled as the network was trained."""
+    """Give logits (B, K): the output itself, or maps pooled as the network was trained."""
     if isinstance(output, torch.Tensor) and output.ndim == 2:
         return float32_or_wider(output)
     pooling = getattr(network, "pooling", None)

@@ -1,71 +1,105 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Raw maps averaged over views of the same image: flips, quarter turns and scales, each turned back before the mean."""
+"""Raw maps brought together over views of the same image: flips, quarter turns, scales, each undone before the mean."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import product
+from typing import overload
 
 import torch
-import torch.nn.functional as F
 
 from monai_wsss._checks import check_choice, float32_or_wider
+from monai_wsss._resize import resize_linear
+from monai_wsss.inferers.multi_scale import check_scales
 
 __all__ = ["multi_view_maps"]
 
 
+@overload
 def multi_view_maps(
     network: Callable[[torch.Tensor], torch.Tensor],
     image: torch.Tensor,
     *,
+    views: str = ...,
+    scales: Sequence[float] = ...,
+    reduction: str = ...,
+) -> torch.Tensor: ...
+
+
+@overload
+def multi_view_maps(
+    network: Callable[[torch.Tensor], tuple[torch.Tensor, ...]],
+    image: torch.Tensor,
+    *,
+    views: str = ...,
+    scales: Sequence[float] = ...,
+    reduction: str = ...,
+) -> tuple[torch.Tensor, ...]: ...
+
+
+def multi_view_maps(
+    network: Callable[[torch.Tensor], torch.Tensor | tuple[torch.Tensor, ...]],
+    image: torch.Tensor,
+    *,
     views: str = "none",
     scales: Sequence[float] = (1.0,),
-) -> torch.Tensor:
-    """Mean of the raw maps over views and scales; differentiable.
+    reduction: str = "mean",
+) -> torch.Tensor | tuple[torch.Tensor, ...]:
+    """Average, or sum, the raw maps over views and scales; differentiable.
 
     Args:
-        network: gives maps at its input's size: ``(B, C, *S) -> (B, K, *S)``.
+        network: gives maps at its input's size, one or a tuple of them: ``(B, C, *S) -> (B, K, *S)``.
         image: ``(B, C, *S)``.
         views: ``none``; ``flips``, all 2^d combinations of axis flips; ``dihedral``, the quarter turns of the first two
             spatial axes and their mirror images (8 views).
         scales: factors of the image's size; maps are brought back by linear interpolation.
+        reduction: over views and scales: ``mean`` or ``sum``.
 
     Returns:
-        ``(B, K, *S)`` float32.
+        ``(B, K, *S)`` float32 or wider, or a tuple of such.
 
     Raises:
-        ValueError: unknown views, or no positive scale.
+        ValueError: unknown views, an unknown reduction, or no positive scale.
 
     Example:
         >>> flat = multi_view_maps(lambda x: x.mean(1, keepdim=True), torch.rand(1, 2, 8, 6), views="dihedral")
         >>> flat.shape
         torch.Size([1, 1, 8, 6])
+        >>> [maps.shape[1] for maps in multi_view_maps(lambda x: (x, x[:, :1]), torch.rand(1, 2, 8, 6), views="flips")]
+        [2, 1]
     """
     check_choice("views", views, ("none", "flips", "dihedral"))
-    if not scales or min(scales) <= 0:
-        raise ValueError(f"Expected `scales` to hold positive factors, got {tuple(scales)}.")
-    size, mode = image.shape[2:], "bilinear" if image.ndim == 4 else "trilinear"
-    total, count = torch.zeros((), device=image.device), 0
+    check_choice("reduction", reduction, ("mean", "sum"))
+    check_scales(scales)
+    size = image.shape[2:]
+    totals: list[torch.Tensor] = []
+    count, single = 0, True
     for scale in scales:
         scaled = image
         if scale != 1.0:
-            target = [max(1, round(side * scale)) for side in size]
-            scaled = F.interpolate(image, size=target, mode=mode, align_corners=False)
+            scaled = resize_linear(image, [max(1, round(side * scale)) for side in size])
         for forward, backward in _views(views, image.ndim - 2):
-            maps = backward(float32_or_wider(network(forward(scaled))))
+            given = network(forward(scaled))
+            single = isinstance(given, torch.Tensor)
+            several = (given,) if isinstance(given, torch.Tensor) else given
+            parts = [backward(float32_or_wider(maps)) for maps in several]
             if scale != 1.0:
-                maps = F.interpolate(maps, size=size, mode=mode, align_corners=False)
-            total, count = total + maps, count + 1
-    return total / count
+                parts = [resize_linear(maps, size) for maps in parts]
+            totals = [total + maps for total, maps in zip(totals, parts, strict=True)] if totals else parts
+            count += 1
+    if reduction == "mean":
+        totals = [total / count for total in totals]
+    return totals[0] if single else tuple(totals)
 
 
 _View = Callable[[torch.Tensor], torch.Tensor]
 
 
 def _views(views: str, spatial_dims: int) -> Iterator[tuple[_View, _View]]:
-    """Pairs of a view and its inverse: quarter turns first, then flips; back in the reverse order."""
+    """Yield pairs of a view and its inverse: quarter turns first, then flips; back in the reverse order."""
     if views == "dihedral":
         chosen = [(turns, axes) for turns, axes in product(range(4), ([], [2]))]
     else:

@@ -2,15 +2,16 @@
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 """From a network's maps and the image-level labels of a split to pseudo-masks on disk, for the second stage.
 
-With a background, an image's pseudo-mask is :func:`~monai_wsss.refinement.to_mask` gated by its label: 0, or 1..K.
+With a background, an image's pseudo-mask is what its network's :class:`~monai_wsss.refinement.MaskRule` decides, gated
+by its label: 0, or 1..K.
 
-Without one (all classes are real tissue), patches of one picture are merged before anything is decided:
+Without a background (all classes are real tissue), patches of one image are merged before anything is decided:
 
     S_k(q) = mean over the patches that cover q of their signed maps F_k(q)       scores, not labels, are averaged
     A(q)   = classes that every one of these patches is tagged with               the label filter
     pseudo(q) = argmax over k in A(q) of S_k(q), plus 1                           255 where A(q) is empty
 
-so that a patch with a single tag becomes constant, and says the same to the pixels that it shares with its neighbors.
+So a patch with a single tag becomes constant, and its tag counts for the pixels that it shares with its neighbors.
 """
 
 from __future__ import annotations
@@ -30,14 +31,15 @@ from tqdm import tqdm
 
 from monai_wsss._checks import DataError, check_choice, float32_or_wider, plain_tensor
 from monai_wsss._files import case_file_name, file_sha256, load_tensors, make_directory, write_json
+from monai_wsss._labels import IGNORED
+from monai_wsss._processes import is_distributed, is_main_process
 from monai_wsss.cams import normalize_maps
-from monai_wsss.refinement import ToMaskd
+from monai_wsss.refinement import MaskRule
 from monai_wsss.transforms import has_geometry, write_mask
 
 __all__ = ["MANIFEST", "PseudoMaskWriter", "merge_patches"]
 
 MANIFEST = "manifest.json"
-_IGNORED = 255  # as in metrics, which nothing that trains may import
 
 logger = logging.getLogger(__name__)
 
@@ -45,29 +47,29 @@ Item = Mapping[str, Any]
 
 
 class PseudoMaskWriter:
-    """Writes ``<output_dir>/<id>.png`` (or ``.nii.gz``) for each case of a split, and a manifest when all are there.
+    """Writes ``<output_dir>/<id>.png`` (or ``.nii.gz``) for each item of a split, and a manifest when all are there.
 
-    A killed run goes on where it stopped.  Files of other weights, settings, cases or tags are written anew; what the
-    ``transform`` does is not looked into.  No mask is read.
+    A killed run goes on where it stopped. Files of other weights, settings, items or tags are written anew. Another
+    ``transform`` is not noticed. No mask is read.
 
     Args:
-        network: gives the maps; deployable, on its device.
+        network: gives the maps; deployable. Images are brought to its device.
         weights: its weights, loaded before the first map.
-        items: cases of :func:`~monai_wsss.data.load_datalist`, each with its ``label``.
+        items: those of :func:`~monai_wsss.data.load_datalist`, each with its ``label``.
         transform: from an item to ``image`` (C, *S), without chance and at the image's own size.
         inferer: ``inferer(image, network)`` at the image's size, e.g. a
             :class:`~monai_wsss.inferers.VolumeInferer` with scales and flips.
         output_dir: the folder of the pseudo-masks.
         background: whether 0 is a class of its own; see the module for what follows.
-        rule: with a background: how maps are cut, see :func:`~monai_wsss.refinement.to_mask`.
-        threshold: with a background: where.
-        scores: without one: ``signed`` compares raw maps; ``cam`` their positive part divided by its maximum in the
-            patch (Eq. 4), and raw maps where that is zero for all classes that may be there.
-        label_filter: without one: ``neighbors`` as in the module, ``patch`` lets a patch's tags speak for itself alone,
-            ``none`` leaves tags out.
+        rule: with a background: how maps are cut, by name or as words of :class:`~monai_wsss.refinement.MaskRule`,
+            e.g. ``{"rule": "fixed", "threshold": 0.2}``; None: as the network's pooling calls for.
+        scores: without a background: ``signed`` compares raw maps; ``cam`` compares their positive part divided by its
+            maximum in the patch (Eq. 4), and raw maps where that is zero for all classes that may be there.
+        label_filter: without a background: ``neighbors`` as in the module; ``patch`` applies a patch's tags to itself
+            alone; ``none`` leaves tags out.
         white: brightness, as a share of 255, above which all three colors of a pixel mean bare glass, which becomes
-            255; None for no such rule.  Read from ``picture``, a copy of the image before normalization.
-        batch_size: images of one size at once.
+            255; None for no such rule. It is read from ``picture``, a copy of the image before normalization.
+        batch_size: number of images of one size at once.
 
     Raises:
         ValueError: an unknown choice.
@@ -85,13 +87,11 @@ class PseudoMaskWriter:
         output_dir: str | os.PathLike[str],
         *,
         background: bool = True,
-        rule: str | None = None,
-        threshold: float | None = None,
+        rule: str | Mapping[str, Any] | None = None,
         scores: str = "signed",
         label_filter: str = "neighbors",
         white: float | None = None,
         batch_size: int = 32,
-        device: torch.device | str = "cpu",
     ) -> None:
         check_choice("scores", scores, ("signed", "cam"))
         check_choice("label_filter", label_filter, ("neighbors", "patch", "none"))
@@ -102,44 +102,41 @@ class PseudoMaskWriter:
         self.inferer = inferer
         self.output_dir = Path(output_dir)
         self.background = background
-        self.rule = rule
-        self.threshold = threshold
+        self.rule = dict(rule) if isinstance(rule, Mapping) else {"rule": rule}
         self.scores = scores
         self.label_filter = label_filter
         self.white = white
         self.batch_size = batch_size
-        self.device = torch.device(device)
 
     @torch.no_grad()
     def run(self) -> Path:
-        """Write what is missing; returns the path of the manifest.  Several processes share the pictures."""
+        """Write what is missing and give the path of the manifest; several processes share the images."""
         if not self.items:
             raise DataError("There is no case to make a pseudo-mask of: choose another split.")
         _wait()  # one process writes the weights, at the end of a training in which all take part
         if self.weights is not None:
             self.network.load_state_dict(load_tensors(self.weights))
-        rank, processes = _processes()
         folder, settings = make_directory(self.output_dir), self._settings()
-        if rank == 0:
+        if is_main_process():
             self._keep_or_clear(folder, settings)
         _wait()
-        self._write_missing(rank, processes)
+        self._write_missing()
         _wait()
-        if rank == 0:
+        if is_main_process():
             files = {str(item["id"]): self._path(item).name for item in self.items}
             write_json(folder / MANIFEST, {"settings": settings, "files": files})
             logger.info("%d pseudo-masks in %s.", len(files), folder)
         _wait()
         return folder / MANIFEST
 
-    def _write_missing(self, rank: int, processes: int) -> None:
-        """The pictures of this process, as many at once as fill a batch."""
+    def _write_missing(self) -> None:
+        """Write the pseudo-masks of this process's share, as many images at once as fill a batch."""
         was_training = self.network.training
         self.network.eval()
-        groups = list(self._groups())[rank::processes]
+        groups = list(self._groups())[_share_of_process()]
         missing = [group for group in groups if not all(self._path(item).is_file() for item in group)]
         if len(missing) < len(groups):
-            logger.info("%d of %d pictures have their pseudo-masks already.", len(groups) - len(missing), len(groups))
+            logger.info("%d of %d images have their pseudo-masks already.", len(groups) - len(missing), len(groups))
         with tqdm(total=len(missing), desc="pseudo-masks", disable=None) as bar:
             for together in _batches(missing, self.batch_size):
                 for item, mask, affine in self._masks_of(together):
@@ -148,8 +145,8 @@ class PseudoMaskWriter:
         self.network.train(was_training)
 
     def _settings(self) -> dict[str, Any]:
-        """What the pseudo-masks depend on, besides the images."""
-        names = ("background", "rule", "threshold", "scores", "label_filter", "white")
+        """Give what the pseudo-masks depend on, besides the images."""
+        names = ("background", "rule", "scores", "label_filter", "white")
         views = {name: getattr(self.inferer, name, None) for name in ("views", "scales", "grid")}
         windows = getattr(self.inferer, "windows", None)
         cases = [
@@ -166,26 +163,26 @@ class PseudoMaskWriter:
         }
 
     def _keep_or_clear(self, folder: Path, settings: dict[str, Any]) -> None:
-        """Remove the files of other settings; what is left is of these."""
+        """Remove the files of other settings; what is left belongs to these."""
         path = folder / "settings.json"
         if path.is_file() and json.loads(path.read_text(encoding="utf-8")) == settings:
             return
         masks = [*folder.glob("*.png"), *folder.glob("*.nii.gz")]
         if masks and not path.is_file():
-            raise DataError(f"{folder} holds pictures that no writer of pseudo-masks has left: choose an empty folder.")
+            raise DataError(f"{folder} holds images that no writer of pseudo-masks has left: choose an empty folder.")
         (folder / MANIFEST).unlink(missing_ok=True)
         for file in masks:
             file.unlink()
         write_json(path, settings)
 
     def _path(self, item: Item, affine: np.ndarray | None = None) -> Path:
-        """Where an item's pseudo-mask lies, or goes if it has the geometry ``affine``."""
+        """Give the path of an item's pseudo-mask, or the one it is to have with the geometry ``affine``."""
         stem = self.output_dir / case_file_name(item["id"])
         study = stem.with_name(f"{stem.name}.nii.gz")
         return study if affine is not None or study.is_file() else stem.with_name(f"{stem.name}.png")
 
     def _groups(self) -> Iterator[list[Item]]:
-        """Patches of one picture together; images that are no patches one by one."""
+        """Yield the patches of one image together, and images that are no patches one by one."""
         if self.background:
             yield from ([item] for item in self.items)
             return
@@ -195,7 +192,7 @@ class PseudoMaskWriter:
         yield from groups.values()
 
     def _masks_of(self, groups: Sequence[Sequence[Item]]) -> Iterator[tuple[Item, torch.Tensor, np.ndarray | None]]:
-        """Each item of these groups with its pseudo-mask (1, *S) and its place in space."""
+        """Yield each item of these groups with its pseudo-mask (1, *S) and its place in space."""
         loaded = [[self.transform(item) for item in group] for group in groups]
         maps = iter(self._maps([_plain(item["image"]) for group in loaded for item in group]))
         for group in loaded:
@@ -203,15 +200,15 @@ class PseudoMaskWriter:
                 image = item["image"]
                 affine = np.asarray(image.affine, dtype=np.float64) if has_geometry(image) else None
                 if self.white is not None:
-                    mask = torch.where(self._bare_glass(item), torch.as_tensor(_IGNORED, dtype=torch.uint8), mask)
+                    mask = torch.where(self._bare_glass(item), torch.as_tensor(IGNORED, dtype=torch.uint8), mask)
                 yield item, mask, affine
 
     def _decided(self, group: Sequence[Item], maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """The pseudo-masks (1, *S) of a picture's patches, or of one image with a background."""
+        """Decide the pseudo-masks (1, *S) of an image's patches, or of one image with a background."""
         if self.background:
-            decide = ToMaskd("scores", self.network, rule=self.rule, threshold=self.threshold, gate="given")
-            pairs = zip(group, maps, strict=True)
-            return [decide({"scores": scores, "label": item["label"]})["scores"].cpu() for item, scores in pairs]
+            rule = MaskRule.of(self.network, **{**self.rule, "gate": "given"})
+            labels = [torch.as_tensor(item["label"])[None] for item in group]
+            return [rule.mask(scores[None], label)[0].cpu() for scores, label in zip(maps, labels, strict=True)]
         masks = merge_patches(
             maps,
             [torch.as_tensor(item["label"]) for item in group],
@@ -223,27 +220,29 @@ class PseudoMaskWriter:
         return masks
 
     def _maps(self, images: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Raw maps (K, *S) of images, those of one size in batches."""
+        """Give raw maps (K, *S) of images, those of one size in batches."""
+        own = next(self.network.parameters(), None)
+        device = torch.device("cpu") if own is None else own.device
         maps: list[torch.Tensor] = []
         for start in range(0, len(images), self.batch_size):
             chunk = images[start : start + self.batch_size]
             alike = len({image.shape for image in chunk}) == 1
             for batch in [torch.stack(chunk)] if alike else [image[None] for image in chunk]:
-                maps.extend(float32_or_wider(self.inferer(batch.to(self.device), self.network)).cpu())
+                maps.extend(float32_or_wider(self.inferer(batch.to(device), self.network)).cpu())
         return maps
 
     def _tell_of_contradictions(self, group: Sequence[Item], masks: Sequence[torch.Tensor]) -> None:
-        """Overlapping patches whose tags leave no class for a pixel."""
-        share = float(torch.stack([(mask == _IGNORED).float().mean() for mask in masks]).mean())
+        """Warn of overlapping patches whose tags leave no class for a pixel."""
+        share = float(torch.stack([(mask == IGNORED).float().mean() for mask in masks]).mean())
         if share > 0:
             logger.warning(
-                "The tags of overlapping patches contradict each other in %.2g %% of the picture of %s: ignored there.",
+                "The tags of overlapping patches contradict each other in %.2g %% of the image of %s: ignored there.",
                 100 * share,
                 group[0]["id"],
             )
 
     def _bare_glass(self, item: Item) -> torch.Tensor:
-        """(1, *S) bool, from the picture before it was normalized."""
+        """Tell which pixels are bare glass, (1, *S) bool, from the image before it was normalized."""
         if self.white is None or "picture" not in item:
             raise DataError(
                 'The rule for white pixels reads the key "picture": copy the image before it is normalized '
@@ -260,14 +259,14 @@ def merge_patches(
     label_filter: str = "neighbors",
     scores: str = "signed",
 ) -> list[torch.Tensor]:
-    """Pseudo-masks of overlapping patches of one picture: averaged scores, filtered by tags, argmax.
+    """Merge overlapping patches of one image into pseudo-masks: averaged scores, filtered by tags, argmax.
 
     Args:
         maps: signed scores of each patch (K, *s).
-        labels: its tags (K,), 0/1.
-        origins: its first pixel in the picture, one number an axis.
+        labels: the tags of each patch (K,), 0/1.
+        origins: the first pixel of each patch in the image, one number per axis.
         label_filter: ``neighbors``: a pixel may only have classes that all patches over it are tagged with;
-            ``patch``: those of the patch itself; ``none``: any.
+            ``patch``: it may have those of the patch itself; ``none``: it may have any.
         scores: ``signed``, the maps themselves, or ``cam``, see :class:`PseudoMaskWriter`.
 
     Returns:
@@ -305,12 +304,12 @@ def merge_patches(
         competing = signed[:, *window].masked_fill(~may, -torch.inf)
         cam = cams[:, *window].masked_fill(~may, 0.0)
         winner = torch.where(cam.amax(dim=0) > 0, cam.argmax(dim=0), competing.argmax(dim=0))[None] + 1
-        masks.append(torch.where(may.any(dim=0, keepdim=True), winner, _IGNORED).to(torch.uint8))
+        masks.append(torch.where(may.any(dim=0, keepdim=True), winner, IGNORED).to(torch.uint8))
     return masks
 
 
 def _batches(groups: Sequence[Sequence[Item]], size: int) -> Iterator[list[Sequence[Item]]]:
-    """Groups in order, together until they hold ``size`` items."""
+    """Yield groups in order, together until they hold ``size`` items."""
     together: list[Sequence[Item]] = []
     for group in groups:
         together.append(group)
@@ -321,16 +320,16 @@ def _batches(groups: Sequence[Sequence[Item]], size: int) -> Iterator[list[Seque
         yield together
 
 
-def _processes() -> tuple[int, int]:
-    """Rank of this process, and how many there are."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1
+def _share_of_process() -> slice:
+    """Give every n-th group to each of n processes."""
+    if not is_distributed():
+        return slice(None)
+    return slice(torch.distributed.get_rank(), None, torch.distributed.get_world_size())
 
 
 def _wait() -> None:
-    """Until all processes are here."""
-    if _processes()[1] > 1:
+    """Wait until all processes are here."""
+    if is_distributed():
         torch.distributed.barrier()
 
 

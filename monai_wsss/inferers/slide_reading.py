@@ -2,9 +2,7 @@
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 """A whole slide at any resolution, region by region, through MONAI's readers with bounded memory.
 
-MONAI's tifffile reader decodes a whole level for each patch and takes the label and macro images of a slide for levels
-(verified with MONAI 1.6.1), so :class:`BoundedTiffReader` overrides what it reads: the tiles or strips that a region
-touches, the last ones kept.  OpenSlide reads regions by itself.
+OpenSlide reads regions by itself; for tifffile, ``slide_tiff.py`` does.
 
 No metadata but the resolution is looked at: labels, barcodes and descriptions of a slide never leave this file.
 """
@@ -13,49 +11,43 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil, floor
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import numpy as np
-from monai.data.wsi_reader import OpenSlideWSIReader, TiffFileWSIReader
+from monai.data.wsi_reader import OpenSlideWSIReader
 from monai.utils import optional_import
 from PIL import Image
 
 from monai_wsss._checks import DataError, check_choice
+from monai_wsss.inferers.slide_tiff import BoundedTiffReader, check_tiff
 
-__all__ = ["BACKENDS", "BoundedTiffReader", "SlideSource", "SlideView", "check_slide_packages"]
+__all__ = ["BACKENDS", "SlideReading", "SlideSource", "SlideView", "check_slide_packages"]
 
 logger = logging.getLogger(__name__)
 
 BACKENDS = ("openslide", "tifffile")
 
-tifffile, _has_tifffile = optional_import("tifffile")
+_, _has_tifffile = optional_import("tifffile")
 _, _has_openslide = optional_import("openslide")
 _, _has_imagecodecs = optional_import("imagecodecs")
 
-_BLOCK = 2048  # level pixels read at once, a side: 16 MiB of RGBA
+BLOCK = 2048  # level pixels per side that are read at once: 16 MiB of RGBA
 _SAME_LEVEL = 0.02  # a level whose pixels differ by less from those asked for is taken as it is
 _PLAUSIBLE_MPP = (0.01, 80.0)  # 72, 96 and 300 dpi, which programs write unasked, are 353, 265 and 85
-_KEPT_TILES, _KEPT_STRIPS = 2**26, 2**28  # bytes; a strip is as wide as the slide and met again by each tile of a row
-_LARGEST_SEGMENT = 2**29  # bytes
-_JPEG, _APERIO_YCBCR = {6, 7, 33007, 34892}, 33003
-_MICRONS = {2: 25400.0, 3: 10000.0}  # TIFF's ResolutionUnit: inch, centimeter
+_READERS = {"openslide": OpenSlideWSIReader, "tifffile": BoundedTiffReader}
 
 
 def check_slide_packages(backend: str) -> None:
     """Raise :class:`DataError` unless what reads and writes slides is installed.
 
     Raises:
-        ValueError: an unknown backend.
         DataError: a package is missing.
     """
-    check_choice("backend", backend, BACKENDS)
     own = {
         "openslide": ("openslide-python openslide-bin", _has_openslide),
         "tifffile": ("imagecodecs", _has_imagecodecs),
@@ -69,168 +61,79 @@ def check_slide_packages(backend: str) -> None:
         )
 
 
-class BoundedTiffReader(TiffFileWSIReader):
-    """MONAI's tifffile reader, decoding only what a region touches; levels are those of the pyramid alone.
-
-    Patches are RGBA, transparent where the file holds nothing, whatever mode is asked for.
+@dataclass(frozen=True)
+class SlideReading:
+    """How a slide is read: at which resolution, by which library, which axis first.
 
     Args:
-        kwargs: of :class:`monai.data.wsi_reader.BaseWSIReader`.
+        mpp: micrometers per pixel that the network was trained on; resampled from the next finer level. None: the
+            slide's own, level 0.
+        level: of the pyramid, instead of ``mpp``.
+        slide_mpp: micrometers per pixel of level 0, where the file does not tell or tells wrong.
+        backend: ``"openslide"``, or ``"tifffile"``, which also reads TIFFs in strips.
+        axes: ``"xy"``: images are indexed [x, y] as MONAI's and this package's readers do, so tiles are handed over
+            transposed; ``"yx"``: rows first, for networks that were trained so.
+
+    Raises:
+        ValueError: an unknown choice, ``mpp`` together with ``level``, or micrometers that are not positive.
+
+    Example:
+        >>> SlideReading().level, SlideReading(mpp=0.5).level
+        (0, None)
     """
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self._kept: OrderedDict[tuple[int, int], Any] = OrderedDict()
-        self._kept_bytes = 0
+    mpp: float | None = None
+    level: int | None = None
+    slide_mpp: float | None = None
+    backend: str = "openslide"
+    axes: str = "xy"
 
-    @staticmethod
-    def page(wsi: Any, level: int) -> Any:
-        """The page of a level of the largest picture in the file."""
-        largest = max(wsi.series, key=lambda series: series.keyframe.imagelength * series.keyframe.imagewidth)
-        return largest.levels[level].pages[0].aspage()
+    def __post_init__(self) -> None:
+        check_choice("backend", self.backend, BACKENDS)
+        check_choice("axes", self.axes, ("xy", "yx"))
+        if self.mpp is not None and self.level is not None:
+            raise ValueError(f"Expected one of `level` and `mpp`, got level={self.level} and mpp={self.mpp}.")
+        for name in ("mpp", "slide_mpp"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"Expected `{name}` > 0 micrometers per pixel, got {value}.")
+        if self.mpp is None and self.level is None:
+            object.__setattr__(self, "level", 0)
 
-    @staticmethod
-    def get_level_count(wsi: Any) -> int:
-        """Levels of the pyramid, without thumbnail, label and macro images."""
-        largest = max(wsi.series, key=lambda series: series.keyframe.imagelength * series.keyframe.imagewidth)
-        return len(largest.levels)
+    def open(self, slide: str | os.PathLike[str]) -> SlideSource:
+        """Open a slide; close it, or use it as a context manager."""
+        return SlideSource(slide, backend=self.backend, slide_mpp=self.slide_mpp)
 
-    def get_size(self, wsi: Any, level: int) -> tuple[int, int]:
-        """Height and width of a level."""
-        page = self.page(wsi, level)
-        return page.imagelength, page.imagewidth
-
-    def get_downsample_ratio(self, wsi: Any, level: int) -> float:
-        """Level-0 pixels per pixel of a level."""
-        return self.get_size(wsi, 0)[0] / self.get_size(wsi, level)[0]
-
-    def get_mpp(self, wsi: Any, level: int) -> tuple[float, float]:
-        """Micrometers per pixel (y, x), from Aperio's text or the tags of the largest picture.
-
-        Raises:
-            ValueError: the file does not say.
-        """
-        page, ratio = self.page(wsi, 0), self.get_downsample_ratio(wsi, level)
-        if wsi.is_svs:
-            aperio = tifffile.tifffile.svs_description_metadata(page.description)
-            if "MPP" in aperio:
-                return (float(aperio["MPP"]) * ratio,) * 2
-        unit = page.tags.get("ResolutionUnit")
-        microns = _MICRONS.get(2 if unit is None else int(unit.value))  # TIFF's default is the inch
-        found = [page.tags.get(name) for name in ("YResolution", "XResolution")]
-        if microns is None or any(tag is None or 0 in tag.value for tag in found):
-            raise ValueError("`mpp` cannot be obtained for this file.")
-        y, x = (microns * tag.value[1] / tag.value[0] * ratio for tag in found)
-        return y, x
-
-    def _get_patch(
-        self, wsi: Any, location: tuple[int, int], size: tuple[int, int], level: int, dtype: Any, mode: str
-    ) -> np.ndarray:
-        """RGBA (4, h, w) uint8 at a level; ``location`` is in level-0 pixels, as MONAI has it."""
-        page, ratio = self.page(wsi, level), self.get_downsample_ratio(wsi, level)
-        top, left = (round(value / ratio) for value in location)
-        patch = np.zeros((*size, 4), dtype=np.uint8)
-        for y, x, pixels in self._segments(wsi, page, level, top, left, *size):
-            y0, x0 = max(top, y), max(left, x)
-            y1, x1 = min(top + size[0], y + pixels.shape[0]), min(left + size[1], x + pixels.shape[1])
-            patch[y0 - top : y1 - top, x0 - left : x1 - left] = pixels[y0 - y : y1 - y, x0 - x : x1 - x]
-        return np.moveaxis(patch.astype(dtype, copy=False), -1, self.channel_dim)
-
-    def _segments(
-        self, wsi: Any, page: Any, level: int, top: int, left: int, height: int, width: int
-    ) -> Iterator[tuple[int, int, np.ndarray]]:
-        """Place and RGBA pixels of what the region touches."""
-        rows, columns = _segment_size(page)
-        down, across = ceil(page.imagelength / rows), ceil(page.imagewidth / columns)
-        if page.is_memmappable and not page.is_tiled and page.planarconfig == 1:
-            bottom, right = min(top + height, page.imagelength), min(left + width, page.imagewidth)
-            yield top, left, _with_alpha(_mapped(wsi, page)[top:bottom, left:right])
-            return
-        planes = range(page.samplesperpixel if page.planarconfig == 2 else 1)
-        for row in range(top // rows, min(ceil((top + height) / rows), down)):
-            for column in range(left // columns, min(ceil((left + width) / columns), across)):
-                found = [self._decoded(wsi, page, level, (p * down + row) * across + column) for p in planes]
-                parts = [part for part in found if part is not None]
-                if len(parts) == len(planes):
-                    yield row * rows, column * columns, _with_alpha(np.concatenate(parts, axis=-1))
-
-    def _decoded(self, wsi: Any, page: Any, level: int, index: int) -> np.ndarray | None:
-        """One tile or strip (h, w, samples), kept for the next region; None where the file holds nothing."""
-        key = (level, index)
-        if key in self._kept:
-            self._kept.move_to_end(key)
-            return self._kept[key]
-        rows, columns = _segment_size(page)
-        if rows * columns * page.samplesperpixel > _LARGEST_SEGMENT:
-            raise DataError(
-                f"The slide is one compressed strip of {rows} x {columns} pixels, which cannot be read by regions: "
-                "store it as a tiled TIFF, e.g. with vips tiffsave --tile --pyramid."
-            )
-        tables = {"jpegtables": page.jpegtables, "jpegheader": page.jpegheader} if page.compression in _JPEG else {}
-        [(data, _)] = wsi.filehandle.read_segments([page.dataoffsets[index]], [page.databytecounts[index]])
-        pixels = page.decode(data, index, _fullsize=False, **tables)[0]
-        pixels = None if pixels is None else pixels[0]
-        self._keep(key, pixels, _KEPT_TILES if page.is_tiled else _KEPT_STRIPS)
-        return pixels
-
-    def _keep(self, key: tuple[int, int], pixels: np.ndarray | None, limit: int) -> None:
-        self._kept[key] = pixels
-        self._kept_bytes += 0 if pixels is None else pixels.nbytes
-        while self._kept_bytes > limit and len(self._kept) > 1:
-            dropped = self._kept.popitem(last=False)[1]
-            self._kept_bytes -= 0 if dropped is None else dropped.nbytes
-
-
-def _segment_size(page: Any) -> tuple[int, int]:
-    """Rows and columns of a tile or strip; a lone strip may give its rows as 2^32 - 1."""
-    if page.is_tiled:
-        return page.tilelength, page.tilewidth
-    return min(page.rowsperstrip, page.imagelength), page.imagewidth
-
-
-def _mapped(wsi: Any, page: Any) -> np.ndarray:
-    """Uncompressed pixels (H, W, samples) on disk; mapped anew for each region, so that no pages gather."""
-    shape = (page.imagelength, page.imagewidth, page.samplesperpixel)
-    return np.memmap(wsi.filehandle.path, np.uint8, "r", offset=page.dataoffsets[0], shape=shape)
-
-
-def _with_alpha(pixels: np.ndarray) -> np.ndarray:
-    if pixels.shape[2] >= 4:
-        return pixels[..., :4]
-    return np.concatenate([pixels, np.full_like(pixels[..., :1], 255)], axis=2)
-
-
-_READERS = {"openslide": OpenSlideWSIReader, "tifffile": BoundedTiffReader}
+    def view(self, source: SlideSource) -> SlideView:
+        """Give the slide at the resolution asked for."""
+        return source.view(level=self.level, mpp=self.mpp)
 
 
 class SlideSource:
-    """An open slide: its size, its resolution, and views of it at other resolutions.  A context manager.
+    """An open slide: its size, its resolution, and views of it at other resolutions. A context manager.
 
     Args:
         path: a pyramidal TIFF, SVS, NDPI or whatever the backend reads.
-        backend: ``"openslide"`` or ``"tifffile"`` (which also reads TIFFs in strips).
-        slide_mpp: micrometers per pixel of the full resolution, where the file does not say or says wrong.
+        backend: see :class:`SlideReading`, which checks it.
+        slide_mpp: see there.
 
     Attributes:
         sizes: (height, width) of each level, the finest first.
         mpp: micrometers per pixel (y, x) of the finest level.
 
     Raises:
-        ValueError: an unknown backend, or ``slide_mpp`` that is not positive.
-        DataError: no such file, no slide, damaged, not RGB of 8 bits, or no resolution.
+        DataError: a package is missing, no such file, no slide, damaged, not RGB of 8 bits, or no resolution.
     """
 
     def __init__(
         self, path: str | os.PathLike[str], *, backend: str = "openslide", slide_mpp: float | None = None
     ) -> None:
         check_slide_packages(backend)
-        if slide_mpp is not None and not slide_mpp > 0:
-            raise ValueError(f"Expected `slide_mpp` > 0 micrometers per pixel, got {slide_mpp}.")
         self.path = Path(path)
         self.backend = backend
         if not self.path.is_file():
             raise DataError(f"There is no slide {self.path}: check the path.")
-        _check_tiff(self.path, backend)
+        check_tiff(self.path, backend)
         self._reader = _READERS[backend](mode="RGBA")
         with self._errors():
             self._wsi = self._reader.read(self.path)
@@ -249,7 +152,7 @@ class SlideSource:
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        """Whatever the libraries raise, as one sentence."""
+        """Turn whatever the libraries raise into one sentence."""
         try:
             yield
         except DataError:
@@ -262,6 +165,7 @@ class SlideSource:
             ) from error
 
     def _stored_mpp(self) -> tuple[float, float]:
+        """Read the resolution from the file and refuse one that cannot be true."""
         try:
             y, x = self._reader.get_mpp(self._wsi, 0)
         except ValueError:
@@ -277,7 +181,7 @@ class SlideSource:
         )
 
     def read(self, level: int, top: int, left: int, height: int, width: int) -> np.ndarray:
-        """Pixels of a level inside its borders: (height, width, 3) uint8, white where nothing was scanned."""
+        """Read pixels of a level inside its borders: (height, width, 3) uint8, white where nothing was scanned."""
         ratio = self.downsamples[level]
         location = (round(top * ratio), round(left * ratio))
         with self._errors():
@@ -289,25 +193,22 @@ class SlideSource:
         return ((color.astype(np.uint16) * alpha + 255 * (255 - alpha.astype(np.uint16))) // 255).astype(np.uint8)
 
     def view(self, *, level: int | None = None, mpp: float | None = None) -> SlideView:
-        """The slide at a level, or at a resolution: that level if one differs by less than 2 %, else resampled.
+        """Give the slide at a level, or at a resolution: the level that differs by less than 2 %, else resampled.
 
         Args:
             level: 0 is the finest.
-            mpp: micrometers per pixel.
+            mpp: micrometers per pixel, instead of ``level``.
 
         Raises:
-            ValueError: both or neither, no such level, or ``mpp`` that is not positive.
+            ValueError: no such level.
         """
-        if (level is None) == (mpp is None):
-            raise ValueError(f"Expected one of `level` and `mpp`, got level={level} and mpp={mpp}.")
-        if level is not None:
+        if mpp is None:
+            level = level or 0
             if not 0 <= level < len(self.sizes):
                 raise ValueError(
                     f"Expected `level` from 0 to {len(self.sizes) - 1}, the levels of {self.path}, got {level}."
                 )
             return self._level_view(level)
-        if mpp is None or not mpp > 0:
-            raise ValueError(f"Expected `mpp` > 0 micrometers per pixel, got {mpp}.")
         wanted = (mpp / self.mpp[0], mpp / self.mpp[1])
         if min(wanted) < 1 - _SAME_LEVEL:
             logger.warning("The slide has %.3g micrometers per pixel, so %.3g are interpolated.", max(self.mpp), mpp)
@@ -327,7 +228,7 @@ class SlideSource:
         return SlideView(self, level, (1.0, 1.0), size, mpp)
 
     def thumbnail(self, longest: int = 2048) -> np.ndarray:
-        """The whole slide, (h, w, 3) uint8, at most ``longest`` pixels a side; never enlarged."""
+        """Give the whole slide, (h, w, 3) uint8, at most ``longest`` pixels per side; never enlarged."""
         height, width = self.sizes[0]
         shrink = max(1.0, max(height, width) / longest)
         size = (max(1, round(height / shrink)), max(1, round(width / shrink)))
@@ -343,7 +244,7 @@ class SlideView:
 
     Attributes:
         source: the slide.
-        level: that is read.
+        level: the level that is read.
         scale: level pixels per pixel of the view (y, x).
         size: (height, width).
         mpp: micrometers per pixel (y, x).
@@ -356,14 +257,14 @@ class SlideView:
     mpp: tuple[float, float]
 
     def region(self, top: int, left: int, height: int, width: int) -> np.ndarray:
-        """Pixels (height, width, 3) uint8, white beyond the slide; parts fit together whatever their borders.
+        """Give pixels (height, width, 3) uint8, white beyond the slide; parts fit together whatever their borders.
 
-        Resampling is linear, over the area of a pixel where the view is coarser than its level, and never looks at more
-        than 2048 level pixels a side at once.
+        Resampling is linear, over the area of a pixel where the view is coarser than its level. It never looks at more
+        than 2048 level pixels per side at once.
         """
         if self.scale == (1.0, 1.0):
             return self._pixels(top, left, height, width)
-        step = max(1, int(_BLOCK / max(self.scale)))
+        step = max(1, int(BLOCK / max(self.scale)))
         pixels = np.empty((height, width, 3), dtype=np.uint8)
         for y in range(0, height, step):
             for x in range(0, width, step):
@@ -372,7 +273,7 @@ class SlideView:
         return pixels
 
     def _resampled(self, top: int, left: int, height: int, width: int) -> np.ndarray:
-        """Pillow weighs pixels around the box, too, if they are there: hence the border, and no seams."""
+        """Resample a part with a border: Pillow weighs pixels around its box, too, and so leaves no seams."""
         spans = []
         for start, length, scale in ((top, height, self.scale[0]), (left, width, self.scale[1])):
             border = ceil(max(scale, 1.0)) + 1
@@ -384,7 +285,7 @@ class SlideView:
         return np.asarray(block.resize((width, height), Image.Resampling.BILINEAR, box=box))
 
     def _pixels(self, top: int, left: int, height: int, width: int) -> np.ndarray:
-        """Of the level, white beyond it."""
+        """Give pixels of the level, white beyond it."""
         rows, columns = self.source.sizes[self.level]
         y0, x0, y1, x1 = max(top, 0), max(left, 0), min(top + height, rows), min(left + width, columns)
         pixels = np.full((height, width, 3), 255, dtype=np.uint8)
@@ -396,31 +297,3 @@ class SlideView:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _check_tiff(path: Path, backend: str) -> None:
-    """Look at the kind of pixels and the end of a TIFF before hours of work, whichever backend reads it then."""
-    with path.open("rb") as file:
-        if file.read(4) not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-            return
-    damaged = DataError(f"The slide {path} is truncated or damaged: copy it again, comparing the sizes of the files.")
-    try:
-        with tifffile.TiffFile(path) as tiff:
-            pages = [BoundedTiffReader.page(tiff, k) for k in range(BoundedTiffReader.get_level_count(tiff))]
-            ends = [np.add(page.dataoffsets, page.databytecounts).max() for page in pages]
-            size = tiff.filehandle.size
-    except Exception as error:
-        if backend == "openslide" and not isinstance(error, tifffile.TiffFileError):
-            return  # OpenSlide knows kinds of TIFF that tifffile does not
-        raise damaged from error
-    if max(ends) > size:
-        raise damaged
-    page = pages[0]
-    photometric = getattr(page.photometric, "name", str(page.photometric))
-    if photometric not in ("RGB", "YCBCR") or page.samplesperpixel < 3 or page.bitspersample != 8:
-        raise DataError(
-            f"Expected {path} to hold RGB of 8 bits, got {photometric} with {page.samplesperpixel} channels of "
-            f"{page.bitspersample} bits: convert it, e.g. with vips colourspace and vips cast uchar."
-        )
-    if backend == "tifffile" and photometric == "YCBCR" and page.compression not in _JPEG:
-        raise DataError(f"Colors of {path} are stored in a way that tifffile does not decode: use backend='openslide'.")

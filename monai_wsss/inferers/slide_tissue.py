@@ -2,8 +2,8 @@
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 """Where tissue lies on a slide: colored pixels of its thumbnail, by Otsu's threshold of their saturation.
 
-Otsu's threshold parts any picture in two, a blank slide and a piece that is tissue throughout as well.  So it is kept
-between what glass never reaches and what stained tissue hardly falls short of.  White holes in tissue, such as the
+Otsu's threshold parts any image in two, also a blank slide and a piece that is tissue throughout. So it is kept between
+a saturation that glass never reaches and one that nearly all stained tissue has. White holes in tissue, such as the
 lumina of glands, belong to it.
 """
 
@@ -26,10 +26,10 @@ _SPECK_MM2, _HOLE_MM2 = 0.005, 0.25  # smaller pieces are dust; smaller holes li
 
 
 def find_tissue(thumbnail: np.ndarray, mpp: tuple[float, float]) -> np.ndarray:
-    """Tissue of a thumbnail; nothing of a blank one.
+    """Find the tissue of a thumbnail; a blank one has none.
 
-    Saturation is (max - min) / max of red, green and blue.  Above Otsu's threshold, kept within [0.05, 0.15], is
-    tissue; pieces below 0.005 mm² (of small pictures: 0.1 % of their area) are dropped and holes up to 0.25 mm² filled.
+    Saturation is (max - min) / max of red, green and blue. Pixels above Otsu's threshold, kept within [0.05, 0.15], are
+    tissue. Pieces below 0.005 mm² (of small images: 0.1 % of their area) are dropped, holes up to 0.25 mm² filled.
 
     Args:
         thumbnail: (h, w, 3) uint8.
@@ -42,11 +42,11 @@ def find_tissue(thumbnail: np.ndarray, mpp: tuple[float, float]) -> np.ndarray:
         ValueError: another shape or type.
 
     Example:
-        >>> picture = np.full((40, 40, 3), 245, dtype=np.uint8)
-        >>> find_tissue(picture, (10.0, 10.0)).any()
+        >>> thumbnail = np.full((40, 40, 3), 245, dtype=np.uint8)
+        >>> find_tissue(thumbnail, (10.0, 10.0)).any()
         np.False_
-        >>> picture[10:30, 10:30] = (200, 120, 180)
-        >>> int(find_tissue(picture, (10.0, 10.0)).sum())
+        >>> thumbnail[10:30, 10:30] = (200, 120, 180)
+        >>> int(find_tissue(thumbnail, (10.0, 10.0)).sum())
         400
     """
     if thumbnail.ndim != 3 or thumbnail.shape[2] != 3 or thumbnail.dtype != np.uint8:
@@ -62,7 +62,7 @@ def find_tissue(thumbnail: np.ndarray, mpp: tuple[float, float]) -> np.ndarray:
 
 
 def _pieces(mask: np.ndarray, at_least: float, keep_at_border: bool = False) -> np.ndarray:
-    """Connected pieces of at least so many pixels, and if asked those that touch the border, whatever their size."""
+    """Keep connected pieces of at least so many pixels, and if asked those of any size that touch the border."""
     labels, count = ndimage.label(mask)
     kept = np.bincount(labels.ravel(), minlength=count + 1) >= at_least
     if keep_at_border:
@@ -73,23 +73,23 @@ def _pieces(mask: np.ndarray, at_least: float, keep_at_border: bool = False) -> 
 
 @dataclass(frozen=True)
 class TissueMap:
-    """Tissue known on a thumbnail, asked for in the pixels of a finer picture of the same slide.
+    """Tissue known on a thumbnail, asked for in the pixels of a finer image of the same slide.
 
     Attributes:
         thumbnail: (h, w) bool.
-        size: (H, W) of the finer picture; its pixel (y, x) looks at the thumbnail's (floor((y + 1/2) h / H), ...).
+        size: (H, W) of the finer image; its pixel (y, x) looks at the thumbnail's (floor((y + 1/2) h / H), ...).
     """
 
     thumbnail: np.ndarray
     size: tuple[int, int]
 
     def pixels(self, top: int, bottom: int, left: int, right: int) -> np.ndarray:
-        """(bottom - top, right - left) bool."""
+        """Tell which of these pixels are tissue, (bottom - top, right - left) bool."""
         rows = self._index(np.arange(top, bottom), 0)
         return self.thumbnail[rows[:, None], self._index(np.arange(left, right), 1)]
 
     def touches(self, top: int, bottom: int, left: int, right: int) -> bool:
-        """Whether any of these pixels, which may reach beyond the picture, is tissue."""
+        """Tell whether any of these pixels, which may reach beyond the image, is tissue."""
         first, last = self._index(np.array([top, bottom - 1]), 0), self._index(np.array([left, right - 1]), 1)
         return bool(self.thumbnail[first[0] : first[1] + 1, last[0] : last[1] + 1].any())
 

@@ -2,7 +2,7 @@
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 """What a slide's segmentation leaves on disk: raw bands that survive a kill, then a pyramidal TIFF and an overlay.
 
-The finished bands lie in a scratch folder beside the result, with a digest of all that they depend on.  The result is
+The finished bands lie in a scratch folder beside the result, with a digest of all that they depend on. The result is
 built there and moved to its place when it is whole.
 """
 
@@ -51,7 +51,7 @@ _COLORS = np.array(
 
 @contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """A file that grows in place: what the disk objects to, in one sentence."""
+    """Turn what the disk objects to into one sentence, for a file that grows in place."""
     try:
         yield
     except OSError as error:
@@ -89,6 +89,7 @@ class SlideScratch:
             file.truncate(size[0] * size[1])  # sparse: zeros that take no room
 
     def _found(self) -> int:
+        """Count the bands that an earlier run of the same digest finished."""
         if not self._state.is_file():
             return 0
         state = json.loads(self._state.read_text(encoding="utf-8"))
@@ -100,7 +101,7 @@ class SlideScratch:
         return 0
 
     def write(self, top: int, left: int, band: np.ndarray) -> None:
-        """Write a part of the mask, (h, w) uint8; what is all zero is there already."""
+        """Write a part of the mask, (h, w) uint8; zeros are there already."""
         if not band.any():
             return
         with _writing(self._mask), self._mask.open("r+b") as file:
@@ -116,11 +117,11 @@ class SlideScratch:
         write_json(self._state, {"digest": self.digest, "bands": self.done})
 
     def part(self, rows: slice, columns: slice) -> np.ndarray:
-        """A part of the mask, copied; mapped anew each time, so that what was read does not stay in memory."""
+        """Copy a part of the mask; the file is mapped anew each time, so that what was read does not stay in memory."""
         return np.array(np.memmap(self._mask, np.uint8, "r", shape=self.size)[rows, columns])
 
     def points(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        """(rows, columns) of the mask, e.g. for a thumbnail."""
+        """Read single rows and columns of the mask, e.g. for a thumbnail."""
         return np.memmap(self._mask, np.uint8, "r", shape=self.size)[rows[:, None], columns]
 
     def remove(self) -> None:
@@ -131,16 +132,16 @@ class SlideScratch:
 def write_mask_pyramid(scratch: SlideScratch, path: Path, mpp: tuple[float, float]) -> np.ndarray:
     """Write a tiled, deflate-compressed, pyramidal TIFF of values 0..K that OpenSlide and tifffile read.
 
-    Each level is half the one before, by the nearest pixel: class numbers cannot be averaged.  The pixels per
-    centimeter of each level are in its tags, and nothing else of the slide.
+    Each level is half the one before, by the nearest pixel: class numbers cannot be averaged. The tags of each level
+    hold its pixels per centimeter and nothing else of the slide.
 
     Args:
         scratch: the finished mask.
-        path: of the TIFF.
+        path: the TIFF to write.
         mpp: micrometers per pixel (y, x).
 
     Returns:
-        (256,) pixels of each value at full resolution.
+        the number of pixels of each value 0..255 at full resolution, (256,).
 
     Raises:
         DataError: the file cannot be written.
@@ -167,7 +168,7 @@ def write_mask_pyramid(scratch: SlideScratch, path: Path, mpp: tuple[float, floa
 
 
 def _tiles(scratch: SlideScratch, shape: tuple[int, int], step: int, counts: np.ndarray) -> Iterator[np.ndarray]:
-    """Tiles of the level that takes every ``step``-th pixel, the middle one; those of the finest are counted."""
+    """Yield the tiles of the level that takes every ``step``-th pixel, the middle one; count those of the finest."""
     middle = step // 2
     for top in range(0, shape[0], _TILE):
         for left in range(0, shape[1], _TILE):
@@ -188,7 +189,7 @@ def draw_overlay(scratch: SlideScratch, thumbnail: np.ndarray, path: Path, opaci
     Args:
         scratch: the finished mask.
         thumbnail: (h, w, 3) uint8 of the whole slide.
-        path: of the PNG.
+        path: the PNG to write.
         opacity: of the colors.
 
     Raises:

@@ -1,9 +1,9 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""A network over a whole study: a 2D network slice by slice, a 3D network by sliding windows, raw maps assembled.
+"""A network over a whole volume: a 2D network slice by slice, a 3D network by sliding windows, raw maps assembled.
 
-Normalization, the presence gate and thresholds come after, once, over the assembled whole: nothing here looks at the
-values of a map.
+Nothing here looks at the values of a map: normalization, the presence gate and thresholds come afterwards, once, over
+the assembled whole.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ __all__ = ["VolumeInferer"]
 
 
 class VolumeInferer(Inferer):
-    """Raw maps of images or whole studies at their own size.
+    """Raw maps of images or whole volumes at their own size.
 
     Args:
-        spatial_dims: of the network. A 2D network takes images (B, C, H, W) and studies (B, C, H, W, D), a 3D network
-            studies alone.
+        spatial_dims: of the network. A 2D network takes images (B, C, H, W) and volumes (B, C, H, W, D), a 3D network
+            volumes alone.
         grid: in-plane size that a 2D network was trained on; slices are brought to it and their maps back. None for
             the slices' own size.
-        slice_axis: spatial axis along which a 2D network walks through a study, 0..2 or negative.
-        slice_batch: slices at once.
-        roi_size: window of the network, in pixels of its grid; None for the whole image, slice or study at once.
+        slice_axis: spatial axis along which a 2D network walks through a volume, 0..2 or negative.
+        slice_batch: number of slices at once.
+        roi_size: window of the network, in pixels of its grid; None for the whole image, slice or volume at once.
         overlap: share by which windows overlap, in [0, 1).
         views: see :func:`~monai_wsss.inferers.multi_view_maps`.
         scales: see there.
@@ -79,6 +79,7 @@ class VolumeInferer(Inferer):
     def __call__(
         self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
     ) -> torch.Tensor:
+        """Give raw maps (B, K, *S) of ``inputs`` (B, C, *S); further arguments are the network's."""
         check_shape("image", inputs, "(B, C, *S)")
         image = plain_tensor(inputs)
 
@@ -94,18 +95,20 @@ class VolumeInferer(Inferer):
         if self.spatial_dims == 2:
             return self._in_plane(image, maps) if image.ndim == 4 else self._slices(image, maps)
         if image.ndim == 4:
-            raise ValueError(f"Expected a study (B, C, H, W, D) for a 3D network, got {tuple(image.shape)}.")
+            raise ValueError(f"Expected a volume (B, C, H, W, D) for a 3D network, got {tuple(image.shape)}.")
         return maps(image)
 
     def _in_plane(self, image: torch.Tensor, maps: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        """Give the maps of images, computed on the network's grid."""
         if self.grid is None:
             return maps(image)
         return resize_in_plane(maps(resize_in_plane(image, self.grid)), image.shape[2:])
 
-    def _slices(self, study: torch.Tensor, maps: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    def _slices(self, volume: torch.Tensor, maps: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        """Give the maps of a volume, slice by slice."""
         axis = self.slice_axis % 3 + 2
         parts = []
-        for chunk in study.split(self.slice_batch, dim=axis):
+        for chunk in volume.split(self.slice_batch, dim=axis):
             slices = chunk.movedim(axis, 1)
             flat = self._in_plane(slices.flatten(0, 1).contiguous(), maps)
             parts.append(flat.unflatten(0, slices.shape[:2]).movedim(1, axis))

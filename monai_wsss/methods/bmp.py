@@ -39,7 +39,7 @@ from torch import nn
 from monai_wsss._checks import check_choice, float32_or_wider
 from monai_wsss._labels import IGNORED
 from monai_wsss._resize import resize_nearest
-from monai_wsss.engines import LossGate, Progress, Term, WeightRamp, short_run_sentences
+from monai_wsss.engines import LossGate, Progress, Term, WeightRamp, short_run_sentences, takes_arguments_of
 from monai_wsss.inferers import MultiScaleSeeds
 from monai_wsss.methods.bmp_settings import BMP_PRESETS, BmpSettings, preset_network
 from monai_wsss.methods.two_branch_method import TwoBranchMethod
@@ -99,7 +99,7 @@ class BMP(TwoBranchMethod):
         healthy_affinity: bool = False,
         train_mode_labels: bool = False,
     ) -> None:
-        radius = getattr(labels, "radius", None) if affinity is None else affinity.loss.radius
+        radius: Any = getattr(labels, "radius", None) if affinity is None else affinity.loss.radius
         super().__init__(network, seeds=seeds, radius=radius, train_mode_labels=train_mode_labels)
         self.first_labels = first_labels
         self.labels = labels
@@ -120,6 +120,7 @@ class BMP(TwoBranchMethod):
         return cls.from_preset(network=TwoBranchNetwork.tiny(spatial_dims, in_channels, num_classes), refine=refine)
 
     @classmethod
+    @takes_arguments_of(BmpSettings)
     def from_preset(
         cls,
         preset: str = "default",
@@ -137,27 +138,28 @@ class BMP(TwoBranchMethod):
             preset: see the table of ``bmp_settings.py``.
             network: another in the place of the preset's; it has dimensions and classes of its own.
             refine: another refinement in the place of the preset's.
-            spatial_dims: 2 or 3.
-            in_channels: C of the images.
-            num_classes: K, the foreground classes.
+            spatial_dims: 2 or 3, of the preset's network, as are ``in_channels`` and ``num_classes``.
             words: fields of :class:`~monai_wsss.methods.bmp_settings.BmpSettings` to set otherwise, e.g.
                 ``s2c_weight=0.0``.
 
         Raises:
-            ValueError: an unknown preset, or words that do not go together.
-            TypeError: an unknown word.
+            ValueError: an unknown preset, or words that do not go together; TypeError: an unknown word.
         """
         check_choice("preset", preset, tuple(cls.presets))
         settings = BmpSettings(**{**cls.presets[preset][0], **words})
         if network is None:
-            network = cls.network_from_preset(
-                preset, spatial_dims=spatial_dims, in_channels=in_channels, num_classes=num_classes
-            )
+            size: dict[str, Any] = {
+                "spatial_dims": spatial_dims,
+                "in_channels": in_channels,
+                "num_classes": num_classes,
+            }
+            network = cls.network_from_preset(preset, **size)
         method = cls(network, **settings.parts(network.num_classes, refine))
         method.settings |= {"preset": preset, **settings.for_classes(network.num_classes).record()}
         return method
 
     @classmethod
+    @takes_arguments_of(TwoBranchNetwork.build)
     def network_from_preset(
         cls,
         preset: str = "default",
@@ -176,7 +178,10 @@ class BMP(TwoBranchMethod):
             changes: words of :meth:`~monai_wsss.networks.TwoBranchNetwork.build` to set otherwise.
         """
         check_choice("preset", preset, tuple(cls.presets))
-        return preset_network(cls.presets[preset][1], encoder, spatial_dims, in_channels, num_classes, changes)
+        decoding = {**cls.presets[preset][1], **changes}
+        network = preset_network(decoding, encoder, spatial_dims, in_channels, num_classes)
+        network.settings = {"preset": preset, **decoding}  # type: ignore[assignment]
+        return network
 
     def losses(self, batch: dict[str, Any], progress: Progress, player: str) -> dict[str, torch.Tensor]:
         """Give ``classification``, and ``c2s``, ``s2c`` and ``affinity`` where on; weighted."""
@@ -238,8 +243,7 @@ class BMP(TwoBranchMethod):
             image: (B, C, *S).
             label: (B, K), 0/1: given, or predicted.
 
-        Returns:
-            uint8 (B, 1, *S), 0..K.
+        Returns: uint8 (B, 1, *S), 0..K.
         """
         images = LabeledImages(image, label)
         seeds, segmentation = self.seeds_and_segmentation(images)

@@ -27,20 +27,8 @@ behind, its map is the mask: cross-modal learning then serves the studies that l
 
 Differences.  The paper's classifier has a softmax over background and tumor and takes the map of the second; here
 each of the K classes has one logit and one map, which for K = 1 is the difference of those two, with equal losses.
-Presets: ``"paper"`` takes the equations as printed; ``"released"`` takes what the authors' code computes.
-
-| preset         | network               | L_ER          | L_CMER                   | KD   | lambda_E(t)     |
-|----------------|-----------------------|---------------|--------------------------|------|-----------------|
-| ``"paper"``    | U-Net, average, z     | sum, all      | sum, all                 | T=1  | exponential, 15 |
-| ``"released"`` | U-Net, average, z     | mean, labeled | mean, labeled, predicted | T=10 | 1               |
-| ``"default"``  | stride-4 encoder, max | mean, labeled | sum, labeled, predicted  | T=1  | step at half    |
-
-z: each slice is z-scored in the network; labeled, predicted: the maps that count.  ``"paper"`` normalizes maps by their
-maximum and to unit norm before they are transformed, and draws 0 to 3 quarter turns; the others min-max, unit norm
-after, 1 to 3.  As printed, Eq. 2 is of the order of 1000 and drowns the classification; as released, Eq. 4 is below
-2 / number of pixels and has no effect.  ``"default"`` therefore takes each where both are of the order of 1 or below.
-It lets a peer teach, distillation too, only from half time on and only if the labels have shown it to be clearly
-better.
+Presets: ``"paper"`` takes the equations as printed, ``"released"`` what the authors' code computes; what ``"default"``
+changes, and why, is said in ``cmer_settings.py``.
 """
 
 from __future__ import annotations
@@ -56,50 +44,19 @@ from torch import nn
 from monai_wsss._checks import as_flag, check_choice, float32_or_wider, plain_tensor
 from monai_wsss._running import RunningMean
 from monai_wsss.cams import normalize_maps
-from monai_wsss.engines import Progress, Term, WeightRamp
+from monai_wsss.engines import Progress, Term, takes_arguments_of
 from monai_wsss.losses import (
-    CrossModalEquivarianceLoss,
-    EquivarianceLoss,
-    MutualDistillationLoss,
     peer_weights,
     unit_norm_maps,
 )
 from monai_wsss.methods.base import WSSSMethod, describe
+from monai_wsss.methods.cmer_settings import CMER_PRESETS, CmerSettings
 from monai_wsss.networks import ModalityNetworks, networks_by_modality
 from monai_wsss.transforms import PairedSpatialTransform, SpatialRecord
 
 __all__ = ["CMER"]
 
 PEER_MOMENTUM = 0.98  # of the running classification losses that tell weak peers: about the last fifty batches
-_UNET: dict[str, Any] = {"backbone": "unet", "pooling": "average", "standardize": True}
-# Of each preset the words of the network, and those of the method.
-_PRESETS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "default": ({}, {"distillation_ramp": WeightRamp(), "teachers": "better"}),
-    "paper": (
-        _UNET,
-        {
-            "turns": (0, 1, 2, 3),
-            "equivariance": {"reduction": "sum", "mask": "none"},
-            "cross_modal": {"mask": "none", "l2_before_warp": True, "skip_empty": False},
-            "norm": "max",
-            "ramp": WeightRamp("exponential", end=15),
-        },
-    ),
-    "released": (
-        _UNET,
-        {
-            "cross_modal": {"reduction": "mean", "skip_empty": False},
-            "distillation": {"temperature": 10.0},
-            "ramp": WeightRamp("none"),
-        },
-    ),
-}
-_LOSSES = {
-    "equivariance": EquivarianceLoss,
-    "cross_modal": CrossModalEquivarianceLoss,
-    "distillation": MutualDistillationLoss,
-}
-_WEIGHTS = {"equivariance": 1.0, "cross_modal": 1.0, "distillation": 0.5}
 
 
 class _View(NamedTuple):
@@ -118,19 +75,19 @@ class _Views:
 
     @cached_property
     def inside(self) -> torch.Tensor:
-        """1 where a pixel of the second view comes from the first, 0 where padding came in; 1 for all if not asked."""
+        """Give 1 where a pixel of the second view comes from the first, 0 where padding came in; 1 if not asked."""
         if not self.ignore_border:
             return self.second.maps.new_ones(())
         return (_move(torch.ones_like(self.first.maps[:, :1, :1]), self.record) > 0.999).to(self.second.maps.dtype)
 
     @cached_property
     def maps(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """pi(M) and M~."""
+        """Give pi(M) and M~."""
         return _move(self.first.maps, self.record) * self.inside, self.second.maps * self.inside
 
     @cached_property
     def unit_maps(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """pi(n(M)) and n(M~)."""
+        """Give pi(n(M)) and n(M~)."""
         return _move(_unit(self.first.maps), self.record) * self.inside, _unit(self.second.maps) * self.inside
 
 
@@ -205,6 +162,7 @@ class CMER(WSSSMethod):
         return cls.from_preset(network=ModalityNetworks.tiny(spatial_dims, in_channels, num_classes))
 
     @classmethod
+    @takes_arguments_of(CmerSettings)
     def from_preset(
         cls,
         preset: str = "default",
@@ -213,33 +171,18 @@ class CMER(WSSSMethod):
         spatial_dims: int = 2,
         modalities: Sequence[str] | None = None,
         num_classes: int = 1,
-        transform: PairedSpatialTransform | None = None,
-        equivariance: nn.Module | bool | str | None = True,
-        cross_modal: nn.Module | bool | str | None = True,
-        distillation: nn.Module | bool | str | None = True,
-        equivariance_weight: float = _WEIGHTS["equivariance"],
-        cross_modal_weight: float = _WEIGHTS["cross_modal"],
-        distillation_weight: float = _WEIGHTS["distillation"],
         **words: Any,
     ) -> CMER:
         """Build the whole method by words.
 
         Args:
-            preset: ``"default"``, ``"paper"`` or ``"released"``, see the table of this file.
+            preset: ``"default"``, ``"paper"`` or ``"released"``, see ``cmer_settings.py``.
             network: other classifiers in the place of the preset's; they have dimensions and classes of their own.
             spatial_dims: 2 or 3.
             modalities: their names, a network each; where ``network`` is not given.
             num_classes: K, the foreground classes.
-            transform: another pi in the place of the preset's.
-            equivariance: L_ER: True, the preset's; False or None, off; or another loss.
-            cross_modal: L_CMER, alike.
-            distillation: L_KD, alike.
-            equivariance_weight: factor of L_ER.
-            cross_modal_weight: factor of L_CMER.
-            distillation_weight: lambda_KD.
-            words: to set otherwise than the preset: ``ramp``, lambda_E(t) of both equivariances, and
-                ``distillation_ramp``, each a :class:`~monai_wsss.engines.WeightRamp` or a share of the run; and
-                ``second_view``, ``norm``, ``ignore_border``, ``weak_peer_ratio`` and ``teachers`` of the class.
+            words: fields of :class:`~monai_wsss.methods.cmer_settings.CmerSettings` to set otherwise, e.g.
+                ``cross_modal=False``.
 
         Raises:
             ValueError: an unknown preset; both or neither of ``network`` and ``modalities``.
@@ -247,35 +190,38 @@ class CMER(WSSSMethod):
         """
         if (network is None) == (modalities is None):
             raise ValueError("Expected either `network` or `modalities`, the names of the networks to build.")
-        check_choice("preset", preset, tuple(_PRESETS))
-        of_network, of_preset = _PRESETS[preset]
+        check_choice("preset", preset, tuple(CMER_PRESETS))
         if network is None:
-            network = networks_by_modality(
-                modalities or (), spatial_dims=spatial_dims, num_classes=num_classes, **of_network
+            network = cls.network_from_preset(
+                preset, modalities=modalities or (), spatial_dims=spatial_dims, num_classes=num_classes
             )
-        told = {"ramp": WeightRamp(), "distillation_ramp": WeightRamp("none"), **of_preset, **words}
-        ramps = {name: WeightRamp.of(told.pop(name)) for name in ("ramp", "distillation_ramp")}
-        weights = (equivariance_weight, cross_modal_weight, distillation_weight)
-        terms: dict[str, Term | None] = {}
-        for (name, kind), given, weight in zip(
-            _LOSSES.items(), (equivariance, cross_modal, distillation), weights, strict=True
-        ):
-            options = told.pop(name, {})
-            loss = given if isinstance(given, nn.Module) else kind(**options) if _is_on(name, given) else None
-            ramp = ramps["distillation_ramp" if name == "distillation" else "ramp"]
-            terms[name] = None if loss is None else Term(loss, weight, ramp)
-        turns = {"turns": told.pop("turns")} if "turns" in told else {}
-        for name in ("second_view", "ignore_border"):
-            if name in told:
-                told[name] = as_flag(name, told[name])
-        method = cls(network, transform or PairedSpatialTransform(**turns), **terms, **told)
-        method.settings |= {"preset": preset, **method.describe_terms()}
+        settings = CmerSettings(**{name: make() for name, make in CMER_PRESETS[preset][1].items()}).changed(**words)
+        method = cls(network, **settings.parts())
+        names = ("transform", "equivariance", "cross_modal", "distillation", "second_view", "norm", "ignore_border")
+        told = {name: describe(getattr(method, name)) for name in (*names, "weak_peer_ratio", "teachers")}
+        method.settings |= {"preset": preset, **told}
         return method
 
-    def describe_terms(self) -> dict[str, Any]:
-        """Give the settings as values that JSON can hold."""
-        told = {name: getattr(self, name) for name in ("second_view", "norm", "ignore_border", "teachers")}
-        return {**told, **{name: describe(getattr(self, name)) for name in ("transform", *_LOSSES)}}
+    @classmethod
+    @takes_arguments_of(networks_by_modality)
+    def network_from_preset(
+        cls, preset: str = "default", *, modalities: Sequence[str], standardize: bool | str | None = None, **words: Any
+    ) -> ModalityNetworks:
+        """Build the networks of a preset.
+
+        Args:
+            preset: as :meth:`from_preset`.
+            modalities: their names, a network each.
+            standardize: whether each slice is z-scored in the network; None: as the preset says.
+            words: of :func:`~monai_wsss.networks.networks_by_modality`, to set otherwise than the preset.
+        """
+        check_choice("preset", preset, tuple(CMER_PRESETS))
+        told = {**CMER_PRESETS[preset][0], **words}
+        if standardize is not None:
+            told["standardize"] = as_flag("standardize", standardize)
+        network = networks_by_modality(modalities, **told)
+        network.settings = {"preset": preset, "network_modalities": list(modalities), **told}  # type: ignore[assignment]
+        return network
 
     def losses(self, batch: dict[str, Any], progress: Progress, player: str) -> dict[str, torch.Tensor]:
         """Give ``classification/<modality>`` for each, ``distillation``, ``equivariance`` and ``cross_modal`` where on.
@@ -382,7 +328,3 @@ def _move(maps: torch.Tensor, record: SpatialRecord) -> torch.Tensor:
 def _unit(maps: torch.Tensor) -> torch.Tensor:
     """Apply n to maps (B, G, K, *S)."""
     return unit_norm_maps(maps.flatten(1, 2)).unflatten(1, maps.shape[1:3])
-
-
-def _is_on(name: str, given: Any) -> bool:
-    return given is not None and as_flag(name, given)

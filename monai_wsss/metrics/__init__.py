@@ -1,7 +1,7 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 
-"""Numbers that compare masks with references. They read masks, so nothing that trains may call them."""
+"""Numbers that compare masks with references. They read masks, so no training may call them."""
 
 from monai_wsss.metrics.aggregate import CaseTable
 from monai_wsss.metrics.cam_quality import (
@@ -16,7 +16,6 @@ from monai_wsss.metrics.comparison import WelchTest, welch_t_test
 from monai_wsss.metrics.definitions import METRIC_DEFINITIONS, metric_definition
 from monai_wsss.metrics.segmentation import (
     EMPTY_RULE,
-    IGNORED_LABEL,
     PixelCounts,
     accuracy,
     count_pixels,
@@ -35,7 +34,6 @@ from monai_wsss.metrics.surface import SurfaceDistances, surface_distances
 
 __all__ = [
     "EMPTY_RULE",
-    "IGNORED_LABEL",
     "METRIC_DEFINITIONS",
     "SWEEP_THRESHOLDS",
     "CaseTable",

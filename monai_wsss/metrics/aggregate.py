@@ -1,13 +1,13 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""From cases to one number with an interval: a table of cases, summed by subject, resampled by subject.
+"""A table of cases, and metrics with intervals that follow from it: summed by subject, resampled by subject.
 
 1. :meth:`CaseTable.add` reduces a case to counts and distances; images are not kept.
 2. Rows are plain dicts, so the processes of a distributed evaluation exchange and :meth:`CaseTable.merge` them.
 3. :meth:`CaseTable.summary` works from rows alone.  Every metric is a function of *how often each subject was drawn*:
-   once each gives the metric, 1000 random draws give its 95 % interval.
+   one draw of each subject gives the metric, 1000 random draws give its 95 % interval.
 
-What is undefined is left out and counted in :attr:`CaseTable.notes`; no NaN leaves this file.
+Undefined numbers are left out and counted in :attr:`CaseTable.notes`; no NaN leaves this file.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ import torch
 from monai.utils import convert_to_numpy
 
 from monai_wsss._files import atomic_path, make_directory, write_json
+from monai_wsss._labels import IGNORED
 from monai_wsss.metrics import segmentation
 from monai_wsss.metrics.bootstrap import bootstrap_interval, bootstrap_weights
 from monai_wsss.metrics.cam_quality import pixel_auroc, sweep_counts
 from monai_wsss.metrics.estimates import CaseArrays, ClassScheme, coverage_notes, metric_estimates, sweep_content
-from monai_wsss.metrics.segmentation import IGNORED_LABEL, PixelCounts, count_pixels, where_referenced
+from monai_wsss.metrics.segmentation import PixelCounts, count_pixels, where_referenced
 from monai_wsss.metrics.surface import SurfaceDistances, surface_distances
 
 __all__ = ["CaseTable", "table_text"]
@@ -41,13 +42,13 @@ class CaseTable:
 
     Args:
         classes: names of the K foreground classes.
-        background: whether label 0 is a class of its own (``False``: all K classes are real tissue).
+        background: True if label 0 is the background; False if all K classes are real tissue.
         scored_class: the class whose metrics get the plain names where ``background`` is false; else the plain name is
             the mean over the classes.
 
     Attributes:
-        rows: one plain dict a case, in the order of adding; ``per_case.csv`` numbers them from 1.
-        notes: what was left out and by which rule, in sentences with counts; renewed by :meth:`summary`.
+        rows: one plain dict per case, in the order of adding; ``per_case.csv`` numbers them from 1.
+        notes: sentences with counts that say what was left out and by which rule; renewed by :meth:`summary`.
 
     Raises:
         ValueError: class names that are not unique, or a ``scored_class`` that is missing or unknown.
@@ -86,15 +87,15 @@ class CaseTable:
 
         Args:
             id: unique name of the case.
-            subject: whose image it is; subjects are what is averaged and resampled.
+            subject: the patient; metrics are averaged and resampled by subject.
             label: ``(K,)`` of 0 and 1, the image-level label.
             prediction: label map ``(1, *S)``, 0..K.
-            reference: label map ``(1, *S)``.  ``None`` means an empty one where the label is all zeros, since an image
-                without a finding has nothing to outline; with a positive label it means that the pixels are unknown,
-                and only the presence scores count.
-            spacing: pixel size in mm for each axis of S; ``None`` measures distances in pixels.
+            reference: label map ``(1, *S)``.  Where the label is all zeros, None means an empty map, since a healthy
+                image has nothing to outline.  With a positive label, None means that the pixels are unknown, and only
+                the presence scores count.
+            spacing: pixel size in mm per axis of S; None measures distances in pixels.
             presence: ``(K,)`` image-level scores, any monotone scale.
-            cam: ``(K, *S)`` maps in [0, 1], for the threshold sweep and the pixel AUROC.
+            cam: score maps ``(K, *S)`` in [0, 1], for the threshold sweep and the pixel AUROC.
 
         Raises:
             ValueError: an ``id`` that is there already, or an array of the wrong shape or range.
@@ -138,7 +139,7 @@ class CaseTable:
         return (len(self.scheme.classes),)
 
     def _by_class(self, name: str, values: Iterable[Any]) -> Row:
-        """One entry for each of the K classes that has a value."""
+        """Make one entry per class that has a value."""
         pairs = zip(self.scheme.labels, values, strict=True)
         return {self.scheme.key(name, k): value for k, value in pairs if value is not None}
 
@@ -151,7 +152,7 @@ class CaseTable:
             )
 
     def _overlap(self, found: np.ndarray, wanted: np.ndarray, *, healthy: bool) -> Row:
-        """Counts, Dice and IoU of a case, and whether it is healthy by label and reference alike."""
+        """Give counts, Dice and IoU of a case, and whether it is healthy by label and reference alike."""
         counts = count_pixels(found, wanted, num_classes=len(self.scheme.classes))
         present, any_found = (counts.tp + counts.fn)[1:] > 0, bool((counts.tp + counts.fp)[1:].any())
         finding = bool(present.any())
@@ -165,9 +166,9 @@ class CaseTable:
         return row | self._by_class("dice", dice.tolist()) | self._by_class("iou", iou.tolist())
 
     def _distances(self, found: np.ndarray, wanted: np.ndarray, spacing: Sequence[float] | None) -> Row:
-        """Surface distances of the classes that both masks hold."""
+        """Give the surface distances of the classes that both masks hold."""
         row: Row = {}
-        valid = wanted != IGNORED_LABEL
+        valid = wanted != IGNORED
         for k in self.scheme.labels:
             distances = surface_distances((found == k) & valid, wanted == k, spacing=spacing)
             if distances is not None:
@@ -175,26 +176,26 @@ class CaseTable:
         return row
 
     def _map_quality(self, cam: torch.Tensor | np.ndarray | None, wanted: np.ndarray) -> Row:
-        """Pixel AUROC of the classes that the reference holds, and the counts of the threshold sweep, ``[K][2][T]``."""
+        """Give the pixel AUROC of the reference's classes, and the counts of the threshold sweep, ``[K][2][T]``."""
         if cam is None:
             return {}
         maps = convert_to_numpy(cam)
         self._check("cam", maps.shape == (*self._shape, *wanted.shape), maps)
-        valid = wanted != IGNORED_LABEL
+        valid = wanted != IGNORED
         pairs = [(maps[k - 1][valid], wanted[valid] == k) for k in self.scheme.labels]
         sweep = [[counts.tolist() for counts in sweep_counts(*pair)] for pair in pairs]
         return self._by_class("pixel_auroc", (pixel_auroc(*pair) for pair in pairs)) | {"sweep": sweep}
 
     def summary(self, *, bootstrap: int = 1000, seed: int = 0) -> Metrics:
-        """The metrics of ``metrics.json``, each with a 95 % interval from resampled subjects.
+        """Compute the metrics of ``metrics.json``, each with a 95 % interval from resampled subjects.
 
         Args:
             bootstrap: how many times the subjects are resampled.
-            seed: of the resampling.
+            seed: seed of the resampling.
 
         Returns:
-            name to ``{"mean", "ci95": [low, high], "n"}``, n being the number of subjects that enter.  Metrics that
-            are undefined here are missing and named in :attr:`notes`.
+            Name to ``{"mean", "ci95": [low, high], "n"}``, n being the number of subjects that enter.  Undefined
+            metrics are missing and named in :attr:`notes`.
 
         Raises:
             ValueError: there is no case, or ``bootstrap`` is below 1.
@@ -231,9 +232,9 @@ class CaseTable:
         return metrics
 
     def sweep(self) -> dict[str, Any]:
-        """``sweep.json``: Dice of each class against the threshold, of the cases that were added with maps.
+        """Give the content of ``sweep.json``: Dice of each class against the threshold, over the cases with maps.
 
-        The curves, and what is called ``oracle_`` in them, have read reference masks.
+        The curves have read reference masks, and so have their ``oracle_`` entries.
         """
         return sweep_content(CaseArrays(self.rows, self.scheme))
 
@@ -243,10 +244,10 @@ class CaseTable:
         Args:
             run_dir: the run folder; created if missing.
             bootstrap: how many times the subjects are resampled.
-            seed: of the resampling.
+            seed: seed of the resampling.
 
         Returns:
-            the metrics, as from :meth:`summary`.
+            The metrics of :meth:`summary`.
 
         Raises:
             DataError: the folder cannot be written.
@@ -269,7 +270,7 @@ class CaseTable:
 
     @property
     def subject_rows(self) -> list[Row]:
-        """One dict a subject: its cases, pooled counts, Dice and IoU (with a finding only), mean surface distances."""
+        """Give one dict per subject: cases, pooled counts, Dice, IoU (with a finding only), mean surface distances."""
         arrays = CaseArrays(self.rows, self.scheme)
         counts = PixelCounts(*np.moveaxis(arrays.counts.astype(int), 1, 0))
         clean = arrays.column("healthy") * (1 - arrays.column("found"))
@@ -294,7 +295,7 @@ class CaseTable:
         ]
 
     def _columns(self) -> list[str]:
-        """The header of ``per_case.csv``."""
+        """Give the header of ``per_case.csv``."""
         image = ("label", "presence")
         pixels = (*PixelCounts._fields, "dice", "iou", *SurfaceDistances._fields, "pixel_auroc")
         key, labels = self.scheme.key, self.scheme.labels
@@ -308,7 +309,7 @@ class CaseTable:
 
 
 def table_text(name: str) -> str:
-    """A name as a cell of a table: a leading ``'`` keeps spreadsheets from reading it as a formula.
+    """Give a name as a cell of a table: a leading ``'`` keeps spreadsheets from reading it as a formula.
 
     Example:
         >>> table_text("=1+1"), table_text("case-1")

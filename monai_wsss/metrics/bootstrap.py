@@ -3,8 +3,8 @@
 """A metric as a function of how often each subject was drawn: once each gives its value, at random its interval.
 
 Subjects are the unit: images of one subject resemble one another, so resampling images would give intervals that are
-too narrow.  Weights ``(R, S)`` say how often each of S subjects was drawn in each of R samples; all R are computed at
-once, and pooled metrics are recomputed from the counts of the drawn subjects.
+too narrow.  Weights ``(R, S)`` say how often each of S subjects was drawn in each of R samples.  All R samples are
+computed at once, and pooled metrics follow from the counts of the drawn subjects.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 _BLOCK = 4_000_000
-"""Most numbers that the presence ranking holds in one array."""
+"""The presence ranking holds at most so many numbers in one array."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Interval:
 
 
 def bootstrap_weights(subjects: int, *, samples: int, seed: int) -> np.ndarray:
-    """How often each subject is drawn in each bootstrap sample: ``(samples, subjects)``, each row sums to ``subjects``.
+    """Draw how often each subject is in each bootstrap sample: ``(samples, subjects)``; rows sum to ``subjects``.
 
     Example:
         >>> bootstrap_weights(3, samples=2, seed=0).sum(axis=1).tolist()
@@ -75,7 +75,7 @@ def bootstrap_weights(subjects: int, *, samples: int, seed: int) -> np.ndarray:
 
 
 def bootstrap_interval(estimate: Estimate, weights: np.ndarray) -> Interval | None:
-    """Value and percentile interval of a metric, or ``None`` where the metric is undefined on the set.
+    """Give value and percentile interval of a metric, or None where the metric is undefined on the set.
 
     Args:
         estimate: the metric.
@@ -96,7 +96,7 @@ def bootstrap_interval(estimate: Estimate, weights: np.ndarray) -> Interval | No
 
 
 def sum_ratio_estimate(numerator: np.ndarray, denominator: np.ndarray) -> Estimate:
-    """Sum over subjects of ``numerator (S,)`` divided by that of ``denominator (S,)``, e.g. clean by healthy images."""
+    """Divide the sums over subjects of ``numerator (S,)`` and ``denominator (S,)``, e.g. clean by healthy images."""
 
     def function(weights: np.ndarray) -> np.ndarray:
         above, below = weights @ numerator, weights @ denominator
@@ -106,16 +106,16 @@ def sum_ratio_estimate(numerator: np.ndarray, denominator: np.ndarray) -> Estima
 
 
 def subject_mean_estimate(values: np.ndarray) -> Estimate:
-    """Mean over the subjects of ``values (S,)``; subjects with NaN do not enter."""
+    """Average ``values (S,)`` over the subjects; subjects with NaN do not enter."""
     defined = ~np.isnan(values)
     return sum_ratio_estimate(np.where(defined, values, 0.0), defined.astype(np.float64))
 
 
 def pooled_estimate(counts: np.ndarray, metric: Callable[[PixelCounts], np.ndarray]) -> Estimate:
-    """A metric of pixel counts summed over the drawn subjects.
+    """Compute a metric of the pixel counts, summed over the drawn subjects.
 
     Args:
-        counts: ``(S, 4, K+1)``: tp, fp, fn, tn of each subject, zeros where it has no pixel truth.
+        counts: ``(S, 4, K+1)``: tp, fp, fn, tn per subject, zeros where no pixel truth is known.
         metric: counts of shape ``(R, K+1)`` to values ``(R,)``.
     """
 
@@ -128,7 +128,7 @@ def pooled_estimate(counts: np.ndarray, metric: Callable[[PixelCounts], np.ndarr
 
 
 def presence_estimate(scores: np.ndarray, labels: np.ndarray, subject: np.ndarray, *, num_subjects: int) -> Estimate:
-    """Area under the ROC curve of image-level scores.
+    """Compute the area under the ROC curve of image-level scores.
 
     Args:
         scores: ``(N,)`` of the images that have one.
@@ -148,7 +148,7 @@ def presence_estimate(scores: np.ndarray, labels: np.ndarray, subject: np.ndarra
 
 
 def mean_of_estimates(estimates: Sequence[Estimate]) -> Estimate:
-    """Mean over classes of one metric; a class without a value in a sample does not enter there."""
+    """Average one metric over classes; a class without a value in a sample does not enter there."""
 
     def function(weights: np.ndarray) -> np.ndarray:
         values = np.stack([estimate.function(weights) for estimate in estimates])

@@ -1,9 +1,9 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""How good is the map itself, before any threshold: ranking of pixels and of images, and Dice against the threshold.
+"""The quality of a map before any threshold: ranking of pixels and of images, and Dice against the threshold.
 
-Whatever picks a threshold here has read reference masks, so its name begins with ``oracle_`` and it is for analysis
-only; thresholds that need no masks live in ``refinement``.
+A function here that picks a threshold reads reference masks.  Its name begins with ``oracle_`` and it is for analysis
+only.  Thresholds that need no masks live in ``refinement``.
 """
 
 from __future__ import annotations
@@ -17,21 +17,22 @@ from monai_wsss.metrics.segmentation import PixelCounts, dice_score
 __all__ = ["SWEEP_THRESHOLDS", "oracle_threshold", "pixel_auroc", "presence_auroc", "sweep_counts", "sweep_dice"]
 
 SWEEP_THRESHOLDS = np.arange(100) / 100
-"""0.00, 0.01, ..., 0.99: where Dice is measured on a map in [0, 1]."""
+"""0.00, 0.01, ..., 0.99: the thresholds at which Dice is measured on a score map."""
 
 
 def pixel_auroc(score_map: torch.Tensor | np.ndarray, reference: torch.Tensor | np.ndarray) -> float | None:
-    """Probability that a lesion pixel scores above a background pixel of the same image (ties count one half).
+    """Give the probability that a lesion pixel scores above a background pixel of the same image.
 
-    The rank formula, exact: the area under the ROC curve of the map as a pixel classifier.  It needs no threshold and
-    no normalization, and tells a map that looks at the lesion from one that found the class by a shortcut.
+    This is the area under the ROC curve of the map as a pixel classifier, by the exact rank formula; ties count one
+    half.  It needs no threshold and no normalization.  It tells a map that looks at the lesion from a map that found
+    the class by a shortcut.
 
     Args:
         score_map: ``(*S)``, any real scores.
         reference: bool or 0/1 mask ``(*S)``.
 
     Returns:
-        the area, in [0, 1]; ``None`` where the mask is empty or full (there is nothing to rank).
+        The area, in [0, 1]; None where the mask is empty or full, since there is nothing to rank.
 
     Raises:
         ValueError: the shapes differ, or a score is not finite.
@@ -52,10 +53,10 @@ def pixel_auroc(score_map: torch.Tensor | np.ndarray, reference: torch.Tensor | 
 def presence_auroc(
     scores: torch.Tensor | np.ndarray, labels: torch.Tensor | np.ndarray, *, weights: np.ndarray | None = None
 ) -> np.ndarray:
-    """Area under the ROC curve of image-level scores, for one or many weightings of the images at once.
+    """Give the area under the ROC curve of image-level scores, for one or many weightings of the images at once.
 
-    Rank formula with ties counted one half.  A weighting is how often each image was drawn, so a whole bootstrap is
-    one call.
+    The rank formula counts ties one half.  A weighting says how often each image was drawn, so one call covers a whole
+    bootstrap.
 
     Args:
         scores: ``(N,)``, finite.
@@ -89,14 +90,14 @@ def presence_auroc(
 def sweep_counts(
     score_map: torch.Tensor | np.ndarray, reference: torch.Tensor | np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """True and false positives of ``score_map > t`` for all :data:`SWEEP_THRESHOLDS` at once, from one histogram.
+    """Count true and false positives of ``score_map > t`` for all :data:`SWEEP_THRESHOLDS`, from one histogram.
 
     Args:
-        score_map: ``(*S)``, normalized to [0, 1].
+        score_map: ``(*S)``, a score map in [0, 1].
         reference: bool or 0/1 mask ``(*S)``.
 
     Returns:
-        two int64 arrays ``(T,)``.  Like masks, they add up over slices, subjects and the set.
+        Two int64 arrays ``(T,)``; they add up over slices, subjects and the set.
 
     Raises:
         ValueError: the shapes differ, or a score lies outside of [0, 1].
@@ -120,7 +121,7 @@ def sweep_counts(
 
 
 def sweep_dice(true_positives: np.ndarray, false_positives: np.ndarray, reference_pixels: np.ndarray) -> np.ndarray:
-    """Dice at every threshold from :func:`sweep_counts` (summed over whatever is pooled).
+    """Compute Dice at every threshold from the counts of :func:`sweep_counts`, summed over the pooled cases.
 
     Args:
         true_positives: ``(..., T)``.
@@ -139,13 +140,13 @@ def sweep_dice(true_positives: np.ndarray, false_positives: np.ndarray, referenc
 
 
 def oracle_threshold(dice_curve: np.ndarray) -> tuple[float, float]:
-    """The threshold of :data:`SWEEP_THRESHOLDS` with the highest Dice, chosen on reference masks: analysis only.
+    """Give the threshold of :data:`SWEEP_THRESHOLDS` with the highest Dice: chosen on reference masks, analysis only.
 
     Args:
         dice_curve: ``(T,)``, finite.
 
     Returns:
-        threshold and its Dice; the lowest threshold among equals.
+        The threshold and its Dice; the lowest threshold among equals.
 
     Raises:
         ValueError: the curve has another length.
@@ -163,7 +164,7 @@ def oracle_threshold(dice_curve: np.ndarray) -> tuple[float, float]:
 def _scores_and_mask(
     scores: torch.Tensor | np.ndarray, mask: torch.Tensor | np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Both flattened: finite floats, and the mask as bool."""
+    """Flatten both: the scores as finite floats, the mask as bool."""
     values, selected = convert_to_numpy(scores), convert_to_numpy(mask)
     if values.shape != selected.shape:
         raise ValueError(f"Expected scores and reference of one shape, got {values.shape} and {selected.shape}.")

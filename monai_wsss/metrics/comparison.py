@@ -1,15 +1,15 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Do two methods differ by more than their seeds do?  Means, standard deviations and two-sample t-tests over runs.
+"""Means, standard deviations and two-sample t-tests over runs: do two methods differ by more than their seeds do?
 
     t = (m_a - m_b) / s,   p = P(|T_df| >= |t|),   v = variance / n of a sample
 
     Welch:    s^2 = v_a + v_b,                                     df = s^4 / (v_a^2 / (n_a - 1) + v_b^2 / (n_b - 1))
     Student:  s^2 = pooled variance * (1 / n_a + 1 / n_b),         df = n_a + n_b - 2
 
-Papers that print "a t-test" (Feng et al., AAAI 2025, Table 1) seldom say which; Welch's needs no equal variances and is
-the one to report.  With three seeds a side either finds large differences only: a p above 0.05 does not show that two
-methods are alike.
+Papers that print "a t-test" (Feng et al., AAAI 2025, Table 1) seldom say which.  Welch's needs no equal variances and
+is the one to report.  With three seeds per method, both tests find large differences only: a p above 0.05 does not show
+that two methods are alike.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class WelchTest(NamedTuple):
         student_t: the statistic under equal variances.
         student_p: its two-sided probability.
         student_degrees_of_freedom: n_a + n_b - 2.
-        means: of the first and of the second sample.
+        means: means of the first and of the second sample.
         sds: their standard deviations, with n - 1.
         sizes: their numbers of runs.
     """
@@ -54,11 +54,11 @@ def welch_t_test(a: Sequence[float], b: Sequence[float]) -> WelchTest:
     """Compare a metric of two methods over independent runs.
 
     Args:
-        a: one finite value for each run (seed, draw) of the first method, at least two.
-        b: of the second method, at least two, not necessarily as many.
+        a: one finite value per run (seed, draw) of the first method, at least two.
+        b: the same of the second method, at least two, not necessarily as many.
 
     Returns:
-        means, standard deviations, and t, p and degrees of freedom by both conventions.
+        Means, standard deviations, and t, p and degrees of freedom by both conventions.
 
     Raises:
         ValueError: fewer than two values, or one that is not finite.
@@ -73,7 +73,7 @@ def welch_t_test(a: Sequence[float], b: Sequence[float]) -> WelchTest:
     samples = [_checked("a", a), _checked("b", b)]
     sizes = (len(samples[0]), len(samples[1]))
     means = (statistics.mean(samples[0]), statistics.mean(samples[1]))
-    # Exact sums: the variance of equal values is 0, not what rounding leaves of it.
+    # The statistics module sums exactly: the variance of equal values is 0, without rounding errors.
     variances = (statistics.variance(samples[0]), statistics.variance(samples[1]))
     of_mean = [variance / size for variance, size in zip(variances, sizes, strict=True)]
     freedom = [size - 1 for size in sizes]
@@ -83,7 +83,7 @@ def welch_t_test(a: Sequence[float], b: Sequence[float]) -> WelchTest:
         (means[0] - means[1]) / s if s > 0 else math.nan
         for s in (error, math.sqrt(pooled) * math.sqrt(sum(1 / size for size in sizes)))
     )
-    # Shares of the squared error, so that variances of any size stay in range.
+    # Shares of the squared error keep variances of any size in range.
     shares = [(math.sqrt(v) / error) ** 2 if error > 0 else 0.5 for v in of_mean]
     welch = 1 / sum(share**2 / f for share, f in zip(shares, freedom, strict=True))
     return WelchTest(

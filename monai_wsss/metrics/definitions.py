@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""What each number of ``metrics.json`` means, in one sentence: the words that reports and documentation show."""
+"""One sentence per number of ``metrics.json``: the words that reports and documentation show."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ METRIC_DEFINITIONS = {
     "oracle_dice_subject": "dice_subject at the one threshold of the map that is best for it: chosen on reference "
     "masks, for analysis only.",
 }
-"""One sentence a metric, by its name without unit and class."""
+"""One sentence per metric, by its name without unit and class."""
 
 
 def metric_definition(name: str) -> str:
-    """The definition of a metric of ``metrics.json``, whatever its unit or class; empty for a name it does not know.
+    """Give the definition of a metric of ``metrics.json``, whatever its unit or class; empty for an unknown name.
 
     Example:
         >>> metric_definition("hd95_mm/edema")

@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""From the rows of a case table to its metrics: which numbers there are, and what they cover.
+"""The metrics of a case table, and notes on what they cover.
 
 Rows become sums over subjects; every metric becomes an :class:`~monai_wsss.metrics.bootstrap.Estimate` on them.
 """
@@ -43,7 +43,7 @@ _POOLED: dict[str, Callable[[PixelCounts], np.ndarray]] = {
 
 @dataclass(frozen=True)
 class ClassScheme:
-    """The classes of a data set, and how their columns are called.
+    """The classes of a dataset, and the names of their columns.
 
     The three fields are the arguments of :class:`~monai_wsss.metrics.CaseTable`.
 
@@ -67,11 +67,11 @@ class ClassScheme:
 
     @property
     def labels(self) -> range:
-        """The labels 1..K of the classes."""
+        """Give the labels 1..K of the classes."""
         return range(1, len(self.classes) + 1)
 
     def key(self, name: str, label: int) -> str:
-        """``name`` where there is one class, ``name/class`` where there are several; label 0 is the background.
+        """Give ``name`` where there is one class, ``name/class`` where there are several; label 0 is the background.
 
         Example:
             >>> ClassScheme(("core", "edema")).key("tp", 2)
@@ -96,24 +96,24 @@ class CaseArrays:
         self.subject = np.array([position[row["subject"]] for row in rows])
 
     def column(self, name: str, label: int | None = None) -> np.ndarray:
-        """One value a case, ``(N,)``, NaN where the row has none."""
+        """Give one value per case, ``(N,)``, NaN where the row has none."""
         key = name if label is None else self.scheme.key(name, label)
         return np.array([row.get(key, np.nan) for row in self.rows], dtype=np.float64)
 
     def subject_sum(self, values: np.ndarray) -> np.ndarray:
-        """Sum over the cases of each subject: ``(N, ...)`` to ``(S, ...)``; NaN counts as 0."""
+        """Sum over the cases of each subject, ``(N, ...)`` to ``(S, ...)``; NaN counts as 0."""
         sums = np.zeros((len(self.subjects), *values.shape[1:]))
         np.add.at(sums, self.subject, np.nan_to_num(values))
         return sums
 
     def subject_mean(self, values: np.ndarray) -> np.ndarray:
-        """Mean over the cases of each subject that have a value: ``(N,)`` to ``(S,)``, NaN where none has."""
+        """Average over the cases of each subject that have a value, ``(N,)`` to ``(S,)``, NaN where none has."""
         total, number = self.subject_sum(values), self.subject_sum(~np.isnan(values))
         return np.divide(total, number, out=np.full(total.shape, np.nan), where=number > 0)
 
     @cached_property
     def counts(self) -> np.ndarray:
-        """Pixel counts of each subject, ``(S, 4, K+1)``, zeros where no pixel truth is known."""
+        """Sum pixel counts per subject, ``(S, 4, K+1)``, zeros where no pixel truth is known."""
         if len(self.scheme.classes) == 1:  # The background's tp, fp, fn, tn are the class's tn, fn, fp, tp.
             of_class = np.stack([self.column(name, 1) for name in PixelCounts._fields], axis=1)
             return self.subject_sum(np.stack([of_class[:, ::-1], of_class], axis=2))
@@ -123,12 +123,12 @@ class CaseArrays:
 
     @cached_property
     def swept(self) -> np.ndarray:
-        """Which cases have a threshold sweep, bool ``(N,)``."""
+        """Mark the cases that have a threshold sweep, bool ``(N,)``."""
         return np.array(["sweep" in row for row in self.rows])
 
     @cached_property
     def sweep(self) -> tuple[np.ndarray, np.ndarray]:
-        """Dice at each threshold: of each subject ``(S, K, T)`` and pooled ``(K, T)``, NaN without the class."""
+        """Give Dice at each threshold: per subject ``(S, K, T)`` and pooled ``(K, T)``, NaN without the class."""
         sums = np.zeros((len(self.subjects), len(self.scheme.classes), 2, len(SWEEP_THRESHOLDS)))
         for index in np.flatnonzero(self.swept).tolist():
             sums[self.subject[index]] += self.rows[index]["sweep"]
@@ -140,7 +140,7 @@ class CaseArrays:
 
 
 def metric_estimates(arrays: CaseArrays) -> dict[str, Estimate]:
-    """Every metric by its name: the plain name, then ``name/class`` where there are several classes."""
+    """Give every metric by its name: the plain name, then ``name/class`` where there are several classes."""
     scheme = arrays.scheme
     by_class = [_class_estimates(arrays, k) for k in scheme.labels]
     estimates: dict[str, Estimate] = {}
@@ -162,7 +162,7 @@ def metric_estimates(arrays: CaseArrays) -> dict[str, Estimate]:
 
 
 def _class_estimates(arrays: CaseArrays, label: int) -> dict[str, Estimate]:
-    """The metrics of one class, under their plain names."""
+    """Give the metrics of one class under their plain names."""
     of_class = PixelCounts(*np.moveaxis(arrays.counts[..., label], 1, 0))
     dice = where_referenced(segmentation.dice_score(of_class), of_class)
     estimates = {"dice_subject": subject_mean_estimate(dice)}
@@ -189,20 +189,20 @@ def _of_class(metric: Callable[[PixelCounts], np.ndarray], label: int) -> Callab
 
 
 def _mean_curve(of_subject: np.ndarray) -> np.ndarray | None:
-    """Mean over the subjects with the class, ``(S, T)`` to ``(T,)``; ``None`` where there is none."""
+    """Average over the subjects with the class, ``(S, T)`` to ``(T,)``; None where there is none."""
     present = ~np.isnan(of_subject[:, 0])
     return of_subject[present].mean(0) if present.any() else None
 
 
 def _dice_at_oracle(arrays: CaseArrays, label: int) -> np.ndarray:
-    """Dice of each subject, ``(S,)``, at the one threshold that is best for their mean; NaN without the class."""
+    """Give the Dice of each subject, ``(S,)``, at the one threshold that is best for their mean."""
     of_subject = arrays.sweep[0][:, label - 1]
     curve = _mean_curve(of_subject)
     return of_subject[:, 0 if curve is None else int(np.argmax(curve))]
 
 
 def sweep_content(arrays: CaseArrays) -> dict[str, Any]:
-    """``sweep.json``: thresholds, and for each class with a reference its Dice curves and the oracle's choice."""
+    """Give the content of ``sweep.json``: thresholds, and the Dice curves and the oracle's choice of each class."""
     of_subject, pooled = arrays.sweep
     classes: dict[str, dict[str, Any]] = {}
     for k, name in enumerate(arrays.scheme.classes):
@@ -221,7 +221,7 @@ def sweep_content(arrays: CaseArrays) -> dict[str, Any]:
 
 
 def coverage_notes(arrays: CaseArrays) -> list[str]:
-    """What the numbers cover and which rule which cases fell under, in sentences with counts, without names."""
+    """Say what the numbers cover and how many cases fell under which rule, without names of cases."""
     truth = [row["truth"] for row in arrays.rows]
     notes = [
         f"{len(truth)} cases of {len(arrays.subjects)} subjects: {truth.count('mask')} with a reference mask, "
@@ -248,7 +248,7 @@ def coverage_notes(arrays: CaseArrays) -> list[str]:
 
 
 def _class_notes(arrays: CaseArrays, label: int) -> list[str]:
-    """How many cases fell under the empty rule, and how many have no surface distance."""
+    """Say how many cases of a class fell under the empty rule, and how many have no surface distance."""
     scheme = arrays.scheme
     name = "" if len(scheme.classes) == 1 else f" Class {scheme.classes[label - 1]}:"
     tp, fp, fn = (arrays.column(count, label) for count in ("tp", "fp", "fn"))

@@ -1,12 +1,12 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Overlap of masks: count pixels once, per class, then every overlap metric is a formula on the counts.
+"""Overlap of masks: pixels are counted once per class, and every overlap metric is a formula on the counts.
 
-Counts add up: over the slices of a subject, over a whole test set, over a bootstrap sample.  So a *pooled* metric is
-the formula on summed counts, a *per-subject* metric the formula on that subject's counts, and nothing else differs.
+Counts add up over the slices of a subject, over a test set and over a bootstrap sample.  A *pooled* metric is the
+formula on summed counts; a *per-subject* metric is the formula on the counts of that subject.  Nothing else differs.
 
-The rule for empty references is stated here and nowhere else (:data:`EMPTY_RULE`).  It is a rule for a case; over a
-whole set, a class of which no reference holds a pixel has no overlap (:func:`where_referenced`).
+The rule for empty references is stated here only (:data:`EMPTY_RULE`).  It holds for a case.  Over a whole set, a class
+has no overlap if no reference holds a pixel of it (:func:`where_referenced`).
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from monai.utils import convert_to_numpy
 
+from monai_wsss._labels import IGNORED
+
 __all__ = [
     "EMPTY_RULE",
-    "IGNORED_LABEL",
     "PixelCounts",
     "accuracy",
     "count_pixels",
@@ -37,10 +38,7 @@ __all__ = [
 ]
 
 EMPTY_RULE = "Empty reference and empty prediction score 1; empty reference with a prediction scores 0."
-"""How Dice, IoU and F1 of a case treat a reference without a single pixel of the class."""
-
-IGNORED_LABEL = 255
-"""Pixels with this value in the reference (e.g. the contours of VOC) enter no count."""
+"""The rule of Dice, IoU and F1 for a case whose reference has no pixel of the class."""
 
 
 class PixelCounts(NamedTuple):
@@ -66,11 +64,11 @@ def count_pixels(
 
     Args:
         prediction: label map of any shape (2D or 3D, with or without a channel axis of size 1): bool, or 0..K.
-        reference: label map of the same shape; pixels of value :data:`IGNORED_LABEL` are left out.
+        reference: label map of the same shape; pixels of value 255, which are ignored, enter no count.
         num_classes: K, the number of foreground classes.
 
     Returns:
-        counts as int64 arrays of shape ``(K+1,)``.
+        Counts as int64 arrays of shape ``(K+1,)``.
 
     Raises:
         ValueError: the shapes differ, or a value is not a label.
@@ -86,7 +84,7 @@ def count_pixels(
             f"Expected `prediction` and `reference` of one shape, got {predicted.shape} and {expected.shape}: "
             "resample one of them to the other's grid."
         )
-    valid = expected != IGNORED_LABEL
+    valid = expected != IGNORED
     if not valid.all():
         predicted, expected = predicted[valid], expected[valid]
     rows = []
@@ -98,16 +96,16 @@ def count_pixels(
 
 
 def _labels(name: str, mask: torch.Tensor | np.ndarray, num_classes: int) -> np.ndarray:
-    """A label map as uint8 on the CPU, its values checked."""
+    """Give a label map as uint8 on the CPU, with checked values."""
     array = convert_to_numpy(mask)
     if not array.size:
         return array.astype(np.uint8)
     low, high = array.min(), array.max()
-    in_range = bool(low >= 0) and bool(high <= IGNORED_LABEL)
+    in_range = bool(low >= 0) and bool(high <= IGNORED)
     labels = array.astype(np.uint8) if in_range else np.zeros(array.shape, dtype=np.uint8)
     allowed = labels <= num_classes
     if name == "reference":
-        allowed |= labels == IGNORED_LABEL
+        allowed |= labels == IGNORED
     if not (in_range and allowed.all() and (labels == array).all()):
         raise ValueError(
             f"Expected `{name}` to hold the labels 0..{num_classes} only, got values from {low} to {high}."
@@ -116,13 +114,13 @@ def _labels(name: str, mask: torch.Tensor | np.ndarray, num_classes: int) -> np.
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray, *, empty: float) -> np.ndarray:
-    """Elementwise division with ``empty`` where the denominator is 0."""
+    """Divide elementwise, with ``empty`` where the denominator is 0."""
     numerator, denominator = np.asarray(numerator, dtype=np.float64), np.asarray(denominator, dtype=np.float64)
     return np.divide(numerator, denominator, out=np.full(numerator.shape, empty), where=denominator > 0)
 
 
 def dice_score(counts: PixelCounts) -> np.ndarray:
-    """Dice = 2 TP / (2 TP + FP + FN), in [0, 1], of the shape of the counts; 0/0 by :data:`EMPTY_RULE`.
+    """Compute Dice = 2 TP / (2 TP + FP + FN), in [0, 1], of the shape of the counts; 0/0 by :data:`EMPTY_RULE`.
 
     Example:
         >>> float(dice_score(count_pixels(np.array([1, 1, 0]), np.array([0, 1, 0])))[1])
@@ -132,7 +130,7 @@ def dice_score(counts: PixelCounts) -> np.ndarray:
 
 
 def iou_score(counts: PixelCounts) -> np.ndarray:
-    """Intersection over union = TP / (TP + FP + FN), in [0, 1]; 0/0 by :data:`EMPTY_RULE`.
+    """Compute intersection over union = TP / (TP + FP + FN), in [0, 1]; 0/0 by :data:`EMPTY_RULE`.
 
     Example:
         >>> float(iou_score(count_pixels(np.array([1, 1, 0]), np.array([0, 1, 0])))[1])
@@ -142,9 +140,9 @@ def iou_score(counts: PixelCounts) -> np.ndarray:
 
 
 def where_referenced(scores: np.ndarray, counts: PixelCounts) -> np.ndarray:
-    """Scores of pooled counts where some reference holds a pixel of the class, NaN elsewhere.
+    """Keep scores of pooled counts where some reference holds a pixel of the class; give NaN elsewhere.
 
-    Without it, a set of healthy images alone would have a Dice, of 1 or 0, that measures no overlap.
+    A set of healthy images has no Dice: 1 or 0 would measure no overlap there.
 
     Example:
         >>> counts = count_pixels(np.array([0, 0]), np.array([0, 0]))
@@ -155,7 +153,7 @@ def where_referenced(scores: np.ndarray, counts: PixelCounts) -> np.ndarray:
 
 
 def _class_mean(scores: np.ndarray, counts: PixelCounts, background: bool) -> np.ndarray:
-    """Mean over the classes that some reference holds, NaN where the references hold nothing but background."""
+    """Average over the classes that some reference holds; NaN where the references hold nothing but background."""
     defined = where_referenced(scores, counts)
     averaged = defined[..., 0 if background else 1 :]
     known = ~np.isnan(averaged)
@@ -164,7 +162,7 @@ def _class_mean(scores: np.ndarray, counts: PixelCounts, background: bool) -> np
 
 
 def sensitivity(counts: PixelCounts) -> np.ndarray:
-    """TP / (TP + FN), in [0, 1]; NaN where the reference has no such pixel.
+    """Compute TP / (TP + FN), in [0, 1]; NaN where the reference has no such pixel.
 
     Example:
         >>> float(sensitivity(count_pixels(np.array([1, 1, 0, 0]), np.array([1, 1, 1, 1])))[1])
@@ -174,7 +172,7 @@ def sensitivity(counts: PixelCounts) -> np.ndarray:
 
 
 def specificity(counts: PixelCounts) -> np.ndarray:
-    """TN / (TN + FP), in [0, 1]; NaN where the reference has nothing but that class.
+    """Compute TN / (TN + FP), in [0, 1]; NaN where the reference has nothing but that class.
 
     Example:
         >>> float(specificity(count_pixels(np.array([1, 0, 0, 0]), np.array([0, 0, 0, 0])))[1])
@@ -184,7 +182,7 @@ def specificity(counts: PixelCounts) -> np.ndarray:
 
 
 def accuracy(counts: PixelCounts) -> np.ndarray:
-    """(TP + TN) / all pixels, in [0, 1]; NaN where there is no pixel.
+    """Compute (TP + TN) / all pixels, in [0, 1]; NaN where there is no pixel.
 
     Example:
         >>> float(accuracy(count_pixels(np.array([1, 0, 0, 0]), np.array([0, 0, 0, 0])))[1])
@@ -195,7 +193,7 @@ def accuracy(counts: PixelCounts) -> np.ndarray:
 
 
 def f1_score(counts: PixelCounts) -> np.ndarray:
-    """F1 = harmonic mean of precision and sensitivity of the pixels, which is the Dice of the same counts.
+    """Compute F1, the harmonic mean of precision and sensitivity of the pixels: the Dice of the same counts.
 
     Kept because papers print it under this name; the class-averaged F1 of the gland papers is
     :func:`dice_macro_pooled`, the one derived from mIoU :func:`f1_from_miou`.
@@ -208,9 +206,9 @@ def f1_score(counts: PixelCounts) -> np.ndarray:
 
 
 def miou_pooled(counts: PixelCounts, *, background: bool = True) -> np.ndarray:
-    """Mean IoU over the classes on pooled counts: the number that the weak supervision literature prints.
+    """Average IoU over the classes on pooled counts: the number that the weak supervision literature prints.
 
-    A class of which no reference holds a pixel does not enter.
+    A class does not enter if no reference holds a pixel of it.
 
     Args:
         counts: counts summed over the whole set, ``(..., K+1)``.
@@ -228,11 +226,11 @@ def miou_pooled(counts: PixelCounts, *, background: bool = True) -> np.ndarray:
 
 
 def dice_macro_pooled(counts: PixelCounts, *, background: bool = True) -> np.ndarray:
-    """Mean Dice over the classes on pooled counts, background included unless ``background`` is false.
+    """Average Dice over the classes on pooled counts, background included unless ``background`` is false.
 
-    The tables of CoinGAN hold this number (method sheet, section 13).  A mask without a single pixel scores nearly
-    1/2 by it when lesions are small, so read it beside the Dice of the foreground.  A class of which no reference holds
-    a pixel does not enter; NaN where that is all of the foreground.
+    The tables of CoinGAN hold this number.  An empty mask scores nearly 1/2 by it when lesions are small, so read it
+    beside the Dice of the foreground.  A class does not enter if no reference holds a pixel of it; the result is NaN if
+    that is so for every foreground class.
 
     Example:
         >>> counts = count_pixels(np.zeros(100), np.arange(100) < 4)
@@ -243,7 +241,7 @@ def dice_macro_pooled(counts: PixelCounts, *, background: bool = True) -> np.nda
 
 
 def f1_from_miou(miou: np.ndarray | float) -> np.ndarray:
-    """F1 = 2 mIoU / (1 + mIoU): what OEEM's script, and so the gland papers' tables, call F1.
+    """Compute F1 = 2 mIoU / (1 + mIoU): OEEM's script, and so the gland papers' tables, call this F1.
 
     Example:
         >>> round(float(f1_from_miou(0.8769)), 4)
@@ -253,7 +251,7 @@ def f1_from_miou(miou: np.ndarray | float) -> np.ndarray:
 
 
 def r_under(counts: PixelCounts) -> np.ndarray:
-    """Under-segmentation FN / TP of total counts (CMER, Table V), from 0 up; NaN where TP = 0.
+    """Compute under-segmentation FN / TP of total counts (CMER, Table V), from 0 up; NaN where TP = 0.
 
     Example:
         >>> float(r_under(count_pixels(np.array([1, 0, 0]), np.array([1, 1, 1])))[1])
@@ -263,7 +261,7 @@ def r_under(counts: PixelCounts) -> np.ndarray:
 
 
 def r_over(counts: PixelCounts) -> np.ndarray:
-    """Over-segmentation FP / TP of total counts (CMER, Table V), from 0 up; NaN where TP = 0.
+    """Compute over-segmentation FP / TP of total counts (CMER, Table V), from 0 up; NaN where TP = 0.
 
     Example:
         >>> float(r_over(count_pixels(np.array([1, 1, 1]), np.array([1, 0, 0])))[1])

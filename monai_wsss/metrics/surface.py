@@ -2,8 +2,8 @@
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 """Distances between two surfaces, in millimeters where the spacing is known, in pixels where it is not.
 
-Edges and nearest-neighbor distances are MONAI's; what is ours is one pass for four metrics, on the bounding box of the
-two masks, and a plain ``None`` instead of MONAI's inf or NaN where a surface is missing.
+Edges and nearest-neighbor distances are MONAI's.  This file computes four metrics in one pass, on the bounding box of
+the two masks, and gives None instead of MONAI's inf or NaN where a surface is missing.
 """
 
 from __future__ import annotations
@@ -44,16 +44,15 @@ def surface_distances(
     """Measure the surface distances of one binary mask to another.
 
     A pixel lies on the surface if it is set and one of its 4 (2D) or 6 (3D) neighbors is not; outside of the image
-    nothing is set.  Two masks of tumor size in 240x240x155 take 0.15 s on one core, a mask of the whole brain against
-    one 4 s, a slice of 64x64 1 ms.
+    nothing is set.
 
     Args:
         prediction: bool or 0/1 mask, ``(*S)`` with two or three spatial axes.
         reference: mask of the same shape.
-        spacing: size of a pixel along each axis, in mm; ``None`` measures in pixels.
+        spacing: size of a pixel along each axis, in mm; None measures in pixels.
 
     Returns:
-        the four distances, or ``None`` where a mask is empty: no surface, no distance.
+        The four distances, or None where a mask is empty: no surface, no distance.
 
     Raises:
         ValueError: the shapes differ, have not two or three axes, or ``spacing`` does not fit them.
@@ -85,7 +84,7 @@ def surface_distances(
 
 
 def _bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
-    """The smallest box around the set pixels of a mask that is not empty."""
+    """Give the smallest box around the set pixels of a mask that is not empty."""
     box: list[slice] = []
     for axis in range(mask.ndim):
         others = tuple(other for other in range(mask.ndim) if other != axis)

@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Fully connected CRF: class probabilities drawn to the edges of the image (Krähenbühl and Koltun, NIPS 2011).
+"""A fully connected CRF draws class probabilities to the edges of the image (Krähenbühl and Koltun, NIPS 2011).
 
 Mean field with Potts compatibility, from Q = softmax(-U), repeated (Eq. 4 and Algorithm 1)::
 
@@ -9,15 +9,15 @@ Mean field with Potts compatibility, from Q = softmax(-U), repeated (Eq. 4 and A
     K_2(i, j) = exp( -|x_i - x_j|² / 2 b² - |I_i - I_j|² / 2 c² )     position and intensity (bilateral)
     K~ = D^-1/2 K D^-1/2,   D_i = Σ_j K(i, j)
 
-with x the pixels' positions and I their intensities. As in the implementation that the papers used (``pydensecrf``,
-symmetric normalization), and unlike the printed Algorithm 1, both D and the message K~ Q *include the own pixel*, and
-the smallest probability is 1e-5.
+with x the pixels' positions and I their intensities. Both D and the message K~ Q *include the own pixel*, and the
+smallest probability is 1e-5, as in the implementation that the papers used (``pydensecrf``, symmetric normalization)
+and unlike the printed Algorithm 1.
 
-K_1 is computed as a product of one matrix an axis, exact to 1e-7. K_2 is either exact, rows of the N x N matrix at a
-time, or approximated on a permutohedral lattice in linear time and memory. How close that is depends on the image.
-Against the exact one (``bmp``, images of three channels with textured regions, of which the CRF relabels 6 to 38 %),
-the lattice gives the same class to this share of the pixels, and marginals that differ by 0.0005 to 0.003 on average,
-but by up to 0.9 at single pixels of colors that are their own (``benchmarks/dense_crf.py``):
+K_1 is computed as a product of one matrix per axis, exact to 1e-7. K_2 is either exact, some rows of the N x N matrix
+at a time, or approximated on a permutohedral lattice in linear time and memory. How close that is depends on the image.
+The table compares both (``bmp``, images of three channels with textured regions, of which the CRF relabels 6 to 38 %;
+``speed/dense_crf.py``). It gives the share of the pixels to which the lattice gives the same class. Marginals differ by
+0.0005 to 0.003 on average, but by up to 0.9 at single pixels whose color no other pixel has:
 
 | side | 2 classes | 4 classes | 21 classes |
 |-----:|----------:|----------:|-----------:|
@@ -26,9 +26,9 @@ but by up to 0.9 at single pixels of colors that are their own (``benchmarks/den
 |   64 |    99.9 % |    99.8 % |     99.1 % |
 |   96 |   100.0 % |           |            |
 
-Where colors hardly repeat (a photograph shrunk to 64 x 64 or 96 x 96, probabilities noisy at each pixel) 98.2 to 99.5 %
-were seen.  On smooth images without texture (one channel of 64 x 64, z-scores with c = 0.1, 2 or 4 classes) it was 96.4
-to 100 %, in one of some 200 images 92.4 %, and marginals differed by 0.0006 to 0.03 on average.
+Where colors hardly repeat (a photograph shrunk to 64 x 64 or 96 x 96, probabilities noisy at each pixel) the share was
+98.2 to 99.5 %. On smooth images without texture (one channel of 64 x 64, z-scores with c = 0.1, 2 or 4 classes) it was
+96.4 to 100 %, in one of some 200 images 92.4 %, and marginals differed by 0.0006 to 0.03 on average.
 
 | symbol | name                                          | shape     |
 |--------|-----------------------------------------------|-----------|
@@ -54,10 +54,10 @@ from monai_wsss.refinement.permutohedral import PermutohedralLattice
 __all__ = ["DenseCRF", "dense_crf_refinement"]
 
 _CLAMP = 1e-5  # the smallest probability
-_EXACT_PIXELS = 48**2  # up to here the bilateral kernel is exact by default: 0.2 s an image on one core
-_ENTRIES = 2**24  # of the exact kernel that are worked on, or held, at a time: 64 MiB in float32
+_EXACT_PIXELS = 48**2  # up to here the bilateral kernel is exact by default: 0.2 s per image on one core
+ENTRIES = 2**24  # entries of the exact kernel that are worked on, or held, at a time: 64 MiB in float32
 _TRUNCATION = 6.0  # the position kernel beyond that many standard deviations is left out, 4e-9 of its sum
-_ROWS = 128  # of the position kernel's matrices that are done at a time
+ROWS = 128  # rows of the position kernel's matrices that are done at a time
 _METHODS = ("auto", "exact", "lattice")
 
 #: ``pydensecrf`` calls the same numbers sxy, srgb and compat; all are for images in 0..255.
@@ -106,18 +106,18 @@ def dense_crf_refinement(
     spacing: Sequence[float] | None = None,
     method: str = "auto",
 ) -> torch.Tensor:
-    """Class probabilities after mean-field inference in a fully connected CRF: the equations of this file.
+    """Refine class probabilities by mean-field inference in a fully connected CRF: the equations of this file.
 
-    Post-processing: nothing is differentiated. Images of a batch do not influence one another.
+    Nothing is differentiated. Images of a batch do not influence one another.
 
     Args:
         image: (B, C, *S), intensities of any C >= 1 channels, un-augmented; see ``intensity_range``.
         probabilities: (B, K, *S) in [0, 1], background included, K >= 2; need not sum to 1.
-        iterations: of the mean field; 0 gives the normalized probabilities.
+        iterations: steps of the mean field; 0 gives the normalized probabilities.
         position_std: a, in pixels, or in the unit of ``spacing``.
         position_weight: w_1 >= 0.
         bilateral_position_std: b, in the same unit as a.
-        bilateral_intensity_std: c, in gray levels of which ``intensity_range`` holds 255, the same for each channel.
+        bilateral_intensity_std: c, in gray levels, 255 of which make up ``intensity_range``; the same for each channel.
         bilateral_weight: w_2 >= 0.
         intensity_range: R of images in 0..R, on which c then means c R / 255: 255 for 8-bit images as the published
             settings are, 1 for images in [0, 1]. None for any other (z-scores, Hounsfield units): c is then in the
@@ -127,7 +127,7 @@ def dense_crf_refinement(
             ``"lattice"``, linear, a close approximation; ``"auto"``, exact up to N = 2304 (48 x 48, 13 x 13 x 13).
 
     Returns:
-        (B, K, *S), the marginals Q, in float32 or wider; they sum to 1 over K.
+        the marginals Q (B, K, *S), in float32 or wider; they sum to 1 over K.
 
     Raises:
         ValueError: shapes that do not fit, one class, values that are no probabilities, NaN or infinity, intensities
@@ -226,13 +226,13 @@ class DenseCRF(nn.Module):
 
     @classmethod
     def from_preset(cls, preset: str, **settings: Any) -> DenseCRF:
-        """Published settings by name, all for 8-bit images: other ranges need ``intensity_range``.
+        """Build from published settings by name, all for 8-bit images: other ranges need ``intensity_range``.
 
         | preset    | iterations | a, w_1 | b, c, w_2  | source                                                        |
         |-----------|------------|--------|------------|---------------------------------------------------------------|
         | `deeplab` | 10         | 3, 3   | 67, 3, 4   | DeepLab v2 with ResNet-101: b, c, w_2 as its ports have them  |
-        | `cosa`    | 1          | 1, 1   | 121, 5, 4  | CoSA (CRF*), in its sheet                                     |
-        | `bmp`     | 10         | 3, 3   | 64, 5, 4   | BMP's code, in its sheet                                      |
+        | `cosa`    | 1          | 1, 1   | 121, 5, 4  | CoSA (CRF*)                                                   |
+        | `bmp`     | 10         | 3, 3   | 64, 5, 4   | BMP's code                                                    |
 
         DeepLab v2 fixes a = w_1 = 3 and ten iterations, and chooses the others for each network; ports of it have
         a = 1, and scripts for its VGG-16 have 49, 5, 4 (a = w_1 = 3) or 65, 3, 4 (a = w_1 = 2).
@@ -248,7 +248,7 @@ class DenseCRF(nn.Module):
         return cls(**{**_PRESETS[preset], **settings})
 
     def forward(self, image: torch.Tensor, probabilities: torch.Tensor) -> torch.Tensor:
-        """Args: image (B, C, *S) and probabilities (B, K, *S); gives the marginals (B, K, *S)."""
+        """Refine probabilities (B, K, *S) by images (B, C, *S) into marginals (B, K, *S)."""
         return dense_crf_refinement(image, probabilities, **self.settings)
 
     def extra_repr(self) -> str:
@@ -256,7 +256,7 @@ class DenseCRF(nn.Module):
 
 
 def _mean_field(probabilities: torch.Tensor, messages: list[tuple[float, Message]], iterations: int) -> torch.Tensor:
-    """Marginals (K, *S) of one image: Q <- softmax(-U + Σ w K~ Q), on rows (N, K)."""
+    """Compute the marginals (K, *S) of one image: Q <- softmax(-U + Σ w K~ Q), on rows (N, K)."""
     log_p = probabilities.clamp(_CLAMP, 1.0).log_().flatten(1).t().contiguous()
     marginals = log_p.softmax(1)
     for _ in range(iterations):
@@ -268,21 +268,21 @@ def _mean_field(probabilities: torch.Tensor, messages: list[tuple[float, Message
 
 
 def _normalized(filter_: Message, features: torch.Tensor) -> Message:
-    """D^-1/2 K D^-1/2, with the row sums D of K as the filter itself has them."""
+    """Normalize a filter, D^-1/2 K D^-1/2, with the row sums D of K as the filter itself has them."""
     scale = filter_(features.new_ones(len(features), 1)).rsqrt_()
     return lambda marginals: filter_(marginals * scale) * scale
 
 
 class _ExactKernel:
-    """K_ij = exp(-|f_i - f_j|² / 2), rows at a time; held where all of it is no more than is worked on at a time."""
+    """K_ij = exp(-|f_i - f_j|² / 2), some rows at a time; a kernel that is small enough is held as a whole."""
 
     def __init__(self, features: torch.Tensor, dtype: torch.dtype) -> None:
         self.features = features
-        self.rows = features.split(max(1, _ENTRIES // len(features)))
+        self.rows = features.split(max(1, ENTRIES // len(features)))
         self.matrix = self._of(features) if len(self.rows) == 1 else None
 
     def filter(self, values: torch.Tensor) -> torch.Tensor:
-        """(N, M) -> (N, M)."""
+        """Multiply the kernel with values: (N, M) -> (N, M)."""
         if self.matrix is not None:
             return self.matrix @ values
         return torch.cat([self._of(rows) @ values for rows in self.rows])
@@ -294,7 +294,7 @@ class _ExactKernel:
 
 
 def _features(image: torch.Tensor, steps: list[float]) -> torch.Tensor:
-    """Positions and intensities in standard deviations: (N, d + C), of an image (C, *S)."""
+    """Give positions and intensities in standard deviations (N, d + C) of an image (C, *S)."""
     # Around 0, so that an offset of the intensities changes neither what float32 resolves nor the place on the lattice.
     image = image - image.flatten(1).mean(1).reshape(-1, *[1] * (image.ndim - 1))
     axes = [torch.arange(side, device=image.device) for side in image.shape[1:]]
@@ -305,7 +305,7 @@ def _features(image: torch.Tensor, steps: list[float]) -> torch.Tensor:
 
 
 def _position_message(maps: torch.Tensor, stds: list[float]) -> Message:
-    """The normalized position kernel, a product of one over each axis: so are its row sums, and it normalized."""
+    """Build the normalized position kernel; it is a product over axes, since its row sums are one, too."""
     size = maps.shape[1:]
     axes = [_bands(side, std, maps) for side, std in zip(size, stds, strict=True)]
 
@@ -321,12 +321,12 @@ def _position_message(maps: torch.Tensor, stds: list[float]) -> Message:
 
 
 def _bands(side: int, std: float, like: torch.Tensor) -> list[tuple[int, int, torch.Tensor]]:
-    """The normalized kernel along one axis, columns at a time: those (last - first, <= _ROWS) rows that count."""
+    """Build the normalized kernel along one axis, up to ROWS columns at a time, with the rows that count."""
     reach = math.ceil(_TRUNCATION * std)
     place = torch.arange(side, dtype=torch.float64, device=like.device)
     spans = [
-        (max(0, start - reach), min(side, start + _ROWS + reach), slice(start, start + _ROWS))
-        for start in range(0, side, _ROWS)
+        (max(0, start - reach), min(side, start + ROWS + reach), slice(start, start + ROWS))
+        for start in range(0, side, ROWS)
     ]
     kernels = [((place[first:last, None] - place[own]) / std).square().mul(-0.5).exp() for first, last, own in spans]
     scale = torch.cat([kernel.sum(0) for kernel in kernels]).rsqrt()
@@ -337,7 +337,7 @@ def _bands(side: int, std: float, like: torch.Tensor) -> list[tuple[int, int, to
 
 
 def _gray_level(image: torch.Tensor, intensity_range: float | None) -> float:
-    """What one gray level is in the image's unit; raises where the image does not look like 0..R."""
+    """Convert one gray level into the image's unit; raise where the image does not look like 0..R."""
     if intensity_range is None:
         return 1.0
     low, high = (value.item() for value in image.aminmax())
@@ -399,5 +399,5 @@ def _check_settings(
 def _checked_spacing(spacing: Sequence[float] | None, dims: int) -> tuple[float, ...]:
     pixel = (1.0,) * dims if spacing is None else tuple(float(side) for side in spacing)
     if len(pixel) != dims or not all(0 < side < math.inf for side in pixel):
-        raise ValueError(f"Expected `spacing` of {dims} numbers > 0, one an axis, got {spacing}.")
+        raise ValueError(f"Expected `spacing` of {dims} numbers > 0, one per axis, got {spacing}.")
     return pixel

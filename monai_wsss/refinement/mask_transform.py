@@ -12,7 +12,7 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform
 from torch import nn
 
-from monai_wsss._checks import float32_or_wider, plain_tensor
+from monai_wsss._checks import as_flag, float32_or_wider, plain_tensor
 from monai_wsss.refinement.dense_crf import DenseCRF
 from monai_wsss.refinement.mask_rule import MaskRule
 
@@ -60,7 +60,7 @@ class ToMaskd(MapTransform):
         threshold: float | None = None,
         gate: str | None = None,
         fusion: str = "max",
-        reliable_only: bool = True,
+        reliable_only: bool | str = True,
         label_key: str = "label",
         crf: DenseCRF | None = None,
         image_key: str = "image",
@@ -73,6 +73,9 @@ class ToMaskd(MapTransform):
         self.crf = crf
         self.image_key = image_key
         self.words: dict[str, Any] = {"rule": rule, "threshold": threshold, "gate": gate, "fusion": fusion}
+        reliable_only = as_flag("reliable_only", reliable_only)
+        used = None if crf is None else type(crf).__name__
+        self.settings = {**self.words, "reliable_only": reliable_only, "crf": used}
         if not reliable_only:
             self.words["reliable"] = None
         if presence_level is not None:

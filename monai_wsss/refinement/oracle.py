@@ -1,10 +1,10 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""ORACLE threshold of raw maps: it READS MASKS, so what it gives is an upper bound to report, never one to deploy.
+"""ORACLE threshold of raw maps: it READS MASKS, so its result is an upper bound to report, never one to deploy.
 
-Kept apart from ``threshold.py``, whose thresholds need no masks; nothing of the package but the benchmark imports it.
-For maps in [0, 1] the threshold sweep of ``monai_wsss.metrics`` has the same oracle; this one takes raw responses,
-whose range only the maps tell, and so is the upper bound of the rules logit, fixed and negative_quantile.
+It is kept apart from ``threshold.py``, whose thresholds need no masks; only the benchmark imports it. The threshold
+sweep of ``monai_wsss.metrics`` has the same oracle for score maps. This one takes raw responses, whose range only the
+maps tell, and so is the upper bound of the rules logit, fixed and negative_quantile.
 """
 
 from __future__ import annotations
@@ -15,14 +15,13 @@ from typing import NamedTuple
 import torch
 
 from monai_wsss._checks import float32_or_wider
+from monai_wsss._labels import IGNORED
 
 __all__ = ["OracleThreshold", "oracle_raw_threshold"]
 
-_UNLABELED = 255  # as in metrics, of this same level of imports
-
 
 class OracleThreshold(NamedTuple):
-    """The threshold that the masks call best, and the Dice it reaches on the same masks: optimistic, both."""
+    """The threshold that is best for the masks, and the Dice it reaches on the same masks; both are optimistic."""
 
     oracle_threshold: float
     oracle_dice: float
@@ -35,16 +34,16 @@ def oracle_raw_threshold(
     *,
     subjects: Sequence[str] | None = None,
 ) -> OracleThreshold:
-    """ORACLE, reads masks: the one threshold for all cases that maximizes the foreground Dice of ``score > threshold``.
+    """Find by reading masks (ORACLE) the threshold for all cases that maximizes the Dice of ``score > threshold``.
 
-    Presence gates are the caller's: give absent classes a score below all candidates.
+    No presence gate is applied: give absent classes a score below all candidates.
 
     Args:
-        scores: one map a case, of any shape, e.g. (1, *S).
-        masks: one mask a case, of the same shape: 255 is unlabeled and left out, anything else above 0 is foreground.
+        scores: one map per case, of any shape, e.g. (1, *S).
+        masks: one mask per case, of the same shape: 255 is ignored, anything else above 0 is foreground.
         thresholds: candidates; of equally good ones the lowest wins.
-        subjects: one name a case: the Dice of each subject over all its cases, then the mean. None: one Dice over the
-            pixels of all cases. Where neither prediction nor mask has foreground, the Dice is 1.
+        subjects: one name per case: the Dice of each subject over all its cases, then the mean. None: one Dice over
+            the pixels of all cases. Where neither prediction nor mask has foreground, the Dice is 1.
 
     Returns:
         ``(oracle_threshold, oracle_dice)``.
@@ -70,7 +69,7 @@ def oracle_raw_threshold(
             raise ValueError(
                 f"Expected scores and masks of one shape, got {tuple(score.shape)} and {tuple(mask.shape)}."
             )
-        labeled = mask != _UNLABELED
+        labeled = mask != IGNORED
         counts[name] = counts.get(name, 0) + _counts(score[labeled], mask[labeled] > 0, candidates)
     overlap, sizes = torch.stack(list(counts.values())).unbind(1)
     dice = torch.where(sizes > 0, 2 * overlap / sizes.clamp(min=1), 1.0).mean(dim=0)
@@ -79,7 +78,7 @@ def oracle_raw_threshold(
 
 
 def _counts(score: torch.Tensor, foreground: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
-    """For each candidate: predicted and foreground; predicted plus foreground (2, T)."""
+    """Count per candidate the pixels predicted and foreground, and those predicted plus those foreground (2, T)."""
     score = float32_or_wider(score.flatten().cpu())
     # How many candidates each score exceeds, in the precision in which ``score > threshold`` compares.
     exceeded = torch.bucketize(score, candidates.to(score.dtype))

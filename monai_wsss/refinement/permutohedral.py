@@ -1,28 +1,28 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Gaussian filter of any points in linear time: the permutohedral lattice of Adams, Baek and Davis (2010).
+"""A Gaussian filter of any points in linear time: the permutohedral lattice of Adams, Baek and Davis (2010).
 
     out_i = Σ_j exp(-|f_i - f_j|² / 2) v_j,  up to one factor for all i
 
 The space of the d features is cut into simplices of a lattice. Each point gives its value to the d + 1 corners of its
 simplex by barycentric weights (splat); the corners are blurred with [1 2 1] / 4 along each of the d + 1 directions of
 the lattice; each point reads its corners with the same weights (slice). Only corners that some point touches are kept,
-and a corner that is missing counts as zero: the filter is an approximation, better where points lie dense. (So a point
-on the border between two simplices, by rounding in one or the other, can change the sums around it a little.)
+and a corner that is missing counts as zero. So the filter is an approximation, better where points lie dense. (A point
+on the border between two simplices is in one or the other by rounding. Which one changes the sums around it a little.)
 
 The lattice lies in the plane of R^(d+1) whose coordinates sum to 0; its points have integer coordinates, all equal
 modulo d + 1. Splat, blur and slice have the variances 1/12, 1/2 and 1/12 of (d+1)², hence the scale of the embedding.
 
-Instead of a hash table: a corner's coordinates c are packed into the integer Σ c_a m_a modulo 2^64 with fixed random m.
-The packing is linear, so that a neighbor's key is the own one plus a constant, found by bisection among sorted keys.
-That two of n corners share a key has a probability of about n² / 2^65, below 1e-5 for ten million.
+There is no hash table: a corner's coordinates c are packed into the integer Σ c_a m_a modulo 2^64 with fixed random m.
+The packing is linear. So a neighbor's key is a corner's own key plus a constant, found by bisection among sorted keys.
+The probability that two of n corners share a key is about n² / 2^65, below 1e-5 for ten million.
 
 | symbol              | name       | shape                                       |
 |---------------------|------------|---------------------------------------------|
 | f                   | `features` | (N, d)                                      |
 | v                   | `values`   | (N, M)                                      |
 | barycentric weights | `weights`  | (N, d+1)                                    |
-| packed corners      | `keys`     | (N, d+1); (L) of them without repetition    |
+| packed corners      | `keys`     | (N, d+1); (L) without repetition            |
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from monai_wsss._checks import check_shape
 
 __all__ = ["PermutohedralLattice"]
 
-# Points whose corners are found at a time: bounds the memory for their coordinates in double precision.
+# Number of points whose corners are found at a time: it bounds the memory for coordinates in double precision.
 CHUNK = 2**16
 
 
 class PermutohedralLattice:
     """The lattice of one set of points, for as many filterings as are wanted.
 
-    Memory is linear: about 16 (d + 1) bytes a point and 12 (d + 2) a corner are kept, and 60 (d + 1) bytes a point are
-    needed at the peak of the construction.
+    Memory is linear: about 16 (d + 1) bytes per point and 12 (d + 2) per corner are kept; the construction needs
+    60 (d + 1) bytes per point at its peak.
 
     Args:
         features: (N, d), each divided by its standard deviation.
@@ -79,7 +79,7 @@ class PermutohedralLattice:
         self._blurs = [(indices, triples, kernel) for indices in _neighbors(keys[first], dims)]
 
     def filter(self, values: torch.Tensor) -> torch.Tensor:
-        """Values (N, M) of the points, in the lattice's dtype, to their sums (N, M)."""
+        """Turn values (N, M) of the points, in the lattice's dtype, into their sums (N, M)."""
         values = _sums(values, *self._splat)
         for blur in self._blurs:
             values = _sums(values, *blur)
@@ -87,12 +87,12 @@ class PermutohedralLattice:
 
 
 def _sums(rows: torch.Tensor, indices: torch.Tensor, offsets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """A sparse matrix times ``rows``: weighted sums of the rows at ``indices``, a new sum begins at each offset."""
+    """Multiply a sparse matrix with ``rows``: sum the rows at ``indices`` by weight; each offset begins a new sum."""
     return F.embedding_bag(indices, rows.contiguous(), offsets, mode="sum", per_sample_weights=weights)
 
 
 def _corners(features: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys and weights of the corners of all points' simplices, (N (d+1)) each."""
+    """Find keys and weights of the corners of all points' simplices, each (N (d+1))."""
     keys, weights = [], []
     for part in features.split(CHUNK):
         key, weight = _simplices(part)
@@ -102,14 +102,14 @@ def _corners(features: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, 
 
 
 def _multipliers(dims: int, device: torch.device) -> torch.Tensor:
-    """Of each coordinate but the last, which the others tell; 0 for it."""
+    """Draw the fixed random factor m of each coordinate; the last gets 0, since it follows from the others."""
     generator = torch.Generator().manual_seed(2010)
     factors = torch.randint(-(2**62), 2**62, (dims,), generator=generator)
     return F.pad(factors, (0, 1)).to(device)
 
 
 def _embedding(dims: int, device: torch.device) -> torch.Tensor:
-    """(d, d+1): orthogonal rows in the plane of sum 0, of the length that gives the filter unit variance."""
+    """Build the embedding (d, d+1): orthogonal rows in the plane of sum 0 that give the filter unit variance."""
     rows = torch.ones(dims, dims + 1, dtype=torch.float64).tril()
     steps = torch.arange(1, dims + 1, dtype=torch.float64)
     rows[steps.long() - 1, steps.long()] = -steps
@@ -118,7 +118,7 @@ def _embedding(dims: int, device: torch.device) -> torch.Tensor:
 
 
 def _simplices(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys and weights (n, d+1) of the corners of each point's simplex."""
+    """Find keys and weights (n, d+1) of the corners of each point's simplex."""
     dims, device = features.shape[1], features.device
     point = features.double() @ _embedding(dims, device)
     # The nearest lattice point whose coordinates are multiples of d + 1: round, then repair the sum.
@@ -144,7 +144,7 @@ def _simplices(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _neighbors(keys: torch.Tensor, dims: int) -> Iterator[torch.Tensor]:
-    """For each of the d + 1 directions the corners before, at and after each corner and L itself, (3 (L+1)) int32."""
+    """Yield per direction (d + 1) the corners before, at and after each corner and L itself, (3 (L+1)) int32."""
     count = len(keys)
     own = torch.arange(count + 1, device=keys.device)
     factors = _multipliers(dims, keys.device)

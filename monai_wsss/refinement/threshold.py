@@ -2,8 +2,9 @@
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 """Thresholds that need no masks: Otsu's, and what the pixels of training-negative images tell.
 
-An image without class k shows class k nowhere: every pixel of it is a labelled pixel for free. The median of their
-responses is the level of healthy tissue (*negative reference*), a high quantile is what healthy tissue hardly exceeds.
+An image without class k shows class k nowhere, so each of its pixels is labeled for free. The median of their responses
+is the *healthy level* (the network's buffer ``negative_reference``); healthy tissue hardly exceeds a high quantile of
+them.
 """
 
 from __future__ import annotations
@@ -14,21 +15,21 @@ from monai_wsss._checks import check_label, check_shape, float32_or_wider
 
 __all__ = ["NegativeResponses", "median_reference", "negative_quantile", "otsu_threshold"]
 
-# Kept for each channel, 16 MiB in float32; at the 0.999 quantile still 4000 values lie above.
+# Kept per channel, 16 MiB in float32; at the 0.999 quantile still 4000 values lie above.
 MAX_VALUES_PER_CHANNEL = 2**22
 
 
 def otsu_threshold(maps: torch.Tensor) -> torch.Tensor:
-    """Otsu's threshold (1979) of each map, exact: no histogram, so neither bins nor outliers matter.
+    """Compute Otsu's threshold (1979) of each map, exactly: no histogram, so neither bins nor outliers matter.
 
-    Of all splits of the sorted pixels into a lower share w and the rest, the one that maximizes the variance between
-    the two, w (1 - w) (mean_1 - mean_0)^2. With the strict comparison ``map > threshold`` the upper part is foreground.
+    It is the split of the sorted pixels into a lower share w and the rest that maximizes the variance between the two,
+    w (1 - w) (mean_1 - mean_0)^2. With the strict comparison ``map > threshold`` the upper part is foreground.
 
     Args:
         maps: (B, K, *S), finite.
 
     Returns:
-        (B, K): the largest value of the lower part; of a constant map its value, so that nothing lies above.
+        (B, K): the largest value of the lower part; for a constant map its value, so that nothing lies above.
 
     Raises:
         ValueError: another shape.
@@ -52,7 +53,7 @@ def otsu_threshold(maps: torch.Tensor) -> torch.Tensor:
 
 
 def negative_quantile(values: torch.Tensor, q: float) -> float:
-    """The q-quantile of responses, linear between neighbours as ``numpy.quantile``; any number of values.
+    """Compute the q-quantile of responses, linear between neighbors as ``numpy.quantile``, of any number of values.
 
     (``torch.quantile`` refuses more than 2^24 values.)
 
@@ -81,7 +82,7 @@ def negative_quantile(values: torch.Tensor, q: float) -> float:
 
 
 def median_reference(values: torch.Tensor) -> float:
-    """The median response of training-negative pixels (N,): the level of healthy tissue.
+    """Compute the median response of training-negative pixels (N,): the healthy level.
 
     Example:
         >>> median_reference(torch.tensor([-3.0, -1.0, -2.0]))
@@ -91,15 +92,15 @@ def median_reference(values: torch.Tensor) -> float:
 
 
 class NegativeResponses:
-    """Collects, class by class, the responses of pixels of images that are negative for that class, in bounded memory.
+    """Collects per class, in bounded memory, the responses of pixels of images that are negative for it.
 
-    From each image at most ``max_values_per_image`` pixels are kept, evenly spaced; when a channel exceeds 2^22 values,
+    At most ``max_values_per_image`` evenly spaced pixels of each image are kept. When a channel exceeds 2^22 values,
     every second one is dropped and later images give half as many, so that early and late images weigh the same.
     Channel c = g K + k of the maps belongs to group g and class k.
 
     Args:
         num_channels: G * K.
-        max_values_per_image: pixels kept of one image and channel.
+        max_values_per_image: number of pixels that are kept per image and channel.
 
     Raises:
         ValueError: a number below 1.
@@ -118,7 +119,7 @@ class NegativeResponses:
                 f"got {num_channels} and {max_values_per_image}."
             )
         self.max_values_per_image = max_values_per_image
-        #: One list of float32 tensors (on the CPU) a channel; :meth:`merge` takes those of another process.
+        #: One list of float32 tensors (on the CPU) per channel; :meth:`merge` takes those of another process.
         self.values: list[list[torch.Tensor]] = [[] for _ in range(num_channels)]
         self._halvings = [0] * num_channels
         self._num_classes = num_channels
@@ -166,22 +167,23 @@ class NegativeResponses:
             self._add(channel, tensors)
 
     def reference(self) -> torch.Tensor:
-        """The median of each channel (G*K,), float32.
+        """Compute the median of each channel (G*K,), float32.
 
         Raises:
-            ValueError: a class without any negative image, by its number.
+            ValueError: a class without any negative image.
         """
         return torch.tensor([median_reference(self._channel(c)) for c in range(len(self.values))])
 
     def quantile(self, q: float = 0.999) -> torch.Tensor:
-        """The q-quantile of each channel (G*K,), float32; one healthy pixel in a thousand lies above the default.
+        """Compute the q-quantile of each channel (G*K,), float32; by default one healthy pixel in 1000 lies above.
 
         Raises:
-            ValueError: a class without any negative image, by its number; q outside [0, 1].
+            ValueError: a class without any negative image; q outside [0, 1].
         """
         return torch.tensor([negative_quantile(self._channel(c), q) for c in range(len(self.values))])
 
     def _add(self, channel: int, tensors: list[torch.Tensor]) -> None:
+        """Hold more values of a channel, and halve what is held where it is too much."""
         held = self.values[channel]
         held.extend(tensors)
         while sum(map(len, held)) > MAX_VALUES_PER_CHANNEL and any(len(tensor) > 1 for tensor in held):
@@ -189,14 +191,15 @@ class NegativeResponses:
             self._halvings[channel] += 1
 
     def _channel(self, channel: int) -> torch.Tensor:
+        """Give all values of a channel, or say that it has none."""
         if not self.values[channel]:
             raise ValueError(
                 f"No training image is negative for class {channel % self._num_classes} (counted from 0), so its "
-                "healthy level is unknown: add images labelled 0 for it, or choose a rule without reference: 'otsu'."
+                "healthy level is unknown: add images labeled 0 for it, or choose a rule without reference: 'otsu'."
             )
         return torch.cat(self.values[channel])
 
 
 def _evenly_spaced(length: int, count: int, device: torch.device) -> torch.Tensor:
-    """``count`` indices into ``length`` pixels: a constant stride would keep hitting the same columns of an image."""
+    """Spread ``count`` indices over ``length`` pixels: a constant stride would keep hitting the same image columns."""
     return torch.linspace(0, length - 1, count, dtype=torch.float64, device=device).round().long()

@@ -26,9 +26,16 @@ import monai_wsss
 from monai_wsss._checks import DataError
 from monai_wsss._files import file_sha256, make_directory, write_json
 
-__all__ = ["collect_provenance", "read_run", "recorded_supervision", "write_run"]
+__all__ = ["collect_provenance", "read_run", "recorded_supervision", "settings_of", "write_run"]
 
 _PACKAGES = ("torch", "monai", "numpy", "pytorch-ignite")
+_INFERRING = {
+    **{name: name for name in ("grid", "views", "scales")},
+    "windows.roi_size": "window",
+    "cam.variant": "cam",
+}
+"""Attributes of an inferer that decide the result, and their names in a record."""
+_ABSENT = object()
 _START = r"(?<![\w.])"
 _HOME_FOLDERS = re.compile(rf"{_START}(?:[A-Za-z]:)?[/\\](?:home|Users)[/\\][^/\\\s:;,'\"]+|{_START}/root(?=/|$)")
 
@@ -76,6 +83,76 @@ def collect_provenance(
     }
 
 
+def settings_of(part: Any) -> dict[str, Any]:
+    """Ask something that was built how it is set.
+
+    Args:
+        part: a trainer, an evaluator, an inferer, or whatever has ``settings``, a dict of plain values.
+
+    Returns:
+        of a trainer its method's ``settings``, epochs, iterations per epoch, batch size, optimizer, peak learning rate,
+        weight decay and schedule; of an evaluator its network's ``settings`` and how it infers.
+
+    Example:
+        >>> import torch
+        >>> from monai_wsss.inferers import VolumeInferer
+        >>> settings_of(VolumeInferer(grid=(64, 64)))
+        {'grid': (64, 64), 'views': 'none', 'scales': (1.0,)}
+    """
+    if hasattr(part, "core") and hasattr(part, "optimizers"):
+        return _settings_of_training(part)
+    if hasattr(part, "core"):
+        return _settings_of_method(part.core)
+    if hasattr(part, "inferer") and hasattr(part, "network"):
+        return {**getattr(part.network, "settings", {}), **settings_of(part.inferer)}
+    if isinstance(settings := getattr(part, "settings", None), dict):
+        return dict(settings)
+    found = {name: _attribute(part, path) for path, name in _INFERRING.items()}
+    return {name: value for name, value in found.items() if value is not _ABSENT}
+
+
+def _attribute(part: Any, path: str) -> Any:
+    for name in path.split("."):
+        part = getattr(part, name, _ABSENT)
+    return part
+
+
+def _settings_of_method(method: Any) -> dict[str, Any]:
+    return {"method": type(method).__name__, **getattr(method, "settings", {})}
+
+
+def _settings_of_training(trainer: Any) -> dict[str, Any]:
+    """Give what a trainer knows: of several players, one entry per player."""
+    optimizers = {player: _settings_of_optimizer(one) for player, one in trainer.optimizers.items()}
+    schedules = {player: type(one).__name__ for player, one in trainer.lr_schedulers.items()}
+    steps = {
+        "epochs": trainer.state.max_epochs,
+        "iterations_per_epoch": trainer.state.epoch_length,
+        "batch_size": getattr(trainer.data_loader, "batch_size", None),
+        "accumulation_steps": trainer.accumulation_steps,
+        "amp": trainer.amp,
+    }
+    if len(optimizers) > 1:
+        steps |= {"optimizers": optimizers, "lr_schedulers": schedules}
+    else:
+        steps |= next(iter(optimizers.values())) | {"lr_scheduler": next(iter(schedules.values()), None)}
+    return {**_settings_of_method(trainer.core), **steps}
+
+
+def _settings_of_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Give class, peak rate and weight decay: one value where all groups agree, else one per group."""
+
+    def of_groups(*names: str) -> Any:
+        values = [next((group[name] for name in names if name in group), None) for group in optimizer.param_groups]
+        return values[0] if len(set(values)) == 1 else values
+
+    return {
+        "optimizer": type(optimizer).__name__,
+        "learning_rate": of_groups("max_lr", "initial_lr", "lr"),
+        "weight_decay": of_groups("weight_decay"),
+    }
+
+
 def write_run(run_dir: str | os.PathLike[str], provenance: dict[str, Any]) -> Path:
     """Write ``run.json`` into the run folder, which is created if missing, and return its path.
 
@@ -93,7 +170,7 @@ def write_run(run_dir: str | os.PathLike[str], provenance: dict[str, Any]) -> Pa
 
 
 def read_run(run_dir: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """The ``run.json`` of a folder, ``None`` where there is none that :func:`write_run` wrote.
+    """Read the ``run.json`` of a folder, ``None`` where there is none that :func:`write_run` wrote.
 
     Example:
         >>> import tempfile
@@ -109,7 +186,7 @@ def read_run(run_dir: str | os.PathLike[str]) -> dict[str, Any] | None:
 
 
 def recorded_supervision(run_dir: str | os.PathLike[str], weights: str | os.PathLike[str] | None) -> list[str] | None:
-    """What read pixel masks in the training of weights, as the ``run.json`` of their training says.
+    """Tell what read pixel masks in the training of weights, as the ``run.json`` of their training says.
 
     Args:
         run_dir: folder of the training, or one whose run used the same weights.
@@ -148,7 +225,7 @@ def _sha256(what: str, path: str | os.PathLike[str] | None) -> str | None:
 
 
 def _git_commit(checkout: Path) -> str | None:
-    """The commit that is checked out at ``checkout``, read from its files (no program is run); ``None`` elsewhere."""
+    """Read the commit that is checked out at ``checkout`` from its files, no program is run; ``None`` elsewhere."""
     folder = checkout / ".git"
     try:
         if folder.is_file():  # A work tree: the file names the folder, whose `commondir` names the repository.
@@ -169,7 +246,7 @@ def _git_commit(checkout: Path) -> str | None:
 
 
 def _plain(value: Any) -> Any:
-    """``value`` as JSON can hold it, with home folders and the user's name taken out of paths."""
+    """Give ``value`` as JSON can hold it, with home folders and the user's name taken out of paths."""
     if isinstance(value, dict):
         return {_without_user(str(key)): _plain(part) for key, part in value.items()}
     if isinstance(value, list | tuple):

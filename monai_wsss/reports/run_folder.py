@@ -33,7 +33,13 @@ from monai_wsss.engines import SegmentationScores, case_spacing, is_main_process
 from monai_wsss.metrics.aggregate import table_text
 from monai_wsss.reports.page import write_report
 from monai_wsss.reports.panels import render_panel
-from monai_wsss.reports.provenance import collect_provenance, read_run, recorded_supervision, write_run
+from monai_wsss.reports.provenance import (
+    collect_provenance,
+    read_run,
+    recorded_supervision,
+    settings_of,
+    write_run,
+)
 
 __all__ = ["InferenceLog", "RunFolder", "RunRecord"]
 
@@ -41,14 +47,21 @@ logger = logging.getLogger(__name__)
 
 
 class RunRecord:
-    """Writes ``run.json`` when an engine starts: what ran, on which data, with which weights.
+    """Write ``run.json`` when an engine starts: what ran, on which data, with which weights.
+
+    What was built is asked itself: a trainer for its method's ``settings``, epochs, batch size, rates and schedules, an
+    evaluator for how it infers, and ``parts`` for how they decide.
 
     Args:
         output_dir: folder of the run.
         datalist: path of the datalist; its hash goes into the record, not its content.
         weights: path of the weights that are used, None while they are being trained.
         seed: of the run.
-        settings: what else decides the result, as plain values.
+        modalities: the image's channels by name, for captions.
+        replace_missing: by modality, the one that may stand in for it, see :func:`~monai_wsss.data.load_datalist`.
+        split: of the datalist, to name it when it is empty.
+        parts: further objects whose settings decide the result, such as :class:`~monai_wsss.refinement.ToMaskd`.
+        settings: what nothing that was built can tell, such as the name of the bundle, as plain values.
         uses_masks: what read pixel masks when the weights were trained, one phrase each, empty for nothing; None looks
             it up in the ``run.json`` beside the weights, and records "not known" where there is none.  A trainer's
             method speaks for itself.
@@ -64,6 +77,10 @@ class RunRecord:
         *,
         weights: str | os.PathLike[str] | None = None,
         seed: int | None = None,
+        modalities: Sequence[str] | None = None,
+        replace_missing: Mapping[str, str] | None = None,
+        split: str | None = None,
+        parts: Sequence[Any] = (),
         settings: Mapping[str, Any] | None = None,
         uses_masks: Sequence[str] | None = None,
     ) -> None:
@@ -71,6 +88,10 @@ class RunRecord:
         self.datalist = datalist
         self.weights = weights
         self.seed = seed
+        self.modalities = modalities
+        self.replace_missing = replace_missing
+        self.split = split
+        self.parts = parts
         self.settings = dict(settings or {})
         self.uses_masks = uses_masks
         self.training_dir = None if weights is None else Path(weights).parent
@@ -83,10 +104,10 @@ class RunRecord:
     def _write_record(self, engine: Engine) -> None:
         if not is_main_process():
             return
-        self.replaced = _replaced(self.datalist, self.settings)
+        self.replaced = _replaced(self.datalist, self.modalities, self.replace_missing)
         make_directory(self.output_dir)
         record = collect_provenance(
-            config=self.settings,
+            config=self._config(engine),
             seed=self.seed,
             data=self.datalist,
             weights=self.weights,
@@ -95,8 +116,16 @@ class RunRecord:
         self._remove_leftovers()
         write_run(self.output_dir, record | {"replaced": self.replaced} | self._more())
 
+    def _config(self, engine: Engine) -> dict[str, Any]:
+        """Collect the settings of what was built."""
+        given = {"modalities": self.modalities, "replace_missing": self.replace_missing, "split": self.split}
+        config = {**self.settings, **{name: value for name, value in given.items() if value is not None}}
+        for part in (engine, *self.parts):
+            config |= settings_of(part)
+        return config
+
     def _supervision(self, engine: Engine) -> list[str] | None:
-        """What read pixel masks in training; None where nobody knows."""
+        """Give what read pixel masks in training; None where nobody knows."""
         core = getattr(engine, "core", None)
         if core is not None:
             own = [f"training by {type(core).__name__} (an upper bound)"] if getattr(core, "uses_masks", False) else []
@@ -106,13 +135,13 @@ class RunRecord:
         return None if self.training_dir is None else recorded_supervision(self.training_dir, self.weights)
 
     def _more(self) -> dict[str, Any]:
-        """What a kind of run records besides."""
+        """Give what a kind of run records besides."""
         return {}
 
     def _refuse_empty(self, engine: Engine) -> None:
-        """MONAI's engines pass over an empty loader in silence: no event is fired, nothing would be written."""
+        """Refuse an empty loader, which MONAI's engines pass over in silence: nothing would be written."""
         if getattr(engine.state, "epoch_length", None) == 0:
-            split = f' "{self.settings["split"]}"' if self.settings.get("split") else ""
+            split = f' "{self.split}"' if self.split else ""
             raise DataError(
                 f"The split{split} of {Path(self.datalist).name} holds no case: choose another with --split."
             )
@@ -138,7 +167,7 @@ class RunRecord:
                 ) from error
 
     def _is_copy(self, log: Path, earlier: Mapping[str, Any]) -> bool:
-        """Whether a training log was copied here by an earlier evaluation, and is not the folder's own."""
+        """Tell whether a training log was copied here by an earlier evaluation, and is not the folder's own."""
         copied = earlier.get("training_log_copied", False) and not self._in_training_folder
         return copied and log.is_file() and file_sha256(log) == earlier.get("training_log_sha256")
 
@@ -148,18 +177,15 @@ class RunRecord:
 
 
 class RunFolder(RunRecord):
-    """Fills a run folder from an evaluation and writes its report.
+    """Fill a run folder from an evaluation and write its report.
 
     Args:
         output_dir: folder of the run.
         datalist: path of the datalist.
         scores: the evaluator's metric, which holds the case table.
-        weights: path of the weights.
-        seed: of the run.
-        settings: what else decides the result.
         training_dir: folder of the training, that of the weights if left out; its ``training_log.csv`` is taken over
             and its ``run.json`` says what read pixel masks, where there are such files.
-        uses_masks: what read pixel masks in training, see :class:`RunRecord`; None looks it up.
+        record: the other arguments of :class:`RunRecord`.
 
     Raises:
         DataError: on attaching: the evaluator has no case.
@@ -176,13 +202,10 @@ class RunFolder(RunRecord):
         datalist: str | os.PathLike[str],
         scores: SegmentationScores,
         *,
-        weights: str | os.PathLike[str] | None = None,
-        seed: int | None = None,
-        settings: Mapping[str, Any] | None = None,
         training_dir: str | os.PathLike[str] | None = None,
-        uses_masks: Sequence[str] | None = None,
+        **record: Any,
     ) -> None:
-        super().__init__(output_dir, datalist, weights=weights, seed=seed, settings=settings, uses_masks=uses_masks)
+        super().__init__(output_dir, datalist, **record)
         self.scores = scores
         if training_dir is not None:
             self.training_dir = Path(training_dir)
@@ -197,9 +220,7 @@ class RunFolder(RunRecord):
     @property
     def channel_names(self) -> list[str]:
         """Captions of the image's channels: a sequence that another stands in for says so."""
-        stand_ins = {
-            name: self.replaced.get(canonical_modality(name)) for name in self.settings.get("modalities") or ()
-        }
+        stand_ins = {name: self.replaced.get(canonical_modality(name)) for name in self.modalities or ()}
         return [f"{name} ({other} instead)" if other else name for name, other in stand_ins.items()]
 
     def _more(self) -> dict[str, Any]:
@@ -217,7 +238,7 @@ class RunFolder(RunRecord):
         return log if log is not None and log.is_file() else None
 
     def _draw(self, engine: Engine) -> None:
-        """A panel for each case of the iteration, numbered as its row in the table."""
+        """Draw a panel for each case of the iteration, numbered as its row in the table."""
         folder = make_directory(self.output_dir / "panels")
         first = len(self.scores.table.rows) - len(engine.state.batch) + 1
         for row, item, result in zip(
@@ -241,9 +262,9 @@ class RunFolder(RunRecord):
 
 
 class InferenceLog(RunRecord):
-    """Writes ``run.json`` and ``predictions.csv``: for each case its mask file, presence scores and volumes.
+    """Write ``run.json`` and ``predictions.csv``: for each case its mask file, presence scores and volumes.
 
-    Volumes are in millilitres where the spacing of a study is known, else in pixels.
+    Volumes are in milliliters where the spacing of a study is known, else in pixels.
     ``replaced`` names a sequence that the data lack and the one in its place, as ``T1<-FLAIR``.
 
     Raises:
@@ -291,13 +312,14 @@ class InferenceLog(RunRecord):
         logger.info("Wrote %d masks, listed in %s.", len(self._rows), self.output_dir / "predictions.csv")
 
 
-def _replaced(datalist: str | os.PathLike[str], settings: Mapping[str, Any]) -> dict[str, str]:
-    """Wanted sequences that the data lack, and what stands in for each by ``settings["replace_missing"]``."""
-    stand_ins = settings.get("replace_missing") or {}
+def _replaced(
+    datalist: str | os.PathLike[str], modalities: Sequence[str] | None, stand_ins: Mapping[str, str] | None
+) -> dict[str, str]:
+    """Give the wanted sequences that the data lack, and what stands in for each."""
     if not stand_ins:
         return {}
     at_hand = set(map(canonical_modality, load_header(datalist)["modality"].values()))
-    wanted = set(map(canonical_modality, settings.get("modalities") or stand_ins))
+    wanted = set(map(canonical_modality, modalities or stand_ins))
     pairs = {canonical_modality(name): canonical_modality(other) for name, other in stand_ins.items()}
     return {name: other for name, other in pairs.items() if name in wanted - at_hand and other in at_hand}
 

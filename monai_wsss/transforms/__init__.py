@@ -15,6 +15,7 @@ from monai_wsss.transforms.paired_spatial import (
     SpatialRecord,
 )
 from monai_wsss.transforms.photometric import RandPhotometricDistortiond
+from monai_wsss.transforms.published import gland_augmentation, imagenet_normalization
 from monai_wsss.transforms.save_mask import SaveMaskd, has_geometry, write_mask
 from monai_wsss.transforms.stain import NormalizeStaind, RandStainJitterd
 
@@ -32,7 +33,9 @@ __all__ = [
     "SaveMaskd",
     "ShiftStep",
     "SpatialRecord",
+    "gland_augmentation",
     "has_geometry",
+    "imagenet_normalization",
     "resize_in_plane",
     "write_mask",
 ]

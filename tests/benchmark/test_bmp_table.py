@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from monai_wsss.benchmark import BmpTable
+from monai_wsss.benchmark import Row
 from monai_wsss.benchmark.bmp_recipes import BMP_BOUND, BMP_RECIPES, TABLE_SIX
+from monai_wsss.benchmark.bmp_table import make_bmp_table
 from monai_wsss.data import make_phantoms
 from monai_wsss.engines import Progress
 
@@ -52,11 +53,12 @@ def test_every_recipe_trains(name):
 def test_the_ladder_climbs_one_step_at_a_time(row, terms, propagation, ofd):
     method = list(TABLE_SIX.values())[row].build(2, 1)
     assert set(method(batch(), LATE)) - {"classification"} == terms
-    assert (method.propagation, method.network.ofd) == (propagation, ofd)
+    assert (method.settings["propagation"], method.network.prior is not None) == (propagation, ofd)
+    assert method.settings["preset"] == "scratch"
 
 
-def row(dice: float) -> dict:
-    return {"dice_subject": {"mean": dice}}
+def row(name: str, column: str, dice: float, **metrics: float) -> Row:
+    return Row(name, column, "validation", 0, {k: {"mean": v} for k, v in {"dice_subject": dice, **metrics}.items()})
 
 
 @pytest.fixture
@@ -65,32 +67,37 @@ def datalist(tmp_path: Path) -> Path:
 
 
 def test_the_table_has_both_branches_and_the_ratio(datalist, tmp_path):
-    refined = row(0.6) | {"crf_seconds": {"mean": 0.25}}
-    rows = {"+ c2s / C train": [row(0.2)], "+ c2s / S": [row(0.3), row(0.5)], "+ c2s / S + CRF": [refined]}
-    rows[f"{FULL_SUPERVISION} / S"] = [row(0.8)]
-    lines = BmpTable(datalist, tmp_path / "out").format(rows).splitlines()
+    rows = [
+        row("+ c2s", "C train", 0.2),
+        row("+ c2s", "S", 0.3),
+        row("+ c2s", "S", 0.5),
+        row("+ c2s", "S + CRF", 0.6, crf_seconds=0.25),
+        row(FULL_SUPERVISION, "S", 0.8),
+    ]
+    table = make_bmp_table(datalist, tmp_path / "out")
+    lines = table.format(rows).splitlines()
     assert lines[0] == "| row | C train | S train | C | S | S + CRF | CRF, s | ratio |"
     assert lines[2] == "| + c2s | 0.200 | – | – | 0.400 ± 0.141 | 0.600 | 0.250 | 0.50 |"
     assert lines[3].endswith("| 0.800 | – | – | 1.00 |")
-    assert BmpTable(datalist, tmp_path / "out").format({"+ c2s / S": [row(0.3)]}).endswith("| 0.300 | – | – | – |")
+    assert table.format([row("+ c2s", "S", 0.3)]).endswith("| 0.300 | – | – | – |")
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Epoch .* maps of positive images")
 @pytest.mark.filterwarnings("ignore:Epoch .* will not end in this run")  # of three iterations
-def test_a_small_run_leaves_the_table_and_trains_nothing_twice(datalist, tmp_path, monkeypatch):
+def test_a_small_run_leaves_the_table_and_trains_nothing_twice(datalist, tmp_path):
     few = {name: BMP_RECIPES[name] for name in ("classification branch only", "+ affinity (all of BMP)")}
-    monkeypatch.setattr(BmpTable, "recipes", few)
     out = tmp_path / "out"
-    table = BmpTable(datalist, out, epochs=1, seeds=(0,), grid=(32, 32))
+    table = make_bmp_table(datalist, out, recipes=few, epochs=1, seeds=(0,), grid=(32, 32))
     rows = table.run()
     for name in few:
-        assert {f"{name} / {column}" for column in ("C train", "S train", "C", "S")} <= set(rows)
-    refined = {row.removesuffix(" / S + CRF") for row in rows if row.endswith("S + CRF")}
-    assert refined == {"+ affinity (all of BMP)", FULL_SUPERVISION}  # of whole methods
-    assert rows[f"{FULL_SUPERVISION} / S + CRF"][0]["crf_seconds"]["mean"] > 0
-    assert json.loads((out / "bmp.json").read_text()) == rows
+        assert {"C train", "S train", "C", "S"} <= {row.column for row in rows if row.name == name}
+    assert {row.split for row in rows if row.column.endswith("train")} == {"training"}
+    refined = {row.name: row for row in rows if row.column == "S + CRF"}
+    assert set(refined) == {"+ affinity (all of BMP)", FULL_SUPERVISION}  # of whole methods
+    assert refined[FULL_SUPERVISION].metrics["crf_seconds"]["mean"] > 0
+    assert [Row(**row) for row in json.loads((out / "bmp.json").read_text())] == rows
     trained = {path: path.stat().st_mtime_ns for path in out.glob("*/seed0/model.pt")}
     assert len(trained) == 3
-    table.run()
+    assert table.run() == rows
     assert all(path.stat().st_mtime_ns == before for path, before in trained.items())

@@ -10,18 +10,24 @@ from pathlib import Path
 import pytest
 import torch
 
-from monai_wsss.benchmark import CmerErrors, CmerTable, CmerThresholds, CmerTransforms
+from monai_wsss.benchmark import Row
 from monai_wsss.benchmark.cmer_recipes import (
     BOUND_RECIPES,
     CMER_RECIPES,
     FULL_RESOLUTION_RECIPES,
-    FULL_SUPERVISION,
     TRANSFORM_RECIPES,
+)
+from monai_wsss.benchmark.cmer_table import (
+    make_cmer_errors,
+    make_cmer_table,
+    make_cmer_thresholds,
+    make_cmer_transforms,
 )
 from monai_wsss.data import make_phantoms
 from monai_wsss.engines import Progress
 
 RECIPES = CMER_RECIPES | FULL_RESOLUTION_RECIPES | TRANSFORM_RECIPES | BOUND_RECIPES
+(FULL_SUPERVISION,) = BOUND_RECIPES
 LATE = Progress(epoch=20, iteration=20, fraction=0.9)
 
 
@@ -54,8 +60,17 @@ def test_a_row_has_the_terms_that_it_names(name, terms):
     assert {key for key in losses if not key.startswith("classification")} == terms
 
 
-def row(dice: float, r_under: float = 1.0) -> dict:
-    return {"dice_subject": {"mean": dice}, "r_under": {"mean": r_under}, "r_over": {"mean": 2.0}}
+def seeds_of(name: str, column: str, *dice: float) -> list[Row]:
+    return [
+        Row(
+            name,
+            column,
+            "validation",
+            seed,
+            {"dice_subject": {"mean": value}, "r_under": {"mean": 1.0}, "r_over": {"mean": 2.0}},
+        )
+        for seed, value in enumerate(dice)
+    ]
 
 
 @pytest.fixture
@@ -64,15 +79,15 @@ def datalist(tmp_path: Path) -> Path:
     return Path(folder) / "datalist.json"
 
 
-def test_the_table_has_a_column_a_modality_and_the_ratio(datalist, tmp_path):
-    rows = {
-        "plain CAM / T1": [row(0.2), row(0.4)],
-        "plain CAM / FLAIR": [row(0.5), row(0.5)],
-        "plain CAM / fused": [row(0.3), row(0.3)],
-        "plain CAM / fused, reliable": [row(0.4), row(0.4)],
-        f"{FULL_SUPERVISION} / fused": [row(0.8)],
-    }
-    lines = CmerTable(datalist, tmp_path / "out").format(rows).splitlines()
+def test_the_table_has_a_column_per_modality_and_the_ratio(datalist, tmp_path):
+    rows = [
+        *seeds_of("plain CAM", "T1", 0.2, 0.4),
+        *seeds_of("plain CAM", "FLAIR", 0.5, 0.5),
+        *seeds_of("plain CAM", "fused", 0.3, 0.3),
+        *seeds_of("plain CAM", "fused, reliable", 0.4, 0.4),
+    ]
+    table = make_cmer_table(datalist, tmp_path / "out")
+    lines = table.format([*rows, *seeds_of(FULL_SUPERVISION, "fused", 0.8)]).splitlines()
     assert (
         lines[0]
         == "| row | T1 dice | FLAIR dice | fused dice | fused, reliable dice | ratio, fused | ratio, fused, reliable |"
@@ -80,9 +95,9 @@ def test_the_table_has_a_column_a_modality_and_the_ratio(datalist, tmp_path):
     cells = "0.300 ± 0.141 | 0.500 ± 0.000 | 0.300 ± 0.000 | 0.400 ± 0.000 | 0.37 | 0.50"
     assert lines[2] == f"| plain CAM | {cells} |"
     assert lines[3] == f"| {FULL_SUPERVISION} | – | – | 0.800 | – | 1.00 | – |"
-    nothing = CmerTable(datalist, tmp_path / "out").format({**rows, f"{FULL_SUPERVISION} / fused": [row(0.0)]})
+    nothing = table.format([*rows, *seeds_of(FULL_SUPERVISION, "fused", 0.0)])
     assert nothing.splitlines()[2].endswith("| – | – |")
-    errors = CmerErrors(datalist, tmp_path / "out").format({"plain CAM / T1": [row(0.2)]}).splitlines()
+    errors = make_cmer_errors(datalist, tmp_path / "out").format(seeds_of("plain CAM", "T1", 0.2)).splitlines()
     assert errors[0].startswith("| row | T1 r_under | T1 r_over |")
     assert errors[2].startswith("| plain CAM | 1.000 | 2.000 |")
 
@@ -92,14 +107,15 @@ def test_the_table_has_a_column_a_modality_and_the_ratio(datalist, tmp_path):
 def test_small_runs_leave_tables_and_figures_and_train_nothing_twice(datalist, tmp_path, caplog):
     settings = {"epochs": 1, "seeds": (0,), "grid": (32, 32)}
     out = tmp_path / "out"
-    rows = CmerTable(datalist, out, **settings).run()
+    rows = make_cmer_table(datalist, out, **settings).run()
+    labels = {row.label for row in rows}
     for group in ("T1", "FLAIR", "fused", "fused, reliable"):
-        assert all(f"{name} / {group}" in rows for name in CMER_RECIPES)
-        assert f"plain CAM, Grad-CAM++ (one view, half of the maximum) / {group}" in rows
-    assert json.loads((out / "cmer.json").read_text()) == rows
+        assert all(f"{name} / {group}" in labels for name in CMER_RECIPES)
+        assert f"plain CAM, Grad-CAM++ (one view, half of the maximum) / {group}" in labels
+    assert [Row(**row) for row in json.loads((out / "cmer.json").read_text())] == rows
     trained = {path: path.stat().st_mtime_ns for path in out.glob("*/seed0/model.pt")}
-    for table in (CmerErrors, CmerThresholds, CmerTransforms):
-        table(datalist, out, **settings).run()
+    for make in (make_cmer_errors, make_cmer_thresholds, make_cmer_transforms):
+        make(datalist, out, **settings).run()
     assert all(path.stat().st_mtime_ns == before for path, before in trained.items())
     curves = json.loads((out / "cmer_thresholds_curves.json").read_text())
     assert all(len(curve["threshold"]) == len(curve["dice_subject"]) for curve in curves.values())

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from monai_wsss._checks import DataError
-from monai_wsss.benchmark import GlandAdaptation, GlandTable
-from monai_wsss.benchmark.gland_table import CLASSIFIERS, FULL_SUPERVISION, SEGMENTERS
-from monai_wsss.benchmark.recipe_table import folder_name
+from monai_wsss.benchmark import Row
+from monai_wsss.benchmark.gland_recipes import CLASSIFIERS, GLAND_BOUND, SEGMENTERS
+from monai_wsss.benchmark.gland_table import make_gland_adaptation, make_gland_table
 from monai_wsss.data import make_phantoms
 
 pytestmark = pytest.mark.filterwarnings("ignore:Epoch .* maps of positive images")
@@ -27,28 +27,34 @@ def datalist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_data_with_a_background_and_other_settings_are_refused(datalist, tmp_path):
     brains = Path(make_phantoms(tmp_path / "brains", subjects=(1, 1, 0))) / "datalist.json"
     with pytest.raises(DataError, match="classes that are all real tissue"):
-        GlandTable(brains, tmp_path / "out").run()
+        make_gland_table(brains, tmp_path / "out").run()
     (tmp_path / "out").mkdir(exist_ok=True)
     (tmp_path / "out" / "settings.json").write_text("{}")
     with pytest.raises(DataError, match="trained with other settings"):
-        GlandTable(datalist, tmp_path / "out").run()
+        make_gland_table(datalist, tmp_path / "out").run()
 
 
 def test_the_table_compares_with_full_supervision_and_the_baseline(datalist, tmp_path):
-    def row(value: float) -> dict[str, dict[str, float]]:
-        return {"miou_pooled": {"mean": value}, "pseudo_miou": {"mean": 0.7}}
-
-    rows = {"baseline": [row(0.4), row(0.5)], "better": [row(0.6), row(0.62)], FULL_SUPERVISION: [row(0.8), row(0.8)]}
-    lines = GlandTable(datalist, tmp_path).format(rows).splitlines()
+    values = {"baseline": (0.4, 0.5), "better": (0.6, 0.62), GLAND_BOUND: (0.8, 0.8)}
+    rows = [
+        Row(name, "", "validation", seed, {"miou_pooled": {"mean": value}, "pseudo_miou": {"mean": 0.7}})
+        for name, of_seeds in values.items()
+        for seed, value in enumerate(of_seeds)
+    ]
+    lines = make_gland_table(datalist, tmp_path).format(rows).splitlines()
     assert lines[2].startswith("| baseline | 0.700 ± 0.000 | – | 0.450 ± 0.071 |")
     assert lines[2].endswith("| 0.56 | – |")
     assert lines[3].split(" | ")[-2] == "0.76"
     assert 0 < float(lines[3].split(" | ")[-1].strip(" |")) < 0.5
 
 
-def test_the_folders_of_the_rows_keep_their_names():
+def test_the_folders_of_the_rows_keep_their_names(datalist, tmp_path):
     # A benchmark goes on in the folder of an earlier version: renamed rows would be trained again.
-    assert {name: folder_name(name) for name in (*CLASSIFIERS, *SEGMENTERS, FULL_SUPERVISION)} == {
+    table = make_gland_table(datalist, tmp_path)
+    folders = {entry.name: table.folder(entry.recipe, 1) for entry in table.entries}
+    assert {folder.relative_to(folder.parents[1]).as_posix() for folder in folders.values()} == {"seed1/segmenter"}
+    assert table.folder("+ CCA > classifier", 1) == tmp_path / "cca" / "seed1" / "classifier"
+    assert {name: folder.parents[1].name for name, folder in folders.items()} == {
         "baseline, average pooling": "baseline_average_pooling",
         "+ CCA": "cca",
         "+ MPFP (Eq. 9)": "mpfp_eq_9",
@@ -63,10 +69,11 @@ def test_the_folders_of_the_rows_keep_their_names():
 
 @pytest.mark.slow
 def test_small_runs_are_whole_and_fine_tuned(datalist, tmp_path, caplog):
-    table = GlandTable(datalist, tmp_path / "out", seeds=(0,), **SMALL)
+    table = make_gland_table(datalist, tmp_path / "out", seeds=(0,), **SMALL)
     rows = table.run()
-    assert list(rows) == [*CLASSIFIERS, *SEGMENTERS, FULL_SUPERVISION]
-    assert json.loads((tmp_path / "out" / "gland.json").read_text()) == rows
+    assert [row.name for row in rows] == [*CLASSIFIERS, *SEGMENTERS, GLAND_BOUND]
+    assert [Row(**row) for row in json.loads((tmp_path / "out" / "gland.json").read_text())] == rows
+    assert [row.name for row in rows if row.reads_masks] == [GLAND_BOUND]
     weights = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("model.pt")}
     assert table.run() == rows
     assert all(path.stat().st_mtime_ns == before for path, before in weights.items())
@@ -75,6 +82,6 @@ def test_small_runs_are_whole_and_fine_tuned(datalist, tmp_path, caplog):
     initial.mkdir()
     (trained / "classifier" / "model.pt").rename(initial / "classifier.pt")
     (trained / "segmenter" / "model.pt").rename(initial / "model.pt")
-    adapted = GlandAdaptation(datalist, tmp_path / "adapted", seeds=(0, 1), initial=initial, **SMALL).run()
-    assert [len(results) for results in adapted.values()] == [1, 2, 2, 2, 2]
+    adapted = make_gland_adaptation(datalist, tmp_path / "adapted", seeds=(0, 1), initial=initial, **SMALL).run()
+    assert [row.seed for row in adapted] == [None, 0, 1, 0, 1, 0, 1, 0, 1]
     assert (tmp_path / "adapted" / "gland_adaptation.svg").read_text(encoding="utf-8").startswith("<svg")

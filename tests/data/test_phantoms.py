@@ -235,6 +235,7 @@ def empty_slices(folder: str) -> set[str]:
 
 def test_a_second_call_draws_nothing(small, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in Path(small).rglob("*")}
+    # Private, since no public door tells a folder that was drawn again from one that was not.
     monkeypatch.setattr(phantoms, "_generate", lambda *_: pytest.fail("drew again"))
     assert make_phantoms(small, **SMALL) == small
     assert {path: path.stat().st_mtime_ns for path in Path(small).rglob("*")} == before

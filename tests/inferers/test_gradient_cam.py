@@ -168,7 +168,7 @@ def test_layer_before_an_in_place_activation() -> None:
 
 
 class MapNetwork(nn.Module):
-    """Gives maps at the input's size, as the networks of this package do."""
+    """A network that gives maps at the input's size, as those of this package do."""
 
     pooling = "max"
 
@@ -208,6 +208,8 @@ def test_gate_zeroes_classes_that_are_not_predicted() -> None:
     maps = GradientCAMInferer("last")(batch, network)
     gated = GradientCAMInferer("last", gate="predicted")(batch, network)
     torch.testing.assert_close(gated, maps * present[..., None, None])
+    network.presence_level = float(network(batch).max()) - 1e-3
+    assert GradientCAMInferer("last", gate="predicted")(batch, network).flatten(2).any(2).sum() == 1
     mask = to_mask(gated, pooling="average")
     for image in range(6):
         assert all(bool(present[image, k]) or k + 1 not in mask[image] for k in range(3))

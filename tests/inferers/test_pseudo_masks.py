@@ -25,7 +25,7 @@ from monai_wsss.inferers.pseudo_masks import merge_patches
 
 
 class Maps(nn.Module):
-    """The image's first K channels as its maps; counts how often it is asked."""
+    """A network that gives the image's first K channels as its maps and counts how often it is asked."""
 
     output_kind, pooling, groups = "activation", "max", 1
     topk_share, lse_sharpness = 0.1, 5.0
@@ -66,7 +66,7 @@ def constant(first: float, second: float, size: int = 4) -> torch.Tensor:
 
 
 def brute_force(maps, labels, origins, label_filter):
-    """Pixel by pixel from the equations, in float64."""
+    """Merge pixel by pixel from the equations, in float64."""
     masks = []
     for own, (patch_maps, origin) in enumerate(zip(maps, origins, strict=True)):
         _, width, height = patch_maps.shape
@@ -101,7 +101,7 @@ def test_merging_is_the_mean_of_scores_under_the_tags(label_filter, data):
 
 
 def test_shares_of_the_peak_are_averaged_and_signs_break_ties_alone():
-    """Eq. 4 gives means 0.5 and 0.0125 for the classes, whatever lies below zero."""
+    """Compare means of 0.5 and 0.0125 (Eq. 4) for the classes, whatever lies below zero."""
     first = torch.tensor([[[4.0, 8.0]], [[0.1, 4.0]]])
     second = torch.tensor([[[-6.0, 1.0]], [[-3.0, 1.0]]])
     tags, origins = [torch.ones(2), torch.ones(2)], [(0, 0), (0, 0)]
@@ -168,6 +168,11 @@ def test_with_a_background_labels_gate_the_mask_and_studies_keep_their_geometry(
     items = [patch("sick", maps, [1]), patch("healthy", maps, [0])]
     for item in items:
         item["image"] = study
+    rule = {"rule": "fixed", "threshold": 2.0}
+    writer(items, tmp_path / "fixed", Maps(1), background=True, rule=rule).run()
+    manifest = json.loads((tmp_path / "fixed" / "manifest.json").read_text())
+    assert manifest["settings"]["rule"] == rule
+    assert np.asarray(nibabel.load(tmp_path / "fixed" / "sick.nii.gz").dataobj).sum() == 16
     writer(items, tmp_path, Maps(1), background=True, rule="logit").run()
     sick, healthy = (nibabel.load(tmp_path / f"{name}.nii.gz") for name in ("sick", "healthy"))
     assert np.allclose(sick.affine, affine)
@@ -238,7 +243,7 @@ def test_contradicting_tags_are_told(tmp_path, caplog):
         patch("b", constant(1, 0), [0, 1], source="p", origin=[2, 0]),
     ]
     writer(items, tmp_path).run()
-    assert "contradict each other in 50 % of the picture of a" in caplog.text
+    assert "contradict each other in 50 % of the image of a" in caplog.text
     assert read(tmp_path / "a.png").tolist() == [[1] * 4, [1] * 4, [255] * 4, [255] * 4]
 
 
@@ -276,6 +281,7 @@ def test_weights_are_loaded_and_named(tmp_path):
 
 def test_a_process_waits_for_the_one_that_writes_the_weights(tmp_path, monkeypatch):
     weights = tmp_path / "classifier.pt"
+    # The barrier of the processes, of which there is one here.
     monkeypatch.setattr(pseudo_masks, "_wait", lambda: torch.save(Maps().state_dict(), weights))
     made = writer([patch("a", constant(1, 0), [1, 0])], tmp_path / "out")
     made.weights = weights

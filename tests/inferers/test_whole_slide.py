@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Whole slides, generated: what is read, blended, decided and written equals what the picture as a whole would give."""
+"""Whole slides, generated: what is read, blended, decided and written equals what the slide as a whole would give."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -24,19 +25,19 @@ from PIL import Image
 from torch import nn
 
 from monai_wsss._checks import DataError
-from monai_wsss.inferers import slide_reading, slide_tiles
+from monai_wsss.inferers import SlideReading, TileLayout, slide_reading, slide_tiff, slide_tiles
 from monai_wsss.inferers.slide_reading import BACKENDS, SlideSource
 from monai_wsss.inferers.slide_tiles import BandBlender, TileGrid, fade_weights, tile_starts
 from monai_wsss.inferers.slide_tissue import TissueMap, find_tissue
 from monai_wsss.inferers.whole_slide import segment_slide
 from monai_wsss.networks import CAMEncoder
-from monai_wsss.refinement import to_mask
+from monai_wsss.refinement import MaskRule, to_mask
 
 PER_CM = (2e4, 2e4)  # 0.5 micrometers per pixel
 
 
 def picture(height=330, width=270, seed=0):
-    """Colored tissue in white glass, with noise, so that each pixel tells where it is from."""
+    """Draw colored tissue in white glass, with noise, so that each pixel tells where it is from."""
     noise = np.random.default_rng(seed).integers(0, 60, (height, width, 3))
     y, x = np.mgrid[:height, :width]
     inside = ((y / height - 0.45) / 0.4) ** 2 + ((x / width - 0.5) / 0.35) ** 2 < 1
@@ -45,7 +46,7 @@ def picture(height=330, width=270, seed=0):
 
 
 def write_slide(path, pixels, levels=3, **options):
-    """A pyramid of separate pages, as vips and OpenSlide's generic TIFF have it."""
+    """Write a pyramid of separate pages, as vips and OpenSlide's generic TIFF have it."""
     options = {"tile": (64, 64), "compression": "deflate", "resolution": PER_CM, "resolutionunit": 3} | options
     with tifffile.TiffWriter(path) as writer:
         for level in range(levels):
@@ -57,7 +58,7 @@ def write_slide(path, pixels, levels=3, **options):
 
 
 def convolution(margin=2, classes=2, seed=0):
-    """Receptive field of radius ``margin``; scores of both signs, without a preferred direction or symmetry."""
+    """Build a network with a receptive field of radius ``margin`` whose scores have both signs and no symmetry."""
     torch.manual_seed(seed)
     layers = [nn.Conv2d(3, 6, 3, padding=1), nn.Tanh(), nn.Conv2d(6, classes, 2 * margin - 1, padding=margin - 1)]
     return nn.Sequential(*layers).eval()
@@ -68,7 +69,7 @@ def normalized(tile):
 
 
 def whole_mask(network, pixels, axes="xy", **options):
-    """The oracle: the whole picture through the network at once."""
+    """Give the whole slide to the network at once: the oracle."""
     image = normalized(torch.from_numpy(pixels.astype(np.float32)))[None]
     image = image.permute(0, 3, 2, 1) if axes == "xy" else image.permute(0, 3, 1, 2)
     with torch.no_grad():
@@ -79,8 +80,13 @@ def whole_mask(network, pixels, axes="xy", **options):
 
 
 def run(slide, network, out, **options):
-    defaults = {"tile": 64, "overlap": 0.25, "margin": 2, "normalize": normalized, "tissue": "all", "progress": False}
-    return segment_slide(slide, network, out, **(defaults | options))
+    """Sort the words to the parts that take them."""
+    options = {"tile": 64, "overlap": 0.25, "margin": 2, "normalize": normalized, "tissue": "all"} | options
+    reading, layout = (
+        part(**{field.name: options.pop(field.name) for field in fields(part) if field.name in options})
+        for part in (SlideReading, TileLayout)
+    )
+    return segment_slide(slide, network, out, reading=reading, layout=layout, **options)
 
 
 @pytest.fixture(scope="module")
@@ -133,9 +139,10 @@ def test_tifffile_reads_all_layouts_without_decoding_a_level(tmp_path, options, 
 
 
 def test_what_tifffile_keeps_is_bounded(slide, monkeypatch):
-    monkeypatch.setattr(slide_reading, "_KEPT_TILES", 5 * 64 * 64 * 3)
+    monkeypatch.setattr(slide_tiff, "KEPT_TILES", 5 * 64 * 64 * 3)
     with SlideSource(slide, backend="tifffile") as source:
         np.testing.assert_array_equal(source.view(level=0).region(0, 0, 330, 270), picture())
+        # No public name tells what the reader holds.
         assert source._reader._kept_bytes == 5 * 64 * 64 * 3
         assert len(source._reader._kept) == 5
 
@@ -199,7 +206,7 @@ def test_a_finer_resolution_than_the_slide_has_is_told(slide, caplog):
 def test_large_steps_are_read_in_blocks(slide, monkeypatch):
     with SlideSource(slide, backend="tifffile") as source:
         expected = source.thumbnail(20).astype(int)
-        monkeypatch.setattr(slide_reading, "_BLOCK", 40)
+        monkeypatch.setattr(slide_reading, "BLOCK", 40)
         asked = []
         pixels = SlideSource.read
 
@@ -327,8 +334,8 @@ def test_tiles_begin_where_monais_windows_do():
 @pytest.mark.parametrize("strip_pixels", [2**23, 1])
 @pytest.mark.parametrize(("overlap", "margin", "blend"), [(16, 0, "linear"), (40, 5, "hann"), (0, 0, "linear")])
 def test_blended_scores_are_the_weighted_means_of_all_tiles(strip_pixels, overlap, margin, blend, monkeypatch):
-    """Float64 over the whole canvas against bands of float32, strips and tiles without tissue included."""
-    monkeypatch.setattr(slide_tiles, "_STRIP_PIXELS", strip_pixels)
+    """Compare float64 over the whole canvas with bands of float32, with strips and tiles without tissue."""
+    monkeypatch.setattr(slide_tiles, "STRIP_PIXELS", strip_pixels)
     size, tile = (230, 470), 48
     grid = TileGrid(size, tile, overlap, margin, blend)
     assert (len(grid.strips) > 1) == (strip_pixels == 1)
@@ -366,7 +373,7 @@ def test_blended_scores_are_the_weighted_means_of_all_tiles(strip_pixels, overla
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("axes", ["xy", "yx"])
 def test_a_convolution_gives_what_it_gives_for_the_whole_slide(slide, tmp_path, backend, axes, monkeypatch):
-    monkeypatch.setattr(slide_tiles, "_STRIP_PIXELS", 1)
+    monkeypatch.setattr(slide_tiles, "STRIP_PIXELS", 1)
     network = convolution()
     result = run(slide, network, tmp_path / "mask.tif", backend=backend, axes=axes)
     expected = whole_mask(network, picture(), axes)
@@ -404,7 +411,7 @@ def test_maps_and_segmentations_are_decided_as_everywhere(slide, tmp_path):
     result = run(slide, network, tmp_path / "l.tif", rule="logit")
     expected = whole_mask(network, pixels, output_kind="activation", rule="logit")
     np.testing.assert_array_equal(tifffile.imread(result.mask, key=0), expected)
-    result = run(slide, network, tmp_path / "f.tif", rule="fixed", threshold=0.1)
+    result = run(slide, network, tmp_path / "f.tif", rule=MaskRule(rule="fixed", threshold=0.1))
     expected = whole_mask(network, pixels, output_kind="activation", rule="fixed", threshold=0.1)
     np.testing.assert_array_equal(tifffile.imread(result.mask, key=0), expected)
     result = run(slide, network, tmp_path / "g.tif", label=[1, 0, 1])
@@ -413,9 +420,10 @@ def test_maps_and_segmentations_are_decided_as_everywhere(slide, tmp_path):
     assert 2 not in expected
     assert json.loads(result.record.read_text())["presence"] == "given"
     network = convolution(classes=4)
-    network.groups = 2
+    network.output_kind, network.groups = "activation", 2
     for fusion in ("max", "mean"):
-        result = run(slide, network, tmp_path / "f.tif", fusion=fusion)
+        rule = MaskRule.of(network, rule="argmax", fusion=fusion)
+        result = run(slide, network, tmp_path / "f.tif", rule=rule)
         expected = whole_mask(network, pixels, output_kind="activation", groups=2, fusion=fusion)
         np.testing.assert_array_equal(tifffile.imread(result.mask, key=0), expected)
 
@@ -438,7 +446,7 @@ def test_the_networks_of_this_package_work_also_scripted(slide, tmp_path, form):
     assert used.training == (form == "module")
 
 
-def test_a_picture_smaller_than_the_tile_is_padded_white(tmp_path):
+def test_a_slide_smaller_than_the_tile_is_padded_white(tmp_path):
     pixels = picture(40, 30)
     file = write_slide(tmp_path / "small.tif", pixels, levels=1, tile=(16, 16))
     network = convolution()
@@ -504,7 +512,7 @@ def test_the_overlay_shows_the_classes_over_the_slide(slide, tmp_path):
 
 
 class Stops(nn.Module):
-    """Fails at the ``last``-th call, and counts."""
+    """A network that counts its calls and fails at the ``last``-th one."""
 
     def __init__(self, network, last):
         super().__init__()
@@ -520,7 +528,7 @@ class Stops(nn.Module):
 
 @pytest.mark.parametrize("strip_pixels", [2**23, 1])
 def test_a_broken_run_goes_on_and_ends_as_an_unbroken_one(slide, tmp_path, strip_pixels, monkeypatch, caplog):
-    monkeypatch.setattr(slide_tiles, "_STRIP_PIXELS", strip_pixels)
+    monkeypatch.setattr(slide_tiles, "STRIP_PIXELS", strip_pixels)
     options = {"batch_size": 1, "overlap": 0.5, "margin": 0}
     whole = Stops(convolution(), 0)
     expected = run(slide, whole, tmp_path / "whole.tif", **options)
@@ -573,14 +581,14 @@ def test_a_finished_slide_is_not_done_again(slide, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_goes_on(slide, tmp_path):
-    """SIGKILL: nothing can be tidied up."""
+    """Kill by SIGKILL, so that nothing can be tidied up."""
     script = (
         "import sys, time, torch\n"
-        "from monai_wsss.inferers.whole_slide import segment_slide\n"
+        "from monai_wsss.inferers import TileLayout, segment_slide\n"
         "from monai_wsss.networks import CAMEncoder\n"
         "def slow(tile):\n    time.sleep(0.1)\n    return tile / 255\n"
         "torch.manual_seed(0)\n"
-        "options = dict(tile=64, batch_size=1, tissue='all', progress=False)\n"
+        "options = dict(layout=TileLayout(64, tissue='all'), batch_size=1)\n"
         "segment_slide(sys.argv[1], CAMEncoder.tiny(2, 3, 2), sys.argv[2], normalize=slow, **options)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", script, str(slide), str(tmp_path / "mask.tif")])
@@ -659,9 +667,10 @@ def test_slides_that_cannot_be_read(tmp_path, slide, monkeypatch):
     tifffile.imwrite(strips, picture(), photometric="rgb", resolution=PER_CM, resolutionunit=3)
     with pytest.raises(DataError, match="try backend='tifffile'"):
         run(strips, convolution(), tmp_path / "mask.tif")
-    monkeypatch.setattr(slide_reading, "_LARGEST_SEGMENT", 1000)
+    monkeypatch.setattr(slide_tiff, "LARGEST_SEGMENT", 1000)
     with pytest.raises(DataError, match=r"one compressed strip of 64 x 64 pixels, .* vips tiffsave --tile --pyramid"):
         run(slide, convolution(), tmp_path / "mask.tif", backend="tifffile")
+    # What optional_import found when the module was loaded.
     monkeypatch.setattr(slide_reading, "_has_openslide", False)
     with pytest.raises(DataError, match=r"need openslide-python openslide-bin, .* pip install 'monai-wsss\[slides\]'"):
         run(slide, convolution(), tmp_path / "mask.tif")
@@ -672,6 +681,7 @@ def test_slides_that_cannot_be_read(tmp_path, slide, monkeypatch):
     [
         ({"backend": "cucim"}, "Expected `backend` to be one of openslide, tifffile, got 'cucim'"),
         ({"rule": "minmax"}, "which each pixel decides by itself, got 'minmax'"),
+        ({"rule": MaskRule()}, "which each pixel decides by itself, got 'minmax'"),
         ({"mpp": 1.0, "level": 1}, "Expected one of `level` and `mpp`, got level=1 and mpp=1.0"),
         ({"level": 7}, r"Expected `level` from 0 to 2, the levels of .*slide\.tif, got 7"),
         ({"mpp": -1.0}, "Expected `mpp` > 0 micrometers per pixel, got -1.0"),

@@ -544,7 +544,7 @@ def test_mistakes_are_named():
     method = method_of(make_network())
     with pytest.raises(ValueError, match="CMER learns from image-level labels alone, but its batch holds `mask`"):
         method(make_batch() | {"mask": torch.zeros(4, 1, 16, 16)}, START)
-    with pytest.raises(ValueError, match="image of 3 channels, a modality each, got 2"):
+    with pytest.raises(ValueError, match="image of 3 channels, one per modality, got 2"):
         method(make_batch(2), START)
     with pytest.raises(ValueError, match=r"`label` of shape \(B, K\) = \(4, 1\), got \(4, 2\)"):
         method(make_batch(classes=2), START)

@@ -16,7 +16,7 @@ from monai_wsss.refinement import threshold as module
 
 
 def brute_force_otsu(values: np.ndarray) -> float:
-    """Every value as a threshold, the variance between the two parts written out."""
+    """Try every value as a threshold, with the variance between the two parts written out."""
     best, chosen = -1.0, values.min()
     for candidate in np.unique(values)[:-1]:
         low, high = values[values <= candidate], values[values > candidate]
@@ -148,7 +148,7 @@ def test_merging_two_processes_equals_one() -> None:
 def test_a_class_without_negatives_is_named() -> None:
     responses = NegativeResponses(4)
     responses.update(torch.zeros(2, 4, 3, 3), torch.tensor([[0.0, 1.0], [1.0, 1.0]]))
-    with pytest.raises(ValueError, match=r"negative for class 1 \(counted from 0\).*labelled 0"):
+    with pytest.raises(ValueError, match=r"negative for class 1 \(counted from 0\).*labeled 0"):
         responses.reference()
     with pytest.raises(ValueError, match="negative for class 0"):
         NegativeResponses(1).quantile(0.999)

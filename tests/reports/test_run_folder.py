@@ -7,6 +7,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -79,7 +80,9 @@ def test_an_evaluation_fills_the_run_folder(phantoms, tmp_path):
         scores,
         weights=weights,
         seed=7,
-        settings={"modalities": ["FLAIR"], "replace_missing": {"T1": "FLAIR"}},
+        settings={"bundle": "a_bundle"},
+        modalities=["FLAIR"],
+        replace_missing={"T1": "FLAIR"},
         training_dir=tmp_path,
         uses_masks=[],
     )
@@ -95,7 +98,12 @@ def test_an_evaluation_fills_the_run_folder(phantoms, tmp_path):
     record = json.loads((run / "run.json").read_text())
     assert record["weights_sha256"] == file_sha256(weights)
     assert record["uses_masks"] == []
-    assert record["config"]["replace_missing"] == {"T1": "FLAIR"}
+    assert record["config"] == {
+        "bundle": "a_bundle",
+        "modalities": ["FLAIR"],
+        "replace_missing": {"T1": "FLAIR"},
+        **{"grid": None, "views": "none", "scales": [1.0]},
+    }
     assert record["seed"] == 7
     assert (run / "training_log.csv").read_text() == "epoch,loss\n1,0.5\n"
     report = (run / "report.html").read_text()
@@ -104,7 +112,7 @@ def test_an_evaluation_fills_the_run_folder(phantoms, tmp_path):
 
 
 def test_an_inference_lists_its_masks_with_volumes(phantoms, tmp_path):
-    log = InferenceLog(tmp_path, f"{phantoms}/datalist.json", settings={"split": "test"})
+    log = InferenceLog(tmp_path, f"{phantoms}/datalist.json", split="test")
     (item,) = evaluate(phantoms, "test", tmp_path, [log], masks=False)
     with open(tmp_path / "predictions.csv", newline="") as file:
         (row,) = csv.DictReader(file)
@@ -289,13 +297,13 @@ def test_the_copy_of_a_training_log_goes_with_its_evaluation(phantoms, datalist,
 def test_a_stand_in_is_named_wherever_it_shows(phantoms, datalist, tmp_path, monkeypatch):
     captions = []
     monkeypatch.setattr(run_folder, "render_panel", lambda *_, channel_names: captions.append(channel_names) or b"")
-    asked = {"modalities": ["t1"], "replace_missing": {"T1": "flair"}, "split": "test"}
+    asked: dict[str, Any] = {"modalities": ["t1"], "replace_missing": {"T1": "flair"}, "split": "test"}
     scores = SegmentationScores(datalist, bootstrap=5)
-    folder = RunFolder(tmp_path / "run", datalist, scores, settings=asked)
+    folder = RunFolder(tmp_path / "run", datalist, scores, **asked)
     evaluate(phantoms, "test", tmp_path / "run", [folder], masks=True, scores=scores)
     assert captions == [["t1 (FLAIR instead)"]]
     assert "These data lack T1: <b>FLAIR was given" in (tmp_path / "run" / "report.html").read_text()
-    log = InferenceLog(tmp_path / "out", datalist, settings=asked)
+    log = InferenceLog(tmp_path / "out", datalist, **asked)
     evaluate(phantoms, "test", tmp_path / "out", [log], masks=False)
     with open(tmp_path / "out" / "predictions.csv", newline="") as file:
         assert [row["replaced"] for row in csv.DictReader(file)] == ["T1<-FLAIR"]
@@ -305,19 +313,18 @@ def test_a_stand_in_is_named_wherever_it_shows(phantoms, datalist, tmp_path, mon
     ("modalities", "stand_ins"), [(["FLAIR"], {"FLAIR": "T2"}), (["FLAIR"], {"T1": "FLAIR"}), (["FLAIR"], None)]
 )
 def test_what_the_data_have_or_nobody_wants_is_not_replaced(modalities, stand_ins, datalist, tmp_path):
-    settings = {"modalities": modalities, "replace_missing": stand_ins}
-    folder = RunFolder(tmp_path, datalist, SegmentationScores(datalist), settings=settings)
+    asked = {"modalities": modalities, "replace_missing": stand_ins}
+    folder = RunFolder(tmp_path, datalist, SegmentationScores(datalist), **asked)
     assert started(folder)["replaced"] == {}
     assert folder.channel_names == ["FLAIR"]
 
 
 def test_an_empty_split_is_refused(datalist, phantoms, tmp_path):
     words = r'The split "training" of datalist.json holds no case: choose another with --split.'
-    settings = {"split": "training"}
     scores = SegmentationScores(datalist)
     for handler in (
-        RunFolder(tmp_path, datalist, scores, settings=settings),
-        InferenceLog(tmp_path, datalist, settings=settings),
+        RunFolder(tmp_path, datalist, scores, split="training"),
+        InferenceLog(tmp_path, datalist, split="training"),
     ):
         with pytest.raises(DataError, match=words):
             evaluate(phantoms, "training", tmp_path, [handler], masks=False, scores=scores)

@@ -1,10 +1,10 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Is this folder a bundle as it should be?  Static checks: files are read, nothing of the bundle is executed.
+"""Static checks of a bundle's folder: files are read, nothing in them is executed.
 
-Layout, metadata, weights, README and configurations, against MONAI's bundle specification, what its model zoo asks for
-and this project's own rules (docs/architecture.md, "Bundles").  Each check gives one-sentence faults; what a bundle
-does when it runs is tested by tests/test_every_bundle.py.
+The checks compare layout, metadata, weights, README and configurations with MONAI's bundle specification, with what
+MONAI's model zoo asks for, and with this project's own rules (docs/architecture.md, "Bundles").  Each fault is one
+sentence.  Besides, the tests run every bundle (tests/test_every_bundle.py).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ import torch
 
 from monai_wsss._checks import DataError
 from monai_wsss._files import file_sha256
-from monai_wsss.benchmark.config_rules import inference_faults, training_faults
-from monai_wsss.benchmark.config_scan import scan_expressions
+from monai_wsss.bundle_scan.config_rules import inference_faults, training_faults
+from monai_wsss.bundle_scan.config_scan import scan_expressions
 
 __all__ = ["check_bundle", "metadata_schema", "scan_bundle"]
 
@@ -44,7 +44,7 @@ _GENERATED = re.compile(r"(eval|sample_data|models/stage[^/]*)/")
 _FOREIGN = (".py", ".pyc", ".ipynb", ".pkl", ".pickle", ".sh", ".yaml", ".yml", ".pth", ".ts")
 _LARGEST = 25 * 2**20
 _TASKS = ("segmentation", "classification", "detection", "annotation")
-# Folders of one machine or one person; in prose `/my/data` and `/path/to` are plain placeholders.
+# Folders of one machine or one person. In prose, `/my/data` and `/path/to` are plain placeholders.
 _PERSONAL = (
     r"(?<![\w./~-])(?:~/|[A-Za-z]:\\|/(?:home|Users|root|workspace|work|mnt|media|tmp|var|opt|scratch|private|srv)/)"
     r"[^\s'\"`]*"
@@ -78,13 +78,13 @@ _README_WORDS = {
 
 
 def check_bundle(path: str | os.PathLike[str]) -> list[str]:
-    """Check a bundle's files; nothing in them is executed.
+    """Check a bundle's files without executing anything in them.
 
     Args:
         path: the bundle's folder, ``<data>_<method>_segmentation``.
 
     Returns:
-        A sentence for each fault, beginning with the file; empty for a bundle as it should be.
+        One sentence per fault, beginning with the file; empty for a bundle without faults.
 
     Raises:
         DataError: there is no such folder.
@@ -119,13 +119,13 @@ scan_bundle = check_bundle
 
 
 def metadata_schema() -> dict[str, Any]:
-    """The JSON schema of ``metadata.json``: MONAI's meta_schema_20240725 in our own words, for use offline.
+    """Read the JSON schema of ``metadata.json``: MONAI's meta_schema_20240725 in our own words, for use offline.
 
     Example:
         >>> "network_data_format" in metadata_schema()["required"]
         True
     """
-    text = resources.files("monai_wsss.benchmark").joinpath("metadata_schema.json").read_text(encoding="utf-8")
+    text = resources.files("monai_wsss.bundle_scan").joinpath("metadata_schema.json").read_text(encoding="utf-8")
     schema: dict[str, Any] = json.loads(text)
     return schema
 
@@ -134,7 +134,7 @@ def metadata_schema() -> dict[str, Any]:
 
 
 def _bundle_files(root: Path) -> Iterator[tuple[str, Path]]:
-    """What belongs to the bundle: (path relative to it, file), without what a default run generates."""
+    """Give (path relative to the bundle, file) of each file, without those that a default run generates."""
     for file in sorted(root.rglob("*")):
         name = file.relative_to(root).as_posix()
         if file.is_file() and not _GENERATED.match(name) and "__pycache__" not in name:
@@ -172,7 +172,7 @@ def _personal_path_faults(root: Path) -> list[str]:
 
 
 def _read_configs(root: Path) -> tuple[dict[str, Any], list[str]]:
-    """The JSON files of ``configs/`` by name, and what is wrong with them as files."""
+    """Read the JSON files of ``configs/``: their contents by name, and the faults of the files."""
     configs, faults = {}, []
     for file in sorted((root / "configs").glob("*.json")):
         text = file.read_text(encoding="utf-8")
@@ -196,11 +196,11 @@ def _weight_faults(path: Path) -> list[str]:
         return []
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # torch raises many types; nothing but tensors may be in there
+    except Exception:  # torch raises many types of errors here
         return ["models/model.pt does not load with weights_only=True: save the network's state dict and nothing else."]
     if not isinstance(content, dict) or not content or not all(torch.is_tensor(tensor) for tensor in content.values()):
         return ["models/model.pt is not a flat name -> tensor table: save the network's state dict and nothing else."]
-    # Members of an ensemble keep their own, never filled healthy level.
+    # Members of an ensemble have healthy levels of their own, which were never measured.
     named = {name: tensor for name, tensor in content.items() if not re.search(r"\.negative_\w+$", name)}
     broken = [name for name, tensor in named.items() if not bool(torch.isfinite(tensor).all())]
     return [f"models/model.pt holds NaN or infinite values in {', '.join(broken)}: train anew."] if broken else []
@@ -218,7 +218,7 @@ def _checksum_faults(root: Path) -> list[str]:
 
 
 def _logging_faults(path: Path) -> list[str]:
-    """MONAI evaluates ``class`` and ``args`` of this file before anything else."""
+    """Check ``class`` and ``args`` of each section: MONAI evaluates them before anything else."""
     if not path.is_file():
         return []
     parser = configparser.RawConfigParser()
@@ -302,7 +302,7 @@ def _readme_faults(path: Path, metadata: dict[str, Any]) -> list[str]:
 
 
 def _table_cells(text: str) -> dict[tuple[str, str], str]:
-    """The cells of all Markdown tables by (first cell of the row, head of the column), both ways round."""
+    """Give the cells of all Markdown tables by (first cell of the row, head of the column) and the other way round."""
     cells: dict[tuple[str, str], str] = {}
     head: list[str] = []
     for line in text.splitlines():
@@ -318,7 +318,7 @@ def _table_cells(text: str) -> dict[tuple[str, str], str]:
 
 
 def _performance_faults(cells: dict[tuple[str, str], str], metrics: dict[str, Any]) -> Iterator[str]:
-    """Every number of ``eval_metrics`` stands in a table of the README, rounded to the digits shown there."""
+    """Compare each number of ``eval_metrics`` with the README's tables, rounded to the digits shown there."""
     for block, values in metrics.items():
         for metric, value in values.items() if isinstance(values, dict) else ():
             shown = re.match(r"-?\d+(?:\.(\d+))?", cells.get((metric, block), ""))

@@ -1,9 +1,10 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""What a bundle's configurations must hold, so that MONAI's tools, other programs and our overlays find their way.
+"""Rules for a bundle's configurations, so that MONAI's tools, other programs and our overlays find what they need.
 
-Ids that must exist, properties that MONAI can only read as plain references, handlers whose order counts, references
-that lead nowhere, and the rule that is ours: nothing on the training side names a mask.
+The rules name ids that must exist, properties that MONAI reads as plain references only, and handlers whose order
+counts.  They find references that lead nowhere.  One rule is this project's own: nothing that training reads names a
+mask.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from monai_wsss.benchmark.config_scan import iterate_config
+from monai_wsss.bundle_scan.config_scan import iterate_config
 
 __all__ = ["inference_faults", "training_faults"]
 
@@ -31,7 +32,7 @@ _TRAIN_IDS = f"""
 _INFERENCE_IDS = f"""
     {_COMMON_IDS} load_pretrain preprocessing dataset#data dataloader inferer postprocessing handlers evaluator
 """
-# Where these stand, they must be plain references: on anything else MONAI's property check crashes.
+# MONAI's property check crashes on anything but these plain references.
 _TRAIN_REFERENCES = {
     "train#trainer#max_epochs": "@epochs",
     "train#trainer#train_handlers": "@train#handlers",
@@ -55,7 +56,7 @@ _INFERENCE_REFERENCES = {
 
 
 _TRAINED_ON = ("train", "train_datalist", "patches", "classifier_stage", "pseudo")
-"""What trainings read, by the first part of its id: nothing below may name the masks."""
+"""First parts of the ids that trainings read: nothing below them may name the masks."""
 
 
 def training_faults(configs: Mapping[str, dict[str, Any]]) -> list[str]:
@@ -65,7 +66,7 @@ def training_faults(configs: Mapping[str, dict[str, Any]]) -> list[str]:
         configs: content of the bundle's configurations by file name.
 
     Returns:
-        A sentence for each fault, beginning with the file.
+        One sentence per fault, beginning with the file.
 
     Example:
         >>> training_faults({"train.json": {"bundle_root": "."}})[0]
@@ -93,7 +94,7 @@ def inference_faults(configs: Mapping[str, dict[str, Any]]) -> list[str]:
         configs: content of the bundle's configurations by file name.
 
     Returns:
-        A sentence for each fault, beginning with the file.
+        One sentence per fault, beginning with the file.
 
     Example:
         >>> inference_faults({"inference.json": {"bundle_root": "."}})[0]
@@ -117,7 +118,7 @@ def _parts(name: str) -> list[str]:
 
 
 def _find(config: Any, name: str) -> Any:
-    """The content under an id such as ``train#handlers#0``, None where there is none."""
+    """Give the content under an id such as ``train#handlers#0``, None where there is none."""
     for part in _parts(name):
         if isinstance(config, list):
             config = dict(enumerate(config)).get(int(part) if part.isdigit() else -1)
@@ -127,15 +128,15 @@ def _find(config: Any, name: str) -> Any:
 
 
 def _overlaid(*configs: dict[str, Any]) -> dict[str, Any]:
-    """Several configurations as MONAI merges them: later ids replace earlier ones, at any depth."""
+    """Merge configurations as MONAI does: later ids replace earlier ones, at any depth."""
     merged: dict[str, Any] = {}
     for config in configs:
         for name, value in copy.deepcopy(config).items():
             *parents, last = _parts(name)
-            place = merged
+            place: Any = merged
             for part in parents:
-                place = place.setdefault(part, {})
-            place[last] = value
+                place = place[int(part)] if isinstance(place, list) else place.setdefault(part, {})
+            place[int(last) if isinstance(place, list) else last] = value
     return merged
 
 
@@ -144,7 +145,7 @@ def _is_a(class_name: str, component: Any) -> bool:
 
 
 def _workflow_faults(config: dict[str, Any], ids: str, references: Mapping[str, str]) -> Iterator[str]:
-    """What MONAI's property check and other programs look for."""
+    """Check for the ids and references that MONAI's property check and other programs look for."""
     for name in ids.split():
         if _find(config, name) is None:
             yield f"the id `{name}` is missing."
@@ -169,16 +170,16 @@ def _handler_faults(train: dict[str, Any]) -> Iterator[str]:
 
 
 def _mask_faults(config: dict[str, Any]) -> Iterator[str]:
-    """Training reads images and image-level labels; nothing that it reads may name the masks."""
+    """Find what names the masks on the training side, which reads images and image-level labels only."""
     for name, value in iterate_config(config):
-        # Pseudo-masks are made of image-level labels: those may be named.
+        # Pseudo-masks follow from image-level labels, so they may be named.
         word = re.search(r"(?<![A-Za-z])(?<!pseudo_)masks?(?![A-Za-z])", f"{name} {value}")
         if word and _parts(name)[0] in _TRAINED_ON:
             yield f"`{name}` names the masks ({value!r}): training reads images and image-level labels alone."
 
 
 def _dangling(config: dict[str, Any], merged: dict[str, Any]) -> Iterator[str]:
-    """References and copies in a configuration of ids that are nowhere in what it is merged to."""
+    """Find references to ids that do not exist in the merged configuration, and copies of such ids."""
     for name, value in iterate_config(config):
         if not isinstance(value, str) or value[:1] not in ("$", "@", "%"):
             continue
@@ -188,7 +189,7 @@ def _dangling(config: dict[str, Any], merged: dict[str, Any]) -> Iterator[str]:
 
 
 def _exists(config: dict[str, Any], name: str) -> bool:
-    """Whether there is such an id; what lies inside something copied or computed is not looked into."""
+    """Tell whether an id exists; anything inside a copied or computed value counts as existing."""
     place: Any = config
     for part in _parts(name):
         if isinstance(place, str):

@@ -1,11 +1,11 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""What a bundle's configuration may do, found out without running it.
+"""A lint for the code in a bundle's configuration, which is parsed and never run.
 
-A MONAI configuration is code: every ``_target_`` is called and every string that begins with ``$`` is evaluated.  Here
-each is taken apart: targets must be full paths to things of monai, torch or monai_wsss, and expressions may only use
-these and the configuration's own ``@references``.  It is a lint that keeps our bundles plain and shows a reader what to
-look at in others', not a sandbox: what the three packages do themselves is trusted.
+A MONAI configuration is code: every ``_target_`` is called and every string that begins with ``$`` is evaluated.
+Targets must be full paths to things of monai, torch or monai_wsss.  Expressions may use only these packages and the
+configuration's own ``@references``.  The lint keeps our bundles plain and shows a reader what to look at in others.  It
+is no sandbox: it trusts what the three packages do themselves.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _IMPORT = "$import monai_wsss"
 _REFERENCE = re.compile(r"@\w*(?:::\w*)*")
 _STAND_IN = "config_reference"
 _DOTTED = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)+")
-# Doors of Python to the system, and what in monai and torch runs, imports, downloads or unpickles what it is told to.
+# Names that reach the system from Python, and names of monai and torch that run, import, download or unpickle.
 _UNSAFE = """
     builtins ctypes exec importlib inspect open os pathlib pickle popen shutil socket spawn subprocess sys system
     bundle cpp_extension hub instantiate load load_library load_url optional_import package run_cmd save
@@ -33,7 +33,7 @@ _UNSAFE = """
 
 
 def iterate_config(config: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value of a nested configuration that is no dict or list, with its id in MONAI's notation.
+    """Walk a nested configuration: give each value that is no dict or list, with its id in MONAI's notation.
 
     Example:
         >>> list(iterate_config({"train": {"steps": [1, "@a"]}}))
@@ -47,15 +47,15 @@ def iterate_config(config: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def scan_expressions(config: Any) -> list[str]:
-    """Look for what a configuration should not do; nothing of it is evaluated.
+    """Find what a configuration should not do, without evaluating anything in it.
 
     Args:
         config: the content of a configuration file.
 
     Returns:
-        A sentence for each ``_target_`` that is no full path to a class or function of monai, torch or monai_wsss, and
-        for each expression that uses or calls anything else than these and ``@references``, touches private
-        attributes, imports more than monai_wsss, or names one of the functions that run, load or download things.
+        One sentence per fault.  A ``_target_`` must be the full path of a class or function of monai, torch or
+        monai_wsss.  An expression may use or call only these packages and ``@references``; it may not touch private
+        attributes, import more than monai_wsss, or name a function that runs, loads or downloads things.
 
     Example:
         >>> scan_expressions({"size": "$torch.ones(@n).sum()", "n": 2})
@@ -101,7 +101,7 @@ def _string_problem(text: str) -> str | None:
 
 
 class _ExpressionVisitor(ast.NodeVisitor):
-    """Collects what an expression does beyond the packages and the references."""
+    """A visitor that collects what an expression does beyond the packages and the references."""
 
     def __init__(self, tree: ast.AST) -> None:
         self.problems: list[str] = []
@@ -134,7 +134,7 @@ class _ExpressionVisitor(ast.NodeVisitor):
 
 
 def _dotted(node: ast.expr) -> str | None:
-    """``a.b.c`` of a chain of attributes that begins with a name, else None."""
+    """Give ``a.b.c`` of a chain of attributes that begins with a name, else None."""
     if isinstance(node, ast.Name):
         return node.id
     if isinstance(node, ast.Attribute) and (start := _dotted(node.value)) is not None:
@@ -143,7 +143,7 @@ def _dotted(node: ast.expr) -> str | None:
 
 
 def _root(node: ast.expr) -> str | None:
-    """The name that a chain of attributes, subscripts and calls begins with, None where it begins with a literal."""
+    """Give the name that a chain of attributes, subscripts and calls begins with, None where that is a literal."""
     while isinstance(node, (ast.Attribute, ast.Subscript, ast.Call)):
         node = node.func if isinstance(node, ast.Call) else node.value
     return node.id if isinstance(node, ast.Name) else None
@@ -158,7 +158,7 @@ def _part_problem(part: str) -> str | None:
 
 
 def _path_problem(path: str) -> str | None:
-    """Why ``torch.a.b`` is not to be used; the packages are imported for it, the configuration is not evaluated."""
+    """Say why ``torch.a.b`` may not be used; this imports the packages and evaluates nothing of the configuration."""
     parts = path.split(".")
     for part in parts[1:]:
         if problem := _part_problem(part):

@@ -1,0 +1,98 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""The one Markdown table: rows over seeds, and columns that are data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from monai_wsss.benchmark.recipes import FULL_SUPERVISION
+from monai_wsss.benchmark.rows import Row
+from monai_wsss.metrics import welch_t_test
+
+__all__ = ["Column", "format_rows", "values_of"]
+
+_NOTHING = "–"
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a Markdown table.
+
+    Attributes:
+        head: the column's title.
+        metric: name of the metric; ``_mm`` or ``_px`` at its end may be left out.
+        of: the :attr:`~monai_wsss.benchmark.Row.column` of the rows to show; None shows those of the whole line.
+        kind: ``"value"``: mean over seeds, and standard deviation of several; ``"ratio"``: mean divided by the mean of
+            full supervision; ``"p"``: p-value of Welch's t-test against the first line.
+        bound: for ratios, the column of full supervision's rows to divide by; None takes all of them.
+    """
+
+    head: str
+    metric: str
+    of: str | None = None
+    kind: Literal["value", "ratio", "p"] = "value"
+    bound: str | None = None
+
+
+def format_rows(rows: Sequence[Row], columns: Sequence[Column]) -> str:
+    """Format rows as a Markdown table.
+
+    Where a column shows one column of the rows (:attr:`Column.of`), each name is one line; else each name and column.
+
+    Args:
+        rows: the rows of all seeds.
+        columns: the columns to show, from left to right.
+
+    Returns:
+        The lines of the table; a dash where nothing was measured.
+
+    Example:
+        >>> rows = [Row("max", "logit", "validation", seed, {"f1": {"mean": 0.5 + seed}}) for seed in (0, 1)]
+        >>> print(format_rows(rows, [Column("F1", "f1")]))
+        | row | F1 |
+        |---|---|
+        | max / logit | 1.000 ± 0.707 |
+    """
+    by_name = any(column.of is not None for column in columns)
+    lines: dict[str, list[Row]] = {}
+    for row in rows:
+        lines.setdefault(row.name if by_name else row.label, []).append(row)
+    first = next(iter(lines.values()), [])
+    bounds = [row for row in rows if FULL_SUPERVISION in row.name]
+    text = [f"| {' | '.join(['row', *(column.head for column in columns)])} |", "|---" * (len(columns) + 1) + "|"]
+    for name, own in lines.items():
+        cells = [_cell(column, own, bounds=bounds, first=first) for column in columns]
+        text.append(f"| {' | '.join([name, *cells])} |")
+    return "\n".join(text)
+
+
+def _cell(column: Column, rows: Sequence[Row], *, bounds: Sequence[Row], first: Sequence[Row]) -> str:
+    values = values_of(rows, column.metric, column.of)
+    if not values:
+        return _NOTHING
+    if column.kind == "ratio":
+        full = values_of(bounds, column.metric, column.bound)
+        return f"{np.mean(values) / np.mean(full):.2f}" if full and np.mean(full) > 0 else _NOTHING
+    if column.kind == "p":
+        baseline = values_of(first, column.metric, column.of)
+        return f"{welch_t_test(baseline, values).p:.2f}" if len(values) > 1 and values != baseline else _NOTHING
+    spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.3f}{spread}"
+
+
+def values_of(rows: Sequence[Row], metric: str, column: str | None = None) -> list[float]:
+    """Give the means of a metric in those rows that have it.
+
+    Args:
+        rows: rows of any seeds.
+        metric: name of the metric, with or without ``_mm`` or ``_px``.
+        column: the column of the rows; None takes all.
+    """
+    chosen = [row.metrics for row in rows if column is None or row.column == column]
+    names = (metric, f"{metric}_mm", f"{metric}_px")
+    return [metrics[name]["mean"] for metrics in chosen for name in names if name in metrics]

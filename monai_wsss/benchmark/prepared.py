@@ -1,0 +1,378 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""Prepared datasets as the tables use them: slices with one class, and patches of tissue without background.
+
+Each kind gives the items to train on, their batches, and the cases to measure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.data import CacheDataset, DataLoader, DistributedSampler
+from monai.transforms import Compose, LoadImaged, RandFlipd, RandRotate90d, Resized
+from torch import nn
+from torch.utils.data import Sampler
+from tqdm import tqdm
+
+from monai_wsss._checks import DataError
+from monai_wsss._files import file_sha256
+from monai_wsss.benchmark.recipes import Recipe
+from monai_wsss.data import (
+    EpochCacheDataset,
+    LabelBalancedSampler,
+    check_trainable,
+    draw_share,
+    load_datalist,
+    load_header,
+)
+from monai_wsss.inferers import PseudoMaskWriter, VolumeInferer, score_pseudo_masks
+from monai_wsss.metrics import CaseTable
+from monai_wsss.refinement import MaskRule, to_mask
+from monai_wsss.transforms import NormalizeSubjectd, ResizeInPlaned
+
+__all__ = ["Cases", "Patches", "PreparedData", "Slices", "maps_of", "rule_of"]
+
+_STATISTICS = ("intensity_mean", "intensity_std")
+
+Cases = list[dict[str, Any]]
+
+
+class PreparedData:
+    """A prepared dataset; :class:`Slices` and :class:`Patches` say how it is read.
+
+    Args:
+        datalist: path of the prepared ``datalist.json``.
+        split: where to measure.
+    """
+
+    runtime_cache = False
+
+    def __init__(self, datalist: Path, split: str = "validation") -> None:
+        self.datalist = Path(datalist)
+        self.split = split
+
+    @cached_property
+    def header(self) -> dict[str, Any]:
+        """Read the datalist without its cases."""
+        return load_header(self.datalist)
+
+    @property
+    def modalities(self) -> list[str]:
+        """Give the names of the input channels, in their order."""
+        modality = self.header["modality"]
+        return [modality[str(channel)] for channel in range(len(modality))]
+
+    def check(self) -> None:
+        """Refuse at once what would fail after hours of training.
+
+        Raises:
+            DataError: the dataset is not of this kind.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must check its dataset.")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Tell what of the data decides the weights, for JSON."""
+        return {"datalist_sha256": file_sha256(self.datalist)}
+
+    def items(self, recipe: Recipe, seed: int, *, masks: bool = False) -> Cases:
+        """Give the training items of a recipe, with their masks where the recipe may read them."""
+        raise NotImplementedError(f"{type(self).__name__} must give its training items.")
+
+    def reading(self, keys: Sequence[str]) -> list[Any]:
+        """Give the transforms that read items, the image first."""
+        raise NotImplementedError(f"{type(self).__name__} must read its items.")
+
+    def fitting(self, keys: Sequence[str]) -> list[Any]:
+        """Give the transforms that bring read training items to one size; none for items of one size."""
+        return []
+
+    def sampler(self, items: Cases, dataset: EpochCacheDataset, seed: int) -> Sampler:
+        """Give the order of the training items, anew per epoch."""
+        return DistributedSampler(dataset, num_replicas=1, rank=0, shuffle=True, seed=seed)
+
+    def loader(self, items: Cases, recipe: Recipe, seed: int) -> DataLoader:
+        """Give random batches of training items: quarter turns and flips of the image and of the masks that they have.
+
+        Args:
+            items: items with ``image`` and, where masks are learned, ``mask`` or ``pseudo_mask``.
+            recipe: says the size of the batches.
+            seed: seed of order and augmentation.
+        """
+        keys = [key for key in ("image", "mask", "pseudo_mask") if key in items[0]]
+        dataset = EpochCacheDataset(
+            items,
+            Compose([*self.reading(keys), *self.fitting(keys)]),
+            Compose([RandRotate90d(keys, 0.75, 3), RandFlipd(keys, 0.5, 0)]),
+            seed=seed,
+            progress=False,
+            runtime_cache=self.runtime_cache,
+        )
+        sampler = self.sampler(items, dataset, seed)
+        return DataLoader(dataset, batch_size=recipe.batch_size, sampler=sampler, num_workers=0)
+
+    def case_table(self) -> CaseTable:
+        """Start an empty table of cases."""
+        header = self.header
+        return CaseTable(header["classes"], background=header["background"], scored_class=header.get("scored_class"))
+
+    def write_pseudo_masks(self, network: nn.Module, weights: Path, items: Cases, folder: Path) -> None:
+        """Write the pseudo-masks of training items for the recipes that have a teacher."""
+        raise NotImplementedError(f"{type(self).__name__} has no recipes with a teacher.")
+
+
+class Slices(PreparedData):
+    """Slices with one class beside the background.
+
+    Args:
+        datalist: path of the prepared ``datalist.json``.
+        split: where to measure.
+        grid: in-plane size of the networks, in pixels.
+    """
+
+    def __init__(self, datalist: Path, split: str = "validation", grid: tuple[int, int] = (64, 64)) -> None:
+        super().__init__(datalist, split)
+        self.grid = grid
+        self._read: dict[tuple[bool, str, int], Cases] = {}
+
+    def check(self) -> None:
+        """Refuse data with several classes, or without positive or negative images.
+
+        Raises:
+            DataError: the table cannot be made of this data.
+        """
+        classes = self.header["classes"]
+        if len(classes) != 1:
+            raise DataError(f"{self.datalist} has the classes {', '.join(classes)}: this table is for one class.")
+        check_trainable(load_datalist(self.datalist, "training"))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Tell what of the data decides the weights, for JSON."""
+        return {**super().settings, "grid": list(self.grid)}
+
+    def items(self, recipe: Recipe, seed: int, *, masks: bool = False) -> Cases:
+        """Give the training items of a recipe; with ``masks`` only those whose mask is on disk, healthy ones too."""
+        items = load_datalist(self.datalist, "training", masks=masks)
+        items = [item for item in items if "mask" in item] if masks else items
+        return _of_recipe(draw_share(items, recipe.share, seed=seed), recipe)
+
+    def reading(self, keys: Sequence[str]) -> list[Any]:
+        """Give the transforms that read slices; a mask may be missing."""
+        return [
+            LoadImaged(keys, ensure_channel_first=True, allow_missing_keys=True),
+            NormalizeSubjectd("image"),
+        ]
+
+    def fitting(self, keys: Sequence[str]) -> list[Any]:
+        """Give the transforms that bring slices and their masks to the grid."""
+        resize_masks = [Resized(keys[1:], self.grid, mode="nearest")] if keys[1:] else []
+        return [ResizeInPlaned("image", self.grid), *resize_masks]
+
+    def cases(self, recipe: Recipe, split: str | None = None, every: int = 1) -> Cases:
+        """Read the cases to measure, once for all recipes of one normalization.
+
+        Args:
+            recipe: says how slices are normalized.
+            split: another split than the table's own.
+            every: take one in so many cases.
+        """
+        key = (recipe.by_subject, split or self.split, every)
+        if key not in self._read:
+            # Datasets may be large: the cases of another normalization are not kept.
+            self._read = {kept: cases for kept, cases in self._read.items() if kept[0] == recipe.by_subject}
+            items = _of_recipe(load_datalist(self.datalist, key[1], masks=True), recipe)[::every]
+            self._read[key] = list(CacheDataset(items, Compose(self.reading(["image", "mask"])), progress=False))
+        return self._read[key]
+
+    def maps(self, cases: Cases, network: nn.Module, views: str, cam: Any = None) -> list[torch.Tensor]:
+        """Give the network's maps of each case (1, channels, *S), at the size of the case.
+
+        Args:
+            cases: cases of :meth:`cases`.
+            network: the network, on the CPU.
+            views: views to average, see :func:`~monai_wsss.inferers.multi_view_maps`.
+            cam: inferer of class maps, for networks that give none.
+        """
+        inferer = VolumeInferer(2, grid=self.grid, views=views, cam=cam)
+        return maps_of(cases, partial(inferer, network=network))
+
+    def measure_maps(
+        self, cases: Cases, maps: Sequence[torch.Tensor], rule: MaskRule, *, sweep: bool = False
+    ) -> CaseTable:
+        """Decide masks of maps and measure them.
+
+        Args:
+            cases: the cases.
+            maps: per case (1, channels, *S).
+            rule: decides.
+            sweep: keep the maps in [0, 1] too, for a sweep of thresholds.
+        """
+        table = self.case_table()
+        for case, scores in zip(cases, maps, strict=True):
+            mask, cam, presence = rule(scores)
+            _add(
+                table,
+                case,
+                mask[0],
+                presence=presence[0] if presence is not None and rule.gate == "predicted" else None,
+                cam=cam[0] if sweep and cam is not None else None,
+            )
+        return table
+
+    def measure_masks(self, cases: Cases, masks: Sequence[torch.Tensor]) -> dict[str, dict[str, Any]]:
+        """Measure masks (1, 1, *S), one per case."""
+        table = self.case_table()
+        for case, mask in zip(cases, masks, strict=True):
+            _add(table, case, mask[0])
+        return table.summary()
+
+
+class Patches(PreparedData):
+    """Patches of images whose classes are all real tissue, and the whole images that are measured.
+
+    Args:
+        datalist: path of the prepared ``datalist.json``.
+        split: where to measure.
+        every: train on the patches of one in so many images, for a smaller budget.
+        samples: patches per epoch, drawn so that labels are balanced.
+        window: side of the windows in which whole images are segmented, in pixels.
+    """
+
+    runtime_cache = True
+
+    def __init__(
+        self, datalist: Path, split: str = "validation", every: int = 1, samples: int = 1600, window: int = 112
+    ) -> None:
+        super().__init__(datalist, split)
+        self.every = every
+        self.samples = samples
+        self.window = window
+
+    def check(self) -> None:
+        """Refuse data with a background.
+
+        Raises:
+            DataError: the table cannot be made of this data.
+        """
+        if self.header["background"]:
+            raise DataError(f"{self.datalist} has a background: this table is for classes that are all real tissue.")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Tell what of the data decides the weights, for JSON."""
+        return {**super().settings, "every": self.every, "samples": self.samples}
+
+    def items(self, recipe: Recipe, seed: int, *, masks: bool = False) -> Cases:
+        """Give the training patches of one in :attr:`every` images, or the recipe's share of them."""
+        items = load_datalist(self.datalist, "training", masks=masks)
+        images = sorted({item.get("source", item["id"]) for item in items})[:: self.every]
+        kept = [item for item in items if item.get("source", item["id"]) in images]
+        return draw_share(kept, recipe.share, seed=seed)
+
+    def reading(self, keys: Sequence[str]) -> list[Any]:
+        """Give the transforms that read patches and normalize their tissue."""
+        return [LoadImaged(keys, ensure_channel_first=True), NormalizeSubjectd("image", foreground="tissue")]
+
+    def sampler(self, items: Cases, dataset: EpochCacheDataset, seed: int) -> Sampler:
+        """Draw patches so that labels are balanced."""
+        return LabelBalancedSampler(items, self.samples, seed=seed)
+
+    def write_pseudo_masks(self, network: nn.Module, weights: Path, items: Cases, folder: Path) -> None:
+        """Write the pseudo-masks of training patches; finished ones are kept."""
+        reading = Compose(self.reading(["image"]))
+        PseudoMaskWriter(network, weights, items, reading, VolumeInferer(2), folder, background=False).run()
+
+    def measure_pseudo_masks(self, folder: Path, items: Cases) -> dict[str, Any]:
+        """Measure pseudo-masks of training patches against their masks.
+
+        Args:
+            folder: folder of the pseudo-masks; the result is written beside it.
+            items: the patches, read with their masks.
+        """
+        return score_pseudo_masks(
+            folder,
+            items,
+            LoadImaged(["pseudo_mask", "mask"], ensure_channel_first=True),
+            folder.with_name("pseudo_quality.json"),
+            classes=self.header["classes"],
+            background=False,
+        )
+
+    @torch.no_grad()
+    def measure(self, network: nn.Module, output_kind: str) -> dict[str, dict[str, Any]]:
+        """Measure whole images: overlapping windows, averaged scores, the highest class; labels are not read.
+
+        Args:
+            network: the network, on the CPU.
+            output_kind: ``"activation"`` or ``"segmentation"``.
+        """
+        table = self.case_table()
+        inferer = VolumeInferer(2, roi_size=(self.window, self.window), overlap=0.5)
+        network.eval()
+        items = load_datalist(self.datalist, self.split, masks=True)
+        for case in CacheDataset(items, Compose(self.reading(["image", "mask"])), cache_rate=0.0):
+            scores = inferer(torch.as_tensor(case["image"]).float()[None], network)
+            _add(table, case, to_mask(scores, output_kind=output_kind, rule="argmax", gate="none")[0])
+        return table.summary()
+
+
+def _of_recipe(items: Cases, recipe: Recipe) -> Cases:
+    """Drop the subjects' statistics for recipes that normalize each slice by itself."""
+    if recipe.by_subject:
+        return items
+    return [{key: value for key, value in item.items() if key not in _STATISTICS} for item in items]
+
+
+def _add(
+    table: CaseTable,
+    case: dict[str, Any],
+    prediction: torch.Tensor,
+    *,
+    presence: torch.Tensor | None = None,
+    cam: torch.Tensor | None = None,
+) -> None:
+    table.add(
+        id=case["id"],
+        subject=case["subject"],
+        label=torch.as_tensor(case["label"]),
+        prediction=prediction,
+        reference=case.get("mask"),
+        presence=presence,
+        cam=cam,
+    )
+
+
+@torch.no_grad()
+def maps_of(cases: Cases, give: Callable[[torch.Tensor], torch.Tensor]) -> list[torch.Tensor]:
+    """Give the maps of each case (1, channels, *S); images of one size are taken together.
+
+    Args:
+        cases: cases with ``image`` (C, *S).
+        give: images (B, C, *S) to maps (B, channels, *S).
+    """
+    maps: list[torch.Tensor] = []
+    for start in tqdm(range(0, len(cases), 32), desc="maps", leave=False):
+        images = [torch.as_tensor(case["image"]).float() for case in cases[start : start + 32]]
+        if len({image.shape for image in images}) == 1:
+            maps.extend(give(torch.stack(images)).split(1))
+        else:
+            maps.extend(give(image[None]) for image in images)
+    return maps
+
+
+def rule_of(network: nn.Module, rule: str | None) -> MaskRule:
+    """Give the rule by which a trained network's output becomes a mask.
+
+    Args:
+        network: a trained network.
+        rule: the rule for class maps; segmentations have none.
+    """
+    of_network = MaskRule.of(network)
+    return of_network if of_network.output_kind == "segmentation" else replace(of_network, rule=rule)

@@ -1,0 +1,262 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""The one table of the benchmark: train recipes that are missing, measure them, keep finished rows, print.
+
+A training leaves ``<out>/<recipe>/seed<k>/model.pt`` and is skipped when that is there, so that a killed benchmark goes
+on.  Finished rows lie in ``<out>/rows``; they are measured anew when their weights or the version of this package
+change.  Tables that share recipes and a folder train and measure them once.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from markupsafe import Markup
+from monai.data import DataLoader
+from monai.handlers import LrScheduleHandler
+from monai.utils import set_determinism
+
+from monai_wsss import __version__
+from monai_wsss._checks import DataError
+from monai_wsss._files import atomic_path, file_sha256, make_directory, write_json
+from monai_wsss.benchmark.formatting import Column, format_rows, values_of
+from monai_wsss.benchmark.prepared import PreparedData
+from monai_wsss.benchmark.recipes import Recipe
+from monai_wsss.benchmark.rows import Measured, Row, folder_name, read_rows, write_rows
+from monai_wsss.data import attach_pseudo_masks
+from monai_wsss.engines import TrainingLog, WSSSTrainer, with_weights
+from monai_wsss.methods import WSSSMethod
+from monai_wsss.reports import write_svg
+
+__all__ = ["BenchmarkTable", "Entry", "Trained"]
+
+logger = logging.getLogger(__name__)
+
+
+class Trained(NamedTuple):
+    """A recipe with its weights: the method is in eval mode, on the CPU."""
+
+    recipe: Recipe
+    seed: int
+    method: WSSSMethod
+
+
+Measure = Callable[["BenchmarkTable", Sequence[Trained]], Iterable[Measured]]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A name of a table with all that is measured for it.
+
+    Attributes:
+        name: the name of the rows; ``{seeds}`` in it becomes the number of seeds.
+        measure: (table, trainings) to what was measured.
+        recipe: key of the recipe to train; None for what needs no training.
+        draws: ``"each"``: measure each seed by itself; ``"first"``: the first seed alone; ``"all"``: all together.
+    """
+
+    name: str
+    measure: Measure
+    recipe: str | None
+    draws: Literal["each", "first", "all"] = "each"
+
+    def groups(self, seeds: Sequence[int]) -> list[tuple[int, ...]]:
+        """Give the seeds that are measured together, group by group."""
+        if self.recipe is None:
+            return [()]
+        if self.draws == "all":
+            return [tuple(seeds)]
+        return [(seed,) for seed in (seeds if self.draws == "each" else seeds[:1])]
+
+
+@dataclass(frozen=True)
+class BenchmarkTable:
+    """Recipes x seeds on one prepared dataset.
+
+    Attributes:
+        name: name of the files ``<name>.json`` and ``<name>.md``.
+        data: the dataset, and how it is read.
+        out: folder for weights, rows and the table.
+        recipes: all recipes by key.  A key ``"row > stage"`` is a stage of a row; its weights lie in a folder of their
+            own below the row's.
+        entries: what is measured, in the order of the table.
+        columns: the columns of the Markdown table.
+        epochs: epochs of each training.
+        seeds: seeds of each recipe.
+        figures: file name to a function of (table, rows) that gives the SVG.
+        settings: what else decides the weights of every recipe, for JSON.
+
+    Raises:
+        DataError: :meth:`run` finds data of another kind, or weights of other settings in ``out``.
+    """
+
+    name: str
+    data: PreparedData
+    out: Path
+    recipes: Mapping[str, Recipe]
+    entries: Sequence[Entry]
+    columns: Sequence[Column]
+    epochs: int = 8
+    seeds: Sequence[int] = (0, 1, 2)
+    figures: Mapping[str, Callable[[BenchmarkTable, Sequence[Row]], Markup]] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def run(self) -> list[Row]:
+        """Train and measure what is missing; write ``<name>.json``, ``<name>.md`` and the figures.
+
+        Returns:
+            One row per entry, column and seed, in the order of the table.
+        """
+        self.data.check()
+        _claim_folder(self.out, {**self.data.settings, "epochs": self.epochs, **self.settings})
+        rows: list[Row] = []
+        for entry in self.entries:
+            own = [row for seeds in entry.groups(self.seeds) for row in self._rows(entry, seeds)]
+            dice = values_of(own, "dice_subject")
+            logger.info("%s: Dice %s", entry.name, f"{np.mean(dice):.3f}" if dice else "unknown")
+            rows += own
+        write_json(self.out / f"{self.name}.json", [row.to_json() for row in rows])
+        with atomic_path(self.out / f"{self.name}.md") as temporary:
+            temporary.write_text(self.format(rows) + "\n", encoding="utf-8")
+        for figure, draw in self.figures.items():
+            write_svg(self.out / figure, draw(self, rows))
+        return rows
+
+    def format(self, rows: Sequence[Row]) -> str:
+        """Give rows of this table as Markdown."""
+        return format_rows(rows, self.columns)
+
+    def folder(self, recipe: str, seed: int) -> Path:
+        """Give the folder of a recipe's weights."""
+        row, _, stage = recipe.partition(" > ")
+        return self.out / folder_name(row) / f"seed{seed}" / stage
+
+    def trained(self, recipe: str, seed: int) -> Trained:
+        """Give a recipe with its weights, which are trained where they are missing.
+
+        Args:
+            recipe: key of the recipe.
+            seed: seed of its initial weights, batches and augmentation.
+        """
+        settings, folder = self.recipes[recipe], self.folder(recipe, seed)
+        finished = (folder / "model.pt").is_file()
+        pseudo_masks = None
+        if settings.teacher is not None and not finished:
+            pseudo_masks = self.pseudo_masks(settings.teacher, seed)
+        set_determinism(seed)
+        method = settings.build(len(self.data.modalities), len(self.data.header["classes"]))
+        _claim_folder(folder, settings.settings)
+        if finished:
+            with_weights(method.network, folder / "model.pt")
+        else:
+            with_weights(method.network, settings.begin)
+            items = self.data.items(settings, seed, masks=method.uses_masks)
+            if pseudo_masks is not None:
+                items = attach_pseudo_masks(items, pseudo_masks)
+            seconds = _train(method, settings, self.data.loader(items, settings, seed), folder, self.epochs)
+            logger.info("%s, seed %d: %.1f s per epoch", recipe, seed, seconds / self.epochs)
+        method.eval()
+        return Trained(settings, seed, method)
+
+    def pseudo_masks(self, teacher: str, seed: int) -> Path:
+        """Give the folder of a teacher's pseudo-masks of its training items; missing ones are written.
+
+        Args:
+            teacher: key of the recipe that makes them.
+            seed: seed of its training.
+        """
+        recipe, _, method = self.trained(teacher, seed)
+        weights = self.folder(teacher, seed) / "model.pt"
+        folder = weights.parent.with_name("pseudo_masks")
+        self.data.write_pseudo_masks(method.network, weights, self.data.items(recipe, seed), folder)
+        return folder
+
+    def _rows(self, entry: Entry, seeds: tuple[int, ...]) -> list[Row]:
+        """Give the rows of one group of seeds, measured anew only where they are missing or old."""
+        name = entry.name.format(seeds=len(self.seeds))
+        path = self.out / "rows" / self.data.split / folder_name(name) / f"seed{'_'.join(map(str, seeds))}.json"
+        weights = [self.folder(entry.recipe, seed) / "model.pt" for seed in seeds] if entry.recipe else []
+        if all(weight.is_file() for weight in weights):
+            rows = read_rows(path, _source(weights))
+            if rows is not None:
+                return rows
+        trained = [self.trained(entry.recipe, seed) for seed in seeds] if entry.recipe else []
+        seconds = [self._seconds(entry.recipe, seed) for seed in seeds] if entry.recipe else []
+        known = [value for value in seconds if value is not None]
+        rows = [
+            Row(
+                name=name,
+                column=measured.column,
+                split=measured.split or self.data.split,
+                seed=seeds[0] if len(seeds) == 1 else None,
+                metrics=measured.metrics,
+                seconds=sum(known) if known and len(known) == len(seconds) else None,
+                reads_masks=measured.oracle or any(one.method.uses_masks for one in trained),
+            )
+            for measured in entry.measure(self, trained)
+        ]
+        write_rows(path, rows, _source(weights))
+        return rows
+
+    def _seconds(self, recipe: str, seed: int) -> float | None:
+        """Give the recorded seconds of a training and of its teacher's, None where one is not recorded."""
+        path = self.folder(recipe, seed) / "seconds.json"
+        if not path.is_file():
+            return None
+        own = float(json.loads(path.read_text(encoding="utf-8"))["seconds"])
+        teacher = self.recipes[recipe].teacher
+        if teacher is None:
+            return own
+        of_teacher = self._seconds(teacher, seed)
+        return None if of_teacher is None else own + of_teacher
+
+
+def _source(weights: Sequence[Path]) -> dict[str, Any]:
+    """Give what finished rows follow from."""
+    return {"version": __version__, "weights": [file_sha256(path) for path in weights]}
+
+
+def _claim_folder(folder: Path, settings: dict[str, Any]) -> None:
+    """Write what decides the weights in a folder into its ``settings.json``.
+
+    Raises:
+        DataError: the folder belongs to other settings.
+    """
+    path = make_directory(folder) / "settings.json"
+    if not path.is_file():
+        write_json(path, settings)
+        return
+    # Earlier versions wrote more of the settings here.
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if any(name not in found or found[name] != value for name, value in settings.items()):
+        raise DataError(f"{folder} holds weights that were trained with other settings: choose another folder.")
+
+
+def _train(method: WSSSMethod, recipe: Recipe, loader: DataLoader, folder: Path, epochs: int) -> float:
+    """Train a method, or go on from its last checkpoint; give the seconds.
+
+    Leaves ``model.pt``, ``training_log.csv``, ``seconds.json`` and checkpoints in ``folder``.
+    """
+    start = time.perf_counter()
+    optimizer, scheduler = recipe.optimizer(method, epochs, loader)
+    WSSSTrainer(
+        method,
+        optimizer,
+        loader,
+        epochs,
+        lr_schedulers=scheduler,
+        train_handlers=[LrScheduleHandler(scheduler, print_lr=False, epoch_level=False), TrainingLog(folder)],
+        checkpoint_dir=folder / "checkpoints",
+        model_path=folder / "model.pt",
+        resume=True,
+    ).run()
+    seconds = time.perf_counter() - start
+    write_json(folder / "seconds.json", {"seconds": seconds})
+    return seconds

@@ -1,0 +1,259 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""The commands of ``monai-wsss``: one row per command, with the function that runs and its arguments.
+
+A test compares every row with the signature of its function.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from monai_wsss.command_line.arguments import (
+    REQUIRED,
+    Argument,
+    Command,
+    Elsewhere,
+    datalist_in,
+    names,
+    pair,
+    triple,
+    whole_numbers,
+)
+
+__all__ = ["COMMANDS", "LAYOUTS", "SPLITS"]
+
+SPLITS = ("training", "validation", "test")
+"""The splits of every datalist, as in :mod:`monai_wsss.data.splits`, which needs numpy."""
+
+_ROOT = Argument("--root", "the folder of the data set", REQUIRED, metavar="DIR")
+_OUT = Argument("--out", "the folder to write", REQUIRED, metavar="DIR")
+_SHARES = "shares of the subjects for training, validation and test"
+_SEED = Argument("--seed", "seed of the split", 0, int)
+_DRAW = (Argument("--fractions", _SHARES, (0.7, 0.15, 0.15), triple), _SEED)
+
+
+def _tissue(splits: tuple[str, ...], fractions: Any) -> tuple[Argument, ...]:
+    """Give the arguments that the commands for gland data share; the first of the splits is the default."""
+    return (
+        _ROOT,
+        _OUT,
+        Argument("--split", "basis of the split", splits[0], choices=splits),
+        Argument("--presence", "a class is tagged if it covers a larger share of a patch", 0.05, float),
+        Argument("--fractions", f"{_SHARES}, where a split is drawn", fractions, triple),
+        _SEED,
+    )
+
+
+def _photographs(listed: str) -> tuple[Argument, ...]:
+    """Give the arguments that the commands for photographs share; ``listed`` names the list of a split."""
+    return (
+        _ROOT,
+        _OUT,
+        Argument("--training", f"{listed} to train on (default: the usual name)", metavar="NAME"),
+        Argument("--validation", f"{listed} to evaluate on (default: the usual name)", metavar="NAME"),
+        Argument("--test", f"{listed} to test on (default none)", metavar="NAME"),
+    )
+
+
+LAYOUTS = (
+    Command(
+        "folder",
+        "a folder of images and a table of labels (CSV)",
+        "monai-wsss prepare folder --images scans --labels labels.csv --out prepared",
+        function="monai_wsss.data.folder.prepare_folder",
+        arguments=(
+            Argument("--images", "PNG, JPEG, TIFF, NIfTI, MetaImage or DICOM", REQUIRED, metavar="DIR"),
+            Argument("--labels", "one row per case: id, 0/1 labels, optionally a split", REQUIRED, metavar="CSV"),
+            _OUT,
+            Argument("--masks", "masks named by the ids; used for evaluation only", metavar="DIR"),
+            Argument("--id-column", "column with the ids", "id", metavar="NAME"),
+            Argument("--subject-column", "column with the subjects (default subject, or the id)", metavar="NAME"),
+            Argument("--label-columns", "columns with 0/1 labels (default label, or all others)", kind=names),
+            Argument("--split-column", "column with train, val or test (default split, or drawn)", metavar="NAME"),
+            Argument("--modalities", "modalities to use, or names of the channels", kind=names),
+            Argument(
+                "--no-background",
+                "every pixel belongs to a class, e.g. gland or other; columns source, x, y say where a patch was cut",
+                True,
+                parameter="background",
+            ),
+            Argument(
+                "--scored-class",
+                "without background, the class that is measured (default the first)",
+                metavar="NAME",
+            ),
+            Argument("--as-slices", "cut volumes into slices; the table has one row per slice", False),
+            Argument(
+                "--slice-column",
+                "column with the slice along the last axis, from 0 on",
+                "slice",
+                metavar="NAME",
+            ),
+            *_DRAW,
+        ),
+    ),
+    Command(
+        "brats",
+        "BraTS studies of any year, or folders with flair.nii.gz, t1c.nii.gz, seg.nii.gz, …",
+        "monai-wsss prepare brats --root BraTS2021 --modalities T1,T1c,FLAIR --as-slices --out prepared",
+        function="monai_wsss.data.brats.prepare_brats",
+        arguments=(
+            Argument("--root", "the folder with the studies", REQUIRED, metavar="DIR"),
+            _OUT,
+            Argument("--modalities", "any of T1, T1c, T2, FLAIR (default those of all cases)", kind=names),
+            Argument("--as-slices", "write labeled axial slices instead of whole volumes", False),
+            Argument("--slice-step", "take every N-th slice", 1, int),
+            Argument("--min-brain-fraction", "leave out slices with a smaller share of brain", 0.02, float),
+            Argument("--min-tumor-pixels", "leave out images with tumor in fewer pixels", 1, int),
+            Argument("--percentiles", "percentiles of the brain for black and white in slices", (0.5, 99.5), pair),
+            *_DRAW,
+        ),
+    ),
+    Command(
+        "cases",
+        "a folder with labels.csv and cases/*.npz, or images/ and masks/",
+        "monai-wsss prepare cases --root acdc --label-columns rv,myo,lv --out prepared",
+        function="monai_wsss.data.cases.prepare_cases",
+        arguments=(
+            Argument("--root", "the folder with labels.csv", REQUIRED, metavar="DIR"),
+            _OUT,
+            Argument("--label-columns", "columns with 0/1 labels", ("label",), names),
+            Argument("--modalities", "names of the stored channels, in their order", kind=names),
+        ),
+    ),
+    Command(
+        "glas",
+        "GlaS: train_1.bmp, train_1_anno.bmp, …, Grade.csv, or labels.csv with images/ and masks/",
+        "monai-wsss prepare glas --root glas --out prepared",
+        function="monai_wsss.data.glas.prepare_glas",
+        arguments=(
+            *_tissue(("patient", "official"), (0.7, 0.15, 0.15)),
+            Argument("--patch", "size of the training patches", 112, int),
+            Argument("--stride", "step from patch to patch", 56, int),
+            Argument("--white", "leave out patches with a larger share of white", 0.8, float),
+        ),
+    ),
+    Command(
+        "prog",
+        "ProG: images/ and masks/, with the split by table also labels.csv with id, case, split",
+        "monai-wsss prepare prog --root prog --out prepared",
+        function="monai_wsss.data.prog.prepare_prog",
+        arguments=(
+            *_tissue(("image", "table"), Elsewhere("monai_wsss.data.prog.PAPER_FRACTIONS", "those of the paper")),
+            Argument("--patch", "size of the training patches", 224, int),
+            Argument("--white", "leave out patches with a larger share of white, none with 1", 1.0, float),
+        ),
+    ),
+    Command(
+        "ebhi",
+        "EBHI-Seg: one folder per kind of tissue, with image/ and label/",
+        "monai-wsss prepare ebhi --root ebhi --out prepared",
+        function="monai_wsss.data.ebhi.prepare_ebhi",
+        arguments=_tissue(("specimen", "image"), (0.7, 0.1, 0.2)),
+    ),
+    Command(
+        "voc",
+        "VOC: JPEGImages/, Annotations/, ImageSets/Segmentation/, optionally SegmentationClass/ or …Aug/",
+        "monai-wsss prepare voc --root voc --out prepared",
+        function="monai_wsss.data.voc.prepare_voc",
+        arguments=(
+            *_photographs("list of images, e.g. trainaug, or a .txt file,"),
+            Argument(
+                "--classes",
+                "classes, in the order of their values in masks",
+                Elsewhere("monai_wsss.data.voc.VOC_CLASSES", "VOC's 20"),
+                names,
+            ),
+            Argument("--labels-from-masks", "simulate the labels of images without annotation from their masks", False),
+        ),
+    ),
+    Command(
+        "coco",
+        "COCO: annotations/instances_<set>.json, and images in <set>/, images/<set>/ or images/",
+        "monai-wsss prepare coco --root coco --out prepared",
+        function="monai_wsss.data.coco.prepare_coco",
+        arguments=(
+            *_photographs("set, e.g. train2014,"),
+            Argument("--masks", "draw masks from the outlines; used for evaluation only", False),
+        ),
+    ),
+)
+"""The commands ``monai-wsss prepare LAYOUT``; their functions give the path of the datalist."""
+
+_TABLES = {
+    "bmp": "make_bmp_table",
+    "cam": "make_cam_table",
+    "cmer": "make_cmer_table",
+    "cmer-unet": "make_cmer_full_resolution",
+    "cmer-errors": "make_cmer_errors",
+    "cmer-thresholds": "make_cmer_thresholds",
+    "cmer-transforms": "make_cmer_transforms",
+    "gland": "make_gland_table",
+    "gland-adaptation": "make_gland_adaptation",
+}
+
+COMMANDS = (
+    Command(
+        "phantom",
+        "generate phantom studies with exact masks: MRI of brains with tumors, or stained sections with glands",
+        "monai-wsss phantom --kind brain --modalities T1,FLAIR --out phantoms\n"
+        "  monai-wsss phantom --kind gland --out phantoms",
+        function="monai_wsss.data.phantoms.make_phantoms",
+        arguments=(
+            Argument("--kind", "kind of the phantoms", "brain", choices=("brain", "gland")),
+            Argument("--out", "the folder to write", REQUIRED, metavar="DIR", parameter="directory"),
+            Argument("--spatial-dims", "brains: slices (2) or volumes (3)", 2, int, choices=(2, 3)),
+            Argument("--modalities", "brains: any of T1, T1c, T2, FLAIR", kind=names),
+            Argument("--seed", "seed of the subjects", 0, int),
+        ),
+    ),
+    Command(
+        "report",
+        "write report.html for a run that was evaluated",
+        "monai-wsss report --run runs/brain",
+        function="monai_wsss.reports.write_report",
+        arguments=(
+            Argument("--run", "folder with run.json, metrics.json", REQUIRED, metavar="DIR", parameter="run_dir"),
+        ),
+    ),
+    Command(
+        "benchmark",
+        "train and measure: plain CAM, or the tables and figures of a paper, over seeds, beside full supervision",
+        "monai-wsss benchmark --data prepared --out table --table cmer --seeds 0,1,2",
+        functions={name: f"monai_wsss.benchmark.{table}" for name, table in _TABLES.items()},
+        chooser=Argument("--table", "the table or figure", "cam", choices=tuple(_TABLES)),
+        arguments=(
+            Argument("--data", "a prepared folder of slices", REQUIRED, datalist_in, "DIR", parameter="datalist"),
+            Argument("--out", "weights, rows and the table; a killed run goes on there", REQUIRED, Path, "DIR"),
+            Argument("--epochs", "epochs of every training", 8, int, other_defaults={"gland": 6}),
+            Argument("--seeds", "seeds of every recipe", (0, 1, 2), whole_numbers),
+            Argument("--split", "the split to measure on", "validation", choices=SPLITS),
+            Argument(
+                "--every",
+                "gland tables: train on every n-th image",
+                1,
+                int,
+                only=("gland", "gland-adaptation"),
+            ),
+            Argument("--width", "gland tables: width of ResNet38", 8, int, only=("gland", "gland-adaptation")),
+            Argument(
+                "--initial",
+                "gland-adaptation: classifier.pt and model.pt",
+                Path("models"),
+                Path,
+                "DIR",
+                only=("gland-adaptation",),
+            ),
+        ),
+    ),
+    Command(
+        "scan-bundle",
+        "check a bundle without running it: files, metadata, weights, every expression of its configs",
+        "monai-wsss scan-bundle bundles/brain_mri_cam_segmentation",
+        function="monai_wsss.bundle_scan.scan_bundle",
+        arguments=(Argument("path", "the folder of the bundle", REQUIRED, metavar="DIR"),),
+    ),
+)
+"""The other commands."""

@@ -1,0 +1,143 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""Checks of a datalist: its header, its items one by one, and the splits of its subjects; no image is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeGuard
+
+import numpy as np
+
+from monai_wsss._checks import DataError
+from monai_wsss.data.splits import SPLITS
+
+__all__ = ["check_datalist", "check_header", "placed_items"]
+
+_REQUIRED = ("id", "image", "label", "subject")
+
+
+def _are_names(values: Any) -> TypeGuard[list[str]]:
+    """Tell whether this is a list of texts, not empty and without an empty text."""
+    return isinstance(values, list) and bool(values) and all(isinstance(value, str) and value for value in values)
+
+
+def _are_numbers(values: Any, count: int) -> bool:
+    """Tell whether this is a list of ``count`` finite numbers."""
+    if not isinstance(values, list) or len(values) != count:
+        return False
+    return all(isinstance(value, (int, float)) and np.isfinite(value) for value in values)
+
+
+def check_header(datalist: Mapping[str, Any], source: str) -> None:
+    """Check the header of a datalist, which is all but its items.
+
+    Args:
+        datalist: the content of the JSON file.
+        source: name of the file, for messages.
+
+    Raises:
+        DataError: an entry is missing or has the wrong form.
+    """
+    classes, modality = datalist.get("classes"), datalist.get("modality")
+    if not _are_names(classes) or len(set(classes)) != len(classes):
+        raise DataError(f'{source}: "classes" must list the foreground classes by name, each once; got {classes!r}.')
+    if (
+        not isinstance(modality, dict)
+        or set(modality) != {str(i) for i in range(len(modality))}
+        or not _are_names(list(modality.values()))
+    ):
+        raise DataError(f'{source}: "modality" must map "0", "1", … to the names of the channels; got {modality!r}.')
+    for split in SPLITS:
+        if not isinstance(datalist.get(split, []), list):
+            raise DataError(f'{source}: "{split}" must be a list of cases.')
+    scored = datalist.get("scored_class")
+    if not datalist.get("background", True) and scored not in classes:
+        raise DataError(
+            f'{source}: "background" is false, so "scored_class" must name one of the classes '
+            f"{', '.join(map(str, classes))}; got {scored!r}."
+        )
+    statistics = datalist.get("statistics", {})
+    if not isinstance(statistics, dict):
+        raise DataError(
+            f'{source}: "statistics" must map each subject to its "mean" and "std"; got {statistics!r:.80}.'
+        )
+    for subject, values in statistics.items():
+        if not (isinstance(values, dict) and all(_are_numbers(values.get(k), len(modality)) for k in ("mean", "std"))):
+            raise DataError(
+                f'{source}: "statistics" of subject {subject} must hold one finite "mean" and "std" '
+                f"for each of {len(modality)} modalities."
+            )
+
+
+def placed_items(datalist: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Give every item as (split, where it stands, item)."""
+    for split in SPLITS:
+        for index, item in enumerate(datalist.get(split, [])):
+            yield split, f"{split}[{index}]", item
+
+
+def _check_item(item: Any, datalist: Mapping[str, Any], where: str) -> None:
+    """Check one item by itself."""
+    missing = [key for key in _REQUIRED if not isinstance(item, dict) or key not in item]
+    if missing:
+        raise DataError(f"{where} lacks {', '.join(missing)}: a case needs {', '.join(_REQUIRED)}.")
+    for key in ("id", "subject", *(["mask"] if "mask" in item else [])):
+        if not _are_names([item[key]]):
+            raise DataError(f'{where} has {key} {item[key]!r}: give a text in quotes, as "{key}": "a1".')
+    label, classes = item["label"], datalist["classes"]
+    if not isinstance(label, list) or len(label) != len(classes) or any(value not in (0, 1) for value in label):
+        raise DataError(
+            f'{where} (id "{item["id"]}") has label {label!r}: '
+            f"give a list with one 0 or 1 for each of {', '.join(map(str, classes))}."
+        )
+    if not datalist.get("background", True) and not any(label):
+        raise DataError(
+            f'{where} (id "{item["id"]}") has a label of zeros, but "background" is false, so that every pixel belongs '
+            f"to one of {', '.join(map(str, classes))}: give it the classes that it shows, or leave it out."
+        )
+    image, modality = item["image"], datalist["modality"]
+    if not _are_names(image if isinstance(image, list) else [image]):
+        raise DataError(f'{where} (id "{item["id"]}") has image {image!r}: give a path, or a list of one per modality.')
+    if isinstance(image, list) and len(image) != len(modality):
+        raise DataError(
+            f'{where} (id "{item["id"]}") names {len(image)} image files, "modality" has {len(modality)} names: '
+            "give one file per modality."
+        )
+    _check_patch(item, where)
+
+
+def _check_patch(item: Mapping[str, Any], where: str) -> None:
+    """Check the entries of an item that say from which image it was cut."""
+    for key in ("source", "statistics"):
+        if key in item and not _are_names([item[key]]):
+            raise DataError(f'{where} has {key} {item[key]!r}: give a text in quotes, as "{key}": "a1".')
+    origin = item.get("origin", [0, 0])
+    if not isinstance(origin, list) or not all(isinstance(start, int) and start >= 0 for start in origin):
+        raise DataError(f"{where} has origin {origin!r}: give the first column and row as whole numbers from 0 on.")
+
+
+def check_datalist(datalist: Mapping[str, Any], source: str) -> None:
+    """Check the header, every item, that ids are unique, and that no subject is in two splits.
+
+    Args:
+        datalist: the content of the JSON file.
+        source: name of the file, for messages.
+
+    Raises:
+        DataError: the header or an item has the wrong form, an id occurs twice, or a subject is in two splits.
+    """
+    check_header(datalist, source)
+    seen: dict[str, str] = {}
+    split_of: dict[str, str] = {}
+    for split, place, item in placed_items(datalist):
+        _check_item(item, datalist, f"{source}: {place}")
+        if item["id"] in seen:
+            raise DataError(f'{source}: id "{item["id"]}" stands in {seen[item["id"]]} and in {place}: ids are unique.')
+        seen[item["id"]] = place
+        first = split_of.setdefault(item["subject"], split)
+        if first != split:
+            raise DataError(
+                f'{source}: subject "{item["subject"]}" is in {first} and in {split} ({place}): '
+                "put all cases of a subject into one split."
+            )

@@ -1,0 +1,186 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""Every command of every bundle's README, typed as it stands, one after the other, in a copy of the bundle.
+
+Trainings are shortened by options that are appended, `/my/…` lies in a temporary folder, and raw data that nobody may
+ship are replaced by small ones of the same layout.  One process types all commands of a bundle, so that MONAI is
+imported once; `torchrun` is typed in test_every_bundle.py.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_every_bundle import BUNDLES, call, environment, read_json, read_rows
+
+from monai_wsss.data import load_datalist, make_phantoms
+from monai_wsss.networks import ResNeSt, resnet38_classifier
+
+__all__ = ["environment"]  # one thread, no GPU, no network
+
+pytestmark = pytest.mark.slow
+
+SHORT = ["--epochs", "1", "--val_interval", "1"]
+NARROW_PAPER = {
+    "classifier_def#small": "True",
+    "classifier_def#width": "4",
+    "network_def": "{'_target_': 'monai_wsss.networks.PyramidSceneParsing.tiny'}",
+    "batch_size": "4",
+    "classifier_epochs": "1",
+    "training_share": "0.1",
+}
+"""The published system of glands takes a GPU: appended, these leave its stages and its data as they are."""
+
+DRIVER = """
+import json, logging, runpy, sys
+
+for number, words in enumerate(json.load(open(sys.argv[1]))):
+    print("TYPED", " ".join(words), flush=True)
+    for handler in logging.getLogger().handlers[:]:
+        logging.getLogger().removeHandler(handler)
+    module, words = (words[2], words[3:]) if words[0] == "python" else ("monai_wsss", words[1:])
+    sys.argv = [module, *words]
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        if end.code not in (None, 0):
+            raise
+"""
+
+
+def commands(bundle: Path) -> list[list[str]]:
+    """The words of each command in the README's fenced blocks."""
+    text = (bundle / "docs" / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    # Between double quotes a shell reads `\$` as `$`, which shlex does not know.
+    return [shlex.split(line.replace("\\$", "$")) for line in lines if line.strip() and not line.startswith("#")]
+
+
+def slices(root: Path) -> None:
+    """Labeled slices of three sequences as `prepare cases` reads them: noise, with a bright square where found."""
+    (root / "cases").mkdir(parents=True)
+    rows = ["id,case,index_in_npz,slice,label,brain_px,split,file"]
+    rng = np.random.default_rng(0)
+    for patient, split in (("p1", "train"), ("p2", "train"), ("p3", "val")):
+        images = rng.integers(20, 120, (6, 64, 64, 3)).astype(np.uint8)
+        masks = np.zeros((6, 64, 64), np.uint8)
+        masks[3:, 20:40, 20:40] = 255
+        images[masks > 0] += 100
+        np.savez(root / "cases" / f"{patient}.npz", images=images, masks=masks, slices=np.arange(6))
+        rows += [f"{patient}_{n},{patient},{n},{n},{int(n > 2)},2000,{split},cases/{patient}.npz" for n in range(6)]
+    (root / "labels.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+
+
+def glands(root: Path, *, official: bool) -> None:
+    """Two kinds of tissue as GlaS has them, in one layout or the other."""
+    rng = np.random.default_rng(0)
+    names = [f"train_{number}" for number in range(1, 18)] + ["testA_1", "testB_1"]
+    folder, suffix = (root, "bmp") if official else (root / "images", "png")
+    folder.mkdir(parents=True)
+    (root / "masks").mkdir(exist_ok=True)
+    for name in names:
+        mask = np.zeros((224, 224), np.uint8)
+        mask[:, :100] = 1
+        pixels = rng.normal(np.where(mask[..., None] == 1, 190, 110), 20, (224, 224, 3)).clip(0, 230).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{name}.{suffix}")
+        if official:
+            Image.fromarray(mask).save(root / f"{name}_anno.bmp")
+        else:
+            Image.fromarray(mask * 255).save(root / "masks" / f"{name}.png")
+    if official:
+        rows = [f"{name},{number % 6 + 1}, benign" for number, name in enumerate(names)]
+        (root / "Grade.csv").write_text("name,patient ID, grade (GlaS)\n" + "\n".join(rows), encoding="utf-8")
+    else:
+        splits = ["train"] * 14 + ["val"] * 3 + ["test"] * 2
+        rows = [
+            f"{name},{split}{number % 3},{split}"
+            for number, (name, split) in enumerate(zip(names, splits, strict=True))
+        ]
+        (root / "labels.csv").write_text("id,case,split\n" + "\n".join(rows) + "\n", encoding="utf-8")
+
+
+def patches(folder: Path, table: Path) -> None:
+    """Tagged patches of six patients, as `prepare folder` reads them."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    rows = ["id,patient,gland,other"]
+    for number in range(24):
+        gland, other = ((1, 0), (0, 1), (1, 1))[number % 3]
+        Image.fromarray(rng.integers(60, 200, (112, 112, 3)).astype(np.uint8)).save(folder / f"p{number}.png")
+        rows.append(f"p{number},{number // 4},{gland},{other}")
+    table.write_text("\n".join(rows) + "\n", encoding="utf-8")
+
+
+def prepare_surroundings(bundle: Path, mine: Path) -> None:
+    """Put what the README takes as given beside the copy of the bundle and under `/my`."""
+    config = read_json(bundle / "configs" / "train.json")
+    if config["modalities"] != ["red", "green", "blue"]:
+        make_phantoms(mine / "data", modalities=config["modalities"], subjects=(2, 2, 1))
+        slices(bundle / "lgg_mri_64")
+        return
+    make_phantoms(mine / "data", kind="gland", subjects=(2, 1, 1))
+    glands(mine / "glas", official=True)
+    glands(bundle / "glas_gland", official=False)
+    patches(bundle / "patches", bundle / "labels.csv")
+    torch.save(resnet38_classifier(small=True, width=4).backbone.state_dict(), mine / "resnet38.pth")
+    torch.save(ResNeSt.tiny(2, 3).state_dict(), mine / "resnest200.pth")
+
+
+def adapted(words: list[str], bundle: Path, mine: Path) -> list[str]:
+    """The command with `/my` in its place, and a training of one short epoch."""
+    words = [word.replace("/my/", f"{mine}/") for word in words]
+    files = "".join(words)
+    if words[:3] != ["python", "-m", "monai.bundle"]:
+        return words
+    if "paper.json" in files and "histology" in bundle.name:
+        words += [word for name, value in NARROW_PAPER.items() for word in (f"--{name}", value)]
+    trains = "configs/train" in files and not re.search(r"evaluate\.json|generate_pseudo|score_pseudo", files)
+    if trains:
+        words += SHORT
+        words += ["--samples", "64"] if "histology" in bundle.name else []
+    if ("configs/train" in files and not re.search(r"evaluate\.json", files)) and "--dataset_dir" not in words:
+        words += ["--dataset_dir", str(mine / "data")]
+    return words
+
+
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
+def test_every_command_of_its_readme_works(bundle, environment, tmp_path):
+    own = shutil.copytree(bundle, tmp_path / bundle.name, ignore=shutil.ignore_patterns("eval", "sample_data"))
+    mine = tmp_path / "my"
+    mine.mkdir()
+    prepare_surroundings(own, mine)
+    typed = [adapted(words, own, mine) for words in commands(own)]
+    typed = [words for words in typed if words[0] != "torchrun" and "slide.json" not in "".join(words)]
+    plain = [words for words in typed if words[:2] == ["python", "-c"]]
+    runs = [words for words in typed if words not in plain]
+    assert {"python", "monai-wsss"} == {words[0] for words in runs}
+    for words in plain:
+        subprocess.run([sys.executable, *words[1:]], cwd=own, env=environment, check=True, timeout=300)
+    # The default evaluation and inference are looked at before a later command writes into the same folders.
+    stop = 1 + max(number for number, words in enumerate(runs) if words[-1] == "./out")
+    for number, part in enumerate((runs[:stop], runs[stop:])):
+        (tmp_path / f"{number}.json").write_text(json.dumps(part), encoding="utf-8")
+        (tmp_path / "driver.py").write_text(DRIVER, encoding="utf-8")
+        call([sys.executable, str(tmp_path / "driver.py"), str(tmp_path / f"{number}.json")], environment, own)
+        if number == 0:
+            check_the_default_runs(own)
+    assert (mine / "run" / "model.pt").is_file()
+
+
+def check_the_default_runs(own: Path) -> None:
+    measured = read_json(own / "eval" / "metrics.json")
+    for name, value in read_json(own / "configs" / "metadata.json")["eval_metrics"]["phantom"].items():
+        assert measured[name]["mean"] == pytest.approx(value, abs=1e-3), name
+    cases = load_datalist(own / "sample_data" / "datalist.json", "test")
+    assert len(list((own / "out" / "masks").iterdir())) == len(read_rows(own / "out" / "predictions.csv")) == len(cases)
