@@ -16,7 +16,7 @@ __all__ = [*ROOMS, "__version__"]
 
 
 def __getattr__(name: str) -> object:
-    """Rooms load when first named, so that ``import monai_wsss`` and the command line's help stay quick."""
+    """Load a room when it is first named, so that ``import monai_wsss`` and the command line's help stay quick."""
     if name in ROOMS:
         return import_module(f"monai_wsss.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,9 +1,9 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""What is checked at the boundary: tensor shapes, said and checked in the same words, and errors that help.
+"""Checks at the boundary: tensor shapes, said and checked in the same words, and errors that help.
 
 Every mistake that a user can make raises :class:`DataError` (data, files, labels) or ``ValueError`` (arguments) with
-one sentence: what is wrong, with which file or argument, and what to do.  The command line prints that sentence alone.
+one sentence: what is wrong, with which file or argument, and what to do.  The command line prints only that sentence.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def check_shape(name: str, tensor: torch.Tensor, shape: str) -> None:
 
     Args:
         name: the argument's name, for the message.
-        tensor: what came.
+        tensor: what the caller gave.
         shape: e.g. ``"(B, K, *S)"``; ``*S`` stands for two or three spatial dimensions, digits are exact sizes.
 
     Raises:
@@ -78,6 +78,8 @@ def as_flag(name: str, value: bool | str) -> bool:
 def check_label(label: torch.Tensor, batch_size: int, num_classes: int) -> None:
     """Check image-level labels: ``(B, K)``, multi-hot, every value 0 or 1.
 
+    The values of labels on the CPU are looked at by NumPy, so that nothing waits; those on a GPU are waited for.
+
     Raises:
         ValueError: another shape, or a value other than 0 and 1.
     """
@@ -86,8 +88,9 @@ def check_label(label: torch.Tensor, batch_size: int, num_classes: int) -> None:
             f"Expected `label` of shape (B, K) = {(batch_size, num_classes)}, got {tuple(label.shape)}: "
             "one 0/1 entry for each foreground class of the network (`num_classes`)."
         )
-    if not bool(((label == 0) | (label == 1)).all()):
-        raise ValueError(f"Expected `label` to hold 0 and 1 only, got values up to {label.max().item():g}.")
+    values = plain_tensor(label.detach()).float().cpu().numpy()
+    if not ((values == 0) | (values == 1)).all():
+        raise ValueError(f"Expected `label` to hold 0 and 1 only, got values up to {values.max():g}.")
 
 
 def check_ignore_index(ignore_index: int, num_classes: int) -> None:
@@ -103,9 +106,9 @@ def check_label_map(label: torch.Tensor, name: str, maps: torch.Tensor, *, num_c
     """Check the labels of pixels: ``(B, *S)`` beside maps ``(B, C, *S)``, every value 0..K or ``ignore_index``.
 
     Args:
-        label: of any dtype; other values would train as a class, or fail far from their cause.
-        name: what the maps are called, for the message.
-        maps: what the label supervises.
+        label: of any dtype; a wrong value would train as a class, or fail far from its cause.
+        name: the name of the maps, for the message.
+        maps: the maps that the label supervises.
         num_classes: K, the foreground classes.
         ignore_index: the label without a class, itself none of 0..K.
 
@@ -140,10 +143,10 @@ def check_label_map(label: torch.Tensor, name: str, maps: torch.Tensor, *, num_c
 
 
 def float32_or_wider(tensor: torch.Tensor) -> torch.Tensor:
-    """Half-precision tensors as float32, others untouched: exps, norms and comparisons must not run in fp16."""
+    """Widen half-precision tensors to float32: exps, norms and comparisons must not run in fp16; keep others."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def plain_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """MONAI's ``MetaTensor`` without what it carries, which slows every operation down; others untouched."""
+    """Strip a MONAI ``MetaTensor`` of its metadata, which slow every operation down; keep other tensors."""
     return tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor

@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Files that are whole or absent: they are written under a temporary name in the same folder, then renamed."""
+"""Files that are complete or absent: they are written under a temporary name in the same folder, then renamed."""
 
 from __future__ import annotations
 

@@ -2,13 +2,13 @@
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 """Intensity statistics of a subject: mean and standard deviation of the foreground.
 
-In gray images the foreground is the voxels above the mean of the whole volume: without a mask, these are about the body
-without the air around it.  The slices of a subject are pooled, so that a slice can later be normalized as its volume: a
-bright slice stays brighter than a dim one.  In images of stained sections the background is bright, so the foreground
+In gray images the foreground is the voxels above the mean of the whole volume: roughly the body without the air around
+it, found without a mask.  The slices of a subject are pooled, so that a slice can later be normalized like its volume:
+a bright slice stays brighter than a dim one.  In images of stained sections the background is bright, so the foreground
 is the tissue, which is darker than glass.
 
-``prepare`` writes these numbers into the datalist.  The normalization transform uses them; to an image without them it
-applies the same rule.
+``prepare`` writes these numbers into the datalist, and the normalization transform uses them.  For an image without
+them the transform applies the same rule.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["GLASS", "USUAL_STAIN", "foreground_statistics", "tissue_statistics"]
 _SMALLEST_STD = 1e-6
 
 GLASS = 235.0
-"""Mean over the channels, from 0 to 255, from which on a pixel of a stained section is bare glass."""
+"""A pixel of a stained section is bare glass if its mean over the channels, 0 to 255, is at least this."""
 
 USUAL_STAIN = np.array([189.5, 106.0, 188.3]), np.array([41.0, 45.7, 31.4])
 """Mean and std of the tissue (red, green, blue; 0 to 255), averaged over the 92 GlaS images of five patients."""
@@ -88,8 +88,8 @@ def foreground_statistics(volume: np.ndarray | Sequence[np.ndarray]) -> tuple[np
 def tissue_statistics(images: np.ndarray | Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Measure the mean and population standard deviation of the tissue in stained sections, per channel.
 
-    The tissue is the pixels whose mean over the channels is below :data:`GLASS`; the rest is bare glass.  Images of
-    glass alone are measured over all their pixels.  A standard deviation below 1e-6 becomes 1.
+    The tissue is the pixels whose mean over the channels is below :data:`GLASS`; the rest is bare glass.  If no image
+    holds tissue, all pixels are measured.  A standard deviation below 1e-6 becomes 1.
 
     Args:
         images: one image (C, *S) from 0 to 255, or a sequence of images, which are pooled; their spatial shapes may

@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""The one pixel value that is no class: what it means in masks on disk, in pseudo-labels and in every loss."""
+"""The one pixel value that is no class, in masks on disk, in pseudo-labels and in every loss."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""What the processes of a distributed run ask of one another; a single process answers for itself."""
+"""Exchanges between the processes of a distributed run; a single process answers for itself."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def is_main_process() -> bool:
 
 
 def mean_of_processes(values: torch.Tensor, known: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Average over the processes those entries that are known to them.
+    """Average each entry over the processes that know it.
 
     Args:
         values: finite, of the same shape in every process.
-        known: bool, of the shape of ``values``: which entries this process has.
+        known: bool, of the shape of ``values``: the entries that this process knows.
 
     Returns:
-        The mean over the processes that know an entry, 0 where none does; and which entries any of them knows.
+        The means, 0 where no process knows the entry; and bool, the entries that some process knows.
 
     Example:
         >>> mean_of_processes(torch.tensor([3.0, 0.0]), torch.tensor([True, False]))
@@ -46,7 +46,7 @@ def mean_of_processes(values: torch.Tensor, known: torch.Tensor) -> tuple[torch.
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """Collect an object of every process, in the order of their ranks, for each of them."""
+    """Give every process the objects of all processes, in the order of their ranks."""
     if not is_distributed():
         return [value]
     gathered: list[Any] = [None] * dist.get_world_size()

@@ -35,7 +35,7 @@ def resize_linear(maps: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
 
 
 def resize_nearest(labels: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """Bring labels ``(B, 1, *s)`` of any dtype to another spatial size, the nearest of them for each pixel.
+    """Bring labels ``(B, 1, *s)`` of any dtype to another spatial size; each pixel takes the nearest label.
 
     Example:
         >>> resize_nearest(torch.tensor([[[[0, 1, 2, 255]]]]), (1, 2)).flatten().tolist()

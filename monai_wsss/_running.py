@@ -2,7 +2,7 @@
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 """Moving averages, and levels that training measures: finite values beside a boolean buffer that says which are filled.
 
-No value is ever NaN, since whoever averages the weights of several sites would spread it to all of them.
+No value is ever NaN, since an average over the weights of several sites would spread it to all of them.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class RunningMean(nn.Module):
         momentum: share of the past in each update, in [0, 1).
 
     Attributes:
-        value: the average, 0 where nothing was seen.
-        filled: bool, where something was.
+        value: the average, 0 where no value has come yet.
+        filled: bool, true where a value has come.
 
     Example:
         >>> loss = RunningMean(momentum=0.9)
@@ -48,11 +48,11 @@ class RunningMean(nn.Module):
 
     @torch.no_grad()
     def update(self, now: torch.Tensor, known: torch.Tensor | None = None) -> None:
-        """Take note of a step's values.
+        """Update the average by the values of a step.
 
         Args:
             now: finite values of the buffer's shape.
-            known: bool of the same shape, where this step has a value; None: everywhere.
+            known: bool of the same shape, true where this step has a value; None: everywhere.
         """
         now = now.detach().to(self.value)
         now, known = mean_of_processes(now, torch.ones_like(self.filled) if known is None else known)
@@ -66,11 +66,11 @@ def _fill_before_loading(module: nn.Module, state: dict[str, Any], prefix: str, 
 
 
 def fill_where_finite(state: dict[str, torch.Tensor], prefix: str, levels: tuple[str, ...]) -> None:
-    """Complete weights from before there was a buffer ``filled``: it is true where each level is finite.
+    """Add the buffer ``filled`` to weights that were stored without one: true where every level is finite.
 
     Args:
         state: a state dict that is about to be loaded, changed in place.
-        prefix: of the module in it.
+        prefix: of the module's entries in ``state``.
         levels: names of its levels, of one shape; their NaN become 0.
 
     Example:

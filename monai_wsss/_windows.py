@@ -1,10 +1,10 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Which tokens are near: pairs of a grid whose indices differ by at most a radius, in both of the forms in use.
+"""Near tokens of a grid: pairs whose indices differ by at most a radius along each axis, in dense and windowed form.
 
 *Dense*: all pairs of N tokens, numbered in row-major order, (N, N).  *Windowed*: for each token the W offsets around
-it, W = (2 radius + 1)^d, in row-major order, so that entry k at token p is the pair (p, p + offset k); pairs that leave
-the grid are none.  Nothing is cached: comparing indices axis by axis costs less than a pass over the pairs.
+it, W = (2 radius + 1)^d, in row-major order, so that entry k at token p is the pair (p, p + offset k); entries that
+leave the grid are no pairs.  Nothing is cached: comparing indices axis by axis costs less than a pass over the pairs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["check_pairs", "check_radius", "inside_window", "near_pairs", "shifts
 
 
 def near_pairs(size: Sequence[int], radius: int, device: torch.device | None = None) -> torch.Tensor:
-    """Which pairs of a grid of ``size`` lie within a square window: bool (N, N), the diagonal included.
+    """Mark the pairs of a grid of ``size`` that lie within a square window: bool (N, N), the diagonal included.
 
     Example:
         >>> near_pairs((1, 3), 1).int().tolist()
@@ -36,9 +36,9 @@ def near_pairs(size: Sequence[int], radius: int, device: torch.device | None = N
 
 
 def window_views(tokens: torch.Tensor, radius: int, outside: float, ndim: int) -> torch.Tensor:
-    """The neighbors of every token: (..., *s) -> (..., *w, *s), w = 2 radius + 1 along each of the ``ndim`` axes.
+    """Give the neighbors of every token: (..., *s) -> (..., *w, *s), w = 2 radius + 1 along each of ``ndim`` axes.
 
-    A view into one padded copy, which holds ``outside`` beyond the grid.
+    The result is a view into one padded copy, which holds ``outside`` beyond the grid.
 
     Example:
         >>> window_views(torch.tensor([[1, 2, 3]]), 1, 0, ndim=1).tolist()
@@ -53,7 +53,7 @@ def window_views(tokens: torch.Tensor, radius: int, outside: float, ndim: int) -
 
 
 def inside_window(size: Sequence[int], radius: int, device: torch.device | None = None) -> torch.Tensor:
-    """Which entries of the windowed form are pairs, both tokens in the grid of ``size``: bool (W, *s).
+    """Mark the entries of the windowed form that are pairs, both tokens in the grid of ``size``: bool (W, *s).
 
     Example:
         >>> inside_window((1, 3), radius=1)[3:6, 0].int().tolist()
@@ -65,7 +65,7 @@ def inside_window(size: Sequence[int], radius: int, device: torch.device | None 
 
 
 def shifts(size: Sequence[int], radius: int) -> Iterator[tuple[int, tuple[slice, ...], tuple[slice, ...]]]:
-    """For each offset that has pairs its number among the W, the tokens p that have one, and their p + offset.
+    """Give, for each offset that has pairs, its number among the W offsets, the tokens p of its pairs, and p + offset.
 
     Example:
         >>> tokens = torch.tensor([1, 2, 3])
@@ -87,7 +87,7 @@ def check_radius(radius: int) -> None:
 
 
 def check_pairs(affinity: torch.Tensor, batch: int, size: Sequence[int], radius: int) -> bool:
-    """Check an affinity against its grid; True where it is dense (B, N, N), False where windowed (B, W, *s).
+    """Check an affinity against its grid; give True for the dense form (B, N, N), False for the windowed (B, W, *s).
 
     Raises:
         ValueError: it is neither, or a negative radius.

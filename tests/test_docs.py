@@ -20,13 +20,16 @@ from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from pydoc import locate
 from typing import Any
 
 import pytest
 import torch
+from monai.bundle import ConfigParser
 from monai.utils import set_determinism
 from PIL import Image
 
+import monai_wsss
 from monai_wsss.__main__ import main
 from monai_wsss.data import load_datalist, make_phantoms
 
@@ -94,6 +97,14 @@ def test_paths_in_the_text_exist(page):
     for name in re.findall(r"`((?:monai_wsss|tests|tutorials|bundles|docs|[a-z_]+)/[\w/]+\.(?:py|md|json|txt))`", text):
         places = [ROOT / name, ROOT / "monai_wsss" / name, page.parent / name, *ROOT.glob(f"bundles/*/{name}")]
         assert any(place.exists() for place in places) or name in MADE, name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_names_in_the_text_exist(page):
+    """Names in backticks that begin with a room of the package: `refinement.MaskRule`."""
+    rooms = "|".join(monai_wsss.ROOMS)
+    for name in re.findall(rf"`(?:monai_wsss\.)?((?:{rooms})\.\w+(?:\.\w+)*)`", page.read_text(encoding="utf-8")):
+        assert locate(f"monai_wsss.{name}") is not None or name.endswith((".json", ".csv")), name
 
 
 # ---- Python ----------------------------------------------------------------------------------------------------------
@@ -167,10 +178,20 @@ def test_the_method_of_the_page_is_what_it_says(elsewhere):
         method(batch | {"mask": batch["image"]}, end)
 
 
-def test_json_blocks_are_json():
-    blocks = [block for page in PAGES for block in fences(page, "json")]
-    assert blocks
-    assert all(json.loads(block) for block in blocks)
+def test_the_method_of_the_page_goes_into_a_bundle_and_the_benchmark(elsewhere, monkeypatch):
+    page = ROOT / "docs" / "add_a_method.md"
+    first, *_, last = fences(page, "python")
+    names: dict[str, Any] = {}
+    exec(first + last, names)
+    assert isinstance(names["recipe"].build(3, 2), names["MirrorConsistency"])
+    monkeypatch.setattr("monai_wsss.methods.MirrorConsistency", names["MirrorConsistency"], raising=False)
+    (block,) = fences(page, "json")
+    network = {"_target_": "monai_wsss.networks.CAMEncoder.tiny"}
+    parser = ConfigParser({"network": network, **json.loads(block)})
+    assert parser.get_parsed_content("method").mirror.weight == 10
+    parser["method#weight"] = 0
+    parser.parse(reset=True)
+    assert parser.get_parsed_content("method").mirror is None
 
 
 # ---- commands --------------------------------------------------------------------------------------------------------

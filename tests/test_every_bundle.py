@@ -186,6 +186,11 @@ def test_its_properties_are_those_that_other_programs_look_for(bundle, phantoms,
     assert Path(started.bundle_root) == bundle
 
 
+def entries(state: dict[str, torch.Tensor]) -> set[str]:
+    """Name the entries of weights, but for the buffer `filled`, which older ones lack."""
+    return {name for name in state if name.rpartition(".")[2] != "filled"}
+
+
 def test_monai_loads_the_network_from_anywhere(bundle, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     network = monai.bundle.load(bundle.name, bundle_dir=str(bundle.parent), workflow_type="inference", device="cpu")
@@ -532,9 +537,8 @@ def test_two_processes_train_together(bundle, phantoms, quick, is_color, environ
     assert sorted(path.name for path in (output / "checkpoints").iterdir()) == ["epoch_0001.pt", "epoch_0002.pt"]
     state = torch.load(output / "model.pt", weights_only=True)
     shipped = torch.load(bundle / "models" / "model.pt", weights_only=True)
-    assert state.keys() == shipped.keys()  # no prefix of the wrapper
-    for name, tensor in state.items():
-        assert bool(torch.isfinite(tensor).all() or torch.isnan(shipped[name]).all()), name
+    assert entries(state) == entries(shipped)  # no prefix of the wrapper
+    assert all(bool(tensor.isfinite().all()) for tensor in state.values())
 
 
 @pytest.fixture

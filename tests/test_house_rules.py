@@ -39,7 +39,6 @@ LINES_PER_FILE = 400
 EXCEPTIONS = {
     "refinement/pixel_adaptive.py": "one idea",
     "refinement/dense_crf.py": "one idea",
-    "inferers/whole_slide.py": "one idea",
     "engines/trainer.py::WSSSTrainer.__init__ parameters": "what a config hands to MONAI's Trainer, and ours",
 }
 

@@ -3,8 +3,6 @@
 
 """Methods x datasets x seeds: recipes, the rows that they give, and the tables of the papers. No paper's formulas."""
 
-from collections.abc import Callable
-
 from monai_wsss.benchmark.bmp_table import make_bmp_table
 from monai_wsss.benchmark.cam_table import make_cam_table
 from monai_wsss.benchmark.cmer_table import (
@@ -22,7 +20,6 @@ from monai_wsss.benchmark.rows import Measured, Row
 from monai_wsss.benchmark.table import BenchmarkTable, Entry, Trained
 
 __all__ = [
-    "TABLES",
     "AdamWOneCycle",
     "BenchmarkTable",
     "Column",
@@ -34,17 +31,13 @@ __all__ = [
     "Slices",
     "Trained",
     "format_rows",
+    "make_bmp_table",
+    "make_cam_table",
+    "make_cmer_errors",
+    "make_cmer_full_resolution",
+    "make_cmer_table",
+    "make_cmer_thresholds",
+    "make_cmer_transforms",
+    "make_gland_adaptation",
+    "make_gland_table",
 ]
-
-TABLES: dict[str, Callable[..., BenchmarkTable]] = {
-    "bmp": make_bmp_table,
-    "cam": make_cam_table,
-    "cmer": make_cmer_table,
-    "cmer-unet": make_cmer_full_resolution,
-    "cmer-errors": make_cmer_errors,
-    "cmer-thresholds": make_cmer_thresholds,
-    "cmer-transforms": make_cmer_transforms,
-    "gland": make_gland_table,
-    "gland-adaptation": make_gland_adaptation,
-}
-"""Makers of the tables by the names of ``monai-wsss benchmark --table``: (datalist, out, **settings) to a table."""

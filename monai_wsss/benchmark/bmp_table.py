@@ -79,8 +79,7 @@ def _both_branches(
     """Measure the masks of the classification branch and of the segmentation branch."""
     (one,) = trained
     method: Any = one.method
-    if method.seed_scale == "reference":
-        method.measure_negative_reference(data.loader(data.items(one.recipe, 0), one.recipe, 0))
+    method.measure_negative_reference(data.loader(data.items(one.recipe, 0), one.recipe, 0))
     cases = data.cases(one.recipe, "training", _EVERY)
     masks = [_class_mask(data, method, case, given=True) for case in cases]
     yield Measured("C train", data.measure_masks(cases, masks), "training")

@@ -1,8 +1,8 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""What the tables of CMER train: the ablation rows of the paper, its transforms, its network.
+"""Recipes of the tables of CMER: the ablation rows of the paper, its transforms, its network.
 
-All but the full-resolution rows use one stride-4 encoder of width 8 a modality, so that rows differ by their losses
+All but the full-resolution rows use one stride-4 encoder of width 8 per modality, so that rows differ by their losses
 alone; the rows of the presets use the presets' pooling, normalization and rule too.
 """
 
@@ -16,7 +16,6 @@ from torch import nn
 
 from monai_wsss.benchmark.recipes import FULL_SUPERVISION, Recipe
 from monai_wsss.engines import WeightRamp
-from monai_wsss.losses import CrossModalEquivarianceLoss, EquivarianceLoss, MutualDistillationLoss
 from monai_wsss.methods import CMER, FullSupervision, SegmentationNetwork, WSSSMethod
 from monai_wsss.networks import ModalityNetworks, networks_by_modality
 from monai_wsss.transforms import SPATIAL_KINDS, PairedSpatialTransform
@@ -24,34 +23,42 @@ from monai_wsss.transforms import SPATIAL_KINDS, PairedSpatialTransform
 __all__ = ["BOUND_RECIPES", "CMER_RECIPES", "FULL_RESOLUTION_RECIPES", "TRANSFORM_RECIPES"]
 
 _WIDTH = 8  # of the first block, of encoders and U-Nets alike
+_AS_PRINTED: dict[str, Any] = {"pooling": "average", "standardize": True}  # networks of "paper" and "released"
 
 
 def _networks(channels: int, num_classes: int, **options: Any) -> ModalityNetworks:
     return networks_by_modality([str(c) for c in range(channels)], num_classes=num_classes, width=_WIDTH, **options)
 
 
-def _terms(channels: int, num_classes: int, **settings: Any) -> WSSSMethod:
-    """The classification and the terms that are named; parts are built anew for each training."""
-    return CMER(_networks(channels, num_classes), **_built(settings))
+def _terms(channels: int, num_classes: int, *, transform: str | None = None, **switches: bool) -> WSSSMethod:
+    """Build the classification and the terms that are switched on, all peers being teachers."""
+    terms: dict[str, Any] = {"equivariance": False, "cross_modal": False, "distillation": False, **switches}
+    return CMER.from_preset(
+        network=_networks(channels, num_classes),
+        teachers="all",
+        distillation_ramp=WeightRamp("none"),
+        **_transform(transform),
+        **terms,
+    )
 
 
-def _built(settings: dict[str, Any]) -> dict[str, Any]:
-    return {name: part() if callable(part) else part for name, part in settings.items()}
+def _transform(kind: str | None) -> dict[str, Any]:
+    """Give the word for one kind of transform; none leaves the preset's."""
+    return {} if kind is None else {"transform": PairedSpatialTransform((kind,))}
 
 
-def _preset(channels: int, num_classes: int, *, preset: str, backbone: str = "encoder", **changes: Any) -> WSSSMethod:
-    options: dict[str, Any] = {} if preset == "default" else {"pooling": "average", "standardize": True}
+def _preset(
+    channels: int, num_classes: int, *, preset: str, backbone: str = "encoder", transform: str | None = None
+) -> WSSSMethod:
+    options: dict[str, Any] = {} if preset == "default" else _AS_PRINTED
     network = _networks(channels, num_classes, backbone=backbone, **options)
-    parts = _built(changes)
-    if preset == "paper":
-        # Half of the run, as 15 of the paper's 30 epochs are; the tables train for fewer than 15.
-        parts["ramp"] = WeightRamp("step", end=0.5)
-    return CMER.from_preset(preset, network=network, **parts)
+    # Half of the run, as 15 of the paper's 30 epochs are; the tables train for fewer than 15.
+    words: dict[str, Any] = {"ramp": 0.5} if preset == "paper" else {}
+    return CMER.from_preset(preset, network=network, **_transform(transform), **words)
 
 
-def _plain_unet(channels: int, num_classes: int) -> WSSSMethod:
-    network = _networks(channels, num_classes, backbone="unet", pooling="average", standardize=True)
-    return CMER(network, second_view=False)
+def _plain(channels: int, num_classes: int, *, backbone: str = "encoder") -> WSSSMethod:
+    return CMER(_networks(channels, num_classes, backbone=backbone, **_AS_PRINTED), second_view=False)
 
 
 class _LateFusion(nn.Module):
@@ -69,10 +76,9 @@ def _segmenter(channels: int, num_classes: int) -> WSSSMethod:
     return FullSupervision(SegmentationNetwork(_LateFusion(_networks(channels, num_classes + 1))))
 
 
-_kinds = {kind: partial(PairedSpatialTransform, (kind,)) for kind in SPATIAL_KINDS}
-_er: dict[str, Any] = {"equivariance": EquivarianceLoss}
-_kd: dict[str, Any] = {"distillation": MutualDistillationLoss}
-_cmer: dict[str, Any] = {"cross_modal": CrossModalEquivarianceLoss}
+_er: dict[str, Any] = {"equivariance": True}
+_kd: dict[str, Any] = {"distillation": True}
+_cmer: dict[str, Any] = {"cross_modal": True}
 
 _rules = ("negative_reference",)
 _as_printed: dict[str, Any] = {"by_subject": False, "views": "none", "rules": ("minmax",)}
@@ -80,34 +86,29 @@ _as_printed: dict[str, Any] = {"by_subject": False, "views": "none", "rules": ("
 CMER_RECIPES = {
     "plain CAM": Recipe(partial(_terms, second_view=False), rules=_rules),
     "plain CAM, two views": Recipe(_terms, rules=_rules),
-    "SEAM, scale": Recipe(partial(_terms, transform=_kinds["scale"], **_er), rules=_rules),
+    "SEAM, scale": Recipe(partial(_terms, transform="scale", **_er), rules=_rules),
     "SEAM, all transforms": Recipe(partial(_terms, **_er), rules=_rules),
     "KD": Recipe(partial(_terms, **_kd), rules=_rules),
     "KD + ER": Recipe(partial(_terms, **_kd, **_er), rules=_rules),
     "ER + CMER": Recipe(partial(_terms, **_er, **_cmer), rules=_rules),
     "all terms": Recipe(partial(_terms, **_er, **_cmer, **_kd), rules=_rules),
     "CMER (default: better peers teach)": Recipe(partial(_preset, preset="default"), rules=_rules),
-    "plain CAM, average pooling": Recipe(
-        lambda channels, classes: CMER(
-            _networks(channels, classes, pooling="average", standardize=True), second_view=False
-        ),
-        **_as_printed,
-    ),
+    "plain CAM, average pooling": Recipe(_plain, **_as_printed),
     "CMER (paper)": Recipe(partial(_preset, preset="paper"), **_as_printed),
     "CMER (released)": Recipe(partial(_preset, preset="released"), **_as_printed),
 }
 """The rows of Tables I to III by name."""
 
 FULL_RESOLUTION_RECIPES = {
-    "U-Net, plain CAM": Recipe(_plain_unet, **_as_printed),
+    "U-Net, plain CAM": Recipe(partial(_plain, backbone="unet"), **_as_printed),
     "U-Net, CMER (paper)": Recipe(partial(_preset, preset="paper", backbone="unet"), **_as_printed),
     "U-Net, CMER (released)": Recipe(partial(_preset, preset="released", backbone="unet"), **_as_printed),
 }
 """The paper's network, for one seed."""
 
 TRANSFORM_RECIPES = {
-    f"CMER, {kind} only": Recipe(partial(_preset, preset="default", transform=kinds), rules=_rules)
-    for kind, kinds in _kinds.items()
+    f"CMER, {kind} only": Recipe(partial(_preset, preset="default", transform=kind), rules=_rules)
+    for kind in SPATIAL_KINDS
 }
 """Fig. 3: one kind of transform each; all of them is the default row of the table."""
 

@@ -107,7 +107,7 @@ def _classifier(in_channels: int, num_classes: int, *, width: int, settings: Map
 
 
 def _student(in_channels: int, num_classes: int, *, plf: str) -> WSSSMethod:
-    return PseudoMaskSupervision(make_segmenter(num_classes), background=False, plf=plf)
+    return PseudoMaskSupervision.build(make_segmenter(num_classes), background=False, plf=plf)
 
 
 def _full_supervision(in_channels: int, num_classes: int) -> WSSSMethod:

@@ -59,12 +59,12 @@ class PreparedData:
 
     @cached_property
     def header(self) -> dict[str, Any]:
-        """The datalist without its cases."""
+        """Read the datalist without its cases."""
         return load_header(self.datalist)
 
     @property
     def modalities(self) -> list[str]:
-        """Names of the input channels, in their order."""
+        """Give the names of the input channels, in their order."""
         modality = self.header["modality"]
         return [modality[str(channel)] for channel in range(len(modality))]
 
@@ -78,7 +78,7 @@ class PreparedData:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What of the data decides the weights, for JSON."""
+        """Tell what of the data decides the weights, for JSON."""
         return {"datalist_sha256": file_sha256(self.datalist)}
 
     def items(self, recipe: Recipe, seed: int, *, masks: bool = False) -> Cases:
@@ -154,7 +154,7 @@ class Slices(PreparedData):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What of the data decides the weights, for JSON."""
+        """Tell what of the data decides the weights, for JSON."""
         return {**super().settings, "grid": list(self.grid)}
 
     def items(self, recipe: Recipe, seed: int, *, masks: bool = False) -> Cases:
@@ -266,7 +266,7 @@ class Patches(PreparedData):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What of the data decides the weights, for JSON."""
+        """Tell what of the data decides the weights, for JSON."""
         return {**super().settings, "every": self.every, "samples": self.samples}
 
     def items(self, recipe: Recipe, seed: int, *, masks: bool = False) -> Cases:

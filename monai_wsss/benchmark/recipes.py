@@ -77,6 +77,6 @@ class Recipe:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decides the weights besides method, data and epochs, for JSON."""
+        """Tell what decides the weights besides method, data and epochs, for JSON."""
         optimizer = {"name": type(self.optimizer).__name__, **dataclasses.asdict(self.optimizer)}
         return {"batch_size": self.batch_size, "share": self.share, "optimizer": optimizer}

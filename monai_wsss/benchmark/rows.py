@@ -42,7 +42,7 @@ class Row:
 
     @property
     def label(self) -> str:
-        """The name and the column in one."""
+        """Join the name and the column."""
         return f"{self.name} / {self.column}" if self.column else self.name
 
     def to_json(self) -> dict[str, Any]:

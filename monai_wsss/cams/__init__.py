@@ -1,7 +1,7 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 
-"""Class activation maps: extraction, pooling, normalization, fusion. Tensors to tensors; no paper, no thresholds."""
+"""Class activation maps: extraction, pooling, normalization, fusion. Tensors in, tensors out; no paper, no cuts."""
 
 from monai_wsss.cams.extract import gradient_activation_maps, head_activation_maps, resize_maps
 from monai_wsss.cams.fuse import average_ensemble, fuse_groups

@@ -31,8 +31,8 @@ def head_activation_maps(
 ) -> torch.Tensor:
     """Give the signed maps of all classes at once: m_k = sum_f w_k^f A^f + b_k, the linear head applied to each pixel.
 
-    Average-pooled, they give the logits of a head that follows global average pooling. The bias is the same for all
-    pixels; leave it out to see the features' evidence alone. All runs in float32 or wider, under autocast too.
+    The average of each map is the logit of a head that follows global average pooling. The bias is the same for all
+    pixels; leave it out to see only the evidence of the features. All runs in float32 or wider, also under autocast.
 
     Args:
         features: A (B, F, *S).
@@ -74,7 +74,7 @@ def gradient_activation_maps(
     variant: str = "gradcam",
     eps: float = 0.0,
 ) -> torch.Tensor:
-    """Compute Grad-CAM or Grad-CAM++ of one class, for every image of a batch by itself: ReLU(sum_f w^f A^f).
+    """Compute Grad-CAM or Grad-CAM++ of one class for every image of a batch independently: ReLU(sum_f w^f A^f).
 
     With g = dY/dA (B, F, *S) and sums over the pixels of each image and feature:
 
@@ -82,9 +82,9 @@ def gradient_activation_maps(
     - ``"gradcam++"``: w^f = exp(Y) sum a^f ReLU(g^f), a^f = (g^f)^2 / (2 (g^f)^2 + sum A^f (g^f)^3 + eps), the closed
       form for the class score exp(Y); where the denominator is zero it counts as 1.
 
-    exp(Y) only scales the whole map of an image, so it matters between images and never after normalization.
-    The paper has no ``eps``; released codes (WSS-CMER, MONAI) add 1e-7, which outweighs the squared gradient where an
-    average over many pixels leaves gradients below 3e-4, and so turns w^f into a multiple of the cubed gradient.
+    exp(Y) scales the whole map of an image: it matters between images, but never after normalization.  The paper has no
+    ``eps``; released codes (WSS-CMER, MONAI) add 1e-7.  Where an average over many pixels leaves gradients below 3e-4,
+    that is more than the squared gradient, and w^f becomes a multiple of the cubed gradient.
 
     Args:
         activations: A (B, F, *S).
@@ -130,7 +130,8 @@ def gradient_activation_maps(
 def resize_maps(maps: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """Bring maps (B, K, *S) to another spatial size, linearly between pixel centers (half-pixel convention).
 
-    Unlike :func:`~monai_wsss._resize.resize_linear` it leaves half precision, and maps of that size as they are.
+    Unlike :func:`~monai_wsss._resize.resize_linear` it widens half precision to float32 for the interpolation, and
+    gives maps that already have the size unchanged.
 
     Example:
         >>> resize_maps(torch.tensor([[[[0.0, 1.0]]]]), (1, 4)).flatten().tolist()

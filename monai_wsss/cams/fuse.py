@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Several maps of one image become one: over groups (modalities, normalized and gated), or over an ensemble."""
+"""Fusion of several maps of one image: over groups (modalities, normalized and gated), or over an ensemble."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def fuse_groups(
     presence: torch.Tensor | None = None,
     eight_bit: bool = False,
 ) -> torch.Tensor:
-    """Fuse the maps of G groups (modalities) pixel by pixel; groups that see no such class contribute zeros.
+    """Fuse the maps of G groups (modalities) pixel by pixel; a group that predicts a class absent contributes zeros.
 
     fused_k = max_g (presence_gk * m_gk), as Patel & Dolz (CMER) fuse modalities at test time, or the mean over g.
 
@@ -62,8 +62,8 @@ def fuse_groups(
 def average_ensemble(raw_maps: Iterable[torch.Tensor]) -> torch.Tensor:
     """Average the *raw* maps of several networks for the same images.
 
-    Of raw maps the common zero level and the pooled logits keep their meaning; the mean is normalized once, afterwards.
-    Any iterable will do; only one map and the running sum are held.
+    The zero level of raw maps and their pooled logits keep their meaning in the mean, which is normalized once,
+    afterwards. Any iterable will do; only one map and the running sum are held.
 
     Args:
         raw_maps: tensors of one shape, e.g. each (B, K, *S).

@@ -2,8 +2,8 @@
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 """Normalization per image and channel, over space: of activation maps into [0, 1], and of images by their z-score.
 
-Everything works for (B, K, H, W) and (B, K, H, W, D) alike and is differentiable, with finite gradients also where a
-map is zero or constant. Half precision becomes float32: the epsilons vanish in fp16 and would give 0/0.
+Everything works for (B, K, H, W) and (B, K, H, W, D) and is differentiable, with finite gradients also where a map is
+zero or constant. Half precision becomes float32: in fp16 the epsilons would vanish and give 0/0.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def normalize_maps(maps: torch.Tensor, norm: str, *, label: torch.Tensor | None 
     - ``"max"``: ReLU(m) / max ReLU(m). Zero stays zero; a map without a positive pixel gives zeros. (CAM, and Eq. 4 of
       Feng et al., AAAI 2025.)
     - ``"minmax"``: with p = ReLU(m), ReLU(p - min p - e) / (max p - min p + e), e = 1e-8, as the code released with
-      CMER has it. The image's lowest pixel becomes zero, the result stays below 1, a constant map gives zeros.
+      CMER has it. The image's lowest pixel becomes zero, the result stays below 1, and a constant map gives zeros.
 
     The two differ only where every pixel of a map is positive. Gradients pass through the maximum and the minimum.
 
@@ -76,13 +76,18 @@ def rescale_maps(maps: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:
         [0.0, 0.25, 0.5]
     """
     check_shape("maps", maps, "(B, K, *S)")
+    return between_extremes(maps, eps)
+
+
+def between_extremes(maps: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:
+    """Compute :func:`rescale_maps` of arguments that are known to fit."""
     maps, axes = float32_or_wider(maps), tuple(range(2, maps.ndim))
     lowest = maps.amin(dim=axes, keepdim=True)
     return (maps - lowest) / (maps.amax(dim=axes, keepdim=True) - lowest + eps)
 
 
 def subtract_negative_reference(maps: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """Lift the zero of each class map to the level of healthy tissue, then scale its peak to 1.
+    """Move the zero of each class map to the level of healthy tissue, then scale its peak to 1.
 
     ReLU(m_k - r_k) / max ReLU(m_k - r_k), where r_k is the healthy level: the median response of class k over the
     pixels of training images without class k. The value 0.5 then lies half-way between healthy tissue and the image's
@@ -125,9 +130,9 @@ def above_level(maps: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
 def zscore_images(images: torch.Tensor, eps: float = 1e-12) -> torch.Tensor:
     """Standardize each image and channel: (x - mean) / (std + eps), std with the unbiased divisor N - 1.
 
-    Networks and losses need this form for batches after a spatial transform; in the data pipeline MONAI's
+    Networks and losses use it for batches after a spatial transform; in the data pipeline MONAI's
     ``NormalizeIntensity`` (divisor N) does it per item. A constant channel becomes exactly 0. A small epsilon alone
-    does not give that: the rounding of the mean leaves a "std" of its own size.
+    would not give that: the rounding error of the mean leaves a "std" of its own size.
 
     Args:
         images: (B, C, *S).

@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""From a class map to an image-level logit; the pooling that trains the map also tells how the map has to be cut.
+"""Pooling of class maps to image-level logits; the pooling that trains a map also decides how the map has to be cut.
 
 | pooling   | logit of class k, over the N pixels of its map m  | source                                            |
 |-----------|---------------------------------------------------|---------------------------------------------------|
@@ -22,10 +22,10 @@ __all__ = ["decision_rule", "pool_maps"]
 
 
 def pool_maps(maps: torch.Tensor, pooling: str, topk_share: float = 0.1, lse_sharpness: float = 5.0) -> torch.Tensor:
-    """Pool class maps over space into image-level logits. Differentiable.
+    """Pool class maps over space into image-level logits; the result is differentiable.
 
-    TorchScript compiles it, which is why the options are not keyword-only here; pass them by keyword all the same.
-    Half-precision maps are pooled, and returned, in float32: a sum over 10^4 pixels must not run in fp16.
+    TorchScript compiles this function, so the options are not keyword-only here; pass them by keyword all the same.
+    Half-precision maps are pooled and returned in float32: a sum over 10^4 pixels must not run in fp16.
 
     Args:
         maps: raw (signed, un-normalized) class maps (B, K, *S).
@@ -68,12 +68,12 @@ def pool_maps(maps: torch.Tensor, pooling: str, topk_share: float = 0.1, lse_sha
 def decision_rule(pooling: str) -> str:
     """Name the rule of :class:`monai_wsss.refinement.MaskRule` that maps trained with this pooling call for.
 
-    - ``average`` -> ``"minmax"``. The logit constrains the *sum* of the map only: its zero level is arbitrary, healthy
-      pixels share the lesion's evidence, and a cut at logit 0 marks most of the image. What remains is the order of
-      the pixels within the image, so the map is stretched over the image's own range.
-    - ``max``, ``topk``, ``lse`` -> ``"negative_reference"``. Every pixel of a healthy image was pushed below 0, so the
-      healthy level is known: the cut lies half-way between it and the image's peak. Min-max after a ReLU would take
-      the logit 0, which only the lesion's core exceeds, for the healthy level and lose the lesion's body.
+    - ``average`` -> ``"minmax"``. The logit constrains only the *sum* of the map: its zero level is arbitrary, healthy
+      pixels share the lesion's evidence, and a cut at logit 0 marks most of the image. Only the order of the pixels
+      within the image has a meaning, so the map is stretched over the image's own range.
+    - ``max``, ``topk``, ``lse`` -> ``"negative_reference"``. Training pushed every pixel of negative images below 0, so
+      the healthy level is known: the cut lies half-way between it and the image's peak. Min-max after a ReLU would
+      take the logit 0 for the healthy level; only the lesion's core exceeds that, and the rest would be lost.
 
     Raises:
         ValueError: an unknown pooling.

@@ -75,12 +75,12 @@ class ImageCase:
 
     @property
     def is_color(self) -> bool:
-        """True if the case is one color image."""
+        """Tell whether the case is one color image."""
         return self.names == list(COLORS)
 
     @property
     def volume(self) -> np.ndarray:
-        """All channels in one array (C, *S)."""
+        """Give all channels in one array (C, *S)."""
         return torch.cat([image.as_tensor() for image in self.images]).numpy()
 
 

@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Checkpoints of a run: tensors and plain values only, readable with ``weights_only=True``, whole or absent."""
+"""Checkpoints of a run: tensors and plain values only, readable with ``weights_only=True``, complete or absent."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _NAME = re.compile(r"epoch_(\d+)\.pt")
 
 
 def rng_state() -> dict[str, Any]:
-    """The states of Python's, numpy's and torch's global generators as tensors and plain values."""
+    """Give the states of Python's, numpy's and torch's global generators as tensors and plain values."""
     version, internal, gauss = random.getstate()
     _, keys, position, has_gauss, cached = np.random.get_state()
     return {
@@ -80,7 +80,7 @@ def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
 
 
 def latest_checkpoint(directory: str | os.PathLike[str]) -> Path | None:
-    """The last whole checkpoint of a run, or None before the first."""
+    """Find the last complete checkpoint of a run, or give None before the first."""
     found = _checkpoints(Path(directory))
     return found[-1][1] if found else None
 
@@ -92,7 +92,7 @@ def save_weights(path: str | os.PathLike[str], network: nn.Module) -> None:
 
 
 def with_weights(network: nn.Module, path: str | os.PathLike[str] | None) -> nn.Module:
-    """The network itself, with the weights of a file that :func:`save_weights` wrote; None leaves it as it is.
+    """Load the weights of a file that :func:`save_weights` wrote into a network, and give it; None loads nothing.
 
     Raises:
         DataError: the file is absent or damaged, or of another network.
@@ -109,7 +109,7 @@ def with_weights(network: nn.Module, path: str | os.PathLike[str] | None) -> nn.
 
 
 def remove_checkpoints(directory: str | os.PathLike[str]) -> int:
-    """Remove the checkpoints of an earlier run, which a new one must not be resumed from; gives their number."""
+    """Remove the checkpoints of an earlier run, so that a new run cannot resume from them; give their number."""
     found = _checkpoints(Path(directory))
     for _, path in found:
         path.unlink()
@@ -117,7 +117,7 @@ def remove_checkpoints(directory: str | os.PathLike[str]) -> int:
 
 
 def _write_tensors(path: Path, content: dict[str, Any]) -> None:
-    """Whole or not at all; by way of memory, since torch's own writer hides that a disk is full."""
+    """Write a file completely or not at all; by way of memory, since torch's own writer hides that a disk is full."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
     with atomic_path(path) as temporary:

@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Several processes under ``torchrun``: start, stop, device, and the wrapped method. One process needs none of it."""
+"""Several processes under ``torchrun``: start, stop, device, and the wrapped method."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["distribute_method", "is_main_process", "local_device", "start_distri
 
 
 def local_device() -> torch.device:
-    """The device of this process: its own GPU by ``LOCAL_RANK`` where there is one, else the CPU."""
+    """Choose the device of this process: its own GPU by ``LOCAL_RANK`` where there is one, else the CPU."""
     return torch.device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu")
 
 
@@ -26,8 +26,8 @@ def start_distributed(*, timeout_minutes: float = 30.0) -> None:
 
     Args:
         timeout_minutes: how long a process waits for the others, here and whenever they exchange something.  The
-            default leaves room for stages whose parts differ in length, such as writing pseudo-masks of large pictures;
-            with torch's own for nccl, 10 minutes, the quicker processes would give up.
+            default leaves room for stages in which some processes take longer than others, such as writing
+            pseudo-masks of large images; with torch's default for nccl, 10 minutes, the quicker ones would give up.
 
     Raises:
         RuntimeError: not started by ``torchrun``, or the others did not come in time.
@@ -61,20 +61,22 @@ def stop_distributed() -> None:
 
 
 def is_main_process() -> bool:
-    """Whether this process writes files: rank 0, or the only one."""
+    """Tell whether this process writes files: rank 0, or the only one."""
     return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
 
 
 def distribute_method(method: nn.Module) -> DistributedDataParallel:
-    """Wrap a method so that its parties' gradients are averaged over the processes.
+    """Wrap a method so that the gradients of its players are averaged over the processes.
 
-    Several players leave the others' parameters unused in a step, and so may a method whose terms are switched off,
-    which says so by ``may_leave_parameters_unused``: DDP has to be told.
+    DDP has to be told where a step leaves parameters unused.  With several players, the step of one leaves those of the
+    others unused.  A method whose terms are switched off says so by ``may_leave_parameters_unused``.
+
+    The trainer moves batches to the device, except what methods read on the host.  So DDP gets no device to move them
+    to.
     """
     device = local_device()
     players = getattr(method, "players", ("network",))
     return DistributedDataParallel(
         method.to(device),
-        device_ids=[device] if device.type == "cuda" else None,
         find_unused_parameters=len(players) > 1 or getattr(method, "may_leave_parameters_unused", False),
     )

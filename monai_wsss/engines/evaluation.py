@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""The case table as an ignite metric, which MONAI's evaluators fill, and the log of a training."""
+"""The case table as an ignite metric, which MONAI's evaluators fill, and the log of a training run."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class SegmentationScores(Metric):
             )
 
     def iteration_completed(self, engine: Engine) -> None:
-        """Take up an iteration (ignite's hook): this metric needs the batch besides the output."""
+        """Add the cases of an iteration (ignite's hook): this metric needs the batch besides the output."""
         self.update((engine.state.batch, engine.state.output))
 
     def compute(self) -> float:
@@ -92,13 +92,13 @@ class SegmentationScores(Metric):
         return float(self.summary["dice_subject"]["mean"])
 
     def completed(self, engine: Engine, name: str) -> None:
-        """Put every metric of the summary beside the one that was asked for (ignite's hook)."""
+        """Add every metric of the summary to the engine's metrics (ignite's hook)."""
         super().completed(engine, name)
         engine.state.metrics.update({metric: value["mean"] for metric, value in self.summary.items()})
 
 
 class TrainingLog:
-    """A handler that writes ``training_log.csv``: per epoch the mean of each loss, and the validation's metrics.
+    """A handler that writes ``training_log.csv``: the mean of each loss and the validation metrics, per epoch.
 
     A resumed run keeps the rows of the epochs before it.
 

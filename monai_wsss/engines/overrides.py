@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Refuse settings that a bundle does not have, which MONAI adds in silence.
+"""Checks of settings on the command line: MONAI silently adds those that a bundle does not have.
 
 ``python -m monai.bundle run --epoch 3`` adds the id ``epoch``, which nothing reads, and trains with the default.  Every
 bundle therefore begins its ``initialize`` with :func:`check_command_line`.  An id may be set if
@@ -9,8 +9,8 @@ bundle therefore begins its ``initialize`` with :func:`check_command_line`.  An 
 - it is one of the names that mean the same in every bundle (``epochs`` has no effect on an inference, and is no error),
 - or it names an argument of what a block builds (``method#c2s_weight``, where the ``_target_`` of ``method`` takes it).
 
-MONAI hands its overrides to nobody: on the command line they are read from ``sys.argv`` and the ``args_file``.  Python
-code that calls ``monai.bundle.run`` or ``ConfigWorkflow`` itself can ask :func:`check_overrides`.
+MONAI does not pass on its overrides, so this file reads them from ``sys.argv`` and the ``args_file``.  Python code that
+calls ``monai.bundle.run`` or ``ConfigWorkflow`` itself can call :func:`check_overrides`.
 """
 
 from __future__ import annotations
@@ -69,11 +69,12 @@ _RENAMED = {
     "pseudo_views": "pseudo#inferer#views",
     "pseudo_scales": "pseudo#inferer#scales",
 }
-"""Names of 0.1.0 that are set elsewhere now: the first table keeps the name, of several blocks the first counts."""
+"""Names of 0.1.0 that are set elsewhere now.  ``_MOVED`` keeps the name; if it lists a name under several blocks, the
+first that the bundle has counts."""
 
 
 def _new_places(name: str) -> list[str]:
-    """Give where a name of 0.1.0 may be set now, of one bundle or another."""
+    """Give the places where a name of 0.1.0 may be set now, in any bundle."""
     moved = [f"{block}#{name}" for block, names in _MOVED.items() if name in names.split()]
     return [_RENAMED[name], *moved] if name in _RENAMED else moved
 
@@ -81,7 +82,7 @@ def _new_places(name: str) -> list[str]:
 def check_command_line() -> None:
     """Stop with one sentence if the command line of ``python -m monai.bundle run`` sets what the bundle does not have.
 
-    Nothing happens in a process that was started otherwise.
+    Nothing happens in a process that was started in another way.
 
     Raises:
         SystemExit: with the sentence that says which name is wrong and what to write instead.
@@ -112,7 +113,7 @@ def check_overrides(
 
     Raises:
         ValueError: a name that no configuration of the run holds and that is no argument of what a block builds, or a
-            value that MONAI would pass over.
+            value that MONAI would ignore.
 
     Example:
         >>> import tempfile
@@ -140,7 +141,7 @@ def check_overrides(
 
 
 def _value_problem(name: str, value: Any, config: Mapping[str, Any]) -> str | None:
-    """Say what MONAI would make of a value that is not what it looks like, None of others."""
+    """Say what MONAI would make of a value that it misreads; give None for other values."""
     if value == "None":
         return f"MONAI leaves out `{name}` when it is None: write '$None' for it."
     if name in config and isinstance(config[name], bool) and name != "resume" and value in ("true", "false"):
@@ -149,7 +150,7 @@ def _value_problem(name: str, value: Any, config: Mapping[str, Any]) -> str | No
 
 
 def takes_arguments_of(*others: Callable[..., Any] | str) -> Callable[[Builder], Builder]:
-    """Mark a builder by what its ``**words`` may be, so that overrides are checked before anything is built.
+    """Mark a builder with the words that its ``**words`` takes, so that overrides are checked before anything is built.
 
     Args:
         others: callables whose arguments may be given, or names of words.
@@ -172,7 +173,7 @@ def takes_arguments_of(*others: Callable[..., Any] | str) -> Callable[[Builder],
 
 
 def _problem(name: str, config: Mapping[str, Any], files: Sequence[str | os.PathLike[str]]) -> str | None:
-    """Say in a sentence why an id may not be set, None if it may."""
+    """Say in a sentence why an id may not be set; give None if it may."""
     node: Any = config
     parts = name.split("#")
     depth = 0
@@ -216,7 +217,7 @@ def _problem_at_top(name: str, config: Mapping[str, Any], files: Sequence[str | 
 
 
 def _meant(name: str, known: Iterable[str], above: str = "") -> str:
-    """End a sentence with the known names that come nearest."""
+    """End a sentence with the known names that are most like a wrong one."""
     near = difflib.get_close_matches(name, list(dict.fromkeys(known)), n=2, cutoff=0.7)
     if not near:
         return ": look for its name in the table of the bundle's README."
@@ -224,7 +225,7 @@ def _meant(name: str, known: Iterable[str], above: str = "") -> str:
 
 
 def _is_set_whole(name: str, names: Mapping[str, Any]) -> bool:
-    """Tell whether another override replaces the block that this one is in: then only the run can tell."""
+    """Tell whether another override replaces the block that holds ``name``: then only the run can check it."""
     parts = name.split("#")
     above = ["#".join(parts[:depth]) for depth in range(1, len(parts))]
     return any(block in names or f"{block}#_target_" in names for block in above)
@@ -247,7 +248,7 @@ def _holders(first: str, files: Sequence[str | os.PathLike[str]]) -> list[str]:
 
 
 def _words_of(target: str) -> set[str] | None:
-    """Give the arguments that the callable of a ``_target_`` takes, None where they cannot be told."""
+    """Give the arguments that the callable of a ``_target_`` takes, or None where they cannot be known."""
     callable_ = pydoc.locate(target)
     if not callable(callable_):
         return None
@@ -270,7 +271,7 @@ def _arguments_of_monai() -> set[str]:
 
 
 def _read_flags(words: Sequence[str]) -> dict[str, Any]:
-    """Give the names that a command line sets, as fire reads them, with the value of ``config_file``."""
+    """Read the names that a command line sets, as fire does, with their values."""
     from fire.parser import DefaultParseValue, SeparateFlagArgs
 
     words, _ = SeparateFlagArgs(list(words))

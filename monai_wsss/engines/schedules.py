@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""The progress of a run, and the schedules of learning rates and of loss weights that depend on it."""
+"""The progress of a run, and the schedules of learning rates and loss weights that depend on it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Progress", "WeightRamp", "one_cycle", "polynomial", "polynomial_afte
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands, for every schedule and warm-up.
+    """The point that a run has reached, for every schedule and warm-up.
 
     Attributes:
         epoch: epochs begun, from 1.
@@ -40,7 +40,7 @@ def one_cycle(
         optimizer: the optimizer whose rate is set.
         learning_rate: the peak rate.
         max_epochs: epochs of the run.
-        train_data_loader: gives the iterations of an epoch.
+        train_data_loader: its length is the number of iterations per epoch.
         warm_up: share of the run in which the rate rises, in (0, 1).
 
     Example:
@@ -64,7 +64,7 @@ class WeightRamp:
     | ``gaussian``    | exp(-5 (1 - t/T)^2)   | fraction of the run (Laine & Aila 2017, arXiv:1610.02242)         |
     | ``exponential`` | exp(-(t - T)^2)       | epochs, the first is t = 0 (Patel & Dolz, CMER, Sec. IV-C; T = 15) |
 
-    The exponential one is a step in all but name: 0.37 one epoch before T, 0.02 two epochs before.
+    The exponential ramp is almost a step: it is 0.37 one epoch before T, and 0.02 two epochs before.
 
     Args:
         shape: see the table.
@@ -89,7 +89,7 @@ class WeightRamp:
 
     @classmethod
     def of(cls, given: WeightRamp | float) -> WeightRamp:
-        """Take a ramp as it is, and a number as a step at that share of the run.
+        """Keep a ramp as it is, and turn a number into a step at that share of the run.
 
         Example:
             >>> WeightRamp.of(0.2)
@@ -116,7 +116,7 @@ def polynomial(optimizer: Optimizer, max_epochs: int, train_data_loader: Sized, 
     Args:
         optimizer: the optimizer whose rates are set, each from its own.
         max_epochs: epochs of the run.
-        train_data_loader: gives the iterations of an epoch.
+        train_data_loader: its length is the number of iterations per epoch.
         power: exponent of the share of the run that is left.
 
     Example:
@@ -140,14 +140,14 @@ def polynomial_after_warm_up(
 ) -> LambdaLR:
     """Make the schedule of AFA, BMP and CoSA, stepped at every iteration: a linear warm-up, then the polynomial decay.
 
-    Of each group's rate, with t iterations done of T: start + (1 - start) t / warm_up while t < warm_up, then
-    max((1 - t/T)^power, floor).  The decay counts from the run's beginning, so the rate drops where the warm-up ends;
-    past T it stays at its last value.
+    After t of T iterations each group's own rate is multiplied by start + (1 - start) t / warm_up while t < warm_up,
+    then by max((1 - t/T)^power, floor).  The decay counts from the run's beginning, so the rate drops where the warm-up
+    ends; past T it keeps its last value.
 
     Args:
         optimizer: the optimizer whose rates are set, each from its own.
         max_epochs: epochs of the run.
-        train_data_loader: gives the iterations of an epoch.
+        train_data_loader: its length is the number of iterations per epoch.
         warm_up: iterations in which the rate rises.
         start: share of the rate at the first iteration.
         power: exponent of the share of the run that is left.

@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""What the algorithm boxes of the methods are made of: weighted terms that begin some time, and a gate before them.
+"""The parts of a method's loss: weighted terms that begin at some point of the run, and a gate before them.
 
 L = L_1 + sum_t lambda_t r_t(progress) L_t        lambda: weight, r: ramp of a term
 """
@@ -20,12 +20,12 @@ __all__ = ["LossGate", "Term", "short_run_sentences"]
 
 
 class Term(nn.Module):
-    """One addend of a method's loss: what it computes, what it weighs, and when it begins.
+    """One term of a method's loss: a loss module, its weight, and the ramp by which it begins.
 
     Args:
-        loss: computes it.
+        loss: computes the term.
         weight: lambda >= 0.
-        ramp: r; None begins at once.
+        ramp: r; None: the term begins at once.
 
     Raises:
         ValueError: a negative weight.
@@ -56,7 +56,7 @@ class Term(nn.Module):
         Args:
             progress: tells where the run stands.
             graph: a tensor of the networks that the term trains.  A term that has not begun, or waits, is 0 with this
-                graph, so that every parameter has a gradient, as distributed training asks.
+                graph, so that every parameter has a gradient, as distributed training needs.
             compute: ``loss -> scalar``, called only once the term has begun.
             when: False while the term has to wait.
         """
@@ -65,15 +65,15 @@ class Term(nn.Module):
 
     @staticmethod
     def any_begun(progress: Progress, *terms: Term | None) -> bool:
-        """Tell whether any of some terms, of which None are off, weighs anything."""
+        """Tell whether any of the terms has begun; a term that is None is off."""
         return any(term is not None and term.strength(progress) > 0 for term in terms)
 
 
 class LossGate(nn.Module):
-    """A gate that opens once a loss, as a moving average, has been below a level, and stays open.
+    """A gate that opens once the moving average of a loss is below a level, and then stays open.
 
     Args:
-        below: the level; None: open from the start.
+        below: the level; None: the gate is open from the start.
 
     Attributes:
         opened: bool scalar, kept in checkpoints.
@@ -95,7 +95,7 @@ class LossGate(nn.Module):
         self.register_buffer("opened", torch.tensor(below is None))
 
     def forward(self, loss: torch.Tensor) -> bool:
-        """Take note of a step's loss and tell whether the gate is open; a gate with a level waits for its answer."""
+        """Update the average by a step's loss, and tell whether the gate is open; with a level this waits for a GPU."""
         if self.below is None:
             return True
         self.running.update(loss)
@@ -113,11 +113,11 @@ class LossGate(nn.Module):
 
 
 def short_run_sentences(ramps: Mapping[str, WeightRamp], progress: Progress | None) -> list[str]:
-    """Name the ramps that are still at 0 in the last iteration of a run, in a sentence: it is too short for them.
+    """Name in a sentence the ramps that are still at 0 in the last iteration of a run, which is too short for them.
 
     Args:
         ramps: by name.
-        progress: of any iteration but the first, from which the run's length follows; None before there is one.
+        progress: of any iteration but the first, from which the run's length follows; None before the first iteration.
 
     Example:
         >>> ramps = {"early": WeightRamp("step", end=0.1), "late": WeightRamp("iteration", end=100)}

@@ -2,10 +2,10 @@
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 """The one training loop of all methods, on ``monai.engines.Trainer``.
 
-It knows no paper: a method turns a batch into named, weighted losses; the loop minimizes their sum for each of the
-method's players in turn, logs each, watches that they are finite, writes checkpoints and resumes from them.  A run
-that was killed and resumed ends bit for bit as the one that was not (on a CPU): the checkpoint holds every state that
-the rest of the run depends on, and the random draws of the data depend on (seed, epoch, index) alone.
+It knows no paper.  A method turns a batch into named, weighted losses.  The loop minimizes their sum for each of the
+method's players in turn, logs each loss, checks that it is finite, writes checkpoints and resumes from them.  On a CPU,
+a run that was killed and resumed gives the same bits as an uninterrupted one: the checkpoint holds every state that the
+rest of the run depends on, and the random draws of the data depend only on (seed, epoch, index).
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ __all__ = ["NonFiniteLossError", "WSSSTrainer"]
 logger = logging.getLogger(__name__)
 
 _ON_HOST = ("label", "boxes")
-"""What methods read on the host, so that a GPU is never waited for."""
+"""Entries of a batch that methods read on the host, so that nothing waits for a GPU."""
 
 
 class NonFiniteLossError(ArithmeticError):
-    """A loss became NaN or infinite; names the loss and the images of the batch."""
+    """A loss became NaN or infinite; the message names the loss and the images of the batch."""
 
 
 class WSSSTrainer(Trainer):
@@ -63,23 +63,23 @@ class WSSSTrainer(Trainer):
 
     Args:
         method: maps a batch to named losses; may be wrapped in ``DistributedDataParallel``.
-        optimizers: an optimizer for each of ``method.players``; one optimizer alone serves a single player.
+        optimizers: one optimizer per player of ``method.players``, by name; for a single player, the optimizer itself.
         train_data_loader: batches ``{"image": (B, C, *S), "label": (B, K)}`` and what else the method reads.
-        max_epochs: epochs of the whole run, those before a resume counted in.
-        device: where to train.
+        max_epochs: epochs of the whole run, including those before a resume.
+        device: the device to train on.
         amp: mixed precision: float16 with loss scaling on a GPU, bfloat16 on a CPU.
         accumulation_steps: batches whose gradients are averaged before a step.
-        clip_norm: the greatest norm of a player's gradients, None for no clipping.
+        clip_norm: the greatest norm of a player's gradients; None: no clipping.
         lr_schedulers: schedulers to keep in the checkpoint, by player; handlers step them.
         train_handlers: ignite handlers, in order.
-        checkpoint_dir: where ``epoch_<n>.pt`` go, None for none.
-        keep_checkpoints: how many of the last ones stay.
-        model_path: where the deployable network's weights go when training ends, None for nowhere.
-        resume: go on from the last checkpoint in ``checkpoint_dir``; also as ``"true"`` or ``"false"``, which is how
-            the bundle's command line hands it over.
+        checkpoint_dir: folder of the checkpoints ``epoch_<n>.pt``; None: none are written.
+        keep_checkpoints: number of latest checkpoints to keep.
+        model_path: file for the deployable network's weights, written when training ends; None: they are not written.
+        resume: continue from the last checkpoint in ``checkpoint_dir``; a bundle's command line gives ``"true"`` or
+            ``"false"``.
         finalize_interval: epochs between refreshes of the network's healthy level, so that a validation in between
-            can use it; the end of training refreshes it always.
-        progress_bar: whether to show one.
+            can use it; the end of training always refreshes it.
+        progress_bar: whether to show a progress bar.
 
     Raises:
         ValueError: optimizers that do not fit the players, or a count below one.
@@ -133,7 +133,7 @@ class WSSSTrainer(Trainer):
         if progress_bar and is_main_process():
             _ProgressBar().attach(self)
         self._register_handlers(train_handlers or ())
-        # Last, so that a checkpoint holds what the other handlers did in its epoch.
+        # Added last, so that a checkpoint holds what the other handlers did in its epoch.
         self.add_event_handler(Events.EPOCH_COMPLETED, self._end_epoch)
 
     def run(self) -> None:
@@ -159,7 +159,7 @@ class WSSSTrainer(Trainer):
 
     @property
     def progress(self) -> Progress:
-        """Tell how far the run is in the present iteration."""
+        """Give the point that the run has reached in the present iteration."""
         total = max(1, self.state.max_epochs * (self.state.epoch_length or 1))
         return Progress(self.state.epoch, self.state.iteration, (self.state.iteration - 1) / total)
 
@@ -186,7 +186,7 @@ class WSSSTrainer(Trainer):
             output["loss"] += values[-1]
             self.fire_event(IterationEvents.LOSS_COMPLETED)
             self._step(player, optimizer, total)
-        # Once for all players: a scale that changes between them would spoil what the later ones have accumulated.
+        # Updated once for all players: another scale would not fit the gradients that later players have accumulated.
         if self.scaler is not None and self._accumulated:
             self.scaler.update()
         # Not while gradients accumulate, nor where the scaler skipped the step of a player.
@@ -203,7 +203,7 @@ class WSSSTrainer(Trainer):
 
     @property
     def _accumulated(self) -> bool:
-        """Tell whether this iteration ends a step; the last one of an epoch does, so that nothing is lost."""
+        """Tell whether this iteration ends a step; the last iteration of an epoch does, so that no gradient is lost."""
         done = self._position + 1
         return done % self.accumulation_steps == 0 or done == self.state.epoch_length
 
@@ -212,7 +212,7 @@ class WSSSTrainer(Trainer):
         if self._position % self.accumulation_steps == 0:
             optimizer.zero_grad(set_to_none=True)
         scale = self.scaler.scale if self.scaler is not None else (lambda loss: loss)
-        # With several players, one's loss must leave no gradient in another that is still accumulating its own.
+        # With several players, the loss of one must add nothing to the gradients that another is still accumulating.
         shared = len(self.optimizers) > 1 and self.accumulation_steps > 1
         own = list(self.core.player_parameters(player)) if shared else None
         scale(total / self.accumulation_steps).backward(inputs=own)
@@ -241,7 +241,7 @@ class WSSSTrainer(Trainer):
         return read
 
     def _start_epoch(self, engine: Engine | None = None) -> None:
-        """Tell the data which epoch it is drawn for."""
+        """Tell the dataset and the sampler which epoch they draw for."""
         for part in ("dataset", "sampler"):
             drawn: Any = getattr(self.data_loader, part, None)
             if hasattr(drawn, "set_epoch"):
@@ -256,7 +256,7 @@ class WSSSTrainer(Trainer):
             save_checkpoint(self.checkpoint_dir, self.state.epoch, self._checkpoint(), keep=self.keep_checkpoints)
 
     def _finalize(self, engine: Engine | None = None) -> None:
-        self._start_epoch()  # a finished run that is resumed draws as it did
+        self._start_epoch()  # so that a finished run that is resumed makes the same draws
         self.core.finalize(self.data_loader, self.state.device)
 
     def _checkpoint(self) -> dict[str, Any]:
@@ -302,7 +302,7 @@ class WSSSTrainer(Trainer):
 def _of_several_sizes(error: RuntimeError) -> DataError | None:
     """Explain torch's complaint that it cannot stack the images of a batch; None for other errors."""
     sizes = re.search(r"equal size, but got (\[[\d, ]+\]) at entry 0 and (\[[\d, ]+\])", str(error))
-    # A worker process stacks in shared memory and finds no better words.
+    # A worker process stacks in shared memory, where torch reports only that it cannot resize.
     if sizes is None and "resize storage that is not resizable" not in str(error):
         return None
     example = f", e.g. {sizes[1]} and {sizes[2]}" if sizes else ""
@@ -313,7 +313,7 @@ def _of_several_sizes(error: RuntimeError) -> DataError | None:
 
 
 def _by_player(name: str, given: Any, players: tuple[str, ...]) -> dict[str, Any]:
-    """Bring ``given`` into a dict in the order of the players; a single thing serves a single player."""
+    """Bring ``given`` into a dict in the order of the players; for a single player it may be the value itself."""
     table = dict(given) if isinstance(given, Mapping) else {players[0]: given}
     if set(table) != set(players):
         raise ValueError(f"Expected `{name}` for the players {', '.join(players)}, got {', '.join(table)}.")

@@ -1,9 +1,9 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""The maps of a network at several scales and mirrored, brought together: any number of maps in one pass per scale.
+"""Maps of a network summed over several scales and the mirror image, with one forward pass per scale.
 
-With M_s the maps at scale s, brought to the image's size, and M_s^f those of the mirrored image, mirrored back
-(Zhu et al., BMP, Sec. IV-A; Yang et al., CoSA, Sec. 3.1), the sum over the scales of
+M_s are the maps at scale s, brought to the image's size, and M_s^f those of the mirrored image, mirrored back (Zhu et
+al., BMP, Sec. IV-A; Yang et al., CoSA, Sec. 3.1).  The result is the sum over the scales of
 
     rectified    ReLU(max(M_s, M_s^f))     seeds that are scaled by their own extremes afterwards
     strongest    max(M_s, M_s^f)           seeds that keep their zero
@@ -38,15 +38,16 @@ def multi_scale_branches(
     Args:
         maps: images ``(2B, C, *s)`` to one or more maps ``(2B, channels, *t)``, at any resolution.
         image: (B, C, *S).
-        joins: how each of the maps joins its mirror image: ``"rectified"``, ``"strongest"`` or ``"average"``.
+        joins: for each of the maps, how M_s and M_s^f are joined: ``"rectified"``, ``"strongest"`` or ``"average"``.
         scales: factors of the image's size.
 
     Returns:
-        The sums, (B, channels, *S) each in float32 or wider, not normalized; and the number of scales, by which a sum
-        becomes a mean.
+        The sums, (B, channels, *S) each in float32 or wider, not normalized; and the number of scales: divide a sum
+        by it for the mean.
 
     Raises:
-        ValueError: another shape, an unknown join, no positive scale, or as many joins as there are no maps.
+        ValueError: another shape, an unknown join, no scale, a scale that is not positive, or a number of joins that is
+            not the number of maps.
 
     Example:
         >>> (seeds, logits), count = multi_scale_branches(

@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Seeds and segmentation of a two-branch network, over scales: what pseudo-labels grow from.
+"""Seeds and segmentation of a two-branch network, over scales: pseudo-labels grow from them.
 
     C'   = scale( sum_s max(C_s, C_s^f) ), 0 for classes that the image does not hold      Zhu et al., BMP, Sec. IV-A
     S'   = mean_s (S_s + S_s^f) / 2
@@ -21,8 +21,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from monai_wsss._running import RunningMean
-from monai_wsss.cams import rescale_maps
-from monai_wsss.cams.normalize import above_level
+from monai_wsss.cams.normalize import above_level, between_extremes
 from monai_wsss.inferers.multi_scale import check_scales, sum_over_scales
 from monai_wsss.refinement import LabeledImages
 
@@ -33,7 +32,7 @@ class TwoBranches(Protocol):
     """A network that gives ``seeds`` and ``segmentation``, e.g. :class:`~monai_wsss.networks.TwoBranchNetwork`."""
 
     def branches(self, image: torch.Tensor) -> BranchMaps:
-        """Give both of images (B, C, *S)."""
+        """Give seeds and segmentation of images (B, C, *S)."""
         ...
 
 
@@ -56,11 +55,11 @@ class MinMax(nn.Module):
 
     def forward(self, seeds: torch.Tensor) -> torch.Tensor:
         """Scale raw seeds: ``(B, K, *S) -> (B, K, *S)`` in [0, 1]."""
-        return rescale_maps(F.relu(seeds))
+        return between_extremes(F.relu(seeds))
 
 
 class AboveHealthyLevel(nn.Module):
-    """Scale seeds from the level of images without the class, which training follows, to the image's peak.
+    """Scale seeds from the level of images without the class to the image's peak; training follows that level.
 
     Args:
         num_classes: K.
@@ -87,7 +86,7 @@ class AboveHealthyLevel(nn.Module):
 
     def forward(self, seeds: torch.Tensor) -> torch.Tensor:
         """Scale raw seeds: ``(B, K, *S) -> (B, K, *S)`` in [0, 1]."""
-        # Read from the device until it is so, then never again.
+        # Read from the device until every class has a level, then never again.
         self._filled = self._filled or bool(self.level.filled.all())
         if not self._filled:
             raise ValueError(
@@ -98,7 +97,7 @@ class AboveHealthyLevel(nn.Module):
 
     @torch.no_grad()
     def follow(self, maps: torch.Tensor, images: LabeledImages) -> None:
-        """Update the level by the medians of raw maps (B, K, *S) in the images without the class, padding left out."""
+        """Update the level by the medians of raw maps (B, K, *S) over images without the class, padding left out."""
         spatial = [1] * (maps.ndim - 2)
         counted = (images.label == 0).reshape(*images.label.shape, *spatial)
         if images.padding is not None:
@@ -109,7 +108,7 @@ class AboveHealthyLevel(nn.Module):
         self.level.update(medians.masked_fill(~known, 0), known)
 
     def set_level(self, level: torch.Tensor) -> None:
-        """Take a measured level (K,), e.g. of all training images."""
+        """Set the level (K,) to measured values, e.g. of all training images."""
         self.level.value.copy_(level)
         self.level.filled.fill_(True)
 
@@ -118,7 +117,7 @@ class MultiScaleSeeds(nn.Module):
     """Make C' and S' of a batch, without gradient.
 
     Args:
-        scale: brings raw seeds to [0, 1], and says by ``join`` how the mirror image joins them.
+        scale: brings raw seeds to [0, 1]; its ``join`` says how the maps of an image and its mirror image are joined.
         scales: factors of the image's size.
 
     Raises:
@@ -148,7 +147,7 @@ class MultiScaleSeeds(nn.Module):
 
         seeds, segmentation = sum_over_scales(maps, images.image, (self.scale.join, "average"), self.scales)
         present = images.label.reshape(*images.label.shape, *[1] * (seeds.ndim - 2))
-        # A sum is as good as a mean where its own extremes scale it.
+        # Seeds that are scaled by their own extremes may stay a sum: the mean would give the same.
         if self.scale.join != "rectified":
             seeds = seeds / len(self.scales)
         return self.scale(seeds) * present, segmentation / len(self.scales)

@@ -1,7 +1,7 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 
-"""Losses, one a file: a pure function and its Module."""
+"""Losses, one per file: a pure function and its Module."""
 
 from monai_wsss.losses.affinity import AffinityLoss, affinity_loss
 from monai_wsss.losses.balanced_cross_entropy import BalancedCrossEntropyLoss, balanced_cross_entropy_loss

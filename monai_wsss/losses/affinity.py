@@ -1,22 +1,22 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""The affinity loss: pairs of near tokens that carry one label shall be close, those that carry two shall not.
+"""The affinity loss: near tokens of the same label should have a high affinity, those of different labels a low one.
 
     L_aff = 1/2 sum_{pos} (1 - A_ij) / (n_pos + 1) + 1/2 sum_{neg} A_ij / (n_neg + 1)     Ru et al. (AFA, CVPR 2022)
 
-The authors' code, AFA's and BMP's alike, decides what the equation leaves open, and so does this file: n + 1 instead of
-n, sums over the whole batch, a square window |dy|, |dx| <= radius, (i, j) and (j, i) and the diagonal all counted, and
-two background tokens a positive pair.  A pair with an ignored token is none.
+The equation leaves some things open.  This file decides them as the authors' code of AFA and BMP does: it divides by
+n + 1 instead of n, sums over the whole batch, and takes a square window |dy|, |dx| <= radius.  It counts (i, j), (j, i)
+and the diagonal, and two background tokens are a positive pair.  A pair with an ignored token does not count.
 
-L_aff is linear in A, and its gradient G is of low rank but for the window:
+L_aff is linear in A.  Its gradient G would be of low rank without the window:
 
     L_aff = 1/2 n_pos / (n_pos + 1) + <A, G>
     G_ij = u_i . v_j where j is near i, else 0:   -1/2 / (n_pos + 1) | 1/2 / (n_neg + 1) | 0 for pos | neg | no pair
 
-with v_j the one-hot label of token j, 0 where it is ignored, and u_i = 1/2 / (n_neg + 1) less the sum of both weights
-at the class of i.  So G is made slab by slab, one row of tokens after the other, once for the value and once for the
-gradient: nothing of the size of A is held but that gradient, and only rows within the radius are visited.  The numbers
-of pairs are sums of v over windows, axis by axis.
+v_j is the one-hot label of token j, or 0 where the token is ignored.  u_i is 1/2 / (n_neg + 1), less the sum of both
+weights at the class of i.  So G is computed in slabs, one row of tokens after the other: once for the value and once
+for the gradient.  Only the gradient is held at the size of A, and only rows within the radius are visited.  The
+numbers of pairs are sums of v over windows, axis by axis.
 
 | symbol | name       | shape                            |
 |--------|------------|----------------------------------|
@@ -52,20 +52,20 @@ def affinity_loss(
     """Compare affinities with the labels of the tokens: L_aff above.
 
     Args:
-        affinity: in (0, 1), dense (B, N, N) with the N tokens in row-major order, or windowed (B, W, *s): at token p
-            the affinities to p + offset for the W = (2 radius + 1)^d offsets in row-major order, (-r, -r) first;
-            entries that leave the grid count for nothing.  Finite.
+        affinity: finite values in (0, 1).  Dense: (B, N, N), with the N tokens in row-major order.  Windowed:
+            (B, W, *s), at token p the affinities to p + offset for the W = (2 radius + 1)^d offsets in row-major
+            order, (-r, -r) first; entries that leave the grid do not count.
         label: the class of each token (B, *s), ``ignore_index`` where there is none.
         radius: half the side of the window, in tokens.
         ignore_index: the label without a class.
-        per_image: False, as the authors' code, sums and counts over the batch, where images with many labeled tokens
-            decide; True is the mean over images of the loss of each, with its own counts.
-        include: (B,) bool, images that take part.  Healthy ones have positive pairs alone, which draw every affinity
+        per_image: False sums and counts over the batch, as the authors' code does: images with many labeled tokens
+            decide.  True takes the loss of each image with its own counts, then the mean over the images.
+        include: (B,) bool, images that take part.  Healthy images have positive pairs only, which draw every affinity
             to 1: leave them out where they are many.
-        classes: which classes the labels may hold, ascending; None looks at them, which waits for a GPU.
+        classes: which classes the labels may hold, ascending; None reads them from the labels, which waits for a GPU.
 
     Returns:
-        scalar in [0, 1] in float32 or wider; 0, still with a graph, where there is no pair.
+        scalar in [0, 1] in float32 or wider; without any pair it is 0 and still has a graph.
 
     Raises:
         ValueError: shapes that do not fit, or a negative radius.
@@ -113,7 +113,7 @@ class AffinityLoss(nn.Module):
         include: torch.Tensor | None = None,
         classes: Sequence[int] | None = None,
     ) -> torch.Tensor:
-        """Compare affinities (B, N, N) or (B, W, *s) with labels of the tokens (B, *s); the rest as there."""
+        """Compare affinities (B, N, N) or (B, W, *s) with labels of the tokens (B, *s), see :func:`affinity_loss`."""
         return affinity_loss(
             affinity,
             label,
@@ -165,7 +165,7 @@ def _image_sums(maps: torch.Tensor) -> torch.Tensor:
 
 
 class _PairSum(torch.autograd.Function):
-    """<A, G> of this file; the gradient with respect to A is G, made anew."""
+    """The inner product <A, G> of this file; its gradient with respect to A is G, which ``backward`` computes again."""
 
     @staticmethod
     def forward(
@@ -194,7 +194,7 @@ def _slabs(
 
 
 def _dense_slabs(u: torch.Tensor, v: torch.Tensor, radius: int) -> Iterator[tuple[tuple[slice, ...], torch.Tensor]]:
-    """G from one row of tokens, along the first axis, to the rows within the radius: (B, N/h, rows N/h)."""
+    """Give G from one row of tokens, along the first axis, to the rows within the radius: (B, N/h, rows N/h)."""
     height, width = u.shape[2], u.shape[3:].numel()
     rows, columns = u.flatten(2).transpose(1, 2), v.flatten(2)
     near = near_pairs(u.shape[3:], radius, u.device).to(u.dtype)[:, None]
@@ -207,7 +207,7 @@ def _dense_slabs(u: torch.Tensor, v: torch.Tensor, radius: int) -> Iterator[tupl
 
 
 def _windowed_slabs(u: torch.Tensor, v: torch.Tensor, radius: int) -> Iterator[tuple[tuple[slice, ...], torch.Tensor]]:
-    """G from every token to those at one offset along the first axis: (B, (2 radius + 1)^(d - 1), *s)."""
+    """Give G from every token to those at one offset along the first axis: (B, (2 radius + 1)^(d - 1), *s)."""
     ndim = u.ndim - 2
     views = window_views(v, radius, 0, ndim)
     own = u.reshape(*u.shape[:2], *[1] * (ndim - 1), *u.shape[2:])

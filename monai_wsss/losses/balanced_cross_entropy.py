@@ -1,10 +1,11 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Cross-entropy in which background and foreground count as much, however few pixels one of them has.
+"""Cross-entropy in which background and foreground have equal weight, however few pixels one of them has.
 
     L = w mean_{Y = 0} CE(logits, Y) + (1 - w) mean_{Y > 0} CE(logits, Y),   w = 1/2      Ru et al. (AFA, CVPR 2022)
 
-as the authors' code computes it.  There a side without pixels makes the loss nan; here it gives 0, still with a graph.
+as the authors' code computes it.  There the loss is nan if background or foreground has no pixel; here that part is 0
+and still has a graph.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ __all__ = ["BalancedCrossEntropyLoss", "balanced_cross_entropy_loss"]
 def balanced_cross_entropy_loss(
     logits: torch.Tensor, label: torch.Tensor, *, background_weight: float = 0.5, ignore_index: int = IGNORED
 ) -> torch.Tensor:
-    """Compare segmentation logits with labels, background and foreground averaged apart.
+    """Compare segmentation logits with labels, averaging background and foreground separately.
 
     Args:
         logits: (B, K+1, *S), background first.
@@ -30,7 +31,7 @@ def balanced_cross_entropy_loss(
         ignore_index: the label without a class.
 
     Returns:
-        scalar >= 0 in float32 or wider; a side without pixels contributes 0, still with a graph.
+        scalar >= 0 in float32 or wider; background or foreground without pixels contributes 0, still with a graph.
 
     Raises:
         ValueError: shapes that do not fit, a label that is no class, an ``ignore_index`` that is one, or a weight
@@ -54,8 +55,8 @@ class BalancedCrossEntropyLoss(nn.Module):
     Args:
         background_weight: see there.
         ignore_index: see there.
-        validate_args: whether each call checks its tensors, which waits for a GPU; False for labels made by code
-            that is known to make classes.
+        validate_args: whether each call checks its tensors, which waits for a GPU; take False where the code that
+            makes the labels is known to make valid ones.
 
     Raises:
         ValueError: a weight outside [0, 1].

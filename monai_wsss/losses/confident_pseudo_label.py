@@ -4,21 +4,21 @@
 
     L_c2s = mean_{M^c} l(S^s, Y^c),   L_s2c = mean_{M^s} l(S^c, Y^s)        Zhu et al. (BMP), Eq. 6 and 8
 
-c2s, from the class branch to the segmentation branch: its logits (K+1 channels, background first) learn Y^c.
-s2c, from the segmentation branch to the class branch: its activation logits (K channels, no background) learn Y^s on
-the confident foreground.  Labels are made by ``refinement.confident_label`` and ``confident_segmentation_label``; the
-masks M are where they are a class.
+c2s leads from the classification branch to the segmentation branch, whose logits (K+1 channels, background first) learn
+Y^c.  s2c leads from the segmentation branch to the classification branch, whose activation logits (K channels, no
+background) learn Y^s on the confident foreground.  ``refinement.confident_label`` and ``confident_segmentation_label``
+make the labels.  The masks M are the pixels whose label is a class.
 
 | ``kind``                | l at a pixel of class y, over channels c           | in the released code               |
 |-------------------------|----------------------------------------------------|------------------------------------|
-| ``softmargin``, ``bce``   | mean_c of the BCE of sigmoid(x_c) with [c = y]     | c2s; s2c is meant so, but fails    |
+| ``softmargin``, ``bce``   | mean_c of the BCE of sigmoid(x_c) with [c = y]     | c2s; for s2c intended, but it fails |
 | ``ce``                  | -log softmax(x)_y                                  | s2c; c2s by choice                 |
 
 The multi-label soft margin *is* that binary cross-entropy: two names of one kind.  Eq. 8 prints S^c with its
-background; the released code takes the K activation logits.  Then, for K = 1, ``ce`` is 0 with no gradient, so it is
-refused, and the default of s2c, ``auto``, is ``bce`` there and ``ce`` for several classes.  But ``bce`` of one class
-sees foreground alone, which only ever raises the activations: ``use_background`` adds the confident background as
-negatives of every class.  An empty mask, officially nan, gives 0 that still has a graph.
+background; the released code takes the K activation logits.  For K = 1 their ``ce`` is 0 with no gradient and is
+refused; ``auto``, the default of s2c, takes ``bce`` for one class and ``ce`` for several.  But ``bce`` of one class
+sees only foreground, which always raises the activations: ``use_background`` adds the confident background as negatives
+of every class.  The loss of an empty mask is nan in the released code; here it is 0 and still has a graph.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _S2C_KINDS = ("auto", *_KINDS)
 def class_to_segmentation_loss(
     logits: torch.Tensor, label: torch.Tensor, *, kind: str = "softmargin", ignore_index: int = IGNORED
 ) -> torch.Tensor:
-    """c2s (Eq. 6): the segmentation branch against the confident labels of the classification branch.
+    """Compare the segmentation branch with the confident labels of the classification branch: c2s (Eq. 6).
 
     Args:
         logits: (B, K+1, *S), background first.
@@ -79,16 +79,16 @@ def segmentation_to_class_loss(
     positive: torch.Tensor | None = None,
     ignore_index: int = IGNORED,
 ) -> torch.Tensor:
-    """s2c (Eq. 8): the classification branch against the confident labels of the segmentation branch.
+    """Compare the classification branch with the confident labels of the segmentation branch: s2c (Eq. 8).
 
     Args:
         maps: raw activation logits (B, K, *S), at the size of the labels.
         label: Y^s (B, *S), 0 background, 1..K foreground (channel + 1), or ``ignore_index``.
         kind: l, see the table of this file; ``"auto"`` is ``"bce"`` for K = 1 and ``"ce"`` for more.
         use_background: also count the pixels of label 0, as negatives of every class; with several classes
-            this asks for ``"bce"``.
-        positive: (B,) bool, the images that give such negatives; None is all.  Those without any class already have
-            the image-level loss for it.
+            this needs ``"bce"``.
+        positive: (B,) bool, the images that give such negatives; None is all.  The image-level loss already tells
+            healthy images that every pixel is negative.
         ignore_index: the label without a class.
 
     Returns:
@@ -121,8 +121,8 @@ class ClassToSegmentationLoss(nn.Module):
     Args:
         kind: see there.
         ignore_index: see there.
-        validate_args: whether each call checks its tensors, which waits for a GPU; False for labels made by code
-            that is known to make classes.
+        validate_args: whether each call checks its tensors, which waits for a GPU; take False where the code that
+            makes the labels is known to make valid ones.
 
     Raises:
         ValueError: an unknown kind.
@@ -182,7 +182,7 @@ class SegmentationToClassLoss(nn.Module):
         self.validate_args = validate_args
 
     def forward(self, maps: torch.Tensor, label: torch.Tensor, positive: torch.Tensor | None = None) -> torch.Tensor:
-        """Compare activation logits (B, K, *S) with confident labels Y^s (B, *S); ``positive`` (B,) as there."""
+        """Compare activation logits (B, K, *S) with labels Y^s (B, *S); images ``positive`` (B,) give negatives."""
         if not self.validate_args:
             return _segmentation_to_class(maps, label, self.kind, self.use_background, positive, self.ignore_index)
         return segmentation_to_class_loss(
@@ -224,7 +224,7 @@ def _resolved(kind: str, classes: int) -> str:
 
 
 def _masked_mean(logits: torch.Tensor, target: torch.Tensor, counted: torch.Tensor, kind: str) -> torch.Tensor:
-    """Average l over the pixels that count; ``target`` (B, *S) is a channel, or -1 for none of them."""
+    """Average l over the pixels that count; ``target`` (B, *S) is a channel, or -1 for no channel."""
     with torch.autocast(logits.device.type, enabled=False):
         logits = float32_or_wider(logits)
         channel = target.clamp(min=0)[:, None]

@@ -5,14 +5,14 @@
     L_CMER(k, l) = || n(M_l) - n(M_k) ||^2,   n(u) = u / ||u||_2 over the pixels      Patel & Dolz (CMER), Eq. 4
 
 where one map is of the transformed image and the other is transformed itself; network l is the teacher and gets no
-gradient.  Unit vectors make the modalities comparable whose maps differ in area and confidence.
+gradient.  The maps of two modalities may differ in area and confidence; unit vectors make them comparable.
 
-For all pairs at once, without a normalized copy or a difference of maps in memory:
+All pairs are computed at once, without a normalized copy or a difference of maps in memory:
 
     || n(a) - n(b) ||^2 = |n(a)|^2 + |n(b)|^2 - 2 <a, b> / (|a| |b|)
 
-which needs G norms and one G x G matrix of inner products for each image and class.  The paper's printed sum over
-pixels keeps the loss in [0, 2]; the released code divides by the number of pixels, which makes it inert.
+which needs G norms and one G x G matrix of inner products per image and class.  The paper prints a sum over pixels,
+which keeps the loss in [0, 2]; the released code divides by the number of pixels, which makes the loss negligible.
 
 | symbol | name      | shape         |
 |--------|-----------|---------------|
@@ -33,7 +33,9 @@ EMPTY = 1e-6  # a map in [0, 1] with a norm below this is empty: no pixel that a
 
 
 def unit_norm_maps(maps: torch.Tensor) -> torch.Tensor:
-    """n(u) = u / ||u||_2 over the pixels of each image and channel; empty maps stay zero, with zero gradient.
+    """Scale maps to unit norm over the pixels of each image and channel: n(u) = u / ||u||_2.
+
+    Empty maps stay zero, with zero gradient.
 
     Args:
         maps: (B, K, *S), in [0, 1].
@@ -61,19 +63,19 @@ def cross_modal_equivariance_loss(
     normalize: bool = True,
     skip_empty: bool = True,
 ) -> torch.Tensor:
-    """Distance between the maps of student networks and of teacher networks, teachers detached.
+    """Measure the distance between the maps of student networks and of teacher networks, teachers detached.
 
-    Mean over the G students of sum_l pairs[k, l] * (mean over images of L_CMER(k, l)).
+    The loss is the mean over the G students k of sum_l pairs[k, l] * (mean over images of L_CMER(k, l)).
 
     Args:
         student: maps in [0, 1] (B, G, K, *S).
         teacher: maps in [0, 1] (B, H, K, *S), of the same pixels; no gradient.
         pairs: (G, H) weight of teacher l for student k, see :func:`~monai_wsss.losses.peer_weights`.
-        weight: (B, H, K) factors by teacher, e.g. the label times what the teacher predicts; None: all count.
+        weight: (B, H, K) factors per teacher, e.g. the label times what the teacher predicts; None: all count.
         reduction: over classes and pixels of an image: ``"sum"`` as Eq. 4 is printed, or ``"mean"``.
-        normalize: False if the maps have been scaled to unit norm before they were transformed (the order that the
-            paper prints); interpolation and padding have then changed their norms.
-        skip_empty: leave out images where the teacher's map is empty; else they pull the student's map to zero.
+        normalize: False if the maps were scaled to unit norm before they were transformed, which is the order that
+            the paper prints; interpolation and padding have then changed their norms.
+        skip_empty: leave out images where the teacher's map is empty; otherwise they pull the student's map to zero.
 
     Returns:
         scalar, in float32 or wider.
@@ -113,10 +115,11 @@ class CrossModalEquivarianceLoss(nn.Module):
 
     Args:
         reduction: see there; the released code's is ``"mean"``.
-        mask: which maps of a teacher count: ``"label_and_teacher"``, those of classes that the image holds and the
-            teacher predicts, as the released code; ``"label"``; ``"none"``, the paper's reading, all.
-        l2_before_warp: maps are scaled to unit norm before they are transformed, as Eq. 4 is printed, not after, as
-            the released code does.  The method, which transforms, reads this.
+        mask: which maps of a teacher count.  ``"label_and_teacher"``: those of classes that the image holds and the
+            teacher predicts, as in the released code; ``"label"``: those of classes that the image holds;
+            ``"none"``: all, as in the paper.
+        l2_before_warp: True: maps are scaled to unit norm before they are transformed, as Eq. 4 is printed; False:
+            after, as in the released code.  The method transforms the maps and reads this.
         skip_empty: see there.
 
     Raises:
@@ -153,7 +156,7 @@ class CrossModalEquivarianceLoss(nn.Module):
         teacher_logits: torch.Tensor,
         pairs: torch.Tensor,
     ) -> torch.Tensor:
-        """The loss.
+        """Compare the maps of students with those of teachers, which get no gradient.
 
         Args:
             student: (B, G, K, *S), see :func:`cross_modal_equivariance_loss`.
@@ -183,7 +186,7 @@ def _norm(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def _inverse_norm(pixels: torch.Tensor) -> torch.Tensor:
-    """1 / ||u|| over the last dimension, differentiable; 0 for empty maps, so that nothing divides by nothing."""
+    """Compute 1 / ||u|| over the last dimension, differentiable; 0 for empty maps, so that nothing divides by 0."""
     square = pixels.square().sum(-1)
     filled = square > EMPTY**2
     return torch.where(filled, torch.where(filled, square, 1.0).rsqrt(), 0.0)

@@ -4,9 +4,9 @@
 
     L_ER = || pi(M(x)) - M(pi(x)) ||^2        Patel & Dolz (CMER), Eq. 2
 
-The idea, with another norm and for one modality, is of Wang et al. 2020 (SEAM, arXiv:2004.04581).  M are maps
-normalized to [0, 1].  The paper sums over pixels, which with full-resolution maps is of the order of 1000 an image and
-drowns the classification; the released code averages.  Gradients pass through both maps.
+Wang et al. 2020 (SEAM, arXiv:2004.04581) had the idea, with another norm and for one modality.  M are maps normalized
+to [0, 1].  The paper sums over pixels.  With full-resolution maps that sum is about 1000 per image, far above the
+classification loss; the released code averages.  Gradients pass through both maps.
 
 | symbol     | name               |
 |------------|--------------------|
@@ -31,7 +31,7 @@ def equivariance_loss(
     weight: torch.Tensor | None = None,
     reduction: str = "mean",
 ) -> torch.Tensor:
-    """Squared difference of two stacks of maps; the mean over images, those of weight 0 counted.
+    """Compute the squared difference of two stacks of maps: the mean over images, those of weight 0 counted.
 
     Args:
         warped_maps: pi(M(x)) (B, K, *S), in [0, 1].
@@ -69,8 +69,8 @@ class EquivarianceLoss(nn.Module):
 
     Args:
         reduction: see there; the paper's reading is ``"sum"``.
-        mask: ``"label"`` lets only the classes that an image holds contribute, as the released code; ``"none"``, the
-            paper's reading, all.
+        mask: which maps count: ``"label"``, those of classes that the image holds, as in the released code;
+            ``"none"``, all, as in the paper.
 
     Raises:
         ValueError: an unknown option.

@@ -6,7 +6,7 @@
                                                                              Zhang et al. 2018, arXiv:1706.00384
 
 Network l is the teacher and gets no gradient.  K independent classes have two outcomes each; for K = 1 that is the
-softmax over (absent, present) with the logits (0, s).  The temperature T = 10, times T^2, is of the released code.
+softmax over (absent, present) with the logits (0, s).  The released code takes T = 10 and has the factor T^2.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ def mutual_distillation_loss(
     temperature: float = 1.0,
     activation: str = "sigmoid",
 ) -> torch.Tensor:
-    """Kullback-Leibler divergence from teachers' to students' predictions, teachers detached.
+    """Compute the Kullback-Leibler divergence from teachers' to students' predictions, teachers detached.
 
-    Mean over the G students of sum_l pairs[k, l] * (mean over images of L_KD(k, l)).
+    The loss is the mean over the G students k of sum_l pairs[k, l] * (mean over images of L_KD(k, l)).
 
     Args:
         student: logits (B, G, K).
         teacher: logits (B, H, K); no gradient.
         pairs: (G, H) weight of teacher l for student k, see :func:`~monai_wsss.losses.peer_weights`.
         temperature: T > 0.
-        activation: ``"sigmoid"``, K independent classes, mean over them; ``"softmax"``, K classes of which exactly one
-            is present (a background among them).
+        activation: ``"sigmoid"``: K independent classes, over which the mean is taken; ``"softmax"``: K classes of
+            which exactly one is present (a background among them).
 
     Returns:
         scalar >= 0, in float32 or wider.
@@ -93,14 +93,14 @@ class MutualDistillationLoss(nn.Module):
         self.activation = activation
 
     def forward(self, student: torch.Tensor, teacher: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
-        """Args: logits (B, G, K) and (B, H, K), and ``pairs`` (G, H)."""
+        """Compare logits (B, G, K) of students with logits (B, H, K) of teachers; ``pairs`` (G, H)."""
         return mutual_distillation_loss(
             student, teacher, pairs, temperature=self.temperature, activation=self.activation
         )
 
 
 def _log_probabilities(logits: torch.Tensor, activation: str) -> torch.Tensor:
-    """Log-probabilities of the outcomes, in the last dimension: (…, K, 2) or (…, 1, K)."""
+    """Compute the log-probabilities of the outcomes, in the last dimension: (…, K, 2) or (…, 1, K)."""
     if activation == "softmax":
         return F.log_softmax(logits, dim=-1)[..., None, :]
     return torch.stack([F.logsigmoid(-logits), F.logsigmoid(logits)], dim=-1)

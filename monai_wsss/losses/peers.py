@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Who teaches whom among G networks that learn from one another: the mean over l != k as a matrix."""
+"""A matrix that says who teaches whom among G networks that learn from one another: the mean over l != k."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ __all__ = ["peer_weights"]
 
 
 def peer_weights(allowed: torch.Tensor, *, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Weights of the teachers of each student: equal over those allowed, zero for the rest and for itself.
+    """Give the weights of each student's teachers: equal for all that are allowed, zero for others and for itself.
 
-    The mean over l != k of Patel & Dolz (CMER), Eq. 8; a student without teacher has a row of zeros, G = 1 among them.
+    This is the mean over l != k of Patel & Dolz (CMER), Eq. 8.  A student without a teacher has a row of zeros; for
+    G = 1 that is the only row.
 
     Args:
-        allowed: (G, G) bool, entry [k, l]: may network l teach network k?  The diagonal is ignored.
+        allowed: (G, G) bool; entry [k, l] says whether network l may teach network k.  The diagonal is ignored.
         dtype: of the result.
 
     Returns:

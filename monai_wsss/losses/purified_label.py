@@ -1,23 +1,23 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Purified labels: pixels of a pseudo-mask that a segmenter finds hard to fit are taken for noise and count less.
+"""Purified labels: pixels of a pseudo-mask that a segmenter fits badly are taken for noise and count less.
 
     L_PLF = mean_q w_q L_q,   L = CE(logits, pseudo-label),   w = 1 in images of a single class, else
     w = omega (max_c p - min_c p) / mean(omega),   omega = softmax_q(-L)        Feng et al. (AAAI 2025), Eq. 10-11
 
-Weights carry no gradient.  They are taken image by image; omega / mean(omega) is computed as omega times the number of
-pixels, which is the same and stays in range for volumes.  Where the paper and code disagree:
+Weights carry no gradient and are computed per image.  omega / mean(omega) is computed as omega times the number of
+pixels, which is the same and stays in range for volumes.  Paper and code disagree in the weight:
 
 | ``variant``   | w in images of several classes                | mean of w  | source                     |
 |---------------|-----------------------------------------------|------------|----------------------------|
 | ``paper``     | omega (max p - min p) / mean(omega)           | 0.4 to 0.8 | Eq. 11                     |
 | ``official``  | omega max p / (max omega - min omega)         | 0.2 to 0.5 | the authors' released code |
 | ``oeem``      | omega / mean(omega)                           | 1          | OEEM (Li et al. 2022) code |
-| ``oeem_conf`` | omega max p / mean(omega)                     | 0.6 to 0.9 | that with a confidence     |
+| ``oeem_conf`` | omega max p / mean(omega)                     | 0.6 to 0.9 | OEEM with a confidence     |
 
-The mean of w, measured on random logits of standard deviation 1 to 4 with two and three classes, scales the effective
-learning rate.  ``official`` divides by zero where the loss of an image is the same at every pixel; it is then not
-finite, as the released one.  In the paper's form an untrained network (p uniform, w = 0) learns nothing from images of
+The mean of w scales the effective learning rate; the table gives it for random logits of standard deviation 1 to 4 with
+two and three classes.  ``official`` divides by zero if the loss of an image is the same at every pixel; it is then not
+finite, as in the released code.  With ``paper`` an untrained network (p uniform, w = 0) learns nothing from images of
 several classes, so runs may warm up with plain cross-entropy (``purify``).  Eq. 10 prints L as a scalar, over which no
 softmax is possible; here, as in all code, L is a map.
 
@@ -81,7 +81,7 @@ def purified_label_loss(
     purify: bool = True,
     return_weight: bool = False,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    """Cross-entropy with a pseudo-mask, each pixel weighted by how well its label fits: L_PLF above.
+    """Compute the cross-entropy with a pseudo-mask, each pixel weighted by how well its label fits: L_PLF above.
 
     Args:
         logits: (B, C, *S), C >= 2.
@@ -89,14 +89,15 @@ def purified_label_loss(
             whose classes are all real tissue have no background channel: their masks on disk are channel + 1.
         variant: how an image of several classes is weighted, see the table of this file.
         ignore_mode: ``"valid"`` leaves ignored pixels out of the softmax and of the mean; ``"all"`` counts them in
-            both with a loss of 0, as the released code: they then hold the largest omega, and dilute the loss.
+            both with a loss of 0, as the released code does: they then have the largest omega and dilute the loss.
         ignore_index: the label without a class.
         purify: False gives the plain cross-entropy, e.g. during warm-up.
         return_weight: give the weights, too.
 
     Returns:
-        scalar >= 0 in float32 or wider; 0, still with a graph, where every pixel is ignored.  With ``return_weight``
-        also the weights w, without gradient, of the shape of ``label``: 1 everywhere in images of a single class.
+        scalar >= 0 in float32 or wider; if every pixel is ignored, it is 0 and still has a graph.  With
+        ``return_weight`` also the weights w, without gradient, of the shape of ``label``: 1 everywhere in images of a
+        single class.
 
     Raises:
         ValueError: shapes that do not fit, a label that is no class, a single channel, or an unknown option.
@@ -134,7 +135,7 @@ class PurifiedLabelLoss(nn.Module):
 
     Args:
         variant: see there.
-        ignore_mode: see there; the released code's is ``"all"``.
+        ignore_mode: see there; the released code has ``"all"``.
         ignore_index: see there.
 
     Raises:
@@ -157,7 +158,7 @@ class PurifiedLabelLoss(nn.Module):
     def forward(
         self, logits: torch.Tensor, label: torch.Tensor, *, purify: bool = True, return_weight: bool = False
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """Args: logits (B, C, *S) and pseudo-labels (B, *S) or (B, 1, *S); ``purify=False`` during warm-up."""
+        """Compare logits (B, C, *S) with pseudo-labels (B, *S) or (B, 1, *S); ``purify=False`` during warm-up."""
         loss, weight = purified_label_loss(
             logits,
             label,
@@ -171,7 +172,7 @@ class PurifiedLabelLoss(nn.Module):
 
 
 def _checked_target(logits: torch.Tensor, label: torch.Tensor, ignore_index: int) -> torch.Tensor:
-    """The labels as int64 (B, *S), every value checked."""
+    """Give the labels as int64 (B, *S), every value checked."""
     check_shape("logits", logits, "(B, C, *S)")
     batch, classes, *size = logits.shape
     if classes < 2:
@@ -195,14 +196,14 @@ def _checked_target(logits: torch.Tensor, label: torch.Tensor, ignore_index: int
 
 
 def _holds_several_classes(target: torch.Tensor, valid: torch.Tensor, classes: int) -> torch.Tensor:
-    """Which images hold more than one class: bool (B, 1, ...), to be broadcast over pixels."""
+    """Tell which images hold more than one class: bool (B, 1, ...), to be broadcast over pixels."""
     lowest = target.masked_fill(~valid, classes).flatten(1).amin(1)
     highest = target.masked_fill(~valid, -1).flatten(1).amax(1)
     return (lowest < highest).reshape(-1, *[1] * (target.ndim - 1))
 
 
 def _purified_weight(loss_map: torch.Tensor, log_p: torch.Tensor, counted: torch.Tensor, variant: str) -> torch.Tensor:
-    """w (B, *S) of images of several classes; 0 at pixels that do not count."""
+    """Compute w (B, *S) of images of several classes; 0 at pixels that do not count."""
     pixels = counted.flatten(1)
     scores = (-loss_map).flatten(1).masked_fill(~pixels, float("-inf"))
     omega = scores.softmax(1) * pixels.sum(1, keepdim=True)  # divided by its mean

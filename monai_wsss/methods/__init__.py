@@ -1,7 +1,7 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 
-"""One paper a file: composes networks, cams, refinement and losses into named training losses."""
+"""Methods, one paper per file: each composes networks, cams, refinement and losses into named training losses."""
 
 from monai_wsss.methods.afa import AFA
 from monai_wsss.methods.base import WSSSMethod

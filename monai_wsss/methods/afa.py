@@ -7,13 +7,13 @@ CVPR 2022, arXiv:2203.02664.  For an image x with image-level labels y over K cl
 
     c, C, S, A = network(x)                   class logits, seeds, segmentation, affinity of tokens        Eq. 1-3
     Y^0        = first_labels(C')             constant background scores, refined along the image (PAR)
-    Y^c        = labels(C', A)                the same scores, spread by the affinity before               Eq. 5-6
+    Y^c        = labels(C', A)                the same scores, first spread by the affinity                Eq. 5-6
     L_seg      = balanced cross-entropy of S against Y^c                                                   ``c2s``
     L_aff      = affinity(A, Y^0)                                                                          Eq. 4
     L          = L_cls + lambda_1 L_seg + lambda_2 L_aff                                                   Eq. 10
 
-It is the algorithm box of :class:`~monai_wsss.methods.BMP` with other labels, another l_seg and no feedback; what each
-part is called is said there.  The presets stand in ``bmp_settings.py``.
+It has the parts of :class:`~monai_wsss.methods.BMP` under the same names, with other labels, another l_seg and no
+feedback.  The presets stand in ``bmp_settings.py``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""The interface of methods: a value that maps a batch to named losses, and owns what only training needs."""
+"""The interface of methods: a method maps a batch to named losses, and owns what only training needs."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class WSSSMethod(nn.Module):
         network: the deployable part.
 
     Attributes:
-        players: names of the parties that are optimized in turn, each with its own optimizer.
-        uses_masks: whether training reads pixel masks; true for upper bounds alone.
-        settings: what the method was built with, for the run's record: values that JSON can hold.
+        players: names of the parts that are optimized in turn, each with its own optimizer.
+        uses_masks: whether training reads pixel masks; true only for upper bounds.
+        settings: the settings that the method was built with, for the run's record: values that JSON can hold.
     """
 
     players: ClassVar[tuple[str, ...]] = ("network",)
@@ -48,7 +48,7 @@ class WSSSMethod(nn.Module):
     def forward(self, batch: dict[str, Any], progress: Progress, player: str = "network") -> dict[str, torch.Tensor]:
         """Check the batch and give its :meth:`losses`; ``DistributedDataParallel`` wraps a method by this.
 
-        Labels that are still on the CPU are checked there, as the trainer hands them over: a GPU is not waited for.
+        The trainer leaves labels on the CPU, where they are checked without waiting for a GPU.
 
         Raises:
             ValueError: a mask in the batch of a weakly supervised method, or an image or label of another shape.
@@ -63,25 +63,25 @@ class WSSSMethod(nn.Module):
         return self.losses(batch, progress, player)
 
     def _num_classes(self, label: torch.Tensor) -> int:
-        """Give K of the network, or of the label where the network is anybody's segmenter and does not say."""
+        """Give K of the network, or of the label where the network is any segmenter without ``num_classes``."""
         return int(getattr(self.network, "num_classes", label.shape[-1]))
 
     def player_parameters(self, player: str) -> Iterator[nn.Parameter]:
-        """Give the parameters of one party, for its optimizer and for clipping."""
+        """Give the parameters of one player, for its optimizer and for clipping."""
         return self.get_submodule(player).parameters()
 
     def after_step(self, progress: Progress) -> None:
         """Do what follows a step of all players, e.g. average weights; nothing by default.
 
-        It is called once per iteration in which the optimizer of every player stepped: not while gradients accumulate,
-        and not where mixed precision skipped a step.  What has to see every batch is updated in :meth:`losses`.
+        The trainer calls it once per iteration in which the optimizer of every player stepped: not while gradients
+        accumulate, and not where mixed precision skipped a step.  Update what has to see every batch in :meth:`losses`.
         """
 
     @torch.no_grad()
     def finalize(self, train_data_loader: Iterable, device: torch.device | str = "cpu") -> None:
         """Fill the network's ``negative_reference`` and ``negative_quantile`` from training-negative images.
 
-        Reads image-level labels only.  A network that gives segmentations has neither and is left alone.
+        This reads image-level labels only.  A network that gives segmentations has neither buffer and stays as it is.
         """
         if not isinstance(self.network, ActivationNetwork):
             return
@@ -96,16 +96,16 @@ class WSSSMethod(nn.Module):
         train_data_loader: Iterable,
         device: torch.device | str,
     ) -> NegativeResponses:
-        """Collect the raw maps' responses to training images without the class, of all processes."""
+        """Collect, from all processes, the responses of the raw maps to training images without the class."""
         was_training = self.network.training
         self.network.eval()
-        # Batch statistics differ between the processes after a step: all measure with those of the first.
+        # Batch statistics differ between the processes after a step: all take those of the first.
         broadcast_buffers(self.network.buffers())
         responses = NegativeResponses(channels)
         for batch in train_data_loader:
             label = torch.as_tensor(batch["label"])
             check_label(label, len(label), self._num_classes(label))
-            # Whole batches of positives for every class have nothing to tell.
+            # A batch whose images hold every class has no negative image.
             if bool((label == 0).any()):
                 responses.update(float32_or_wider(maps_of(batch["image"].to(device))), label.to(device))
         own, *others = gather_objects(responses.values)
@@ -117,7 +117,7 @@ class WSSSMethod(nn.Module):
 
     @torch.no_grad()
     def observe(self, maps: torch.Tensor, label: torch.Tensor) -> None:
-        """Note how much of positive images the maps call foreground (raw logit above 0), for the collapse warning.
+        """Record which share of positive images the maps call foreground (raw logit above 0), for the collapse warning.
 
         Args:
             maps: raw class maps (B, G K, *S).
@@ -129,7 +129,7 @@ class WSSSMethod(nn.Module):
         self._foreground_share = now if self._foreground_share is None else self._foreground_share + now
 
     def collapse_warnings(self) -> list[str]:
-        """Say whether the maps of positive images were all or nothing since the last call; empty when healthy."""
+        """Warn if, since the last call, maps of positive images were almost all or no foreground; else give no text."""
         if self._foreground_share is None:
             return []
         total, count = self._foreground_share.tolist()
@@ -151,7 +151,7 @@ class WSSSMethod(nn.Module):
 
 
 def describe(part: Any) -> Any:
-    """Give the public settings of a method's part as values that JSON can hold, for the run's record.
+    """Give the public settings of a part of a method as values that JSON can hold, for the run's record.
 
     Example:
         >>> from monai_wsss.engines import Term

@@ -148,7 +148,11 @@ class BMP(TwoBranchMethod):
         check_choice("preset", preset, tuple(cls.presets))
         settings = BmpSettings(**{**cls.presets[preset][0], **words})
         if network is None:
-            size: dict[str, Any] = {"spatial_dims": spatial_dims, "in_channels": in_channels, "num_classes": num_classes}
+            size: dict[str, Any] = {
+                "spatial_dims": spatial_dims,
+                "in_channels": in_channels,
+                "num_classes": num_classes,
+            }
             network = cls.network_from_preset(preset, **size)
         method = cls(network, **settings.parts(network.num_classes, refine))
         method.settings |= {"preset": preset, **settings.for_classes(network.num_classes).record()}

@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""BMP and AFA by words: every number of their presets, and the parts that the words stand for.
+"""BMP and AFA by words: all numbers of their presets, and the parts that the words stand for.
 
 |                        | ``"default"``    | ``"scratch"``     | ``"paper"``      | ``"released"``   |
 |------------------------|------------------|-------------------|------------------|------------------|
@@ -20,16 +20,16 @@
 | refinement reaches     | 24 pixels, at    | 4 pixels, at full | as default       | as default       |
 |                        | half resolution  | resolution        |                  |                  |
 
-All have lambda_1, _2, _3 = 0.7, 0.1, 0.1 and a soft margin in L_c2s.  ``"scratch"`` is for small encoders trained from
-scratch on small images: a classifier that starts from nothing has nothing to teach before.  ``"released"`` also makes
-its labels in training mode and treats images without findings as any other; so does AFA's ``"paper"``.  For one class
-the released code's L_s2c is a cross-entropy over one channel, which is always 0: ``auto`` takes the binary one.
-``"paper"`` reads the shares S^c as logits, as its equation does, so that its L_s2c lies between 0.5 and 1.0.  Warm-ups
-in iterations never end on a run of fewer; a warning says so.
+All presets have lambda_1, _2, _3 = 0.7, 0.1, 0.1 and a soft margin in L_c2s.  ``"scratch"`` is for small encoders
+trained from scratch on small images: its long warm-ups wait until the classifier has learned something to teach.
+``"released"`` also makes its labels in training mode and treats healthy images like any other; so does AFA's
+``"paper"``.  For one class the released code's L_s2c is a cross-entropy over one channel, which is always 0: ``auto``
+takes the binary cross-entropy.  ``"paper"`` reads the shares S^c as logits, as its equation does, so that its L_s2c
+lies between 0.5 and 1.0.  A warm-up of more iterations than the run has never ends; a warning says so.
 
-AFA's ``"paper"``: a balanced cross-entropy with weight 0.1 on labels spread by the learned affinity from iteration 6000
-on, no feedback, no OFD, seeds that its losses do not reach; its ``"default"`` has the same terms with the warm-ups and
-the treatment of healthy images of BMP's default.
+AFA's ``"paper"`` has a balanced cross-entropy with weight 0.1, labels spread by the learned affinity from iteration
+6000 on, no feedback, no OFD, and seeds that its losses do not train.  AFA's ``"default"`` has the same terms, with the
+warm-ups and the treatment of healthy images of BMP's default.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ _SCRATCH: dict[str, Any] = {
 _AFA: dict[str, Any] = {"c2s_weight": 0.1, "s2c_weight": 0.0, "propagation": "affinity", "c2s_loss": "balanced"}
 _WITHOUT_OFD: dict[str, Any] = {"ofd": False, "detach_seeds": True}
 
-# Of each preset the words of the method, and those of its network.
+# For each preset the words of the method, and those of its network.
 BMP_PRESETS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "default": ({}, {}),
     "scratch": (_SCRATCH, {"encoder": "conv_pyramid", "decoder_width": 32, "pooled": "maps"}),
@@ -114,45 +114,46 @@ class BmpSettings:
     """The words that choose BMP's parts; the defaults are those of the preset ``"default"``.
 
     Args:
-        c2s_weight: lambda_1; 0 switches the term off, and with it everything that needs Y^c but the affinity loss.
+        c2s_weight: lambda_1; 0 switches L_c2s off, and with it everything that needs Y^c except the affinity loss.
         s2c_weight: lambda_2.
         affinity_weight: lambda_3; 0 for networks whose encoder gives no attention.
-        propagation: what makes Y^c: ``"bsp"``; ``"par"``, constant background scores ``low`` and ``high``;
-            ``"affinity"``, AFA's: those, spread by the learned affinity before the refinement.
-        c2s_loss: l_seg of L_c2s: ``"softmargin"``, ``"ce"``, ``"bce"``, or ``"balanced"``, AFA's.
+        propagation: the maker of Y^c: ``"bsp"``; ``"par"``: constant background scores ``low`` and ``high``;
+            ``"affinity"`` (AFA): the same scores, spread by the learned affinity before the refinement.
+        c2s_loss: l_seg of L_c2s: ``"softmargin"``, ``"ce"``, ``"bce"``, or ``"balanced"`` (AFA).
         s2c_loss: l_seg of L_s2c: ``"ce"``, ``"softmargin"``, ``"bce"``; ``"auto"`` is ``"bce"`` for one class, where
             the cross-entropy over one channel is zero, and ``"ce"`` for several.
-        s2c_input: what L_s2c supervises: ``"seeds"``, C upsampled, as released; ``"scores"``, S^c, as printed.
-        s2c_background: take confident background pixels of images with findings as negatives of L_s2c.
+        s2c_input: the maps that L_s2c trains: ``"seeds"``: C upsampled, as released; ``"scores"``: S^c, as printed.
+        s2c_background: take confident background pixels of images that hold any class as negatives of L_s2c.
         class_confidence: sigma_c.
         segmentation_confidence: sigma_s.
-        confidence_of: what sigma_s is compared with: ``"prob"``, or ``"logit"`` as released.
+        confidence_of: compare probabilities with sigma_s (``"prob"``), or logits (``"logit"``), as released.
         filter_segmentation: leave classes that the image does not hold out of Y^s.
-        seed_scale: what the seeds become: ``"minmax"``, scaled per image and class (the paper); ``"reference"``, 0 at
-            the level of images without the class, which is followed in training, and 1 at the image's peak: for
-            networks with ``pooled="maps"`` trained from scratch.
-        background_scale: B^s: ``"softmax"``, its probability; ``"minmax"``, as released, its logits scaled per image;
-            ``"auto"`` is the first for one class, since an image that one class fills has background nowhere, and the
-            second for several.
-        score_scale: what S^c of a pixel becomes before sigma_c: ``"l1"``, ``"softmax"`` or ``"none"``.
+        seed_scale: ``"minmax"``: seeds are scaled per image and class (the paper); ``"reference"``: seeds are 0 at the
+            level of images without the class, which training follows, and 1 at the image's peak: for networks with
+            ``pooled="maps"`` trained from scratch.
+        background_scale: B^s: ``"softmax"``: the probability of the background; ``"minmax"``: its logits scaled per
+            image, as released.  ``"auto"`` is ``"minmax"`` for several classes and ``"softmax"`` for one: an image that
+            one class fills has background nowhere.
+        score_scale: normalization of S^c before sigma_c: ``"l1"``, ``"softmax"`` or ``"none"``.
         low: background score that lets seeds through.
         high: background score that holds them back.
         dilations: of the pixel-adaptive refinement, see
             :class:`~monai_wsss.refinement.PixelAdaptiveRefinement`.
-        row_stochastic: whether its weights sum to 1; see there.
-        downscale: factor by which images shrink for the refinement; 2 is the authors', for images of some 500 pixels.
+        row_stochastic: whether the weights of the refinement sum to 1; see there.
+        downscale: factor by which images shrink for the refinement; the authors take 2 for images of about 500 pixels.
         scales: of the passes that make pseudo-labels, each with its mirror image.
-        healthy_is_background: images without any class are background throughout, whatever S^c says.
-        healthy_affinity: whether such images, which have positive pairs alone, take part in L_aff.
-        train_mode_labels: make labels in training mode, as released: with dropout, and batch statistics updated.
+        healthy_is_background: healthy images are background throughout, whatever S^c says.
+        healthy_affinity: whether healthy images, which have positive pairs only, take part in L_aff.
+        train_mode_labels: make labels in training mode, as released: with dropout, and with updates of the batch
+            statistics.
         c2s_ramp: when L_c2s and L_aff begin: a :class:`~monai_wsss.engines.WeightRamp`, or a share of the run.
         s2c_ramp: when L_s2c begins.
         propagation_ramp: when ``propagation`` replaces ``"par"``.
-        ready_below: the branches teach nothing before the classification loss, as a moving average, was once below it:
-            seeds of a classifier that has not learned teach an empty segmentation, which then holds the encoder back.
-            From scratch take some two thirds of the loss of a classifier that knows only how frequent the classes
-            are, 0.4 where a third of the images has the finding; None (``"off"``): the warm-ups alone.
-        radius: of the affinity's pairs, in tokens.
+        ready_below: the branches teach nothing until the moving average of the classification loss was below this once.
+            Seeds of a classifier that has not learned teach an empty segmentation, which then holds the encoder back.
+            From scratch take about two thirds of the loss of a classifier that knows only how frequent the classes
+            are: 0.4 where a third of the images hold the class.  None (``"off"``): only the warm-ups count.
+        radius: largest offset of the affinity's pairs, in tokens.
 
     Raises:
         ValueError: an unknown choice, a negative weight, confidences or scores outside of their range, or options that
@@ -226,7 +227,7 @@ class BmpSettings:
             )
 
     def for_classes(self, num_classes: int) -> BmpSettings:
-        """Choose what ``"auto"`` stands for, for K classes, and check what depends on them."""
+        """Replace ``"auto"`` by the choice for K classes, and check the words that depend on K."""
         if num_classes >= IGNORED:
             raise ValueError(f"Expected fewer than {IGNORED} classes, a label that marks doubt, got {num_classes}.")
         one = num_classes == 1
@@ -244,7 +245,7 @@ class BmpSettings:
         return chosen
 
     def parts(self, num_classes: int, refine: PixelAdaptiveRefinement | None = None) -> dict[str, Any]:
-        """Build what :class:`~monai_wsss.methods.BMP` receives.
+        """Build the parts that :class:`~monai_wsss.methods.BMP` receives.
 
         Args:
             num_classes: K.
@@ -310,7 +311,7 @@ def preset_network(
     in_channels: int,
     num_classes: int,
 ) -> TwoBranchNetwork:
-    """Build a network by words of ``TwoBranchNetwork.build`` and the name of its encoder, or around another one."""
+    """Build a network by words of ``TwoBranchNetwork.build``, around an encoder, or one that ``decoding`` names."""
     name = decoding.get("encoder", "mit_b1")
     if encoder is None and name == "conv_pyramid":
         encoder = ConvPyramid(spatial_dims, in_channels)

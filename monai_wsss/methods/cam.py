@@ -6,10 +6,10 @@
     s_k = pool(m_k)                   image-level logit
     L   = mean_k BCE(s_k, y_k)        the only loss, on image-level labels
 
-Zhou et al. 2016, "Learning deep features for discriminative localization", where pool is the average and the mask is
-the min-max normalized map above a half: preset ``"paper"``, which presumes ImageNet weights.  From scratch, average
-pooling finds shortcuts; preset ``"default"`` is what holds there: a stride-4 encoder, maximum pooling, three members
-side by side, and the mask half-way between the healthy level (measured on training-negative images) and the peak.
+Zhou et al. 2016, "Learning deep features for discriminative localization".  There pool is the average and the mask is
+the min-max normalized map above a half: preset ``"paper"``, which needs ImageNet weights.  From scratch, average
+pooling finds shortcuts.  Preset ``"default"`` works from scratch: it has a stride-4 encoder, maximum pooling and three
+members, and it cuts half-way between the healthy level (measured on training-negative images) and the peak.
 
 | symbol | name           |
 |--------|----------------|
@@ -37,7 +37,7 @@ class ClassActivationMapping(WSSSMethod):
     """Multi-label classification through pooled class maps.
 
     Args:
-        network: gives raw activation maps and carries its pooling; an ensemble's members are trained each by its own
+        network: gives raw activation maps and carries its pooling; each member of an ensemble is trained by its own
             loss on the same batches.
 
     Example:
@@ -66,7 +66,7 @@ class ClassActivationMapping(WSSSMethod):
         """Build the whole method by name.
 
         Args:
-            preset: ``"default"``, three stride-4 encoders with maximum pooling; ``"paper"``, one with average pooling.
+            preset: ``"default"``: three stride-4 encoders with maximum pooling; ``"paper"``: one, with average pooling.
             spatial_dims: 2 or 3.
             in_channels: C of the images.
             num_classes: K, the foreground classes.

@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""CMER by words: every number of its presets, and the parts that the words stand for.
+"""CMER by words: all numbers of its presets, and the parts that the words stand for.
 
 | preset         | network               | L_ER          | L_CMER                   | KD   | lambda_E(t)     |
 |----------------|-----------------------|---------------|--------------------------|------|-----------------|
@@ -8,12 +8,14 @@
 | ``"released"`` | U-Net, average, z     | mean, labeled | mean, labeled, predicted | T=10 | 1               |
 | ``"default"``  | stride-4 encoder, max | mean, labeled | sum, labeled, predicted  | T=1  | step at half    |
 
-z: each slice is z-scored in the network; labeled, predicted: the maps that count.  ``"paper"`` normalizes maps by their
-maximum and to unit norm before they are transformed, and draws 0 to 3 quarter turns; the others min-max, unit norm
-after, 1 to 3.  As printed, Eq. 2 is of the order of 1000 and drowns the classification; as released, Eq. 4 is below
-2 / number of pixels and has no effect.  ``"default"`` therefore takes each where both are of the order of 1 or below.
-It lets a peer teach, distillation too, only from half time on and only if the labels have shown it to be clearly
-better.
+In the table, z means that the network z-scores each slice; "labeled" and "predicted" say which maps count: those of
+classes that the image holds, and of classes that the teacher predicts.  ``"paper"`` normalizes maps by their maximum,
+scales them to unit norm before they are transformed, and draws 0 to 3 quarter turns.  The others normalize by min-max,
+scale to unit norm after the transform, and draw 1 to 3 quarter turns.  As printed, L_ER (Eq. 2) is about 1000, far
+above the classification loss; as released, L_CMER (Eq. 4) is below 2 / number of pixels and has no effect.
+``"default"`` takes the mean of the one and the sum of the other, so that both are about 1 or below.  It lets a network
+teach another only in the second half of the run, and only if its classification loss is clearly lower; this holds for
+distillation, too.
 """
 
 from __future__ import annotations
@@ -40,12 +42,12 @@ class CmerSettings:
     Args:
         transform: draws pi.
         equivariance: L_ER: a loss, or False (None) to switch it off; True (``"true"``) is the default loss.
-        cross_modal: L_CMER, alike.
-        distillation: L_KD, alike.
+        cross_modal: L_CMER, as ``equivariance``.
+        distillation: L_KD, as ``equivariance``.
         equivariance_weight: factor of L_ER.
         cross_modal_weight: factor of L_CMER.
         distillation_weight: lambda_KD.
-        ramp: lambda_E(t), of both equivariances: a :class:`~monai_wsss.engines.WeightRamp`, or a share of the run, at
+        ramp: lambda_E(t) of L_ER and L_CMER: a :class:`~monai_wsss.engines.WeightRamp`, or the share of the run at
             which it steps from 0 to 1.
         distillation_ramp: the same for lambda_KD.
         second_view: see :class:`~monai_wsss.methods.CMER`.
@@ -55,7 +57,7 @@ class CmerSettings:
         teachers: see there.
 
     Raises:
-        ValueError: a flag that is none.
+        ValueError: a switch that is neither a loss nor true or false.
 
     Example:
         >>> parts = CmerSettings(cross_modal=False, ramp=0.25).parts()
@@ -79,7 +81,7 @@ class CmerSettings:
     teachers: str = "better"
 
     def changed(self, **words: Any) -> CmerSettings:
-        """Take other words; True leaves a loss as this preset has it.
+        """Give settings with some words replaced; True leaves a loss as it is here.
 
         Raises:
             TypeError: an unknown word.
@@ -89,7 +91,7 @@ class CmerSettings:
         return replace(self, **{name: value for name, value in words.items() if name not in kept})
 
     def parts(self) -> dict[str, Any]:
-        """Build what :class:`~monai_wsss.methods.CMER` receives besides its network."""
+        """Build the parts that :class:`~monai_wsss.methods.CMER` receives besides its network."""
         ramp = WeightRamp.of(self.ramp)
         return {
             "transform": self.transform,
@@ -106,7 +108,7 @@ class CmerSettings:
         }
 
 
-# Of each preset the words of networks_by_modality, and those of the method.
+# For each preset the words of networks_by_modality, and those of the method.
 CMER_PRESETS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "default": ({}, {}),
     "paper": (
@@ -132,7 +134,7 @@ CMER_PRESETS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         },
     ),
 }
-"""Words as functions: each method gets parts of its own."""
+"""The words are functions, so that each method gets parts of its own."""
 
 
 def _switch(name: str, given: Any) -> Any:

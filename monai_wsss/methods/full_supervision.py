@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Full supervision: the upper bound that weakly supervised methods are measured against. It reads pixel masks."""
+"""Full supervision: the upper bound for weakly supervised methods. It reads pixel masks."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ class SegmentationNetwork(nn.Module):
 class FullSupervision(WSSSMethod):
     """Cross-entropy plus soft Dice on pixel masks: an upper bound, never a weak result.
 
-    Without a background it is the cross-entropy alone, over the labeled pixels, as that of the second stage.
+    Without a background the loss is the cross-entropy only, over the labeled pixels, as in the second stage.
 
     Args:
-        network: gives K+1 logits, channel 0 the background; K logits without one.
-        background: whether there is one. Without, every class is real tissue and mask value k is channel k-1.
+        network: gives K+1 logits, channel 0 the background; K logits without a background.
+        background: whether there is a background. Without one every class is real tissue: mask value k is channel k-1.
 
     Example:
         >>> import torch
@@ -74,7 +74,7 @@ class FullSupervision(WSSSMethod):
     def __init__(self, network: nn.Module, *, background: bool = True) -> None:
         super().__init__(network)
         self.background = background
-        # batch=True: Dice over the batch, so that images without foreground do not divide by nothing.
+        # batch=True: Dice over the batch, so that images without foreground do not divide by zero.
         self.criterion = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False, batch=True)
 
     @classmethod
@@ -89,7 +89,7 @@ class FullSupervision(WSSSMethod):
         logits = float32_or_wider(self.network(batch["image"]))
         if self.background:
             unlabeled = batch["mask"] == IGNORED
-            # Surely background, rightly so: such a pixel adds nothing to either term, and no gradient.
+            # A pixel that is certainly and correctly background adds nothing to either term, and no gradient.
             certain = torch.full_like(logits, -_CERTAIN)
             certain[:, 0] = _CERTAIN
             target = batch["mask"].masked_fill(unlabeled, 0)
@@ -99,7 +99,7 @@ class FullSupervision(WSSSMethod):
 
 
 def class_targets(mask: torch.Tensor, *, background: bool) -> torch.Tensor:
-    """Turn masks on disk (B, 1, *S) into channels (B, *S); without a background, value k is k-1 and 0 is ignored.
+    """Turn masks on disk (B, 1, *S) into channels (B, *S); without a background, k becomes k-1 and 0 is ignored.
 
     Example:
         >>> class_targets(torch.tensor([[[0, 1, 2, 255]]]), background=False).tolist()

@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Gland segmentation from patch tags (Feng et al., AAAI 2025), the first of its two stages: the classifier.
+"""Gland segmentation from patch tags (Feng et al., AAAI 2025): the classifier, which is the first of two stages.
 
     F = network.signed_map(image)         signed class map, (B, K, *s)
     z = network.image_logits(F)           Eq. 9 (MPFP) or Eq. 3 (average), (B, K)
@@ -40,7 +40,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "pyramid": None,
         "pooling": "topk",
     },
-    # As printed; it presumes ImageNet weights, see networks.load_pretrained.
+    # As printed; it needs ImageNet weights, see networks.load_pretrained.
     "paper": {},
 }
 
@@ -75,9 +75,9 @@ class GlandClassification(WSSSMethod):
         """Build the whole stage by name.
 
         Args:
-            preset: ``"default"``, a small ResNet38 with top-25 % pooling, trained from scratch; ``"paper"``, the
-                published network, for whoever loads ImageNet weights into ``network.backbone``.
-            settings: of :func:`~monai_wsss.networks.resnet38_classifier`, over those of the preset.
+            preset: ``"default"``: a small ResNet38 with top-25 % pooling, to train from scratch; ``"paper"``: the
+                published network: load ImageNet weights into ``network.backbone``.
+            settings: arguments of :func:`~monai_wsss.networks.resnet38_classifier`, which replace the preset's.
 
         Example:
             >>> GlandClassification.from_preset(width=4).network.pooling
@@ -88,7 +88,7 @@ class GlandClassification(WSSSMethod):
     @classmethod
     @takes_arguments_of(resnet38_classifier)
     def network_from_preset(cls, preset: str = "default", **settings: Any) -> GlandClassifier:
-        """Build the network of a preset; the arguments are those of :meth:`from_preset`."""
+        """Build the network of a preset, with the arguments of :meth:`from_preset`."""
         check_choice("preset", preset, tuple(_PRESETS))
         told = {**_PRESETS[preset], **settings}
         network = resnet38_classifier(**told)
@@ -104,16 +104,16 @@ class GlandClassification(WSSSMethod):
         return {"classification": F.binary_cross_entropy_with_logits(logits, label)}
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
-        """Split the parameters by rate, as the works that the paper builds on train theirs.
+        """Split the parameters by rate, as the works do that the paper builds on.
 
-        New layers have 10 times the rate of the loaded backbone, and biases twice that of their layer and no weight
-        decay.
+        New layers have 10 times the rate of the loaded backbone.  Biases have twice the rate of their layer, and no
+        weight decay.
 
         Args:
-            learning_rate: of the backbone's weights.
+            learning_rate: rate of the backbone's weights.
 
         Returns:
-            Four groups for ``torch.optim``, without those that are frozen.
+            At most four groups for ``torch.optim``, without frozen parameters.
         """
         groups: list[dict[str, Any]] = [
             {"params": [], "lr": learning_rate * times * twice, **decay}

@@ -1,12 +1,12 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""The second stage of every method: a segmenter that learns from pseudo-masks, which image-level labels gave.
+"""The second stage of every method: a segmenter learns from pseudo-masks, which were made from image-level labels.
 
     L = mean_q w_q CE(logits_q, pseudo_q)     over the pixels q that are not ignored
 
-with w = 1 (plain cross-entropy), or the weights of purified label filtration (gland paper, Eq. 11).  It reads no pixel
-mask: pseudo-masks have a key of their own, and :class:`~monai_wsss.inferers.PseudoMaskWriter` makes them from a
-network's maps.
+with w = 1 (plain cross-entropy), or the weights of purified label filtration (Feng et al., AAAI 2025, Eq. 11).  It
+reads no pixel mask: pseudo-masks have a key of their own, and :class:`~monai_wsss.inferers.PseudoMaskWriter` makes them
+from a network's maps.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class PseudoMaskSupervision(WSSSMethod):
     """Cross-entropy on ``pseudo_mask`` (B, 1, *S), plain or with purified label filtration.
 
     Args:
-        network: any MONAI segmenter: K+1 logits with a background, K without.
+        network: any MONAI segmenter: K+1 logits with a background, K logits without.
         loss: weights of purified label filtration; None: plain cross-entropy.
         background: whether channel 0 is the background.  Without one every class is real tissue, masks on disk are the
             channel plus one, and pixels of value 0 are ignored.
@@ -81,9 +81,9 @@ class PseudoMaskSupervision(WSSSMethod):
             network: see the class.
             background: see there.
             plf: weights of purified label filtration: ``none``, ``paper`` (Eq. 11), ``official``, ``oeem`` or
-                ``oeem_conf``.
+                ``oeem_conf``, see :func:`~monai_wsss.losses.purified_label_loss`.
             warmup: see the class.
-            ignore_mode: what ignored pixels do to the weights, see :func:`~monai_wsss.losses.purified_label_loss`.
+            ignore_mode: how ignored pixels affect the weights, see there.
 
         Raises:
             ValueError: an unknown variant, or a warm-up outside [0, 1].

@@ -1,12 +1,12 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""L_s2c of BMP: what the segmentation branch teaches the classification branch (Zhu et al., Eq. 7-8).
+"""L_s2c of BMP: the segmentation branch teaches the classification branch (Zhu et al., Eq. 7-8).
 
-    Y^s   = argmax S^s where max S^s >= sigma_s, no background        what is confident      Eq. 7
+    Y^s   = argmax S^s where max S^s >= sigma_s, no background        confident pixels       Eq. 7
     L_s2c = l(C, Y^s)                                                 as released            `SegmentationFeedback`
     L_s2c = l(S^c, Y^s),  S^c = p([B^s; C'])                          as printed             `FeedbackThroughSpreading`
 
-The printed form passes through the differentiable refinement, with the background held fixed.
+The gradient of the printed form passes through the differentiable refinement, but not into the background B^s.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class SegmentationFeedback(nn.Module):
     Args:
         loss: l.
         confidence: sigma_s.
-        confidence_of: what it is compared with: ``"prob"``, or ``"logit"`` as released.
-        filtered: leave classes that the image does not hold out of Y^s.
+        confidence_of: compare probabilities with sigma_s (``"prob"``), or logits (``"logit"``), as released.
+        filtered: whether Y^s leaves out classes that the image does not hold.
 
     Raises:
         ValueError: an unknown choice, or a probability outside of [0, 1].
@@ -72,7 +72,7 @@ class FeedbackThroughSpreading(SegmentationFeedback):
         loss: l, over K + 1 channels.
         scale: brings raw seeds to [0, 1], e.g. :class:`~monai_wsss.inferers.MinMax`.
         scores: gives S^c.
-        confidence: see there.
+        confidence: see :class:`SegmentationFeedback`.
         confidence_of: see there.
         filtered: see there.
     """
@@ -92,7 +92,7 @@ class FeedbackThroughSpreading(SegmentationFeedback):
         self.scores = scores
 
     def forward(self, images: LabeledImages, seeds: torch.Tensor, segmentation: torch.Tensor) -> torch.Tensor:
-        """Give L_s2c, as there."""
+        """Give L_s2c of raw seeds (B, K, *S) and segmentation logits (B, K + 1, *S), both at the images' size."""
         label = self.label(images, segmentation)
         scores = self.scores.scores(images, self.scale(seeds), segmentation.detach())
         return self.loss(scores, label.masked_fill(label == 0, IGNORED))

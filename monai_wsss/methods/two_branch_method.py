@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""The common part of methods on a two-branch network: passes that make labels, healthy level of seeds, rates."""
+"""Base of methods on a two-branch network: passes that make labels, the healthy level of the seeds, learning rates."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class TwoBranchMethod(WSSSMethod):
     Args:
         network: the two branches.
         seeds: makes seeds and segmentation over scales, without gradient.
-        radius: of the affinity's pairs, in tokens; None where no affinity is asked for.
-        train_mode_labels: make labels in training mode: with dropout, and batch statistics updated.
+        radius: largest offset of the affinity's pairs, in tokens; None where the method needs no affinity.
+        train_mode_labels: make labels in training mode: with dropout, and with updates of the batch statistics.
 
     Raises:
-        ValueError: an affinity asked of a network without one.
+        ValueError: the method needs an affinity, and the network has none.
     """
 
     network: TwoBranchNetwork
@@ -54,15 +54,15 @@ class TwoBranchMethod(WSSSMethod):
         self.train_mode_labels = train_mode_labels
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
-        """Split the parameters by rate: the encoder at the given one, its norms at 0, all else at ten times (AFA, BMP).
+        """Split the parameters by rate (AFA, BMP): the encoder's at the given rate, its norms at 0, others at 10 times.
 
         Args:
-            learning_rate: of the encoder; 6e-5 in the papers.
+            learning_rate: rate of the encoder; 6e-5 in the papers.
 
         Returns:
             Three groups for ``torch.optim``.
         """
-        # In the network's order, by which an optimizer's state finds its parameters when a run resumes.
+        # In the order of the network: when a run resumes, an optimizer's state finds its parameters by their order.
         norms = [
             parameter
             for module in self.network.encoder.modules()
@@ -80,9 +80,9 @@ class TwoBranchMethod(WSSSMethod):
 
     @torch.no_grad()
     def measure_negative_reference(self, train_data_loader: Iterable, device: torch.device | str = "cpu") -> None:
-        """Set the healthy level of the seeds, which is no part of the network's weights, from the training images.
+        """Set the healthy level of the seeds from the training images; the network's weights do not hold it.
 
-        Nothing happens for seeds that need none.
+        Nothing happens for seeds that need no healthy level.
 
         Args:
             train_data_loader: batches with ``image`` and ``label``.
@@ -98,7 +98,7 @@ class TwoBranchMethod(WSSSMethod):
             scale.set_level(responses.reference())
 
     def seeds_and_segmentation(self, images: LabeledImages) -> tuple[torch.Tensor, torch.Tensor]:
-        """Give C' and S' of images, made as labels are."""
+        """Give C' and S' of images, computed in the mode for labels."""
         with self.label_mode():
             return self.seeds(self.network, images)
 
@@ -106,7 +106,7 @@ class TwoBranchMethod(WSSSMethod):
     def follow_healthy_level(self, images: LabeledImages) -> None:
         """Update the healthy level of the seeds, if they have one, by the images of a batch that lack a class.
 
-        In evaluation mode, as labels are made: batch statistics would give other responses.
+        The pass runs in the mode for labels: with the statistics of the batch the responses would differ.
         """
         if isinstance(self.seeds.scale, AboveHealthyLevel) and images.without_some:
             some = images.of(images.without_some)
@@ -129,7 +129,7 @@ class TwoBranchMethod(WSSSMethod):
         return self.network.branches(image, affinity=affinity, radius=self.radius, upsample=False)
 
     def pairs(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Size]:
-        """Give the affinity of images at their largest scale, for AFA's labels, and the grid of its tokens."""
+        """Give the affinity of images at the largest scale, for AFA's labels, and the grid of its tokens."""
         large = resize_linear(image, [int(side * max(self.seeds.scales)) for side in image.shape[2:]])
         with self.label_mode():
             outputs = self.branches(large, affinity=True)

@@ -270,7 +270,7 @@ class CaseTable:
 
     @property
     def subject_rows(self) -> list[Row]:
-        """One dict per subject: cases, pooled counts, Dice and IoU (with a finding only), mean surface distances."""
+        """Give one dict per subject: cases, pooled counts, Dice, IoU (with a finding only), mean surface distances."""
         arrays = CaseArrays(self.rows, self.scheme)
         counts = PixelCounts(*np.moveaxis(arrays.counts.astype(int), 1, 0))
         clean = arrays.column("healthy") * (1 - arrays.column("found"))

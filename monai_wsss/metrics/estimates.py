@@ -67,7 +67,7 @@ class ClassScheme:
 
     @property
     def labels(self) -> range:
-        """The labels 1..K of the classes."""
+        """Give the labels 1..K of the classes."""
         return range(1, len(self.classes) + 1)
 
     def key(self, name: str, label: int) -> str:
@@ -113,7 +113,7 @@ class CaseArrays:
 
     @cached_property
     def counts(self) -> np.ndarray:
-        """Pixel counts per subject, ``(S, 4, K+1)``, zeros where no pixel truth is known."""
+        """Sum pixel counts per subject, ``(S, 4, K+1)``, zeros where no pixel truth is known."""
         if len(self.scheme.classes) == 1:  # The background's tp, fp, fn, tn are the class's tn, fn, fp, tp.
             of_class = np.stack([self.column(name, 1) for name in PixelCounts._fields], axis=1)
             return self.subject_sum(np.stack([of_class[:, ::-1], of_class], axis=2))
@@ -123,12 +123,12 @@ class CaseArrays:
 
     @cached_property
     def swept(self) -> np.ndarray:
-        """Cases that have a threshold sweep, bool ``(N,)``."""
+        """Mark the cases that have a threshold sweep, bool ``(N,)``."""
         return np.array(["sweep" in row for row in self.rows])
 
     @cached_property
     def sweep(self) -> tuple[np.ndarray, np.ndarray]:
-        """Dice at each threshold: per subject ``(S, K, T)`` and pooled ``(K, T)``, NaN without the class."""
+        """Give Dice at each threshold: per subject ``(S, K, T)`` and pooled ``(K, T)``, NaN without the class."""
         sums = np.zeros((len(self.subjects), len(self.scheme.classes), 2, len(SWEEP_THRESHOLDS)))
         for index in np.flatnonzero(self.swept).tolist():
             sums[self.subject[index]] += self.rows[index]["sweep"]

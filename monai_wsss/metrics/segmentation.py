@@ -193,7 +193,7 @@ def accuracy(counts: PixelCounts) -> np.ndarray:
 
 
 def f1_score(counts: PixelCounts) -> np.ndarray:
-    """F1 = harmonic mean of precision and sensitivity of the pixels, which is the Dice of the same counts.
+    """Compute F1, the harmonic mean of precision and sensitivity of the pixels: the Dice of the same counts.
 
     Kept because papers print it under this name; the class-averaged F1 of the gland papers is
     :func:`dice_macro_pooled`, the one derived from mIoU :func:`f1_from_miou`.

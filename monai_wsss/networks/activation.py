@@ -146,4 +146,18 @@ class ActivationNetwork(nn.Module):
 
 
 def _fill_before_loading(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Make ``filled`` and the levels agree before they are loaded, so that no buffer ever holds NaN.
+
+    MONAI's ``bundle.load`` copies older weights over the entries of a new network, whose ``filled`` is false
+    everywhere. Levels that were not measured are 0, so one that is finite and not 0 was.
+    """
     fill_where_finite(state, prefix, _LEVELS)
+    names = [prefix + name for name in (*_LEVELS, "filled")]
+    if len({state[name].shape for name in names if name in state}) != 1 or not all(name in state for name in names):
+        return
+    *levels, filled = (state[name] for name in names)
+    finite = torch.stack([level.isfinite() for level in levels]).all(0)
+    told = torch.stack([level != 0 for level in levels]).any(0)
+    state[prefix + "filled"] = filled = finite & (filled | told)
+    for name, level in zip(_LEVELS, levels, strict=True):
+        state[prefix + name] = torch.where(filled, level, torch.zeros_like(level))

@@ -1,10 +1,10 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""SegFormer's All-MLP decoder (Xie et al. 2021, arXiv:2105.15203, Eq. 4), with one product of weights written first.
+"""SegFormer's All-MLP decoder (Xie et al. 2021, arXiv:2105.15203, Eq. 4), which multiplies the weights first.
 
-The linear layers of the levels, their interpolation and the fusing 1x1 convolution follow one another without an
-activation.  So one matrix per level is applied before the interpolation, with the same values, and the 4 x ``width``
-channels at the finest level are never built.
+There is no activation between the linear layer of a level, its interpolation and the fusing 1x1 convolution.  So both
+weights are multiplied, and one matrix per level is applied before the interpolation.  The values are the same, and the
+4 x ``width`` channels at the finest level are never built.
 """
 
 # Annotations stay real types: TorchScript reads them.
@@ -29,13 +29,13 @@ class _LevelProjection(nn.Module):
 
     def forward(self, features: torch.Tensor, fuse: torch.Tensor) -> torch.Tensor:
         """Project ``(B, F, *s) -> (B, width, *s)``; ``fuse`` is (width, width)."""
-        # Channels last, as the levels are and as the CPU's upsampling wants them: it would copy them so.
+        # Channels last, like the levels: the upsampling on a CPU would otherwise copy the maps into that layout.
         tokens = F.linear(features.flatten(2).mT, fuse @ self.proj.weight, fuse @ self.proj.bias)
         return tokens.mT.unflatten(2, list(features.shape[2:]))
 
 
 class _Fusion(nn.Module):
-    """The weights of the fusing convolution, which the levels apply, and the batch norm behind it."""
+    """The weights of the fusing convolution, which the levels apply, and the batch norm after it."""
 
     def __init__(self, spatial_dims: int, width: int) -> None:
         super().__init__()

@@ -11,8 +11,8 @@ convolution for semantic image segmentation", arXiv:1706.05587, Section 3.3.
 | `pyramid`  | 1x1; 3x3 at three dilations; image mean with 1x1; side by side, fused by a 1x1     | 4w = 256      |
 | `head`     | 1x1 with bias: the raw class maps                                                  | K             |
 
-The backbone keeps the parameter names of torchvision and of MONAI, so that ImageNet weights (2D) and MedicalNet weights
-(3D) load by name: :meth:`ASPPResNet.load_backbone`.  Nothing is downloaded.
+The backbone keeps the parameter names of torchvision and of MONAI, so that :meth:`ASPPResNet.load_backbone` loads
+ImageNet weights (2D) and MedicalNet weights (3D) by name. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ __all__ = ["ASPPResNet", "AtrousSpatialPyramid"]
 class AtrousSpatialPyramid(nn.Module):
     """Context at several scales: ``(B, F, *s) -> (B, out_channels, *s)``, each convolution with batch norm and ReLU.
 
-    A batch of one image has no batch statistics of its image mean, a single value a channel: in training its branch is
-    then normalized by the running statistics, as in eval mode, and these are not updated.
+    The image mean of a batch of one image has no batch statistics, since it is a single value per channel. In training
+    its branch is then normalized by the running statistics, as in eval mode, and these are not updated.
 
     Args:
         spatial_dims: 2 or 3.
         in_channels: F.
         out_channels: channels of each branch and of the result.
-        dilations: of the 3x3 branches, in pixels of the features. Where one reaches beyond the features, as 18 does at
-            15 x 15 (240 x 240 images at stride 16), only the center of its kernel sees any.
+        dilations: those of the 3x3 branches, in pixels of the features. Where one reaches beyond the features, as 18
+            does at 15 x 15 (240 x 240 images at stride 16), only the center of its kernel sees any.
 
     Example:
         >>> import torch
@@ -66,13 +66,13 @@ class AtrousSpatialPyramid(nn.Module):
         self.fuse = _conv_norm_relu(spatial_dims, (len(dilations) + 2) * out_channels, out_channels)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """``(B, F, *s) -> (B, out_channels, *s)``."""
+        """Give features with context: ``(B, F, *s) -> (B, out_channels, *s)``."""
         parts = [branch(features) for branch in self.branches]
         parts.append(self._image_level(features).expand_as(parts[0]))
         return self.fuse(torch.cat(parts, dim=1))
 
     def _image_level(self, features: torch.Tensor) -> torch.Tensor:
-        """The branch of the image mean: ``(B, F, *s) -> (B, out_channels, 1, 1[, 1])``."""
+        """Give the branch of the image mean: ``(B, F, *s) -> (B, out_channels, 1, 1[, 1])``."""
         mean = features.mean(list(range(2, features.dim())), keepdim=True)
         return self.image_norm(self.image_conv(mean)).relu()
 
@@ -131,11 +131,11 @@ class ASPPResNet(ActivationNetwork):
 
     @classmethod
     def tiny(cls, spatial_dims: int = 2, in_channels: int = 1, num_classes: int = 1) -> ASPPResNet:
-        """The same network at width 4 with one block a stage: trains in seconds on a CPU."""
+        """Build the same network at width 4 with one block per stage, which trains in seconds on a CPU."""
         return cls(spatial_dims, in_channels, num_classes, width=4, blocks=(1, 1, 1))
 
     def class_maps(self, image: torch.Tensor) -> torch.Tensor:
-        """Raw class maps at the network's stride: ``(B, C, *S) -> (B, K, *ceil(S / stride))``."""
+        """Give raw class maps at the network's stride: ``(B, C, *S) -> (B, K, *ceil(S / stride))``."""
         if min(image.shape[2:]) < self.output_stride:
             raise ValueError(
                 f"Expected image sides of at least the output stride {self.output_stride}, got {image.shape[2:]}."
@@ -143,16 +143,16 @@ class ASPPResNet(ActivationNetwork):
         return self.head(self.pyramid(self.backbone(image)))
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Raw maps at the input's size: ``(B, C, *S) -> (B, K, *S)``, linear interpolation, aligned corners.
+        """Give raw maps at the input's size: ``(B, C, *S) -> (B, K, *S)``, linear interpolation, aligned corners.
 
         Aligned corners are those of CMER's network and fit the layers: strided convolutions with symmetric padding
-        center their output i on the input pixel ``stride * i``, the first output on the first pixel.  Exact for sides
-        of ``stride * n + 1``; for others the map is stretched, by less than a stride at the far edge.
+        center their output i on the input pixel ``stride * i``, the first output on the first pixel. For sides of
+        ``stride * n + 1`` this is exact; for others the map is stretched, by less than a stride at the far edge.
         """
         return F.interpolate(self.class_maps(image), size=image.shape[2:], mode=self._mode, align_corners=True)
 
     def load_backbone(self, path: str | os.PathLike[str]) -> list[str]:
-        """Fill the backbone from a file, parameter by parameter: what agrees in name and shape is taken.
+        """Fill the backbone from a file: each parameter that agrees in name and shape.
 
         Args:
             path: a state dict, as ``torch.save`` writes it or as ``.safetensors`` where that package is installed, with
@@ -161,7 +161,7 @@ class ASPPResNet(ActivationNetwork):
 
         Returns:
             The names that the file did not fill, also logged as a warning: ``["conv1.weight"]`` where a stem for color
-            images meets one modality.  They keep their values.
+            images meets one modality. They keep their values.
 
         Raises:
             DataError: the file is absent, unreadable or of another network.
@@ -189,7 +189,7 @@ def _conv_norm_relu(
 
 
 def _three_stages(spatial_dims: int, in_channels: int, width: int, blocks: tuple[int, int, int]) -> nn.Sequential:
-    """A bottleneck ResNet without its fourth stage and classifier, as a chain under the children's own names."""
+    """Build a bottleneck ResNet without fourth stage and classifier, as a chain under the children's own names."""
     resnet = ResNet(
         ResNetBottleneck,
         [*blocks, 1],
@@ -205,10 +205,10 @@ def _three_stages(spatial_dims: int, in_channels: int, width: int, blocks: tuple
 
 
 def _dilate(stage: nn.Module) -> None:
-    """Give a stage of stride 2 the stride 1 in place, so that its old outputs are every second of the new ones.
+    """Give a stage of stride 2 the stride 1, in place; its old outputs are every second one of the new outputs.
 
-    The first 3x3 convolution still reads features of the old density and only loses its stride, as the shortcut does;
-    those behind it read features twice as dense and take steps of two.
+    The first 3x3 convolution still reads features of the old density and only loses its stride, as the shortcut does.
+    The later ones read features twice as dense and take steps of two.
     """
     for name, conv in stage.named_modules():
         if not isinstance(conv, (nn.Conv2d, nn.Conv3d)):

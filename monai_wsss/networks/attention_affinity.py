@@ -4,8 +4,8 @@
 
     A_ij = sigmoid(sum_h w_h (a^h_ij + a^h_ji) + b)     a^h = q^h . k^h, raw logits of all heads      Ru et al., Eq. 3
 
-The weighted sum over heads is one inner product of weighted queries with keys: no map of a head is built.  Near pairs
-alone (the windowed form) take less memory than all pairs, and from some number of tokens on less time.
+The weighted sum over heads is one inner product of weighted queries with keys, so no map of a head is built.  Near
+pairs only (the windowed form) take less memory than all pairs, and less time if there are many tokens.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from monai_wsss.networks.attention_logits import attention_logits
 __all__ = ["AttentionAffinity"]
 
 TOKENS_PER_OFFSET = 4
-"""From so many tokens per offset of the window on, near pairs alone are faster than all pairs."""
+"""With more tokens per offset of the window than this, near pairs only are faster than all pairs."""
 DENSE_TOKENS = 4096
-"""All pairs of more tokens are held only where near pairs alone are no fewer: 64 MiB per image."""
+"""With more tokens than this (64 MiB per image), all pairs are held only where near pairs are no fewer."""
 
 
 class AttentionAffinity(nn.Module):
     """Affinities from the queries and keys of an encoder's attention.
 
     Args:
-        heads: number of attention heads, of all the blocks that give queries and keys.
+        heads: number of attention heads, summed over the blocks that give queries and keys.
 
     Attributes:
-        weight: w, (1, heads, 1, 1), as the authors' 1x1 convolution has it.
+        weight: w, (1, heads, 1, 1), the shape of the authors' 1x1 convolution.
         bias: b, (1,).
 
     Example:

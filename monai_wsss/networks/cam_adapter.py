@@ -2,8 +2,8 @@
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 """A CAM head for any MONAI network.
 
-Two families are adapted alike: whatever gives a dense tensor (segmenters such as ``UNet`` or ``SegResNet`` with
-``out_channels`` features; encoders such as ``ResNetFeatures``, of whose list of maps the last is taken), and image
+Two families are adapted alike. One gives a dense tensor: segmenters such as ``UNet`` or ``SegResNet`` with
+``out_channels`` features, and encoders such as ``ResNetFeatures``, whose last map is taken. The other are image
 classifiers (``resnet18``, ``DenseNet121``, ``SEResNet50``), which :func:`dense_features` cuts before their pooling.
 """
 
@@ -28,15 +28,15 @@ _IMAGE_LEVEL = (
 
 
 def dense_features(classifier: nn.Module) -> nn.Sequential:
-    """The part of an image classifier before its image-level pooling: ``(B, C, *S) -> (B, F, *s)``.
+    """Cut an image classifier before its image-level pooling: ``(B, C, *S) -> (B, F, *s)``.
 
-    Takes the children in the order of their registration up to the first that pools to one value or flattens, and
-    looks into a last child that mixes both (DenseNet's ``class_layers``).  It holds for classifiers whose forward
-    pass is that chain: MONAI's ResNet, DenseNet and SENet families.  Activations called as functions inside
-    ``forward`` are not children; ResNet's are ``act`` and kept.
+    The result holds the children in the order of their registration, up to the first that pools to one value or
+    flattens. A last child that mixes both (DenseNet's ``class_layers``) is cut inside. This is right for classifiers
+    whose forward pass is that chain: MONAI's ResNet, DenseNet and SENet families. Activations called as functions
+    inside ``forward`` are not children; ResNet's are ``act`` and kept.
 
     Args:
-        classifier: the network; its modules are shared, not copied.
+        classifier: the network. Its modules are shared, not copied.
 
     Raises:
         ValueError: no child pools, so that it is no image classifier of this form.
@@ -102,12 +102,12 @@ class CAMAdapter(ActivationNetwork):
 
     @classmethod
     def tiny(cls, spatial_dims: int = 2, in_channels: int = 1, num_classes: int = 1) -> CAMAdapter:
-        """A small U-Net with a CAM head: trains in seconds on a CPU."""
+        """Build a small U-Net with a CAM head, which trains in seconds on a CPU."""
         unet = UNet(spatial_dims, in_channels=in_channels, out_channels=4, channels=(4, 8), strides=(2,))
         return cls(unet, 4, num_classes, spatial_dims=spatial_dims)
 
     def class_maps(self, image: torch.Tensor) -> torch.Tensor:
-        """Raw class maps at the backbone's resolution: ``(B, C, *S) -> (B, K, *s)``."""
+        """Give raw class maps at the backbone's resolution: ``(B, C, *S) -> (B, K, *s)``."""
         features = self.backbone(image)
         # A scripted backbone has one return type: TorchScript compiles only those that give a tensor.
         if not torch.jit.is_scripting():
@@ -116,7 +116,7 @@ class CAMAdapter(ActivationNetwork):
 
     @staticmethod
     def _dense(features: torch.Tensor | Sequence[torch.Tensor], ndim: int) -> torch.Tensor:
-        """The last of several maps, checked."""
+        """Take the last of several maps and check its shape."""
         last = features if isinstance(features, torch.Tensor) else features[-1]
         if last.ndim != ndim:
             raise ValueError(

@@ -2,10 +2,10 @@
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 """An encoder with a class-map head: the plainest network whose forward pass is a class activation map.
 
-Convolution blocks with max pooling between them down to stride 2, 4 or 8, then a 1x1 convolution to K channels
-(Zhou et al. 2016, "Learning deep features for discriminative localization", with the classifier moved before the
-pooling, which is the same map without hooks).  The stride bounds what the network can use as a shortcut: at full
-resolution with average pooling it classifies by the background, at stride 4 with max pooling it must point.
+Convolution blocks with max pooling between them lead down to stride 2, 4 or 8; a 1x1 convolution to K channels follows.
+That is the map of Zhou et al. 2016, "Learning deep features for discriminative localization", without hooks, since the
+classifier stands before the pooling. The stride bounds what the network can use as a shortcut: at full resolution with
+average pooling it classifies by the background, at stride 4 with max pooling it must point.
 """
 
 from __future__ import annotations
@@ -73,14 +73,14 @@ class CAMEncoder(ActivationNetwork):
 
     @classmethod
     def tiny(cls, spatial_dims: int = 2, in_channels: int = 1, num_classes: int = 1) -> CAMEncoder:
-        """The same network at width 4: trains in seconds on a CPU."""
+        """Build the same network at width 4, which trains in seconds on a CPU."""
         return cls(spatial_dims, in_channels, num_classes, width=4)
 
     def class_maps(self, image: torch.Tensor) -> torch.Tensor:
-        """Raw class maps at the network's stride: ``(B, C, *S) -> (B, K, *S // stride)``."""
+        """Give raw class maps at the network's stride: ``(B, C, *S) -> (B, K, *S // stride)``."""
         if min(image.shape[2:]) < self.stride:
             raise ValueError(f"Expected image sides of at least the stride {self.stride}, got {image.shape[2:]}.")
         if self.spatial_dims == 2:
-            # A fifth faster on a CPU; the layout alone, the values are the same.
+            # A fifth faster on a CPU; only the memory layout differs, the values are the same.
             image = image.contiguous(memory_format=torch.channels_last)
         return self.head(self.encoder(image))

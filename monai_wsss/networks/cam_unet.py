@@ -2,7 +2,7 @@
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 """The full-resolution U-Net of CMER: its last layer is the class activation map, at the size of the input.
 
-Patel & Dolz 2022, "Weakly supervised segmentation with cross-modality equivariant constraints", Section IV; the layout
+Patel & Dolz 2022, "Weakly supervised segmentation with cross-modality equivariant constraints", Section IV. The layout
 is that of the authors' network, which the paper calls U-Net and does not print:
 
 | name       | what                                                                            | channels | stride |
@@ -14,8 +14,8 @@ is that of the authors' network, which the paper calls U-Net and does not print:
 | `head`     | after dropout, convolution 1x1 without bias: the raw class maps, the paper's A  | K        | 1      |
 
 Three levels only, and the deepest is no wider than the one above it. Difference from the authors' network: K channels
-of foreground classes instead of K + 1 with a background channel (one logit a class, not a softmax), and sides that are
-no multiple of 8 are accepted.
+of foreground classes instead of K + 1 with a background channel (one logit per class, not a softmax), and sides that
+are no multiple of 8 are accepted.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class CAMUNet(ActivationNetwork):
 
     Args:
         spatial_dims: 2 or 3.
-        in_channels: C; CMER trains one network with C = 1 a modality.
+        in_channels: C; CMER trains one network with C = 1 per modality.
         num_classes: K, the foreground classes.
         width: w, channels of the first block; 64 in the paper's BraTS runs, 16 in the authors' prostate settings.
         dropout: probability of dropping a whole channel before the head; the authors' option is 0.5.
@@ -85,11 +85,11 @@ class CAMUNet(ActivationNetwork):
 
     @classmethod
     def tiny(cls, spatial_dims: int = 2, in_channels: int = 1, num_classes: int = 1) -> CAMUNet:
-        """The same network at width 4: trains in seconds on a CPU."""
+        """Build the same network at width 4, which trains in seconds on a CPU."""
         return cls(spatial_dims, in_channels, num_classes, width=4)
 
     def class_maps(self, image: torch.Tensor) -> torch.Tensor:
-        """Raw class maps at the input's resolution: ``(B, C, *S) -> (B, K, *S)``."""
+        """Give raw class maps at the input's resolution: ``(B, C, *S) -> (B, K, *S)``."""
         if min(image.shape[2:]) < 8:
             raise ValueError(
                 f"Expected image sides of at least 8, the stride of the deepest level, got {image.shape[2:]}."
@@ -103,7 +103,7 @@ class CAMUNet(ActivationNetwork):
         return self.head(self.dropout(self.features(x)))
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Raw maps at the input's size, which the class maps have already: ``(B, C, *S) -> (B, K, *S)``."""
+        """Give raw maps at the input's size, which the class maps have already: ``(B, C, *S) -> (B, K, *S)``."""
         return self.class_maps(image)
 
 
@@ -112,7 +112,7 @@ def _down(spatial_dims: int, in_channels: int, out_channels: int) -> Down:
 
 
 def _up(spatial_dims: int, in_channels: int, skip_channels: int, out_channels: int) -> UpCat:
-    """Pooling drops the last pixel of an odd side; the upsampled map gets it back by repeating its neighbor."""
+    """Build an upsampling step; it repeats a neighbor for the last pixel that pooling drops from an odd side."""
     return UpCat(
         spatial_dims, in_channels, skip_channels, out_channels, "relu", "batch", bias=True,
         upsample="nontrainable", pre_conv=None, interp_mode="nearest", align_corners=None, halves=False,

@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""A classifier that is its own map: a 1x1 convolution to class maps, and the pooling to image-level logits.
+"""A classifier that gives class maps: a 1x1 convolution to the maps, and the pooling to image-level logits.
 
 C = conv_1x1(X)                        class maps, (B, K, *s)
 c = pool(X) W^T   or   c = pool(C)     image-level logits, (B, K)
@@ -26,9 +26,10 @@ class ClassHead(nn.Module):
         num_classes: K, the foreground classes.
         spatial_dims: 2 or 3.
         pooling: for the image-level logits: ``max``, ``average`` or ``topk``.
-        pooled: what is pooled.  ``features``: those in front of the weights (AFA, BMP); ``maps``: the class maps
-            behind them, which then have a bias.  With ``max``, pooled features may call an image by channels that peak
-            at different places, so that no place of the map does; networks trained from scratch on small data do so.
+        pooled: ``features``: pool the features before the weights (AFA, BMP); ``maps``: pool the class maps after them,
+            which then have a bias.  Max-pooled features may come from channels that peak at different places: the
+            logit is then high although the class map is high nowhere.  Networks trained from scratch on small data
+            tend to this.
         topk_share: share of the pixels that ``topk`` averages, in (0, 1].
 
     Raises:

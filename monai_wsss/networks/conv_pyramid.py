@@ -2,10 +2,10 @@
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 """A small convolutional encoder of four levels, for training from scratch on small medical images.
 
-The blocks of :class:`~monai_wsss.networks.cam_encoder.CAMEncoder` in the form that
+It has the blocks of :class:`~monai_wsss.networks.cam_encoder.CAMEncoder` and the outputs that
 :class:`~monai_wsss.networks.two_branch.TwoBranchNetwork` reads.  BMP and AFA take their affinity from the attention of
-a transformer, which this encoder does not have; in its place stand 1x1 query and key projections of the last level,
-which learn from the affinity loss alone.  That is our extension.
+a transformer, which this encoder does not have.  Instead it has 1x1 query and key projections of the last level, which
+learn from the affinity loss only.  The papers have no such encoder.
 """
 
 # Annotations stay real types: TorchScript reads them.
@@ -28,9 +28,10 @@ class ConvPyramid(nn.Module):
     Args:
         spatial_dims: 2 or 3.
         in_channels: C.
-        width: F1; doubled at each level up to four times the width.
-        strides: of the four levels, each taken by max pooling in front of it; sides are rounded down.
-        attention_heads: of the query and key projections, which divide F4; 0 for none and so no affinity.
+        width: F1; it is doubled from level to level, up to four times the width.
+        strides: of the four levels, by max pooling in front of each; sides are rounded down.
+        attention_heads: number of heads of the query and key projections, a divisor of F4; 0: no projections, and so no
+            affinity.
         norm: MONAI normalization of the blocks.
 
     Attributes:
@@ -87,16 +88,16 @@ class ConvPyramid(nn.Module):
 
     @classmethod
     def tiny(cls, spatial_dims: int = 2, in_channels: int = 1) -> "ConvPyramid":
-        """The same encoder at width 4 with two heads: trains in seconds on a CPU."""
+        """Build the encoder at width 4 with two heads: trains in seconds on a CPU."""
         return cls(spatial_dims, in_channels, width=4, attention_heads=2)
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
-        """The maps of the four levels, of strides 1, 2, 4, 4 by default."""
+        """Give the maps of the four levels, of strides 1, 2, 4, 4 by default."""
         if min(image.shape[2:]) < self.stride:
             raise ValueError(f"Expected image sides of at least the stride {self.stride}, got {image.shape[2:]}.")
         features = image
         if self.spatial_dims == 2:
-            # A fifth faster on a CPU; the layout alone, the values are the same.
+            # A fifth faster on a CPU: only the layout changes, not the values.
             features = features.contiguous(memory_format=torch.channels_last)
         result: list[torch.Tensor] = []
         for level in self.levels:
@@ -107,7 +108,10 @@ class ConvPyramid(nn.Module):
     def forward_with_queries(
         self, image: torch.Tensor
     ) -> tuple[list[torch.Tensor], list[tuple[torch.Tensor, torch.Tensor]]]:
-        """:meth:`forward`, and one pair of queries and keys of the last level, each (B, heads, N, F4 / heads)."""
+        """Give the maps of :meth:`forward`, and one pair of queries and keys of the last level.
+
+        The queries and the keys are (B, heads, N, F4 / heads) each.
+        """
         if not self.attention_channels:
             raise ValueError("Expected an encoder with `attention_heads` of 1 or more, got 0.")
         features = self(image)
@@ -118,9 +122,10 @@ class ConvPyramid(nn.Module):
     def forward_with_attention(
         self, image: torch.Tensor, radius: int | None = None
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """:meth:`forward`, and q . k^T, (B, heads, N, N), or windowed (B, heads, W, *s4), of those queries and keys.
+        """Give the maps of :meth:`forward`, and the logits q . k^T of its queries and keys.
 
-        See :func:`~monai_wsss.networks.attention_logits.attention_logits`.
+        The logits are (B, heads, N, N), or windowed (B, heads, W, *s4), see
+        :func:`~monai_wsss.networks.attention_logits.attention_logits`.
         """
         features, pairs = self.forward_with_queries(image)
         return features, [attention_logits(query, key, features[3].shape[2:], radius) for query, key in pairs]

@@ -6,8 +6,8 @@
     F = head(X)                           signed class map, (B, K, *s): 1x1 convolution without bias, Xavier uniform
     z = pyramid(F)  or  pool(F)           image-level logits: multi-scale pyramid fusion pooling, or a plain pooling
 
-The paper's backbone is a ResNet38, see :func:`resnet38_classifier`; attention and pyramid go with any other that gives
-dense features, MONAI's with :func:`~monai_wsss.networks.dense_features`.
+The paper's backbone is a ResNet38, see :func:`resnet38_classifier`. Attention and pyramid go with any other backbone
+that gives dense features; :func:`~monai_wsss.networks.dense_features` makes one of MONAI's classifiers.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ _SOURCES = ("class_map", "pyramid", "product")
 
 
 class GlandClassifier(ActivationNetwork):
-    """Signed class maps of K real classes with the pooling that they are trained by.
+    """Signed class maps of K real classes, with the pooling that trains them.
 
     Args:
         backbone: gives dense features ``(B, F, *s)``.
         feature_channels: F.
         num_classes: K; 2 for gland and other tissue.
         spatial_dims: 2 or 3.
-        attention: keeps the shape of its input, applied to the features; attention inside a backbone is the backbone's.
+        attention: applied to the features, keeps their shape. Attention inside a backbone belongs to the backbone.
         pyramid: multi-scale pyramid fusion pooling (MPFP); None for a plain ``pooling``.
         cam_source: with a pyramid, the map that is deployed: ``class_map`` F, ``pyramid`` P'_16 or their ``product``.
         pooling: without a pyramid, how logits follow from the map; ``average`` is Eq. 3.
@@ -70,7 +70,7 @@ class GlandClassifier(ActivationNetwork):
         topk_share: float = 0.25,
         lse_sharpness: float = 5.0,
     ) -> None:
-        # Presence of a class in a report: MPFP is an average over levels, whose plain counterpart is the average.
+        # For the presence of a class in a report: MPFP averages over levels, so its plain counterpart is the average.
         pooling = pooling if pyramid is None else "average"
         super().__init__(spatial_dims, num_classes, pooling=pooling, topk_share=topk_share, lse_sharpness=lse_sharpness)
         check_choice("cam_source", cam_source, _SOURCES)
@@ -85,7 +85,7 @@ class GlandClassifier(ActivationNetwork):
 
     @classmethod
     def tiny(cls, spatial_dims: int = 2, in_channels: int = 3, num_classes: int = 2) -> GlandClassifier:
-        """All of the paper's parts, small enough to overfit one batch in seconds on a CPU."""
+        """Build all of the paper's parts, small enough to overfit one batch in seconds on a CPU."""
         if spatial_dims == 2:
             resnet = ResNet38.tiny(in_channels=in_channels)
             backbone, channels = nn.Sequential(resnet), resnet.stage_channels[7]
@@ -102,11 +102,11 @@ class GlandClassifier(ActivationNetwork):
         )
 
     def signed_map(self, image: torch.Tensor) -> torch.Tensor:
-        """F, the class map before any pooling: ``(B, C, *S) -> (B, K, *s)``."""
+        """Give F, the class map before any pooling: ``(B, C, *S) -> (B, K, *s)``."""
         return self.head(self.attention(self.backbone(image)))
 
     def class_maps(self, image: torch.Tensor) -> torch.Tensor:
-        """The map that ``cam_source`` names: ``(B, C, *S) -> (B, K, *s)``."""
+        """Give the map that ``cam_source`` names: ``(B, C, *S) -> (B, K, *s)``."""
         class_map = self.signed_map(image)
         if self.pyramid is not None:
             return self.pyramid.maps(class_map, self.cam_source)
@@ -114,17 +114,14 @@ class GlandClassifier(ActivationNetwork):
 
     @torch.jit.unused
     def image_logits(self, class_map: torch.Tensor) -> torch.Tensor:
-        """Logits of the tags: ``(B, K, *s) -> (B, K)``, by MPFP (Eq. 9) or the plain pooling (Eq. 3)."""
+        """Give logits of the tags: ``(B, K, *s) -> (B, K)``, by MPFP (Eq. 9) or the plain pooling (Eq. 3)."""
         return self.pool(class_map) if self.pyramid is None else self.pyramid(class_map)
 
 
 def resnet38_classifier(
     num_classes: int = 2,
     *,
-    in_channels: int = 3,
     small: bool = False,
-    width: int = 64,
-    frozen: str = "paper",
     attention: str = "cca",
     attention_stages: Collection[int] = (4, 5, 6),
     pyramid: Sequence[int] | None = (2, 4, 8, 16),
@@ -133,25 +130,26 @@ def resnet38_classifier(
     cam_source: str = "class_map",
     pooling: str = "average",
     topk_share: float = 0.25,
+    **backbone: Any,
 ) -> GlandClassifier:
-    """The paper's network: a ResNet38 with attention after chosen stages, and multi-scale pyramid fusion pooling.
+    """Build the paper's network: ResNet38, attention after chosen stages, multi-scale pyramid fusion pooling.
 
-    The defaults are the paper's full system; each argument is a row or a switch of its ablation tables.
+    The defaults are the paper's full system; the arguments are the switches of its ablation tables.
 
     Args:
         num_classes: K.
-        in_channels: C of the images.
         small: fewer blocks of fewer channels, see :meth:`ResNet38.small`, to train from scratch on a CPU.
-        width: channels of the first convolution; 64 as published (105 M parameters).
-        frozen: ``paper``, the first two stages and all normalization as they were loaded, or ``none``.
         attention: ``none``, ``cc1`` or ``cc2`` (one or two criss-cross modules) or ``cca``.
-        attention_stages: after which of the stages 4, 5, 6, 7 it stands.
+        attention_stages: the stages among 4, 5, 6, 7 that are followed by attention.
         pyramid: levels of MPFP; None for the baseline with a plain ``pooling`` (Eq. 3).
         fusion: ``sign`` (Eq. 5-8) or ``average`` of the levels.
         logit: ``weighted`` (Eq. 9) or ``gap_pyramid``.
         cam_source: see :class:`GlandClassifier`.
-        pooling: of the baseline.
-        topk_share: of the pooling ``topk``.
+        pooling: the pooling of the baseline.
+        topk_share: for the pooling ``topk``.
+        backbone: words of the :class:`~monai_wsss.networks.ResNet38`: ``in_channels``; ``width``, channels of the first
+            convolution, 64 as published (105 M parameters); ``frozen``, here ``paper`` by default: the first two stages
+            and all normalization stay as they were loaded; ``none`` trains all.
 
     Raises:
         ValueError: a stage other than 4 to 7, or what the parts refuse.
@@ -163,17 +161,16 @@ def resnet38_classifier(
         torch.Size([1, 2, 32, 32])
     """
     check_choice("attention", attention, ("none", "cc1", "cc2", "cca"))
-    settings: dict[str, Any] = {"in_channels": in_channels, "width": width, "frozen": frozen}
-    backbone = ResNet38.small(**settings) if small else ResNet38(**settings)
-    channels = backbone.stage_channels
+    resnet = (ResNet38.small if small else ResNet38)(**({"frozen": "paper"} | backbone))
+    channels = resnet.stage_channels
     if not set(attention_stages) <= channels.keys():
         raise ValueError(f"Expected `attention_stages` among 4, 5, 6, 7, got {sorted(attention_stages)}.")
     if attention != "none":
         stages = sorted(attention_stages)
-        backbone.attend({k: ConsistencyCorrelationAttention(channels[k], kind=attention) for k in stages})
+        resnet.attend({k: ConsistencyCorrelationAttention(channels[k], kind=attention) for k in stages})
     fused = None if pyramid is None else PyramidFusionPooling(num_classes, levels=pyramid, fusion=fusion, logit=logit)
     return GlandClassifier(
-        backbone,
+        resnet,
         channels[7],
         num_classes,
         pyramid=fused,

@@ -2,9 +2,9 @@
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 """Several networks of one shape as one deployable network: the mean of their raw maps.
 
-Class activation maps differ much between seeds; averaging the raw maps before any normalization removes the bad
-seeds and costs nothing but the forward passes.  Members are trained side by side on the same batches, each by its
-own loss, and never see one another.
+Class activation maps differ much between trainings. Averaging the raw maps before any normalization removes the bad
+ones and costs nothing but the forward passes. Members are trained side by side on the same batches, each by its own
+loss, and never see one another.
 """
 
 from __future__ import annotations
@@ -58,14 +58,14 @@ class MapEnsemble(ActivationNetwork):
 
     @classmethod
     def tiny(cls, spatial_dims: int = 2, in_channels: int = 1, num_classes: int = 1) -> MapEnsemble:
-        """Two members of width 4: trains in seconds on a CPU."""
+        """Build two members of width 4, which train in seconds on a CPU."""
         return cls([CAMEncoder.tiny(spatial_dims, in_channels, num_classes) for _ in range(2)])
 
     def class_maps(self, image: torch.Tensor) -> torch.Tensor:
-        """Mean of the members' maps at their own resolution: ``(B, C, *S) -> (B, G*K, *s)``."""
+        """Average the members' maps at their own resolution: ``(B, C, *S) -> (B, G*K, *s)``."""
         return torch.stack([member.class_maps(image) for member in self.members]).mean(0)  # type: ignore[operator]
 
     @torch.jit.unused
     def member_maps(self, image: torch.Tensor) -> torch.Tensor:
-        """Each member's maps at the input's size: ``(B, C, *S) -> (M, B, G*K, *S)``."""
+        """Give each member's maps at the input's size: ``(B, C, *S) -> (M, B, G*K, *S)``."""
         return torch.stack([member(image) for member in self.members])

@@ -1,9 +1,9 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""One classifier a modality, with weights of its own, as one deployable network: G groups of K activation maps.
+"""One classifier per modality, with weights of its own, as one deployable network: G groups of K activation maps.
 
 Patel & Dolz, "Weakly supervised segmentation with cross-modality equivariant constraints" (CMER), train such networks
-side by side; at test time each gives its own map, and maps are fused by :func:`monai_wsss.refinement.to_mask`.  The
+side by side. At test time each gives its own map, and :class:`monai_wsss.refinement.MaskRule` fuses the maps. The
 networks share nothing, so a study that lacks a modality can be segmented by the networks of those it has.
 """
 
@@ -36,16 +36,17 @@ class ModalityNetworks(ActivationNetwork):
         members: an activation network of one input channel for each modality; they agree in spatial dimensions,
             classes and pooling, and share no weights.
         modalities: the names of the modalities, in the order of ``members``; None for ``"0"``, ``"1"``, …
-        present: the names of the input's channels, in their order, where that is not ``modalities``: channels find
-            their network by name, absent modalities take no part, and ``groups`` counts those present.  Weights are
+        present: the names of the input's channels, in their order, where they are not ``modalities``. Channels find
+            their network by name, absent modalities take no part, and ``groups`` counts those present. Weights are
             stored alike whatever is present, so that a network of four modalities can be loaded for two.
-        standardize: z-score each image and modality first (the paper's step for slices).  In the network, so that
-            training, the transformed second view and inference do the same; not for windows of a larger volume.
+        standardize: z-score each image and modality first (the paper's step for slices). It is done in the network, so
+            that training, the transformed second view and inference do the same; not for windows of a larger volume.
 
     Attributes:
         modalities: the names, a tuple.
         present_modalities: the names of the groups in the output, in the order of ``modalities``.
-        reliable: (G,) bool buffer: which modalities' maps are fused; all, until training has found some weak.
+        reliable: (G,) bool buffer: which modalities' maps are fused. It is true for all until training has found some
+            weak.
 
     Raises:
         ValueError: no member, members that disagree or share weights, names that do not fit, or an image of another
@@ -86,7 +87,7 @@ class ModalityNetworks(ActivationNetwork):
             raise ValueError("Expected `members` of one modality each, got networks of several groups.")
         names = tuple(map(str, range(len(members)))) if modalities is None else tuple(modalities)
         if len(set(names)) != len(members) or len(names) != len(members):
-            raise ValueError(f"Expected {len(members)} different `modalities`, one a member, got {names}.")
+            raise ValueError(f"Expected {len(members)} different `modalities`, one per member, got {names}.")
         channels = names if present is None else tuple(present)
         if not channels or len(set(channels)) < len(channels) or not set(channels) <= set(names):
             raise ValueError(f"Expected `present` to name some of the modalities {names}, each once, got {channels}.")
@@ -107,19 +108,19 @@ class ModalityNetworks(ActivationNetwork):
         # In the weights, so that they are not loaded into networks of other modalities or in another order.
         self.register_buffer("modality_names", torch.tensor(list(_encoded(names)), dtype=torch.uint8))
         self.register_buffer("reliable", torch.ones(len(members), dtype=torch.bool))
-        # Of each member its channel in the image, -1 for those that take no part.
+        # The channel of each member in the image, -1 for members that take no part.
         self.channels = [channels.index(name) if name in channels else -1 for name in names]
 
     @classmethod
     def tiny(cls, spatial_dims: int = 2, in_channels: int = 1, num_classes: int = 1) -> "ModalityNetworks":
-        """An encoder of width 4 for each channel: trains in seconds on a CPU."""
+        """Build an encoder of width 4 per channel, which trains in seconds on a CPU."""
         return cls([CAMEncoder.tiny(spatial_dims, 1, num_classes) for _ in range(in_channels)])
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Raw maps at the input's size, group by group in the order of ``modalities``."""
+        """Give raw maps at the input's size, group by group in the order of ``modalities``."""
         if image.shape[1] != self.groups:
             raise ValueError(
-                f"Expected an image of {self.groups} channels, a modality each, got {image.shape[1]}: "
+                f"Expected an image of {self.groups} channels, one per modality, got {image.shape[1]}: "
                 "name the modalities at hand as `present`."
             )
         if self.standardize:
@@ -133,7 +134,7 @@ class ModalityNetworks(ActivationNetwork):
 
     @torch.jit.unused
     def _load_from_state_dict(self, state_dict: dict[str, torch.Tensor], prefix: str, *arguments: Any) -> None:
-        """As torch's, after the names of the modalities were compared.
+        """Load as torch does, after the names of the modalities were compared.
 
         Raises:
             DataError: the weights are of other modalities, or of the same in another order.
@@ -149,7 +150,7 @@ class ModalityNetworks(ActivationNetwork):
 
     @torch.jit.unused
     def parts(self, image: torch.Tensor) -> list[tuple[ActivationNetwork, torch.Tensor]]:
-        """Each network that takes part with its input (B, 1, *S), in the order of ``modalities``."""
+        """List each network that takes part with its input (B, 1, *S), in the order of ``modalities``."""
         if self.standardize:
             image = zscore_images(image)
         return [
@@ -177,7 +178,7 @@ class ModalityNetworks(ActivationNetwork):
 
 
 def _encoded(names: Sequence[str]) -> bytes:
-    """Names as bytes of one length, whatever they are, so that a comparison comes before a mismatch of sizes."""
+    """Encode names as bytes of one length, so that they are compared before sizes could mismatch."""
     text = ",".join(names).encode()
     if len(text) > _NAME_BYTES:
         raise ValueError(f"Expected names of `modalities` of at most {_NAME_BYTES} bytes together, got {len(text)}.")
@@ -195,10 +196,10 @@ def networks_by_modality(
     present: Sequence[str] | None = None,
     standardize: bool = False,
 ) -> ModalityNetworks:
-    """The same kind of network for each modality; for configurations, which have no loops.
+    """Build the same kind of network for each modality; for configurations, which have no loops.
 
     Args:
-        modalities: their names, a network each.
+        modalities: their names, one per network.
         backbone: ``"encoder"`` (:class:`~monai_wsss.networks.CAMEncoder` at stride 4), ``"unet"``
             (:class:`~monai_wsss.networks.CAMUNet`, the paper's) or ``"aspp_resnet"``
             (:class:`~monai_wsss.networks.ASPPResNet`, the paper's Table IV).

@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""The object prior of BMP's object-aware feature decoding (OFD): where any class is, as one map.
+"""The object prior of BMP's object-aware feature decoding (OFD): one map that says where any class is.
 
 C^m = max_k a(C_k)      a: sigmoid, min-max or the identity      Zhu et al. (arXiv:2308.04949), Eq. 9-11
 """
@@ -18,8 +18,8 @@ class ObjectPrior(nn.Module):
     """The strongest activated seed of each pixel: ``(B, K, *S) -> (B, 1, *S)``.
 
     Args:
-        activation: of the seeds: ``sigmoid`` (the released code), ``minmax`` over the image, each class by itself, or
-            ``none`` (the paper's text).
+        activation: of the seeds: ``sigmoid`` (the released code), ``minmax`` per image and class, or ``none`` (the
+            paper's text).
         detach: whether the decoder's gradient stops here, as in the released code; the paper does not say.
 
     Raises:
@@ -44,7 +44,7 @@ class ObjectPrior(nn.Module):
         if self.activation == "minmax":
             axes = [2, 3] if seeds.dim() == 4 else [2, 3, 4]
             low, high = seeds.amin(dim=axes, keepdim=True), seeds.amax(dim=axes, keepdim=True)
-            seeds = (seeds - low) / (high - low + 1e-5)  # of the code released with AFA and BMP
+            seeds = (seeds - low) / (high - low + 1e-5)  # 1e-5 as in the code released with AFA and BMP
         prior = seeds.amax(dim=1, keepdim=True)
-        # The sigmoid is monotone: once behind the maximum is enough.
+        # The sigmoid is monotone, so one sigmoid after the maximum gives the same.
         return prior.sigmoid() if self.activation == "sigmoid" else prior

@@ -4,14 +4,14 @@
 
 The network of BMP (Zhu et al., TNNLS, arXiv:2308.04949) and, without the prior, of AFA (Ru et al., CVPR 2022).
 
-| symbol     | name           | what                                                                 | shape          |
+| symbol     | name           | meaning                                                              | shape          |
 |------------|----------------|----------------------------------------------------------------------|----------------|
-| X^1 .. X^n | features       | of the encoder, from fine to coarse                                  | (B, F_i, *s_i) |
-| c          | `logits`       | of the classifier, from X^n                                          | (B, K)         |
-| C          | `seeds`        | of the classifier: raw class maps of X^n                             | (B, K, *S)     |
+| X^1 .. X^n | features       | maps of the encoder, from fine to coarse                             | (B, F_i, *s_i) |
+| c          | `logits`       | image-level logits of the classifier, from X^n                       | (B, K)         |
+| C          | `seeds`        | raw class maps of the classifier, from X^n                           | (B, K, *S)     |
 | C^m        | `prior`        | max_k sigmoid(C_k); OFD decodes X^i * C^m, object-aware features     | (B, 1, *S)     |
 | S^s        | `segmentation` | logits of the decoder, channel 0 background                          | (B, K+1, *S)   |
-| A          | `affinity`     | of the tokens of X^n, from the encoder's attention                   | (B, N, N)      |
+| A          | `affinity`     | affinity of the tokens of X^n, from the encoder's attention          | (B, N, N)      |
 """
 
 # Annotations stay real types: TorchScript reads them.
@@ -36,12 +36,12 @@ class BranchOutputs(NamedTuple):
     """The outputs of both branches, see :meth:`TwoBranchNetwork.branches`.
 
     Attributes:
-        logits: (B, K) of the image's classes.
+        logits: (B, K), image-level.
         seeds: (B, K, *S) raw class maps; of the last level's size (B, K, *s_n) if not upsampled.
         segmentation: (B, K + 1, *S) logits; of the decoder's size if not upsampled.
         affinity: (B, N, N) in (0, 1) between the tokens of the last level, or (B, W, *s_n), or None.
         auxiliary_logits: (B, K) of the auxiliary classifier, or None.
-        auxiliary_seeds: its class maps, sized as ``seeds``, or None.
+        auxiliary_seeds: class maps of the auxiliary classifier, upsampled as ``seeds`` are, or None.
     """
 
     logits: torch.Tensor
@@ -56,16 +56,15 @@ class TwoBranchNetwork(nn.Module):
     """A deployable segmenter that classifies as well: ``(B, C, *S) -> (B, K + 1, *S)`` logits.
 
     Args:
-        encoder: gives a list of maps from fine to coarse and says its ``spatial_dims``.  For an affinity it also has
+        encoder: gives a list of maps from fine to coarse and has ``spatial_dims``.  For an affinity it also has
             ``forward_with_queries(image)``, which gives the maps and a list of (queries, keys), each (B, heads, N, F)
             over the tokens of the last level.
-        decoder: the maps to K + 1 logits: ``[(B, F_i, *s_i)] -> (B, K + 1, *s)``.
-        classifier: class maps and logits of the last level.
-        prior: object-aware feature decoding: the decoder sees features times this map of the seeds (BMP); None is
-            AFA's decoder.
-        affinity: between the tokens of the last level, or None.
+        decoder: turns the maps into K + 1 logits: ``[(B, F_i, *s_i)] -> (B, K + 1, *s)``.
+        classifier: gives class maps and logits of the last level.
+        prior: makes C^m for object-aware feature decoding (BMP); None: the decoder gets the features as they are (AFA).
+        affinity: gives the affinity between the tokens of the last level; None: there is none.
         auxiliary: a second classifier, of the level before the last (CoSA), or None.
-        detach_seeds: whether losses on the seeds reach neither encoder nor classifier, as in AFA; BMP trains by them.
+        detach_seeds: True: losses on the seeds train neither encoder nor classifier (AFA); False: they do (BMP).
 
     Attributes:
         output_kind: ``"segmentation"``.
@@ -102,7 +101,7 @@ class TwoBranchNetwork(nn.Module):
         self.decoder = decoder
         self.classifier = classifier
         self.prior = prior
-        # Named as in the authors' checkpoints.
+        # The attribute has the name of the authors' checkpoints.
         self.attn_proj = affinity
         self.auxiliary = auxiliary
         self.detach_seeds = detach_seeds
@@ -126,7 +125,7 @@ class TwoBranchNetwork(nn.Module):
         """Make the parts of AFA and BMP around an encoder of four levels.
 
         Args:
-            encoder: says its ``feature_channels``, e.g. :class:`~monai_wsss.networks.MixTransformer` or
+            encoder: has ``feature_channels``, e.g. :class:`~monai_wsss.networks.MixTransformer` or
                 :class:`ConvPyramid`; its ``attention_channels`` are the heads of the affinity, 0 for none.
             num_classes: K, the foreground classes.
             decoder_width: see :class:`~monai_wsss.networks.AllMLPDecoder`.
@@ -134,7 +133,7 @@ class TwoBranchNetwork(nn.Module):
             pooling: see :class:`~monai_wsss.networks.ClassHead`.
             pooled: see there.
             topk_share: see there.
-            ofd: whether the decoder sees object-aware features (BMP) or not (AFA).
+            ofd: whether the decoder gets object-aware features (BMP) or the features as they are (AFA).
             ofd_activation: see :class:`~monai_wsss.networks.ObjectPrior`.
             ofd_detach: see there.
             detach_seeds: see the class.
@@ -186,11 +185,11 @@ class TwoBranchNetwork(nn.Module):
 
         Args:
             image: (B, C, *S).
-            affinity: whether to give it.
-            radius: of its pairs, in tokens of the last level, see
+            affinity: whether to give the affinity.
+            radius: largest offset of its pairs, in tokens of the last level, see
                 :meth:`~monai_wsss.networks.AttentionAffinity.between`; None for all pairs.
-            upsample: whether seeds and segmentation are brought to the image's size, as in BMP; AFA works with the
-                sizes of the levels.
+            upsample: True brings seeds and segmentation to the image's size, as BMP does; False leaves them at the
+                sizes of the levels, as AFA does.
 
         Raises:
             ValueError: an affinity asked of an encoder without attention.
@@ -214,7 +213,7 @@ class TwoBranchNetwork(nn.Module):
         return outputs
 
     def object_aware(self, features: list[torch.Tensor], seeds: torch.Tensor) -> list[torch.Tensor]:
-        """Give X^i * C^m with C^m interpolated to each level: the features that OFD decodes, of the same shapes.
+        """Give X^i * C^m with C^m interpolated to each level: the features that OFD decodes.
 
         Args:
             features: (B, F_i, *s_i) each.

@@ -4,9 +4,9 @@
 
     q_j = sum_i T_ij p_i,   T_ij = A_ij^2 / (sum_i A_ij^2 + 0.1),   |i - j| <= radius      Ru et al. (AFA, CVPR 2022)
 
-The square is taken element by element, which sharpens; 0.1 and the normalization of columns are the authors' code's, as
-is a single step.  In AFA p is the softmax over background score and activations of the classes that are present
-(:func:`softmax_with_background`), on the grid of the tokens.
+The square is taken element by element and sharpens the affinities.  The authors' code has the 0.1, the normalization of
+columns and the single step.  In AFA p is the softmax over the background score and the activations of the classes that
+are present (:func:`softmax_with_background`), on the grid of the tokens.
 
 | symbol | name       | shape                            |
 |--------|------------|----------------------------------|
@@ -26,13 +26,13 @@ __all__ = ["affinity_labels", "propagate_by_affinity", "softmax_with_background"
 
 
 def affinity_labels(label: torch.Tensor, radius: int = 8, ignore_index: int = IGNORED) -> torch.Tensor:
-    """Say what the affinity of each pair of tokens should be: 1 for equal labels, 0 for different, 255 for no pair.
+    """Give the affinity that each pair of tokens should have: 1 for equal labels, 0 for different, 255 for no pair.
 
-    To train on them use ``losses.affinity_loss``, which needs no such table.
+    To train affinities use ``losses.affinity_loss``, which needs no such table.
 
     Args:
         label: the class of each token (B, *s), ``ignore_index`` where there is none.
-        radius: pairs whose indices differ by more along any axis are none.
+        radius: tokens whose indices differ by more along any axis are no pair.
         ignore_index: the label without a class.
 
     Returns:
@@ -56,7 +56,7 @@ def affinity_labels(label: torch.Tensor, radius: int = 8, ignore_index: int = IG
 def softmax_with_background(maps: torch.Tensor, label: torch.Tensor, background_score: float) -> torch.Tensor:
     """Put a constant background beside the maps of the classes that are present, and take the softmax.
 
-    The maps lie in [0, 1], so the distribution is soft: its order counts, not its values.
+    The maps lie in [0, 1], so the distribution is soft: the order of its values counts, not the values.
 
     Args:
         maps: normalized activations (B, K, *S).
@@ -94,14 +94,14 @@ def propagate_by_affinity(
 
     Args:
         affinity: in [0, 1], (B, N, N), or windowed (B, W, *s): at token p the affinities to p + offset for the
-            W = (2 radius + 1)^d offsets in row-major order; entries that leave the grid count for nothing.
-        maps: (B, M, *s) on the grid of the tokens, each channel on its own.
+            W = (2 radius + 1)^d offsets in row-major order; entries that leave the grid do not count.
+        maps: (B, M, *s) on the grid of the tokens; each channel moves independently.
         radius: half the side of the window, in tokens.
-        power: of the affinities, element by element.
-        smoothing: added to the sum of a column; so a token that resembles none gets near 0.
+        power: exponent of the affinities, element by element.
+        smoothing: added to the sum of a column, so that a token that resembles no other gets values near 0.
 
     Returns:
-        (B, M, *s) in float32 or wider.  To train on it without a gradient to the affinities, detach them.
+        (B, M, *s) in float32 or wider.  Detach the affinities if they should get no gradient.
 
     Raises:
         ValueError: shapes that do not fit, or a negative radius.
@@ -125,7 +125,7 @@ def walk_along_affinity(
     dense = affinity.shape == (len(maps), tokens, tokens)
     with torch.autocast(maps.device.type, enabled=False):
         maps, affinity = float32_or_wider(maps), float32_or_wider(affinity)
-        # One more channel of ones gathers what the columns are divided by.
+        # An additional channel of ones collects the sums by which the columns are divided.
         extended = torch.cat((maps, torch.ones_like(maps[:, :1])), 1)
         if dense:
             weights = affinity.pow(power) * near_pairs(size, radius, maps.device)
@@ -136,7 +136,7 @@ def walk_along_affinity(
 
 
 def _along_windows(weights: torch.Tensor, maps: torch.Tensor, radius: int) -> torch.Tensor:
-    """Hand the maps (B, M, *s) of each token p, weighted, to p + offset, one of the W offsets after the other."""
+    """Add the weighted maps (B, M, *s) of each token p to p + offset, one of the W offsets after the other."""
     moved = torch.zeros_like(maps)
     for k, here, there in shifts(maps.shape[2:], radius):
         moved[:, :, *there] += weights[:, k : k + 1, *here] * maps[:, :, *here]

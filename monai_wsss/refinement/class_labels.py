@@ -1,21 +1,22 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""What the classification branch teaches: the makers of Y^c, as parts that a method receives.
+"""Makers of Y^c, the labels that the classification branch gives to the segmentation branch: parts of a method.
 
 | maker              | the background is           | spread by            | papers |
 |--------------------|-----------------------------|----------------------|--------|
 | `ConstantScores`   | two constant scores         | refinement           | AFA    |
 | `LearnedAffinity`  | two constant scores         | affinity, refinement | AFA    |
-| `BackgroundAware`  | what the segmenter says     | refinement           | BMP    |
+| `BackgroundAware`  | the segmenter's background  | refinement           | BMP    |
 
-Each is called as ``maker(images, seeds, segmentation, pairs)``, without gradient:
+A method calls ``maker(images, seeds, segmentation, pairs)``, without gradient:
 
 - ``images``: :class:`~monai_wsss.refinement.LabeledImages`
 - ``seeds``: C' (B, K, *S) in [0, 1], zero for classes that the image does not hold
 - ``segmentation``: logits (B, K + 1, *S) of the segmentation branch, background first
-- ``pairs``: from images (B, C, *S) to the affinity of their tokens and the tokens' grid; only `LearnedAffinity` asks
+- ``pairs``: a function from images (B, C, *S) to the affinity of their tokens and the grid of the tokens; only
+  `LearnedAffinity` needs it
 
-and gives the label (B, *S), 0, 1..K or ``IGNORED``.  ``maker.mask`` gives it with nothing ignored.
+and gets the label (B, *S): 0, 1..K or ``IGNORED``.  ``maker.mask`` gives a label without ignored pixels.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from torch import nn
 from monai_wsss._checks import check_choice, float32_or_wider
 from monai_wsss._labels import IGNORED
 from monai_wsss._windows import check_radius
-from monai_wsss.cams import rescale_maps
+from monai_wsss.cams.normalize import between_extremes
 from monai_wsss.refinement.confident_labels import where_confident
 from monai_wsss.refinement.labeled_images import LabeledImages
 from monai_wsss.refinement.spreading import Refine, SpreadRule, affinity_label, background_scores, constant_label
@@ -86,17 +87,17 @@ class ConstantScores(nn.Module):
 
 
 class LearnedAffinity(ConstantScores):
-    """Label as :class:`ConstantScores`, the scores spread by the learned affinity of tokens before (AFA).
+    """Label as :class:`ConstantScores`, but first spread the scores by the learned affinity of tokens (AFA).
 
     Args:
         refine: see there.
-        radius: of the affinity's pairs, in tokens.
+        radius: largest offset of the affinity's pairs along each axis, in tokens.
         low: see there.
         high: see there.
         downscale: see there.
 
     Raises:
-        ValueError: a negative radius; as there.
+        ValueError: a negative radius, or scores or a factor that :class:`ConstantScores` refuses.
     """
 
     def __init__(
@@ -133,9 +134,9 @@ class BackgroundAware(nn.Module):
     Args:
         refine: p, ``(image, maps) -> maps`` at the image's size.
         confidence: sigma_c, in [0, 1].
-        background: B^s: ``"softmax"``, the probability of the background; ``"minmax"``, as released, its logits scaled
-            per image.
-        scores: what S^c of a pixel becomes before sigma_c: ``"l1"``, shares; ``"softmax"`` or ``"none"``.
+        background: B^s: ``"softmax"``: the probability of the background; ``"minmax"``: its logits scaled per image, as
+            in the released code.
+        scores: normalization of S^c before sigma_c: ``"l1"``, to shares that sum to 1; ``"softmax"`` or ``"none"``.
         downscale: factor by which images shrink for the refinement.
 
     Raises:
@@ -176,7 +177,7 @@ class BackgroundAware(nn.Module):
     def scores(self, images: LabeledImages, seeds: torch.Tensor, segmentation: torch.Tensor) -> torch.Tensor:
         """Give S^c (B, K + 1, *S), differentiable."""
         if self.background == "minmax":
-            background = rescale_maps(segmentation[:, :1])
+            background = between_extremes(segmentation[:, :1])
         else:
             background = segmentation.softmax(1)[:, :1]
         return background_scores(

@@ -6,9 +6,9 @@
     Y^s = argmax S^s   where max S^s >= sigma_s        teaches the classification branch      Eq. 7
 
 and ``ignore_index`` elsewhere.  (The paper prints >, the released code takes >=.)  Eq. 7 also leaves out Y^s = 0; here
-a confident background stays 0, and the loss that Y^s is for does not read it unless asked.  The released code compares
-sigma_s with logits (``score="logit"``) and does not remove the classes that the image-level labels exclude (no
-``label``); the paper asks for both, a probability and the filter.
+a confident background stays 0, and the loss on Y^s reads it only on request.  The released code compares sigma_s with
+logits (``score="logit"``) and keeps the classes that the image-level labels exclude (no ``label``); the paper takes
+probabilities and removes those classes.
 
 | symbol    | name                              | shape        |
 |-----------|-----------------------------------|--------------|
@@ -37,8 +37,8 @@ def confident_label(
 
     Args:
         scores: (B, K+1, *S), background first, e.g. in [0, 1]; channels of absent classes 0.
-        threshold: sigma_c, on the scale of the scores; 0.75 is the paper's, where the released code takes 0.5.
-        valid: bool (B, *S) or (B, 1, *S), False where the image is padding; None is everywhere.
+        threshold: sigma_c, on the scale of the scores; 0.75 in the paper, 0.5 in the released code.
+        valid: bool (B, *S) or (B, 1, *S), False where the image is padding; None: all pixels are valid.
         ignore_index: given to pixels that are not confident or not valid.
 
     Returns:
@@ -72,10 +72,10 @@ def confident_segmentation_label(
     Args:
         logits: (B, K+1, *S), background first.
         label: image-level labels (B, K): absent classes are removed before the softmax, so healthy images are
-            background throughout; None removes none.
-        threshold: sigma_s; 0.5 is the paper's, where the released code takes 0.75.
-        score: what is compared with it, the largest ``"prob"`` or the largest ``"logit"``.
-        valid: bool (B, *S) or (B, 1, *S), False where the image is padding; None is everywhere.
+            background throughout; None: no class is removed.
+        threshold: sigma_s; 0.5 in the paper, 0.75 in the released code.
+        score: compare the largest probability with it (``"prob"``), or the largest logit (``"logit"``).
+        valid: bool (B, *S) or (B, 1, *S), False where the image is padding; None: all pixels are valid.
         ignore_index: given to pixels that are not confident or not valid.
 
     Returns:

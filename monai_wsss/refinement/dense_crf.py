@@ -55,9 +55,9 @@ __all__ = ["DenseCRF", "dense_crf_refinement"]
 
 _CLAMP = 1e-5  # the smallest probability
 _EXACT_PIXELS = 48**2  # up to here the bilateral kernel is exact by default: 0.2 s per image on one core
-_ENTRIES = 2**24  # entries of the exact kernel that are worked on, or held, at a time: 64 MiB in float32
+ENTRIES = 2**24  # entries of the exact kernel that are worked on, or held, at a time: 64 MiB in float32
 _TRUNCATION = 6.0  # the position kernel beyond that many standard deviations is left out, 4e-9 of its sum
-_ROWS = 128  # rows of the position kernel's matrices that are done at a time
+ROWS = 128  # rows of the position kernel's matrices that are done at a time
 _METHODS = ("auto", "exact", "lattice")
 
 #: ``pydensecrf`` calls the same numbers sxy, srgb and compat; all are for images in 0..255.
@@ -278,7 +278,7 @@ class _ExactKernel:
 
     def __init__(self, features: torch.Tensor, dtype: torch.dtype) -> None:
         self.features = features
-        self.rows = features.split(max(1, _ENTRIES // len(features)))
+        self.rows = features.split(max(1, ENTRIES // len(features)))
         self.matrix = self._of(features) if len(self.rows) == 1 else None
 
     def filter(self, values: torch.Tensor) -> torch.Tensor:
@@ -321,12 +321,12 @@ def _position_message(maps: torch.Tensor, stds: list[float]) -> Message:
 
 
 def _bands(side: int, std: float, like: torch.Tensor) -> list[tuple[int, int, torch.Tensor]]:
-    """Build the normalized kernel along one axis, up to _ROWS columns at a time, with the rows that count."""
+    """Build the normalized kernel along one axis, up to ROWS columns at a time, with the rows that count."""
     reach = math.ceil(_TRUNCATION * std)
     place = torch.arange(side, dtype=torch.float64, device=like.device)
     spans = [
-        (max(0, start - reach), min(side, start + _ROWS + reach), slice(start, start + _ROWS))
-        for start in range(0, side, _ROWS)
+        (max(0, start - reach), min(side, start + ROWS + reach), slice(start, start + ROWS))
+        for start in range(0, side, ROWS)
     ]
     kernels = [((place[first:last, None] - place[own]) / std).square().mul(-0.5).exp() for first, last, own in spans]
     scale = torch.cat([kernel.sum(0) for kernel in kernels]).rsqrt()

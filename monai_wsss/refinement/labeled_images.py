@@ -2,8 +2,7 @@
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 """A batch as the makers of pseudo-labels read it: images, the intensities along which labels spread, labels, boxes.
 
-What the labels say is kept on the host, too.  Which images and classes need work is then known without waiting for a
-GPU, whose tensors have fixed sizes.
+The labels are kept on the host, too: so it is known which images and classes need work without waiting for a GPU.
 """
 
 from __future__ import annotations
@@ -26,12 +25,12 @@ class LabeledImages:
 
     Args:
         image: (B, C, *S).
-        label: (B, K), 0/1.  Labels on the CPU cost nothing; labels on a GPU are waited for once.
+        label: (B, K), 0/1; labels on a GPU are waited for once.
         intensity: (B, C', *S), along which labels spread; None: the images.
-        boxes: (B, 2 d) ints, first and last+1 pixel along each axis: what lies outside is padding; None: nothing is.
+        boxes: (B, 2 d) ints, first and last+1 pixel along each axis: pixels outside are padding; None: no pixel is.
 
     Attributes:
-        held: (B, K) bool array on the host: the classes of each image.
+        held: (B, K) bool array on the host: the classes that each image holds.
         regions: the boxes as slices, or None.
 
     Raises:
@@ -91,32 +90,32 @@ class LabeledImages:
 
     @property
     def with_findings(self) -> list[int]:
-        """Places of the images that hold any class."""
+        """Give the places of the images that hold any class."""
         return np.flatnonzero(self.held.any(1)).tolist()
 
     @property
     def without_some(self) -> list[int]:
-        """Places of the images that lack some class."""
+        """Give the places of the images that lack some class."""
         return np.flatnonzero(~self.held.all(1)).tolist()
 
     @cached_property
     def found(self) -> torch.Tensor:
-        """Which images hold any class: (B,) bool, on their device."""
+        """Tell which images hold any class: (B,) bool, on their device."""
         return torch.as_tensor(self.held.any(1), device=self.image.device)
 
     @cached_property
     def classes(self) -> torch.Tensor:
-        """Channels of the classes that some image holds, (k,), on the images' device."""
+        """Give the channels (k,) of the classes that some image holds, on the images' device."""
         return self.index(np.flatnonzero(self.held.any(0)).tolist())
 
     @property
     def label_values(self) -> list[int]:
-        """What a label of these images' pixels can be, ascending: 0 and channel + 1."""
+        """Give the values that pixel labels of these images can have, ascending: 0 and channel + 1."""
         return [0, *(np.flatnonzero(self.held.any(0)) + 1).tolist()]
 
     @property
     def padding(self) -> torch.Tensor | None:
-        """Where pixels are padding, (B, *S) bool, or None where there is none."""
+        """Mark the pixels that are padding, (B, *S) bool; None if no image has any."""
         if self.regions is None:
             return None
         return outside_regions(self.regions, self.image.shape[2:], self.image.device)

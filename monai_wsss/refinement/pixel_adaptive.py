@@ -1,20 +1,20 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Pixel-adaptive refinement (PAR): maps flow, some steps, between neighbors that look alike in the image.
+"""Pixel-adaptive refinement (PAR): maps flow, in some steps, between neighbors that look alike in the image.
 
     m_{t+1}(p) = sum_q w(p, q) m_t(q),   w(p, q) = softmax_q(a(p, q)) + w_2 softmax_q(b(p, q))       Ru et al. (CVPR
     a(p, q) = -mean_c(|I_c(p) - I_c(q)| / (w_1 σ_c(p)))^2,   b(p, q) = -(|p - q| / (w_1 σ))^2        2022), Eq. 6-8
 
 q are the neighbors of p at each dilation (8 in 2D, 26 in 3D, p excluded; beyond the border, the nearest pixel), and σ
-the unbiased standard deviation over them, plus 1e-8.  Where neighbors are all alike, they weigh the same.  The weights
+is the unbiased standard deviation over them, plus 1e-8.  Neighbors that are all alike have equal weights.  The weights
 of a pixel sum to 1 + w_2, so that ten steps scale maps by up to 1.105, as in the released code; ``row_stochastic``
 divides by 1 + w_2.
 
-What is never made is a copy of the maps a neighbor.  A step adds up shifted views of one padded buffer, rows by rows
-such that they stay in cache; only the weights take memory: 48 an image pixel in 2D, 156 a voxel in 3D, which is 1.3 GB
-for 128^3 voxels in float32 (shrink volumes, or take fewer dilations).  They are held for one image at a time on a CPU,
-elsewhere for as many as 1 GiB has room for, at least one.  Backward applies the transposed steps with weights computed
-anew.  If the image wants a gradient, too, it also holds as many gradients of weights, repeats the forward steps, and
+The maps are never copied per neighbor.  A step adds up shifted views of one padded buffer, in bands of rows that stay
+in cache.  Only the weights take memory: 48 per pixel in 2D, 156 per voxel in 3D, which is 1.3 GB for 128^3 voxels in
+float32 (shrink volumes, or take fewer dilations).  On a CPU they are held for one image at a time, elsewhere for as
+many images as fit into 1 GiB, at least one.  The backward pass computes the weights again and applies the transposed
+steps.  If the image needs a gradient, the pass also holds as many gradients of weights, repeats the forward steps, and
 holds their T maps.
 
 | symbol | name        | shape       |
@@ -41,11 +41,11 @@ from monai_wsss._checks import check_shape, plain_tensor
 
 __all__ = ["PixelAdaptiveRefinement", "pixel_adaptive_refinement", "pixel_adaptive_weights"]
 
-_TINY = 1e-8  # what is added to standard deviations
-# Values of rows that are worked on together on a CPU, tuned for 512 KiB to 1 MiB of second-level cache.
+_TINY = 1e-8  # added to standard deviations
+# Values of image and maps per band of rows on a CPU, tuned for 512 KiB to 1 MiB of second-level cache.
 _WEIGHT_BAND = 2**16
 _MAP_BAND = 2**18
-_BLOCK_BYTES = 2**30  # of weights of images that are worked on together elsewhere
+_BLOCK_BYTES = 2**30  # of the weights of images that are processed together on other devices
 
 
 class _Rule(NamedTuple):
@@ -69,11 +69,10 @@ def pixel_adaptive_refinement(
 ) -> torch.Tensor:
     """Let maps follow the edges of an image: the equations of this file.
 
-    Each map is refined for itself, so several sets for one image are best concatenated and refined in one call.  The
-    result does not change with gain and offset of an image channel: un-augmented intensities of any range will do
-    (whose deviations are far above 1e-8).
-    Differentiable (once) with respect to maps and image.  A NaN in the image makes the maps NaN as far as
-    ``iterations * max(dilations)`` pixels around, one in a map that map alone.
+    Each map is refined independently: concatenate several sets of maps for one image and refine them in one call.  The
+    result does not depend on gain and offset of an image channel: un-augmented intensities of any range will do, if
+    their deviations are far above 1e-8.  The result is differentiable (once) with respect to maps and image.  A NaN in
+    the image makes all maps NaN within ``iterations * max(dilations)`` pixels; a NaN in a map affects only that map.
 
     Args:
         image: (B, C, *S), any C >= 1.
@@ -81,11 +80,11 @@ def pixel_adaptive_refinement(
         dilations: distances of the neighbors along the axes, in pixels.
         iterations: T, the number of steps; 10, for COCO 15.
         intensity_weight: w_1 > 0; smaller values make sharper weights, for images of low contrast.
-        position_weight: w_2 >= 0, what the share by distance alone weighs.
-        row_stochastic: divide the weights by 1 + w_2, so that each pixel's sum to 1 and a map keeps its range.
+        position_weight: w_2 >= 0, the weight of the softmax over distances.
+        row_stochastic: divide the weights by 1 + w_2, so that those of a pixel sum to 1 and a map keeps its range.
 
     Returns:
-        (B, M, *S), in the wider dtype of ``image`` and ``maps``, float32 at least (also the one computed in).
+        (B, M, *S), computed and given in the wider dtype of ``image`` and ``maps``, at least float32.
 
     Raises:
         ValueError: another number of images than of maps, shapes that do not fit, or an option out of range.
@@ -100,6 +99,11 @@ def pixel_adaptive_refinement(
     """
     rule = _checked_rule(dilations, intensity_weight, position_weight, row_stochastic)
     _check_iterations(iterations)
+    return _refined(image, maps, rule, iterations)
+
+
+def _refined(image: torch.Tensor, maps: torch.Tensor, rule: _Rule, iterations: int) -> torch.Tensor:
+    """Compute :func:`pixel_adaptive_refinement` by options that are known to be in range."""
     check_shape("image", image, "(B, C, *S)")
     check_shape("maps", maps, "(B, M, *S)")
     if maps.ndim != image.ndim or len(maps) != len(image):
@@ -146,25 +150,18 @@ class PixelAdaptiveRefinement(nn.Module):
         row_stochastic: bool = False,
     ) -> None:
         super().__init__()
-        _checked_rule(dilations, intensity_weight, position_weight, row_stochastic)
+        rule = _checked_rule(dilations, intensity_weight, position_weight, row_stochastic)
         _check_iterations(iterations)
-        self.dilations = tuple(dilations)
+        self.dilations = rule.dilations
         self.iterations = iterations
         self.intensity_weight = intensity_weight
         self.position_weight = position_weight
         self.row_stochastic = row_stochastic
 
     def forward(self, image: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
-        """Args: image (B, C, *S) and maps (B, M, *s); gives (B, M, *S)."""
-        return pixel_adaptive_refinement(
-            image,
-            maps,
-            dilations=self.dilations,
-            iterations=self.iterations,
-            intensity_weight=self.intensity_weight,
-            position_weight=self.position_weight,
-            row_stochastic=self.row_stochastic,
-        )
+        """Refine maps (B, M, *s) along an image (B, C, *S): (B, M, *S)."""
+        rule = _Rule(self.dilations, self.intensity_weight, self.position_weight, self.row_stochastic)
+        return _refined(image, maps, rule, self.iterations)
 
 
 def pixel_adaptive_weights(
@@ -175,7 +172,7 @@ def pixel_adaptive_weights(
     position_weight: float = 0.01,
     row_stochastic: bool = False,
 ) -> torch.Tensor:
-    """The weights w of each pixel's neighbors, to look at; without gradient.
+    """Compute the weights w of each pixel's neighbors, for inspection; without gradient.
 
     Args:
         image: (B, C, *S).
@@ -185,7 +182,7 @@ def pixel_adaptive_weights(
         row_stochastic: see there.
 
     Returns:
-        (B, 1, n, *S): n runs through the dilations, and for each through its neighbors in reading order.
+        (B, 1, n, *S): n runs through the dilations, and within each through its neighbors in reading order.
 
     Raises:
         ValueError: another shape, or an option out of range.
@@ -217,9 +214,9 @@ def _check_iterations(iterations: int) -> None:
 
 
 class _Neighbors:
-    """Where the n neighbors of the pixels lie in a buffer with replicated margins, (B, channels, *(S + 2 margin)).
+    """The places of the n neighbors of each pixel in a buffer with replicated margins: (B, channels, *(S + 2 margin)).
 
-    From any pixel of an axis of length s, s - 1 steps reach its end, so that larger dilations need no more margin.
+    On an axis of length s, s - 1 steps lead from any pixel to the end, so larger dilations need no wider margin.
     """
 
     def __init__(self, size: Sequence[int], dilations: Sequence[int]) -> None:
@@ -231,11 +228,11 @@ class _Neighbors:
             for d in dilations
             for s in signs
         ]
-        self.a_dilation = len(signs)
+        self.per_dilation = len(signs)
         self.margin = tuple(min(max(dilations), side - 1) for side in self.size)
 
     def buffer(self, like: torch.Tensor) -> torch.Tensor:
-        """Uninitialized, for maps of the shape of ``like``."""
+        """Make an uninitialized buffer for maps of the shape of ``like``."""
         return like.new_empty(*like.shape[:2], *(s + 2 * m for s, m in zip(self.size, self.margin, strict=True)))
 
     def padded(self, maps: torch.Tensor) -> torch.Tensor:
@@ -251,7 +248,7 @@ class _Neighbors:
         return buffer
 
     def folded(self, buffer: torch.Tensor) -> torch.Tensor:
-        """The transpose of :meth:`padded`: margins are added to the pixels that they replicate; gives the center."""
+        """Add the margins to the pixels that they replicate, the transpose of :meth:`padded`; give the center."""
         for axis in reversed(range(2, buffer.ndim)):
             side, margin = self.size[axis - 2], self.margin[axis - 2]
             buffer.narrow(axis, margin, 1).add_(buffer.narrow(axis, 0, margin).sum(axis, keepdim=True))
@@ -261,11 +258,11 @@ class _Neighbors:
         return self.center(buffer)
 
     def center(self, buffer: torch.Tensor, rows: slice | None = None) -> torch.Tensor:
-        """View of the pixels themselves, of some rows (of the first spatial axis) or all."""
+        """View the pixels themselves, of some rows (of the first spatial axis) or of all."""
         return self._shifted(buffer, rows or slice(0, self.size[0]), (0,) * len(self.size))
 
     def views(self, buffer: torch.Tensor, rows: slice) -> list[torch.Tensor]:
-        """For each neighbor, the view of the values that the pixels of these rows find there."""
+        """View, for each neighbor, its values at all pixels of these rows."""
         return [self._shifted(buffer, rows, offset) for offset in self.offsets]
 
     def _shifted(self, buffer: torch.Tensor, rows: slice, offset: tuple[int, ...]) -> torch.Tensor:
@@ -276,14 +273,14 @@ class _Neighbors:
         return view
 
     def bands(self, maps: torch.Tensor, values: int) -> Iterator[slice]:
-        """Rows in portions of about ``values`` values of ``maps`` on a CPU, else all: there, calls cost more."""
+        """Split the rows into bands of about ``values`` values of ``maps`` on a CPU; elsewhere one band saves calls."""
         height = self.size[0]
         step = max(1, values * height // max(maps.numel(), 1)) if maps.device.type == "cpu" else height
         return (slice(start, min(start + step, height)) for start in range(0, height, step))
 
 
 def _position_shares(neighbors: _Neighbors, rule: _Rule, like: torch.Tensor) -> torch.Tensor:
-    """w_2 softmax(b), the same for all pixels: (n, 1, ...)."""
+    """Compute w_2 softmax(b), the same for all pixels: (n, 1, ...)."""
     distances = torch.tensor(neighbors.distances, dtype=torch.float64)
     logits = -(distances / (distances.std() + _TINY) / rule.intensity_weight).square()
     shares = rule.position_weight * logits.softmax(0)
@@ -291,21 +288,25 @@ def _position_shares(neighbors: _Neighbors, rule: _Rule, like: torch.Tensor) -> 
 
 
 def _total(rule: _Rule) -> float:
-    """By what softmax + position shares are divided."""
+    """Give the divisor of softmax + position shares."""
     return 1 + rule.position_weight if rule.row_stochastic else 1.0
 
 
-def _deviation(views: list[torch.Tensor], a_dilation: int, scratch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Standard deviation and mean over the neighbors, from sums about the mean m_1 over those of the first dilation.
+def _deviation(
+    views: list[torch.Tensor], per_dilation: int, scratch: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compute the standard deviation and the mean over the neighbors.
 
-    Σ (x - m_1)^2 - (Σ (x - m_1))^2 / n cannot cancel whatever the level of the image: (m_1 - mean)^2 <= 6 σ^2 for 8 of
-    48 neighbors, since a part's mean is no farther away than its root mean square.
+    The sums are taken about m_1, the mean over the neighbors of the first dilation.  Then the difference
+    Σ (x - m_1)^2 - (Σ (x - m_1))^2 / n loses no digits to cancellation, whatever the level of the image:
+    (m_1 - mean)^2 <= 6 σ^2 for 8 of 48 neighbors, since the squared mean of a part's deviations is at most their mean
+    square.
     """
     count = len(views)
     level = views[0].clone()
-    for view in views[1:a_dilation]:
+    for view in views[1:per_dilation]:
         level.add_(view)
-    level.div_(a_dilation)
+    level.div_(per_dilation)
     squares, sums = torch.zeros_like(level), torch.zeros_like(level)
     for view in views:
         torch.sub(view, level, out=scratch)
@@ -316,14 +317,14 @@ def _deviation(views: list[torch.Tensor], a_dilation: int, scratch: torch.Tensor
 
 
 def _weights(image: torch.Tensor, neighbors: _Neighbors, rule: _Rule) -> torch.Tensor:
-    """w (B, n, *S) of an image (B, C, *S)."""
+    """Compute w (B, n, *S) of an image (B, C, *S)."""
     padded = neighbors.padded(image)
     shares = _position_shares(neighbors, rule, image) / _total(rule)
     weights = image.new_empty(len(image), len(neighbors.offsets), *neighbors.size)
     for rows in neighbors.bands(image, _WEIGHT_BAND):
         views, center = neighbors.views(padded, rows), neighbors.center(padded, rows)
         scratch = torch.empty_like(center, memory_format=torch.contiguous_format)
-        deviation, _ = _deviation(views, neighbors.a_dilation, scratch)
+        deviation, _ = _deviation(views, neighbors.per_dilation, scratch)
         scale = _inverse_scale(deviation, rule)
         band = weights[:, :, rows]
         for view, squares in zip(views, band.unbind(1), strict=True):
@@ -339,7 +340,7 @@ def _weights(image: torch.Tensor, neighbors: _Neighbors, rule: _Rule) -> torch.T
 
 
 def _inverse_scale(deviation: torch.Tensor, rule: _Rule) -> torch.Tensor:
-    """1 / (w_1 (σ_c + tiny) sqrt(C)): what differences are multiplied with, such that -a is their sum of squares."""
+    """Compute 1 / (w_1 (σ_c + tiny) sqrt(C)): -a is the sum of the squared differences times this factor."""
     return (deviation + _TINY).mul_(rule.intensity_weight * math.sqrt(deviation.shape[1])).reciprocal_()
 
 
@@ -353,11 +354,11 @@ class _Steps:
         ]  # each weight (B, 1, *rows)
 
     def plan(self, buffer: torch.Tensor) -> list[tuple[torch.Tensor, list[torch.Tensor]]]:
-        """Of each band, the views of a padded buffer that steps read and write."""
+        """Give, for each band, the views of a padded buffer that steps read and write."""
         return [(self.neighbors.center(buffer, rows), self.neighbors.views(buffer, rows)) for rows, _ in self.bands]
 
     def forward(self, maps: torch.Tensor, iterations: int) -> torch.Tensor:
-        """T steps between two buffers; gives a view of one."""
+        """Take T steps between two buffers; give a view of the last result."""
         source = self.neighbors.padded(maps)
         target = torch.empty_like(source)
         plans = self.plan(source), self.plan(target)
@@ -372,7 +373,7 @@ class _Steps:
         return self.neighbors.center(source)
 
     def transposed(self, gradient: torch.Tensor) -> torch.Tensor:
-        """One step back: gradients at the pixels go to the neighbors that they came from."""
+        """Take one step back: the gradient of each pixel goes to the neighbors that its value came from."""
         buffer = self.neighbors.buffer(gradient).zero_()
         for (rows, weights), (_, views) in zip(self.bands, self.plan(buffer), strict=True):
             own = gradient[:, :, rows]
@@ -381,7 +382,7 @@ class _Steps:
         return self.neighbors.folded(buffer)
 
     def add_weight_gradient_(self, of_weights: torch.Tensor, gradient: torch.Tensor, maps: torch.Tensor) -> None:
-        """Add to (B, n, *S) what a step from ``maps`` contributes: Σ_m g_m(p) m(q)."""
+        """Add the contribution of a step from ``maps`` to ``of_weights`` (B, n, *S): Σ_m g_m(p) m(q)."""
         for (rows, _), (_, views) in zip(self.bands, self.plan(self.neighbors.padded(maps)), strict=True):
             own = gradient[:, :, rows]
             for view, total in zip(views, of_weights[:, :, rows].unbind(1), strict=True):
@@ -391,10 +392,10 @@ class _Steps:
 def _image_gradient(
     of_weights: torch.Tensor, weights: torch.Tensor, image: torch.Tensor, neighbors: _Neighbors, rule: _Rule
 ) -> torch.Tensor:
-    """From the gradient of the weights (overwritten, as they are) to that of the image.
+    """Compute the gradient of the image from that of the weights; both are overwritten.
 
     With D = I(q) - I(p), u = 1 / (w_1 σ sqrt(C)) and -a = Σ_c (D u)^2:  da/dD = -2 D u^2, and through σ, da/dσ =
-    2 (D u)^2 / σ with dσ/dI(q) = (I(q) - mean) / ((n - 1) σ).  A constant neighborhood's σ passes nothing on.
+    2 (D u)^2 / σ with dσ/dI(q) = (I(q) - mean) / ((n - 1) σ).  In a constant neighborhood no gradient passes σ.
     """
     shares = weights.sub_(_position_shares(neighbors, rule, image) / _total(rule)).mul_(_total(rule))
     of_weights.div_(_total(rule))
@@ -405,7 +406,7 @@ def _image_gradient(
         views, center = neighbors.views(padded, rows), neighbors.center(padded, rows)
         of_views, of_center = neighbors.views(buffer, rows), neighbors.center(buffer, rows)
         scratch = torch.empty_like(center, memory_format=torch.contiguous_format)
-        deviation, mean = _deviation(views, neighbors.a_dilation, scratch)
+        deviation, mean = _deviation(views, neighbors.per_dilation, scratch)
         precision = _inverse_scale(deviation, rule).square_()
         of_band = of_logits[:, :, rows].unsqueeze(2).unbind(1)
         moment = torch.zeros_like(scratch)
@@ -422,7 +423,7 @@ def _image_gradient(
 
 
 class _Refine(torch.autograd.Function):
-    """The steps of all images, one block of images after the other."""
+    """The T steps of all images, one block of images after the other, and their gradients."""
 
     @staticmethod
     def forward(ctx: Any, image: torch.Tensor, maps: torch.Tensor, rule: _Rule, iterations: int) -> torch.Tensor:
@@ -460,7 +461,7 @@ class _Refine(torch.autograd.Function):
 
 
 def _blocks(image: torch.Tensor, neighbors: _Neighbors) -> Iterator[slice]:
-    """One image each on a CPU, where memory is scarcer than parallel work, else as many as the weights' bytes allow."""
-    an_image = len(neighbors.offsets) * math.prod(neighbors.size) * image.element_size()
-    size = 1 if image.device.type == "cpu" else max(1, _BLOCK_BYTES // max(an_image, 1))
+    """Split a batch into blocks: one image each on a CPU, elsewhere as many as ``_BLOCK_BYTES`` of weights allow."""
+    per_image = len(neighbors.offsets) * math.prod(neighbors.size) * image.element_size()
+    size = 1 if image.device.type == "cpu" else max(1, _BLOCK_BYTES // max(per_image, 1))
     return (slice(start, start + size) for start in range(0, len(image), size))

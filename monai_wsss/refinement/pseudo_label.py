@@ -1,8 +1,8 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Pseudo-labels from seeds: class maps in [0, 1] become a label, or a segmentation map, that can supervise.
+"""Pseudo-labels from seeds: class maps in [0, 1] become a label, or a segmentation map, to train on.
 
-Seeds are the class maps of the classes that the image holds; what they lack is a score for the background.
+Seeds are the class maps of the classes that the image holds; they have no score for the background.
 
 | function                        | the background is           | spread by            | result               |
 |---------------------------------|-----------------------------|----------------------|----------------------|
@@ -12,8 +12,8 @@ Seeds are the class maps of the classes that the image holds; what they lack is 
 | :func:`background_aware_scores` | what a segmenter says (BSP) | refinement           | S^c, K+1 channels    |
 
 Sources: Ru et al., AFA (arXiv:2203.02664) for the two scores and the affinity; Zhu et al., BMP
-(arXiv:2308.04949), Eq. 12-13 for the last.  The refinement is along the image, usually pixel-adaptive, and sees the
-maps of those classes alone that some image of the batch holds.  Nothing here reads a pixel mask.
+(arXiv:2308.04949), Eq. 12-13 for the last.  The refinement is along the image, usually pixel-adaptive, and gets only
+the maps of classes that some image of the batch holds.  Nothing here reads a pixel mask.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def seed_label(
 
     Args:
         seeds: (B, K, *S) in [0, 1], zero for classes that the image does not hold.
-        low: up to here a pixel is background.
-        high: up to here it is in doubt; None: as ``low``, so that nothing is.
+        low: up to this value a pixel is background.
+        high: up to this value it is in doubt; None: as ``low``, so that no pixel is in doubt.
         ignore_index: value of pixels in doubt.
 
     Returns:
@@ -85,15 +85,16 @@ def refined_seed_label(
     downscale: float = 2.0,
     ignore_index: int = IGNORED,
 ) -> torch.Tensor:
-    """Label pixels where a low and a high background score agree, after both were refined along the image.
+    """Label pixels where a low and a high background score agree, after both were refined along the image (AFA).
 
-    With p(b) = refine(softmax([b; seeds of the image's classes])) and l(b) = argmax p(b): l(high) where it is a class,
-    background where both say so, ignored elsewhere (AFA).  Images without any class are background.
+    With p(b) = refine(softmax([b; seeds of the image's classes])) and l(b) = argmax p(b), the label of a pixel is
+    l(high) if that is a class, background if l(high) and l(low) both are background, and ignored otherwise.  Images
+    without any class are background.
 
     Args:
         image: (B, C, *S), the intensities along which labels spread.
         seeds: (B, K, *S) in [0, 1].
-        label: (B, K), 0/1: other classes take no part.
+        label: (B, K), 0/1: classes of label 0 take no part.
         refine: ``(image, maps) -> maps`` at the image's size, e.g.
             :class:`~monai_wsss.refinement.PixelAdaptiveRefinement`.
         low: background score that lets seeds through.
@@ -138,7 +139,7 @@ def propagated_seed_label(
     boxes: torch.Tensor | None = None,
     ignore_index: int = IGNORED,
 ) -> torch.Tensor:
-    """Label as :func:`refined_seed_label`, but spread the scores by the affinity of tokens before (AFA).
+    """Label as :func:`refined_seed_label`, but first spread the scores by the affinity of tokens (AFA).
 
     Args:
         image: (B, C, *S).
@@ -148,11 +149,11 @@ def propagated_seed_label(
             :func:`~monai_wsss.refinement.propagate_by_affinity`.
         refine: ``(image, maps) -> maps``.
         grid: *s, the tokens along each axis.
-        radius: of the pairs, in tokens.
+        radius: largest offset of a pair along each axis, in tokens.
         low: see :func:`refined_seed_label`.
         high: see there.
         downscale: factor by which the image shrinks for the refinement.
-        boxes: (B, 2 d) ints, see :func:`background_aware_scores`; what lies outside is ignored.
+        boxes: (B, 2 d) ints, see :func:`background_aware_scores`; pixels outside are ignored.
         ignore_index: value of pixels in doubt.
 
     Returns:
@@ -204,13 +205,13 @@ def background_aware_scores(
     Args:
         image: (B, C, *S), the intensities along which scores spread.
         seeds: C (B, K, *S).
-        background: B^s (B, 1, *S), Eq. 12: what the segmentation branch says of the background, on the seeds' scale.
-        label: (B, K), 0/1: the scores of other classes are 0.
+        background: B^s (B, 1, *S), Eq. 12: the segmentation branch's score of the background, on the seeds' scale.
+        label: (B, K), 0/1: the scores of classes of label 0 are 0.
         refine: p, ``(image, maps) -> maps`` at the image's size.
-        normalize: what the scores of a pixel become: ``none``; ``l1``, shares that sum to 1; ``softmax`` over the
-            classes that take part.
+        normalize: of the scores of a pixel: ``none``; ``l1``: to shares that sum to 1; ``softmax`` over the classes
+            that take part.
         downscale: factor by which the image shrinks for the refinement.
-        boxes: (B, 2 d) ints, first and last+1 pixel along each axis, at least one pixel: what lies outside is padding,
+        boxes: (B, 2 d) ints, first and last+1 pixel along each axis, at least one pixel: pixels outside are padding,
             which neither takes part nor gets a score.
 
     Returns:

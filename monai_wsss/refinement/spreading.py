@@ -1,9 +1,9 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""How seeds become labels: the arithmetic behind ``pseudo_label`` and ``class_labels``, which trusts its arguments.
+"""From seeds to labels: the arithmetic behind ``pseudo_label`` and ``class_labels``, which trusts its arguments.
 
-Only the maps of the classes that some image of the batch holds are refined, which is what costs: no pixel can be of
-another class.  ``held`` (k,) are their channels.
+The refinement takes most of the time.  It gets only the maps of classes that some image of the batch holds, since no
+pixel can be of another class.  ``held`` (k,) are their channels.
 
 | symbol | name     | shape                                                    |
 |--------|----------|----------------------------------------------------------|
@@ -43,7 +43,7 @@ Region = tuple[slice, ...]
 
 
 class SpreadRule(NamedTuple):
-    """How scores spread and what they compete with.
+    """The refinement that spreads scores, and the background scores that they compete with.
 
     Attributes:
         refine: p.
@@ -86,7 +86,7 @@ def affinity_label(
     radius: int,
     regions: Sequence[Region] | None = None,
 ) -> torch.Tensor:
-    """Label as :func:`constant_label`, the scores spread by the affinity of the tokens of ``grid`` before."""
+    """Label as :func:`constant_label`, but first spread the scores by the affinity of the tokens of ``grid``."""
     if len(held):
         tokens = resize_linear(float32_or_wider(seeds[:, held]), grid)
         maps = torch.cat([background_softmax(tokens, label[:, held], score) for score in (rule.low, rule.high)], 1)
@@ -118,7 +118,7 @@ def background_scores(
     if normalize == "softmax":
         spread = spread.masked_fill(absent, -torch.inf).softmax(1)
     if normalize == "l1":
-        # Where no score is left, none is confident: the floor also bounds the gradient.
+        # A pixel without any score is not confident; the floor also bounds the gradient.
         spread = spread / spread.sum(1, keepdim=True).clamp(min=1e-6)
     every = spread.new_zeros(len(seeds), seeds.shape[1] + 1, *seeds.shape[2:])
     return every.index_copy_(1, _numbers(held), spread)
@@ -162,17 +162,17 @@ def outside_regions(regions: Sequence[Region], size: Sequence[int], device: torc
 
 
 def _background(seeds: torch.Tensor) -> torch.Tensor:
-    """Label images without any class."""
+    """Label all pixels background."""
     return torch.zeros((len(seeds), *seeds.shape[2:]), dtype=torch.long, device=seeds.device)
 
 
 def _numbers(held: torch.Tensor) -> torch.Tensor:
-    """Number the background and the channels ``held`` among all classes: 0 and channel + 1."""
+    """Give the label values of the background and of the channels ``held``: 0 and channel + 1."""
     return F.pad(held + 1, (1, 0))
 
 
 def _agreed(refined: torch.Tensor, label: torch.Tensor, held: torch.Tensor, ignore_index: int) -> torch.Tensor:
-    """Decide by the scores of the low (first half of the channels) and of the high background together."""
+    """Decide by the scores with the low background (first half of the channels) and with the high one together."""
     absent = ~_present(label, refined)
     of_low, of_high = (scores.masked_fill(absent, -torch.inf).max(1).indices for scores in refined.chunk(2, 1))
     doubt = torch.where(of_low == 0, 0, ignore_index)
@@ -194,11 +194,11 @@ def _refined(
 
 def _shrink(image: torch.Tensor, downscale: float) -> torch.Tensor:
     size = [max(1, int(side / downscale)) for side in image.shape[2:]]
-    # Integers, too, become floats: interpolated as they are, they would be rounded.
+    # Integers become floats, too: their interpolation would be rounded.
     return resize_linear(image.to(torch.promote_types(image.dtype, torch.float32)), size)
 
 
 def _present(label: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
-    """Mark the background and, of these classes, those of each image: (B, k+1, 1, ...) bool."""
+    """Mark the background and those of these classes that each image holds: (B, k+1, 1, ...) bool."""
     present = F.pad(label > 0, (1, 0), value=True)
     return present.reshape(*present.shape, *[1] * (seeds.ndim - 2))

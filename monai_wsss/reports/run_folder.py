@@ -219,7 +219,7 @@ class RunFolder(RunRecord):
 
     @property
     def channel_names(self) -> list[str]:
-        """Captions of the image's channels: a sequence that another stands in for says so."""
+        """Give the captions of the image's channels: a sequence that another stands in for says so."""
         stand_ins = {name: self.replaced.get(canonical_modality(name)) for name in self.modalities or ()}
         return [f"{name} ({other} instead)" if other else name for name, other in stand_ins.items()]
 

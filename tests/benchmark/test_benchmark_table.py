@@ -12,7 +12,6 @@ import torch
 
 from monai_wsss._checks import DataError
 from monai_wsss.benchmark import (
-    TABLES,
     AdamWOneCycle,
     BenchmarkTable,
     Column,
@@ -136,9 +135,3 @@ def test_a_line_is_a_name_where_columns_show_columns():
         "|---|---|---|---|",
         "| a | 0.250 | – | – |",
     ]
-
-
-def test_the_command_line_knows_every_table():
-    from monai_wsss import __main__
-
-    assert set(__main__._TABLES) == set(TABLES)

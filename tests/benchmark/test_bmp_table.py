@@ -53,7 +53,8 @@ def test_every_recipe_trains(name):
 def test_the_ladder_climbs_one_step_at_a_time(row, terms, propagation, ofd):
     method = list(TABLE_SIX.values())[row].build(2, 1)
     assert set(method(batch(), LATE)) - {"classification"} == terms
-    assert (method.propagation, method.network.ofd) == (propagation, ofd)
+    assert (method.settings["propagation"], method.network.prior is not None) == (propagation, ofd)
+    assert method.settings["preset"] == "scratch"
 
 
 def row(name: str, column: str, dice: float, **metrics: float) -> Row:

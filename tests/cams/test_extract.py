@@ -47,7 +47,7 @@ def test_head_maps_bad_shapes() -> None:
 
 
 def looped(a: np.ndarray, g: np.ndarray, score: float, variant: str, eps: float) -> np.ndarray:
-    """One image, feature by feature and pixel by pixel."""
+    """Compute the map of one image, feature by feature and pixel by pixel."""
     result = np.zeros(a.shape[1:])
     for feature in range(len(a)):
         if variant == "gradcam":

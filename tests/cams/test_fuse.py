@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Fusion over groups and seeds: axis, gate, 8-bit round trip, order of raw averaging."""
+"""Fusion over groups and ensembles: axis, gate, 8-bit round trip, order of raw averaging."""
 
 from __future__ import annotations
 

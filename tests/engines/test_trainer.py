@@ -299,6 +299,85 @@ def test_one_kind_of_image_alone_is_refused_when_training_starts(tmp_path, label
         trainer.run()
 
 
+class Counting(ClassActivationMapping):
+    """Counts the calls that follow a step."""
+
+    def __init__(self) -> None:
+        super().__init__(CAMEncoder.tiny())
+        self.calls: list[int] = []
+
+    def losses(self, batch, progress, player):
+        return {name: 1000 * loss for name, loss in super().losses(batch, progress, player).items()}
+
+    def after_step(self, progress) -> None:
+        self.calls.append(progress.iteration)
+
+
+def run_counting(batches: int, *, scale: float | None = None, **options) -> tuple[Counting, list[int]]:
+    """Train an epoch; gives the method and the iterations in which its optimizer really stepped."""
+    torch.manual_seed(0)
+    method, stepped = Counting(), []
+    optimizer = torch.optim.SGD(method.parameters(), lr=1e-6)
+    data = make_items(4)
+    batch = {key: torch.stack([item[key] for item in data]) for key in ("image", "label")}
+    trainer = WSSSTrainer(method, optimizer, [batch] * batches, 1, progress_bar=False, **options)
+    optimizer.register_step_post_hook(lambda *_: stepped.append(trainer.state.iteration))
+    if scale is not None:
+
+        @trainer.on(Events.STARTED)
+        def begin(engine):
+            trainer.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        trainer.run()
+    return method, stepped
+
+
+@pytest.mark.parametrize(
+    ("batches", "accumulation", "after"),
+    [(8, 4, [4, 8]), (8, 1, list(range(1, 9))), (7, 4, [4, 7])],  # the rest of an epoch is a step, too
+)
+def test_what_follows_a_step_runs_once_per_real_step(batches, accumulation, after):
+    method, stepped = run_counting(batches, accumulation_steps=accumulation)
+    assert method.calls == stepped == after
+
+
+def test_what_follows_a_step_does_not_run_where_the_scaler_skipped_it():
+    """A scale so large that gradients overflow: the scaler halves it and skips the optimizer until they do not."""
+    method, stepped = run_counting(40, scale=2.0**127)
+    assert method.calls == stepped
+    assert 0 < len(stepped) < 40
+    assert 1 not in stepped
+
+
+def test_with_several_players_all_have_to_step():
+    method = TwoPlayers()
+    calls = []
+    method.after_step = lambda progress: calls.append(progress.iteration)
+    optimizers = {player: torch.optim.SGD(method.player_parameters(player), lr=0.1) for player in method.players}
+    batch = {"image": torch.rand(2, 1, 4, 4), "label": torch.tensor([[0.0], [1.0]])}
+    WSSSTrainer(method, optimizers, [batch] * 4, 1, accumulation_steps=2, progress_bar=False).run()
+    assert calls == [2, 4]
+
+
+def test_the_losses_are_read_once_per_player(monkeypatch):
+    """One wait for a GPU: the finite check reads all losses and their sum together."""
+    reads = []
+    original = torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda self: reads.append(self.shape) or original(self))
+    for name in ("item", "__float__", "__bool__"):
+        monkeypatch.setattr(torch.Tensor, name, lambda self, name=name: pytest.fail(f"{name} waits for the device"))
+    method = ClassActivationMapping.tiny()
+    optimizer = torch.optim.SGD(method.parameters(), lr=0.1, foreach=False)
+    batch = {"image": torch.rand(2, 1, 8, 8), "label": torch.tensor([[0.0], [1.0]])}
+    trainer = WSSSTrainer(method, optimizer, [batch], 1, progress_bar=False)
+    trainer.state.epoch_length, trainer.state.iteration, trainer.scaler = 1, 1, None
+    # The iteration alone: what an epoch reads at its end is another matter.
+    trainer._iteration(trainer, batch)
+    assert reads == [(2,)]
+
+
 @pytest.mark.parametrize(("bias", "sentence"), [(-50.0, "almost all background"), (50.0, "almost all foreground")])
 def test_collapsed_maps_warn(bias, sentence):
     method = ClassActivationMapping.tiny()

@@ -168,7 +168,7 @@ def test_layer_before_an_in_place_activation() -> None:
 
 
 class MapNetwork(nn.Module):
-    """Gives maps at the input's size, as the networks of this package do."""
+    """A network that gives maps at the input's size, as those of this package do."""
 
     pooling = "max"
 

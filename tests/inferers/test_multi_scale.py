@@ -10,8 +10,8 @@ import torch.nn.functional as F
 
 from monai_wsss.inferers.multi_scale import multi_scale_branches
 
-
 RECTIFIED = ("rectified", "average")
+
 
 def branches(image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Not symmetric: each pixel and its left neighbor; half the size for the segmentation."""

@@ -25,7 +25,7 @@ from monai_wsss.inferers.pseudo_masks import merge_patches
 
 
 class Maps(nn.Module):
-    """The image's first K channels as its maps; counts how often it is asked."""
+    """A network that gives the image's first K channels as its maps and counts how often it is asked."""
 
     output_kind, pooling, groups = "activation", "max", 1
     topk_share, lse_sharpness = 0.1, 5.0
@@ -66,7 +66,7 @@ def constant(first: float, second: float, size: int = 4) -> torch.Tensor:
 
 
 def brute_force(maps, labels, origins, label_filter):
-    """Pixel by pixel from the equations, in float64."""
+    """Merge pixel by pixel from the equations, in float64."""
     masks = []
     for own, (patch_maps, origin) in enumerate(zip(maps, origins, strict=True)):
         _, width, height = patch_maps.shape
@@ -101,7 +101,7 @@ def test_merging_is_the_mean_of_scores_under_the_tags(label_filter, data):
 
 
 def test_shares_of_the_peak_are_averaged_and_signs_break_ties_alone():
-    """Eq. 4 gives means 0.5 and 0.0125 for the classes, whatever lies below zero."""
+    """Compare means of 0.5 and 0.0125 (Eq. 4) for the classes, whatever lies below zero."""
     first = torch.tensor([[[4.0, 8.0]], [[0.1, 4.0]]])
     second = torch.tensor([[[-6.0, 1.0]], [[-3.0, 1.0]]])
     tags, origins = [torch.ones(2), torch.ones(2)], [(0, 0), (0, 0)]

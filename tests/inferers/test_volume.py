@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Networks over whole studies and over views: assembled maps equal what each part gives by itself."""
+"""Networks over whole volumes and over views: assembled maps equal what each part gives by itself."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_one_slice_study_works_and_an_image_for_a_3d_network_does_not():
 
 @pytest.mark.parametrize(("views", "shape"), [("flips", (9, 7)), ("flips", (6, 5, 4)), ("dihedral", (9, 7))])
 def test_views_are_turned_back(views, shape):
-    """The mean over views of a pointwise map is that map; a wrong inverse would smear it."""
+    """Average a pointwise map over views: it stays that map; a wrong inverse would smear it."""
     image = torch.rand(1, 1, *shape)
     torch.testing.assert_close(multi_view_maps(lambda x: 3 * x, image, views=views), 3 * image)
 
@@ -108,7 +108,8 @@ def test_maps_are_differentiable_and_float32_under_autocast():
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [({"views": "all"}, "`views` to be one of"), ({"scales": (0.0,)}, "one or more `scales` > 0")]
+    ("options", "message"),
+    [({"views": "all"}, "`views` to be one of"), ({"scales": (0.0,)}, "one or more `scales` > 0")],
 )
 def test_wrong_views_are_named(options, message):
     with pytest.raises(ValueError, match=message):

@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Whole slides, generated: what is read, blended, decided and written equals what the picture as a whole would give."""
+"""Whole slides, generated: what is read, blended, decided and written equals what the slide as a whole would give."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PER_CM = (2e4, 2e4)  # 0.5 micrometers per pixel
 
 
 def picture(height=330, width=270, seed=0):
-    """Colored tissue in white glass, with noise, so that each pixel tells where it is from."""
+    """Draw colored tissue in white glass, with noise, so that each pixel tells where it is from."""
     noise = np.random.default_rng(seed).integers(0, 60, (height, width, 3))
     y, x = np.mgrid[:height, :width]
     inside = ((y / height - 0.45) / 0.4) ** 2 + ((x / width - 0.5) / 0.35) ** 2 < 1
@@ -46,7 +46,7 @@ def picture(height=330, width=270, seed=0):
 
 
 def write_slide(path, pixels, levels=3, **options):
-    """A pyramid of separate pages, as vips and OpenSlide's generic TIFF have it."""
+    """Write a pyramid of separate pages, as vips and OpenSlide's generic TIFF have it."""
     options = {"tile": (64, 64), "compression": "deflate", "resolution": PER_CM, "resolutionunit": 3} | options
     with tifffile.TiffWriter(path) as writer:
         for level in range(levels):
@@ -58,7 +58,7 @@ def write_slide(path, pixels, levels=3, **options):
 
 
 def convolution(margin=2, classes=2, seed=0):
-    """Receptive field of radius ``margin``; scores of both signs, without a preferred direction or symmetry."""
+    """Build a network with a receptive field of radius ``margin`` whose scores have both signs and no symmetry."""
     torch.manual_seed(seed)
     layers = [nn.Conv2d(3, 6, 3, padding=1), nn.Tanh(), nn.Conv2d(6, classes, 2 * margin - 1, padding=margin - 1)]
     return nn.Sequential(*layers).eval()
@@ -69,7 +69,7 @@ def normalized(tile):
 
 
 def whole_mask(network, pixels, axes="xy", **options):
-    """The oracle: the whole picture through the network at once."""
+    """Give the whole slide to the network at once: the oracle."""
     image = normalized(torch.from_numpy(pixels.astype(np.float32)))[None]
     image = image.permute(0, 3, 2, 1) if axes == "xy" else image.permute(0, 3, 1, 2)
     with torch.no_grad():
@@ -334,7 +334,7 @@ def test_tiles_begin_where_monais_windows_do():
 @pytest.mark.parametrize("strip_pixels", [2**23, 1])
 @pytest.mark.parametrize(("overlap", "margin", "blend"), [(16, 0, "linear"), (40, 5, "hann"), (0, 0, "linear")])
 def test_blended_scores_are_the_weighted_means_of_all_tiles(strip_pixels, overlap, margin, blend, monkeypatch):
-    """Float64 over the whole canvas against bands of float32, strips and tiles without tissue included."""
+    """Compare float64 over the whole canvas with bands of float32, with strips and tiles without tissue."""
     monkeypatch.setattr(slide_tiles, "STRIP_PIXELS", strip_pixels)
     size, tile = (230, 470), 48
     grid = TileGrid(size, tile, overlap, margin, blend)
@@ -446,7 +446,7 @@ def test_the_networks_of_this_package_work_also_scripted(slide, tmp_path, form):
     assert used.training == (form == "module")
 
 
-def test_a_picture_smaller_than_the_tile_is_padded_white(tmp_path):
+def test_a_slide_smaller_than_the_tile_is_padded_white(tmp_path):
     pixels = picture(40, 30)
     file = write_slide(tmp_path / "small.tif", pixels, levels=1, tile=(16, 16))
     network = convolution()
@@ -512,7 +512,7 @@ def test_the_overlay_shows_the_classes_over_the_slide(slide, tmp_path):
 
 
 class Stops(nn.Module):
-    """Fails at the ``last``-th call, and counts."""
+    """A network that counts its calls and fails at the ``last``-th one."""
 
     def __init__(self, network, last):
         super().__init__()
@@ -581,7 +581,7 @@ def test_a_finished_slide_is_not_done_again(slide, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_goes_on(slide, tmp_path):
-    """SIGKILL: nothing can be tidied up."""
+    """Kill by SIGKILL, so that nothing can be tidied up."""
     script = (
         "import sys, time, torch\n"
         "from monai_wsss.inferers import TileLayout, segment_slide\n"

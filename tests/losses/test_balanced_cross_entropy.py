@@ -101,3 +101,13 @@ def test_bad_input():
         BalancedCrossEntropyLoss(background_weight=1.5)
     with pytest.raises(ValueError, match=r"`background_weight` in \[0, 1\], got -1"):
         balanced_cross_entropy_loss(torch.zeros(2, 3, 4, 4), torch.zeros(2, 4, 4), background_weight=-1)
+
+
+def test_arguments_are_checked_unless_they_are_known_to_fit():
+    logits, label = make()
+    module = BalancedCrossEntropyLoss(background_weight=0.2, validate_args=False)
+    assert torch.equal(module(logits, label), BalancedCrossEntropyLoss(background_weight=0.2)(logits, label))
+    fraction = label.double().masked_fill(label == 1, 1.5)
+    with pytest.raises(ValueError, match="fractions or NaN"):
+        BalancedCrossEntropyLoss()(logits, fraction)
+    assert module(logits, fraction).isfinite()

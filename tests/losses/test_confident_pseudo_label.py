@@ -265,3 +265,22 @@ def test_labels_of_bool_and_of_no_image():
     expected = class_to_segmentation_loss(logits, (label == 1).long())
     assert class_to_segmentation_loss(logits, label == 1) == expected
     assert class_to_segmentation_loss(logits[:0], label[:0]) == segmentation_to_class_loss(maps[:0], label[:0]) == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_arguments_are_checked_unless_they_are_known_to_fit(kind):
+    logits, maps, label = make()
+    fraction = label.double().masked_fill(label == 1, 1.5)
+    for loss, values in ((ClassToSegmentationLoss, logits), (SegmentationToClassLoss, maps)):
+        checked, trusting = loss(kind=kind), loss(kind=kind, validate_args=False)
+        assert torch.equal(checked(values, label), trusting(values, label))
+        with pytest.raises(ValueError, match="fractions or NaN"):
+            checked(values, fraction)
+        assert trusting(values, fraction).isfinite()
+    positive = torch.tensor([True, False, True])
+    if kind != "ce":
+        with_background = [
+            SegmentationToClassLoss(kind=kind, use_background=True, validate_args=validate)(maps, label, positive)
+            for validate in (True, False)
+        ]
+        assert torch.equal(*with_background)

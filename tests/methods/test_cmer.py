@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from monai.data import MetaTensor
 
-from monai_wsss.engines import Progress, WeightRamp
+from monai_wsss.engines import Progress, Term, WeightRamp
 from monai_wsss.losses import CrossModalEquivarianceLoss, EquivarianceLoss, MutualDistillationLoss
 from monai_wsss.methods import CMER
 from monai_wsss.networks import CAMEncoder, ModalityNetworks, networks_by_modality
@@ -31,6 +32,25 @@ def make_network(groups: int = 3, spatial_dims: int = 2, classes: int = 1, **opt
     torch.manual_seed(5)
     members = [CAMEncoder(spatial_dims, 1, classes, width=2, norm="instance") for _ in range(groups)]
     return ModalityNetworks(members, **options)
+
+
+def method_of(network: ModalityNetworks, **words) -> CMER:
+    """Build CMER of the terms that are named alone, all of which teach from the start."""
+    plain = {"teachers": "all", "distillation_ramp": WeightRamp("none"), **dict.fromkeys(TERMS, False)}
+    return CMER.from_preset(network=network, **plain | words)
+
+
+def fixed_maps(method: CMER, *views: torch.Tensor) -> None:
+    """Let the networks give these raw maps (B, G, K, *S) for the two views, whatever the images."""
+    chosen = iter([maps.flatten(1, 2) for maps in views])
+    method.network.forward = lambda image: next(chosen)
+
+
+class Always:
+    """A transform that draws the same record."""
+
+    def __init__(self, record: SpatialRecord) -> None:
+        self.draw = lambda shape: record
 
 
 def make_batch(groups: int = 3, classes: int = 1, size: tuple[int, ...] = (16, 16)) -> dict:
@@ -75,7 +95,7 @@ def divergence(teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
 def loss_of_network(
     k: int, images: tuple[torch.Tensor, torch.Tensor], record: SpatialRecord, network: ModalityNetworks, label
 ) -> dict[str, torch.Tensor]:
-    """L(k) of section 2 of the sheet, image by image and pair by pair, teachers without gradient; K = 1.
+    """Give L(k) image by image and pair by pair, teachers without gradient; K = 1.
 
     Default options: ER the mean over all pixels, of labeled images; CMER a sum over pixels, of images that are labeled
     and that the teacher predicts on its branch.
@@ -113,7 +133,7 @@ def draw_again(transform: PairedSpatialTransform, shape: tuple[int, ...], seed: 
 @pytest.mark.parametrize("groups", [2, 3])
 def test_the_losses_are_the_sum_of_each_networks_own(seed, groups):
     """Values, and the gradients that as many separate optimizers would see."""
-    method = CMER(make_network(groups), **TERMS, ramp=WeightRamp("none")).double()
+    method = method_of(make_network(groups), **TERMS, ramp=WeightRamp("none")).double()
     for member in method.network.members:
         torch.nn.init.constant_(member.head.bias, 0.3)  # so that some teachers predict the class
     batch = make_batch(groups, size=(20, 20))
@@ -142,7 +162,7 @@ def test_the_losses_are_the_sum_of_each_networks_own(seed, groups):
 @pytest.mark.parametrize(("dims", "groups", "classes"), [(2, 1, 1), (2, 3, 2), (3, 2, 1)])
 def test_every_term_can_be_switched_off(present, dims, groups, classes):
     size = (16,) * dims
-    method = CMER(make_network(groups, dims, classes), **{name: TERMS[name] for name in present})
+    method = method_of(make_network(groups, dims, classes), **{name: TERMS[name] for name in present})
     losses = method(make_batch(groups, classes, size), END)
     assert set(losses) == {f"classification/{g}" for g in range(groups)} | set(present)
     assert all(loss.ndim == 0 and loss.isfinite() for loss in losses.values())
@@ -156,7 +176,7 @@ def test_plain_maps_see_each_image_once(second_view):
     network = make_network()
     seen = []
     network.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0].shape))
-    losses = CMER(network, second_view=second_view, distillation=MutualDistillationLoss())(make_batch(), END)
+    losses = method_of(network, second_view=second_view, distillation=MutualDistillationLoss())(make_batch(), END)
     assert len(seen) == (2 if second_view else 1)
     if not second_view:
         logits = network(make_batch()["image"]).flatten(2).amax(2)
@@ -170,7 +190,7 @@ def test_weights_and_ramps_multiply_their_term():
     batch = make_batch()
 
     def losses(progress: Progress, **arguments) -> dict[str, float]:
-        method = CMER(make_network(), **TERMS, **arguments)
+        method = method_of(make_network(), **TERMS, **arguments)
         torch.manual_seed(0)
         return {name: loss.item() for name, loss in method(batch, progress).items()}
 
@@ -190,59 +210,66 @@ def test_weights_and_ramps_multiply_their_term():
 
 @pytest.mark.parametrize("normalization", ["minmax", "max"])
 def test_the_normalization_is_the_one_asked_for(normalization):
-    method = CMER(make_network(), **TERMS, norm=normalization)
-    maps = method._see(make_batch()["image"]).maps
-    highest = maps.flatten(3).amax(3)
+    method, caught = method_of(make_network(), **TERMS, norm=normalization, ramp=WeightRamp("none")), []
+    method.equivariance.loss.register_forward_pre_hook(lambda _, given: caught.append(given[1]))
+    method(make_batch(), END)
+    highest = caught[0].flatten(2).amax(2)
     assert ((highest == 1) | (highest == 0)).all() if normalization == "max" else (highest < 1 + 1e-6).all()
+    assert (highest > 0.9).any()
+
+
+MOVE = SpatialRecord((ShiftStep(((0.25, 0.0), (0.0, -0.25))),))
 
 
 def test_the_border_that_came_in_can_be_left_out():
     """Where only the padding differs, the equivariance of a network that is equivariant is zero without it."""
-    method = CMER(make_network(1), equivariance=EquivarianceLoss(mask="none"), ramp=WeightRamp("none"))
     maps = torch.rand(2, 1, 1, 8, 8)
-    record = SpatialRecord((ShiftStep(((0.25, 0.0), (0.0, -0.25))),))
-    moved = record(maps[:, 0])[:, None]
-    filled = torch.where(record(torch.ones(2, 1, 8, 8))[:, None] > 0.5, moved, 0.7)
-    views = [type(method._see(torch.rand(2, 1, 8, 8)))(m, torch.zeros(2, 1, 1), m) for m in (maps, filled)]
-    arguments = (*views, record, torch.ones(2, 1), torch.zeros(1, 1))
-    assert method._consistency(*arguments)["equivariance"].item() > 0.05
-    method.ignore_border = True
-    assert method._consistency(*arguments)["equivariance"].item() == pytest.approx(0, abs=1e-10)
+    maps[..., 3, 3], maps[..., 4, 4] = 0.0, 1.0  # both views have these extremes, which scale them
+    moved = MOVE(maps[:, 0])[:, None]
+    filled = torch.where(MOVE(torch.ones(2, 1, 8, 8))[:, None] > 0.5, moved, 0.7)
+    words = {"equivariance": EquivarianceLoss(mask="none"), "ramp": WeightRamp("none"), "transform": Always(MOVE)}
+    batch = {"image": torch.rand(2, 1, 8, 8), "label": torch.ones(2, 1)}
+    losses = []
+    for ignore_border in (False, True):
+        method = method_of(make_network(1), ignore_border=ignore_border, **words)
+        fixed_maps(method, maps, filled)
+        losses.append(method(batch, END)["equivariance"].item())
+    assert losses[0] > 0.05
+    assert losses[1] == pytest.approx(0, abs=1e-10)
 
 
-def test_unit_norm_before_or_after_the_transform():
-    maps = torch.rand(2, 2, 1, 8, 8, generator=torch.Generator().manual_seed(0)).double()
-    record = SpatialRecord((ShiftStep(((0.25, 0.0), (0.0, -0.25))),))
-    pairs = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
-    for before in (False, True):
-        module = CrossModalEquivarianceLoss(mask="none", l2_before_warp=before)
-        method = CMER(make_network(2), cross_modal=module)
-        view = type(method._see(torch.rand(2, 2, 8, 8)))(maps, torch.zeros(2, 2, 1), maps)
-        got = method._consistency(view, view, record, torch.ones(2, 1), pairs)["cross_modal"]
-        expected = 0.0
-        for n in range(2):
-            for student, teacher in ((0, 1), (1, 0)):
-                moved, kept = [], []
-                for g in (student, teacher):
-                    u = unit(maps[n, g, 0]) if before else maps[n, g, 0]
-                    image = SpatialRecord((ShiftStep(record.steps[0].shifts[n : n + 1]),))(u[None, None])[0, 0]
-                    moved.append(image if before else unit(image))
-                    kept.append(u if before else unit(u))
-                expected += ((moved[1] - kept[0]).square().sum() + (kept[1] - moved[0]).square().sum()) / 2 / 2
-        torch.testing.assert_close(got, expected)
+@pytest.mark.parametrize("before", [False, True])
+def test_unit_norm_before_or_after_the_transform(before):
+    raw = torch.rand(2, 2, 1, 8, 8, generator=torch.Generator().manual_seed(0)).double()
+    module = CrossModalEquivarianceLoss(mask="none", l2_before_warp=before)
+    method = method_of(make_network(2), cross_modal=module, ramp=WeightRamp("none"), transform=Always(MOVE))
+    fixed_maps(method, raw, raw)
+    got = method({"image": torch.rand(2, 2, 8, 8), "label": torch.ones(2, 1)}, END)["cross_modal"]
+    expected = 0.0
+    for n in range(2):
+        maps = [minmax(raw[n, g, 0]) for g in range(2)]
+        for student, teacher in ((0, 1), (1, 0)):
+            moved, kept = [], []
+            for g in (student, teacher):
+                u = unit(maps[g]) if before else maps[g]
+                image = SpatialRecord((ShiftStep(MOVE.steps[0].shifts[n : n + 1]),))(u[None, None])[0, 0]
+                moved.append(image if before else unit(image))
+                kept.append(u if before else unit(u))
+            expected += ((moved[1] - kept[0]).square().sum() + (kept[1] - moved[0]).square().sum()) / 2 / 2
+    torch.testing.assert_close(got, expected)
 
 
 def test_a_teacher_counts_on_the_view_where_it_predicts_the_class():
     """One network says present on the first view alone, whose moved map then teaches the second view of the other."""
-    generator = torch.Generator().manual_seed(0)
-    maps, maps_of_second = torch.rand(2, 1, 2, 1, 8, 8, generator=generator)
-    method = CMER(make_network(2), cross_modal=CrossModalEquivarianceLoss())
-    view = type(method._see(torch.rand(1, 2, 8, 8)))
-    first = view(maps, torch.tensor([[[1.0], [-1.0]]]), maps)
-    second = view(maps_of_second, torch.tensor([[[-1.0], [-1.0]]]), maps_of_second)
-    pairs = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
-    got = method._consistency(first, second, SpatialRecord(()), torch.ones(1, 1), pairs)["cross_modal"]
-    expected = (unit(maps[0, 0]) - unit(maps_of_second[0, 1])).square().sum() / 2
+    torch.manual_seed(5)
+    members = [CAMEncoder(2, 1, 1, width=2, pooling="average") for _ in range(2)]
+    words = {"ramp": WeightRamp("none"), "transform": Always(SpatialRecord(()))}
+    method = method_of(ModalityNetworks(members), cross_modal=CrossModalEquivarianceLoss(), **words)
+    first, second = torch.rand(2, 1, 2, 1, 8, 8, generator=torch.Generator().manual_seed(0)) - 0.9
+    first[:, 0] += 0.8  # its mean is above zero
+    fixed_maps(method, first, second)
+    got = method({"image": torch.rand(1, 2, 8, 8), "label": torch.ones(1, 1)}, END)["cross_modal"]
+    expected = (unit(minmax(first[0, 0, 0])) - unit(minmax(second[0, 1, 0]))).square().sum() / 2
     torch.testing.assert_close(got, expected)
 
 
@@ -251,7 +278,7 @@ def test_a_teacher_counts_on_the_view_where_it_predicts_the_class():
 def test_a_constant_sequence_stays_finite(value, standardize):
     batch = make_batch()
     batch["image"][:, 1] = value
-    method = CMER(make_network(standardize=standardize), **TERMS, ramp=WeightRamp("none"))
+    method = method_of(make_network(standardize=standardize), **TERMS, ramp=WeightRamp("none"))
     for seed in range(4):
         torch.manual_seed(seed)
         losses = method(batch, END)
@@ -277,7 +304,7 @@ def test_all_zero_maps_give_finite_gradients(preset, which):
 
 def test_healthy_batches_are_classified_only():
     batch = make_batch() | {"label": torch.zeros(4, 1)}
-    losses = CMER(make_network(), **TERMS, ramp=WeightRamp("none"))(batch, END)
+    losses = method_of(make_network(), **TERMS, ramp=WeightRamp("none"))(batch, END)
     assert losses["equivariance"].item() == losses["cross_modal"].item() == 0
     assert losses["distillation"].item() > 0
 
@@ -285,7 +312,9 @@ def test_healthy_batches_are_classified_only():
 @pytest.mark.parametrize("size", [(33, 47), (17, 4), (16, 24, 9), (16, 16, 4)])
 @pytest.mark.parametrize("mode", ["one_of", "compose"])
 def test_odd_and_thin_images(size, mode):
-    method = CMER(make_network(2, len(size)), PairedSpatialTransform(mode=mode), **TERMS, ramp=WeightRamp("none"))
+    method = method_of(
+        make_network(2, len(size)), transform=PairedSpatialTransform(mode=mode), **TERMS, ramp=WeightRamp("none")
+    )
     for seed in range(4):
         torch.manual_seed(seed)
         losses = method(make_batch(2, size=size), END)
@@ -295,7 +324,7 @@ def test_odd_and_thin_images(size, mode):
 
 def test_images_may_be_metatensors():
     batch = make_batch()
-    method = CMER(make_network(), **TERMS)
+    method = method_of(make_network(), **TERMS)
     torch.manual_seed(0)
     expected = sum_of(method(batch, END))
     torch.manual_seed(0)
@@ -335,24 +364,33 @@ def test_one_batch_is_learned(preset):
     assert np.mean(totals[-5:]) < 0.3 * totals[0]
 
 
-def test_all_teach_or_those_that_are_better_by_more_than_the_ratio():
-    method = CMER(make_network(), **TERMS, teachers="better", weak_peer_ratio=1.5)
-    method.peer_loss.copy_(torch.tensor([0.2, 0.25, 0.6]))  # 0.25 is not weak for 0.2; 0.6 is for both
-    assert method._pairs().tolist() == [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.5, 0.5, 0.0]]
-    method.weak_peer_ratio = 1.2
-    assert method._pairs().tolist() == [[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.5, 0.5, 0.0]]
-    method.teachers = "all"
-    assert method._pairs().tolist() == [[0.0, 0.5, 0.5], [0.5, 0.0, 0.5], [0.5, 0.5, 0.0]]
+@pytest.mark.parametrize(
+    ("teachers", "ratio", "expected"),
+    [
+        ("better", 1.5, [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.5, 0.5, 0.0]]),  # 0.26 is not weak for 0.2, 0.6 for both
+        ("better", 1.2, [[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.5, 0.5, 0.0]]),
+        ("all", 1.2, [[0.0, 0.5, 0.5], [0.5, 0.0, 0.5], [0.5, 0.5, 0.0]]),
+    ],
+)
+def test_all_teach_or_those_that_are_better_by_more_than_the_ratio(teachers, ratio, expected):
+    method, caught = method_of(make_network(), **TERMS, teachers=teachers, weak_peer_ratio=ratio), []
+    method.peer_loss.value.copy_(torch.tensor([0.2, 0.26, 0.6]))
+    method.peer_loss.filled.fill_(True)  # of which the next batch moves little
+    method.distillation.loss.register_forward_pre_hook(lambda _, given: caught.append(given[2].tolist()))
+    method(make_batch(), START)
+    assert caught == [expected] * 2
 
 
 def test_a_better_network_learns_as_if_the_worse_one_were_not_there():
     """What reaches the two better of three networks is what reaches them as a pair."""
-    method = CMER(make_network(), **TERMS, teachers="better", ramp=WeightRamp("none"))
-    pair = CMER(ModalityNetworks(list(method.network.members)[:2]), **TERMS, teachers="better", ramp=WeightRamp("none"))
+    method = method_of(make_network(), **TERMS, teachers="better", ramp=WeightRamp("none"))
+    members = list(method.network.members)[:2]
+    pair = method_of(ModalityNetworks(members), **TERMS, teachers="better", ramp=WeightRamp("none"))
     batch = make_batch()
     gradients = []
     for one, image in ((method, batch["image"]), (pair, batch["image"][:, :2])):
-        one.peer_loss.copy_(torch.tensor([0.2, 0.3, 5.0])[: one.network.groups])
+        one.peer_loss.value.copy_(torch.tensor([0.2, 0.3, 5.0])[: one.network.groups])
+        one.peer_loss.filled.fill_(True)
         torch.manual_seed(11)
         gradients.append(gradients_of(one, sum_of(one(batch | {"image": image}, END)))[:2])
     for with_third, without in zip(*gradients, strict=True):
@@ -361,9 +399,9 @@ def test_a_better_network_learns_as_if_the_worse_one_were_not_there():
 
 @pytest.mark.parametrize("teachers", ["all", "better"])
 def test_weak_peers_are_reported(teachers):
-    method = CMER(make_network(modalities=("T1", "T2", "FLAIR")), **TERMS, teachers=teachers, weak_peer_ratio=1.5)
+    method = method_of(make_network(modalities=("T1", "T2", "FLAIR")), **TERMS, teachers=teachers, weak_peer_ratio=1.5)
     assert method.collapse_warnings() == []  # before the first batch
-    method.peer_loss.copy_(torch.tensor([0.2, 0.6, 0.25]))
+    method.peer_loss.value.copy_(torch.tensor([0.2, 0.6, 0.25]))
     (sentence,) = method.collapse_warnings()
     assert sentence.startswith("T2 is a weak peer of T1 (classification loss 0.600 against 0.200): ")
     assert ("it does not teach it" in sentence) == (teachers == "better")
@@ -373,67 +411,108 @@ def test_weak_peers_are_reported(teachers):
 
 
 def test_the_running_losses_follow_the_classification():
-    method = CMER(make_network(), second_view=False)
-    assert method.peer_loss.isnan().all()
+    method = method_of(make_network(), second_view=False)
+    assert not method.peer_loss.filled.any()
     losses = method(make_batch(), START)
     first = torch.stack(list(losses.values())).detach()
-    torch.testing.assert_close(method.peer_loss, first)
+    torch.testing.assert_close(method.peer_loss.value, first)
     other = make_batch()
     other["label"] = 1 - other["label"]
     second = torch.stack(list(method(other, START).values())).detach()
-    torch.testing.assert_close(method.peer_loss, 0.98 * first + 0.02 * second)
-    assert not method.peer_loss.requires_grad
+    torch.testing.assert_close(method.peer_loss.value, 0.98 * first + 0.02 * second)
+    assert not method.peer_loss.value.requires_grad
 
 
 def test_finalize_marks_the_reliable_modalities_and_measures_every_group():
-    method = CMER(make_network(), second_view=False, weak_peer_ratio=1.5)
-    method.peer_loss.copy_(torch.tensor([0.6, 0.2, 0.25]))
+    method = method_of(make_network(), second_view=False, weak_peer_ratio=1.5)
+    method.peer_loss.value.copy_(torch.tensor([0.6, 0.2, 0.25]))
     method.finalize([make_batch()])
     assert method.network.reliable.tolist() == [False, True, True]
     assert method.network.negative_reference.shape == (3,)
     assert method.network.negative_reference.isfinite().all()
-    untrained = CMER(make_network(), second_view=False)
+    untrained = method_of(make_network(), second_view=False)
     untrained.finalize([make_batch()])
     assert untrained.network.reliable.all()
 
 
 def test_the_state_holds_the_running_losses():
-    method = CMER(make_network(), **TERMS)
+    method = method_of(make_network(), **TERMS)
     method(make_batch(), START)
-    other = CMER(make_network(), **TERMS)
+    other = method_of(make_network(), **TERMS)
     other.load_state_dict(method.state_dict())
-    assert torch.equal(other.peer_loss, method.peer_loss)
-    assert "peer_loss" not in method.network.state_dict()
+    assert torch.equal(other.peer_loss.value, method.peer_loss.value)
+    assert other.peer_loss.filled.all()
+    assert not any("peer_loss" in name for name in method.network.state_dict())
 
 
-def test_presets_are_what_they_say():
-    default = CMER.from_preset(modalities=("T1", "T2", "FLAIR"), num_classes=2)
-    assert default.network.modalities == ("T1", "T2", "FLAIR")
-    assert (default.network.pooling, default.network.standardize) == ("max", False)
-    assert all(member.stride == 4 for member in default.network.members)
-    assert (default.equivariance.reduction, default.equivariance.mask) == ("mean", "label")
-    assert (default.cross_modal.reduction, default.cross_modal.mask) == ("sum", "label_and_teacher")
-    assert default.teachers == "better"
-    paper = CMER.from_preset("paper", network=make_network())
-    assert (paper.equivariance.reduction, paper.equivariance.mask) == ("sum", "none")
-    assert (paper.cross_modal.reduction, paper.cross_modal.mask, paper.cross_modal.l2_before_warp) == (
-        "sum",
-        "none",
-        True,
-    )
-    assert (paper.norm, paper.transform.turns, paper.distillation.temperature) == ("max", (0, 1, 2, 3), 1.0)
-    assert paper.ramp == WeightRamp("exponential", end=15)
-    released = CMER.from_preset("released", network=make_network())
-    assert (released.equivariance.reduction, released.equivariance.mask) == ("mean", "label")
-    assert (released.cross_modal.reduction, released.cross_modal.mask) == ("mean", "label_and_teacher")
-    assert (released.norm, released.distillation.temperature, released.ramp) == ("minmax", 10.0, WeightRamp("none"))
-    assert paper.teachers == released.teachers == "all"
-    for method in (default, paper, released):
-        assert (method.transform.kinds, method.transform.mode) == (("flip", "rotate", "scale", "translate"), "one_of")
-        assert (method.distillation_weight, method.equivariance_weight, method.cross_modal_weight) == (0.5, 1.0, 1.0)
-    changed = CMER.from_preset("released", network=make_network(), cross_modal=None, distillation_weight=2.0)
+STEP, AT_ONCE = WeightRamp("step", end=0.5), WeightRamp("none")
+DEFAULT = {
+    "equivariance": ("mean", "label", 1.0, STEP),
+    "cross_modal": ("sum", "label_and_teacher", False, True, 1.0, STEP),
+    "distillation": (1.0, 0.5, STEP),
+    "second_view": True, "norm": "minmax", "ignore_border": False, "weak_peer_ratio": 1.25, "teachers": "better",
+    "kinds": ("flip", "rotate", "scale", "translate"), "mode": "one_of", "turns": (1, 2, 3),
+}  # fmt: skip
+PRESETS = {
+    "default": {},
+    "paper": {
+        "equivariance": ("sum", "none", 1.0, WeightRamp("exponential", end=15)),
+        "cross_modal": ("sum", "none", True, False, 1.0, WeightRamp("exponential", end=15)),
+        "distillation": (1.0, 0.5, AT_ONCE),
+        "norm": "max", "teachers": "all", "turns": (0, 1, 2, 3),
+    },
+    "released": {
+        "equivariance": ("mean", "label", 1.0, AT_ONCE),
+        "cross_modal": ("mean", "label_and_teacher", False, False, 1.0, AT_ONCE),
+        "distillation": (10.0, 0.5, AT_ONCE),
+        "teachers": "all",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_builds_what_its_table_says(preset):
+    method = CMER.from_preset(preset, network=make_network())
+    er, cmer, kd = method.equivariance, method.cross_modal, method.distillation
+    of_cmer = (cmer.loss.reduction, cmer.loss.mask, cmer.loss.l2_before_warp, cmer.loss.skip_empty)
+    got = {
+        "equivariance": (er.loss.reduction, er.loss.mask, er.weight, er.ramp),
+        "cross_modal": (*of_cmer, cmer.weight, cmer.ramp),
+        "distillation": (kd.loss.temperature, kd.weight, kd.ramp),
+        **{name: getattr(method, name) for name in ("second_view", "norm", "ignore_border", "weak_peer_ratio")},
+        "teachers": method.teachers,
+        **{name: getattr(method.transform, name) for name in ("kinds", "mode", "turns")},
+    }
+    assert got == DEFAULT | PRESETS[preset]
+
+
+def test_the_default_s_network_takes_the_maximum():
+    network = CMER.from_preset(modalities=("T1", "T2", "FLAIR"), num_classes=2).network
+    assert network.modalities == ("T1", "T2", "FLAIR")
+    assert (network.pooling, network.standardize, network.num_classes) == ("max", False, 2)
+    assert all(member.stride == 4 for member in network.members)
+
+
+@pytest.mark.parametrize("off", [None, False, "false"])
+def test_words_change_a_preset(off):
+    transform = PairedSpatialTransform(turns=(2,))
+    words = {"ramp": 0.25, "distillation_weight": 2.0, "second_view": "true", "transform": transform}
+    changed = CMER.from_preset("released", network=make_network(), cross_modal=off, **words)
     assert changed.cross_modal is None
-    assert changed.distillation_weight == 2.0
+    assert (changed.distillation.weight, changed.distillation.loss.temperature) == (2.0, 10.0)
+    assert (changed.equivariance.ramp, changed.distillation.ramp) == (WeightRamp("step", end=0.25), AT_ONCE)
+    assert changed.second_view is True
+    assert changed.transform is transform
+    with pytest.raises(TypeError, match="unexpected keyword argument 'lamda'"):
+        CMER.from_preset(network=make_network(), lamda=1.0)
+
+
+def test_settings_tell_the_record_of_a_run_what_was_built():
+    told = json.loads(json.dumps(CMER.from_preset("paper", network=make_network(), cross_modal=False).settings))
+    assert (told["method"], told["preset"], told["norm"], told["cross_modal"]) == ("CMER", "paper", "max", None)
+    assert told["equivariance"]["loss"]["reduction"] == "sum"
+    assert told["equivariance"]["weight"] == 1.0
+    assert told["transform"]["turns"] == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("preset", ["paper", "released"])
@@ -455,17 +534,17 @@ def test_mistakes_are_named():
         CMER.from_preset("best", modalities=("T1",))
     for name in ("equivariance", "cross_modal"):
         with pytest.raises(ValueError, match="`second_view` for `equivariance` and `cross_modal`, which compare"):
-            CMER(make_network(), second_view=False, **{name: TERMS[name]})
+            CMER(make_network(), second_view=False, **{name: Term(TERMS[name])})
     with pytest.raises(ValueError, match="all of its modalities present: `present` is for inference"):
-        CMER(make_network(2, modalities=("T1", "T2"), present=("T1",)))
+        method_of(make_network(2, modalities=("T1", "T2"), present=("T1",)))
     with pytest.raises(ValueError, match="`norm` to be one of minmax, max, got 'mean'"):
-        CMER(make_network(), norm="mean")
+        method_of(make_network(), norm="mean")
     with pytest.raises(ValueError, match="`teachers` to be one of all, better, got 'best'"):
-        CMER(make_network(), teachers="best")
-    method = CMER(make_network())
+        method_of(make_network(), teachers="best")
+    method = method_of(make_network())
     with pytest.raises(ValueError, match="CMER learns from image-level labels alone, but its batch holds `mask`"):
         method(make_batch() | {"mask": torch.zeros(4, 1, 16, 16)}, START)
-    with pytest.raises(ValueError, match="image of 3 channels, a modality each, got 2"):
+    with pytest.raises(ValueError, match="image of 3 channels, one per modality, got 2"):
         method(make_batch(2), START)
     with pytest.raises(ValueError, match=r"`label` of shape \(B, K\) = \(4, 1\), got \(4, 2\)"):
         method(make_batch(classes=2), START)
@@ -480,7 +559,7 @@ def test_a_preset_takes_either_networks_or_their_names(given):
 @pytest.mark.parametrize("ratio", [0.5, float("nan")])
 def test_no_network_is_a_weak_peer_of_itself(ratio):
     with pytest.raises(ValueError, match=r"Expected `weak_peer_ratio` >= 1, got"):
-        CMER(make_network(), weak_peer_ratio=ratio)
+        method_of(make_network(), weak_peer_ratio=ratio)
 
 
 def sum_with_a_process_that_saw_1_more():
@@ -491,19 +570,21 @@ def sum_with_a_process_that_saw_1_more():
 
 def test_the_processes_of_a_run_agree_on_who_is_weak(monkeypatch):
     """The other process has seen losses that are 1 larger."""
-    method, batch = CMER(make_network(), second_view=False), make_batch()
+    method, batch = method_of(make_network(), second_view=False), make_batch()
     method(batch, START)
-    alone = method.peer_loss.clone()
-    method.peer_loss.fill_(float("nan"))
+    alone = method.peer_loss.value.clone()
+    method.peer_loss.filled.fill_(False)
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "all_reduce", sum_with_a_process_that_saw_1_more())
     method(batch, START)
-    torch.testing.assert_close(method.peer_loss, alone + 0.5)
+    torch.testing.assert_close(method.peer_loss.value, alone + 0.5)
 
 
-def test_terms_whose_ramp_is_at_zero_are_logged_and_not_computed(monkeypatch):
-    method = CMER(make_network(), **TERMS, distillation_ramp=WeightRamp())
-    monkeypatch.setattr(method, "_consistency", lambda *_: pytest.fail("computed"))
-    monkeypatch.setattr(method, "_distillation", lambda *_: pytest.fail("computed"))
+def test_terms_whose_ramp_is_at_zero_are_logged_and_not_computed():
+    method = method_of(make_network(), **TERMS, distillation_ramp=WeightRamp())
+    for name in TERMS:
+        getattr(method, name).loss.register_forward_pre_hook(lambda *_: pytest.fail("computed"))
     losses = method(make_batch(), START)
     assert [losses[name].item() for name in ("distillation", "equivariance", "cross_modal")] == [0.0, 0.0, 0.0]
+    sum_of(losses).backward()
+    assert all(parameter.grad is not None for parameter in method.parameters())

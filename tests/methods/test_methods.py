@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""One contract for all methods, and each method's loss against an independent calculation."""
+"""Losses of plain CAM and of full supervision against independent calculations, presets, wrong batches."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ import torch
 from scipy.special import expit
 
 from monai_wsss.engines import Progress
-from monai_wsss.methods import BMP, CMER, ClassActivationMapping, FullSupervision, SegmentationNetwork
+from monai_wsss.methods import ClassActivationMapping, FullSupervision, SegmentationNetwork
 from monai_wsss.networks import CAMEncoder, MapEnsemble
 
-METHODS = [BMP, CMER, ClassActivationMapping, FullSupervision]
 START = Progress(epoch=1, iteration=1, fraction=0.0)
 
 
@@ -29,41 +28,6 @@ def make_batch(spatial_dims: int = 2, channels: int = 1, classes: int = 1, size:
 
 def as_seen_by(method_class: type, batch: dict) -> dict:
     return batch if method_class.uses_masks else {key: value for key, value in batch.items() if key != "mask"}
-
-
-@pytest.mark.parametrize("method_class", METHODS)
-@pytest.mark.parametrize("spatial_dims", [2, 3])
-@pytest.mark.parametrize(("channels", "classes"), [(1, 1), (4, 3)])
-def test_losses_are_named_finite_scalars_with_gradients(method_class, spatial_dims, channels, classes):
-    method = method_class.tiny(spatial_dims, channels, classes)
-    losses = method(as_seen_by(method_class, make_batch(spatial_dims, channels, classes)), START)
-    assert losses
-    assert all(loss.ndim == 0 and loss.isfinite() for loss in losses.values())
-    sum(losses.values()).backward()
-    for player in method.players:
-        assert all(parameter.grad is not None for parameter in method.player_parameters(player))
-
-
-@pytest.mark.parametrize("method_class", METHODS)
-@pytest.mark.parametrize("value", [0.0, 0.3])
-def test_degenerate_batches_stay_finite(method_class, value):
-    batch = make_batch()
-    batch["image"] = torch.full_like(batch["image"], value)
-    batch["label"] = torch.zeros_like(batch["label"])
-    batch["mask"] = torch.zeros_like(batch["mask"])
-    method = method_class.tiny()
-    losses = method(as_seen_by(method_class, batch), START)
-    sum(losses.values()).backward()
-    gradients = [parameter.grad for parameter in method.parameters()]
-    assert all(gradient.isfinite().all() for gradient in gradients)
-
-
-@pytest.mark.parametrize("method_class", METHODS)
-def test_autocast_gives_float32_losses(method_class):
-    method = method_class.tiny()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        losses = method(as_seen_by(method_class, make_batch()), START)
-    assert all(loss.dtype == torch.float32 for loss in losses.values())
 
 
 @pytest.mark.parametrize("pooling", ["average", "max", "topk", "lse"])
@@ -112,17 +76,9 @@ def test_full_supervision_rewards_the_right_mask():
     assert loss(right) < 1e-3 < 1.0 < loss(-right)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"label": torch.zeros(2, 1)}, r"`label` of shape \(B, K\) = \(3, 1\), got \(2, 1\)"),
-        ({"label": torch.full((3, 1), 0.5)}, "`label` to hold 0 and 1 only"),
-        ({"image": torch.zeros(3, 16, 16)}, r"`image` of shape \(B, C, \*S\), got \(3, 16, 16\)"),
-    ],
-)
-def test_wrong_batches_are_named(change, message):
-    batch = as_seen_by(ClassActivationMapping, make_batch()) | change
-    with pytest.raises(ValueError, match=message):
+def test_a_batch_of_labels_for_another_number_of_images_is_named():
+    batch = as_seen_by(ClassActivationMapping, make_batch()) | {"label": torch.zeros(2, 1)}
+    with pytest.raises(ValueError, match=r"`label` of shape \(B, K\) = \(3, 1\), got \(2, 1\)"):
         ClassActivationMapping.tiny()(batch, START)
 
 

@@ -10,7 +10,7 @@ import torch
 from monai.networks.nets import SegResNet
 
 from monai_wsss.engines import Progress
-from monai_wsss.losses import purified_label_loss
+from monai_wsss.losses import PurifiedLabelLoss, purified_label_loss
 from monai_wsss.methods import PseudoMaskSupervision, SegmentationNetwork
 
 EARLY, LATE = (Progress(epoch=1, iteration=1, fraction=fraction) for fraction in (0.0, 0.5))
@@ -53,7 +53,7 @@ def test_plain_is_cross_entropy_over_what_is_not_ignored(background):
 def test_weights_begin_after_the_warm_up(plf):
     torch.manual_seed(0)
     values = torch.randint(0, 2, (2, 16, 16))
-    method = PseudoMaskSupervision(SegmentationNetwork.tiny(), plf=plf, warmup=0.25).eval()
+    method = PseudoMaskSupervision.build(SegmentationNetwork.tiny(), plf=plf, warmup=0.25).eval()
     data = batch(values)
     logits = method.network(data["image"])
     plain = purified_label_loss(logits, values, purify=False)
@@ -61,6 +61,25 @@ def test_weights_begin_after_the_warm_up(plf):
     weighted = purified_label_loss(logits, values, variant=plf)
     assert method(data, LATE)["pseudo_supervision"].item() == pytest.approx(weighted.item())
     assert weighted.item() != pytest.approx(plain.item())
+
+
+@pytest.mark.parametrize("plf", ["none", "official"])
+def test_words_build_what_parts_do(plf):
+    """Without filtration the loss is plain at any time; flags are read as a command line writes them."""
+    network = SegmentationNetwork.tiny(num_classes=2)
+    loss = None if plf == "none" else PurifiedLabelLoss(variant=plf, ignore_mode="all")
+    by_parts = PseudoMaskSupervision(network, loss=loss, background=False).eval()
+    by_words = PseudoMaskSupervision.build(network, plf=plf, background="false", ignore_mode="all").eval()
+    assert by_words.settings == {
+        "method": "PseudoMaskSupervision", "plf": plf, "background": False, "warmup": 0.0, "ignore_mode": "all",
+    }  # fmt: skip
+    data = batch(torch.randint(0, 4, (2, 16, 16), generator=torch.Generator().manual_seed(0)), classes=3)
+    values = [method.losses(data, LATE, "network")["pseudo_supervision"] for method in (by_parts, by_words)]
+    assert torch.equal(*values)
+    target = (data["pseudo_mask"][:, 0].long() - 1).where(data["pseudo_mask"][:, 0] > 0, 255)
+    options = {"purify": False} if plf == "none" else {"variant": plf, "ignore_mode": "all"}
+    expected = purified_label_loss(network(data["image"]), target, **options)
+    assert values[0].item() == pytest.approx(expected.item())
 
 
 def test_a_batch_of_ignored_pixels_gives_a_zero_that_can_be_differentiated():
@@ -73,7 +92,7 @@ def test_a_batch_of_ignored_pixels_gives_a_zero_that_can_be_differentiated():
 
 def test_any_segmenter_in_3d():
     network = SegResNet(3, init_filters=8, in_channels=2, out_channels=3, blocks_down=(1, 1), blocks_up=(1,))
-    method = PseudoMaskSupervision(network, plf="paper")
+    method = PseudoMaskSupervision(network, loss=PurifiedLabelLoss(variant="paper"))
     values = torch.randint(0, 3, (1, 16, 16, 16))
     data = batch(values, classes=2, channels=2)
     method(data, LATE)["pseudo_supervision"].backward()
@@ -107,7 +126,11 @@ def test_half_precision():
 def test_bad_settings_and_batches_are_named():
     network = SegmentationNetwork.tiny()
     with pytest.raises(ValueError, match="`plf` to be one of"):
-        PseudoMaskSupervision(network, plf="best")
+        PseudoMaskSupervision.build(network, plf="best")
+    with pytest.raises(ValueError, match="`ignore_mode` to be one of valid, all, got 'none'"):
+        PseudoMaskSupervision.build(network, ignore_mode="none")
+    with pytest.raises(ValueError, match="`background` to be true or false, got 'maybe'"):
+        PseudoMaskSupervision.build(network, background="maybe")
     with pytest.raises(ValueError, match="`warmup` as a share"):
         PseudoMaskSupervision(network, warmup=2.0)
     data = batch(torch.zeros(2, 16, 16))

@@ -65,5 +65,5 @@ def test_presence_ranking_is_the_same_in_blocks(monkeypatch):
     assert whole.members.tolist() == [True] * 10 + [False]
     padded = np.pad(weights, ((0, 0), (0, 1)))
     expected = whole.function(padded)
-    monkeypatch.setattr(bootstrap, "_BLOCK", 100)
+    monkeypatch.setattr(bootstrap, "_BLOCK", 100)  # no argument: the result must not depend on it
     np.testing.assert_array_equal(whole.function(padded), expected)

@@ -8,6 +8,7 @@ import io
 
 import pytest
 import torch
+from monai.networks import copy_model_state
 from monai.networks.nets import DenseNet121, ResNetFeatures, SEResNet50, UNet, resnet10
 from monai.visualize import CAM
 from torch import nn
@@ -136,6 +137,9 @@ def test_weights_from_before_the_buffer_filled_load_strictly_and_leave_no_nan():
     assert other.members[0].filled.tolist() == [False, False]
     assert all(bool(value.isfinite().all()) for value in other.state_dict().values())
     assert "filled" not in older  # what was given is not changed
+    copied = MapEnsemble.tiny(num_classes=2)
+    copy_model_state(copied, older)  # as monai.bundle.load does: over the entries of the new network
+    assert all(torch.equal(value, copied.state_dict()[name]) for name, value in other.state_dict().items())
 
 
 def test_healthy_levels_that_were_not_measured_are_marked_and_others_have_their_shape():

@@ -22,7 +22,7 @@ from monai_wsss.networks import ASPPResNet, AtrousSpatialPyramid
 def reference_pyramid(
     pyramid: AtrousSpatialPyramid, features: torch.Tensor, dilations: tuple[int, ...]
 ) -> torch.Tensor:
-    """Dilation as an ordinary convolution with zeros put between the taps; weights by the order of registration."""
+    """Write dilation as a convolution with zeros put between the taps; weights by the order of registration."""
     weights = iter(pyramid.state_dict().values())
     axes = tuple(range(2, features.ndim))
     conv = F.conv2d if features.ndim == 4 else F.conv3d
@@ -69,6 +69,7 @@ def test_one_image_is_trained_with_the_running_statistics_of_its_mean(spatial_di
     randomize_norms(pyramid)
     features = torch.randn(2, 3, *[5] * spatial_dims)
     before = pyramid.image_norm.running_mean.clone()
+    # The branch of the image mean alone.
     training = pyramid.train()._image_level(features[:1])
     assert torch.equal(pyramid.image_norm.running_mean, before)
     torch.testing.assert_close(training, pyramid.eval()._image_level(features[:1]))
@@ -114,7 +115,7 @@ def test_dilated_stage_gives_the_strided_features_at_every_second_pixel(size):
 
 
 def test_a_whole_resnet50_fills_the_backbone(tmp_path):
-    """MONAI's ResNet-50 as the file: names of torchvision, with a fourth stage that is left out."""
+    """Load MONAI's ResNet-50 from a file: names of torchvision, with a fourth stage that is left out."""
     torch.manual_seed(0)
     donor = ResNetFeatures("resnet50", pretrained=False, spatial_dims=2, in_channels=3).eval()
     randomize_norms(donor)
@@ -146,7 +147,7 @@ def test_names_and_shapes_are_torchvisions():
 
 
 def imagenet_like(in_channels: int = 3) -> dict[str, torch.Tensor]:
-    """A state dict as torchvision's old files: no step counters, a classifier behind."""
+    """Give a state dict as torchvision's old files have it: without step counters, with a classifier at the end."""
     state = ASPPResNet.tiny(in_channels=in_channels).backbone.state_dict()
     state = {name: torch.randn_like(v) for name, v in state.items() if not name.endswith("num_batches_tracked")}
     return {**state, "fc.weight": torch.zeros(1000, 64), "fc.bias": torch.zeros(1000)}

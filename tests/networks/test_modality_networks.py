@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""One network a modality in one module: order of groups, channels by name, absent modalities, deployment, mistakes."""
+"""One network per modality in one module: order of groups, channels by name, absent modalities, mistakes."""
 
 from __future__ import annotations
 
@@ -234,7 +234,7 @@ def encoder(**options) -> CAMEncoder:
         ([encoder(), encoder(pooling="topk")], {}, r"agree in pooling, got \['max', 'topk'\]"),
         ([encoder(topk_share=0.2), encoder()], {}, r"agree in topk_share, got \[0.1, 0.2\]"),
         ([encoder()] * 2, {}, "with weights of their own, got the same network twice"),
-        ([encoder(), encoder()], {"modalities": ("T1",)}, r"2 different `modalities`, one a member, got \('T1',\)"),
+        ([encoder(), encoder()], {"modalities": ("T1",)}, r"2 different `modalities`, one per member, got \('T1',\)"),
         ([encoder(), encoder()], {"modalities": ("T1", "T1")}, r"2 different `modalities`.*got \('T1', 'T1'\)"),
         ([encoder(), encoder()], {"modalities": ("T1", "T1", "T2")}, "2 different `modalities`"),
         ([encoder()], {"present": ()}, r"`present` to name some of the modalities \('0',\), each once, got \(\)"),
@@ -250,7 +250,7 @@ def test_mistakes_are_named(members, arguments, message):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_an_image_of_other_modalities_is_refused(channels):
     network = ModalityNetworks(make_members(2), ("T1", "T2"))
-    with pytest.raises(ValueError, match=f"image of 2 channels, a modality each, got {channels}: .* as `present`"):
+    with pytest.raises(ValueError, match=f"image of 2 channels, one per modality, got {channels}: .* as `present`"):
         network(make_image(channels=channels))
 
 

@@ -1,27 +1,29 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Two branches: decoder and affinity against the papers' order of operations, OFD, options, encoders, deployment."""
+"""Two branches: how the parts work together, OFD, encoders and decoders of yours, an auxiliary head, deployment."""
 
 from __future__ import annotations
 
 import io
-import math
+from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from network_checks import randomize_norms, with_and_without_neighbor
+from network_checks import with_and_without_neighbor
 from torch import nn
 
-from monai_wsss._windows import inside_window
-from monai_wsss.networks.attention_logits import attention_logits
+from monai_wsss.methods import BMP
+from monai_wsss.networks.class_head import ClassHead
 from monai_wsss.networks.conv_pyramid import ConvPyramid
 from monai_wsss.networks.mix_transformer import MixTransformer
-from monai_wsss.networks.two_branch import AllMLPDecoder, TwoBranchNetwork
+from monai_wsss.networks.object_prior import ObjectPrior
+from monai_wsss.networks.two_branch import TwoBranchNetwork
 
 
 class PlainEncoder(nn.Module):
@@ -45,7 +47,7 @@ class PlainEncoder(nn.Module):
 def make(encoder: str, spatial_dims: int = 2, num_classes: int = 1, **options) -> TwoBranchNetwork:
     torch.manual_seed(0)
     built = {"pyramid": ConvPyramid, "transformer": MixTransformer}[encoder].tiny(spatial_dims, 1)
-    return TwoBranchNetwork(built, num_classes, decoder_width=8, **options)
+    return TwoBranchNetwork.build(built, num_classes, decoder_width=8, **options)
 
 
 def picture(spatial_dims: int = 2, batch: int = 2) -> torch.Tensor:
@@ -61,52 +63,6 @@ ENCODERS = pytest.mark.parametrize("encoder", ["pyramid", "transformer"])
 DIMENSIONS = pytest.mark.parametrize("spatial_dims", [2, 3])
 
 
-@DIMENSIONS
-@pytest.mark.parametrize("mode", [True, False])
-def test_decoder_agrees_with_the_order_of_the_paper(spatial_dims, mode):
-    torch.manual_seed(0)
-    channels, sizes = (3, 4, 5, 6), ((9, 7, 5), (5, 4, 3), (3, 2, 2), (3, 2, 1))
-    decoder = AllMLPDecoder(channels, 3, spatial_dims=spatial_dims, width=4, dropout=0.0).double().train(mode)
-    bn = decoder.linear_fuse.bn
-    randomize_norms(decoder)
-    features = [
-        torch.randn(2, f, *size[:spatial_dims], dtype=torch.float64) for f, size in zip(channels, sizes, strict=True)
-    ]
-    parts = []
-    for n in (4, 3, 2, 1):
-        linear = getattr(decoder, f"linear_c{n}").proj
-        projected = linear(features[n - 1].movedim(1, -1)).movedim(-1, 1)
-        parts.append(at_size(projected, features[0].shape[2:]))
-    weight = decoder.linear_fuse.conv.weight.flatten(1)
-    fused = torch.einsum("of,bf...->bo...", weight, torch.cat(parts, 1))
-    axes, column = (0, *range(2, fused.ndim)), (None, slice(None), *[None] * spatial_dims)
-    mean, var = (fused.mean(axes), fused.var(axes, False)) if mode else (bn.running_mean, bn.running_var)
-    normalized = (fused - mean[column]) / (var[column] + 1e-5).sqrt() * bn.weight[column] + bn.bias[column]
-    expected = torch.einsum("of,bf...->bo...", decoder.linear_pred.weight.flatten(1), normalized.clamp(min=0))
-    expected = expected + decoder.linear_pred.bias[column]
-    torch.testing.assert_close(decoder(features), expected, rtol=1e-9, atol=1e-10)
-
-
-@DIMENSIONS
-def test_dropout_takes_whole_channels_in_training(spatial_dims):
-    torch.manual_seed(0)
-    decoder = AllMLPDecoder((1, 1, 1, 1), 2, spatial_dims=spatial_dims, width=64, dropout=0.25)
-    assert isinstance(decoder.dropout, nn.Dropout2d if spatial_dims == 2 else nn.Dropout3d)
-    assert AllMLPDecoder((1, 1, 1, 1), 2).dropout.p == 0.1
-    seen = []
-    decoder.dropout.register_forward_hook(lambda module, given, result: seen.append((given[0], result)))
-    decoder([torch.randn(8, 1, *[5, 4, 3][:spatial_dims]) for _ in range(4)])
-    fused, dropped = (maps.flatten(2) for maps in seen[0])
-    gone = (dropped == 0).all(2)
-    assert bool((fused.amax(2) > 0).all())
-    # Each channel of each image on its own: all of it or nothing, and what stays is scaled up.
-    torch.testing.assert_close(dropped, fused * ~gone[..., None] / 0.75)
-    assert 0.2 < gone.float().mean() < 0.3
-    assert len(gone.unique(dim=0)) == 8
-    decoder.eval()([torch.randn(8, 1, *[5, 4, 3][:spatial_dims]) for _ in range(4)])
-    assert torch.equal(*seen[1])
-
-
 def test_names_are_those_of_the_public_code():
     names = set(TwoBranchNetwork.tiny().state_dict())
     heads = {name for name in names if not name.startswith("encoder.")}
@@ -120,27 +76,26 @@ def test_names_are_those_of_the_public_code():
     }  # fmt: skip
 
 
+@pytest.fixture
+def windowed(monkeypatch):
+    """Let a radius mean the windowed form, as it does for maps of many tokens."""
+    # Private: maps of fewer tokens than offsets are dense whatever the public numbers say.
+    monkeypatch.setattr("monai_wsss.networks.attention_affinity._dense_is_cheaper", lambda *_: False)
+
+
 @ENCODERS
 @DIMENSIONS
+@pytest.mark.usefixtures("windowed")
 def test_affinity_agrees_with_the_order_of_the_paper(encoder, spatial_dims):
     network, image = make(encoder, spatial_dims).double().eval(), picture(spatial_dims).double()
     features, attention = network.encoder.forward_with_attention(image)
     joined = torch.cat(attention, dim=1)
-    expected = network.attn_proj(joined + joined.mT).sigmoid()[:, 0]
+    logits = (network.attn_proj.weight * (joined + joined.mT)).sum(1) + network.attn_proj.bias
     affinity = network.branches(image, affinity=True).affinity
-    torch.testing.assert_close(affinity, expected)
-    torch.testing.assert_close(affinity, affinity.mT)
-    size, radius = features[3].shape[2:], 1
-    windows = network.branches(image, affinity=True, radius=radius).affinity
-    # Pairs of one-hot tokens pick the windows out of the dense form.
-    tokens = torch.eye(math.prod(size), dtype=torch.float64)[None, None]
-    picked = attention_logits(expected[:, None].contiguous(), tokens.expand(2, -1, -1, -1), size, radius)[:, 0]
-    torch.testing.assert_close(windows, picked)
-    assert bool((windows[:, ~inside_window(size, radius)] == 0).all())
-    assert bool((windows[:, inside_window(size, radius)] > 0).all())
-    for dense_up_to, form in ((size.numel(), affinity), (size.numel() - 1, windows)):
-        chosen = network.branches(image, affinity=True, radius=radius, dense_up_to=dense_up_to).affinity
-        torch.testing.assert_close(chosen, form)
+    torch.testing.assert_close(affinity, logits.sigmoid())
+    windows = network.branches(image, affinity=True, radius=1).affinity
+    assert windows.shape == (2, 3**spatial_dims, *features[3].shape[2:])
+    torch.testing.assert_close(windows[:, 3**spatial_dims // 2].flatten(1), affinity.diagonal(dim1=1, dim2=2))
 
 
 @ENCODERS
@@ -197,7 +152,7 @@ def test_decoder_sees_features_times_the_strongest_seed(activation, spatial_dims
         torch.testing.assert_close(got, level * at_size(prior, level.shape[2:]))
     decoded = network.decoder(network.object_aware(features, seeds))
     torch.testing.assert_close(network(image), at_size(decoded, image.shape[2:]))
-    network.ofd = False
+    network.prior = None
     torch.testing.assert_close(network(image), at_size(network.decoder(features), image.shape[2:]))
 
 
@@ -218,10 +173,11 @@ def test_seeds_train_in_bmp_and_not_in_afa(detach):
 @ENCODERS
 @DIMENSIONS
 @pytest.mark.parametrize("radius", [None, 1])
+@pytest.mark.usefixtures("windowed")
 def test_every_parameter_gets_a_gradient_from_the_four_outputs(encoder, spatial_dims, radius):
     network = make(encoder, spatial_dims, num_classes=2)
     outputs = network.branches(picture(spatial_dims), affinity=True, radius=radius)
-    sum(part.square().sum() for part in outputs).backward()
+    sum(part.square().sum() for part in outputs if part is not None).backward()
     assert [name for name, parameter in network.named_parameters() if parameter.grad is None] == []
 
 
@@ -239,7 +195,7 @@ def test_deployable_path_does_no_work_on_affinities():
 
 
 def test_any_encoder_of_four_levels_serves_but_for_the_affinity():
-    network = TwoBranchNetwork(PlainEncoder(), 2, decoder_width=4).eval()
+    network = TwoBranchNetwork.build(PlainEncoder(), 2, decoder_width=4).eval()
     assert network(picture()).shape == (2, 3, 29, 34)
     assert network.attn_proj is None
     torch.testing.assert_close(torch.jit.script(network)(picture()), network(picture()))
@@ -255,7 +211,7 @@ def test_images_do_not_mix_and_any_size_comes_back(size, index, pooling):
     image = torch.rand(2, 1, *size)
     outputs, alone = with_and_without_neighbor(partial(network.branches, affinity=True), image, index)
     assert outputs.segmentation.shape == (2, 2, *size)
-    for got, expected in zip(alone, outputs, strict=True):
+    for got, expected in zip(alone[:4], outputs[:4], strict=True):
         torch.testing.assert_close(got[index], expected[index])
 
 
@@ -265,8 +221,8 @@ def test_images_do_not_mix_and_any_size_comes_back(size, index, pooling):
 def test_constant_images_give_finite_outputs_and_gradients(encoder, value, activation):
     network = make(encoder, ofd_activation=activation, ofd_detach=False)
     outputs = network.branches(torch.full((1, 1, 32, 32), value), affinity=True)
-    sum(part.square().mean() for part in outputs).backward()
-    assert all(part.isfinite().all() for part in outputs)
+    sum(part.square().mean() for part in outputs[:4]).backward()
+    assert all(part.isfinite().all() for part in outputs[:4])
     assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
 
 
@@ -283,11 +239,12 @@ def spread_affinities(network: TwoBranchNetwork) -> None:
 @ENCODERS
 @pytest.mark.parametrize("mode", [True, False])
 @pytest.mark.parametrize("radius", [None, 1])
+@pytest.mark.usefixtures("windowed")
 def test_autocast_gives_finite_outputs(encoder, mode, radius):
     network = make(encoder).train(mode)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         outputs = network.branches(100 * picture(), affinity=True, radius=radius)
-    assert all(part.isfinite().all() for part in outputs)
+    assert all(part.isfinite().all() for part in outputs[:4])
     assert outputs.affinity.dtype == torch.float32
     if not mode:
         spread_affinities(network)
@@ -296,12 +253,13 @@ def test_autocast_gives_finite_outputs(encoder, mode, radius):
         full = network.branches(picture(), affinity=True)
         assert full.affinity.min() < 0.05
         assert full.affinity.max() > 0.95
-        for got, expected in zip(half, full, strict=True):
+        for got, expected in zip(half[:4], full[:4], strict=True):
             torch.testing.assert_close(got.float(), expected, rtol=0.1, atol=0.1)
 
 
 @ENCODERS
 @pytest.mark.parametrize("radius", [None, 1])
+@pytest.mark.usefixtures("windowed")
 def test_autocast_rounds_queries_and_keys_and_not_their_products(encoder, radius):
     network = make(encoder).eval()
     spread_affinities(network)
@@ -334,14 +292,112 @@ def test_torch_export_agrees(encoder):
     torch.testing.assert_close(exported.module()(picture(batch=3)), network(picture(batch=3)))
 
 
+# --------------------------------------------------------------------------------------------------- parts of yours
+
+
+class Levels(nn.Module):
+    """An encoder of any number of levels, each of half the size of the one before."""
+
+    def __init__(self, channels: Sequence[int], spatial_dims: int = 2) -> None:
+        super().__init__()
+        self.spatial_dims = spatial_dims
+        kind = nn.Conv2d if spatial_dims == 2 else nn.Conv3d
+        self.convs = nn.ModuleList(kind(a, b, 3, 2, 1) for a, b in pairwise((1, *channels)))
+
+    def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
+        levels: list[torch.Tensor] = []
+        for conv in self.convs:
+            image = conv(image)
+            levels.append(image)
+        return levels
+
+
+class FirstLevel(nn.Module):
+    """A decoder that reads the finest level alone."""
+
+    def __init__(self, channels: int, out_channels: int, spatial_dims: int = 2) -> None:
+        super().__init__()
+        self.conv = (nn.Conv2d if spatial_dims == 2 else nn.Conv3d)(channels, out_channels, 1)
+
+    def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
+        return self.conv(features[0])
+
+
+def of_levels(channels: Sequence[int], spatial_dims: int = 2, **parts) -> TwoBranchNetwork:
+    torch.manual_seed(0)
+    decoder = FirstLevel(channels[0], 3, spatial_dims)
+    head = ClassHead(channels[-1], 2, spatial_dims=spatial_dims)
+    return TwoBranchNetwork(Levels(channels, spatial_dims), decoder, head, **parts).eval()
+
+
+@DIMENSIONS
+@pytest.mark.parametrize("channels", [(3,), (3, 4), (2, 3, 4, 5, 6)])
+@pytest.mark.parametrize("prior", [None, "sigmoid"])
+def test_any_number_of_levels_and_any_decoder(spatial_dims, channels, prior):
+    network = of_levels(channels, spatial_dims, prior=None if prior is None else ObjectPrior(prior))
+    image = picture(spatial_dims)
+    features = network.encoder(image)
+    seeds = network.classifier(features[-1])
+    finest = features[0]
+    if prior is not None:
+        strongest = at_size(seeds, image.shape[2:]).sigmoid().amax(1, keepdim=True)
+        finest = finest * at_size(strongest, finest.shape[2:])
+    torch.testing.assert_close(network(image), at_size(network.decoder.conv(finest), image.shape[2:]))
+    outputs = network.branches(image)
+    torch.testing.assert_close(outputs.segmentation, network(image))
+    torch.testing.assert_close(outputs.seeds, at_size(seeds, image.shape[2:]))
+    assert (outputs.auxiliary_logits, outputs.auxiliary_seeds, outputs.affinity) == (None, None, None)
+
+
+@pytest.mark.parametrize("prior", [None, ObjectPrior()])
+def test_parts_of_yours_are_deployed_as_well(prior):
+    network, image = of_levels((3, 4), prior=prior), picture()
+    torch.testing.assert_close(torch.jit.script(network)(image), network(image))
+    exported = torch.export.export(network, (image,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    torch.testing.assert_close(exported.module()(picture(batch=3)), network(picture(batch=3)))
+
+
+@DIMENSIONS
+@pytest.mark.parametrize("upsample", [True, False])
+def test_an_auxiliary_head_classifies_the_level_before_the_last(spatial_dims, upsample):
+    plain = of_levels((3, 4, 5), spatial_dims)
+    auxiliary = ClassHead(4, 2, spatial_dims=spatial_dims, pooled="maps")
+    network = of_levels((3, 4, 5), spatial_dims, auxiliary=auxiliary)
+    image = picture(spatial_dims)
+    outputs, without = network.branches(image, upsample=upsample), plain.branches(image, upsample=upsample)
+    for got, expected in zip(outputs[:3], without[:3], strict=True):
+        torch.testing.assert_close(got, expected)
+    maps = auxiliary(network.encoder(image)[1])
+    torch.testing.assert_close(outputs.auxiliary_logits, maps.flatten(2).amax(2))
+    torch.testing.assert_close(outputs.auxiliary_seeds, at_size(maps, image.shape[2:]) if upsample else maps)
+    # It is for training: what is deployed does without it.
+    scripted = torch.jit.script(network)
+    torch.testing.assert_close(scripted(image), plain(image))
+    sum(part.square().sum() for part in outputs if part is not None).backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())
+
+
+def test_shipped_weights_load_strictly():
+    """Names and shapes are those of the weights that the bundle ships."""
+    network = BMP.network_from_preset("scratch", in_channels=3)
+    path = Path(__file__).parents[2] / "bundles" / "brain_mri_bmp_segmentation" / "models" / "model.pt"
+    network.load_state_dict(torch.load(path, weights_only=True))
+    by_parts = TwoBranchNetwork(
+        network.encoder, network.decoder, network.classifier, prior=network.prior, affinity=network.attn_proj
+    )
+    assert list(by_parts.state_dict()) == list(network.state_dict())
+    assert network.eval()(torch.rand(1, 3, 32, 32)).isfinite().all()
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: TwoBranchNetwork(nn.Conv2d(1, 1, 1)), "`feature_channels` of four levels, Conv2d has none"),
+        (lambda: TwoBranchNetwork.build(nn.Conv2d(1, 1, 1)), "`feature_channels` of four levels, Conv2d has none"),
         (lambda: make("pyramid", num_classes=0), "`num_classes` >= 1 foreground class, got 0"),
         (lambda: make("pyramid", pooled="logits"), "`pooled` to be one of features, maps, got 'logits'"),
         (lambda: make("pyramid", pooling="lse"), "`pooling` to be one of max, average, topk, got 'lse'"),
-        (lambda: make("pyramid", ofd_activation="relu"), "`ofd_activation` to be one of sigmoid, minmax, none"),
+        (lambda: make("pyramid", ofd_activation="relu"), "`activation` to be one of sigmoid, minmax, none, got 'relu'"),
+        (lambda: make("pyramid", ofd="maybe"), "`ofd` to be true or false, got 'maybe'"),
         (lambda: make("pyramid").branches(picture(), affinity=True, radius=-1), "`radius` of at least 0 tokens"),
     ],
 )

@@ -27,7 +27,7 @@ def brute_force(
     bilateral: tuple[float, float, float] = (64.0, 5.0, 4.0),
     spacing: tuple[float, ...] | None = None,
 ) -> np.ndarray:
-    """The mean field of one image, every pair of pixels written out, the own pixel among them."""
+    """Compute the mean field of one image over all pairs of pixels, the own pixel among them."""
     size = image.shape[1:]
     grid = np.stack(np.meshgrid(*map(np.arange, size), indexing="ij")).reshape(len(size), -1).T * (spacing or 1.0)
     levels = image.reshape(len(image), -1).T.astype(np.float64)
@@ -48,7 +48,7 @@ def brute_force(
 def scene(
     size: tuple[int, ...], classes: int = 3, channels: int = 3, batch: int = 1, seed: int = 0, noise: float = 6.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Regions of one color each, with texture, in 0..255, and probabilities of them, blurred, wrong in patches."""
+    """Draw textured regions of one color each, in 0..255, and their probabilities, blurred and wrong in patches."""
     rng = np.random.default_rng(seed)
     images, maps = [], []
     scale = max(size) / 10
@@ -106,15 +106,16 @@ def test_every_setting_reaches_its_place(size):
 def test_exact_in_chunks_equals_all_at_once(monkeypatch):
     image, maps = scene((11, 12))
     whole = dense_crf_refinement(image, maps, method="exact")
-    monkeypatch.setattr(module, "_ENTRIES", 1500)
+    monkeypatch.setattr(module, "ENTRIES", 1500)
     torch.testing.assert_close(dense_crf_refinement(image, maps, method="exact"), whole)
 
 
 @pytest.mark.parametrize("std", [0.4, 3.0, 40.0])
 def test_position_kernel_in_bands_equals_the_whole(std, monkeypatch):
-    """Truncated and cut into bands of rows, as large images are."""
-    monkeypatch.setattr(module, "_ROWS", 16)
+    """Truncate the kernel and cut it into bands of rows, as for large images."""
+    monkeypatch.setattr(module, "ROWS", 16)
     marginals = torch.rand(50 * 37, 3, generator=torch.Generator().manual_seed(0))
+    # The kernel alone, which no public function gives.
     message = module._position_message(torch.zeros(3, 50, 37), [std, std / 2])
     grid = np.stack(np.meshgrid(np.arange(50) / std, np.arange(37) / (std / 2), indexing="ij")).reshape(2, -1).T
     kernel = np.exp(-((grid[:, None] - grid[None]) ** 2).sum(-1) / 2)
@@ -126,7 +127,7 @@ def test_position_kernel_in_bands_equals_the_whole(std, monkeypatch):
 @pytest.mark.parametrize(("size", "channels"), [((48, 48), 3), ((48, 48), 1), ((14, 13, 12), 2)])
 @pytest.mark.parametrize("preset", ["deeplab", "cosa", "bmp"])
 def test_lattice_agrees_with_exact_on_images_with_structure(size, channels, preset):
-    """In truth: 99.6 to 100 % of the pixels, marginals differ by 0.002 on average, which single pixels exceed."""
+    """Leave room: 99.6 to 100 % of the pixels agree and marginals differ by 0.002 on average, single pixels by more."""
     image, maps = scene(size, channels=channels, seed=1)
     exact, lattice = (DenseCRF.from_preset(preset, method=method)(image, maps) for method in ("exact", "lattice"))
     assert (exact.argmax(1) != maps.argmax(1)).float().mean() > 0.05
@@ -136,7 +137,7 @@ def test_lattice_agrees_with_exact_on_images_with_structure(size, channels, pres
 
 @pytest.mark.parametrize("method", ["exact", "lattice"])
 def test_regions_are_found_again(method):
-    """A third of a disk is in doubt; its color tells."""
+    """Put a third of a disk in doubt; its color tells."""
     inside = (torch.cartesian_prod(torch.arange(24), torch.arange(24)) - 12).square().sum(1).view(1, 1, 24, 24) < 64
     image = torch.where(inside, 180.0, 60.0).expand(1, 3, 24, 24)
     found = torch.where(inside, torch.where(torch.arange(24) < 14, 0.8, 0.4), 0.2)
@@ -154,7 +155,7 @@ def test_regions_are_found_again(method):
 )
 def test_invariants(size, classes, channels, method, seed):
     generator = torch.Generator().manual_seed(seed)
-    image = 255 * torch.rand(2, channels, *size, generator=generator)
+    image = 2 + 253 * torch.rand(2, channels, *size, generator=generator)  # never taken for one in [0, 1]
     maps = torch.rand(2, classes, *size, generator=generator)
     crf = DenseCRF(method=method, iterations=3, bilateral_intensity_std=40.0, bilateral_position_std=3.0)
     refined = crf(image, maps)
@@ -185,7 +186,7 @@ def test_without_messages_probabilities_are_normalized(settings_):
 @pytest.mark.parametrize("method", ["exact", "lattice"])
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (8, 8), (1, 1, 1), (4, 1, 5)])
 def test_degenerate_images(method, size):
-    """One pixel, one line, a constant image, probabilities of exactly 0 and 1: finite, and sure pixels stay."""
+    """Try one pixel, one line, a constant image and certain probabilities: finite, and certain pixels stay."""
     maps = torch.zeros(1, 3, *size)
     maps[:, 2] = 1
     refined = dense_crf_refinement(torch.zeros(1, 1, *size), maps, method=method)

@@ -106,7 +106,7 @@ def test_a_compiled_network_decides_alike():
 
 def test_a_compiled_network_from_before_the_buffer_filled_decides_alike():
     class Older(torch.nn.Module):
-        """What a network of an earlier version has as attributes once it is compiled."""
+        """The attributes that a compiled network of an earlier version has."""
 
         def __init__(self) -> None:
             super().__init__()

@@ -25,14 +25,14 @@ def random_scores(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def options(rule: str, classes: int) -> dict:
-    """What the rule needs besides the scores."""
+    """Give what the rule needs besides the scores."""
     if rule in REFERENCES:
         return {"rule": rule, rule: REFERENCES[rule][:classes]}
     return {"rule": rule, "threshold": 0.4} if rule == "fixed" else {"rule": rule}
 
 
 def numpy_rule(channel: np.ndarray, rule: str, k: int) -> np.ndarray:
-    """The foreground of one image and class, each rule in its own words."""
+    """Compute the foreground of one image and class, each rule in its own words."""
     positive = np.maximum(channel, 0)
     if rule == "minmax":
         return (positive - positive.min()) / (positive.max() - positive.min()) > 0.5
@@ -383,7 +383,7 @@ def test_segmentations_have_a_mask_alone() -> None:
 
 
 def difference_maps() -> torch.Tensor:
-    """|I - G(I)| of a healthy image, where the generator is never exact, and of one with a lesion; one class each."""
+    """Give |I - G(I)| of a healthy image, where the generator is never exact, and of an image with a lesion."""
     noise = 1e-3 * torch.rand(2, 1, 12, 12, generator=torch.Generator().manual_seed(6))
     noise[1, 0, 3:6, 3:6] += 0.8
     return noise

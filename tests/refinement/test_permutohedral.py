@@ -21,7 +21,7 @@ def points(count: int, dims: int, spread: float, seed: int = 0) -> torch.Tensor:
 
 
 def corners_by_search(point: np.ndarray) -> dict[tuple[int, ...], float]:
-    """Corners and weights of one embedded point: the simplex, of all around, of which it is a convex combination.
+    """Find corners and weights of one embedded point: the one simplex nearby of which it is a convex combination.
 
     The simplices of the lattice have the corners r, r + g_1, r + g_1 + g_2, ... with r any lattice point of integer
     multiples of d + 1 and g the steps (d + 1) e_a - 1 ... in any order of the axes.
@@ -48,6 +48,7 @@ def corners_by_search(point: np.ndarray) -> dict[tuple[int, ...], float]:
 def literal(features: torch.Tensor, values: np.ndarray) -> np.ndarray:
     """Splat, blur and slice with dictionaries, corner by corner."""
     dims = features.shape[1]
+    # The embedding is the starting point of the search; all that follows is written out here.
     embedded = (features @ module._embedding(dims, features.device)).numpy()
     corners = [corners_by_search(point) for point in embedded]
     table: dict[tuple[int, ...], float] = {}
@@ -77,6 +78,7 @@ def test_sums_equal_a_lattice_of_dictionaries(dims):
 @pytest.mark.parametrize("dims", range(1, 9))
 @pytest.mark.parametrize("spread", [0.0, 1e-9, 1.0, 1e5], ids=["one point", "near", "near and far", "far"])
 def test_weights_are_barycentric(dims, spread):
+    # Weights show in filtered values only through sums.
     _, weights = module._simplices(points(300, dims, spread))
     assert weights.min() > -1e-9
     torch.testing.assert_close(weights.sum(1), torch.ones(300, dtype=torch.float64), rtol=0, atol=1e-9)
@@ -84,18 +86,20 @@ def test_weights_are_barycentric(dims, spread):
 
 @pytest.mark.parametrize("dims", [2, 4, 6])
 def test_packed_keys_tell_corners_apart(dims, monkeypatch):
-    """With multipliers 2^(10 a) nothing wraps around, and keys are the coordinates' digits: as many must come out."""
+    """Count the keys again with multipliers 2^(10 a): nothing wraps around, keys are the coordinates' digits."""
     features = points(2000, dims, 1.0)
     count = PermutohedralLattice(features).size
     readable = torch.tensor([2 ** (10 * a) for a in range(dims)] + [0])
+    # Readable factors instead of the fixed random ones.
     monkeypatch.setattr(module, "_multipliers", lambda dims, device: readable)
+    # The keys of all corners, which the lattice only counts.
     keys, _ = module._simplices(features)
     assert count == len(keys.unique())
 
 
 @pytest.mark.parametrize(("dims", "tolerance"), [(1, 0.06), (2, 0.1), (3, 0.14)])
 def test_dense_points_are_blurred_by_a_gaussian_of_unit_variance(dims, tolerance):
-    """Where points lie dense, impulses spread like exp(-r^2 / 2), up to one factor, on average over the places."""
+    """Spread impulses over dense points: on average they fall off like exp(-r^2 / 2), up to one factor."""
     side = {1: 2001, 2: 81, 3: 25}[dims]
     axis = torch.linspace(-5, 5, side, dtype=torch.float64)
     features = torch.stack(torch.meshgrid(*[axis] * dims, indexing="ij"), -1).reshape(-1, dims)

@@ -102,8 +102,9 @@ def test_bands_of_rows_change_nothing(monkeypatch):
         return refined.detach(), *torch.autograd.grad(refined.sin().sum(), (image, maps))
 
     whole = results()
+    # The size of a band is no option: small bands here, so that a small image has several.
     monkeypatch.setattr(pixel_adaptive, "_WEIGHT_BAND", 12)
-    monkeypatch.setattr(pixel_adaptive, "_MAP_BAND", 40)
+    monkeypatch.setattr(pixel_adaptive, "_MAP_BAND", 40)  # likewise
     for banded, expected in zip(results(), whole, strict=True):
         torch.testing.assert_close(banded, expected, rtol=1e-12, atol=1e-14)
 

@@ -16,7 +16,7 @@ from monai_wsss.refinement import threshold as module
 
 
 def brute_force_otsu(values: np.ndarray) -> float:
-    """Every value as a threshold, the variance between the two parts written out."""
+    """Try every value as a threshold, with the variance between the two parts written out."""
     best, chosen = -1.0, values.min()
     for candidate in np.unique(values)[:-1]:
         low, high = values[values <= candidate], values[values > candidate]

@@ -9,6 +9,7 @@ import hashlib
 import json
 import platform
 from datetime import UTC, datetime, timedelta
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import monai
@@ -89,39 +90,45 @@ def test_values_that_json_cannot_hold_become_words():
     assert plain == {"nan": "nan", "inf": "inf", "tensor": "Tensor", "3": {"function": "builtin_function_or_method"}}
 
 
-def test_git_commit_is_read_from_the_checkout(tmp_path):
+def test_git_commit_is_read_from_the_checkout(tmp_path, monkeypatch):
+    def commit_of(checkout):
+        monkeypatch.setattr(monai_wsss, "__file__", str(checkout / "monai_wsss" / "__init__.py"))
+        return collect_provenance(**NOTHING)["git_commit"]
+
     commit = "0123456789" * 4
     git = tmp_path / "checkout" / ".git"
-    assert provenance._git_commit(git.parent) is None
+    assert commit_of(git.parent) is None
     (git / "refs" / "heads").mkdir(parents=True)
     (git / "HEAD").write_text("ref: refs/heads/main\n")
-    assert provenance._git_commit(git.parent) is None  # no commit yet
+    assert commit_of(git.parent) is None  # no commit yet
     (git / "packed-refs").write_text(
         f"# pack-refs with: peeled\n{commit[::-1]} refs/heads/other\n{commit} refs/heads/main\n"
     )
-    assert provenance._git_commit(git.parent) == commit
+    assert commit_of(git.parent) == commit
     (git / "refs" / "heads" / "main").write_text(f"{'a' * 40}\n")
-    assert provenance._git_commit(git.parent) == "a" * 40
+    assert commit_of(git.parent) == "a" * 40
     (git / "HEAD").write_text(f"{commit}\n")
-    assert provenance._git_commit(git.parent) == commit
+    assert commit_of(git.parent) == commit
     tree = git / "worktrees" / "second"
     tree.mkdir(parents=True)
     (tree / "HEAD").write_text("ref: refs/heads/main\n")
     (tree / "commondir").write_text("../..\n")
     (tmp_path / "second").mkdir()
     (tmp_path / "second" / ".git").write_text(f"gitdir: {tree}\n")
-    assert provenance._git_commit(tmp_path / "second") == "a" * 40
+    assert commit_of(tmp_path / "second") == "a" * 40
 
 
 def test_missing_package_and_unknown_user(monkeypatch):
-    monkeypatch.setattr(provenance, "_PACKAGES", ("no-such-package",))
+    def without(package):
+        raise PackageNotFoundError(package)
 
     def nobody():
         raise OSError("no such user")
 
+    monkeypatch.setattr(provenance, "version", without)
     monkeypatch.setattr(getpass, "getuser", nobody)
     run = collect_provenance(**NOTHING | {"config": {"path": "a/b"}})
-    assert run["versions"]["no-such-package"] == "not installed"
+    assert run["versions"]["torch"] == "not installed"
     assert run["config"] == {"path": "a/b"}
 
 

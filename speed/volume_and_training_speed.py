@@ -1,8 +1,8 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""How long a whole study takes and where the time goes, what a training epoch costs, and the peak memory of both.
+"""The time of a whole study by its parts, the time of a training epoch, and the peak memory of both.
 
-    python benchmarks/volume_and_training_speed.py [--data DIR] [--repeats 5]
+    python speed/volume_and_training_speed.py [--data DIR] [--threads 1] [--repeats 5]
 
 Without ``--data`` (a folder prepared with ``monai-wsss prepare brats``) a study of 240 x 240 x 155 voxels and four
 sequences is generated.  Times are medians; memory is the growth of the process's peak resident size.
@@ -10,8 +10,6 @@ sequences is generated.  Times are medians; memory is the growth of the process'
 
 from __future__ import annotations
 
-import argparse
-import resource
 import statistics
 import tempfile
 import time
@@ -21,6 +19,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import torch
+from harness import begin, command_line, resident_peak_mib
 from monai.data import DataLoader, DistributedSampler
 from monai.transforms import Compose, LoadImaged, RandFlipd, RandRotate90d
 
@@ -33,13 +32,8 @@ from monai_wsss.refinement import ToMaskd
 from monai_wsss.transforms import NormalizeSubjectd, SaveMaskd
 
 
-def peak_mib() -> float:
-    """Peak resident memory of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 def make_study(folder: Path) -> Path:
-    """A study of BraTS size: smooth random tissue in an ellipsoid of brain, zero outside, int16."""
+    """Write a study of BraTS size: random tissue in an ellipsoid of brain, zero outside, int16."""
     rng = np.random.default_rng(0)
     axes = np.meshgrid(*(np.linspace(-1.3, 1.3, n) for n in (240, 240, 155)), indexing="ij")
     brain = sum(axis**2 for axis in axes) < 1
@@ -64,7 +58,7 @@ def time_study(datalist: Path, repeats: int) -> None:
     for views in ("none", "dihedral"):
         inferer = VolumeInferer(grid=(64, 64), views=views)
         seconds: dict[str, list[float]] = defaultdict(list)
-        before = peak_mib()
+        before = resident_peak_mib()
         for _ in range(repeats):
             marks = [time.perf_counter()]
             sample = normalize(read(item))
@@ -82,7 +76,8 @@ def time_study(datalist: Path, repeats: int) -> None:
         split = ", ".join(f"{name} {value:.2f} s" for name, value in parts.items())
         size = tuple(sample["image"].shape)
         print(
-            f"study {size}, views {views}: {sum(parts.values()):.2f} s ({split}); peak +{peak_mib() - before:.0f} MiB"
+            f"study {size}, views {views}: {sum(parts.values()):.2f} s ({split}); "
+            f"peak +{resident_peak_mib() - before:.0f} MiB"
         )
 
 
@@ -95,22 +90,21 @@ def time_training() -> None:
         dataset = EpochCacheDataset(items, reading, augment, progress=False)
         sampler = DistributedSampler(dataset, num_replicas=1, rank=0)
         loader = DataLoader(dataset, batch_size=32, sampler=sampler)
-        before, start, epochs = peak_mib(), time.perf_counter(), 3
+        before, start, epochs = resident_peak_mib(), time.perf_counter(), 3
         WSSSTrainer(method, torch.optim.AdamW(method.parameters(), lr=1e-3), loader, epochs, progress_bar=False).run()
         seconds = (time.perf_counter() - start) / epochs
         each = 1000 * seconds / len(items)
         print(
-            f"training, {members} member(s), {len(items)} slices of 3 x 64 x 64: {seconds:.1f} s an epoch "
-            f"({each:.1f} ms a slice), peak +{peak_mib() - before:.0f} MiB"
+            f"training, {members} member(s), {len(items)} slices of 3 x 64 x 64: {seconds:.1f} s per epoch "
+            f"({each:.1f} ms per slice), peak +{resident_peak_mib() - before:.0f} MiB"
         )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--data", type=Path, help="a prepared folder with whole studies")
-    parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+    begin(options)
     time_training()
     folder = options.data or Path(tempfile.mkdtemp())
     datalist = folder / "datalist.json" if options.data else make_study(folder)

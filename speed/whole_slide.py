@@ -1,13 +1,13 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""What a whole slide costs: peak memory and throughput for slides of growing size, generated on disk.
+"""The cost of a whole slide: peak memory and throughput for slides of growing size, generated on disk.
 
-    python benchmarks/whole_slide.py [--sides 5000 10000 20000] [--mpp 1.0] [--backend openslide] [--device cpu]
+    python speed/whole_slide.py [--sides 5000 10000 20000] [--mpp 1.0] [--backend openslide] [--device cpu]
 
-Prints a Markdown table; megapixels are those of the slide's full resolution, glass included.  A slide is a pyramid of
-JPEG tiles at 0.5 micrometers per pixel, 60 % of it tissue, and never in memory as a whole.  Each size runs in a process
-of its own; memory is the process's peak resident size, and that less what it has after a first, tiny slide (libraries
-and the network).  Where the machine has other work to do, go by the CPU time.
+A Markdown table; megapixels are those of the slide's full resolution, glass included.  A slide is a pyramid of JPEG
+tiles at 0.5 micrometers per pixel, 60 % of it tissue, and never in memory as a whole.  Each size runs in a process of
+its own; memory is the process's peak resident size, and its growth after a first, tiny slide, which loads the libraries
+and the network.  On a machine with other work, trust the CPU time.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ from pathlib import Path
 
 import numpy as np
 import tifffile
+from harness import print_heads, print_line, resident_peak_mib
 
 TILE = 256
 
 
 def tiles(side: int, step: int) -> Iterator[np.ndarray]:
-    """H&E-like tiles of the level that takes every ``step``-th pixel: a disk of tissue with ring-shaped glands."""
+    """Draw H&E-like tiles of the level that takes one in ``step`` pixels: a disk of tissue with ring-shaped glands."""
     y, x = np.mgrid[:TILE, :TILE] * step % TILE - TILE / 2
     ring = np.hypot(y, x)
     gland = ((ring > 50) & (ring < 100))[..., None]
@@ -42,7 +43,7 @@ def tiles(side: int, step: int) -> Iterator[np.ndarray]:
 
 
 def write_slide(path: Path, side: int) -> None:
-    """A pyramid of three levels, 1, 4 and 16."""
+    """Write a pyramid of three levels, 1, 4 and 16."""
     with tifffile.TiffWriter(path) as writer:
         for step in (1, 4, 16):
             writer.write(
@@ -61,13 +62,8 @@ def write_slide(path: Path, side: int) -> None:
             )
 
 
-def _peak_mib() -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) / 1024
-
-
 def segment(folder: Path, side: int, options: argparse.Namespace) -> dict[str, float]:
-    """In a process of its own: seconds, tiles and peak memory."""
+    """Measure seconds, tiles and peak memory of one slide, in a process of its own."""
     import torch
 
     from monai_wsss.inferers import SlideReading, TileLayout, segment_slide
@@ -93,14 +89,16 @@ def segment(folder: Path, side: int, options: argparse.Namespace) -> dict[str, f
         return time.perf_counter() - start, time.process_time() - busy, result.tiles
 
     run("tiny")
-    before = _peak_mib()
+    before = resident_peak_mib()
     seconds, busy, count = run(str(side))
-    return {"seconds": seconds, "busy": busy, "tiles": count, "before": before, "peak": _peak_mib()}
+    return {"seconds": seconds, "busy": busy, "tiles": count, "before": before, "peak": resident_peak_mib()}
 
 
 def table(options: argparse.Namespace) -> None:
-    print("| slide | file | tiles seen | time | CPU time | of slide | in a CPU second | peak memory | by the slide |")
-    print("|--:|--:|--:|--:|--:|--:|--:|--:|--:|")
+    print_heads(
+        *("slide", "file", "tiles seen", "time", "CPU time", "of slide", "per CPU second", "peak memory"),
+        "by the slide",
+    )
     with tempfile.TemporaryDirectory() as folder:
         write_slide(Path(folder) / "tiny.tif", 8 * options.tile)  # one full batch
         for side in options.sides:
@@ -109,12 +107,16 @@ def table(options: argparse.Namespace) -> None:
             command = [sys.executable, *sys.argv, "--one", folder, str(side)]
             found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
             pixels = side**2 / 1e6
-            print(
-                f"| {side} x {side} | {slide.stat().st_size / 2**20:.0f} MiB | {found['tiles']:.0f} "
-                f"| {found['seconds']:.1f} s | {found['busy']:.1f} s | {pixels / found['seconds']:.1f} MP/s "
-                f"| {pixels / found['busy']:.1f} MP | {found['peak']:.0f} MiB "
-                f"| {found['peak'] - found['before']:.0f} MiB |",
-                flush=True,
+            print_line(
+                f"{side} x {side}",
+                f"{slide.stat().st_size / 2**20:.0f} MiB",
+                f"{found['tiles']:.0f}",
+                f"{found['seconds']:.1f} s",
+                f"{found['busy']:.1f} s",
+                f"{pixels / found['seconds']:.1f} MP/s",
+                f"{pixels / found['busy']:.1f} MP",
+                f"{found['peak']:.0f} MiB",
+                f"{found['peak'] - found['before']:.0f} MiB",
             )
             slide.unlink()
 

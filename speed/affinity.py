@@ -1,23 +1,21 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""What label and loss of the affinity cost against their definition taken literally, at 32^2 and 48^2 tokens.
+"""The cost of label and loss of the affinity against their definition taken literally, at 32^2 and 48^2 tokens.
 
-    python benchmarks/affinity.py [--threads 1] [--repeats 5] [--batch 2] [--radius 8] [--sides 32 48]
+    python speed/affinity.py [--threads 1] [--repeats 5] [--batch 2] [--radius 8] [--sides 32 48]
 
-A Markdown table of forward and backward.  Literal means: which pairs are near by loops over tokens and window, a label
-of all N x N pairs in int64 (0, 1, 255), and the loss of masks of it; "mask kept" makes the first of these once, as a
-training of one size may.  "windowed" is the package's other form, (B, W, *s) instead of (B, N, N).  Times are medians
-of steps that take turns; memory is the growth of the peak resident size of a process of its own over what the
-affinities take, their gradient included.
+A Markdown table of forward and backward.  "literal" finds near pairs by loops over tokens and window, labels all N x N
+pairs in int64 (0, 1, 255), and takes the loss of masks of that label.  "mask kept" finds the near pairs once, as a
+training of one size may.  "windowed" is the package's other form, (B, W, *s) instead of (B, N, N).  Memory includes the
+gradient of the affinities.
 """
 
 from __future__ import annotations
 
-import argparse
-import statistics
+from typing import Any
 
 import torch
-from cmer_step import Step, milliseconds, peak_alone
+from harness import Step, begin, command_line, print_heads, print_line, side_by_side
 
 from monai_wsss.losses.affinity import affinity_loss
 
@@ -25,7 +23,7 @@ KINDS = ("literal", "mask kept", "package", "windowed")
 
 
 def literal_mask(side: int, radius: int) -> torch.Tensor:
-    """uint8 (N, N), by loops over both coordinates of a token and of its window."""
+    """Give uint8 (N, N), by loops over both coordinates of a token and of its window."""
     rows = []
     for y in range(side):
         for x in range(side):
@@ -38,7 +36,7 @@ def literal_mask(side: int, radius: int) -> torch.Tensor:
 
 
 def literal_label(label: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """int64 (B, N, N): 1 for pairs of equal labels, 0 for others, 255 for those that do not count."""
+    """Give int64 (B, N, N): 1 for pairs of equal labels, 0 for others, 255 for pairs that do not count."""
     flat = label.flatten(1)
     pairs = (flat[:, :, None] == flat[:, None, :]).long()
     for image, tokens in zip(pairs, flat, strict=True):
@@ -49,7 +47,7 @@ def literal_label(label: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def literal_loss(affinity: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
-    """1/2 sum_pos (1 - A) / (n_pos + 1) + 1/2 sum_neg A / (n_neg + 1)."""
+    """Compute 1/2 sum_pos (1 - A) / (n_pos + 1) + 1/2 sum_neg A / (n_neg + 1)."""
     positive, negative = (pairs == 1).to(affinity.dtype), (pairs == 0).to(affinity.dtype)
     of_positive = (positive * (1 - affinity)).sum() / (positive.sum() + 1)
     of_negative = (negative * affinity).sum() / (negative.sum() + 1)
@@ -57,14 +55,14 @@ def literal_loss(affinity: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
 
 
 def blobs(batch: int, side: int) -> torch.Tensor:
-    """Labels (B, side, side) of three classes in connected regions, a part ignored."""
+    """Draw labels (B, side, side) of three classes in connected regions, a part ignored."""
     coarse = torch.rand(batch, 4, 4, 4)
     scores = torch.nn.functional.interpolate(coarse, size=(side, side), mode="bilinear").softmax(1)
     return torch.tensor([0, 1, 2, 255])[scores.argmax(1)]
 
 
 def affinity_step(which: str, batch: int, side: int, radius: int) -> Step:
-    """Label, loss and its gradient for random affinities; gives loss and gradient."""
+    """Build label, loss and its gradient for random affinities; the step gives loss and gradient."""
     torch.manual_seed(0)
     label = blobs(batch, side)
     shape = (batch, (2 * radius + 1) ** 2, side, side) if which == "windowed" else (batch, side**2, side**2)
@@ -84,44 +82,39 @@ def affinity_step(which: str, batch: int, side: int, radius: int) -> Step:
     return step
 
 
-def check(steps: dict[str, Step]) -> None:
-    """All but the windowed form hold the same affinities: losses and gradients must agree."""
-    expected, of_expected = steps["literal"](0)
+def check(results: dict[str, Any]) -> None:
+    """Compare losses and gradients; the windowed form holds other affinities."""
+    expected, of_expected = results["literal"]
     for which in ("mask kept", "package"):
-        loss, gradient = steps[which](0)
+        loss, gradient = results[which]
         assert abs(loss - expected) < 1e-5, f"{which}: loss {loss}, expected {expected}."
         torch.testing.assert_close(gradient, of_expected, rtol=1e-5, atol=1e-10)
 
 
 def table(batch: int, sides: list[int], radius: int, repeats: int) -> None:
-    print("| tokens | what | time | literal / it | mask kept / it | peak | literal / it |")
-    print("|---|---|--:|--:|--:|--:|--:|")
+    print_heads("tokens", "version", "time", "literal / it", "mask kept / it", "peak", "literal / it")
     for side in sides:
-        steps = {which: affinity_step(which, batch, side, radius) for which in KINDS}
-        check(steps)
-        times = {which: statistics.median(values) for which, values in milliseconds(steps, repeats).items()}
-        steps.clear()
-        small = (batch, 4, radius)
-        peaks = {which: peak_alone(affinity_step, (which, *small), (which, batch, side, radius)) for which in KINDS}
-        for which in KINDS:
-            print(
-                f"| {side} x {side} | {which} | {times[which]:.1f} ms | {times['literal'] / times[which]:.1f} "
-                f"| {times['mask kept'] / times[which]:.1f} | {peaks[which]:.0f} MiB "
-                f"| {peaks['literal'] / max(peaks[which], 0.1):.1f} |",
-                flush=True,
+        costs = side_by_side(affinity_step, KINDS, (batch, 4, radius), (batch, side, radius), repeats, check)
+        literal, kept = costs["literal"], costs["mask kept"]
+        for which, cost in costs.items():
+            print_line(
+                f"{side} x {side}",
+                which,
+                f"{cost.milliseconds:.1f} ms",
+                f"{literal.milliseconds / cost.milliseconds:.1f}",
+                f"{kept.milliseconds / cost.milliseconds:.1f}",
+                f"{cost.mebibytes:.0f} MiB",
+                f"{literal.mebibytes / max(cost.mebibytes, 0.1):.1f}",
             )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=5, help="steps of each kind, at least 5")
+    parser = command_line(__doc__)
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--radius", type=int, default=8)
     parser.add_argument("--sides", type=int, nargs="+", default=[32, 48])
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    print(f"torch {torch.__version__}, {options.threads} thread(s), medians of {options.repeats}\n")
+    begin(options)
     table(options.batch, options.sides, options.radius, options.repeats)
 
 

@@ -1,18 +1,16 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""What the parts of a training step of BMP cost, with the package's mechanisms and with their literal equations.
+"""The cost of the parts of a training step of BMP, with the package's mechanisms and with their literal equations.
 
-    python benchmarks/bmp_step.py [--threads 1] [--repeats 5] [--sides 256 512] [--batch 1] [--classes 1]
+    python speed/bmp_step.py [--threads 1] [--repeats 5] [--sides 256 512] [--batch 1] [--classes 1]
 
 A Markdown table for MiT-B1 with all terms on.  "before" is the step with the literal 48-copy refinement of
 ``pixel_adaptive.py`` and the literal affinity label and loss of ``affinity.py``, whose mask of near pairs is made once;
-"after" is the package's.  Parts do not overlap: what is called from another part counts there.  Times are medians of
-steps that take turns, memory is the growth of the peak resident size of a process of its own.
+"after" is the package's.  Parts do not overlap: a part that another part calls counts there.
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections import defaultdict
@@ -22,7 +20,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from affinity import literal_label, literal_loss, literal_mask
-from cmer_step import Step, peak_alone
+from harness import Step, begin, command_line, peak_alone, print_heads, print_line
 from pixel_adaptive import STEPS, literal
 from torch import nn
 
@@ -50,7 +48,9 @@ class LiteralAffinity(nn.Module):
         self.radius = radius
         self.mask = literal_mask(side, radius)
 
-    def forward(self, affinity: torch.Tensor, label: torch.Tensor, include: torch.Tensor | None) -> torch.Tensor:
+    def forward(
+        self, affinity: torch.Tensor, label: torch.Tensor, include: torch.Tensor | None, values: object = None
+    ) -> torch.Tensor:
         kept = slice(None) if include is None else include
         return literal_loss(affinity[kept], literal_label(label[kept], self.mask))
 
@@ -77,22 +77,22 @@ class Clock:
 
 
 def training_step(kind: str, side: int, batch: int, classes: int) -> Step:
-    """Forward, losses and backward of random images that hold every class; gives the seconds of each part."""
+    """Build forward, losses and backward of images that hold every class; the step gives the seconds of each part."""
     torch.manual_seed(0)
-    method = BMP.from_preset(in_channels=3, num_classes=classes)
+    refine = LiteralRefinement() if kind == "before" else None
+    method = BMP.from_preset(in_channels=3, num_classes=classes, refine=refine)
     if kind == "before":
-        method.refine = LiteralRefinement()
-        method.affinity_loss = LiteralAffinity(side // 16, method.affinity_loss.radius)
-        # Of all pairs, however many.
-        method._branches = lambda image, affinity: method.network.branches(image, affinity=affinity, upsample=False)
+        method.affinity.loss = LiteralAffinity(side // 16, method.affinity.loss.radius)
+        # All pairs, however many.
+        method.branches = lambda image, affinity: method.network.branches(image, affinity=affinity, upsample=False)
     coarse = torch.rand(batch, 3, side // 8, side // 8)
     image = F.interpolate(coarse, (side, side), mode="bilinear") + 0.05 * torch.rand(batch, 3, side, side)
     data = {"image": image, "label": torch.ones(batch, classes)}
     clock = Clock()
     method.network.branches = clock.timed("forward", method.network.branches)
-    method._over_scales = clock.timed("labels: passes over scales", method._over_scales)
-    method.refine.forward = clock.timed("labels: refinement", method.refine.forward)
-    method._affinity = clock.timed("affinity label and loss", method._affinity)
+    method.seeds.forward = clock.timed("labels: passes over scales", method.seeds.forward)
+    method.labels.refine.forward = clock.timed("labels: refinement", method.labels.refine.forward)
+    method.affinity.forward = clock.timed("affinity label and loss", method.affinity.forward)
 
     def step(number: int) -> dict[str, float]:
         clock.seconds.clear()
@@ -107,8 +107,7 @@ def training_step(kind: str, side: int, batch: int, classes: int) -> Step:
 
 
 def table(sides: list[int], batch: int, classes: int, repeats: int) -> None:
-    print("| side | part | before | share | after | share | before / after |")
-    print("|--:|---|--:|--:|--:|--:|--:|")
+    print_heads("side", "part", "before", "share", "after", "share", "before / after")
     for side in sides:
         steps = {kind: training_step(kind, side, batch, classes) for kind in KINDS}
         rounds: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
@@ -127,25 +126,23 @@ def table(sides: list[int], batch: int, classes: int, repeats: int) -> None:
             for kind in KINDS
         }
         for part in (*PARTS, "step"):
-            cells = [f"{median[kind][part]:.0f} ms | {median[kind][part] / median[kind]['step']:.0%}" for kind in KINDS]
-            ratio = median["before"][part] / median["after"][part]
-            print(f"| {side} | {part} | {' | '.join(cells)} | {ratio:.1f} |", flush=True)
+            cells = [
+                cell
+                for kind in KINDS
+                for cell in (f"{median[kind][part]:.0f} ms", f"{median[kind][part] / median[kind]['step']:.0%}")
+            ]
+            print_line(side, part, *cells, f"{median['before'][part] / median['after'][part]:.1f}")
         peaks = [peak_alone(training_step, (kind, 64, 1, classes), (kind, side, batch, classes)) for kind in KINDS]
-        print(
-            f"| {side} | peak | {peaks[0]:.0f} MiB | | {peaks[1]:.0f} MiB | | {peaks[0] / peaks[1]:.1f} |", flush=True
-        )
+        print_line(side, "peak", f"{peaks[0]:.0f} MiB", "", f"{peaks[1]:.0f} MiB", "", f"{peaks[0] / peaks[1]:.1f}")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=5, help="steps of each kind, at least 5")
+    parser = command_line(__doc__)
     parser.add_argument("--sides", type=int, nargs="+", default=[256, 512])
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--classes", type=int, default=1)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    print(f"torch {torch.__version__}, {options.threads} thread(s), medians of {options.repeats}\n")
+    begin(options)
     table(options.sides, options.batch, options.classes, options.repeats)
 
 
