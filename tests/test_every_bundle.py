@@ -353,7 +353,7 @@ def evaluation(bundle: Path, phantoms: Path, tmp_path_factory: pytest.TempPathFa
     return run(bundle, "evaluate", tmp_path_factory.mktemp("evaluation") / "out", phantoms, views="none")
 
 
-def test_evaluation_fills_the_run_folder(evaluation, phantoms, bundle):
+def test_evaluation_fills_the_run_folder(evaluation, phantoms, bundle, modalities):
     assert {"metrics.csv", "run.json", "metrics.json", "per_case.csv", "per_subject.csv", "masks", "report.html"} <= {
         path.name for path in evaluation.iterdir()
     }
@@ -361,7 +361,13 @@ def test_evaluation_fills_the_run_folder(evaluation, phantoms, bundle):
     assert [row["id"] for row in read_rows(evaluation / "per_case.csv")] == [case["id"] for case in cases]
     assert {row["subject"] for row in read_rows(evaluation / "per_subject.csv")} == {case["subject"] for case in cases}
     assert len(list((evaluation / "masks").iterdir())) == len(cases)
-    assert read_json(evaluation / "run.json")["uses_masks"] == []
+    record = read_json(evaluation / "run.json")
+    assert record["uses_masks"] == []
+    told = {"bundle": bundle.name, "split": "validation", "views": "none", "modalities": modalities}
+    presets = {"bmp": "scratch", "cmer": "default", "gland": "default"}
+    told |= next(({"preset": preset} for part, preset in presets.items() if part in bundle.name), {})
+    assert told.items() <= record["config"].items()
+    assert {"rule", "gate", "crf"} <= record["config"].keys()
 
 
 def test_both_metric_files_say_the_same(evaluation, bundle, is_color):

@@ -13,6 +13,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from monai_wsss._processes import is_distributed, is_main_process
+
 __all__ = ["distribute_method", "is_main_process", "local_device", "start_distributed", "stop_distributed"]
 
 
@@ -56,13 +58,8 @@ def _join(timeout: timedelta) -> None:
 
 def stop_distributed() -> None:
     """Leave the process group; nothing happens outside one."""
-    if dist.is_available() and dist.is_initialized():
+    if is_distributed():
         dist.destroy_process_group()
-
-
-def is_main_process() -> bool:
-    """Tell whether this process writes files: rank 0, or the only one."""
-    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
 
 
 def distribute_method(method: nn.Module) -> DistributedDataParallel:

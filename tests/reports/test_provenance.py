@@ -16,10 +16,15 @@ import monai
 import numpy as np
 import pytest
 import torch
+from monai.data import DataLoader
 
 import monai_wsss
 from monai_wsss._checks import DataError
+from monai_wsss.engines import WSSSTrainer, one_cycle
+from monai_wsss.inferers import GradientCAMInferer, VolumeInferer
+from monai_wsss.methods import ClassActivationMapping
 from monai_wsss.reports import collect_provenance, provenance, write_run
+from monai_wsss.reports.provenance import settings_of
 
 NOTHING = {"config": None, "seed": None, "data": None, "weights": None, "uses_masks": []}
 
@@ -41,6 +46,45 @@ def test_versions_hashes_seed_and_time(tmp_path):
     path = write_run(tmp_path / "new" / "run", run)
     assert json.loads(path.read_text()) == run
     assert "tmp" not in path.read_text()  # hashes, not paths
+
+
+def trainer_of(method, optimizers, schedulers):
+    loader = DataLoader([{"image": torch.zeros(1, 8, 8), "label": torch.zeros(1)}] * 6, batch_size=2)
+    return WSSSTrainer(method, optimizers, loader, 3, lr_schedulers=schedulers, progress_bar=False)
+
+
+def test_a_trainer_tells_what_it_was_built_with():
+    method = ClassActivationMapping.tiny()
+    optimizer = torch.optim.AdamW(method.parameters(), lr=0.01, weight_decay=0.1)
+    told = settings_of(trainer_of(method, optimizer, one_cycle(optimizer, 0.01, 3, range(3))))
+    assert told == {
+        **method.settings,
+        "method": "ClassActivationMapping",
+        "epochs": 3,
+        "iterations_per_epoch": 3,
+        "batch_size": 2,
+        "accumulation_steps": 1,
+        "amp": False,
+        "optimizer": "AdamW",
+        "learning_rate": 0.01,  # the peak, where the schedule begins with less
+        "weight_decay": 0.1,
+        "lr_scheduler": "OneCycleLR",
+    }
+
+
+def test_parameters_with_rates_of_their_own_are_told_group_by_group():
+    method = ClassActivationMapping.tiny()
+    first, *others = method.parameters()
+    groups = [{"params": [first], "lr": 0.1}, {"params": others, "lr": 1.0, "weight_decay": 0.5}]
+    optimizer = torch.optim.SGD(groups, lr=0.1)
+    told = settings_of(trainer_of(method, optimizer, None))
+    assert (told["learning_rate"], told["weight_decay"], told["lr_scheduler"]) == ([0.1, 1.0], [0, 0.5], None)
+
+
+def test_an_inferer_tells_how_it_infers():
+    assert settings_of(VolumeInferer(roi_size=(8, 8), views="flips"))["window"] == (8, 8)
+    told = settings_of(VolumeInferer(cam=GradientCAMInferer("encoder", variant="gradcam++")))
+    assert told == {"grid": None, "views": "none", "scales": (1.0,), "cam": "gradcam++"}
 
 
 def test_nothing_given():
