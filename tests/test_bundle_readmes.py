@@ -89,9 +89,9 @@ def glands(root: Path, *, official: bool) -> None:
     folder, suffix = (root, "bmp") if official else (root / "images", "png")
     folder.mkdir(parents=True)
     (root / "masks").mkdir(exist_ok=True)
-    for name in names:
+    for number, name in enumerate(names):
         mask = np.zeros((224, 224), np.uint8)
-        mask[:, :100] = 1
+        mask[:, : (0, 112, 224)[number % 3]] = 1
         pixels = rng.normal(np.where(mask[..., None] == 1, 190, 110), 20, (224, 224, 3)).clip(0, 230).astype(np.uint8)
         Image.fromarray(pixels).save(folder / f"{name}.{suffix}")
         if official:
@@ -138,18 +138,18 @@ def prepare_surroundings(bundle: Path, mine: Path) -> None:
 
 
 def adapted(words: list[str], bundle: Path, mine: Path) -> list[str]:
-    """The command with `/my` in its place, and a training of one short epoch."""
+    """The command with `/my` in its place, a training of one short epoch, and small data where it names none."""
     words = [word.replace("/my/", f"{mine}/") for word in words]
-    files = "".join(words)
     if words[:3] != ["python", "-m", "monai.bundle"]:
         return words
-    if "paper.json" in files and "histology" in bundle.name:
-        words += [word for name, value in NARROW_PAPER.items() for word in (f"--{name}", value)]
-    trains = "configs/train" in files and not re.search(r"evaluate\.json|generate_pseudo|score_pseudo", files)
-    if trains:
-        words += SHORT
-        words += ["--samples", "64"] if "histology" in bundle.name else []
-    if ("configs/train" in files and not re.search(r"evaluate\.json", files)) and "--dataset_dir" not in words:
+    files, gland = words[words.index("--config_file") + 1], "histology" in bundle.name
+    if "paper.json" in files:
+        more = NARROW_PAPER if gland else {"network_def#width": "4"} if "cmer" in bundle.name else {}
+        words += [word for name, value in more.items() for word in (f"--{name}", value)]
+    if "configs/train" in files and not re.search(r"evaluate|generate_pseudo|score_pseudo", files):
+        words += [*SHORT, *(["--samples", "64"] if gland else [])]
+    default = words[-1] == "./out" or files.endswith("'configs/evaluate.json']")  # both are looked at
+    if "--dataset_dir" not in words and not default:
         words += ["--dataset_dir", str(mine / "data")]
     return words
 

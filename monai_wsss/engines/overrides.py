@@ -165,7 +165,7 @@ def takes_arguments_of(*others: Callable[..., Any] | str) -> Callable[[Builder],
 
     def mark(builder: Builder) -> Builder:
         named = {one for one in others if isinstance(one, str)}
-        of_others = {name for one in others if callable(one) for name in inspect.signature(one).parameters}
+        of_others = {name for one in others if callable(one) for name in _named(one)}
         builder.words = named | of_others  # type: ignore[attr-defined]
         return builder
 
@@ -256,7 +256,7 @@ def _words_of(target: str) -> set[str] | None:
         parameters = inspect.signature(callable_).parameters.values()
     except (TypeError, ValueError):
         return None
-    words = {one.name for one in parameters} | ConfigComponent.non_arg_keys
+    words = _named(callable_) | ConfigComponent.non_arg_keys
     if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters):
         more = getattr(callable_, "words", None)
         return None if more is None else words | set(more)
@@ -265,9 +265,13 @@ def _words_of(target: str) -> set[str] | None:
 
 @functools.cache
 def _arguments_of_monai() -> set[str]:
-    functions: tuple[Any, ...] = (monai.bundle.run, monai.bundle.run_workflow, ConfigWorkflow.__init__)
-    parameters = [one for function in functions for one in inspect.signature(function).parameters.values()]
-    return {one.name for one in parameters if one.kind is not inspect.Parameter.VAR_KEYWORD} - {"self"}
+    return _named(monai.bundle.run) | _named(monai.bundle.run_workflow) | _named(ConfigWorkflow)
+
+
+def _named(function: Callable[..., Any]) -> set[str]:
+    """Give the arguments of a callable that have names."""
+    variadic = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    return {name for name, one in inspect.signature(function).parameters.items() if one.kind not in variadic}
 
 
 def _read_flags(words: Sequence[str]) -> dict[str, Any]:

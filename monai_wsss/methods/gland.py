@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from monai_wsss._checks import check_choice, float32_or_wider
 from monai_wsss.engines import Progress, takes_arguments_of
 from monai_wsss.methods.base import WSSSMethod
-from monai_wsss.networks import GlandClassifier, resnet38_classifier
+from monai_wsss.networks import GlandClassifier, ResNet38, resnet38_classifier
 
 __all__ = ["GlandClassification"]
 
@@ -70,7 +70,7 @@ class GlandClassification(WSSSMethod):
         return cls(GlandClassifier.tiny(spatial_dims, in_channels, num_classes))
 
     @classmethod
-    @takes_arguments_of(resnet38_classifier)
+    @takes_arguments_of(resnet38_classifier, ResNet38)
     def from_preset(cls, preset: str = "default", **settings: Any) -> GlandClassification:
         """Build the whole stage by name.
 
@@ -86,7 +86,7 @@ class GlandClassification(WSSSMethod):
         return cls(cls.network_from_preset(preset, **settings))
 
     @classmethod
-    @takes_arguments_of(resnet38_classifier)
+    @takes_arguments_of(resnet38_classifier, ResNet38)
     def network_from_preset(cls, preset: str = "default", **settings: Any) -> GlandClassifier:
         """Build the network of a preset, with the arguments of :meth:`from_preset`."""
         check_choice("preset", preset, tuple(_PRESETS))
