@@ -521,6 +521,19 @@ def test_the_papers_network_averages_and_standardizes(preset):
     assert (network.pooling, network.standardize, type(network.members[0]).__name__) == ("average", True, "CAMUNet")
 
 
+@pytest.mark.parametrize(("given", "standardize"), [(None, True), ("false", False), (True, True)])
+def test_the_network_of_a_preset_takes_other_words(given, standardize):
+    network = CMER.network_from_preset("paper", modalities=("T1", "T2"), standardize=given, num_classes=2, width=4)
+    assert (network.standardize, network.num_classes, network.modalities) == (standardize, 2, ("T1", "T2"))
+    with pytest.raises(ValueError, match="`preset` to be one of default, paper, released, got 'best'"):
+        CMER.network_from_preset("best", modalities=("T1",))
+
+
+def test_the_tiny_one_has_all_terms():
+    losses = CMER.tiny(in_channels=2)(make_batch(2), END)
+    assert list(losses) == ["classification/0", "classification/1", "distillation", "equivariance", "cross_modal"]
+
+
 @pytest.mark.parametrize("backbone", ["encoder", "unet", "aspp_resnet"])
 def test_every_backbone_trains(backbone):
     network = networks_by_modality(("T1", "T2"), backbone=backbone, width=4, standardize=True)

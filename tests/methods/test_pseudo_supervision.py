@@ -99,6 +99,27 @@ def test_any_segmenter_in_3d():
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in network.parameters())
 
 
+def test_an_auxiliary_head_learns_in_training_alone():
+    class WithAuxiliary(torch.nn.Conv2d):
+        auxiliary_weight = 0.4
+
+        def __init__(self):
+            super().__init__(1, 2, 1)
+            self.auxiliary = torch.nn.Conv2d(1, 2, 1)
+
+        def auxiliary_logits(self, image):
+            return self(image), self.auxiliary(image)
+
+    method = PseudoMaskSupervision(WithAuxiliary())
+    values = torch.randint(0, 2, (2, 16, 16))
+    data = batch(values)
+    losses = method(data, LATE)
+    assert list(losses) == ["pseudo_supervision", "auxiliary"]
+    expected = 0.4 * reference(method.network.auxiliary(data["image"]).detach().double().numpy(), values.numpy())
+    assert losses["auxiliary"].item() == pytest.approx(expected, rel=1e-5)
+    assert list(method.eval()(data, LATE)) == ["pseudo_supervision"]
+
+
 def test_it_overfits_one_batch():
     torch.manual_seed(0)
     values = torch.zeros(2, 16, 16, dtype=torch.int64)
