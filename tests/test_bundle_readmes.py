@@ -4,7 +4,7 @@
 
 Trainings are shortened by options that are appended, `/my/…` lies in a temporary folder, and raw data that nobody may
 ship are replaced by small ones of the same layout.  One process types all commands of a bundle, so that MONAI is
-imported once; `torchrun` is typed in test_every_bundle.py.
+imported once; what `torchrun` is given is typed in test_every_bundle.py.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 from test_every_bundle import BUNDLES, call, environment, read_json, read_rows
@@ -133,6 +135,9 @@ def prepare_surroundings(bundle: Path, mine: Path) -> None:
     glands(mine / "glas", official=True)
     glands(bundle / "glas_gland", official=False)
     patches(bundle / "patches", bundle / "labels.csv")
+    pixels = np.random.default_rng(0).integers(60, 200, (512, 512, 3)).astype(np.uint8)
+    resolution: dict[str, Any] = {"resolution": (1e4 / 0.62, 1e4 / 0.62), "resolutionunit": 3, "photometric": "rgb"}
+    tifffile.imwrite(mine / "data" / "slide.svs", pixels, tile=(128, 128), **resolution)
     torch.save(resnet38_classifier(small=True, width=4).backbone.state_dict(), mine / "resnet38.pth")
     torch.save(ResNeSt.tiny(2, 3).state_dict(), mine / "resnest200.pth")
 
@@ -143,13 +148,15 @@ def adapted(words: list[str], bundle: Path, mine: Path) -> list[str]:
     if words[:3] != ["python", "-m", "monai.bundle"]:
         return words
     files, gland = words[words.index("--config_file") + 1], "histology" in bundle.name
+    default = words[-1] == "./out" or files.endswith("'configs/evaluate.json']")  # both are looked at
     if "paper.json" in files:
         more = NARROW_PAPER if gland else {"network_def#width": "4"} if "cmer" in bundle.name else {}
         words += [word for name, value in more.items() for word in (f"--{name}", value)]
     if "configs/train" in files and not re.search(r"evaluate|generate_pseudo|score_pseudo", files):
         words += [*SHORT, *(["--samples", "64"] if gland else [])]
-    default = words[-1] == "./out" or files.endswith("'configs/evaluate.json']")  # both are looked at
-    if "--dataset_dir" not in words and not default:
+    if "slide.json" in files:
+        words += ["--reading#backend", "tifffile"]
+    elif "--dataset_dir" not in words and not default:
         words += ["--dataset_dir", str(mine / "data")]
     return words
 
@@ -161,7 +168,11 @@ def test_every_command_of_its_readme_works(bundle, environment, tmp_path):
     mine.mkdir()
     prepare_surroundings(own, mine)
     typed = [adapted(words, own, mine) for words in commands(own)]
-    typed = [words for words in typed if words[0] != "torchrun" and "slide.json" not in "".join(words)]
+    (launched,) = (words for words in typed if words[0] == "torchrun")
+    assert launched[1:4] == ["--standalone", "--nnodes=1", "--nproc_per_node=2"]
+    assert launched[4:-1] == ["-m", "monai.bundle", "run", "--config_file"]
+    assert launched[-1] == "['configs/train.json','configs/multi_gpu_train.json']"
+    typed.remove(launched)
     plain = [words for words in typed if words[:2] == ["python", "-c"]]
     runs = [words for words in typed if words not in plain]
     assert {"python", "monai-wsss"} == {words[0] for words in runs}
