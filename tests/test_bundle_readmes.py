@@ -155,7 +155,7 @@ def adapted(words: list[str], bundle: Path, mine: Path) -> list[str]:
     if "configs/train" in files and not re.search(r"evaluate|generate_pseudo|score_pseudo", files):
         words += [*SHORT, *(["--samples", "64"] if gland else [])]
     if "slide.json" in files:
-        words += ["--reading#backend", "tifffile"]
+        words += ["--backend", "tifffile"]
     elif "--dataset_dir" not in words and not default:
         words += ["--dataset_dir", str(mine / "data")]
     return words

@@ -245,7 +245,7 @@ def test_a_whole_slide_is_segmented(tmp_path):
     tifffile.imwrite(slide, pixels, tile=(128, 128), resolution=(per_cm, per_cm), resolutionunit=3, photometric="rgb")
     out = tmp_path / "out"
     out.mkdir()
-    overrides = {"slide": str(slide), "output_dir": str(out), "layout#tile": 224, "reading#backend": "tifffile"}
+    overrides = {"slide": str(slide), "output_dir": str(out), "tile": 224, "backend": "tifffile"}
     workflow = start(BUNDLE, "inference", overlays=("slide.json",), **overrides)
     workflow.run()
     mask = tifffile.imread(out / "slide_mask.tif")

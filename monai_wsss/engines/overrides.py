@@ -53,10 +53,6 @@ _MOVED = {
     "optimizers#network": "weight_decay",
 }
 _RENAMED = {
-    "mpp": "reading#mpp",
-    "slide_mpp": "reading#slide_mpp",
-    "backend": "reading#backend",
-    "tile": "layout#tile",
     "use_c2s": "method#c2s_weight 0",
     "use_s2c": "method#s2c_weight 0",
     "use_affinity": "method#affinity_weight 0",
