@@ -80,8 +80,8 @@ def fill_where_finite(state: dict[str, torch.Tensor], prefix: str, levels: tuple
         ([True, False], [1.0, 0.0])
     """
     names = [prefix + level for level in levels]
-    if not all(name in state for name in names):
-        return
+    if not all(name in state for name in names) or len({state[name].shape for name in names}) > 1:
+        return  # loading says what is missing or of another shape
     filled = torch.stack([state[name].isfinite() for name in names]).all(0)
     if (told := state.get(prefix + "filled")) is not None:
         # `monai.bundle.load` copies old weights over the state of a new network, whose unmeasured levels are 0.

@@ -40,7 +40,12 @@ EXCEPTIONS = {
     "refinement/pixel_adaptive.py": "one idea",
     "refinement/dense_crf.py": "one idea",
     "engines/trainer.py::WSSSTrainer.__init__ parameters": "what a config hands to MONAI's Trainer, and ours",
+    "refinement/mask_rule.py::MaskRule parameters": "the words of to_mask, each with a default, as one value",
+    "methods/bmp_settings.py::BmpSettings parameters": "a builder's words, the paper's switches",
+    "methods/cmer_settings.py::CmerSettings parameters": "a builder's words, the paper's switches",
 }
+# An algorithm box that no one can take in at a glance is none.
+LINES_OF_FILES = {"methods/bmp.py": 260}
 
 # First words of docstrings that describe and do not tell what to do, whether they are lower case or not.
 NO_VERBS = frozenset(
@@ -111,13 +116,26 @@ def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     return len(named) - own + len(arguments.kwonlyargs) + starred
 
 
+def fields(node: ast.ClassDef) -> int:
+    """Count the fields of a dataclass, which are the parameters of its constructor; other classes have none."""
+    decorators = [each.func if isinstance(each, ast.Call) else each for each in node.decorator_list]
+    if not any(isinstance(each, ast.Name) and each.id == "dataclass" for each in decorators):
+        return 0
+    return sum(isinstance(each, ast.AnnAssign) and "ClassVar" not in ast.unparse(each.annotation) for each in node.body)
+
+
 def over_limits(path: Path) -> dict[str, str]:
     """Describe what is over a limit, by the keys of ``EXCEPTIONS``."""
     key = path.relative_to(PACKAGE).as_posix()
     found = {}
     lines = len(path.read_text(encoding="utf-8").splitlines())
-    if lines > LINES_PER_FILE:
-        found[key] = f"{key}:1: {lines} lines, the limit is {LINES_PER_FILE}"
+    if lines > (limit := LINES_OF_FILES.get(key, LINES_PER_FILE)):
+        found[key] = f"{key}:1: {lines} lines, the limit is {limit}"
+    for name, node in definitions(tree_of(path)):
+        if isinstance(node, ast.ClassDef) and (count := fields(node)) > PARAMETERS_PER_SIGNATURE:
+            found[f"{key}::{name} parameters"] = (
+                f"{key}:{node.lineno}: {name} has {count} fields, the limit is {PARAMETERS_PER_SIGNATURE}"
+            )
     for name, function in functions(path):
         where = f"{key}:{function.lineno}: {name}"
         if (count := lines_without_docstring(function)) > LINES_PER_FUNCTION:

@@ -95,7 +95,11 @@ class WeightRamp:
             >>> WeightRamp.of(0.2)
             WeightRamp(shape='step', end=0.2)
         """
-        return given if isinstance(given, cls) else cls("step", end=given)  # type: ignore[arg-type]
+        if isinstance(given, cls):
+            return given
+        if isinstance(given, WeightRamp) or not 0 < float(given) <= 1:
+            raise ValueError(f"Expected a ramp, or a share of the run in (0, 1], got {given}.")
+        return cls("step", end=float(given))
 
     def __call__(self, progress: Progress) -> float:
         """Give the weight, in [0, 1]."""

@@ -93,14 +93,17 @@ class LossGate(nn.Module):
         self.below = below
         self.running = RunningMean(momentum=0.9)
         self.register_buffer("opened", torch.tensor(below is None))
+        self._open = False  # on the host, so that an open gate waits for nothing
+        self.register_load_state_dict_post_hook(_look_again)
 
     def forward(self, loss: torch.Tensor) -> bool:
         """Update the average by a step's loss, and tell whether the gate is open; with a level this waits for a GPU."""
-        if self.below is None:
+        if self.below is None or self._open:
             return True
         self.running.update(loss)
         self.opened.logical_or_(self.running.value < self.below)
-        return bool(self.opened)
+        self._open = bool(self.opened)
+        return self._open
 
     def sentences(self) -> list[str]:
         """Say what a closed gate means for the run."""
@@ -110,6 +113,10 @@ class LossGate(nn.Module):
             f"`ready_below` {self.below}: until then the segmentation learns nothing; train longer, or raise the "
             "learning rate or `ready_below`."
         ]
+
+
+def _look_again(gate: LossGate, *_: Any) -> None:
+    gate._open = False
 
 
 def short_run_sentences(ramps: Mapping[str, WeightRamp], progress: Progress | None) -> list[str]:

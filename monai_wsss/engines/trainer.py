@@ -143,6 +143,9 @@ class WSSSTrainer(Trainer):
         elif isinstance(items := getattr(getattr(self.data_loader, "dataset", None), "data", None), Sequence):
             check_trainable(items)
         self.scaler = torch.amp.GradScaler("cuda") if self.amp and self.state.device.type == "cuda" else None
+        fused = any(hasattr(one, "_step_supports_amp_scaling") for one in self.optimizers.values())
+        if self.scaler is not None and fused:
+            logger.warning("Fused optimizers do not tell skipped steps: `after_step` of the method follows those, too.")
         if self.resume:
             self._load_checkpoint()
         elif self.checkpoint_dir is not None and is_main_process() and remove_checkpoints(self.checkpoint_dir):

@@ -83,10 +83,11 @@ class AboveHealthyLevel(nn.Module):
         super().__init__()
         self.level = RunningMean(num_classes, momentum=0.9)
         self._filled = False
+        self.register_load_state_dict_post_hook(_look_again)
 
     def forward(self, seeds: torch.Tensor) -> torch.Tensor:
         """Scale raw seeds: ``(B, K, *S) -> (B, K, *S)`` in [0, 1]."""
-        # Read from the device until every class has a level, then never again.
+        # Read from the device until it is so, then never again.
         self._filled = self._filled or bool(self.level.filled.all())
         if not self._filled:
             raise ValueError(
@@ -96,29 +97,41 @@ class AboveHealthyLevel(nn.Module):
         return above_level(seeds, self.level.value)
 
     @torch.no_grad()
-    def follow(self, maps: torch.Tensor, images: LabeledImages) -> None:
-        """Update the level by the medians of raw maps (B, K, *S) over images without the class, padding left out."""
-        spatial = [1] * (maps.ndim - 2)
-        counted = (images.label == 0).reshape(*images.label.shape, *spatial)
-        if images.padding is not None:
-            counted = counted & ~images.padding[:, None]
-        responses = maps.masked_fill(~counted, torch.nan).transpose(0, 1).flatten(1)
-        medians = responses.nanmedian(1).values
+    def follow(self, maps: torch.Tensor | None, images: LabeledImages) -> None:
+        """Update the level by the medians of raw maps (B, K, *S) in the images without the class, padding left out.
+
+        Every process of a distributed run has to call this in each step, with None where it has no such image.
+        """
+        if maps is None:
+            medians = torch.full_like(self.level.value, torch.nan)
+        else:
+            counted = (images.label == 0).reshape(*images.label.shape, *[1] * (maps.ndim - 2))
+            if images.padding is not None:
+                counted = counted & ~images.padding[:, None]
+            medians = maps.masked_fill(~counted, torch.nan).transpose(0, 1).flatten(1).nanmedian(1).values
         known = ~medians.isnan()
         self.level.update(medians.masked_fill(~known, 0), known)
 
     def set_level(self, level: torch.Tensor) -> None:
-        """Set the level (K,) to measured values, e.g. of all training images."""
-        self.level.value.copy_(level)
-        self.level.filled.fill_(True)
+        """Take a measured level (K,), e.g. of all training images; NaN where it was not measured."""
+        filled = level.isfinite()
+        self.level.value.copy_(level.masked_fill(~filled, 0))
+        self.level.filled.copy_(filled)
+        self._filled = False
+
+
+def _look_again(scale: AboveHealthyLevel, *_: object) -> None:
+    scale._filled = False
 
 
 class MultiScaleSeeds(nn.Module):
-    """Make C' and S' of a batch, without gradient.
+    """Make C' and S' of a batch, without gradient: any number of seeds and of logits in one pass per scale.
 
     Args:
-        scale: brings raw seeds to [0, 1]; its ``join`` says how the maps of an image and its mirror image are joined.
+        scale: brings raw seeds to [0, 1], and says by ``join`` how the mirror image joins them.
         scales: factors of the image's size.
+        seeds: which outputs of ``network.branches`` are seeds; CoSA has ``auxiliary_seeds``, too.
+        logits: which are logits, of which the mean is taken.
 
     Raises:
         ValueError: no positive scale.
@@ -131,23 +144,35 @@ class MultiScaleSeeds(nn.Module):
         (torch.Size([2, 1, 16, 16]), torch.Size([2, 2, 16, 16]), False)
     """
 
-    def __init__(self, scale: MinMax | AboveHealthyLevel, scales: Sequence[float] = (1.0, 0.5, 1.5)) -> None:
+    def __init__(
+        self,
+        scale: MinMax | AboveHealthyLevel,
+        scales: Sequence[float] = (1.0, 0.5, 1.5),
+        *,
+        seeds: Sequence[str] = ("seeds",),
+        logits: Sequence[str] = ("segmentation",),
+    ) -> None:
         super().__init__()
         check_scales(scales)
         self.scale = scale
         self.scales = tuple(scales)
+        self.seeds = tuple(seeds)
+        self.logits = tuple(logits)
 
     @torch.no_grad()
-    def forward(self, network: TwoBranches, images: LabeledImages) -> tuple[torch.Tensor, torch.Tensor]:
-        """Give seeds (B, K, *S) in [0, 1] and segmentation logits (B, K + 1, *S)."""
+    def forward(self, network: TwoBranches, images: LabeledImages) -> tuple[torch.Tensor, ...]:
+        """Give the seeds (B, K, *S) in [0, 1], then the logits (B, K + 1, *S), in the order of their names."""
 
-        def maps(image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        def maps(image: torch.Tensor) -> list[torch.Tensor]:
             outputs = network.branches(image)
-            return outputs.seeds, outputs.segmentation
+            return [getattr(outputs, name) for name in (*self.seeds, *self.logits)]
 
-        seeds, segmentation = sum_over_scales(maps, images.image, (self.scale.join, "average"), self.scales)
-        present = images.label.reshape(*images.label.shape, *[1] * (seeds.ndim - 2))
-        # Seeds that are scaled by their own extremes may stay a sum: the mean would give the same.
-        if self.scale.join != "rectified":
-            seeds = seeds / len(self.scales)
-        return self.scale(seeds) * present, segmentation / len(self.scales)
+        join = str(self.scale.join)
+        joins = [join] * len(self.seeds) + ["average"] * len(self.logits)
+        sums = sum_over_scales(maps, images.image, joins, self.scales)
+        present = images.label.reshape(*images.label.shape, *[1] * (images.image.ndim - 2))
+        count = len(self.scales)
+        # A sum is as good as a mean where its own extremes scale it.
+        of_scales = 1 if join == "rectified" else count
+        seeds = [self.scale(total / of_scales) * present for total in sums[: len(self.seeds)]]
+        return *seeds, *(total / count for total in sums[len(self.seeds) :])

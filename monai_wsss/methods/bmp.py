@@ -44,7 +44,7 @@ from monai_wsss.inferers import MultiScaleSeeds
 from monai_wsss.methods.bmp_settings import BMP_PRESETS, BmpSettings, preset_network
 from monai_wsss.methods.two_branch_method import TwoBranchMethod
 from monai_wsss.networks import TwoBranchNetwork
-from monai_wsss.refinement import ConstantScores, LabeledImages, PixelAdaptiveRefinement
+from monai_wsss.refinement import BackgroundAware, ConstantScores, LabeledImages, PixelAdaptiveRefinement
 
 __all__ = ["BMP"]
 
@@ -89,7 +89,7 @@ class BMP(TwoBranchMethod):
         *,
         seeds: MultiScaleSeeds,
         first_labels: ConstantScores,
-        labels: nn.Module | None,
+        labels: ConstantScores | BackgroundAware | None,
         labels_ramp: WeightRamp,
         c2s: Term | None,
         s2c: Term | None,
@@ -99,8 +99,8 @@ class BMP(TwoBranchMethod):
         healthy_affinity: bool = False,
         train_mode_labels: bool = False,
     ) -> None:
-        radius: Any = getattr(labels, "radius", None) if affinity is None else affinity.loss.radius
-        super().__init__(network, seeds=seeds, radius=radius, train_mode_labels=train_mode_labels)
+        radii: tuple[Any, ...] = (getattr(labels, "radius", None), None if affinity is None else affinity.loss.radius)
+        super().__init__(network, seeds=seeds, radii=radii, train_mode_labels=train_mode_labels)
         self.first_labels = first_labels
         self.labels = labels
         self.labels_ramp = labels_ramp
@@ -235,20 +235,10 @@ class BMP(TwoBranchMethod):
             label, first = (of.masked_fill(images.padding, IGNORED) for of in (label, first))
         return label, first
 
-    @torch.no_grad()
-    def class_branch_mask(self, image: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        """Give the classification branch's own masks: Y^c with nothing ignored.
-
-        Args:
-            image: (B, C, *S).
-            label: (B, K), 0/1: given, or predicted.
-
-        Returns: uint8 (B, 1, *S), 0..K.
-        """
-        images = LabeledImages(image, label)
-        seeds, segmentation = self.seeds_and_segmentation(images)
-        maker: Any = self.first_labels if self.labels is None else self.labels
-        return maker.mask(images, seeds, segmentation)[:, None].to(torch.uint8)
+    @property
+    def label_maker(self) -> ConstantScores | BackgroundAware:
+        """Give what makes Y^c in the end."""
+        return self.first_labels if self.labels is None else self.labels
 
     @property
     def may_leave_parameters_unused(self) -> bool:

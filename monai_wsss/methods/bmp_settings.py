@@ -203,8 +203,10 @@ class BmpSettings:
                 value = WeightRamp.of(value)
             elif field.name in ("scales", "dilations"):
                 value = tuple(value)
-            elif field.name == "ready_below" and value == "off":
-                value = None
+            elif field.name == "ready_below":
+                value = None if value in (None, "off") else float(value)
+            elif field.type == "float":
+                value = float(value)
             object.__setattr__(self, field.name, value)
         check_choice("propagation", self.propagation, ("bsp", "par", "affinity"))
         check_choice("c2s_loss", self.c2s_loss, ("softmargin", "ce", "bce", "balanced"))
@@ -214,7 +216,7 @@ class BmpSettings:
         check_choice("background_scale", self.background_scale, ("auto", "softmax", "minmax"))
         check_radius(self.radius)
         weights = (self.c2s_weight, self.s2c_weight, self.affinity_weight)
-        if min(weights) < 0:
+        if not all(weight >= 0 for weight in weights):
             raise ValueError(
                 f"Expected `c2s_weight`, `s2c_weight` and `affinity_weight` >= 0, got {weights[0]}, {weights[1]} and "
                 f"{weights[2]}: 0 switches a term off."

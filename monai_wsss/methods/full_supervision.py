@@ -16,6 +16,7 @@ from monai_wsss._labels import IGNORED
 from monai_wsss.engines.schedules import Progress
 from monai_wsss.losses import purified_label_loss
 from monai_wsss.methods.base import WSSSMethod
+from monai_wsss.refinement import MaskRule
 
 __all__ = ["FullSupervision", "SegmentationNetwork", "class_targets"]
 
@@ -43,6 +44,11 @@ class SegmentationNetwork(nn.Module):
     def tiny(cls, spatial_dims: int = 2, in_channels: int = 1, num_classes: int = 1) -> SegmentationNetwork:
         """Build a U-Net of a few thousand parameters."""
         return cls(UNet(spatial_dims, in_channels, num_classes + 1, channels=(4, 8), strides=(2,)))
+
+    @torch.jit.unused
+    def mask_rule(self) -> MaskRule:
+        """Give the rule by which the segmentation becomes a mask: the argmax."""
+        return MaskRule(output_kind="segmentation")
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Give logits at the input's size."""

@@ -4,14 +4,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
-from monai_wsss._checks import float32_or_wider
+from monai_wsss._checks import check_label, float32_or_wider
 from monai_wsss._resize import resize_linear
 from monai_wsss.inferers import AboveHealthyLevel, MultiScaleSeeds
 from monai_wsss.methods.base import WSSSMethod
@@ -41,16 +41,20 @@ class TwoBranchMethod(WSSSMethod):
         network: TwoBranchNetwork,
         *,
         seeds: MultiScaleSeeds,
-        radius: int | None = None,
+        radii: Sequence[int | None] = (),
         train_mode_labels: bool = False,
     ) -> None:
         super().__init__(network)
-        if network.attn_proj is None and radius is not None:
+        asked = sorted({radius for radius in radii if radius is not None})
+        if len(asked) > 1:
+            raise ValueError(f"Expected one radius for all parts that use the affinity, got {asked}.")
+        if network.attn_proj is None and asked:
             raise ValueError(
-                "Expected an encoder with attention for the affinity: take another, or set `affinity_weight` to 0."
+                "Expected an encoder with attention for the affinity: take another, or train without L_aff "
+                "(`affinity_weight` 0) and without its labels (`propagation` other than 'affinity')."
             )
         self.seeds = seeds
-        self.radius = radius
+        self.radius = asked[0] if asked else None
         self.train_mode_labels = train_mode_labels
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
@@ -97,6 +101,30 @@ class TwoBranchMethod(WSSSMethod):
             responses = self._negative_responses(seeds, self.network.num_classes, train_data_loader, device)
             scale.set_level(responses.reference())
 
+    @property
+    def label_maker(self) -> Any:
+        """Give what makes the labels of the classification branch, with a method ``mask``."""
+        raise NotImplementedError(f"{type(self).__name__} must name what makes its labels.")
+
+    @torch.no_grad()
+    def class_branch_mask(self, image: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        """Give the classification branch's own masks: its labels with nothing ignored.
+
+        Args:
+            image: (B, C, *S).
+            label: (B, K), 0/1: given, or predicted.
+
+        Returns:
+            uint8 (B, 1, *S), 0..K.
+
+        Raises:
+            ValueError: labels of another shape or with other values.
+        """
+        check_label(label, len(image), self.network.num_classes)
+        images = LabeledImages(image, label)
+        seeds, segmentation = self.seeds_and_segmentation(images)
+        return self.label_maker.mask(images, seeds, segmentation)[:, None].to(torch.uint8)
+
     def seeds_and_segmentation(self, images: LabeledImages) -> tuple[torch.Tensor, torch.Tensor]:
         """Give C' and S' of images, computed in the mode for labels."""
         with self.label_mode():
@@ -108,11 +136,14 @@ class TwoBranchMethod(WSSSMethod):
 
         The pass runs in the mode for labels: with the statistics of the batch the responses would differ.
         """
-        if isinstance(self.seeds.scale, AboveHealthyLevel) and images.without_some:
-            some = images.of(images.without_some)
+        if not isinstance(self.seeds.scale, AboveHealthyLevel):
+            return
+        some, maps = images.of(images.without_some), None
+        if len(some):
             with self.label_mode():
-                maps = self.network.branches(some.image, upsample=False).seeds
-            self.seeds.scale.follow(self.at_size(maps, some), some)
+                maps = self.at_size(self.network.branches(some.image, upsample=False).seeds, some)
+        # Also where no image lacks a class: the other processes of a run wait for this one.
+        self.seeds.scale.follow(maps, some)
 
     @contextmanager
     def label_mode(self) -> Iterator[None]:

@@ -113,7 +113,10 @@ class ActivationNetwork(nn.Module):
         """
         names: tuple[str, ...] = ("pooling", "topk_share", "lse_sharpness", "groups", *_LEVELS, "filled")
         told: dict[str, Any] = {name: getattr(self, name) for name in names}
-        return MaskRule(output_kind=self.output_kind, presence_level=getattr(self, "presence_level", None), **told)
+        told["presence_level"] = getattr(self, "presence_level", None)
+        # Copies: a rule stays as it is when training measures the levels anew.
+        told = {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in told.items()}
+        return MaskRule(output_kind=self.output_kind, **told)
 
     @torch.jit.unused
     def set_healthy_level(self, reference: torch.Tensor | float, quantile: torch.Tensor | float) -> None:
@@ -146,18 +149,4 @@ class ActivationNetwork(nn.Module):
 
 
 def _fill_before_loading(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Make ``filled`` and the levels agree before they are loaded, so that no buffer ever holds NaN.
-
-    MONAI's ``bundle.load`` copies older weights over the entries of a new network, whose ``filled`` is false
-    everywhere. Levels that were not measured are 0, so one that is finite and not 0 was.
-    """
     fill_where_finite(state, prefix, _LEVELS)
-    names = [prefix + name for name in (*_LEVELS, "filled")]
-    if len({state[name].shape for name in names if name in state}) != 1 or not all(name in state for name in names):
-        return
-    *levels, filled = (state[name] for name in names)
-    finite = torch.stack([level.isfinite() for level in levels]).all(0)
-    told = torch.stack([level != 0 for level in levels]).any(0)
-    state[prefix + "filled"] = filled = finite & (filled | told)
-    for name, level in zip(_LEVELS, levels, strict=True):
-        state[prefix + name] = torch.where(filled, level, torch.zeros_like(level))

@@ -28,6 +28,7 @@ from monai_wsss.networks.attention_affinity import AttentionAffinity
 from monai_wsss.networks.class_head import ClassHead
 from monai_wsss.networks.conv_pyramid import ConvPyramid
 from monai_wsss.networks.object_prior import ObjectPrior
+from monai_wsss.refinement import MaskRule
 
 __all__ = ["BranchOutputs", "TwoBranchNetwork"]
 
@@ -211,6 +212,11 @@ class TwoBranchNetwork(nn.Module):
                 auxiliary_seeds=self._at_size(maps, image) if upsample else maps,
             )
         return outputs
+
+    @torch.jit.unused
+    def mask_rule(self) -> MaskRule:
+        """Give the rule by which the segmentation becomes a mask: the argmax."""
+        return MaskRule(output_kind=self.output_kind)
 
     def object_aware(self, features: list[torch.Tensor], seeds: torch.Tensor) -> list[torch.Tensor]:
         """Give X^i * C^m with C^m interpolated to each level: the features that OFD decodes.

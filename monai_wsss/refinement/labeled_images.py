@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from monai_wsss._checks import plain_tensor
+from monai_wsss._checks import check_label, plain_tensor
 from monai_wsss.refinement.spreading import Region, box_regions, outside_regions
 
 __all__ = ["LabeledImages"]
@@ -57,6 +57,9 @@ class LabeledImages:
                 f"{tuple(self.intensity.shape)}."
             )
         label = plain_tensor(label)
+        if label.ndim != 2:
+            raise ValueError(f"Expected `label` of shape (B, K), got {tuple(label.shape)}.")
+        check_label(label, len(self.image), label.shape[1])
         self.held: np.ndarray = label.detach().cpu().numpy() > 0
         self.label = label.to(self.image)
         self.regions: Sequence[Region] | None = None
@@ -74,7 +77,7 @@ class LabeledImages:
 
     def of(self, chosen: Sequence[int]) -> LabeledImages:
         """Choose images by their place in the batch."""
-        if len(chosen) == len(self):
+        if list(chosen) == list(range(len(self))):
             return self
         part = object.__new__(LabeledImages)
         index = self.index(chosen)

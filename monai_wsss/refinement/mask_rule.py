@@ -35,6 +35,7 @@ import torch
 import torch.nn.functional as F
 
 from monai_wsss._checks import check_choice, check_label, check_shape, float32_or_wider
+from monai_wsss._labels import IGNORED
 from monai_wsss.cams import decision_rule, fuse_groups, normalize_maps, pool_maps, subtract_negative_reference
 from monai_wsss.refinement.threshold import otsu_threshold
 
@@ -123,6 +124,7 @@ class MaskRule:
     def __post_init__(self) -> None:
         check_choice("output_kind", self.output_kind, ("activation", "segmentation"))
         check_choice("fusion", self.fusion, ("max", "mean"))
+        decision_rule(self.pooling)  # raises for an unknown pooling
         if self.output_kind == "segmentation":
             rule, gate = self.rule or "background", self.gate or "none"
             if rule not in ("background", "argmax") or self.groups != 1:
@@ -131,17 +133,19 @@ class MaskRule:
                     f"'segmentation', got {rule!r} and {self.groups}."
                 )
         else:
-            # Asked for its rule, an unknown pooling raises.
-            rule, gate = decision_rule(self.pooling), self.gate or "predicted"
-            rule = self.rule or rule
+            rule, gate = self.rule or decision_rule(self.pooling), self.gate or "predicted"
             check_choice("rule", rule, (*_SHARE_OF_PEAK, *_RAW, "argmax"))
         check_choice("gate", gate, ("none", "predicted", "given"))
         _cut(rule, self.threshold)
         for name, value in (("rule", rule), ("gate", gate)):
             object.__setattr__(self, name, value)
-        if self.reliable is not None and (self.reliable.shape != (self.groups,) or not bool(self.reliable.any())):
+        if self.groups < 1:
+            raise ValueError(f"Expected `groups` >= 1, got {self.groups}.")
+        if self.reliable is not None and (
+            self.reliable.dtype != torch.bool or self.reliable.shape != (self.groups,) or not bool(self.reliable.any())
+        ):
             raise ValueError(
-                f"Expected `reliable` of shape (G,) = ({self.groups},) with at least one group, got "
+                f"Expected bool `reliable` of shape (G,) = ({self.groups},) with at least one group, got "
                 f"{self.reliable.tolist()}."
             )
         level = torch.as_tensor(0.0 if self.presence_level is None else self.presence_level)
@@ -240,8 +244,11 @@ class MaskRule:
                 f"Expected `scores` of groups x classes channels, got {scores.shape[1]} with {self.groups} groups."
             )
         classes = scores.shape[1] // self.groups - (self.rule == "background")
-        if not (2 if self.rule == "argmax" else 1) <= classes <= 255:
-            raise ValueError(f"Expected 1 to 255 classes (argmax: 2 to 255) in `scores`, got {classes}.")
+        if not (2 if self.rule == "argmax" else 1) <= classes < IGNORED:
+            raise ValueError(
+                f"Expected 1 to {IGNORED - 1} classes (argmax: 2 or more) in `scores`, got {classes}: {IGNORED} in a "
+                "mask means ignored."
+            )
         if not bool(scores.isfinite().all()):
             raise ValueError(
                 "Expected finite `scores`, got NaN or infinity: the input image or the network's weights hold such "

@@ -38,6 +38,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from monai_wsss._checks import check_shape, plain_tensor
+from monai_wsss._resize import linear_mode
 
 __all__ = ["PixelAdaptiveRefinement", "pixel_adaptive_refinement", "pixel_adaptive_weights"]
 
@@ -115,8 +116,7 @@ def _refined(image: torch.Tensor, maps: torch.Tensor, rule: _Rule, iterations: i
     with torch.autocast(image.device.type, enabled=False):
         image, maps = plain_tensor(image).to(dtype), plain_tensor(maps).to(dtype)
         if maps.shape[2:] != image.shape[2:]:
-            mode = {2: "bilinear", 3: "trilinear"}[image.ndim - 2]
-            maps = F.interpolate(maps, image.shape[2:], mode=mode, align_corners=True)
+            maps = F.interpolate(maps, image.shape[2:], mode=linear_mode(image.ndim - 2), align_corners=True)
         refined: torch.Tensor = _Refine.apply(image, maps, rule, iterations)
     return refined
 

@@ -13,6 +13,7 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from monai_wsss.engines import (
+    Progress,
     WSSSTrainer,
     distribute_method,
     is_main_process,
@@ -20,8 +21,8 @@ from monai_wsss.engines import (
     start_distributed,
     stop_distributed,
 )
-from monai_wsss.methods import ClassActivationMapping, WSSSMethod
-from monai_wsss.networks import ActivationNetwork
+from monai_wsss.methods import BMP, ClassActivationMapping, WSSSMethod
+from monai_wsss.networks import ActivationNetwork, TwoBranchNetwork
 
 
 def free_port() -> int:
@@ -64,7 +65,16 @@ def work(rank: int, port: int, folder: str) -> None:
     value = torch.full((1, 1, 4, 4), (-5.0, 7.0)[rank])
     value[..., :1, :1] = 1.0
     healthy.finalize([{"image": value, "label": torch.zeros(1, 1)}])
+    # One process has no image without the finding in its batch; both must follow the healthy level all the same.
+    torch.manual_seed(rank)
+    words = {"seed_scale": "reference", "ready_below": 0.4, "dilations": (1,), "scales": (1.0,)}
+    bmp = BMP.from_preset(network=TwoBranchNetwork.tiny(), **words)
+    labels = torch.tensor([[1.0], [1.0]]) if rank == 0 else torch.tensor([[1.0], [0.0]])
+    losses = bmp({"image": torch.rand(2, 1, 16, 16), "label": labels}, Progress(epoch=1, iteration=1, fraction=0.9))
     result = {
+        "level": bmp.seeds.scale.level.value,
+        "running": bmp.gate.running.value,
+        "own": losses["classification"].detach(),
         "weight": method.network.weight.detach(),
         "quantile": healthy.network.negative_quantile,
         "main": is_main_process(),
@@ -80,6 +90,9 @@ def test_two_processes_average_gradients_and_share_the_healthy_level(tmp_path):
     # d/dw of mean((w - 1)^2, (w - 3)^2) at 0 is -4; each process alone would go to 0.2 or 0.6.
     assert first["weight"].item() == second["weight"].item() == pytest.approx(0.4)
     assert first["quantile"].item() == second["quantile"].item() == pytest.approx(7.0)
+    assert first["level"].item() == second["level"].item() != 0
+    mean = (first["own"] + second["own"]).item() / 2
+    assert first["running"].item() == second["running"].item() == pytest.approx(mean, rel=1e-5)
     assert (first["main"], second["main"]) == (True, False)
     assert (tmp_path / "0.pt").is_file()
     assert not (tmp_path / "1.pt").exists()

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
@@ -191,3 +192,44 @@ def test_a_level_is_kept_in_checkpoints():
     assert torch.equal(other.level.value, torch.tensor([-3.0, 1.0]))
     assert other.level.filled.all()
     other(torch.zeros(1, 2, 4, 4))
+
+
+def test_three_kinds_of_maps_in_one_pass():
+    """Seeds, auxiliary seeds and a segmentation, as co-training needs them; each is what it is alone."""
+
+    class Three(Network):
+        def branches(self, image):
+            maps = super().branches(image)
+            return SimpleNamespace(seeds=maps.seeds, auxiliary_seeds=2 - maps.seeds, segmentation=maps.segmentation)
+
+    images, network = images_of((8, 12)), Three()
+    names = {"seeds": ("seeds", "auxiliary_seeds"), "logits": ("segmentation",)}
+    seeds, auxiliary, segmentation = MultiScaleSeeds(MinMax(), (1.0, 0.5), **names)(network, images)
+    assert len(network.shapes) == 2
+    alone = MultiScaleSeeds(MinMax(), (1.0, 0.5))
+    torch.testing.assert_close((seeds, segmentation), alone(Network(), images), rtol=0, atol=0)
+    (only,) = MultiScaleSeeds(MinMax(), (1.0, 0.5), seeds=("auxiliary_seeds",), logits=())(Three(), images)
+    torch.testing.assert_close(auxiliary, only, rtol=0, atol=0)
+
+
+def test_a_level_that_was_not_measured_is_not_filled():
+    scale = AboveHealthyLevel(2)
+    scale.set_level(torch.tensor([1.0, torch.nan]))
+    assert scale.level.filled.tolist() == [True, False]
+    assert scale.level.value.isfinite().all()
+    with pytest.raises(ValueError, match="training images without each class"):
+        scale(torch.zeros(1, 2, 2, 2))
+    scale.set_level(torch.tensor([1.0, 2.0]))
+    scale(torch.zeros(1, 2, 2, 2))
+    scale.load_state_dict(AboveHealthyLevel(2).state_dict())
+    with pytest.raises(ValueError, match="training images without each class"):
+        scale(torch.zeros(1, 2, 2, 2))
+
+
+def test_a_batch_without_negative_images_leaves_the_level():
+    """A process that has none takes part in the mean of all, and alone changes nothing."""
+    scale = AboveHealthyLevel(1)
+    scale.set_level(torch.tensor([3.0]))
+    images = LabeledImages(torch.zeros(1, 1, 2, 2), torch.ones(1, 1))
+    scale.follow(None, images.of([]))
+    assert (scale.level.value.item(), scale.level.filled.item()) == (3.0, True)

@@ -373,7 +373,7 @@ def test_the_branches_teach_once_the_classifier_has_learned():
     for _ in range(4):  # also when the loss rises again
         then = method(batch, LATE)
         assert min(then["c2s"].item(), then["affinity"].item()) > 0
-    assert method.gate.running.value > 0.1
+    assert method.gate.opened
     assert not any("teach" in sentence for sentence in method.collapse_warnings())
     assert not any("teach" in sentence for sentence in method_of(ready_below=0.1).collapse_warnings())
     alone = method_of(ready_below=0.1, c2s_weight=0.0, affinity_weight=0.0)

@@ -131,3 +131,26 @@ def test_labels_of_any_dtype_become_the_images():
 def test_what_does_not_fit_is_told(options, message):
     with pytest.raises(ValueError, match=message):
         images_of(1, **options)
+
+
+def test_images_are_given_in_the_order_that_is_asked_for():
+    images = images_of(3)
+    turned = images.of([3, 2, 1, 0])
+    assert torch.equal(turned.image, images.image.flip(0))
+    assert turned.held.tolist() == images.held[::-1].tolist()
+    assert torch.equal(images.of([1, 1, 1, 1]).label, images.label[[1, 1, 1, 1]])
+    assert images.of([0, 1, 2, 3]) is images
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (torch.ones(3, 1), r"`label` of shape \(B, K\) = \(4, 1\), got \(3, 1\)"),
+        (torch.ones(4), r"`label` of shape \(B, K\), got \(4,\)"),
+        (torch.full((4, 1), 0.5), "`label` to hold 0 and 1 only"),
+        (torch.full((4, 1), torch.nan), "`label` to hold 0 and 1 only"),
+    ],
+)
+def test_labels_that_are_none_are_told(label, message):
+    with pytest.raises(ValueError, match=message):
+        LabeledImages(torch.zeros(4, 1, 6, 5), label)

@@ -322,7 +322,7 @@ def test_a_missing_reference_says_how_to_get_it(rule: str) -> None:
         ({"rule": "argmax", "threshold": 0.5}, "Rule 'argmax' takes no `threshold`"),
         ({"rule": "fixed"}, "Rule 'fixed' needs a finite `threshold`.*got None"),
         ({"rule": "fixed", "threshold": float("nan")}, "Rule 'fixed' needs a finite `threshold`"),
-        ({"rule": "argmax", "groups": 2}, r"\(argmax: 2 to 255\) in `scores`, got 1"),
+        ({"rule": "argmax", "groups": 2}, r"\(argmax: 2 or more\) in `scores`, got 1"),
         ({"output_kind": "segmentation", "rule": "minmax"}, "'segmentation', got 'minmax' and 1"),
         ({"output_kind": "segmentation", "groups": 2}, "'segmentation', got 'background' and 2"),
     ],
@@ -348,7 +348,7 @@ def test_unreliable_groups_take_no_part(rule: str) -> None:
 
 def test_bad_reliable_groups() -> None:
     scores = torch.zeros(1, 2, 4, 4)
-    for reliable in (torch.tensor([False, False]), torch.tensor([True])):
+    for reliable in (torch.tensor([False, False]), torch.tensor([True]), torch.tensor([1, 0])):
         with pytest.raises(ValueError, match=r"`reliable` of shape \(G,\) = \(2,\) with at least one group"):
             to_mask(scores, groups=2, reliable=reliable, rule="minmax")
 
@@ -464,3 +464,32 @@ def test_bad_presence_levels(level: float | torch.Tensor) -> None:
         MaskRule(presence_level=level)
     with pytest.raises(ValueError, match=r"`presence_level` of shape \(G\*K,\) = \(2,\), got \(3,\)"):
         to_mask(torch.ones(1, 2, 3, 3), presence_level=torch.zeros(3))
+
+
+def test_a_rule_keeps_the_levels_that_it_was_given() -> None:
+    """Training measures the levels anew; a rule that was asked for before does not change."""
+    network = CAMEncoder.tiny()
+    network.set_healthy_level(-4.0, 0.0)
+    rule = network.mask_rule()
+    network.set_healthy_level(5.0, 6.0)
+    assert rule.negative_reference.tolist() == [-4.0]
+    assert network.mask_rule().negative_reference.tolist() == [5.0]
+
+
+def test_a_class_cannot_be_called_as_ignored_pixels_are() -> None:
+    scores = torch.zeros(1, 255, 2, 2)
+    with pytest.raises(ValueError, match="Expected 1 to 254 classes .* got 255: 255 in a mask means ignored"):
+        MaskRule(rule="minmax")(scores)
+    assert MaskRule(rule="minmax")(scores[:, :254]).mask.shape == (1, 1, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"groups": 0}, "`groups` >= 1, got 0"),
+        ({"pooling": "median", "output_kind": "segmentation"}, "`pooling` to be"),
+    ],
+)
+def test_words_that_do_not_fit_are_told_when_a_rule_is_made(words: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        MaskRule(**words)
