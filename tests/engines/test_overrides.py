@@ -215,7 +215,7 @@ def test_every_name_of_0_1_0_is_answered(bundle, files):
     """The answer names a place that can be set, or says that there is none."""
     configs = [BUNDLES / f"{bundle}_segmentation" / "configs" / f"{name}.json" for name in files.split()]
     for name in GONE[bundle, files].split():
-        with pytest.raises(ValueError, match="is gone: |is now `") as error:
+        with pytest.raises(ValueError, match=r"is gone: |is now `") as error:
             check_overrides(configs, [name])
         if " is now `" in str(error.value):
             check_overrides(configs, [str(error.value).split(" is now `")[1].split("`")[0].split()[0]])
