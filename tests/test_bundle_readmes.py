@@ -2,9 +2,9 @@
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 """Every command of every bundle's README, typed as it stands, one after the other, in a copy of the bundle.
 
-Trainings are shortened by options that are appended, `/my/…` lies in a temporary folder, and raw data that nobody may
-ship are replaced by small ones of the same layout.  One process types all commands of a bundle, so that MONAI is
-imported once; what `torchrun` is given is typed in test_every_bundle.py.
+Trainings are shortened by options that are appended, phantoms are few, `/my/…` lies in a temporary folder, and raw data
+that nobody may ship are replaced by small ones of the same layout.  One process types all commands of a bundle, so that
+MONAI is imported once; what `torchrun` is given is typed in test_every_bundle.py.
 """
 
 from __future__ import annotations
@@ -44,8 +44,12 @@ NARROW_PAPER = {
 """The published system of glands takes a GPU: appended, these leave its stages and its data as they are."""
 
 DRIVER = """
-import json, logging, runpy, sys
+import functools, json, logging, runpy, sys
 
+import monai_wsss.data.phantoms as drawn
+
+# For the command alone: the bundles draw all of their default subjects, whose metrics are stated.
+drawn.make_phantoms = functools.partial(drawn.make_phantoms, subjects=(2, 2, 1))
 for number, words in enumerate(json.load(open(sys.argv[1]))):
     print("TYPED", " ".join(words), flush=True)
     for handler in logging.getLogger().handlers[:]:
