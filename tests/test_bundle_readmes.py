@@ -39,9 +39,12 @@ NARROW_PAPER = {
     "network_def": "{'_target_': 'monai_wsss.networks.PyramidSceneParsing.tiny'}",
     "batch_size": "4",
     "classifier_epochs": "1",
+    "classifier_learning_rate": "0.0001",
     "training_share": "0.1",
 }
-"""The published system of glands takes a GPU: appended, these leave its stages and its data as they are."""
+"""The published system of glands takes a GPU: appended, these leave its stages and its data as they are.
+
+Its rate is for ImageNet weights, whose normalization stays as it is; random ones diverge."""
 
 DRIVER = """
 import functools, json, logging, runpy, sys
@@ -142,6 +145,7 @@ def prepare_surroundings(bundle: Path, mine: Path) -> None:
     pixels = np.random.default_rng(0).integers(60, 200, (512, 512, 3)).astype(np.uint8)
     resolution: dict[str, Any] = {"resolution": (1e4 / 0.62, 1e4 / 0.62), "resolutionunit": 3, "photometric": "rgb"}
     tifffile.imwrite(mine / "data" / "slide.svs", pixels, tile=(128, 128), **resolution)
+    torch.manual_seed(0)
     torch.save(resnet38_classifier(small=True, width=4).backbone.state_dict(), mine / "resnet38.pth")
     torch.save(ResNeSt.tiny(2, 3).state_dict(), mine / "resnest200.pth")
 

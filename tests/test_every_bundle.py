@@ -591,12 +591,14 @@ def test_a_short_training_beats_no_training_and_trivial_rules(bundle, modalities
     # Smaller networks where the default ones would take minutes.  Narrow ones learn at a higher rate.
     narrow: dict[str, Any] = {}
     small: dict[str, Any] = {}
-    few: dict[str, Any] = {}
+    few: dict[str, Any] = {
+        "train_datalist": "$monai_wsss.data.load_datalist(@datalist, 'training', modalities=@modalities)[::4]"
+    }
     epochs = SHORT
     if is_color:
         epochs, narrow = 6, {"network_def#segmenter#channels": [8, 16, 32, 64]}
         few = {"samples": 64, "classifier_def#width": 8}
-        small = few | {"samples": 640, "learning_rate": 0.004}
+        small = {**few, "samples": 640, "learning_rate": 0.004}
         small |= {"classifier_epochs": 10, "classifier_learning_rate": 0.002}
     elif "cmer" in bundle.name:
         narrow, small = {"network_def#width": 8}, {"learning_rate": 0.004}
