@@ -10,7 +10,8 @@ all of them has its source here once:
     source/logging.conf, ../LICENSE    copied
 
 `"<name>": {"train#sampler": …}` says what a bundle changes in the fragment: ids as in MONAI's overlays, `"<absent>"` to
-leave one out.  `<bundle>` in a text is the bundle's name.  Overlays, metadata, README and weights are written by hand.
+leave one out.  `<bundle>` in a text is the bundle's name.  Fragments of `"all"` may go into any file.  Other overlays,
+metadata, README and weights are written by hand.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def generate() -> dict[Path, str]:
         bundle = BUNDLES / path.stem
         content |= {bundle / name: text for name, text in copied.items()}
         for name, own in _read(path).items():
-            config = _assemble(own, {**fragments["all"], **fragments[name]})
+            config = _assemble(own, {**fragments["all"], **fragments.get(name, {})})
             text = json.dumps(config, indent=4, ensure_ascii=False).replace("<bundle>", path.stem)
             content[bundle / "configs" / f"{name}.json"] = text + "\n"
     return content

@@ -109,12 +109,7 @@ def table(batch: int, sides: list[int], radius: int, repeats: int) -> None:
 
 
 def main() -> None:
-    parser = command_line(__doc__)
-    parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--radius", type=int, default=8)
-    parser.add_argument("--sides", type=int, nargs="+", default=[32, 48])
-    options = parser.parse_args()
-    begin(options)
+    options = begin(command_line(__doc__, batch=2, radius=8, sides=[32, 48]))
     table(options.batch, options.sides, options.radius, options.repeats)
 
 

@@ -137,12 +137,7 @@ def table(sides: list[int], batch: int, classes: int, repeats: int) -> None:
 
 
 def main() -> None:
-    parser = command_line(__doc__)
-    parser.add_argument("--sides", type=int, nargs="+", default=[256, 512])
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--classes", type=int, default=1)
-    options = parser.parse_args()
-    begin(options)
+    options = begin(command_line(__doc__, sides=[256, 512], batch=1, classes=1))
     table(options.sides, options.batch, options.classes, options.repeats)
 
 

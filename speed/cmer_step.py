@@ -145,9 +145,7 @@ def table_of_losses(repeats: int, side: int = 240) -> None:
 
 
 def main() -> None:
-    parser = command_line(__doc__, repeats=8)  # a multiple of the four transforms
-    options = parser.parse_args()
-    begin(options)
+    options = begin(command_line(__doc__, repeats=8))  # a multiple of the four transforms
     table_of_steps(options.repeats)
     print()
     table_of_losses(options.repeats)

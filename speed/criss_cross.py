@@ -116,11 +116,7 @@ def table(channels: int, sides: list[int], repeats: int) -> None:
 
 
 def main() -> None:
-    parser = command_line(__doc__)
-    parser.add_argument("--channels", type=int, default=64)
-    parser.add_argument("--sides", type=int, nargs="+", default=[28, 56, 112])
-    options = parser.parse_args()
-    begin(options)
+    options = begin(command_line(__doc__, channels=64, sides=[28, 56, 112]))
     table(options.channels, options.sides, options.repeats)
 
 

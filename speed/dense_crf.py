@@ -106,12 +106,7 @@ def table_of_sizes(sizes: list[tuple[int, ...]], repeats: int) -> None:
 
 
 def main() -> None:
-    parser = command_line(__doc__)
-    parser.add_argument("--sides", type=int, nargs="+", default=[32, 48, 64, 96])
-    parser.add_argument("--large", type=int, nargs="+", default=[256, 512])
-    parser.add_argument("--volume", type=int, default=64, help="side of a volume")
-    options = parser.parse_args()
-    begin(options)
+    options = begin(command_line(__doc__, sides=[32, 48, 64, 96], large=[256, 512], volume=64))
     table_of_methods(options.sides, options.repeats)
     print()
     table_of_sizes([(side, side) for side in options.large] + [(options.volume,) * 3], options.repeats)

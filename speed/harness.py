@@ -126,18 +126,28 @@ def side_by_side(
     return {kind: Cost(times[kind], peak_alone(build, (kind, *small), (kind, *full))) for kind in kinds}
 
 
-def command_line(doc: str | None, repeats: int = 5) -> argparse.ArgumentParser:
-    """Give a parser with the options of every script: ``--threads`` and ``--repeats``."""
+def command_line(doc: str | None, repeats: int = 5, **numbers: int | list[int]) -> argparse.ArgumentParser:
+    """Give a parser with the options of every script, ``--threads`` and ``--repeats``, and those of one.
+
+    Args:
+        doc: docstring of the script.
+        repeats: default of ``--repeats``.
+        numbers: whole numbers by name of their option, or lists of them, as defaults.
+    """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=repeats, help="rounds of each step, at least 5")
+    for name, default in numbers.items():
+        parser.add_argument(f"--{name}", type=int, default=default, nargs="+" if isinstance(default, list) else None)
     return parser
 
 
-def begin(options: argparse.Namespace) -> None:
-    """Set the number of threads, and print it with the version of torch."""
+def begin(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Read the command line, set the number of threads, print it with the version of torch, and give the options."""
+    options = parser.parse_args()
     torch.set_num_threads(options.threads)
     print(f"torch {torch.__version__}, {options.threads} thread(s), medians of {options.repeats}\n")
+    return options
 
 
 def print_heads(*heads: str) -> None:

@@ -163,17 +163,14 @@ def table_of_gpu(counts: list[int], side: int, repeats: int) -> None:
 
 
 def main() -> None:
-    parser = command_line(__doc__)
+    parser = command_line(__doc__, maps=[2, 21], side=512)
     parser.add_argument(
         "--literal-repeats", type=int, nargs="+", default=[5, 1], help="literal runs for each entry of --maps"
     )
     parser.add_argument("--literal", nargs="+", choices=list(NEIGHBORS), default=list(NEIGHBORS))
-    parser.add_argument("--maps", type=int, nargs="+", default=[2, 21])
-    parser.add_argument("--side", type=int, default=512)
-    options = parser.parse_args()
+    options = begin(parser)
     if len(options.literal_repeats) != len(options.maps):
         parser.error("give as many --literal-repeats as --maps")
-    begin(options)
     table(options.literal, options.maps, options.side, options.repeats, options.literal_repeats)
     if torch.cuda.is_available():
         table_of_gpu(options.maps, options.side, options.repeats)

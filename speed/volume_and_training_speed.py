@@ -103,8 +103,7 @@ def time_training() -> None:
 def main() -> None:
     parser = command_line(__doc__)
     parser.add_argument("--data", type=Path, help="a prepared folder with whole studies")
-    options = parser.parse_args()
-    begin(options)
+    options = begin(parser)
     time_training()
     folder = options.data or Path(tempfile.mkdtemp())
     datalist = folder / "datalist.json" if options.data else make_study(folder)

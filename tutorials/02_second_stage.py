@@ -33,8 +33,7 @@ from monai.utils import set_determinism
 from monai_wsss.data import EpochCacheDataset, attach_pseudo_masks, load_datalist, make_phantoms
 from monai_wsss.engines import SegmentationScores, TrainingLog, WSSSTrainer, one_cycle, with_weights
 from monai_wsss.inferers import PseudoMaskWriter, VolumeInferer
-from monai_wsss.methods import PseudoMaskSupervision, SegmentationNetwork
-from monai_wsss.networks import CAMEncoder, MapEnsemble
+from monai_wsss.methods import ClassActivationMapping, PseudoMaskSupervision, SegmentationNetwork
 from monai_wsss.refinement import ToMaskd
 from monai_wsss.reports import RunFolder, RunRecord
 from monai_wsss.transforms import NormalizeSubjectd, ResizeInPlaned, SaveMaskd
@@ -56,7 +55,7 @@ bundle = Path(__file__).parents[1] / "bundles" / "brain_mri_cam_segmentation"
 # %%
 set_determinism(0)
 grid = (64, 64)
-teacher = MapEnsemble([CAMEncoder(2, len(modalities), stride=4, pooling="max") for _ in range(3)])
+teacher = ClassActivationMapping.network_from_preset(in_channels=len(modalities))
 weights = bundle / "models" / "model.pt"
 training = load_datalist(datalist, "training", modalities=modalities)
 reading = [LoadImaged("image", ensure_channel_first=True), NormalizeSubjectd("image")]
@@ -82,7 +81,7 @@ loader = DataLoader(dataset, batch_size=32, sampler=sampler)
 
 epochs = 8
 student = SegmentationNetwork(BasicUNet(2, len(modalities), 2, features=(16, 32, 64, 128, 128, 16), norm="batch"))
-method = PseudoMaskSupervision(student, plf="none")
+method = PseudoMaskSupervision.build(student, plf="none")
 optimizer = torch.optim.AdamW(method.parameters(), lr=1e-3, weight_decay=0.01)
 schedule = one_cycle(optimizer, 1e-3, epochs, loader)
 training_dir = work / "training"

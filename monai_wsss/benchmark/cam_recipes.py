@@ -8,18 +8,21 @@ All recipes share optimizer, schedule and batches, so that a row differs from an
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from monai.networks.nets import BasicUNet
 
 from monai_wsss.benchmark.recipes import FULL_SUPERVISION, Recipe
 from monai_wsss.methods import ClassActivationMapping, FullSupervision, SegmentationNetwork, WSSSMethod
-from monai_wsss.networks import CAMEncoder
 
 __all__ = ["CAM_RECIPES"]
 
 
-def _encoder(in_channels: int, num_classes: int, *, pooling: str, topk_share: float = 0.1) -> WSSSMethod:
-    network = CAMEncoder(2, in_channels, num_classes, pooling=pooling, topk_share=topk_share)
+def _encoder(in_channels: int, num_classes: int, **words: Any) -> WSSSMethod:
+    """Build one encoder of the default preset with another pooling."""
+    network = ClassActivationMapping.network_from_preset(
+        in_channels=in_channels, num_classes=num_classes, members=1, **words
+    )
     return ClassActivationMapping(network)
 
 

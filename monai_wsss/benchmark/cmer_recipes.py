@@ -17,17 +17,24 @@ from torch import nn
 from monai_wsss.benchmark.recipes import FULL_SUPERVISION, Recipe
 from monai_wsss.engines import WeightRamp
 from monai_wsss.methods import CMER, FullSupervision, SegmentationNetwork, WSSSMethod
-from monai_wsss.networks import ModalityNetworks, networks_by_modality
+from monai_wsss.networks import ModalityNetworks
 from monai_wsss.transforms import SPATIAL_KINDS, PairedSpatialTransform
 
 __all__ = ["BOUND_RECIPES", "CMER_RECIPES", "FULL_RESOLUTION_RECIPES", "TRANSFORM_RECIPES"]
 
 _WIDTH = 8  # of the first block, of encoders and U-Nets alike
-_AS_PRINTED: dict[str, Any] = {"pooling": "average", "standardize": True}  # networks of "paper" and "released"
 
 
-def _networks(channels: int, num_classes: int, **options: Any) -> ModalityNetworks:
-    return networks_by_modality([str(c) for c in range(channels)], num_classes=num_classes, width=_WIDTH, **options)
+def _networks(
+    channels: int, num_classes: int, *, preset: str = "default", backbone: str = "encoder"
+) -> ModalityNetworks:
+    return CMER.network_from_preset(
+        preset,
+        modalities=[str(channel) for channel in range(channels)],
+        num_classes=num_classes,
+        width=_WIDTH,
+        backbone=backbone,
+    )
 
 
 def _terms(channels: int, num_classes: int, *, transform: str | None = None, **switches: bool) -> WSSSMethod:
@@ -50,15 +57,14 @@ def _transform(kind: str | None) -> dict[str, Any]:
 def _preset(
     channels: int, num_classes: int, *, preset: str, backbone: str = "encoder", transform: str | None = None
 ) -> WSSSMethod:
-    options: dict[str, Any] = {} if preset == "default" else _AS_PRINTED
-    network = _networks(channels, num_classes, backbone=backbone, **options)
+    network = _networks(channels, num_classes, preset=preset, backbone=backbone)
     # Half of the run, as 15 of the paper's 30 epochs are; the tables train for fewer than 15.
     words: dict[str, Any] = {"ramp": 0.5} if preset == "paper" else {}
     return CMER.from_preset(preset, network=network, **_transform(transform), **words)
 
 
 def _plain(channels: int, num_classes: int, *, backbone: str = "encoder") -> WSSSMethod:
-    return CMER(_networks(channels, num_classes, backbone=backbone, **_AS_PRINTED), second_view=False)
+    return CMER(_networks(channels, num_classes, preset="paper", backbone=backbone), second_view=False)
 
 
 class _LateFusion(nn.Module):

@@ -98,17 +98,10 @@ def make_gland_adaptation(
     chart over the draws.
 
     Args:
-        datalist: path of a prepared ``datalist.json`` without background.
+        datalist: see :func:`make_gland_table`, and so all arguments that are not named here.
         out: folder for weights, pseudo-masks, rows, the table and its figure.
         initial: folder with ``classifier.pt`` and ``model.pt`` of another dataset, both of this table's networks.
-        epochs: epochs of each training, of ``samples`` patches each.
         seeds: seeds of each row, and of its draw.
-        split: where to measure the segmentation.
-        every: train on the patches of one in so many images of the training split, for a smaller budget.
-        samples: patches per epoch.
-        width: width of the small ResNet38.
-        batch_size: patches per training step.
-        window: side of the windows in which whole images are segmented, in pixels; the training patches' side.
     """
     data = Patches(datalist, split, every, samples, window)
     recipes: dict[str, Recipe] = {}

@@ -9,6 +9,10 @@ bundle therefore begins its ``initialize`` with :func:`check_command_line`.  An 
 - it is one of the names that mean the same in every bundle (``epochs`` has no effect on an inference, and is no error),
 - or it names an argument of what a block builds (``method#c2s_weight``, where the ``_target_`` of ``method`` takes it).
 
+MONAI sets all overrides before ``initialize`` runs.  It fails by itself, with a ``KeyError`` or ``ValueError`` of its
+own, at an id below something that is no block (``c2s_ramp#end``, ``train#trainer#optimizers#network#lr``): there
+:func:`check_command_line` is never reached, and only :func:`check_overrides` gives the sentence.
+
 MONAI does not pass on its overrides, so this file reads them from ``sys.argv`` and the ``args_file``.  Python code that
 calls ``monai.bundle.run`` or ``ConfigWorkflow`` itself can call :func:`check_overrides`.
 """
@@ -42,7 +46,8 @@ _MOVED = {
         propagation c2s_loss s2c_input s2c_loss seed_scale background_scale score_scale class_confidence
         segmentation_confidence confidence_of filter_segmentation healthy_is_background healthy_affinity
         train_mode_labels row_stochastic ready_below dilations downscale scales c2s_weight s2c_weight affinity_weight
-        c2s_ramp s2c_ramp propagation_ramp norm teachers second_view plf warmup
+        c2s_ramp s2c_ramp propagation_ramp norm teachers second_view equivariance cross_modal distillation ramp
+        distillation_ramp plf warmup
     """,
     "classifier_def": "attention attention_stages pyramid logit cam_source pooling fusion",
     "network_def": """
@@ -60,19 +65,33 @@ _RENAMED = {
     "use_cmer": "method#cross_modal False",
     "use_kd": "method#distillation False",
     "transforms": "method#transform",
+    "spatial_transform": "method#transform",
+    "encoder_def": "network_def#encoder",
+    "width": "network_def#encoder",
+    "refine": "method#dilations",
+    "refine#row_stochastic": "method#row_stochastic",
+    "color_distortion": "augmentation",
+    "blur": "augmentation",
     "use_ofd": "network_def#ofd",
     "use_crf": "to_mask#crf @crf",
+    "distributed_classifier": "classifier_stage#trainer#method",
     "pseudo_views": "pseudo#inferer#views",
     "pseudo_scales": "pseudo#inferer#scales",
 }
 """Names of 0.1.0 that are set elsewhere now.  ``_MOVED`` keeps the name; if it lists a name under several blocks, the
-first that the bundle has counts."""
+first that the bundle has counts.  ``_RENAMED`` comes after it."""
+
+_GONE = {
+    "settings": "the run's record asks the method, the trainer and the inferer for their settings",
+    "slide_network": "the slide is read with `network_def` and the weights of `ckpt_dir`",
+}
+"""Names of 0.1.0 that nothing takes the place of, and why."""
 
 
 def _new_places(name: str) -> list[str]:
     """Give the places where a name of 0.1.0 may be set now, in any bundle."""
     moved = [f"{block}#{name}" for block, names in _MOVED.items() if name in names.split()]
-    return [_RENAMED[name], *moved] if name in _RENAMED else moved
+    return [*moved, _RENAMED[name]] if name in _RENAMED else moved
 
 
 def check_command_line() -> None:
@@ -192,6 +211,8 @@ def _problem(name: str, config: Mapping[str, Any], files: Sequence[str | os.Path
         if words is None or rest in words:
             return None
         return f"`{rest}` is no argument of `{above}`, which is {node['_target_']}{_meant(rest, words, above)}"
+    if isinstance(node, str) and node.startswith("@") and _problem(f"{node[1:]}#{rest}", config, files) is None:
+        return f"`{above}` only refers to `{node[1:]}`: write --{node[1:]}#{rest} …."
     known = list(node) if isinstance(node, dict) else []
     return f"`{name}` is no setting of this bundle{_meant(rest, known, above)}"
 
@@ -201,7 +222,9 @@ def _problem_at_top(name: str, config: Mapping[str, Any], files: Sequence[str | 
     others = _holders(first, files)
     if name in _EVERYWHERE:
         return None
-    for place in _new_places(first):
+    if first in _GONE:
+        return f"`{first}` is gone: {_GONE[first]}."
+    for place in [*_new_places(name), *_new_places(first)]:
         if place.split("#")[0] in config and _problem(place.split()[0], config, files) is None:
             return f"`{name}` is now `{place}`: write --{place}{'' if ' ' in place else ' …'}."
     if others:

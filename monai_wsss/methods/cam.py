@@ -26,11 +26,16 @@ import torch
 import torch.nn.functional as F
 
 from monai_wsss._checks import check_choice, float32_or_wider
-from monai_wsss.engines.schedules import Progress
+from monai_wsss.engines import Progress, takes_arguments_of
 from monai_wsss.methods.base import WSSSMethod
 from monai_wsss.networks import ActivationNetwork, CAMEncoder, MapEnsemble
 
 __all__ = ["ClassActivationMapping"]
+
+_PRESETS: dict[str, dict[str, Any]] = {
+    "default": {"stride": 4, "pooling": "max", "members": 3},
+    "paper": {"stride": 4, "pooling": "average", "members": 1},
+}
 
 
 class ClassActivationMapping(WSSSMethod):
@@ -71,12 +76,43 @@ class ClassActivationMapping(WSSSMethod):
             in_channels: C of the images.
             num_classes: K, the foreground classes.
         """
-        check_choice("preset", preset, ("default", "paper"))
-        pooling, members = ("max", 3) if preset == "default" else ("average", 1)
-        encoders = [CAMEncoder(spatial_dims, in_channels, num_classes, pooling=pooling) for _ in range(members)]
-        method = cls(MapEnsemble(encoders) if members > 1 else encoders[0])
-        method.settings |= {"preset": preset, "pooling": pooling, "members": members}
-        return method
+        network = cls.network_from_preset(
+            preset, spatial_dims=spatial_dims, in_channels=in_channels, num_classes=num_classes
+        )
+        return cls(network)
+
+    @classmethod
+    @takes_arguments_of(CAMEncoder)
+    def network_from_preset(
+        cls,
+        preset: str = "default",
+        *,
+        spatial_dims: int = 2,
+        in_channels: int = 1,
+        num_classes: int = 1,
+        members: int | None = None,
+        **words: Any,
+    ) -> ActivationNetwork:
+        """Build the network of a preset.
+
+        Args:
+            preset: as :meth:`from_preset`, and so the arguments up to ``num_classes``.
+            members: number of encoders whose maps are averaged; None: as the preset says.
+            words: of :class:`~monai_wsss.networks.CAMEncoder`, to set otherwise than the preset.
+
+        Raises:
+            ValueError: an unknown preset, or no member.
+        """
+        check_choice("preset", preset, tuple(_PRESETS))
+        told = {**_PRESETS[preset], **words} | ({} if members is None else {"members": members})
+        count = told["members"]
+        if not count >= 1:
+            raise ValueError(f"Expected `members` >= 1, got {count}.")
+        built = {name: value for name, value in told.items() if name != "members"}
+        encoders = [CAMEncoder(spatial_dims, in_channels, num_classes, **built) for _ in range(count)]
+        network = MapEnsemble(encoders) if count > 1 else encoders[0]
+        network.settings = {"preset": preset, **told}  # type: ignore[assignment]
+        return network
 
     def losses(self, batch: dict[str, Any], progress: Progress, player: str) -> dict[str, torch.Tensor]:
         """Give ``classification``: binary cross-entropy, mean over images and classes, summed over members."""

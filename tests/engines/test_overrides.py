@@ -38,7 +38,14 @@ TRAIN: dict[str, Any] = {
     "other": {"_target_": f"{__name__}.Words.silent"},
     "network_def": {"_target_": "monai_wsss.networks.TwoBranchNetwork.tiny", "in_channels": 3},
     "optimizers": {"network": {"_target_": "torch.optim.AdamW", "lr": "@learning_rate"}},
-    "train": {"trainer": {"_target_": "monai_wsss.engines.WSSSTrainer", "max_epochs": "@epochs"}, "handlers": [{}]},
+    "train": {
+        "trainer": {
+            "_target_": "monai_wsss.engines.WSSSTrainer",
+            "max_epochs": "@epochs",
+            "optimizers": "@optimizers",
+        },
+        "handlers": [{}],
+    },
 }
 
 
@@ -94,6 +101,10 @@ def test_what_there_is_may_be_set(name, configs):
         ),
         ("slide", "`slide` is a setting of .*/slide.json, which this run does not read: add the file to --config_file"),
         ("task", "`task` is no setting of this bundle"),
+        (
+            "train#trainer#optimizers#network#lr",
+            "`train#trainer#optimizers` only refers to `optimizers`: write --optimizers#network#lr …",
+        ),
     ],
 )
 def test_what_there_is_not_is_refused(name, sentence, configs):
@@ -162,3 +173,64 @@ def test_a_file_of_arguments_is_read_too(configs, monkeypatch, tmp_path_factory)
 def test_other_programs_have_command_lines_of_their_own(words, monkeypatch):
     monkeypatch.setattr(sys, "argv", words)
     check_command_line()
+
+
+BUNDLES = Path(__file__).parents[2] / "bundles"
+GONE = {
+    ("brain_mri_bmp", "train"): """
+        weight_decay use_crf width decoder_width pooling topk_share pooled use_ofd ofd_activation ofd_detach
+        detach_seeds use_c2s use_s2c use_affinity c2s_weight s2c_weight affinity_weight propagation c2s_loss s2c_input
+        s2c_loss seed_scale background_scale score_scale class_confidence segmentation_confidence confidence_of
+        filter_segmentation healthy_is_background healthy_affinity train_mode_labels row_stochastic ready_below
+        dilations downscale scales settings encoder_def refine c2s_ramp s2c_ramp propagation_ramp
+    """,
+    ("brain_mri_bmp", "inference"): """
+        use_crf width decoder_width pooling topk_share pooled use_ofd ofd_activation ofd_detach detach_seeds settings
+        encoder_def
+    """,
+    ("brain_mri_cam", "train"): "rule gate settings",
+    ("brain_mri_cam", "inference"): "rule gate settings",
+    ("brain_mri_cmer", "train"): """
+        weight_decay rule threshold gate fusion reliable_only backbone width pooling standardize use_er use_cmer use_kd
+        second_view transforms norm teachers settings spatial_transform equivariance cross_modal distillation ramp
+        distillation_ramp
+    """,
+    ("brain_mri_cmer", "inference"): """
+        rule threshold gate fusion reliable_only backbone width pooling standardize settings
+    """,
+    ("histology_gland", "train"): """
+        rule gate attention attention_stages pyramid fusion logit cam_source pooling scores label_filter pseudo_views
+        pseudo_scales plf warmup settings
+    """,
+    ("histology_gland", "train paper"): "settings#input_size color_distortion blur",
+    ("histology_gland", "train multi_gpu_train"): "distributed_classifier",
+    ("histology_gland", "inference"): "rule gate settings",
+    ("histology_gland", "inference slide"): "slide_network",
+}
+"""The ids of 0.1.0 that are gone, by bundle and configuration files."""
+
+
+@pytest.mark.parametrize(("bundle", "files"), GONE)
+def test_every_name_of_0_1_0_is_answered(bundle, files):
+    """The answer names a place that can be set, or says that there is none."""
+    configs = [BUNDLES / f"{bundle}_segmentation" / "configs" / f"{name}.json" for name in files.split()]
+    for name in GONE[bundle, files].split():
+        with pytest.raises(ValueError, match=r"is gone: |is now `") as error:
+            check_overrides(configs, [name])
+        if " is now `" in str(error.value):
+            check_overrides(configs, [str(error.value).split(" is now `")[1].split("`")[0].split()[0]])
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("c2s_ramp#end", "method#c2s_ramp"),
+        ("refine#row_stochastic", "method#row_stochastic"),
+        ("refine#dilations", "method#dilations"),
+        ("encoder_def#width", "network_def#encoder"),
+    ],
+)
+def test_ids_below_a_block_that_is_gone_are_answered(name, place):
+    config = BUNDLES / "brain_mri_bmp_segmentation" / "configs" / "train.json"
+    with pytest.raises(ValueError, match=f"`{name}` is now `{place}`: write --{place} …"):
+        check_overrides(config, [name])

@@ -64,6 +64,15 @@ def test_presets_are_what_they_say():
         ClassActivationMapping.from_preset("best")
 
 
+def test_the_network_of_plain_cam_is_built_by_words():
+    network = ClassActivationMapping.network_from_preset("paper", in_channels=2, members=2, width=2)
+    assert [member.pooling for member in network.members] == ["average", "average"]
+    told = {"preset": "paper", "stride": 4, "pooling": "average", "members": 2, "width": 2}
+    assert told.items() <= ClassActivationMapping(network).settings.items()
+    with pytest.raises(ValueError, match="Expected `members` >= 1, got 0"):
+        ClassActivationMapping.network_from_preset(members=0)
+
+
 def test_full_supervision_rewards_the_right_mask():
     batch = make_batch()
     method = FullSupervision(torch.nn.Identity())
