@@ -232,15 +232,20 @@ def _problem_at_top(name: str, config: Mapping[str, Any], files: Sequence[str | 
             f"`{name}` is a setting of {' and '.join(others)}, which this run does not read: add the file to "
             f"--config_file, or leave `{name}` out."
         )
-    return f"`{name}` is no setting of this bundle{_meant(first, [*config, *_EVERYWHERE])}"
+    places = {name: name for name in (*config, *_EVERYWHERE)}
+    for block, node in config.items():
+        for word in (_words_of(str(node["_target_"])) or ()) if isinstance(node, dict) and "_target_" in node else ():
+            places.setdefault(word, f"{block}#{word}")
+    return f"`{name}` is no setting of this bundle{_meant(first, places)}"
 
 
-def _meant(name: str, known: Iterable[str], above: str = "") -> str:
-    """End a sentence with the known names that are most like a wrong one."""
+def _meant(name: str, known: Iterable[str] | Mapping[str, str], above: str = "") -> str:
+    """End a sentence with the known names, or their places, that are most like a wrong one."""
     near = difflib.get_close_matches(name, list(dict.fromkeys(known)), n=2, cutoff=0.7)
     if not near:
         return ": look for its name in the table of the bundle's README."
-    return f": did you mean {' or '.join(f'`{above}#{word}`' if above else f'`{word}`' for word in near)}?"
+    places = [known[word] if isinstance(known, Mapping) else f"{above}#{word}" if above else word for word in near]
+    return f": did you mean {' or '.join(f'`{place}`' for place in places)}?"
 
 
 def _is_set_whole(name: str, names: Mapping[str, Any]) -> bool:

@@ -148,12 +148,9 @@ class BMP(TwoBranchMethod):
         check_choice("preset", preset, tuple(cls.presets))
         settings = BmpSettings(**{**cls.presets[preset][0], **words})
         if network is None:
-            size: dict[str, Any] = {
-                "spatial_dims": spatial_dims,
-                "in_channels": in_channels,
-                "num_classes": num_classes,
-            }
-            network = cls.network_from_preset(preset, **size)
+            network = cls.network_from_preset(
+                preset, spatial_dims=spatial_dims, in_channels=in_channels, num_classes=num_classes
+            )
         method = cls(network, **settings.parts(network.num_classes, refine))
         method.settings |= {"preset": preset, **settings.for_classes(network.num_classes).record()}
         return method
@@ -192,10 +189,8 @@ class BMP(TwoBranchMethod):
         self.follow_healthy_level(images)
         classification = F.multilabel_soft_margin_loss(float32_or_wider(outputs.logits), images.label)
         ready = self.gate(classification)
-        self._progress, self._waits = (
-            progress,
-            not ready and Term.any_begun(progress, self.c2s, self.s2c, self.affinity),
-        )
+        self._progress = progress
+        self._waits = not ready and Term.any_begun(progress, self.c2s, self.s2c, self.affinity)
         label, first = None, None
         if ready and Term.any_begun(progress, self.c2s, self.affinity):
             label, first = self._class_labels(images, progress)

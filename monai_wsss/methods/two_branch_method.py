@@ -27,11 +27,12 @@ class TwoBranchMethod(WSSSMethod):
     Args:
         network: the two branches.
         seeds: makes seeds and segmentation over scales, without gradient.
-        radius: largest offset of the affinity's pairs, in tokens; None where the method needs no affinity.
+        radii: largest offset of the affinity's pairs, in tokens, for each part of the method that uses the affinity;
+            None for parts that do not.
         train_mode_labels: make labels in training mode: with dropout, and with updates of the batch statistics.
 
     Raises:
-        ValueError: the method needs an affinity, and the network has none.
+        ValueError: the method needs an affinity, and the network has none; or its parts ask for several radii.
     """
 
     network: TwoBranchNetwork

@@ -234,3 +234,10 @@ def test_ids_below_a_block_that_is_gone_are_answered(name, place):
     config = BUNDLES / "brain_mri_bmp_segmentation" / "configs" / "train.json"
     with pytest.raises(ValueError, match=f"`{name}` is now `{place}`: write --{place} …"):
         check_overrides(config, [name])
+
+
+def test_an_argument_of_a_block_is_suggested_with_its_place():
+    config = BUNDLES / "brain_mri_bmp_segmentation" / "configs" / "train.json"
+    words = "`ready_bellow` is no setting of this bundle: did you mean `method#ready_below`"
+    with pytest.raises(ValueError, match=words):
+        check_overrides(config, ["ready_bellow"])
