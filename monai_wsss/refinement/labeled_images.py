@@ -28,13 +28,14 @@ class LabeledImages:
         label: (B, K), 0/1; labels on a GPU are waited for once.
         intensity: (B, C', *S), along which labels spread; None: the images.
         boxes: (B, 2 d) ints, first and last+1 pixel along each axis: pixels outside are padding; None: no pixel is.
+        validate_args: False for labels that were checked before.
 
     Attributes:
         held: (B, K) bool array on the host: the classes that each image holds.
         regions: the boxes as slices, or None.
 
     Raises:
-        ValueError: intensities or boxes that do not fit the images.
+        ValueError: labels, intensities or boxes that do not fit the images.
 
     Example:
         >>> images = LabeledImages(torch.rand(3, 1, 8, 8), torch.tensor([[1.0, 0.0], [0.0, 0.0], [1.0, 0.0]]))
@@ -48,6 +49,8 @@ class LabeledImages:
         label: torch.Tensor,
         intensity: torch.Tensor | None = None,
         boxes: torch.Tensor | None = None,
+        *,
+        validate_args: bool = True,
     ) -> None:
         self.image = plain_tensor(image)
         self.intensity = self.image if intensity is None else plain_tensor(intensity)
@@ -59,8 +62,9 @@ class LabeledImages:
         label = plain_tensor(label)
         if label.ndim != 2:
             raise ValueError(f"Expected `label` of shape (B, K), got {tuple(label.shape)}.")
-        check_label(label, len(self.image), label.shape[1])
-        self.held: np.ndarray = label.detach().cpu().numpy() > 0
+        if validate_args:
+            check_label(label, len(self.image), label.shape[1])
+        self.held: np.ndarray = label.detach().float().cpu().numpy() > 0
         self.label = label.to(self.image)
         self.regions: Sequence[Region] | None = None
         if boxes is not None:
@@ -69,8 +73,11 @@ class LabeledImages:
 
     @classmethod
     def from_batch(cls, batch: Mapping[str, Any]) -> LabeledImages:
-        """Read ``image``, ``label`` and, where there are any, ``intensity`` and ``boxes`` of a batch."""
-        return cls(batch["image"], batch["label"], batch.get("intensity"), batch.get("boxes"))
+        """Read ``image``, ``label`` and, where there are any, ``intensity`` and ``boxes`` of a method's batch.
+
+        The labels have been checked where the batch came in, by ``WSSSMethod.forward``.
+        """
+        return cls(batch["image"], batch["label"], batch.get("intensity"), batch.get("boxes"), validate_args=False)
 
     def __len__(self) -> int:
         return len(self.image)
