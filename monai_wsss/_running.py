@@ -55,7 +55,9 @@ class RunningMean(nn.Module):
             known: bool of the same shape, true where this step has a value; None: everywhere.
         """
         now = now.detach().to(self.value)
-        now, known = mean_of_processes(now, torch.ones_like(self.filled) if known is None else known)
+        finite = now.isfinite()
+        known = finite if known is None else known & finite
+        now, known = mean_of_processes(now.masked_fill(~finite, 0), known)
         before = torch.where(self.filled, self.value, now)
         self.value.copy_(torch.where(known, before.lerp(now, 1 - self.momentum), before * self.filled))
         self.filled.logical_or_(known)

@@ -38,8 +38,8 @@ class Term(nn.Module):
 
     def __init__(self, loss: nn.Module, weight: float = 1.0, ramp: WeightRamp | None = None) -> None:
         super().__init__()
-        if not weight >= 0:
-            raise ValueError(f"Expected `weight` >= 0, got {weight}: leave the term out to switch it off.")
+        if not 0 <= weight < float("inf"):
+            raise ValueError(f"Expected a finite `weight` >= 0, got {weight}: leave the term out to switch it off.")
         self.loss = loss
         self.weight = float(weight)
         self.ramp = ramp or WeightRamp("none")
@@ -72,6 +72,8 @@ class Term(nn.Module):
 class LossGate(nn.Module):
     """A gate that opens once the moving average of a loss is below a level, and then stays open.
 
+    It learns in training mode only: a loss that is computed to look at it opens nothing.
+
     Args:
         below: the level; None: the gate is open from the start.
 
@@ -92,7 +94,7 @@ class LossGate(nn.Module):
         super().__init__()
         self.below = below
         self.running = RunningMean(momentum=0.9)
-        self.register_buffer("opened", torch.tensor(below is None))
+        self.register_buffer("opened", torch.tensor(False))
         self._open = False  # on the host, so that an open gate waits for nothing
         self.register_load_state_dict_post_hook(_look_again)
 
@@ -100,8 +102,9 @@ class LossGate(nn.Module):
         """Update the average by a step's loss, and tell whether the gate is open; with a level this waits for a GPU."""
         if self.below is None or self._open:
             return True
-        self.running.update(loss)
-        self.opened.logical_or_(self.running.value < self.below)
+        if self.training:
+            self.running.update(loss)
+            self.opened.logical_or_(self.running.filled & (self.running.value < self.below))
         self._open = bool(self.opened)
         return self._open
 
@@ -124,7 +127,7 @@ def short_run_sentences(ramps: Mapping[str, WeightRamp], progress: Progress | No
 
     Args:
         ramps: by name.
-        progress: of any iteration but the first, from which the run's length follows; None before the first iteration.
+        progress: of a later iteration than the first: the run's length is computed from it; None before there is one.
 
     Example:
         >>> ramps = {"early": WeightRamp("step", end=0.1), "late": WeightRamp("iteration", end=100)}

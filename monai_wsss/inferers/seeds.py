@@ -2,7 +2,8 @@
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 """Seeds and segmentation of a two-branch network, over scales: pseudo-labels grow from them.
 
-    C'   = scale( sum_s max(C_s, C_s^f) ), 0 for classes that the image does not hold      Zhu et al., BMP, Sec. IV-A
+    C'   = scale( sum_s ReLU(max(C_s, C_s^f)) )  `MinMax`                                  Zhu et al., BMP, Sec. IV-A
+    C'   = scale( mean_s max(C_s, C_s^f) )       `AboveHealthyLevel`; both 0 for classes that the image does not hold
     S'   = mean_s (S_s + S_s^f) / 2
 
 | ``scale``           | C' = 0 at                             | C' = 1 at        | for                              |
@@ -161,7 +162,12 @@ class MultiScaleSeeds(nn.Module):
 
     @torch.no_grad()
     def forward(self, network: TwoBranches, images: LabeledImages) -> tuple[torch.Tensor, ...]:
-        """Give the seeds (B, K, *S) in [0, 1], then the logits (B, K + 1, *S), in the order of their names."""
+        """Give the seeds (B, K, *S) in [0, 1], then the logits (B, K + 1, *S), in the order of their names.
+
+        Args:
+            network: in evaluation mode; in training mode its dropout acts and its batch statistics change.
+            images: with their labels.
+        """
 
         def maps(image: torch.Tensor) -> list[torch.Tensor]:
             outputs = network.branches(image)

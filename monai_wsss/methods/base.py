@@ -79,7 +79,7 @@ class WSSSMethod(nn.Module):
 
     @torch.no_grad()
     def finalize(self, train_data_loader: Iterable, device: torch.device | str = "cpu") -> None:
-        """Fill the network's ``negative_reference`` and ``negative_quantile`` from training-negative images.
+        """Fill the network's healthy level (``negative_reference``, ``negative_quantile``, ``filled``) by negative images.
 
         This reads image-level labels only.  A network that gives segmentations has neither buffer and stays as it is.
         """

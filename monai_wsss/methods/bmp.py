@@ -59,13 +59,13 @@ class BMP(TwoBranchMethod):
     Args:
         network: the two branches.
         seeds: makes C' and S'.
-        first_labels: Y^0: Y^c before ``labels`` begin, and what the affinity learns throughout.
-        labels: Y^c from then on; None: never.
-        labels_ramp: when.
-        c2s: the classifier teaches the segmenter; None: not.
-        s2c: the segmenter teaches the classifier; None: not.
-        affinity: the encoder's attention learns Y^0; None: not.
-        gate: before it opens the branches teach nothing.
+        first_labels: makes Y^0, which is also Y^c until ``labels`` take over.
+        labels: makes Y^c once ``labels_ramp`` is above 0; None: ``first_labels`` do throughout.
+        labels_ramp: says when ``labels`` take over.
+        c2s: the term by which the classifier teaches the segmenter; None leaves it out.
+        s2c: the term by which the segmenter teaches the classifier; None leaves it out.
+        affinity: the term by which the encoder's attention learns Y^0; None leaves it out.
+        gate: the branches teach nothing before it opens.
         healthy_is_background: images without any class are background throughout, whatever the labels say.
         healthy_affinity: whether such images, which have positive pairs alone, take part in L_aff.
         train_mode_labels: make labels in training mode: with dropout, and batch statistics updated.
@@ -170,8 +170,8 @@ class BMP(TwoBranchMethod):
         """Build the network of a preset, around another encoder on request.
 
         Args:
-            preset: as :meth:`from_preset`, and so ``num_classes``.
-            encoder: in the place of the preset's, whose are ``spatial_dims`` and ``in_channels``.
+            preset: as :meth:`from_preset`; ``num_classes`` is K.
+            encoder: another encoder; ``spatial_dims`` and ``in_channels`` then have no effect.
             changes: words of :meth:`~monai_wsss.networks.TwoBranchNetwork.build` to set otherwise.
         """
         check_choice("preset", preset, tuple(cls.presets))

@@ -105,12 +105,13 @@ class CMER(WSSSMethod):
         norm: N of :func:`~monai_wsss.cams.normalize_maps`: ``"minmax"`` or ``"max"``.
         ignore_border: leave out of L_ER and L_CMER the pixels that a translation brought in.
         weak_peer_ratio: a peer is weak for a network if its running classification loss is more than this many times as
-            large.  Those of the best network are reported, and left out of ``network.reliable`` when training ends.
-        teachers: ``"all"``, as in the paper, or ``"better"``: a network is taught only by those whose weak peer it is,
-            so that a strong modality is not pulled to a weak one, nor any to one that is no better.
+            large.  Weak peers of the best network are reported, and ``network.reliable`` leaves them out in the end.
+        teachers: ``"all"``, as in the paper, or ``"better"``: only networks whose loss is clearly smaller teach another,
+            so that no modality is pulled to one that is weaker, or no better.
 
     Raises:
-        ValueError: a term that needs the second view without it, or a network that lacks some of its modalities.
+        ValueError: an unknown ``norm`` or ``teachers``, a ratio below 1, a term that needs the second view without
+            it, or a network that lacks some of its modalities.
 
     Example:
         >>> import torch
@@ -267,7 +268,8 @@ class CMER(WSSSMethod):
             F.binary_cross_entropy_with_logits(view.logits, target, reduction="none").mean((0, 2)) for view in views
         ]
         of_groups = torch.stack(of_views).mean(0)
-        self.peer_loss.update(of_groups)
+        if self.training:
+            self.peer_loss.update(of_groups)
         return {f"classification/{name}": loss for name, loss in zip(self.network.modalities, of_groups, strict=True)}
 
     def _distilled(self, loss: nn.Module, views: Sequence[_View], pairs: torch.Tensor) -> torch.Tensor:

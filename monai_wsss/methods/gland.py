@@ -104,7 +104,7 @@ class GlandClassification(WSSSMethod):
         return {"classification": F.binary_cross_entropy_with_logits(logits, label)}
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
-        """Split the parameters by rate, as the works do that the paper builds on.
+        """Split the parameters by rate, as in the code that the paper builds on.
 
         New layers have 10 times the rate of the loaded backbone.  Biases have twice the rate of their layer, and no
         weight decay.

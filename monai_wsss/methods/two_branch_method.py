@@ -137,7 +137,7 @@ class TwoBranchMethod(WSSSMethod):
 
         The pass runs in the mode for labels: with the statistics of the batch the responses would differ.
         """
-        if not isinstance(self.seeds.scale, AboveHealthyLevel):
+        if not isinstance(self.seeds.scale, AboveHealthyLevel) or not self.training:
             return
         some, maps = images.of(images.without_some), None
         if len(some):

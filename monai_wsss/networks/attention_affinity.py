@@ -25,7 +25,7 @@ __all__ = ["AttentionAffinity"]
 TOKENS_PER_OFFSET = 4
 """With more tokens per offset of the window than this, near pairs only are faster than all pairs."""
 DENSE_TOKENS = 4096
-"""With more tokens than this (64 MiB per image), all pairs are held only where near pairs are no fewer."""
+"""With more tokens than this (64 MiB per image), all pairs are computed only if the window holds as many."""
 
 
 class AttentionAffinity(nn.Module):

@@ -9,7 +9,7 @@ The network of BMP (Zhu et al., TNNLS, arXiv:2308.04949) and, without the prior,
 | X^1 .. X^n | features       | maps of the encoder, from fine to coarse                             | (B, F_i, *s_i) |
 | c          | `logits`       | image-level logits of the classifier, from X^n                       | (B, K)         |
 | C          | `seeds`        | raw class maps of the classifier, from X^n                           | (B, K, *S)     |
-| C^m        | `prior`        | max_k sigmoid(C_k); OFD decodes X^i * C^m, object-aware features     | (B, 1, *S)     |
+| C^m        | `prior`        | max_k a(C_k), a a sigmoid; OFD decodes X^i * C^m, object-aware maps   | (B, 1, *S)     |
 | S^s        | `segmentation` | logits of the decoder, channel 0 background                          | (B, K+1, *S)   |
 | A          | `affinity`     | affinity of the tokens of X^n, from the encoder's attention          | (B, N, N)      |
 """
@@ -65,7 +65,8 @@ class TwoBranchNetwork(nn.Module):
         prior: makes C^m for object-aware feature decoding (BMP); None: the decoder gets the features as they are (AFA).
         affinity: gives the affinity between the tokens of the last level; None: there is none.
         auxiliary: a second classifier, of the level before the last (CoSA), or None.
-        detach_seeds: True: losses on the seeds train neither encoder nor classifier (AFA); False: they do (BMP).
+        detach_seeds: True: losses on the seeds train neither encoder nor classifier (AFA); False: they do (BMP).  The
+            auxiliary classifier's always do.
 
     Attributes:
         output_kind: ``"segmentation"``.

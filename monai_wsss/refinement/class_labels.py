@@ -83,7 +83,8 @@ class ConstantScores(nn.Module):
 
     def _label(self, images: LabeledImages, seeds: torch.Tensor, low: float, high: float) -> torch.Tensor:
         rule = SpreadRule(self.refine, low, high, self.downscale)
-        return constant_label(images.intensity, seeds, images.label, images.classes, rule)
+        label = constant_label(images.intensity, seeds, images.label, images.classes, rule)
+        return label if images.padding is None else label.masked_fill(images.padding, IGNORED)
 
 
 class LearnedAffinity(ConstantScores):
@@ -111,7 +112,8 @@ class LearnedAffinity(ConstantScores):
         self, images: LabeledImages, seeds: torch.Tensor, segmentation: torch.Tensor, pairs: Pairs | None = None
     ) -> torch.Tensor:
         """Make Y^c, see the table of this file."""
-        assert pairs is not None
+        if pairs is None:
+            raise ValueError("Expected `pairs`, which gives the affinity along which these labels spread.")
         affinity, grid = pairs(images.image)
         return affinity_label(
             images.intensity,

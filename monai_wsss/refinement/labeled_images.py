@@ -31,6 +31,9 @@ class LabeledImages:
         validate_args: False for labels that were checked before.
 
     Attributes:
+        image: as given.
+        intensity: as given, or the images.
+        label: (B, K), of the images' dtype and device.
         held: (B, K) bool array on the host: the classes that each image holds.
         regions: the boxes as slices, or None.
 

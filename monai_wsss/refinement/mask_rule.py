@@ -151,6 +151,8 @@ class MaskRule:
         level = torch.as_tensor(0.0 if self.presence_level is None else self.presence_level)
         if level.ndim > 1 or not bool(level.isfinite().all()):
             raise ValueError(f"Expected `presence_level` to be a finite number or (G*K,), got {level.tolist()}.")
+        if isinstance(self.presence_level, (list, tuple)):
+            object.__setattr__(self, "presence_level", level)
 
     @classmethod
     def of(cls, network: Any, **changes: Any) -> MaskRule:
@@ -245,10 +247,8 @@ class MaskRule:
             )
         classes = scores.shape[1] // self.groups - (self.rule == "background")
         if not (2 if self.rule == "argmax" else 1) <= classes < IGNORED:
-            raise ValueError(
-                f"Expected 1 to {IGNORED - 1} classes (argmax: 2 or more) in `scores`, got {classes}: {IGNORED} in a "
-                "mask means ignored."
-            )
+            words = f"Expected 1 to {IGNORED - 1} classes (argmax: 2 or more) in `scores`, got {classes}"
+            raise ValueError(f"{words}: {IGNORED} in a mask means ignored.")
         if not bool(scores.isfinite().all()):
             raise ValueError(
                 "Expected finite `scores`, got NaN or infinity: the input image or the network's weights hold such "
@@ -285,8 +285,8 @@ class MaskRule:
             check_label(label, maps.shape[0], maps.shape[2])
             return (label > 0)[:, None].expand(-1, maps.shape[1], -1).to(maps.device)
         level: float | torch.Tensor = 0.0 if self.presence_level is None else self.presence_level
-        if isinstance(level, torch.Tensor) and level.ndim:
-            level = self._of_channels("presence_level", level, maps)
+        if isinstance(level, torch.Tensor):
+            level = self._of_channels("presence_level", level, maps) if level.ndim else level.to(maps.device)
         return (self.pool(maps) if logits is None else logits) > level
 
     def _score_maps(self, maps: torch.Tensor, present: torch.Tensor | None) -> torch.Tensor:

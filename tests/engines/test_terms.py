@@ -53,7 +53,7 @@ def test_any_of_some_terms_has_begun():
 
 @pytest.mark.parametrize("weight", [-1.0, float("nan")])
 def test_a_negative_weight_is_told(weight):
-    with pytest.raises(ValueError, match=r"Expected `weight` >= 0, got .*: leave the term out"):
+    with pytest.raises(ValueError, match=r"Expected a finite `weight` >= 0, got .*: leave the term out"):
         Term(nn.MSELoss(), weight)
 
 
@@ -79,8 +79,18 @@ def test_a_gate_opens_with_the_moving_average_and_stays_open(losses, below):
 def test_a_gate_without_a_level_is_open_and_follows_nothing():
     gate = LossGate()
     assert gate(torch.tensor(99.0))
-    assert gate.opened
     assert not gate.running.filled
+    # A run that asks for a level later does not find it open.
+    asked = LossGate(0.4)
+    asked.load_state_dict(gate.state_dict())
+    assert not asked(torch.tensor(5.0))
+
+
+def test_a_gate_learns_in_training_alone():
+    gate = LossGate(0.4).eval()
+    assert not gate(torch.tensor(0.1))
+    assert not gate.running.filled
+    assert gate.train()(torch.tensor(0.1))
 
 
 def test_an_open_gate_is_saved_and_restored():
