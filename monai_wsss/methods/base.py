@@ -79,7 +79,9 @@ class WSSSMethod(nn.Module):
 
     @torch.no_grad()
     def finalize(self, train_data_loader: Iterable, device: torch.device | str = "cpu") -> None:
-        """Fill the network's healthy level (``negative_reference``, ``negative_quantile``, ``filled``) by negative images.
+        """Measure the network's healthy level (``negative_reference``, ``negative_quantile``, ``filled``).
+
+        The training images without a class are looked at.
 
         This reads image-level labels only.  A network that gives segmentations has neither buffer and stays as it is.
         """

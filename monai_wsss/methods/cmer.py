@@ -106,8 +106,8 @@ class CMER(WSSSMethod):
         ignore_border: leave out of L_ER and L_CMER the pixels that a translation brought in.
         weak_peer_ratio: a peer is weak for a network if its running classification loss is more than this many times as
             large.  Weak peers of the best network are reported, and ``network.reliable`` leaves them out in the end.
-        teachers: ``"all"``, as in the paper, or ``"better"``: only networks whose loss is clearly smaller teach another,
-            so that no modality is pulled to one that is weaker, or no better.
+        teachers: ``"all"``, as in the paper, or ``"better"``: only networks whose loss is clearly smaller teach, so
+            that no modality is pulled to one that is weaker, or no better.
 
     Raises:
         ValueError: an unknown ``norm`` or ``teachers``, a ratio below 1, a term that needs the second view without
