@@ -81,7 +81,8 @@ class WSSSMethod(nn.Module):
     def finalize(self, train_data_loader: Iterable, device: torch.device | str = "cpu") -> None:
         """Measure the network's healthy level (``negative_reference``, ``negative_quantile``, ``filled``).
 
-        It looks at the training images without a class, and reads image-level labels only.  A network that gives segmentations has neither buffer and stays as it is.
+        It looks at the training images without a class, and reads image-level labels only.  A network that gives
+        segmentations has no such buffers and stays as it is.
         """
         if not isinstance(self.network, ActivationNetwork):
             return
