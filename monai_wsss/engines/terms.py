@@ -96,7 +96,7 @@ class LossGate(nn.Module):
         self.running = RunningMean(momentum=0.9)
         self.register_buffer("opened", torch.tensor(False))
         self._open = False  # on the host, so that an open gate waits for nothing
-        self.register_load_state_dict_post_hook(_look_again)
+        self.register_load_state_dict_post_hook(_read_opened)
 
     def forward(self, loss: torch.Tensor) -> bool:
         """Update the average by a step's loss, and tell whether the gate is open; with a level this waits for a GPU."""
@@ -118,8 +118,8 @@ class LossGate(nn.Module):
         ]
 
 
-def _look_again(gate: LossGate, *_: Any) -> None:
-    gate._open = False
+def _read_opened(gate: LossGate, *_: Any) -> None:
+    gate._open = bool(gate.opened)
 
 
 def short_run_sentences(ramps: Mapping[str, WeightRamp], progress: Progress | None) -> list[str]:

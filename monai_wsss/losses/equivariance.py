@@ -19,7 +19,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from monai_wsss._checks import check_choice, check_shape, float32_or_wider
+from monai_wsss._checks import check_choice, check_label, check_shape, float32_or_wider
 
 __all__ = ["EquivarianceLoss", "equivariance_loss"]
 
@@ -71,9 +71,11 @@ class EquivarianceLoss(nn.Module):
         reduction: see there; the paper's reading is ``"sum"``.
         mask: which maps count: ``"label"``, those of classes that the image holds, as in the released code;
             ``"none"``, all, as in the paper.
+        validate_args: whether each call checks the values of its labels, which waits for labels on a GPU; False where
+            they were checked before.
 
     Raises:
-        ValueError: an unknown option.
+        ValueError: an unknown option; labels of another shape, or other than 0 and 1.
 
     Example:
         >>> loss = EquivarianceLoss()
@@ -81,12 +83,13 @@ class EquivarianceLoss(nn.Module):
         0.5
     """
 
-    def __init__(self, *, reduction: str = "mean", mask: str = "label") -> None:
+    def __init__(self, *, reduction: str = "mean", mask: str = "label", validate_args: bool = True) -> None:
         super().__init__()
         check_choice("reduction", reduction, ("mean", "sum"))
         check_choice("mask", mask, ("label", "none"))
         self.reduction = reduction
         self.mask = mask
+        self.validate_args = validate_args
 
     def forward(self, warped_maps: torch.Tensor, maps_of_warped: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         """Compare maps (B, K, *S), see :func:`equivariance_loss`; ``label`` (B, K), 0/1."""
@@ -94,5 +97,7 @@ class EquivarianceLoss(nn.Module):
             raise ValueError(
                 f"Expected `label` of shape (B, K) = {tuple(warped_maps.shape[:2])}, got {tuple(label.shape)}."
             )
+        if self.validate_args:
+            check_label(label, *warped_maps.shape[:2])
         weight = label if self.mask == "label" else None
         return equivariance_loss(warped_maps, maps_of_warped, weight=weight, reduction=self.reduction)

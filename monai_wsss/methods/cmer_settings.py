@@ -66,7 +66,7 @@ class CmerSettings:
     """
 
     transform: PairedSpatialTransform = field(default_factory=PairedSpatialTransform)
-    equivariance: nn.Module | bool | str | None = field(default_factory=EquivarianceLoss)
+    equivariance: nn.Module | bool | str | None = field(default_factory=lambda: EquivarianceLoss(validate_args=False))
     cross_modal: nn.Module | bool | str | None = field(default_factory=CrossModalEquivarianceLoss)
     distillation: nn.Module | bool | str | None = field(default_factory=MutualDistillationLoss)
     equivariance_weight: float = 1.0
@@ -115,7 +115,7 @@ CMER_PRESETS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         _UNET,
         {
             "transform": lambda: PairedSpatialTransform(turns=(0, 1, 2, 3)),
-            "equivariance": lambda: EquivarianceLoss(reduction="sum", mask="none"),
+            "equivariance": lambda: EquivarianceLoss(reduction="sum", mask="none", validate_args=False),
             "cross_modal": lambda: CrossModalEquivarianceLoss(mask="none", l2_before_warp=True, skip_empty=False),
             "norm": lambda: "max",
             "ramp": lambda: WeightRamp("exponential", end=15),

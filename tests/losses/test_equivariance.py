@@ -117,3 +117,10 @@ def test_mistakes_are_named():
         EquivarianceLoss(mask="teacher")
     with pytest.raises(ValueError, match=r"`label` of shape \(B, K\) = \(2, 1\), got \(2, 3\)"):
         EquivarianceLoss()(maps, maps, torch.ones(2, 3))
+
+
+def test_labels_that_are_none_do_not_weigh_in_silence():
+    maps = torch.rand(2, 1, 4, 4)
+    for value in (0.5, 2.0, torch.nan):
+        with pytest.raises(ValueError, match="`label` to hold 0 and 1 only"):
+            EquivarianceLoss()(maps, 1 - maps, torch.full((2, 1), value))
