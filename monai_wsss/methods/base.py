@@ -158,7 +158,7 @@ def describe(part: Any) -> Any:
         >>> from monai_wsss.engines import Term
         >>> from monai_wsss.losses import EquivarianceLoss
         >>> describe(Term(EquivarianceLoss(), 0.5))["loss"]
-        {'kind': 'EquivarianceLoss', 'reduction': 'mean', 'mask': 'label'}
+        {'kind': 'EquivarianceLoss', 'reduction': 'mean', 'mask': 'label', 'validate_args': True}
     """
     if part is None or isinstance(part, (bool, int, float, str)):
         return part
