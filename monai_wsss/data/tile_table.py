@@ -58,8 +58,8 @@ def read_tile_table(path: Path, table: LabelTable) -> ListedTiles:
     """
     if not path.is_file():
         raise DataError(
-            f"Nothing says what the tiles show: take their tags from the masks (`--labels-from-masks`), which simulates "
-            f"image-level labels and is recorded, or list tiles with id, x, y and labels in {path}."
+            f"Nothing says what the tiles show: take their tags from the masks (`--labels-from-masks`), which "
+            f"simulates image-level labels and is recorded, or list tiles with id, x, y and labels in {path}."
         )
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
