@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from monai_wsss._checks import DataError
 from monai_wsss._files import file_sha256
+from monai_wsss.benchmark.content import content_sha256
 from monai_wsss.benchmark.recipes import Recipe
 from monai_wsss.data import (
     EpochCacheDataset,
@@ -81,9 +82,18 @@ class PreparedData:
         """Tell what of the data decides the weights, for JSON."""
         return {"datalist_sha256": file_sha256(self.datalist)}
 
+    @cached_property
+    def content_sha256(self) -> str:
+        """Give a digest of the items and of all their files, the same on every machine."""
+        return content_sha256(self.datalist)
+
     def items(self, recipe: Recipe, seed: int, *, masks: bool = False) -> Cases:
         """Give the training items of a recipe, with their masks where the recipe may read them."""
         raise NotImplementedError(f"{type(self).__name__} must give its training items.")
+
+    def pseudo_items(self, recipe: Recipe, seed: int) -> Cases:
+        """Give the items that get pseudo-masks from a recipe: its training items."""
+        return self.items(recipe, seed)
 
     def reading(self, keys: Sequence[str]) -> list[Any]:
         """Give the transforms that read items, the image first."""
@@ -109,7 +119,7 @@ class PreparedData:
         dataset = EpochCacheDataset(
             items,
             Compose([*self.reading(keys), *self.fitting(keys)]),
-            Compose([RandRotate90d(keys, 0.75, 3), RandFlipd(keys, 0.5, 0)]),
+            Compose(self.augmentation(keys, recipe)),
             seed=seed,
             progress=False,
             runtime_cache=self.runtime_cache,
@@ -117,13 +127,19 @@ class PreparedData:
         sampler = self.sampler(items, dataset, seed)
         return DataLoader(dataset, batch_size=recipe.batch_size, sampler=sampler, num_workers=0)
 
+    def augmentation(self, keys: Sequence[str], recipe: Recipe) -> list[Any]:
+        """Give the random transforms of a training: quarter turns and flips."""
+        return [RandRotate90d(keys, 0.75, 3), RandFlipd(keys, 0.5, 0)]
+
     def case_table(self) -> CaseTable:
         """Start an empty table of cases."""
         header = self.header
         return CaseTable(header["classes"], background=header["background"], scored_class=header.get("scored_class"))
 
-    def write_pseudo_masks(self, network: nn.Module, weights: Path, items: Cases, folder: Path) -> None:
-        """Write the pseudo-masks of training items for the recipes that have a teacher."""
+    def write_pseudo_masks(
+        self, network: nn.Module, weights: Path, items: Cases, folder: Path, **words: Any
+    ) -> None:
+        """Write the pseudo-masks of training items for the recipes that have a teacher; ``words`` are the writer's."""
         raise NotImplementedError(f"{type(self).__name__} has no recipes with a teacher.")
 
 
@@ -284,10 +300,12 @@ class Patches(PreparedData):
         """Draw patches so that labels are balanced."""
         return LabelBalancedSampler(items, self.samples, seed=seed)
 
-    def write_pseudo_masks(self, network: nn.Module, weights: Path, items: Cases, folder: Path) -> None:
+    def write_pseudo_masks(
+        self, network: nn.Module, weights: Path, items: Cases, folder: Path, **words: Any
+    ) -> None:
         """Write the pseudo-masks of training patches; finished ones are kept."""
         reading = Compose(self.reading(["image"]))
-        PseudoMaskWriter(network, weights, items, reading, VolumeInferer(2), folder, background=False).run()
+        PseudoMaskWriter(network, weights, items, reading, VolumeInferer(2), folder, background=False, **words).run()
 
     def measure_pseudo_masks(self, folder: Path, items: Cases) -> dict[str, Any]:
         """Measure pseudo-masks of training patches against their masks.
