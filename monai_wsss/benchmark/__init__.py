@@ -14,7 +14,8 @@ from monai_wsss.benchmark.cmer_table import (
 )
 from monai_wsss.benchmark.formatting import Column, format_rows
 from monai_wsss.benchmark.gland_table import make_gland_adaptation, make_gland_table
-from monai_wsss.benchmark.prepared import Patches, Slices
+from monai_wsss.benchmark.patches import Patches
+from monai_wsss.benchmark.prepared import Slices
 from monai_wsss.benchmark.recipes import AdamWOneCycle, Recipe
 from monai_wsss.benchmark.rows import Measured, Row
 from monai_wsss.benchmark.table import BenchmarkTable, Entry, Trained
