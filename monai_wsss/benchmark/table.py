@@ -199,7 +199,7 @@ class BenchmarkTable:
         kept, told = self._kept(entry, name, seeds)
         rows = None if kept is None else read_rows(kept, told["source"])
         if rows is None and all(weight.is_file() for weight in weights):
-            rows = read_rows(path, _source(weights))
+            rows = read_rows(path, _source(weights, entry.words))
         if rows is not None:
             return rows
         trained = [self.trained(entry.recipe, seed) for seed in seeds] if entry.recipe else []
@@ -218,7 +218,7 @@ class BenchmarkTable:
             )
             for measured in entry.measure(self, trained)
         ]
-        write_rows(path, rows, _source(weights))
+        write_rows(path, rows, _source(weights, entry.words))
         if kept is not None:
             write_rows(kept, rows, **told)
         return rows
@@ -272,9 +272,10 @@ class BenchmarkTable:
         return None if of_teacher is None else own + of_teacher
 
 
-def _source(weights: Sequence[Path]) -> dict[str, Any]:
+def _source(weights: Sequence[Path], words: Mapping[str, Any]) -> dict[str, Any]:
     """Give what finished rows follow from."""
-    return {"version": __version__, "weights": [file_sha256(path) for path in weights]}
+    measured = {"measured": dict(words)} if words else {}
+    return {"version": __version__, "weights": [file_sha256(path) for path in weights], **measured}
 
 
 def _claim_folder(folder: Path, settings: dict[str, Any]) -> None:
