@@ -15,6 +15,7 @@ from monai_wsss.networks.consistency_attention import ConsistencyCorrelationAtte
 from monai_wsss.networks.conv_pyramid import ConvPyramid
 from monai_wsss.networks.criss_cross import CrissCrossAttention
 from monai_wsss.networks.feature_fusion import FusedFeatures, FusedSegmenter, fused_cam_network
+from monai_wsss.networks.efficientnet_lite import EfficientNetLite
 from monai_wsss.networks.gland_classifier import GlandClassifier, resnet38_classifier
 from monai_wsss.networks.map_ensemble import MapEnsemble
 from monai_wsss.networks.mix_transformer import MixTransformer
@@ -46,6 +47,7 @@ __all__ = [
     "CrissCrossAttention",
     "FusedFeatures",
     "FusedSegmenter",
+    "EfficientNetLite",
     "GlandClassifier",
     "MapEnsemble",
     "MixTransformer",
