@@ -34,6 +34,7 @@ class Budget:
         batch_size: tiles, patches or slices per step of a classifier.
         image_batch_size: items per step of a segmenter.
         topk_share: share of a map that its pooling averages: 25 % for textures, 10 % for small findings.
+        grid: side of slices and patches as the network sees them, in pixels; None leaves them as they are.
         input_range: see :class:`~monai_wsss.networks.EfficientNetLite`.
         rule: rule that decides masks and pseudo-masks.
         background: whether there is a background.
@@ -45,6 +46,7 @@ class Budget:
     batch_size: int = 32
     image_batch_size: int = 8
     topk_share: float = 0.25
+    grid: int | None = None
     input_range: str = "pixels"
     rule: str = "otsu"
     background: bool = True
@@ -53,13 +55,26 @@ class Budget:
 BUDGETS: dict[str, Budget] = {
     "tiles": Budget(cam=10, second_stage=10, full=24),
     "patches": Budget(
-        cam=4, second_stage=4, full=10, image_batch_size=32, input_range="z_scores", rule="argmax", background=False
+        cam=4,
+        second_stage=4,
+        full=10,
+        image_batch_size=32,
+        grid=64,
+        input_range="z_scores",
+        rule="argmax",
+        background=False,
     ),
     "slices": Budget(
-        cam=4, second_stage=3, full=6, image_batch_size=32, topk_share=0.1, input_range="z_scores",
+        cam=4,
+        second_stage=3,
+        full=6,
+        image_batch_size=32,
+        topk_share=0.1,
+        grid=96,
+        input_range="z_scores",
         rule="negative_reference",
     ),
-}  # fmt: skip
+}
 """Kind of data -> its budget: 150 steps of a classifier on tiles, 200 on patches, about 280 on the slices of LGG."""
 
 
