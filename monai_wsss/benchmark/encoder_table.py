@@ -31,7 +31,7 @@ from monai_wsss.benchmark.rows import Measured
 from monai_wsss.benchmark.table import BenchmarkTable, Entry, Trained
 from monai_wsss.benchmark.tiles import Tiles
 from monai_wsss.data import load_header
-from monai_wsss.refinement import MaskRule
+from monai_wsss.refinement import ClassMapRefinement, MaskRule
 
 __all__ = ["make_encoder_table", "make_lever_table"]
 
@@ -164,12 +164,10 @@ def _decided(
 ) -> dict[str, dict[str, Any]]:
     """Decide the masks of all cases and measure them."""
     table = data.case_table()
-    refine = None if refinement is None else refinement_of(refinement, rule.output_kind)
+    refine = None if refinement is None else ClassMapRefinement(refinement)
     for case, scores in zip(cases, maps, strict=True):
-        presence = None
-        if refine is not None:
-            scores = refine(torch.as_tensor(case["image"]).float()[None], scores)
-        mask, _, presence = rule(scores)
+        image = torch.as_tensor(case["image"]).float()[None]
+        mask, _, presence = rule(scores) if refine is None else refine(rule, scores, image)
         table.add(
             id=case["id"],
             subject=case["subject"],
