@@ -367,7 +367,7 @@ def test_evaluation_fills_the_run_folder(evaluation, phantoms, bundle, modalitie
     presets = {"bmp": "scratch", "cmer": "default", "gland": "default"}
     told |= next(({"preset": preset} for part, preset in presets.items() if part in bundle.name), {})
     assert told.items() <= record["config"].items()
-    assert {"rule", "gate", "crf"} <= record["config"].keys()
+    assert {"rule", "gate", "refine"} <= record["config"].keys()
 
 
 def test_both_metric_files_say_the_same(evaluation, bundle, is_color):

@@ -207,9 +207,12 @@ _TABLES = {
     "cmer-errors": "make_cmer_errors",
     "cmer-thresholds": "make_cmer_thresholds",
     "cmer-transforms": "make_cmer_transforms",
+    "encoder": "make_encoder_table",
     "gland": "make_gland_table",
     "gland-adaptation": "make_gland_adaptation",
+    "levers": "make_lever_table",
 }
+_ENCODER_TABLES = ("encoder", "levers")
 
 COMMANDS = (
     Command(
@@ -244,7 +247,14 @@ COMMANDS = (
         arguments=(
             Argument("--data", "a prepared folder of slices", REQUIRED, datalist_in, "DIR", parameter="datalist"),
             Argument("--out", "weights, rows and the table; a killed run goes on there", REQUIRED, Path, "DIR"),
-            Argument("--epochs", "epochs of every training", 8, int, other_defaults={"gland": 6}),
+            Argument(
+                "--epochs",
+                "epochs of every training",
+                8,
+                int,
+                only=tuple(name for name in _TABLES if name not in _ENCODER_TABLES),
+                other_defaults={"gland": 6},
+            ),
             Argument("--seeds", "seeds of every recipe", (0, 1, 2), whole_numbers),
             Argument("--split", "the split to measure on", "validation", choices=SPLITS),
             Argument(
@@ -262,6 +272,21 @@ COMMANDS = (
                 Path,
                 "DIR",
                 only=("gland-adaptation",),
+            ),
+            Argument(
+                "--refine",
+                "encoder tables: refinement beside none",
+                "par",
+                choices=("par", "crf"),
+                only=_ENCODER_TABLES,
+            ),
+            Argument("--grid", "encoder tables: side of slices and patches in pixels", kind=int, only=_ENCODER_TABLES),
+            Argument(
+                "--runs",
+                "encoder tables: rows of earlier runs, kept and added to",
+                kind=Path,
+                metavar="DIR",
+                only=_ENCODER_TABLES,
             ),
         ),
     ),
