@@ -14,8 +14,17 @@ from monai_wsss.data.splits import SPLITS
 
 __all__ = ["SPLIT_OF_LIST", "check_datalist", "check_header", "placed_items"]
 
-SPLIT_OF_LIST = {**{split: split for split in SPLITS}, "validation_tiles": "validation"}
-"""List of a datalist → the split that its subjects belong to; tiles of validation images measure a classifier."""
+SPLIT_OF_LIST = {
+    **{split: split for split in SPLITS},
+    "training_images": "training",
+    "validation_tiles": "validation",
+    "test_tiles": "test",
+}
+"""List of a datalist → the split that its subjects belong to.
+
+Where training is on tiles, ``training_images`` holds the whole images that they were cut from, and the tiles of other
+splits measure a classifier.
+"""
 
 _REQUIRED = ("id", "image", "label", "subject")
 

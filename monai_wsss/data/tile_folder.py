@@ -2,9 +2,10 @@
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 """``prepare cases --tiles``: training on tiles with and without the finding, evaluation on whole images.
 
-Training images are cut into tiles.  Validation images stay whole, with their masks, and are cut into tiles as well: the
-list ``validation_tiles`` measures the classifier without a mask.  Test images stay whole.  :mod:`monai_wsss.data.crops`
-holds the rules of cutting and tagging.
+The datalist holds every image twice, whole and as tiles.  The list ``training`` holds tiles, and ``training_images``
+the whole images, for a second stage that learns from them.  The lists ``validation`` and ``test`` hold whole images,
+which are measured with their masks; on ``validation_tiles`` and ``test_tiles`` a classifier is measured without a mask.
+:mod:`monai_wsss.data.crops` holds the rules of cutting and tagging.
 
 The tags come from masks, which simulates the judgment of an expert and is done only on request, or from ``tiles.csv``
 with one row per tile.  Every tile of an image that is labeled 0 lacks the finding, which needs no mask.
@@ -38,6 +39,7 @@ from monai_wsss.data.crops import (
     tile_tags,
 )
 from monai_wsss.data.datalist import modality_entry, statistics_entry, write_datalist
+from monai_wsss.data.datalist_checks import SPLIT_OF_LIST
 from monai_wsss.data.find_files import common_modalities, find_images, find_masks
 from monai_wsss.data.folder import check_like_first
 from monai_wsss.data.label_table import WHOLE, LabeledRow, LabelTable
@@ -48,10 +50,11 @@ from monai_wsss.data.writing import fits_picture, write_picture
 
 __all__ = ["prepare_tiles"]
 
-_LISTS = {"training": "training", "validation": "validation_tiles"}
+_TILES_OF = {"training": "training", "validation": "validation_tiles", "test": "test_tiles"}
 """Split → list that its tiles go into."""
 
-_ALL_LISTS = ("training", "validation", "validation_tiles", "test")
+_IMAGES_OF = {"training": "training_images", "validation": "validation", "test": "test"}
+"""Split → list that its whole images go into."""
 
 _LEFT_OUT = {
     "dark": "tiles were left out for their dark corners, in both classes alike",
@@ -116,16 +119,14 @@ class _TileWriter:
     rule: TileRule
     from_masks: bool
     listed: ListedTiles
-    lists: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: {name: [] for name in _ALL_LISTS})
+    lists: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: {name: [] for name in SPLIT_OF_LIST})
     left_out: Counter[str] = field(default_factory=Counter)
 
     def add(self, full: _Source, scaled: _Source) -> None:
-        """Write an image as its split asks: as tiles, whole, or both."""
+        """Write an image whole and as tiles."""
         split = str(full.row.split)
-        if split != "training":
-            self.lists[split].append(self._write(full if self.rule.full_size else scaled, full.row.id))
-        if split in _LISTS:
-            self.lists[_LISTS[split]] += self._cut(scaled)
+        self.lists[_IMAGES_OF[split]].append(self._write(full if self.rule.full_size else scaled, full.row.id))
+        self.lists[_TILES_OF[split]] += self._cut(scaled)
 
     def _write(
         self,
@@ -211,19 +212,21 @@ def _read_sources(root: Path, table: LabelTable, rule: TileRule, modalities: Seq
 
 def _describe(writer: _TileWriter, classes: Sequence[str]) -> None:
     """Log the number of tiles per list and class, and of those left out with the reason."""
-    for name in _LISTS.values():
+    for name in _TILES_OF.values():
         items = writer.lists[name]
-        counts = np.array([item["label"] for item in items]).reshape(-1, len(classes)).sum(axis=0)
+        if not items:
+            continue
+        counts = np.array([item["label"] for item in items]).sum(axis=0)
         shown = ", ".join(f"{count} with {label}" for count, label in zip(counts, classes, strict=True))
         without = sum(not any(item["label"]) for item in items)
         images = len({item["source"] for item in items})
         _logger.info("%s: %d tiles of %d images (%s, %d without).", name, len(items), images, shown, without)
         for label, count in zip(classes, counts, strict=True):
-            if items and count in (0, len(items)):
+            if count in (0, len(items)):
                 kind = "with" if count == 0 else "without"
                 _logger.warning("%s: no tile is %s %s, so there is nothing to tell apart.", name, kind, label)
-    for split in ("validation", "test"):
-        _logger.info("%s: %d whole images.", split, len(writer.lists[split]))
+    for name in _IMAGES_OF.values():
+        _logger.info("%s: %d whole images.", name, len(writer.lists[name]))
     for reason, text in _LEFT_OUT.items():
         if writer.left_out[reason]:
             _logger.info("%d %s.", writer.left_out[reason], text)
