@@ -140,7 +140,10 @@ class BenchmarkTable:
 
     def format(self, rows: Sequence[Row]) -> str:
         """Give rows of this table as Markdown."""
-        return format_rows(rows, self.columns)
+        table = format_rows(rows, self.columns)
+        if not any(row.simulated_supervision for row in rows):
+            return table
+        return f"{table}\n\nSimulated supervision: labels {self.data.header['labels'].removeprefix('simulated: ')}."
 
     def folder(self, recipe: str, seed: int) -> Path:
         """Give the folder of a recipe's weights."""
@@ -215,6 +218,7 @@ class BenchmarkTable:
                 metrics={**measured.metrics, **costs},
                 seconds=sum(known) if known and len(known) == len(seconds) else None,
                 reads_masks=measured.oracle or any(one.method.uses_masks for one in trained),
+                simulated_supervision=bool(self.data.header.get("simulated_supervision", False)),
             )
             for measured in entry.measure(self, trained)
         ]

@@ -48,7 +48,7 @@ from monai_wsss.data.prepared_folder import check_targets, warn_of_contradiction
 from monai_wsss.data.tile_table import ListedTiles, read_tile_table
 from monai_wsss.data.writing import fits_picture, write_picture
 
-__all__ = ["prepare_tiles"]
+__all__ = ["TileSource", "TileWriter", "prepare_tiles", "tile_header"]
 
 _TILES_OF = {"training": "training", "validation": "validation_tiles", "test": "test_tiles"}
 """Split → list that its tiles go into."""
@@ -69,7 +69,7 @@ _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class _Source:
+class TileSource:
     """An image with its row, its channels, its pixels (C, *S), and mask and region, each (1, *S) or None."""
 
     row: LabeledRow
@@ -80,16 +80,16 @@ class _Source:
     region: np.ndarray | None = None
 
 
-def _scaled(source: _Source, rule: TileRule) -> _Source:
+def _scaled(source: TileSource, rule: TileRule) -> TileSource:
     """Scale the pixels, the mask and the region of an image."""
     shape = scaled_shape(source.pixels.shape[1:], rule)
     mask, region = (None if one is None else resize_mask(one, shape) for one in (source.mask, source.region))
-    return _Source(source.row, source.names, source.is_color, resize_image(source.pixels, shape), mask, region)
+    return TileSource(source.row, source.names, source.is_color, resize_image(source.pixels, shape), mask, region)
 
 
 def _to_source(
     row: LabeledRow, case: ImageCase, mask: Path | None, region: Path | None, classes: Sequence[str]
-) -> _Source:
+) -> TileSource:
     """Read the mask and the region of an image, and check that tiles of it can be stored as PNG."""
     pixels = case.volume
     if pixels.ndim != 3 or not all(map(fits_picture, [pixels] if case.is_color else pixels[:, None])):
@@ -99,11 +99,11 @@ def _to_source(
         )
     shown = None if mask is None else read_mask(mask, case.images[0], classes)
     inside = None if region is None else read_mask(region, case.images[0], [WHOLE])
-    return _Source(row, case.names, case.is_color, pixels.astype(np.uint16), shown, inside)
+    return TileSource(row, case.names, case.is_color, pixels.astype(np.uint16), shown, inside)
 
 
 @dataclass
-class _TileWriter:
+class TileWriter:
     """Writes images whole or as tiles, and collects their items.
 
     Attributes:
@@ -118,11 +118,11 @@ class _TileWriter:
     out: Path
     rule: TileRule
     from_masks: bool
-    listed: ListedTiles
+    listed: ListedTiles = field(default_factory=dict)
     lists: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: {name: [] for name in SPLIT_OF_LIST})
     left_out: Counter[str] = field(default_factory=Counter)
 
-    def add(self, full: _Source, scaled: _Source) -> None:
+    def add(self, full: TileSource, scaled: TileSource) -> None:
         """Write an image whole and as tiles."""
         split = str(full.row.split)
         self.lists[_IMAGES_OF[split]].append(self._write(full if self.rule.full_size else scaled, full.row.id))
@@ -130,7 +130,7 @@ class _TileWriter:
 
     def _write(
         self,
-        source: _Source,
+        source: TileSource,
         name: str,
         window: tuple[slice, slice] = (slice(None), slice(None)),
         *,
@@ -151,7 +151,7 @@ class _TileWriter:
             write_picture(self.out / path, values)
         return {**item, "statistics": source.row.id} if source.is_color else item
 
-    def _tags(self, source: _Source) -> Mapping[tuple[int, int], list[int] | None] | None:
+    def _tags(self, source: TileSource) -> Mapping[tuple[int, int], list[int] | None] | None:
         """Give the tags of all tiles of an image; None where nothing says what the tiles show."""
         row, shape, size = source.row, source.pixels.shape[1:], self.rule.tiles
         if row.id in self.listed:
@@ -161,7 +161,7 @@ class _TileWriter:
             return {place: tile_tags(source.mask[0], place, self.rule, len(row.label)) for place in origins}
         return None if any(row.label) else dict.fromkeys(origins, row.label)
 
-    def _cut(self, source: _Source) -> list[dict[str, Any]]:
+    def _cut(self, source: TileSource) -> list[dict[str, Any]]:
         """Write the tiles of an image; return their items."""
         row, size, shape = source.row, self.rule.tiles, source.pixels.shape[1:]
         if min(shape) < size:
@@ -192,7 +192,9 @@ class _TileWriter:
         return items
 
 
-def _read_sources(root: Path, table: LabelTable, rule: TileRule, modalities: Sequence[str] | None) -> Iterator[_Source]:
+def _read_sources(
+    root: Path, table: LabelTable, rule: TileRule, modalities: Sequence[str] | None
+) -> Iterator[TileSource]:
     """Read all images with their masks and regions, subject by subject."""
     found = find_images(root / "images", table)
     names = common_modalities(found, table.rows, modalities)
@@ -210,7 +212,7 @@ def _read_sources(root: Path, table: LabelTable, rule: TileRule, modalities: Seq
             yield _to_source(row, case, masks.get(row.id), regions.get(row.id), table.classes)
 
 
-def _describe(writer: _TileWriter, classes: Sequence[str]) -> None:
+def _describe(writer: TileWriter, classes: Sequence[str]) -> None:
     """Log the number of tiles per list and class, and of those left out with the reason."""
     for name in _TILES_OF.values():
         items = writer.lists[name]
@@ -230,6 +232,18 @@ def _describe(writer: _TileWriter, classes: Sequence[str]) -> None:
     for reason, text in _LEFT_OUT.items():
         if writer.left_out[reason]:
             _logger.info("%d %s.", writer.left_out[reason], text)
+
+
+def tile_header(rule: TileRule, *, labels_from_masks: bool) -> dict[str, Any]:
+    """Give the entries of a datalist that say how tiles were cut and where their tags come from."""
+    labels = "of tiles, from tiles.csv and from images without finding"
+    if labels_from_masks:
+        labels = f"simulated: tags of tiles from masks ({rule.sentence})"
+    return {
+        "labels": labels,
+        "simulated_supervision": labels_from_masks,
+        "tiles": {**asdict(rule), "tile_stride": rule.stride},
+    }
 
 
 def prepare_tiles(
@@ -260,7 +274,7 @@ def prepare_tiles(
     listed: ListedTiles = {}
     if not labels_from_masks:
         listed = read_tile_table(root / "tiles.csv", table)
-    writer = _TileWriter(out, rule, labels_from_masks, listed)
+    writer = TileWriter(out, rule, labels_from_masks, listed)
     statistics: dict[str, dict[str, list[float]]] = {}
     contradictions: list[str] = []
     names: Sequence[str] = ()
@@ -290,16 +304,8 @@ def prepare_tiles(
         "modality": modality_entry(names),
         "classes": table.classes,
         "background": True,
-        **_origin_of_tags(rule, labels_from_masks),
-        "tiles": {**asdict(rule), "tile_stride": rule.stride},
+        **tile_header(rule, labels_from_masks=labels_from_masks),
         "statistics": statistics,
         **writer.lists,
     }
     return write_datalist(out, datalist)
-
-
-def _origin_of_tags(rule: TileRule, labels_from_masks: bool) -> dict[str, Any]:
-    """Give the entries of the datalist that say where the tags of tiles come from."""
-    if labels_from_masks:
-        return {"labels": f"simulated: tags of tiles from masks ({rule.sentence})", "simulated_supervision": True}
-    return {"labels": "of tiles, from tiles.csv and from images without finding", "simulated_supervision": False}

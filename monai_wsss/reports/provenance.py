@@ -25,8 +25,16 @@ import torch
 import monai_wsss
 from monai_wsss._checks import DataError
 from monai_wsss._files import file_sha256, make_directory, write_json
+from monai_wsss.data import load_header
 
-__all__ = ["collect_provenance", "read_run", "recorded_supervision", "settings_of", "write_run"]
+__all__ = [
+    "collect_provenance",
+    "read_run",
+    "recorded_supervision",
+    "settings_of",
+    "simulated_supervision",
+    "write_run",
+]
 
 _PACKAGES = ("torch", "monai", "numpy", "pytorch-ignite")
 _INFERRING = {
@@ -203,6 +211,21 @@ def recorded_supervision(run_dir: str | os.PathLike[str], weights: str | os.Path
         return None
     uses = run.get("uses_masks")
     return [str(use) for use in uses] if isinstance(uses, list) else None
+
+
+def simulated_supervision(datalist: str | os.PathLike[str]) -> list[str]:
+    """Tell whether the labels of a datalist were made from pixel masks on request, as those of tiles may be.
+
+    Returns:
+        one phrase, or nothing.
+
+    Raises:
+        DataError: the datalist cannot be read.
+    """
+    header = load_header(datalist)
+    if not header.get("simulated_supervision", False):
+        return []
+    return [f"simulated supervision, {str(header.get('labels', 'labels from masks')).removeprefix('simulated: ')}"]
 
 
 def _versions() -> dict[str, str]:

@@ -38,6 +38,7 @@ from monai_wsss.reports.provenance import (
     read_run,
     recorded_supervision,
     settings_of,
+    simulated_supervision,
     write_run,
 )
 
@@ -129,7 +130,7 @@ class RunRecord:
         core = getattr(engine, "core", None)
         if core is not None:
             own = [f"training by {type(core).__name__} (an upper bound)"] if getattr(core, "uses_masks", False) else []
-            return [*(self.uses_masks or ()), *own]
+            return [*(self.uses_masks or ()), *simulated_supervision(self.datalist), *own]
         if self.uses_masks is not None:
             return list(self.uses_masks)
         return None if self.training_dir is None else recorded_supervision(self.training_dir, self.weights)
