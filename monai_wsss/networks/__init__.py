@@ -25,6 +25,7 @@ from monai_wsss.networks.object_prior import ObjectPrior
 from monai_wsss.networks.position_attention import PositionAttention
 from monai_wsss.networks.pretrained import WeightReport, load_pretrained
 from monai_wsss.networks.psp import PSPHead, PyramidSceneParsing
+from monai_wsss.networks.published_weights import load_encoder_weights
 from monai_wsss.networks.pyramid_fusion import PyramidFusionPooling, SignPreservingFusion
 from monai_wsss.networks.resnest import ResNeSt, SplitAttentionConv
 from monai_wsss.networks.resnet38 import ResNet38
@@ -65,6 +66,7 @@ __all__ = [
     "WeightReport",
     "dense_features",
     "fused_cam_network",
+    "load_encoder_weights",
     "load_mix_transformer",
     "load_pretrained",
     "networks_by_modality",
