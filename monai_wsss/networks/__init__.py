@@ -14,7 +14,9 @@ from monai_wsss.networks.class_head import ClassHead
 from monai_wsss.networks.consistency_attention import ConsistencyCorrelationAttention
 from monai_wsss.networks.conv_pyramid import ConvPyramid
 from monai_wsss.networks.criss_cross import CrissCrossAttention
+from monai_wsss.networks.efficientnet_lite import EfficientNetLite
 from monai_wsss.networks.feature_fusion import FusedFeatures, FusedSegmenter, fused_cam_network
+from monai_wsss.networks.frozen_encoder import FrozenEncoder
 from monai_wsss.networks.gland_classifier import GlandClassifier, resnet38_classifier
 from monai_wsss.networks.map_ensemble import MapEnsemble
 from monai_wsss.networks.mix_transformer import MixTransformer
@@ -44,6 +46,8 @@ __all__ = [
     "ConsistencyCorrelationAttention",
     "ConvPyramid",
     "CrissCrossAttention",
+    "EfficientNetLite",
+    "FrozenEncoder",
     "FusedFeatures",
     "FusedSegmenter",
     "GlandClassifier",
