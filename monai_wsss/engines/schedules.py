@@ -38,7 +38,8 @@ def one_cycle(
 
     Args:
         optimizer: the optimizer whose rate is set.
-        learning_rate: the peak rate.
+        learning_rate: the peak rate.  Of several groups of parameters, such as those of
+            ``method.parameter_groups``, each has its own rate for its peak instead.
         max_epochs: epochs of the run.
         train_data_loader: its length is the number of iterations per epoch.
         warm_up: share of the run in which the rate rises, in (0, 1).
@@ -49,7 +50,9 @@ def one_cycle(
         >>> one_cycle(optimizer, 0.1, max_epochs=2, train_data_loader=[0] * 5).total_steps
         10
     """
-    return OneCycleLR(optimizer, learning_rate, total_steps=max_epochs * len(train_data_loader), pct_start=warm_up)
+    groups = optimizer.param_groups
+    peaks = [group["lr"] for group in groups] if len(groups) > 1 else learning_rate
+    return OneCycleLR(optimizer, peaks, total_steps=max_epochs * len(train_data_loader), pct_start=warm_up)
 
 
 @dataclass(frozen=True)

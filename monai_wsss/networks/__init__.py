@@ -16,6 +16,7 @@ from monai_wsss.networks.conv_pyramid import ConvPyramid
 from monai_wsss.networks.criss_cross import CrissCrossAttention
 from monai_wsss.networks.efficientnet_lite import EfficientNetLite
 from monai_wsss.networks.feature_fusion import FusedFeatures, FusedSegmenter, fused_cam_network
+from monai_wsss.networks.frozen_encoder import FrozenEncoder
 from monai_wsss.networks.gland_classifier import GlandClassifier, resnet38_classifier
 from monai_wsss.networks.map_ensemble import MapEnsemble
 from monai_wsss.networks.mix_transformer import MixTransformer
@@ -47,6 +48,7 @@ __all__ = [
     "ConvPyramid",
     "CrissCrossAttention",
     "EfficientNetLite",
+    "FrozenEncoder",
     "FusedFeatures",
     "FusedSegmenter",
     "GlandClassifier",
