@@ -57,6 +57,21 @@ def _photographs(listed: str) -> tuple[Argument, ...]:
     )
 
 
+_TILES = (
+    Argument("--tiles", "cut images/ into tiles of N pixels, with and without the finding", kind=int),
+    Argument("--labels-from-masks", "simulate the labels of tiles from masks (recorded)", False),
+    Argument("--tile-stride", "step from tile to tile (default half a tile)", kind=int),
+    Argument("--scale", "scale images by this factor first", kind=float),
+    Argument("--longest-side", "scale images to this length of the longer side first", kind=int),
+    Argument("--tile-presence", "a finding is present if it covers a larger share of a tile", 0.05, float),
+    Argument("--tile-margin", "a tile without finding has none in this many pixels around it", 8, int),
+    Argument("--region", "folder of masks, e.g. lungs, in which tiles must lie", metavar="NAME"),
+    Argument("--region-share", "least share of a tile within the region", 0.9, float),
+    Argument("--keep-dark-corners", "keep tiles with dark corners, a shortcut", True, parameter="skip_dark_corners"),
+    Argument("--full-size", "do not scale images that stay whole", False),
+)
+"""The arguments of tiles; a test compares them with the fields of :class:`~monai_wsss.data.crops.TileRule`."""
+
 LAYOUTS = (
     Command(
         "folder",
@@ -114,13 +129,15 @@ LAYOUTS = (
     Command(
         "cases",
         "a folder with labels.csv and cases/*.npz, or images/ and masks/",
-        "monai-wsss prepare cases --root acdc --label-columns rv,myo,lv --out prepared",
+        "monai-wsss prepare cases --root acdc --label-columns rv,myo,lv --out prepared\n"
+        "  monai-wsss prepare cases --root ph2 --longest-side 256 --tiles 64 --labels-from-masks --out prepared",
         function="monai_wsss.data.cases.prepare_cases",
         arguments=(
             Argument("--root", "the folder with labels.csv", REQUIRED, metavar="DIR"),
             _OUT,
             Argument("--label-columns", "columns with 0/1 labels", ("label",), names),
             Argument("--modalities", "names of the stored channels, in their order", kind=names),
+            *_TILES,
         ),
     ),
     Command(

@@ -21,7 +21,7 @@ import numpy as np
 
 from monai_wsss._checks import DataError, check_choice
 from monai_wsss._files import make_directory, write_json
-from monai_wsss.data.datalist_checks import check_datalist, check_header, placed_items
+from monai_wsss.data.datalist_checks import SPLIT_OF_LIST, check_datalist, check_header, placed_items
 from monai_wsss.data.modalities import canonical_modality
 from monai_wsss.data.splits import SPLITS
 
@@ -134,8 +134,9 @@ def write_datalist(directory: str | os.PathLike[str], datalist: Mapping[str, Any
     for _, _, item in placed_items(content):
         for file in _paths(item, directory):
             _check_exists(file, item, "image", str(path))
-        if "mask" in item:
-            _check_exists(os.path.normpath(directory / item["mask"]), item, "mask", str(path))
+        for kind in ("mask", "region"):
+            if kind in item:
+                _check_exists(os.path.normpath(directory / item[kind]), item, kind, str(path))
     write_json(path, content)
     return path
 
@@ -205,6 +206,7 @@ def load_datalist(
     split: str,
     *,
     masks: bool = False,
+    regions: bool = False,
     modalities: Sequence[str] | None = None,
     replace_missing: Mapping[str, str] | None = None,
 ) -> list[dict[str, Any]]:
@@ -212,16 +214,17 @@ def load_datalist(
 
     Args:
         path: the JSON file.
-        split: "training", "validation" or "test".
+        split: "training", "validation" or "test", or "validation_tiles" for tiles of the validation images.
         masks: whether to give the masks as well.  They are for evaluation, oracles and full supervision only: a method
             that learns from image-level labels must never see them.
+        regions: whether to give the regions as well, masks of the organ in which a finding may lie.
         modalities: the wanted sequences, in the wanted order, e.g. ``("T1", "T1c", "FLAIR")``; None takes those of the
             list.  Channels without names ("channel 0", "image") are taken in order if their number is right.
         replace_missing: stand-ins for modalities that the list lacks, e.g. ``{"T1": "FLAIR"}``; a warning says so.
 
     Returns:
         One dictionary per item: ``id``, ``subject``, ``image`` (an absolute path, or one per modality) and ``label``
-        float32 (K,); ``mask`` (an absolute path), if asked for and in the list; ``intensity_mean`` and
+        float32 (K,); ``mask`` and ``region`` (absolute paths), if asked for and in the list; ``intensity_mean`` and
         ``intensity_std`` float32 (C,), if the list has statistics of the item or its subject; ``source`` and ``origin``
         of a patch, if the list has them.
 
@@ -241,7 +244,7 @@ def load_datalist(
         >>> Path(item["image"]).name, item["label"].tolist()
         ('a_flair.png', [1.0])
     """
-    check_choice("split", split, SPLITS)
+    check_choice("split", split, tuple(SPLIT_OF_LIST))
     file = Path(path).absolute()
     datalist = _read_json(file)
     check_datalist(datalist, str(file))
@@ -259,9 +262,10 @@ def load_datalist(
             _check_exists(image, entry, "image", str(file))
         item = {"id": entry["id"], "subject": entry["subject"], "image": files[0] if len(files) == 1 else files}
         item["label"] = np.asarray(entry["label"], dtype=np.float32)
-        if masks and "mask" in entry:
-            item["mask"] = os.path.normpath(file.parent / entry["mask"])
-            _check_exists(item["mask"], entry, "mask", str(file))
+        for key, wanted in (("mask", masks), ("region", regions)):
+            if wanted and key in entry:
+                item[key] = os.path.normpath(file.parent / entry[key])
+                _check_exists(item[key], entry, key, str(file))
         item |= {key: entry[key] for key in ("source", "origin") if key in entry}
         statistics = _statistics_of(entry, datalist)
         if statistics is not None:
@@ -285,4 +289,7 @@ def load_header(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     datalist = _read_json(Path(path))
     check_header(datalist, str(path))
-    return {"background": True, **{key: value for key, value in datalist.items() if key not in (*SPLITS, "statistics")}}
+    return {
+        "background": True,
+        **{key: value for key, value in datalist.items() if key not in (*SPLIT_OF_LIST, "statistics")},
+    }

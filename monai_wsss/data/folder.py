@@ -26,7 +26,7 @@ from monai_wsss.data.label_table import LabeledRow, LabelTable, read_label_table
 from monai_wsss.data.patches import contradicting_pairs
 from monai_wsss.data.prepared_folder import check_output, log_sizes, warn_of_contradictions, write_prepared
 
-__all__ = ["LabelColumns", "prepare_folder", "prepare_images"]
+__all__ = ["LabelColumns", "check_like_first", "prepare_folder", "prepare_images"]
 
 _logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class LabelColumns(TypedDict, total=False):
     split_column: str | None
 
 
-def _check_like_first(row: LabeledRow, case: ImageCase, first: ImageCase) -> None:
+def check_like_first(row: LabeledRow, case: ImageCase, first: ImageCase) -> None:
     """Check that a case has the channels and the number of dimensions of the first case."""
     described = [f"{one.images[0].ndim - 1}D with {', '.join(one.names)}" for one in (case, first)]
     if described[0] != described[1]:
@@ -153,7 +153,7 @@ def prepare_images(
             files = {name: found[image_id][name] for name in names}
             case = read_case(files, channel_names=modalities, color=color, on_white=table.scored_class is not None)
             first = first or case
-            _check_like_first(of_image[0], case, first)
+            check_like_first(of_image[0], case, first)
             items, volume = _write_image(out, of_image, case, masks.get(image_id), table.classes)
             written |= {row.id: item for row, (item, _) in zip(of_image, items, strict=True)}
             contradictions += [row.id for row, (_, agrees) in zip(of_image, items, strict=True) if not agrees]

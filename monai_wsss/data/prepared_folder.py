@@ -16,7 +16,7 @@ from monai_wsss.data.datalist import modality_entry, write_datalist
 from monai_wsss.data.label_table import LabeledRow, LabelTable
 from monai_wsss.data.splits import split_by_subject
 
-__all__ = ["check_output", "log_sizes", "warn_of_contradictions", "write_prepared"]
+__all__ = ["check_output", "check_targets", "log_sizes", "warn_of_contradictions", "write_prepared"]
 
 _logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def warn_of_contradictions(ids: Sequence[str]) -> None:
         _logger.warning("%d masks show other classes than their labels say, first that of %s.", len(ids), ids[0])
 
 
-def _check_targets(files: Mapping[str, Mapping[str, Any]]) -> None:
+def check_targets(files: Mapping[str, Mapping[str, Any]]) -> None:
     """Check that no two images share a file; on some disks ``A.png`` and ``a.png`` are one file."""
     owner: dict[str, str] = {}
     for name, item in files.items():
@@ -111,7 +111,7 @@ def write_prepared(
     Raises:
         DataError: two images have the same path, or see :func:`~monai_wsss.data.datalist.write_datalist`.
     """
-    _check_targets(files)
+    check_targets(files)
     rows = table.rows
     splits: Sequence[str | None] = [row.split for row in rows]
     if None in splits:
