@@ -214,7 +214,8 @@ def load_datalist(
 
     Args:
         path: the JSON file.
-        split: "training", "validation" or "test", or "validation_tiles" for tiles of the validation images.
+        split: "training", "validation" or "test"; of a list with tiles also "training_images", whole, and
+            "validation_tiles".
         masks: whether to give the masks as well.  They are for evaluation, oracles and full supervision only: a method
             that learns from image-level labels must never see them.
         regions: whether to give the regions as well, masks of the organ in which a finding may lie.

@@ -14,8 +14,15 @@ from monai_wsss.data.splits import SPLITS
 
 __all__ = ["SPLIT_OF_LIST", "check_datalist", "check_header", "placed_items"]
 
-SPLIT_OF_LIST = {**{split: split for split in SPLITS}, "validation_tiles": "validation"}
-"""List of a datalist → the split that its subjects belong to; tiles of validation images measure a classifier."""
+SPLIT_OF_LIST = {
+    **{split: split for split in SPLITS},
+    "training_images": "training",
+    "validation_tiles": "validation",
+}
+"""List of a datalist → the split that its subjects belong to.
+
+Where the training split holds tiles, ``training_images`` are the whole images that a second stage learns from, and tiles
+of validation images measure a classifier without masks."""
 
 _REQUIRED = ("id", "image", "label", "subject")
 

@@ -2,8 +2,9 @@
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 """``prepare cases --tiles``: training on tiles with and without the finding, evaluation on whole images.
 
-Training images are cut into tiles.  Validation images stay whole, with their masks, and are cut into tiles as well: the
-list ``validation_tiles`` measures the classifier without a mask.  Test images stay whole.  :mod:`monai_wsss.data.crops`
+Training images are cut into tiles; whole, at the scale of the tiles, they stand in ``training_images``, for a second
+stage.  Validation images stay whole, with their masks, and are cut into tiles as well: the list ``validation_tiles``
+measures the classifier without a mask.  Test images stay whole.  :mod:`monai_wsss.data.crops`
 holds the rules of cutting and tagging.
 
 The tags come from masks, which simulates the judgment of an expert and is done only on request, or from ``tiles.csv``
@@ -51,7 +52,10 @@ __all__ = ["prepare_tiles"]
 _LISTS = {"training": "training", "validation": "validation_tiles"}
 """Split → list that its tiles go into."""
 
-_ALL_LISTS = ("training", "validation", "validation_tiles", "test")
+_WHOLE = {"training": "training_images", "validation": "validation", "test": "test"}
+"""Split → list that its whole images go into."""
+
+_ALL_LISTS = ("training", "training_images", "validation", "validation_tiles", "test")
 
 _LEFT_OUT = {
     "dark": "tiles were left out for their dark corners, in both classes alike",
@@ -122,8 +126,8 @@ class _TileWriter:
     def add(self, full: _Source, scaled: _Source) -> None:
         """Write an image as its split asks: as tiles, whole, or both."""
         split = str(full.row.split)
-        if split != "training":
-            self.lists[split].append(self._write(full if self.rule.full_size else scaled, full.row.id))
+        whole = full if self.rule.full_size and split != "training" else scaled
+        self.lists[_WHOLE[split]].append(self._write(whole, full.row.id))
         if split in _LISTS:
             self.lists[_LISTS[split]] += self._cut(scaled)
 
