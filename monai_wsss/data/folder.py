@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from monai_wsss._checks import DataError
 from monai_wsss._intensity import foreground_statistics, tissue_statistics
+from monai_wsss._pictures import ROWS_COLUMNS, XY
 from monai_wsss.data.case_files import ImageCase, is_color_picture, read_case, write_case, write_slices
 from monai_wsss.data.datalist import statistics_entry
 from monai_wsss.data.find_files import common_modalities, find_images, find_masks
@@ -83,6 +84,11 @@ def _statistics_key(row: LabeledRow, case: ImageCase, table: LabelTable) -> str 
     if not case.is_color:
         return row.subject
     return row.source_or_id if table.scored_class is not None else None
+
+
+def _order(case: ImageCase | None, row: LabeledRow) -> str:
+    """Give the order in which networks get the images: rows and columns of pictures, [x, y] of slices of volumes."""
+    return ROWS_COLUMNS if case is not None and case.is_picture and row.volume is None else XY
 
 
 def _describe_patches(rows: Sequence[LabeledRow], shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -168,7 +174,8 @@ def prepare_images(
     if table.scored_class is not None:
         _describe_patches(table.rows, shapes)
     channels = first.names if first else []
-    return write_prepared(out, table, written, channels, statistics, fractions=fractions, seed=seed)
+    order = _order(first, table.rows[0])
+    return write_prepared(out, table, written, channels, statistics, order=order, fractions=fractions, seed=seed)
 
 
 def prepare_folder(
