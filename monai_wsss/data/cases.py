@@ -47,8 +47,10 @@ def prepare_cases(
     """Turn a folder with ``labels.csv`` and ``cases/*.npz``, or ``images/`` and ``masks/``, into a prepared folder.
 
     Each npz file holds ``images`` (N, H, W[, C]) of 8 or 16 bits and perhaps ``masks`` (N, H, W).  Its slices become
-    PNG files, one per channel, in the order [x, y] of their volumes.  The intensity statistics of each subject are recorded over all its images; color images
-    get none.  In the layout with ``images/`` a mask is left out where the column ``has_pixel_truth`` is 0.
+    PNG files, one per channel, and networks get them in the order [x, y] of their volumes.  The intensity statistics of
+    each subject are recorded over all its images; color images get none.  In the layout with ``images/`` the images are
+    read as :func:`~monai_wsss.data.folder.prepare_folder` says, and a mask is left out where the column
+    ``has_pixel_truth`` is 0.
 
     Args:
         root: the folder.

@@ -212,7 +212,7 @@ def _tell_of_old_order(file: Path, items: Sequence[Mapping[str, Any]]) -> None:
         _told.add(file)
         _logger.warning(
             '%s does not say the order of its images, so they are read in the old one, (C, x, y): write "order": "%s" '
-            'into it to keep that, or prepare the data anew to read photographs as (C, rows, columns).',
+            "into it to keep that, or prepare the data anew to read photographs as (C, rows, columns).",
             file,
             XY,
         )

@@ -29,7 +29,16 @@ from PIL import Image
 from monai_wsss._checks import DataError
 from monai_wsss._pictures import PICTURE_SUFFIXES, is_turned, upright
 
-__all__ = ["affine_of", "check_alike", "check_mask_fits", "image_format", "image_stem", "read_image", "read_labels"]
+__all__ = [
+    "affine_of",
+    "check_alike",
+    "check_mask_fits",
+    "image_format",
+    "image_stem",
+    "is_radiograph",
+    "read_image",
+    "read_labels",
+]
 
 _SUFFIXES = {
     "picture": PICTURE_SUFFIXES,
@@ -37,8 +46,11 @@ _SUFFIXES = {
     "metaimage": (".mha", ".mhd"),
     "dicom": (".dcm", ".dicom", ".ima"),
 }
+_MODALITY = "0008|0060"
 _ITK_SOURCE_LINE = re.compile(r"\.[ch]xx:\d+")
 _ITK_PREFIX = re.compile(r"ITK ERROR: \w+\(0x[0-9a-f]+\): ")
+_RADIOGRAPHS = ("CR", "DX", "IO", "MG", "PX", "RF", "RG", "XA")
+"""Modalities of DICOM whose files are projections by X-rays."""
 _GRAY_MODES = ("L", "I", "F", "I;16", "I;16B", "I;16L")
 
 _logger = logging.getLogger(__name__)
@@ -264,6 +276,16 @@ def read_labels(path: str | os.PathLike[str]) -> MetaTensor:
     if not bool(((mask >= 0) & (mask == mask.round())).all()):
         raise DataError(f"The mask {file} holds values other than whole numbers from 0 on: export it as labels.")
     return mask.long()
+
+
+def is_radiograph(path: str | os.PathLike[str]) -> bool:
+    """Tell whether a DICOM file is an X-ray, which is a picture by nature, unlike a slice of a volume."""
+    if Path(path).is_dir() or image_format(path) != "dicom":
+        return False
+    reader = SimpleITK.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    return reader.HasMetaDataKey(_MODALITY) and reader.GetMetaData(_MODALITY).strip() in _RADIOGRAPHS
 
 
 def affine_of(image: MetaTensor) -> np.ndarray:

@@ -23,6 +23,7 @@ from monai_wsss._pictures import as_stored, has_geometry
 
 __all__ = ["SaveMaskd", "has_geometry", "write_mask"]
 
+
 def write_mask(path: str | os.PathLike[str], mask: torch.Tensor, affine: np.ndarray | None = None) -> None:
     """Write a mask (1, *S) of 0..K as uint8: PNG for 2D without geometry, NIfTI with ``affine`` (RAS+) otherwise.
 
