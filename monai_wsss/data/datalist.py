@@ -105,7 +105,8 @@ def write_datalist(directory: str | os.PathLike[str], datalist: Mapping[str, Any
 
     An item holds ``id``, ``image``, ``label``, ``subject`` and optionally ``mask``.  Its entry ``statistics`` is the
     key of its intensity statistics; without this entry the key is its ``subject``.  The item of a patch may name the
-    image from which it was cut, ``source``, and its first column and row there, ``origin`` ([x, y]).
+    image from which it was cut, ``source``, and its first column and row there, ``origin``, which is [x, y] in any
+    ``order``.
 
     Args:
         directory: the folder of the list; relative paths in it are relative to this folder.

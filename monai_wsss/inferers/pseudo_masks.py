@@ -269,7 +269,7 @@ def merge_patches(
     Args:
         maps: signed scores of each patch (K, *s).
         labels: the tags of each patch (K,), 0/1.
-        origins: the first pixel of each patch in the image, one number per axis.
+        origins: the first pixel of each patch in the image, one number per axis of the maps, in their order.
         label_filter: ``neighbors``: a pixel may only have classes that all patches over it are tagged with;
             ``patch``: it may have those of the patch itself; ``none``: it may have any.
         scores: ``signed``, the maps themselves, or ``cam``, see :class:`PseudoMaskWriter`.
