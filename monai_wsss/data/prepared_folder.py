@@ -90,6 +90,7 @@ def write_prepared(
     modalities: Sequence[str],
     statistics: Mapping[str, Any],
     *,
+    order: str,
     fractions: Sequence[float] = (0.7, 0.15, 0.15),
     seed: int = 0,
 ) -> Path:
@@ -102,6 +103,8 @@ def write_prepared(
         modalities: names of the channels, (C).
         statistics: key -> ``mean`` and ``std``; may be empty.  The key is the subject.  Without background it is the
             source of a patch, or the id of a case that is no patch.
+        order: how networks get 2D images, "rows_columns" or "xy"; see
+            :func:`~monai_wsss.data.datalist.write_datalist`.
         fractions: shares of training, validation and test where splits are drawn.
         seed: seed of the draw.
 
@@ -122,6 +125,7 @@ def write_prepared(
         "modality": modality_entry(modalities),
         "classes": table.classes,
         "background": table.scored_class is None,
+        "order": order,
     }
     if table.scored_class is not None:
         datalist["scored_class"] = table.scored_class

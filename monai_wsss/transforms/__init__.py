@@ -4,6 +4,7 @@
 """Transforms that MONAI lacks: of items, and of batches inside autograd. None reads a label file or trains."""
 
 from monai_wsss.transforms.in_plane import ResizeInPlaned, resize_in_plane
+from monai_wsss.transforms.load_ordered import LoadOrderedd
 from monai_wsss.transforms.normalize_subject import NormalizeSubjectd
 from monai_wsss.transforms.paired_spatial import (
     SPATIAL_KINDS,
@@ -22,6 +23,7 @@ from monai_wsss.transforms.stain import NormalizeStaind, RandStainJitterd
 __all__ = [
     "SPATIAL_KINDS",
     "FlipStep",
+    "LoadOrderedd",
     "NormalizeStaind",
     "NormalizeSubjectd",
     "PairedSpatialTransform",
