@@ -115,7 +115,7 @@ class PseudoMaskWriter:
         self.label_filter = label_filter
         self.white = white
         self.batch_size = getattr(inferer, "slice_batch", 32)
-        self.refinement = ClassMapRefinement.of(refine, network, getattr(inferer, "slice_axis", -1))
+        self.refinement = ClassMapRefinement.of(refine, network, getattr(inferer, "slice_axis", None))
         if scores == "cam" and self.refinement is not None and isinstance(self.refinement.part, DenseCRF):
             raise ValueError("Expected scores='signed' with a CRF as `refine`: probabilities have no zero level.")
 
