@@ -39,7 +39,6 @@ from monai_wsss._labels import IGNORED
 from monai_wsss._processes import is_distributed, is_main_process
 from monai_wsss.cams import normalize_maps
 from monai_wsss.refinement import ClassMapRefinement, DenseCRF, MaskRule, PixelAdaptiveRefinement
-from monai_wsss.refinement.class_map_refinement import image_to_refine_by
 from monai_wsss.transforms import has_geometry, write_mask
 
 __all__ = ["MANIFEST", "PseudoMaskWriter", "merge_patches"]
@@ -235,14 +234,14 @@ class PseudoMaskWriter:
         label = torch.as_tensor(item["label"])[None]
         if self.refinement is None:
             return rule.mask(maps[None], label)[0].cpu()
-        return self.refinement(rule, maps[None], image_to_refine_by(item), label).mask[0].cpu()
+        return self.refinement(rule, maps[None], self.refinement.image_of(item), label).mask[0].cpu()
 
     def _refined(self, item: Item, maps: torch.Tensor) -> torch.Tensor:
         """Refine the signed maps (K, *S) of a patch; where its tags will filter, they take part in a CRF alone."""
         if self.refinement is None:
             return maps
         label = torch.as_tensor(item["label"])[None] if self.label_filter == "neighbors" else None
-        return self.refinement.maps(maps[None], image_to_refine_by(item), label)[0]
+        return self.refinement.maps(maps[None], self.refinement.image_of(item), label)[0]
 
     def _maps(self, images: list[torch.Tensor]) -> list[torch.Tensor]:
         """Give raw maps (K, *S) of images, those of one size in batches."""

@@ -188,6 +188,26 @@ class ClassMapRefinement:
             maps = maps.masked_fill(~of_pixels(allowed.to(maps.device) > 0, maps), -torch.inf)
         return _log(refine(maps.softmax(dim=1).nan_to_num(nan=0.0)))
 
+    def image_of(self, item: Mapping[Any, Any], key: str | None = None) -> torch.Tensor:
+        """Give the image (1, C, *S) of an item by which its maps are refined.
+
+        Args:
+            item: with ``image``, and ``intensity`` where it keeps the image before it was normalized.
+            key: of the image; None: ``intensity`` where the item has it, else ``image``, which is also that of a CRF
+                with ``intensity_range=None``, since its settings are in the unit of the network's input.
+
+        Raises:
+            ValueError: an item without that key.
+        """
+        own_unit = isinstance(self.part, DenseCRF) and self.part.settings["intensity_range"] is None
+        key = key or ("intensity" if "intensity" in item and not own_unit else "image")
+        if key not in item:
+            raise ValueError(
+                f"Refinement reads the key {key!r} of an item, which has {sorted(map(str, item))}: keep it."
+            )
+        image: torch.Tensor = torch.as_tensor(item[key])[None]
+        return image
+
     def _image(self, image: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
         """Check the image, and give it on the maps' device with gray levels where the part needs them."""
         check_shape("image", image, "(B, C, *S)")
@@ -223,19 +243,6 @@ class ClassMapRefinement:
         slices = [tensor.movedim(axis, 1).flatten(0, 1) for tensor in (image, maps)]
         refined = self.part(*slices).unflatten(0, (len(maps), -1))
         return refined.movedim(1, axis)
-
-
-def image_to_refine_by(item: Mapping[Any, Any], key: str | None = None) -> torch.Tensor:
-    """Give the image (1, C, *S) of an item that refinement reads: of ``key``, or ``intensity`` before ``image``.
-
-    Raises:
-        ValueError: an item without it.
-    """
-    key = key or ("intensity" if "intensity" in item else "image")
-    if key not in item:
-        raise ValueError(f"Refinement reads the key {key!r} of an item, which has {sorted(map(str, item))}: keep it.")
-    image: torch.Tensor = torch.as_tensor(item[key])[None]
-    return image
 
 
 def _decide_through(

@@ -347,6 +347,9 @@ def test_the_image_before_normalization_is_read_where_there_is_one():
     assert torch.equal(refine(item)["cam"], expected)
     other = ToMaskd("pred", network(), rule="minmax", refine="par", image_key="image")
     assert not torch.equal(other(item)["cam"], expected)
+    in_its_unit = ClassMapRefinement(DenseCRF(intensity_range=None))
+    assert not in_its_unit.image_of(item).any()
+    assert in_its_unit.image_of(item, "intensity").any()
     with pytest.raises(ValueError, match="reads the key 'image' of an item, which has \\['pred'\\]"):
         refine({"pred": scores})
 
