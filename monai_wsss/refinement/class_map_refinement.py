@@ -130,9 +130,12 @@ class ClassMapRefinement:
     @property
     def settings(self) -> dict[str, Any]:
         """Give its name and all settings as plain values, for a record."""
+        of_part = {
+            name: list(value) if isinstance(value, tuple) else value for name, value in self.part.settings.items()
+        }
         return {
             "part": type(self.part).__name__,
-            **self.part.settings,
+            **of_part,
             "spatial_dims": self.spatial_dims,
             "slice_axis": self.slice_axis,
         }

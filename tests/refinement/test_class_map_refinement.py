@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 
 import numpy as np
@@ -367,7 +368,9 @@ def test_settings_tell_of_the_refinement():
         "spatial_dims": 2,
         "slice_axis": None,
     }
-    assert ToMaskd("pred", network(), refine="crf").settings["refine"]["bilateral_intensity_std"] == 5.0
+    crf = ToMaskd("pred", network(), refine=DenseCRF(spacing=(1.0, 2.0))).settings["refine"]
+    assert crf == json.loads(json.dumps(crf))  # as it is read back from a record
+    assert crf["bilateral_intensity_std"] == 5.0
 
 
 @pytest.mark.parametrize(
