@@ -370,6 +370,17 @@ def test_evaluation_fills_the_run_folder(evaluation, phantoms, bundle, modalitie
     assert {"rule", "gate", "refine"} <= record["config"].keys()
 
 
+def test_masks_are_refined_on_request(evaluation, phantoms, bundle, tmp_path):
+    """One override does it, the record tells of it, and presence stays that of the raw maps."""
+    refined = run(bundle, "evaluate", tmp_path / "refined", phantoms, views="none", refine="par")
+    plain, told = (read_json(output / "run.json")["config"]["refine"] for output in (evaluation, refined))
+    assert plain == "none"
+    assert {"part": "PixelAdaptiveRefinement", "row_stochastic": True, "spatial_dims": 2}.items() <= told.items()
+    before, after = (read_json(output / "metrics.json") for output in (evaluation, refined))
+    assert before["accuracy"]["mean"] != after["accuracy"]["mean"]
+    assert before.get("presence_auroc") == after.get("presence_auroc")
+
+
 def test_both_metric_files_say_the_same(evaluation, bundle, is_color):
     metrics = read_json(evaluation / "metrics.json")
     listed = dict(line.split(",") for line in (evaluation / "metrics.csv").read_text(encoding="utf-8").splitlines())

@@ -40,7 +40,6 @@ from monai_wsss._pictures import ROWS_COLUMNS, as_stored, order_of
 from monai_wsss._processes import is_distributed, is_main_process
 from monai_wsss.cams import normalize_maps
 from monai_wsss.refinement import ClassMapRefinement, DenseCRF, MaskRule, PixelAdaptiveRefinement
-from monai_wsss.refinement.class_map_refinement import image_to_refine_by
 from monai_wsss.transforms import write_mask
 
 __all__ = ["MANIFEST", "PseudoMaskWriter", "merge_patches"]
@@ -116,7 +115,7 @@ class PseudoMaskWriter:
         self.label_filter = label_filter
         self.white = white
         self.batch_size = getattr(inferer, "slice_batch", 32)
-        self.refinement = ClassMapRefinement.of(refine, network, getattr(inferer, "slice_axis", -1))
+        self.refinement = ClassMapRefinement.of(refine, network, getattr(inferer, "slice_axis", None))
         if scores == "cam" and self.refinement is not None and isinstance(self.refinement.part, DenseCRF):
             raise ValueError("Expected scores='signed' with a CRF as `refine`: probabilities have no zero level.")
 
@@ -234,14 +233,14 @@ class PseudoMaskWriter:
         label = torch.as_tensor(item["label"])[None]
         if self.refinement is None:
             return rule.mask(maps[None], label)[0].cpu()
-        return self.refinement(rule, maps[None], image_to_refine_by(item), label).mask[0].cpu()
+        return self.refinement(rule, maps[None], self.refinement.image_of(item), label).mask[0].cpu()
 
     def _refined(self, item: Item, maps: torch.Tensor) -> torch.Tensor:
         """Refine the signed maps (K, *S) of a patch; where its tags will filter, they take part in a CRF alone."""
         if self.refinement is None:
             return maps
         label = torch.as_tensor(item["label"])[None] if self.label_filter == "neighbors" else None
-        return self.refinement.maps(maps[None], image_to_refine_by(item), label)[0]
+        return self.refinement.maps(maps[None], self.refinement.image_of(item), label)[0]
 
     def _maps(self, images: list[torch.Tensor]) -> list[torch.Tensor]:
         """Give raw maps (K, *S) of images, those of one size in batches."""
