@@ -25,12 +25,22 @@ from monai_wsss.networks.position_attention import PositionAttention
 from monai_wsss.networks.pretrained import WeightReport, load_pretrained
 from monai_wsss.networks.psp import PSPHead, PyramidSceneParsing
 from monai_wsss.networks.pyramid_fusion import PyramidFusionPooling, SignPreservingFusion
+from monai_wsss.networks.reading_record import (
+    READING_ORDERS,
+    SLICING_AXES,
+    add_reading_record,
+    reading_order,
+    record_reading,
+    recorded_reading,
+)
 from monai_wsss.networks.resnest import ResNeSt, SplitAttentionConv
 from monai_wsss.networks.resnet38 import ResNet38
 from monai_wsss.networks.two_branch import BranchOutputs, TwoBranchNetwork
 
 __all__ = [
     "POOLINGS",
+    "READING_ORDERS",
+    "SLICING_AXES",
     "ASPPResNet",
     "ActivationNetwork",
     "AllMLPDecoder",
@@ -61,10 +71,14 @@ __all__ = [
     "SplitAttentionConv",
     "TwoBranchNetwork",
     "WeightReport",
+    "add_reading_record",
     "dense_features",
     "fused_cam_network",
     "load_mix_transformer",
     "load_pretrained",
     "networks_by_modality",
+    "reading_order",
+    "record_reading",
+    "recorded_reading",
     "resnet38_classifier",
 ]
