@@ -19,12 +19,14 @@ from tqdm import tqdm
 
 from monai_wsss._checks import DataError
 from monai_wsss._intensity import foreground_statistics, tissue_statistics
+from monai_wsss._orientation import axes_of
 from monai_wsss.data.case_files import ImageCase, is_color_picture, read_case, write_case, write_slices
 from monai_wsss.data.datalist import statistics_entry
 from monai_wsss.data.find_files import common_modalities, find_images, find_masks
 from monai_wsss.data.label_table import LabeledRow, LabelTable, read_label_table
 from monai_wsss.data.patches import contradicting_pairs
 from monai_wsss.data.prepared_folder import check_output, log_sizes, warn_of_contradictions, write_prepared
+from monai_wsss.data.reading import affine_of
 
 __all__ = ["LabelColumns", "prepare_folder", "prepare_images"]
 
@@ -146,6 +148,7 @@ def prepare_images(
     statistics: dict[str, dict[str, list[float]]] = {}
     contradictions: list[str] = []
     shapes: dict[str, tuple[int, ...]] = {}
+    cut: set[str | None] = set()
     first: ImageCase | None = None
     for rows in tqdm(table.by_subject().values(), desc="subjects", disable=None):
         values: dict[str, list[np.ndarray]] = {}
@@ -158,6 +161,8 @@ def prepare_images(
             written |= {row.id: item for row, (item, _) in zip(of_image, items, strict=True)}
             contradictions += [row.id for row, (_, agrees) in zip(of_image, items, strict=True) if not agrees]
             shapes[image_id] = volume.shape[1:]
+            if of_image[0].volume is not None:
+                cut.add(axes_of(affine_of(case.images[0])))
             key = _statistics_key(of_image[0], case, table)
             if key is not None:
                 values.setdefault(key, []).append(volume.astype(np.uint8) if case.is_color else volume)
@@ -168,7 +173,7 @@ def prepare_images(
     if table.scored_class is not None:
         _describe_patches(table.rows, shapes)
     channels = first.names if first else []
-    return write_prepared(out, table, written, channels, statistics, fractions=fractions, seed=seed)
+    return write_prepared(out, table, written, channels, statistics, fractions=fractions, seed=seed, cut=cut)
 
 
 def prepare_folder(

@@ -6,12 +6,12 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import nibabel
 import numpy as np
 import torch
 from monai.data import MetaTensor
 
-from monai_wsss.networks import SLICING_AXES, recorded_reading
+from monai_wsss._orientation import SLICING_AXES, axes_of
+from monai_wsss.networks import recorded_reading
 
 __all__ = ["SliceTurn", "array_axes", "slice_turn"]
 
@@ -44,14 +44,14 @@ class SliceTurn(NamedTuple):
         return maps.flip([axis + 2 for axis in self.flipped]).permute(0, 1, *back)
 
 
-def array_axes(image: torch.Tensor) -> list[str] | None:
+def array_axes(image: torch.Tensor) -> list[str | None]:
     """Tell toward which sides the spatial axes of a batch of volumes run, per item, e.g. ``["LPS"]``.
 
     Args:
         image: (B, C, *S).
 
     Returns:
-        Three letters of R, L, A, P, S, I per item; None where no affine is known, as of a plain tensor.
+        Three letters of R, L, A, P, S, I per item; None for an item without an affine, as in a plain tensor.
 
     Example:
         >>> array_axes(MetaTensor(torch.zeros(1, 1, 4, 4, 4), affine=torch.diag(torch.tensor([-1.0, -1, 1, 1]))))
@@ -59,9 +59,8 @@ def array_axes(image: torch.Tensor) -> list[str] | None:
     """
     affine = np.asarray(torch.as_tensor(image.affine).cpu()) if isinstance(image, MetaTensor) else np.zeros(0)
     if affine.ndim < 2 or affine.shape[-2:] != (4, 4):
-        return None
-    codes = [nibabel.aff2axcodes(one) for one in np.broadcast_to(affine, (len(image), 4, 4))]
-    return None if any(None in code for code in codes) else ["".join(code) for code in codes]
+        return [None] * len(image)
+    return [axes_of(one) for one in np.broadcast_to(affine, (len(image), 4, 4))]
 
 
 def slice_turn(axes: str | None, network: Any) -> SliceTurn | None:

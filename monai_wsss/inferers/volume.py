@@ -123,7 +123,7 @@ class VolumeInferer(Inferer):
             first, second = (axis for axis in range(3) if axis != along)
             return [SliceTurn((first, second, along))] * len(volumes)
         turns = []
-        for axes in array_axes(volumes) or [None] * len(volumes):
+        for axes in array_axes(volumes):
             turn = slice_turn(axes, network)
             if turn is None and axes is not None and axes[2] not in "SI" and axes not in self._told:
                 self._told.add(axes)

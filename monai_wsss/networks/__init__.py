@@ -26,8 +26,6 @@ from monai_wsss.networks.pretrained import WeightReport, load_pretrained
 from monai_wsss.networks.psp import PSPHead, PyramidSceneParsing
 from monai_wsss.networks.pyramid_fusion import PyramidFusionPooling, SignPreservingFusion
 from monai_wsss.networks.reading_record import (
-    READING_ORDERS,
-    SLICING_AXES,
     add_reading_record,
     reading_order,
     record_reading,
@@ -39,8 +37,6 @@ from monai_wsss.networks.two_branch import BranchOutputs, TwoBranchNetwork
 
 __all__ = [
     "POOLINGS",
-    "READING_ORDERS",
-    "SLICING_AXES",
     "ASPPResNet",
     "ActivationNetwork",
     "AllMLPDecoder",

@@ -24,18 +24,16 @@ from torch import nn
 
 from monai_wsss._checks import check_choice
 from monai_wsss._files import load_tensors
+from monai_wsss._orientation import SIDES, SLICING_AXES
 
-__all__ = ["READING_ORDERS", "SLICING_AXES", "add_reading_record", "reading_order", "record_reading", "recorded_reading"]
+__all__ = ["add_reading_record", "is_reading_record", "reading_order", "record_reading", "recorded_reading"]
 
-READING_ORDERS = ("xy", "rows_columns")
-"""Orders of the pixels of a picture as an array."""
+_ORDERS = ("xy", "rows_columns")
+_NAMES = _ORDER, _AXES = ("reading_order", "reading_axes")
+_MAY_LACK = (*_NAMES, "filled", "num_batches_tracked")
+"""Ends of the names of entries that whole weights of before may lack."""
 
-SLICING_AXES = ("RL", "AP", "SI")
-"""Anatomical axes along which volumes are cut into slices: sagittal, coronal and axial slices."""
-
-_ORDER, _AXES = "reading_order", "reading_axes"
-_SIDES = {"R": 1, "A": 2, "S": 3, "L": -1, "P": -2, "I": -3}
-_LETTERS = {number: side for side, number in _SIDES.items()}
+_LETTERS = {number: side for side, number in SIDES.items()}
 
 _logger = logging.getLogger(__name__)
 _last_loading: list[Any] = []
@@ -82,13 +80,13 @@ def record_reading(network: nn.Module, header: Mapping[str, Any]) -> None:
         {'order': 'xy', 'slicing_axis': 'SI', 'in_plane_axes': 'LP'}
     """
     order = header.get("order") or "xy"
-    check_choice("order", order, READING_ORDERS)
+    check_choice("order", order, _ORDERS)
     axes = _axes_as_numbers(header.get("slicing_axis"), header.get("in_plane_axes"))
     with torch.no_grad():
         for module in network.modules():
             buffers = dict(module.named_buffers(recurse=False))
             if _ORDER in buffers and _AXES in buffers:
-                buffers[_ORDER].fill_(1 + READING_ORDERS.index(order))
+                buffers[_ORDER].fill_(1 + _ORDERS.index(order))
                 buffers[_AXES].copy_(torch.tensor(axes))
 
 
@@ -108,9 +106,7 @@ def recorded_reading(network: Any) -> dict[str, str | None]:
     return _as_words(dict(network.named_buffers()) if isinstance(network, nn.Module) else {})
 
 
-def reading_order(
-    weights: nn.Module | str | os.PathLike[str] | None, header: Mapping[str, Any] | None = None
-) -> str:
+def reading_order(weights: nn.Module | str | os.PathLike[str] | None, header: Mapping[str, Any] | None = None) -> str:
     """Tell in which order a network has to get the pixels of pictures: ``xy`` or ``rows_columns``.
 
     The weights decide, whatever the data say: a network sees images as those that trained it.
@@ -132,10 +128,15 @@ def reading_order(
     """
     if weights is None:
         order = (header or {}).get("order") or "xy"
-        check_choice("order", order, READING_ORDERS)
+        check_choice("order", order, _ORDERS)
         return str(order)
     state = dict(weights.named_buffers()) if isinstance(weights, nn.Module) else load_tensors(weights)
     return _as_words(state)["order"] or "xy"
+
+
+def is_reading_record(name: str) -> bool:
+    """Tell whether an entry of a state dict belongs to the record."""
+    return name.rpartition(".")[2] in _NAMES
 
 
 def _as_words(state: Mapping[str, Any]) -> dict[str, str | None]:
@@ -144,7 +145,7 @@ def _as_words(state: Mapping[str, Any]) -> dict[str, str | None]:
     x, y, along = [0, 0, 0] if axes is None else axes.tolist()
     known = 0 if order is None else int(order)
     return {
-        "order": READING_ORDERS[known - 1] if known else None,
+        "order": _ORDERS[known - 1] if known else None,
         "slicing_axis": SLICING_AXES[abs(along) - 1] if along else None,
         "in_plane_axes": _LETTERS[x] + _LETTERS[y] if x and y else None,
     }
@@ -160,8 +161,8 @@ def _axes_as_numbers(slicing_axis: str | None, in_plane_axes: str | None) -> lis
     if slicing_axis is None:
         return [0, 0, 0]
     check_choice("slicing_axis", slicing_axis, SLICING_AXES)
-    along = _SIDES[slicing_axis[0]]
-    in_plane = [_SIDES.get(side, 0) for side in in_plane_axes or "??"]
+    along = SIDES[slicing_axis[0]]
+    in_plane = [SIDES.get(side, 0) for side in in_plane_axes or "??"]
     if in_plane_axes is not None and sorted(map(abs, [*in_plane, along])) != [1, 2, 3]:
         raise ValueError(
             f"Expected `in_plane_axes` to be two of R, L, A, P, S, I across {slicing_axis}, got {in_plane_axes!r}."
@@ -180,12 +181,13 @@ def _complete_before_loading(
     errors: list[str],
 ) -> None:
     """Add an empty record to weights without one, and say once per loading what an empty record means."""
-    if not strict:
-        return  # weights of a part, such as an encoder: the record stays
-    recorded = bool(state.get(prefix + _ORDER, 0))
-    for name in (_ORDER, _AXES):
+    if any(prefix + name not in state for name in module.state_dict() if not name.endswith(_MAY_LACK)):
+        # Not the weights of this network but those of a part, such as an encoder: the record stays.
+        state |= {prefix + name: getattr(module, name).clone() for name in _NAMES if prefix + name not in state}
+        return
+    for name in _NAMES:
         state.setdefault(prefix + name, torch.zeros_like(getattr(module, name)))
-    if recorded or (_last_loading and _last_loading[0] is errors):
+    if bool(state[prefix + _ORDER]) or (_last_loading and _last_loading[0] is errors):
         return
     _last_loading[:] = [errors]
     _logger.warning(
