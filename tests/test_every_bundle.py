@@ -267,6 +267,8 @@ def test_what_the_bundles_have_in_common_is_as_generated():
 
 MOST_LINES = {"train.json": 300, "inference.json": 150, "evaluate.json": 55, "multi_gpu_train.json": 30}
 LONGER = {
+    ("brain_mri_bmp_segmentation", "paper_voc.json"): 40,  # another augmentation, of photographs
+    ("brain_mri_bmp_segmentation", "paper_coco.json"): 55,  # the same, weights and warm-ups
     ("histology_gland_segmentation", "train.json"): 460,  # two stages, and the pseudo-masks between them
     ("histology_gland_segmentation", "paper.json"): 120,  # another input pipeline, both networks and optimizers
 }

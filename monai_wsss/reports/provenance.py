@@ -132,6 +132,8 @@ def _settings_of_training(trainer: Any) -> dict[str, Any]:
         "accumulation_steps": trainer.accumulation_steps,
         "amp": trainer.amp,
     }
+    if (iterations := getattr(trainer, "max_iterations", None)) is not None:
+        steps["iterations"] = iterations
     if len(optimizers) > 1:
         steps |= {"optimizers": optimizers, "lr_schedulers": schedules}
     else:
