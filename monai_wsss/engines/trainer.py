@@ -30,8 +30,10 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from monai_wsss._checks import DataError, as_flag, plain_tensor
+from monai_wsss._labels import ON_HOST
 from monai_wsss._processes import is_main_process
 from monai_wsss.data import check_trainable
+from monai_wsss.data.dataset import check_workers
 from monai_wsss.engines.checkpoint import (
     latest_checkpoint,
     load_tensors,
@@ -47,9 +49,6 @@ from monai_wsss.networks import record_reading
 __all__ = ["NonFiniteLossError", "WSSSTrainer"]
 
 logger = logging.getLogger(__name__)
-
-_ON_HOST = ("label", "boxes")
-"""Entries of a batch that methods read on the host, so that nothing waits for a GPU."""
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -152,6 +151,8 @@ class WSSSTrainer(Trainer):
 
     def run(self) -> None:
         """Train to the end of the run, then fill the network's healthy level and write its weights."""
+        check_workers(self.data_loader)
+        logger.info("Training on %s, precision: %s.", self.state.device, self.precision)
         if self.core.uses_masks:
             logger.warning("Full supervision: this training reads pixel masks, an upper bound and no weak result.")
         elif isinstance(items := getattr(getattr(self.data_loader, "dataset", None), "data", None), Sequence):
@@ -177,6 +178,14 @@ class WSSSTrainer(Trainer):
             logger.info("Wrote the deployable network to %s.", self.model_path)
 
     @property
+    def precision(self) -> str:
+        """Name the numbers that the run computes with: ``float32``, or what mixed precision mixes it with."""
+        if not self.amp:
+            return "float32"
+        half = self.amp_kwargs.get("dtype") or torch.get_autocast_dtype(self.state.device.type)
+        return f"mixed, {str(half).removeprefix('torch.')}"
+
+    @property
     def progress(self) -> Progress:
         """Give the point that the run has reached in the present iteration."""
         return Progress(self.state.epoch, self.state.iteration, (self.state.iteration - 1) / max(1, self._total))
@@ -191,7 +200,7 @@ class WSSSTrainer(Trainer):
         """Train on one batch: each player in turn computes its losses on it and steps."""
         batch = {
             name: value.to(self.state.device, non_blocking=self.non_blocking)
-            if torch.is_tensor(value) and name not in _ON_HOST
+            if torch.is_tensor(value) and name not in ON_HOST
             else value
             for name, value in batchdata.items()
         }
