@@ -68,7 +68,7 @@ _TILES = (
     Argument("--region", "folder of masks, e.g. lungs, in which tiles must lie", metavar="NAME"),
     Argument("--region-share", "least share of a tile within the region", 0.9, float),
     Argument("--keep-dark-corners", "keep tiles with dark corners, a shortcut", True, parameter="skip_dark_corners"),
-    Argument("--full-size", "do not scale images that stay whole", False),
+    Argument("--full-size", "do not scale the images that are measured", False),
 )
 """The arguments of tiles; a test compares them with the fields of :class:`~monai_wsss.data.crops.TileRule`."""
 

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from monai_wsss._checks import DataError
 from monai_wsss._intensity import foreground_statistics
+from monai_wsss._pictures import XY
 from monai_wsss.data.case_files import labels_to_classes, name_channels, write_slice
 from monai_wsss.data.crops import TileOptions, TileRule
 from monai_wsss.data.datalist import statistics_entry
@@ -51,8 +52,10 @@ def prepare_cases(
     """Turn a folder with ``labels.csv`` and ``cases/*.npz``, or ``images/`` and ``masks/``, into a prepared folder.
 
     Each npz file holds ``images`` (N, H, W[, C]) of 8 or 16 bits and perhaps ``masks`` (N, H, W).  Its slices become
-    PNG files, one per channel.  The intensity statistics of each subject are recorded over all its images; color images
-    get none.  In the layout with ``images/`` a mask is left out where the column ``has_pixel_truth`` is 0.
+    PNG files, one per channel, and networks get them in the order [x, y] of their volumes.  The intensity statistics of
+    each subject are recorded over all its images; color images get none.  In the layout with ``images/`` the images are
+    read as :func:`~monai_wsss.data.folder.prepare_folder` says, and a mask is left out where the column
+    ``has_pixel_truth`` is 0.
 
     With ``tiles`` the training images of this layout are cut into tiles with and without the finding
     (:mod:`monai_wsss.data.tile_folder`).  The splits validation and test hold whole images; the lists
@@ -180,4 +183,4 @@ def _prepare_npz(root: Path, table: LabelTable, out: Path, wanted: Sequence[str]
         statistics[subject] = statistics_entry(*foreground_statistics(slices))
     _logger.info("%d slices of %d subjects, channels %s.", len(written), len(statistics), ", ".join(modalities))
     warn_of_contradictions(contradictions)
-    return write_prepared(out, table, written, modalities, statistics)
+    return write_prepared(out, table, written, modalities, statistics, order=XY)

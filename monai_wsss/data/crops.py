@@ -93,7 +93,8 @@ class TileRule:
             from everywhere.
         region_share: the least share of a tile within the region.
         skip_dark_corners: whether tiles with dark corners are left out, whatever their tag.
-        full_size: whether images that stay whole keep their size; otherwise they are scaled as the tiles.
+        full_size: whether whole images that are measured keep their size.  Otherwise they are scaled as the tiles; whole
+            training images always are.
 
     Raises:
         ValueError: a value is out of range, or both scale and longest side are given.

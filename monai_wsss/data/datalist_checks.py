@@ -10,6 +10,7 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from monai_wsss._checks import DataError
+from monai_wsss._pictures import ORDERS
 from monai_wsss.data.splits import SPLITS
 
 __all__ = ["SPLIT_OF_LIST", "check_datalist", "check_header", "placed_items"]
@@ -63,6 +64,9 @@ def check_header(datalist: Mapping[str, Any], source: str) -> None:
     for name in SPLIT_OF_LIST:
         if not isinstance(datalist.get(name, []), list):
             raise DataError(f'{source}: "{name}" must be a list of cases.')
+    order = datalist.get("order")
+    if order is not None and order not in ORDERS:
+        raise DataError(f'{source}: "order" must be one of {", ".join(ORDERS)}; got {order!r}.')
     scored = datalist.get("scored_class")
     if not datalist.get("background", True) and scored not in classes:
         raise DataError(

@@ -3,7 +3,7 @@
 """``prepare cases --tiles``: training on tiles with and without the finding, evaluation on whole images.
 
 The datalist holds every image twice, whole and as tiles.  The list ``training`` holds tiles, and ``training_images``
-the whole images, for a second stage that learns from them.  The lists ``validation`` and ``test`` hold whole images,
+the whole images, scaled as the tiles, for a second stage.  The lists ``validation`` and ``test`` hold whole images,
 which are measured with their masks; on ``validation_tiles`` and ``test_tiles`` a classifier is measured without a mask.
 :mod:`monai_wsss.data.crops` holds the rules of cutting and tagging.
 
@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from monai_wsss._checks import DataError
 from monai_wsss._intensity import foreground_statistics, tissue_statistics
+from monai_wsss._pictures import ROWS_COLUMNS
 from monai_wsss.data.case_files import ImageCase, image_name, is_color_picture, mask_shows, read_case, read_mask
 from monai_wsss.data.crops import (
     TileRule,
@@ -125,7 +126,8 @@ class TileWriter:
     def add(self, full: TileSource, scaled: TileSource) -> None:
         """Write an image whole and as tiles."""
         split = str(full.row.split)
-        self.lists[_IMAGES_OF[split]].append(self._write(full if self.rule.full_size else scaled, full.row.id))
+        whole = full if self.rule.full_size and split != "training" else scaled
+        self.lists[_IMAGES_OF[split]].append(self._write(whole, full.row.id))
         self.lists[_TILES_OF[split]] += self._cut(scaled)
 
     def _write(
@@ -235,11 +237,12 @@ def _describe(writer: TileWriter, classes: Sequence[str]) -> None:
 
 
 def tile_header(rule: TileRule, *, labels_from_masks: bool) -> dict[str, Any]:
-    """Give the entries of a datalist that say how tiles were cut and where their tags come from."""
+    """Give the entries of a datalist that say how tiles were cut and are read, and where their tags come from."""
     labels = "of tiles, from tiles.csv and from images without finding"
     if labels_from_masks:
         labels = f"simulated: tags of tiles from masks ({rule.sentence})"
     return {
+        "order": ROWS_COLUMNS,
         "labels": labels,
         "simulated_supervision": labels_from_masks,
         "tiles": {**asdict(rule), "tile_stride": rule.stride},

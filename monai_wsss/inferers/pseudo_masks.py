@@ -36,11 +36,11 @@ from tqdm import tqdm
 from monai_wsss._checks import DataError, check_choice, float32_or_wider, plain_tensor
 from monai_wsss._files import case_file_name, file_sha256, load_tensors, make_directory, write_json
 from monai_wsss._labels import IGNORED
+from monai_wsss._pictures import ROWS_COLUMNS, as_stored, order_of
 from monai_wsss._processes import is_distributed, is_main_process
 from monai_wsss.cams import normalize_maps
 from monai_wsss.refinement import ClassMapRefinement, DenseCRF, MaskRule, PixelAdaptiveRefinement
-from monai_wsss.refinement.class_map_refinement import image_to_refine_by
-from monai_wsss.transforms import has_geometry, write_mask
+from monai_wsss.transforms import write_mask
 
 __all__ = ["MANIFEST", "PseudoMaskWriter", "merge_patches"]
 
@@ -115,7 +115,7 @@ class PseudoMaskWriter:
         self.label_filter = label_filter
         self.white = white
         self.batch_size = getattr(inferer, "slice_batch", 32)
-        self.refinement = ClassMapRefinement.of(refine, network, getattr(inferer, "slice_axis", -1))
+        self.refinement = ClassMapRefinement.of(refine, network, getattr(inferer, "slice_axis", None))
         if scores == "cam" and self.refinement is not None and isinstance(self.refinement.part, DenseCRF):
             raise ValueError("Expected scores='signed' with a CRF as `refine`: probabilities have no zero level.")
 
@@ -209,11 +209,9 @@ class PseudoMaskWriter:
         maps = iter(self._maps([_plain(item["image"]) for group in loaded for item in group]))
         for group in loaded:
             for item, mask in zip(group, self._decided(group, [next(maps) for _ in group]), strict=True):
-                image = item["image"]
-                affine = np.asarray(image.affine, dtype=np.float64) if has_geometry(image) else None
                 if self.white is not None:
                     mask = torch.where(self._bare_glass(item), torch.as_tensor(IGNORED, dtype=torch.uint8), mask)
-                yield item, mask, affine
+                yield item, *as_stored(mask, item["image"])
 
     def _decided(self, group: Sequence[Item], maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Decide the pseudo-masks (1, *S) of an image's patches, or of one image with a background."""
@@ -223,7 +221,7 @@ class PseudoMaskWriter:
         masks = merge_patches(
             [self._refined(*own) for own in zip(group, maps, strict=True)],
             [torch.as_tensor(item["label"]) for item in group],
-            [item.get("origin", (0,) * (scores.ndim - 1)) for item, scores in zip(group, maps, strict=True)],
+            [_first_pixel(item, scores.ndim - 1) for item, scores in zip(group, maps, strict=True)],
             label_filter=self.label_filter,
             scores=self.scores,
         )
@@ -235,14 +233,14 @@ class PseudoMaskWriter:
         label = torch.as_tensor(item["label"])[None]
         if self.refinement is None:
             return rule.mask(maps[None], label)[0].cpu()
-        return self.refinement(rule, maps[None], image_to_refine_by(item), label).mask[0].cpu()
+        return self.refinement(rule, maps[None], self.refinement.image_of(item), label).mask[0].cpu()
 
     def _refined(self, item: Item, maps: torch.Tensor) -> torch.Tensor:
         """Refine the signed maps (K, *S) of a patch; where its tags will filter, they take part in a CRF alone."""
         if self.refinement is None:
             return maps
         label = torch.as_tensor(item["label"])[None] if self.label_filter == "neighbors" else None
-        return self.refinement.maps(maps[None], image_to_refine_by(item), label)[0]
+        return self.refinement.maps(maps[None], self.refinement.image_of(item), label)[0]
 
     def _maps(self, images: list[torch.Tensor]) -> list[torch.Tensor]:
         """Give raw maps (K, *S) of images, those of one size in batches."""
@@ -276,6 +274,12 @@ class PseudoMaskWriter:
         return (_plain(item["picture"]) > 255 * self.white).all(dim=0, keepdim=True)
 
 
+def _first_pixel(item: Item, spatial_dims: int) -> Sequence[int]:
+    """Give the first pixel of a patch in its image, along the axes of the patch as it was read."""
+    origin = item.get("origin", (0,) * spatial_dims)
+    return origin[::-1] if order_of(item["image"]) == ROWS_COLUMNS else origin
+
+
 def merge_patches(
     maps: Sequence[torch.Tensor],
     labels: Sequence[torch.Tensor],
@@ -289,7 +293,7 @@ def merge_patches(
     Args:
         maps: signed scores of each patch (K, *s).
         labels: the tags of each patch (K,), 0/1.
-        origins: the first pixel of each patch in the image, one number per axis.
+        origins: the first pixel of each patch in the image, one number per axis of the maps, in their order.
         label_filter: ``neighbors``: a pixel may only have classes that all patches over it are tagged with;
             ``patch``: it may have those of the patch itself; ``none``: it may have any.
         scores: ``signed``, the maps themselves, or ``cam``, see :class:`PseudoMaskWriter`.

@@ -23,9 +23,12 @@ Maps of a 2D network over a volume are refined slice by slice, those of a 3D net
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
+from monai.data import MetaTensor
+from nibabel.orientations import io_orientation
 from torch import nn
 
 from monai_wsss._checks import check_choice, check_shape, float32_or_wider, plain_tensor
@@ -56,7 +59,10 @@ class ClassMapRefinement:
             :class:`~monai_wsss.refinement.PixelAdaptiveRefinement` with ``row_stochastic=True``, or a
             :class:`~monai_wsss.refinement.DenseCRF`.
         spatial_dims: 2 refines volumes slice by slice, 3 in 3D; None: as many as the image has.
-        slice_axis: spatial axis of a volume along which its slices follow one another, 0..2 or negative.
+        slice_axis: array axis of a volume along which its slices follow one another, 0..2 or negative; None: the
+            anatomical axis that ``network`` has a record of (its buffer ``reading_axes``), found by the image's affine,
+            or else the last.
+        network: the one that gives the maps, asked for its record alone.
 
     Raises:
         ValueError: another part, PAR whose weights do not sum to 1, or other dimensions.
@@ -72,7 +78,12 @@ class ClassMapRefinement:
     """
 
     def __init__(
-        self, part: str | PixelAdaptiveRefinement | DenseCRF, *, spatial_dims: int | None = None, slice_axis: int = -1
+        self,
+        part: str | PixelAdaptiveRefinement | DenseCRF,
+        *,
+        spatial_dims: int | None = None,
+        slice_axis: int | None = None,
+        network: nn.Module | None = None,
     ) -> None:
         if isinstance(part, str):
             check_choice("refine", part, ("par", "crf"))
@@ -89,14 +100,15 @@ class ClassMapRefinement:
             )
         if spatial_dims not in (None, 2, 3):
             raise ValueError(f"Expected `spatial_dims` to be 2, 3 or None, got {spatial_dims}.")
-        if not -3 <= slice_axis <= 2:
-            raise ValueError(f"Expected `slice_axis` in -3..2, got {slice_axis}.")
+        if slice_axis is not None and not -3 <= slice_axis <= 2:
+            raise ValueError(f"Expected `slice_axis` in -3..2 or None, got {slice_axis}.")
         self.part = part
         self.spatial_dims = spatial_dims
         self.slice_axis = slice_axis
+        self.network = network
 
     @classmethod
-    def of(cls, refine: Any, network: nn.Module, slice_axis: int = -1) -> ClassMapRefinement | None:
+    def of(cls, refine: Any, network: nn.Module, slice_axis: int | None = None) -> ClassMapRefinement | None:
         """Read the word of a configuration, for the maps of a network; give None for None and ``"none"``.
 
         Args:
@@ -113,12 +125,20 @@ class ClassMapRefinement:
             return refine
         if isinstance(refine, str):
             check_choice("refine", refine, ("none", "par", "crf"))
-        return cls(refine, spatial_dims=_spatial_dims(network), slice_axis=slice_axis)
+        return cls(refine, spatial_dims=_spatial_dims(network), slice_axis=slice_axis, network=network)
 
     @property
     def settings(self) -> dict[str, Any]:
         """Give its name and all settings as plain values, for a record."""
-        return {"part": type(self.part).__name__, **self.part.settings, "spatial_dims": self.spatial_dims}
+        of_part = {
+            name: list(value) if isinstance(value, tuple) else value for name, value in self.part.settings.items()
+        }
+        return {
+            "part": type(self.part).__name__,
+            **of_part,
+            "spatial_dims": self.spatial_dims,
+            "slice_axis": self.slice_axis,
+        }
 
     @torch.no_grad()
     def __call__(
@@ -138,9 +158,10 @@ class ClassMapRefinement:
         Raises:
             ValueError: as the rule, or an image of another size.
         """
-        scores, image = plain_tensor(scores), self._image(image, scores)
+        scores = plain_tensor(scores)
         if isinstance(self.part, DenseCRF):
-            return _decide_through(rule, lambda p: self._by_slices(image, p), scores, label)
+            refine = partial(self._by_slices, self._image(image, scores), self._axis(image))
+            return _decide_through(rule, refine, scores, label)
         if rule.output_kind == "activation":
             return rule(scores, label, refined=self.maps(scores, image))
         return rule(scores, label, refined=_log(self.maps(float32_or_wider(scores).softmax(dim=1), image)))
@@ -160,13 +181,35 @@ class ClassMapRefinement:
         Raises:
             ValueError: an image of another size.
         """
-        image = self._image(image, maps)
-        if isinstance(self.part, PixelAdaptiveRefinement):
-            return self._by_slices(image, maps)
+        refine = partial(self._by_slices, self._image(image, maps), self._axis(image))
         maps = float32_or_wider(plain_tensor(maps))
+        if isinstance(self.part, PixelAdaptiveRefinement):
+            # Rounding must not take a mean beyond the extremes of its map: a constant map stays constant.
+            axes = tuple(range(2, maps.ndim))
+            return refine(maps).clamp(maps.amin(dim=axes, keepdim=True), maps.amax(dim=axes, keepdim=True))
         if allowed is not None:
             maps = maps.masked_fill(~of_pixels(allowed.to(maps.device) > 0, maps), -torch.inf)
-        return _log(self._by_slices(image, maps.softmax(dim=1).nan_to_num(nan=0.0)))
+        return _log(refine(maps.softmax(dim=1).nan_to_num(nan=0.0)))
+
+    def image_of(self, item: Mapping[Any, Any], key: str | None = None) -> torch.Tensor:
+        """Give the image (1, C, *S) of an item by which its maps are refined.
+
+        Args:
+            item: with ``image``, and ``intensity`` where it keeps the image before it was normalized.
+            key: of the image; None: ``intensity`` where the item has it, else ``image``, which is also that of a CRF
+                with ``intensity_range=None``, since its settings are in the unit of the network's input.
+
+        Raises:
+            ValueError: an item without that key.
+        """
+        own_unit = isinstance(self.part, DenseCRF) and self.part.settings["intensity_range"] is None
+        key = key or ("intensity" if "intensity" in item and not own_unit else "image")
+        if key not in item:
+            raise ValueError(
+                f"Refinement reads the key {key!r} of an item, which has {sorted(map(str, item))}: keep it."
+            )
+        image: torch.Tensor = torch.as_tensor(item[key])[None]
+        return image
 
     def _image(self, image: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
         """Check the image, and give it on the maps' device with gray levels where the part needs them."""
@@ -181,27 +224,28 @@ class ClassMapRefinement:
             return torch.stack([_gray_levels(one, highest) for one in image])
         return image
 
-    def _by_slices(self, image: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
-        """Apply the part, to a volume of a 2D network slice by slice."""
+    def _axis(self, image: torch.Tensor) -> int:
+        """Give the array axis along which the slices of a volume follow one another."""
+        if self.slice_axis is not None:
+            return self.slice_axis
+        buffers = {} if self.network is None else dict(self.network.named_buffers())
+        records = [name for name in buffers if name.rpartition(".")[2] == "reading_axes"]
+        along = abs(int(buffers[min(records, key=len)][-1])) if records else 0
+        affine = image.affine.reshape(-1, *image.affine.shape[-2:])[0].cpu() if isinstance(image, MetaTensor) else None
+        if not along or affine is None or affine.shape != (4, 4):
+            return -1
+        order = io_orientation(affine.numpy())[:, 0].tolist()
+        return order.index(along - 1) if along - 1 in order else -1
+
+    def _by_slices(self, image: torch.Tensor, axis: int, maps: torch.Tensor) -> torch.Tensor:
+        """Apply the part, to a volume of a 2D network slice by slice along an array axis."""
         if maps.ndim == 4 or self.spatial_dims != 2:
             refined: torch.Tensor = self.part(image, maps)
             return refined
-        axis = self.slice_axis % 3 + 2
+        axis = axis % 3 + 2
         slices = [tensor.movedim(axis, 1).flatten(0, 1) for tensor in (image, maps)]
         refined = self.part(*slices).unflatten(0, (len(maps), -1))
         return refined.movedim(1, axis)
-
-
-def image_to_refine_by(item: Mapping[Any, Any], key: str | None = None) -> torch.Tensor:
-    """Give the image (1, C, *S) of an item that refinement reads: of ``key``, or ``intensity`` before ``image``.
-
-    Raises:
-        ValueError: an item without it.
-    """
-    key = key or ("intensity" if "intensity" in item else "image")
-    if key not in item:
-        raise ValueError(f"Refinement reads the key {key!r} of an item, which has {sorted(map(str, item))}: keep it.")
-    return plain_tensor(torch.as_tensor(item[key]))[None]
 
 
 def _decide_through(

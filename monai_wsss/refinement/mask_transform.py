@@ -13,7 +13,7 @@ from monai.transforms import MapTransform
 from torch import nn
 
 from monai_wsss._checks import as_flag, plain_tensor
-from monai_wsss.refinement.class_map_refinement import ClassMapRefinement, image_to_refine_by
+from monai_wsss.refinement.class_map_refinement import ClassMapRefinement
 from monai_wsss.refinement.dense_crf import DenseCRF
 from monai_wsss.refinement.mask_rule import MaskRule
 from monai_wsss.refinement.pixel_adaptive import PixelAdaptiveRefinement
@@ -42,7 +42,8 @@ class ToMaskd(MapTransform):
             part with settings of its own, see :class:`~monai_wsss.refinement.ClassMapRefinement`. Presence stays that
             of the unrefined maps.
         image_key: the image (C, *S) of the same size, read by ``refine`` alone; None: ``intensity``, the image before
-            it was normalized, where the item has it, else ``image``.
+            it was normalized, where the item has it, else ``image``, see
+            :meth:`~monai_wsss.refinement.ClassMapRefinement.image_of`.
         allow_missing_keys: skip keys that an item lacks.
         presence_level: what the pooled raw map of a class has to exceed, one number or one per group and class; None
             for the network's own, which is 0 where it has none.
@@ -95,7 +96,9 @@ class ToMaskd(MapTransform):
             if self.refinement is None:
                 mask, cam, presence = rule(scores, label)
             else:
-                mask, cam, presence = self.refinement(rule, scores, image_to_refine_by(item, self.image_key), label)
+                mask, cam, presence = self.refinement(
+                    rule, scores, self.refinement.image_of(item, self.image_key), label
+                )
             item[key] = mask[0]
             if cam is not None and presence is not None:
                 item["cam"], item["presence"] = cam[0], presence[0]

@@ -108,6 +108,9 @@ def test_whole_images_keep_their_size_on_request(root):
     (case,) = load_datalist(prepare(root, tiles=16, longest_side=48, full_size=True), "test", masks=True)
     with Image.open(case["image"]) as image, Image.open(case["mask"]) as mask:
         assert image.size == mask.size == SIZE
+    for case in load_datalist(root.parent / "out" / "datalist.json", "training_images"):
+        with Image.open(case["image"]) as image:
+            assert image.size == (48, 32)
 
 
 def test_the_datalist_says_that_the_supervision_is_simulated(root):
@@ -115,6 +118,7 @@ def test_the_datalist_says_that_the_supervision_is_simulated(root):
     header = load_header(path)
     assert header["simulated_supervision"] is True
     assert header["labels"].startswith("simulated: tags of tiles from masks (present above 5 % of a tile")
+    assert header["order"] == "rows_columns"
     assert header["tiles"]["tiles"] == 32
     assert header["tiles"]["tile_stride"] == 16
     assert "training_images" not in header
