@@ -143,7 +143,7 @@ class BenchmarkTable:
         table = format_rows(rows, self.columns)
         if not any(row.simulated_supervision for row in rows):
             return table
-        return f"{table}\n\nSimulated supervision: labels {self.data.header['labels'].removeprefix('simulated: ')}."
+        return f"{table}\n\nSimulated supervision: labels are {self.data.header['labels'].removeprefix('simulated: ')}."
 
     def folder(self, recipe: str, seed: int) -> Path:
         """Give the folder of a recipe's weights."""

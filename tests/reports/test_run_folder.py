@@ -188,6 +188,18 @@ def test_an_evaluation_says_what_its_training_recorded(method, words, datalist, 
         assert words in write_report(record.output_dir).read_text()
 
 
+def test_labels_made_from_masks_stand_in_the_record_and_the_report(tmp_path):
+    skin = f"{make_phantoms(tmp_path / 'skin', kind='skin', subjects=(2, 1, 0))}/datalist.json"
+    training = started(RunRecord(tmp_path / "training", skin), core=ClassActivationMapping.tiny())
+    weights = tmp_path / "training" / "model.pt"
+    weights.write_bytes(b"weights")
+    evaluation = RunFolder(tmp_path / "evaluation", skin, SegmentationScores(skin), weights=weights)
+    assert started(evaluation)["uses_masks"] == training["uses_masks"]
+    (phrase,) = training["uses_masks"]
+    assert phrase.startswith("simulated supervision, tags of tiles from masks (present above 5 % of a tile")
+    assert phrase in write_report(evaluation.output_dir).read_text()
+
+
 def test_an_evaluation_records_whether_the_data_have_a_background(datalist, tmp_path):
     record = started(RunFolder(tmp_path / "brain", datalist, SegmentationScores(datalist)))
     assert (record["background"], record["scored_class"]) == (True, None)
