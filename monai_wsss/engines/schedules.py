@@ -79,7 +79,8 @@ def one_cycle(
 
     Args:
         optimizer: the optimizer whose rate is set.
-        learning_rate: the peak rate.
+        learning_rate: the peak rate.  Of several groups of parameters, such as those of
+            ``method.parameter_groups``, each has its own rate for its peak instead.
         max_epochs: epochs of the run.
         train_data_loader: its length is the number of iterations per epoch.
         warm_up: share of the run in which the rate rises, in (0, 1).
@@ -92,7 +93,9 @@ def one_cycle(
         10
     """
     total = _run_length(max_epochs, train_data_loader, max_iterations)
-    return OneCycleLR(optimizer, learning_rate, total_steps=total, pct_start=warm_up)
+    groups = optimizer.param_groups
+    peaks = [group["lr"] for group in groups] if len(groups) > 1 else learning_rate
+    return OneCycleLR(optimizer, peaks, total_steps=total, pct_start=warm_up)
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,10 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from monai_wsss._checks import DataError, as_flag, plain_tensor
+from monai_wsss._labels import ON_HOST
 from monai_wsss._processes import is_main_process
 from monai_wsss.data import check_trainable
+from monai_wsss.data.dataset import check_workers
 from monai_wsss.engines.checkpoint import (
     latest_checkpoint,
     load_tensors,
@@ -42,13 +44,11 @@ from monai_wsss.engines.checkpoint import (
     save_weights,
 )
 from monai_wsss.engines.schedules import Progress, epochs_of
+from monai_wsss.networks import record_reading
 
 __all__ = ["NonFiniteLossError", "WSSSTrainer"]
 
 logger = logging.getLogger(__name__)
-
-_ON_HOST = ("label", "boxes")
-"""Entries of a batch that methods read on the host, so that nothing waits for a GPU."""
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -82,6 +82,9 @@ class WSSSTrainer(Trainer):
         finalize_interval: epochs between refreshes of the network's healthy level, so that a validation in between
             can use it; the end of training always refreshes it.
         progress_bar: whether to show a progress bar.
+        reading: header of the datalist, as :func:`~monai_wsss.data.load_header` gives it: the networks record how it
+            says that images are read and volumes cut, see :func:`~monai_wsss.networks.record_reading`.  None: they
+            record nothing.
 
     Raises:
         ValueError: optimizers that do not fit the players, or a count below one.
@@ -110,6 +113,7 @@ class WSSSTrainer(Trainer):
         resume: bool | str = False,
         finalize_interval: int | None = None,
         progress_bar: bool = True,
+        reading: Mapping[str, Any] | None = None,
     ) -> None:
         if accumulation_steps < 1 or keep_checkpoints < 1:
             raise ValueError(
@@ -130,6 +134,7 @@ class WSSSTrainer(Trainer):
         self.keep_checkpoints = keep_checkpoints
         self.model_path = model_path
         self.resume = as_flag("resume", resume)
+        self.reading = reading
         self._stepped: set[str] = set()
         for player, optimizer in self.optimizers.items():
             optimizer.register_step_post_hook(lambda *_, player=player: self._stepped.add(player))
@@ -146,6 +151,8 @@ class WSSSTrainer(Trainer):
 
     def run(self) -> None:
         """Train to the end of the run, then fill the network's healthy level and write its weights."""
+        check_workers(self.data_loader)
+        logger.info("Training on %s, precision: %s.", self.state.device, self.precision)
         if self.core.uses_masks:
             logger.warning("Full supervision: this training reads pixel masks, an upper bound and no weak result.")
         elif isinstance(items := getattr(getattr(self.data_loader, "dataset", None), "data", None), Sequence):
@@ -158,6 +165,8 @@ class WSSSTrainer(Trainer):
             self._load_checkpoint()
         elif self.checkpoint_dir is not None and is_main_process() and remove_checkpoints(self.checkpoint_dir):
             logger.warning("A new training: the earlier checkpoints in %s are removed.", self.checkpoint_dir)
+        if self.reading is not None:
+            record_reading(self.core, self.reading)
         if self.state.epoch < self.state.max_epochs:
             try:
                 Workflow.run(self)
@@ -167,6 +176,14 @@ class WSSSTrainer(Trainer):
         if self.model_path is not None and is_main_process():
             save_weights(self.model_path, self.core.network)
             logger.info("Wrote the deployable network to %s.", self.model_path)
+
+    @property
+    def precision(self) -> str:
+        """Name the numbers that the run computes with: ``float32``, or what mixed precision mixes it with."""
+        if not self.amp:
+            return "float32"
+        half = self.amp_kwargs.get("dtype") or torch.get_autocast_dtype(self.state.device.type)
+        return f"mixed, {str(half).removeprefix('torch.')}"
 
     @property
     def progress(self) -> Progress:
@@ -183,7 +200,7 @@ class WSSSTrainer(Trainer):
         """Train on one batch: each player in turn computes its losses on it and steps."""
         batch = {
             name: value.to(self.state.device, non_blocking=self.non_blocking)
-            if torch.is_tensor(value) and name not in _ON_HOST
+            if torch.is_tensor(value) and name not in ON_HOST
             else value
             for name, value in batchdata.items()
         }

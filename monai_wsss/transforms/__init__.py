@@ -5,6 +5,7 @@
 
 from monai_wsss.transforms.color_operations import COLOR_OPERATIONS, RandColorOperationd, change_color
 from monai_wsss.transforms.in_plane import ResizeInPlaned, resize_in_plane
+from monai_wsss.transforms.load_ordered import LoadOrderedd
 from monai_wsss.transforms.normalize_subject import NormalizeSubjectd
 from monai_wsss.transforms.paired_spatial import (
     SPATIAL_KINDS,
@@ -25,6 +26,7 @@ __all__ = [
     "COLOR_OPERATIONS",
     "SPATIAL_KINDS",
     "FlipStep",
+    "LoadOrderedd",
     "NormalizeStaind",
     "NormalizeSubjectd",
     "PairedSpatialTransform",
