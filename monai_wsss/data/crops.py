@@ -38,7 +38,7 @@ __all__ = [
     "tile_tags",
 ]
 
-_DARK = 0.6
+_DARK = 0.5
 """A pixel is dark below this share of the median brightness of its image."""
 
 _CORNER_RADIUS = 0.7
@@ -189,7 +189,7 @@ def resize_mask(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 def dark_corners(values: np.ndarray) -> np.ndarray:
     """Find the dark corners of an image, as a dermatoscope or a collimator leaves them.
 
-    A pixel belongs to one if it is darker than 0.6 times the median of its image, lies far from the center, and hangs
+    A pixel belongs to one if it is darker than half the median of its image, lies far from the center, and hangs
     together with the pixel in the corner.  A mostly dark image, such as one of fluorescence, has none.
 
     Args:
