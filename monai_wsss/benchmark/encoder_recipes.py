@@ -19,6 +19,7 @@ from monai_wsss.networks import EfficientNetLite, FusedSegmenter, fused_cam_netw
 
 __all__ = ["BUDGETS", "Budget", "encoder_recipes", "lever_recipes"]
 
+_NETWORK = {"encoder": "lite0", "levels": [2, 3, 4], "stride": 4, "width": 48}
 _FROM_SCRATCH = AdamWOneCycle(learning_rate=2e-3)
 _FINE_TUNED = AdamWOneCycle(learning_rate=2e-3, encoder_learning_rate=3e-4)
 
@@ -34,6 +35,7 @@ class Budget:
         batch_size: tiles, patches or slices per step of a classifier.
         image_batch_size: items per step of a segmenter.
         topk_share: share of a map that its pooling averages: 25 % for textures, 10 % for small findings.
+        grid: side of slices and patches as the network sees them, in pixels; None leaves them as they are.
         input_range: see :class:`~monai_wsss.networks.EfficientNetLite`.
         rule: rule that decides masks and pseudo-masks.
         background: whether there is a background.
@@ -45,21 +47,35 @@ class Budget:
     batch_size: int = 32
     image_batch_size: int = 8
     topk_share: float = 0.25
+    grid: int | None = None
     input_range: str = "pixels"
     rule: str = "otsu"
     background: bool = True
 
 
 BUDGETS: dict[str, Budget] = {
-    "tiles": Budget(cam=10, second_stage=10, full=24),
+    "tiles": Budget(cam=10, second_stage=10, full=30),
     "patches": Budget(
-        cam=4, second_stage=4, full=10, image_batch_size=32, input_range="z_scores", rule="argmax", background=False
+        cam=4,
+        second_stage=4,
+        full=12,
+        image_batch_size=32,
+        grid=64,
+        input_range="z_scores",
+        rule="argmax",
+        background=False,
     ),
     "slices": Budget(
-        cam=4, second_stage=3, full=6, image_batch_size=32, topk_share=0.1, input_range="z_scores",
+        cam=4,
+        second_stage=3,
+        full=8,
+        image_batch_size=32,
+        topk_share=0.1,
+        grid=96,
+        input_range="z_scores",
         rule="negative_reference",
     ),
-}  # fmt: skip
+}
 """Kind of data -> its budget: 150 steps of a classifier on tiles, 200 on patches, about 280 on the slices of LGG."""
 
 
@@ -109,7 +125,7 @@ def _classifier(budget: Budget, pretrained: str, **words: Any) -> Recipe:
         _optimizer(pretrained),
         batch_size=budget.batch_size,
         epochs=budget.cam,
-        words={"method": "cam", **words},
+        words={"method": "cam", **_NETWORK, **words},
     )
 
 
@@ -123,7 +139,7 @@ def _segmenter(budget: Budget, pretrained: str, epochs: int, *, teacher: str | N
         epochs=epochs,
         items="images",
         teacher=teacher,
-        words={"method": "full supervision" if teacher is None else "second stage", **words},
+        words={"method": "full supervision" if teacher is None else "second stage", **_NETWORK, **words},
         **options,
     )
 
@@ -135,7 +151,7 @@ def _optimizer(pretrained: str) -> AdamWOneCycle:
 def _encoder(in_channels: int, words: dict[str, Any]) -> EfficientNetLite:
     """Build the encoder of the words that are its own, and take them out."""
     own = {name: words.pop(name) for name in ("input_range", "levels", "output_stride", "stem") if name in words}
-    return EfficientNetLite("lite0", in_channels, **{"levels": (2, 3, 4), **own})
+    return EfficientNetLite(_NETWORK["encoder"], in_channels, **{"levels": _NETWORK["levels"], **own})
 
 
 def _build_cam(in_channels: int, num_classes: int, *, pretrained: str, **words: Any) -> WSSSMethod:

@@ -31,7 +31,7 @@ from monai_wsss.benchmark.rows import Measured
 from monai_wsss.benchmark.table import BenchmarkTable, Entry, Trained
 from monai_wsss.benchmark.tiles import Tiles
 from monai_wsss.data import load_header
-from monai_wsss.refinement import MaskRule
+from monai_wsss.refinement import ClassMapRefinement, MaskRule
 
 __all__ = ["make_encoder_table", "make_lever_table"]
 
@@ -46,7 +46,7 @@ def make_encoder_table(
     seeds: Sequence[int] = (0, 1, 2),
     split: str = "validation",
     refine: str = "par",
-    grid: int = 96,
+    grid: int | None = None,
     runs: Path | None = None,
 ) -> BenchmarkTable:
     """Make the table of encoders: from scratch and from ImageNet's weights, up to full supervision.
@@ -57,7 +57,7 @@ def make_encoder_table(
         seeds: seeds of each row.
         split: where to measure.
         refine: refinement to measure beside none: ``"par"`` or ``"crf"``.
-        grid: side of slices, and of patches, as the network sees them, in pixels.
+        grid: side of slices, and of patches, as the network sees them, in pixels; None for that of the budget.
         runs: folder with rows of earlier sessions, see :class:`~monai_wsss.benchmark.BenchmarkTable`.
     """
     kind, data = _data_of(datalist, split, grid)
@@ -72,7 +72,7 @@ def make_lever_table(
     seeds: Sequence[int] = (0, 1, 2),
     split: str = "validation",
     refine: str = "par",
-    grid: int = 96,
+    grid: int | None = None,
     runs: Path | None = None,
 ) -> BenchmarkTable:
     """Make the table of the levers of a pretrained classifier: pooling, stride, depth, frozen batch norm.
@@ -90,14 +90,15 @@ def make_lever_table(
     return _table("levers", kind, data, out, lever_recipes(BUDGETS[kind]), seeds=seeds, refine=refine, runs=runs)
 
 
-def _data_of(datalist: Path, split: str, grid: int) -> tuple[str, PreparedData]:
+def _data_of(datalist: Path, split: str, grid: int | None) -> tuple[str, PreparedData]:
     """Read which kind of data a datalist holds."""
     header = load_header(datalist)
-    if not header["background"]:
-        return "patches", Patches(datalist, split, grid=grid)
-    if header.get("tiles"):
+    if header["background"] and header.get("tiles"):
         return "tiles", Tiles(datalist, split)
-    return "slices", Slices(datalist, split, (grid, grid))
+    kind = "slices" if header["background"] else "patches"
+    side = BUDGETS[kind].grid if grid is None else grid
+    assert side is not None
+    return kind, Slices(datalist, split, (side, side)) if kind == "slices" else Patches(datalist, split, grid=side)
 
 
 def _table(
@@ -163,12 +164,10 @@ def _decided(
 ) -> dict[str, dict[str, Any]]:
     """Decide the masks of all cases and measure them."""
     table = data.case_table()
-    refine = None if refinement is None else refinement_of(refinement, rule.output_kind)
+    refine = None if refinement is None else ClassMapRefinement(refinement)
     for case, scores in zip(cases, maps, strict=True):
-        presence = None
-        if refine is not None:
-            scores = refine(torch.as_tensor(case["image"]).float()[None], scores)
-        mask, _, presence = rule(scores)
+        image = torch.as_tensor(case["image"]).float()[None]
+        mask, _, presence = rule(scores) if refine is None else refine(rule, scores, image)
         table.add(
             id=case["id"],
             subject=case["subject"],

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from monai.data import CacheDataset
-from monai.transforms import Compose, LoadImaged, Resized
+from monai.transforms import Compose, Resized
 from torch import nn
 from torch.utils.data import Sampler
 
@@ -20,7 +20,7 @@ from monai_wsss.benchmark.recipes import Recipe
 from monai_wsss.data import EpochCacheDataset, LabelBalancedSampler, draw_share, load_datalist
 from monai_wsss.inferers import PseudoMaskWriter, VolumeInferer, score_pseudo_masks
 from monai_wsss.refinement import to_mask
-from monai_wsss.transforms import NormalizeSubjectd, ResizeInPlaned
+from monai_wsss.transforms import LoadOrderedd, NormalizeSubjectd, ResizeInPlaned
 
 __all__ = ["Patches"]
 
@@ -78,7 +78,7 @@ class Patches(PreparedData):
 
     def reading(self, keys: Sequence[str]) -> list[Any]:
         """Give the transforms that read patches and normalize their tissue."""
-        return [LoadImaged(keys, ensure_channel_first=True), NormalizeSubjectd("image", foreground="tissue")]
+        return [LoadOrderedd(keys), NormalizeSubjectd("image", foreground="tissue")]
 
     def fitting(self, keys: Sequence[str]) -> list[Any]:
         """Give the transforms that bring patches and their masks to the grid."""
@@ -107,7 +107,7 @@ class Patches(PreparedData):
         return score_pseudo_masks(
             folder,
             items,
-            LoadImaged(["pseudo_mask", "mask"], ensure_channel_first=True),
+            LoadOrderedd(["pseudo_mask", "mask"]),
             folder.with_name("pseudo_quality.json"),
             classes=self.header["classes"],
             background=False,

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from monai.data import CacheDataset, DataLoader, DistributedSampler
-from monai.transforms import Compose, LoadImaged, RandFlipd, RandRotate90d, Resized
+from monai.transforms import Compose, RandFlipd, RandRotate90d, Resized
 from torch import nn
 from torch.utils.data import Sampler
 from tqdm import tqdm
@@ -35,7 +35,7 @@ from monai_wsss.data import (
 from monai_wsss.inferers import PseudoMaskWriter, VolumeInferer
 from monai_wsss.metrics import CaseTable
 from monai_wsss.refinement import MaskRule
-from monai_wsss.transforms import NormalizeSubjectd, ResizeInPlaned
+from monai_wsss.transforms import LoadOrderedd, NormalizeSubjectd, ResizeInPlaned
 
 __all__ = ["Cases", "PreparedData", "Slices", "add_case", "maps_of", "rule_of"]
 
@@ -189,7 +189,7 @@ class Slices(PreparedData):
     def reading(self, keys: Sequence[str]) -> list[Any]:
         """Give the transforms that read slices; a mask may be missing."""
         return [
-            LoadImaged(keys, ensure_channel_first=True, allow_missing_keys=True),
+            LoadOrderedd(keys, allow_missing_keys=True),
             NormalizeSubjectd("image"),
         ]
 

@@ -26,6 +26,7 @@ from monai_wsss.benchmark.recipes import Recipe
 from monai_wsss.data import EpochCacheDataset, LabelBalancedSampler, check_trainable, load_datalist
 from monai_wsss.inferers import PseudoMaskWriter, VolumeInferer
 from monai_wsss.metrics import CaseTable
+from monai_wsss.transforms import LoadOrderedd
 
 __all__ = ["Tiles"]
 
@@ -86,7 +87,7 @@ class Tiles(PreparedData):
 
     def reading(self, keys: Sequence[str]) -> list[Any]:
         """Give the transforms that read images as they are, 0 to 255; a mask may be missing."""
-        return [self.loading(keys)]
+        return [LoadOrderedd(keys, allow_missing_keys=True)]
 
     def sampler(self, items: Cases, dataset: EpochCacheDataset, seed: int) -> Sampler:
         """Draw tiles so that labels are balanced; whole images in random order."""

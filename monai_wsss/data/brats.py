@@ -21,6 +21,7 @@ from tqdm import tqdm
 from monai_wsss._checks import DataError, check_choice
 from monai_wsss._intensity import foreground_statistics
 from monai_wsss._orientation import axes_of
+from monai_wsss._pictures import XY
 from monai_wsss.data.brats_layouts import BratsCase, find_brats_cases
 from monai_wsss.data.datalist import statistics_entry
 from monai_wsss.data.label_table import LabeledRow, LabelTable
@@ -291,4 +292,4 @@ def prepare_brats(
     _logger.info("%d %s of %s: %d with, %d without tumor", len(rows), rule, root, positives, len(rows) - positives)
     table = LabelTable(Path(root), ["tumor"], rows)
     files = {row.id: item for row, item in pieces}
-    return write_prepared(folder, table, files, chosen, statistics, fractions=fractions, seed=seed, cut=cut)
+    return write_prepared(folder, table, files, chosen, statistics, order=XY, fractions=fractions, seed=seed, cut=cut)

@@ -14,7 +14,9 @@ from monai_wsss.networks.class_head import ClassHead
 from monai_wsss.networks.consistency_attention import ConsistencyCorrelationAttention
 from monai_wsss.networks.conv_pyramid import ConvPyramid
 from monai_wsss.networks.criss_cross import CrissCrossAttention
+from monai_wsss.networks.efficientnet_lite import EfficientNetLite
 from monai_wsss.networks.feature_fusion import FusedFeatures, FusedSegmenter, fused_cam_network
+from monai_wsss.networks.frozen_encoder import FrozenEncoder
 from monai_wsss.networks.gland_classifier import GlandClassifier, resnet38_classifier
 from monai_wsss.networks.map_ensemble import MapEnsemble
 from monai_wsss.networks.mix_transformer import MixTransformer
@@ -24,6 +26,7 @@ from monai_wsss.networks.object_prior import ObjectPrior
 from monai_wsss.networks.position_attention import PositionAttention
 from monai_wsss.networks.pretrained import WeightReport, load_pretrained
 from monai_wsss.networks.psp import PSPHead, PyramidSceneParsing
+from monai_wsss.networks.published_weights import load_encoder_weights
 from monai_wsss.networks.pyramid_fusion import PyramidFusionPooling, SignPreservingFusion
 from monai_wsss.networks.reading_record import (
     add_reading_record,
@@ -50,6 +53,8 @@ __all__ = [
     "ConsistencyCorrelationAttention",
     "ConvPyramid",
     "CrissCrossAttention",
+    "EfficientNetLite",
+    "FrozenEncoder",
     "FusedFeatures",
     "FusedSegmenter",
     "GlandClassifier",
@@ -70,6 +75,7 @@ __all__ = [
     "add_reading_record",
     "dense_features",
     "fused_cam_network",
+    "load_encoder_weights",
     "load_mix_transformer",
     "load_pretrained",
     "networks_by_modality",

@@ -24,6 +24,7 @@ from torch import nn
 from monai_wsss._resize import linear_mode
 from monai_wsss.networks.cam_adapter import CAMAdapter
 from monai_wsss.networks.conv_pyramid import ConvPyramid
+from monai_wsss.networks.encoder_facts import encoder_channels, encoder_dims, encoder_strides
 from monai_wsss.networks.reading_record import add_reading_record
 from monai_wsss.refinement import MaskRule
 
@@ -76,9 +77,9 @@ class FusedFeatures(nn.Module):
         super().__init__()
         if width < 1 or stride < 1:
             raise ValueError(f"Expected `width` and `stride` of at least 1, got {width} and {stride}.")
-        channels = _channels(encoder, feature_channels)
-        dims = _spatial_dims(encoder) if spatial_dims is None else spatial_dims
-        strides = _strides(encoder)
+        channels = encoder_channels(encoder, feature_channels)
+        dims = encoder_dims(encoder) if spatial_dims is None else spatial_dims
+        strides = encoder_strides(encoder)
         self.encoder = encoder
         self.spatial_dims = dims
         self.feature_channels = (width,)
@@ -248,31 +249,3 @@ def fused_cam_network(
         topk_share=topk_share,
         lse_sharpness=lse_sharpness,
     )
-
-
-def _channels(encoder: nn.Module, given: Sequence[int] | None) -> tuple[int, ...]:
-    """Give the channels of an encoder's maps: as given, or as the encoder tells them."""
-    info: Any = getattr(encoder, "feature_info", None)
-    told = getattr(encoder, "feature_channels", None) or (info.channels() if hasattr(info, "channels") else ())
-    channels = tuple(told if given is None else given)
-    if not channels:
-        raise ValueError(
-            f"Expected an `encoder` with `feature_channels` or timm's `feature_info`, {type(encoder).__name__} has "
-            "neither: give `feature_channels`, the channels of its maps in their order."
-        )
-    return channels
-
-
-def _strides(encoder: nn.Module) -> tuple[int, ...]:
-    """Give the strides of an encoder's maps where it tells them."""
-    info: Any = getattr(encoder, "feature_info", None)
-    return tuple(getattr(encoder, "feature_strides", None) or (info.reduction() if hasattr(info, "reduction") else ()))
-
-
-def _spatial_dims(encoder: nn.Module) -> int:
-    """Give 2 or 3: as the encoder tells, or as its first convolution has them."""
-    told = getattr(encoder, "spatial_dims", None)
-    if told is not None:
-        return int(told)
-    first = next((module for module in encoder.modules() if isinstance(module, (nn.Conv2d, nn.Conv3d))), None)
-    return 3 if isinstance(first, nn.Conv3d) else 2

@@ -248,11 +248,10 @@ class RunFolder(RunRecord):
         for row, item, result in zip(
             range(first, first + len(engine.state.batch)), engine.state.batch, engine.state.output, strict=True
         ):
-            image = _array(result["image"])
             mask = _array(result["pred"])[0]
             cam = _array(result["cam"]).max(0) if "cam" in result else None
             reference = _array(item["mask"])[0] if "mask" in item else None
-            panel = render_panel(image, cam, mask, reference, channel_names=self.channel_names)
+            panel = render_panel(result["image"], cam, mask, reference, channel_names=self.channel_names)
             with atomic_path(folder / f"{row}.png") as temporary:
                 temporary.write_bytes(panel)
 

@@ -58,12 +58,15 @@ def test_kept_rows_need_no_weights(datalist, tmp_path):
     kept = tmp_path / "runs" / "kept" / "validation" / "plain" / "seed3.json"
     text = kept.read_text()
     assert calls == [3]
-    assert str(tmp_path) not in text and not any(item["id"] in text for item in _items(datalist))
+    assert str(tmp_path) not in text
+    assert not any(item["id"] in text for item in _items(datalist))
     assert json.loads(text)["settings"]["recipe"]["pooling"] == "max"
-    assert rows[0].metrics["steps"]["mean"] >= 1 and rows[0].metrics["seconds_per_step"]["mean"] > 0
+    assert rows[0].metrics["steps"]["mean"] >= 1
+    assert rows[0].metrics["seconds_per_step"]["mean"] > 0
 
     assert make(datalist, tmp_path / "b", tmp_path / "runs", calls).run() == rows
-    assert calls == [3] and not (tmp_path / "b" / "plain").exists()
+    assert calls == [3]
+    assert not (tmp_path / "b" / "plain").exists()
 
 
 @pytest.mark.parametrize("changed", [{"rate": 1e-2}, {"rule": "otsu"}])
@@ -112,8 +115,11 @@ def test_the_peak_of_memory_begins_anew():
         pytest.skip("this system does not tell the size of a process")
     block = np.ones(40_000_000, dtype=np.uint8)
     high = peak_memory_mb()
-    assert high is not None and high > 1 and block.any()
+    assert high is not None
+    assert high > 1
+    assert block.any()
     del block
     forget_peak_memory()
     low = peak_memory_mb()
-    assert low is not None and low <= high
+    assert low is not None
+    assert low <= high
