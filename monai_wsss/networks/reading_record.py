@@ -25,10 +25,11 @@ from torch import nn
 from monai_wsss._checks import check_choice
 from monai_wsss._files import load_tensors
 from monai_wsss._orientation import SIDES, SLICING_AXES
+from monai_wsss._pictures import ROWS_COLUMNS, XY
 
 __all__ = ["add_reading_record", "is_reading_record", "reading_order", "record_reading", "recorded_reading"]
 
-_ORDERS = ("xy", "rows_columns")
+_ORDERS = (XY, ROWS_COLUMNS)  # numbered from 1 on in the buffer
 _NAMES = _ORDER, _AXES = ("reading_order", "reading_axes")
 _MAY_LACK = (*_NAMES, "filled", "num_batches_tracked")
 """Ends of the names of entries that whole weights of before may lack."""
@@ -79,7 +80,7 @@ def record_reading(network: nn.Module, header: Mapping[str, Any]) -> None:
         >>> recorded_reading(network)
         {'order': 'xy', 'slicing_axis': 'SI', 'in_plane_axes': 'LP'}
     """
-    order = header.get("order") or "xy"
+    order = header.get("order") or XY
     check_choice("order", order, _ORDERS)
     axes = _axes_as_numbers(header.get("slicing_axis"), header.get("in_plane_axes"))
     with torch.no_grad():
@@ -127,11 +128,11 @@ def reading_order(weights: nn.Module | str | os.PathLike[str] | None, header: Ma
         ('rows_columns', 'xy')
     """
     if weights is None:
-        order = (header or {}).get("order") or "xy"
+        order = (header or {}).get("order") or XY
         check_choice("order", order, _ORDERS)
         return str(order)
     state = dict(weights.named_buffers()) if isinstance(weights, nn.Module) else load_tensors(weights)
-    return _as_words(state)["order"] or "xy"
+    return _as_words(state)["order"] or XY
 
 
 def is_reading_record(name: str) -> bool:

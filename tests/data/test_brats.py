@@ -17,7 +17,7 @@ from PIL import Image
 from monai_wsss._checks import DataError
 from monai_wsss.data.brats import prepare_brats
 from monai_wsss.data.brats_layouts import find_brats_cases
-from monai_wsss.data.datalist import load_datalist
+from monai_wsss.data.datalist import load_datalist, load_header
 from monai_wsss.data.reading import read_image
 from monai_wsss.data.writing import scale_to_16_bit
 
@@ -476,6 +476,15 @@ def test_a_dataset_json_that_does_not_name_the_channels(tmp_path, names):
     decathlon(tmp_path, json_names=names)
     with pytest.raises(DataError, match=r'dataset\.json .*"modality"'):
         find_brats_cases(tmp_path)
+
+
+def test_slices_say_along_which_axis_they_were_cut_and_volumes_do_not(tmp_path):
+    axial = np.diag([-1.0, 1.0, 3.0, 1.0])
+    save(tmp_path / "source" / "anna" / "flair.nii.gz", a_brain("FLAIR"), axial)
+    save(tmp_path / "source" / "anna" / "seg.nii.gz", a_tumor(), axial)
+    header = load_header(prepare_brats(tmp_path / "source", tmp_path / "slices", as_slices=True))
+    assert (header["slicing_axis"], header["in_plane_axes"]) == ("SI", "LA")
+    assert "slicing_axis" not in load_header(prepare_brats(tmp_path / "source", tmp_path / "volumes"))
 
 
 def test_slices_of_a_sagittal_volume(tmp_path):

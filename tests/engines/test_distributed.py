@@ -22,7 +22,7 @@ from monai_wsss.engines import (
     stop_distributed,
 )
 from monai_wsss.methods import BMP, ClassActivationMapping, WSSSMethod
-from monai_wsss.networks import ActivationNetwork, TwoBranchNetwork
+from monai_wsss.networks import ActivationNetwork, CAMEncoder, TwoBranchNetwork, record_reading
 
 
 def free_port() -> int:
@@ -71,7 +71,12 @@ def work(rank: int, port: int, folder: str) -> None:
     bmp = BMP.from_preset(network=TwoBranchNetwork.tiny(), **words)
     labels = torch.tensor([[1.0], [1.0]]) if rank == 0 else torch.tensor([[1.0], [0.0]])
     losses = bmp({"image": torch.rand(2, 1, 16, 16), "label": labels}, Progress(epoch=1, iteration=1, fraction=0.9))
+    shared = ClassActivationMapping(CAMEncoder.tiny())
+    if rank == 0:
+        record_reading(shared, {"order": "rows_columns"})
+    distribute_method(shared)
     result = {
+        "order": shared.network.reading_order,
         "level": bmp.seeds.scale.level.value,
         "running": bmp.gate.running.value,
         "own": losses["classification"].detach(),
@@ -93,6 +98,7 @@ def test_two_processes_average_gradients_and_share_the_healthy_level(tmp_path):
     assert first["level"].item() == second["level"].item() != 0
     mean = (first["own"] + second["own"]).item() / 2
     assert first["running"].item() == second["running"].item() == pytest.approx(mean, rel=1e-5)
+    assert first["order"].item() == second["order"].item() == 2, "the record of the first process"
     assert (first["main"], second["main"]) == (True, False)
     assert (tmp_path / "0.pt").is_file()
     assert not (tmp_path / "1.pt").exists()

@@ -22,7 +22,14 @@ from monai_wsss._checks import DataError
 from monai_wsss.data import EpochCacheDataset
 from monai_wsss.engines import NonFiniteLossError, TrainingLog, WSSSTrainer, one_cycle
 from monai_wsss.methods import ClassActivationMapping, FullSupervision, WSSSMethod
-from monai_wsss.networks import CAMAdapter, CAMEncoder, EfficientNetLite, load_encoder_weights
+from monai_wsss.networks import (
+    CAMAdapter,
+    CAMEncoder,
+    EfficientNetLite,
+    load_encoder_weights,
+    reading_order,
+    recorded_reading,
+)
 
 
 def make_items(count: int = 12, size: int = 16) -> list[dict[str, Any]]:
@@ -105,6 +112,21 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path):
     after = torch.load(tmp_path / "model.pt", weights_only=True)
     assert again.state.epoch == 4
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_training_records_how_its_images_are_read(tmp_path):
+    """In the weights, in checkpoints, and after resuming from a checkpoint that recorded nothing."""
+    make_trainer(tmp_path, epochs=2).run()
+    assert reading_order(tmp_path / "model.pt", {"order": "rows_columns"}) == "xy"
+    header = {"name": "x", "order": "rows_columns", "slicing_axis": "SI", "in_plane_axes": "LP"}
+    resumed = make_trainer(tmp_path, epochs=2, resume=True, reading=header)
+    resumed.run()
+    assert recorded_reading(resumed.core.network) == {key: header[key] for key in ("order", *list(header)[2:])}
+    assert reading_order(tmp_path / "model.pt") == "rows_columns"
+    make_trainer(tmp_path, epochs=2, reading=header).run()
+    again = make_trainer(tmp_path, epochs=2, resume=True)
+    again.run()
+    assert recorded_reading(again.core.network)["order"] == "rows_columns"
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

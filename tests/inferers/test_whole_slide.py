@@ -30,7 +30,7 @@ from monai_wsss.inferers.slide_reading import BACKENDS, SlideSource
 from monai_wsss.inferers.slide_tiles import BandBlender, TileGrid, fade_weights, tile_starts
 from monai_wsss.inferers.slide_tissue import TissueMap, find_tissue
 from monai_wsss.inferers.whole_slide import segment_slide
-from monai_wsss.networks import CAMEncoder
+from monai_wsss.networks import CAMEncoder, add_reading_record, record_reading
 from monai_wsss.refinement import MaskRule, to_mask
 
 PER_CM = (2e4, 2e4)  # 0.5 micrometers per pixel
@@ -381,6 +381,18 @@ def test_a_convolution_gives_what_it_gives_for_the_whole_slide(slide, tmp_path, 
     np.testing.assert_array_equal(tifffile.imread(result.mask, key=0), expected)
     other = whole_mask(network, picture(), "yx" if axes == "xy" else "xy")
     assert (other != expected).any()
+
+
+@pytest.mark.parametrize(("order", "axes"), [(None, "xy"), ("xy", "xy"), ("rows_columns", "yx")])
+def test_tiles_lie_as_the_network_has_recorded(slide, tmp_path, order, axes):
+    network = convolution()
+    add_reading_record(network)
+    if order is not None:
+        record_reading(network, {"order": order})
+    result = run(slide, network, tmp_path / "mask.tif")
+    np.testing.assert_array_equal(tifffile.imread(result.mask, key=0), whole_mask(network, picture(), axes))
+    given = run(slide, network, tmp_path / "given.tif", axes="yx")
+    np.testing.assert_array_equal(tifffile.imread(given.mask, key=0), whole_mask(network, picture(), "yx"))
 
 
 def test_only_tissue_is_looked_at_and_marked(slide, tmp_path):

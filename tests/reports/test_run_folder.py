@@ -25,7 +25,7 @@ from monai_wsss.data import load_datalist, make_phantoms
 from monai_wsss.engines import SegmentationScores, save_weights
 from monai_wsss.inferers import VolumeInferer
 from monai_wsss.methods import ClassActivationMapping, FullSupervision
-from monai_wsss.networks import ActivationNetwork, load_encoder_weights
+from monai_wsss.networks import ActivationNetwork, load_encoder_weights, record_reading
 from monai_wsss.refinement import ToMaskd
 from monai_wsss.reports import InferenceLog, RunFolder, RunRecord, run_folder, write_report
 from monai_wsss.transforms import NormalizeSubjectd, SaveMaskd
@@ -145,9 +145,11 @@ def test_without_any_mask_presence_is_all_that_is_measured(phantoms, tmp_path, c
 # ---- what read pixel masks -------------------------------------------------------------------------------------------
 
 
-def started(record, core=None):
+def started(record, core=None, network=None):
     """``run.json`` of a record whose engine started, and nothing more."""
     engine = Engine(lambda *_: None)
+    if network is not None:
+        engine.network = network
     if core is not None:
         engine.core = core
     record.attach(engine)
@@ -213,6 +215,18 @@ def test_labels_made_from_masks_stand_in_the_record_and_the_report(tmp_path):
     (phrase,) = training["uses_masks"]
     assert phrase.startswith("simulated supervision, tags of tiles from masks (present above 5 % of a tile")
     assert phrase in write_report(evaluation.output_dir).read_text()
+
+
+def test_training_and_evaluation_say_how_images_are_read(datalist, tmp_path):
+    method = ClassActivationMapping.tiny()
+    nothing = {"order": None, "slicing_axis": None, "in_plane_axes": None}
+    assert started(RunRecord(tmp_path / "before", datalist), core=method)["reading"] == nothing
+    header = {"order": "xy", "slicing_axis": "SI", "in_plane_axes": "LP"}
+    record_reading(method, header)
+    assert started(RunRecord(tmp_path / "training", datalist), core=method)["reading"] == header
+    scores = SegmentationScores(datalist)
+    for record in (RunFolder(tmp_path / "0", datalist, scores), InferenceLog(tmp_path / "1", datalist)):
+        assert started(record, network=method.network)["reading"] == header
 
 
 def test_an_evaluation_records_whether_the_data_have_a_background(datalist, tmp_path):
