@@ -170,7 +170,8 @@ class BenchmarkTable:
             if pseudo_masks is not None:
                 items = attach_pseudo_masks(items, pseudo_masks)
             epochs = settings.epochs or self.epochs
-            seconds = _train(method, settings, self.data.loader(items, settings, seed), folder, epochs)
+            loader = self.data.loader(items, settings, seed)
+            seconds = _train(method, settings, loader, folder, epochs, self.data.header)
             logger.info("%s, seed %d: %.1f s per epoch", recipe, seed, seconds / epochs)
         method.eval()
         return Trained(settings, seed, method)
@@ -294,7 +295,9 @@ def _claim_folder(folder: Path, settings: dict[str, Any]) -> None:
         raise DataError(f"{folder} holds weights that were trained with other settings: choose another folder.")
 
 
-def _train(method: WSSSMethod, recipe: Recipe, loader: DataLoader, folder: Path, epochs: int) -> float:
+def _train(
+    method: WSSSMethod, recipe: Recipe, loader: DataLoader, folder: Path, epochs: int, header: Mapping[str, Any]
+) -> float:
     """Train a method, or go on from its last checkpoint; give the seconds.
 
     Leaves ``model.pt``, ``training_log.csv``, ``seconds.json`` and checkpoints in ``folder``.
@@ -312,6 +315,7 @@ def _train(method: WSSSMethod, recipe: Recipe, loader: DataLoader, folder: Path,
         checkpoint_dir=folder / "checkpoints",
         model_path=folder / "model.pt",
         resume=True,
+        reading=header,
     ).run()
     seconds = time.perf_counter() - start
     costs = {"seconds": seconds, "steps": epochs * len(loader), "peak_memory_mb": peak_memory_mb()}

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from monai_wsss._checks import DataError
 from monai_wsss._intensity import foreground_statistics, tissue_statistics
+from monai_wsss._orientation import axes_of
 from monai_wsss._pictures import ROWS_COLUMNS, XY
 from monai_wsss.data.case_files import ImageCase, is_color_picture, read_case, write_case, write_slices
 from monai_wsss.data.datalist import statistics_entry
@@ -26,7 +27,7 @@ from monai_wsss.data.find_files import common_modalities, find_images, find_mask
 from monai_wsss.data.label_table import LabeledRow, LabelTable, read_label_table
 from monai_wsss.data.patches import contradicting_pairs
 from monai_wsss.data.prepared_folder import check_output, log_sizes, warn_of_contradictions, write_prepared
-from monai_wsss.data.reading import image_format, is_radiograph
+from monai_wsss.data.reading import affine_of, image_format, is_radiograph
 
 __all__ = ["LabelColumns", "check_like_first", "prepare_folder", "prepare_images"]
 
@@ -155,6 +156,7 @@ def prepare_images(
     statistics: dict[str, dict[str, list[float]]] = {}
     contradictions: list[str] = []
     shapes: dict[str, tuple[int, ...]] = {}
+    cut: set[str | None] = set()
     first: ImageCase | None = None
     for rows in tqdm(table.by_subject().values(), desc="subjects", disable=None):
         values: dict[str, list[np.ndarray]] = {}
@@ -167,6 +169,8 @@ def prepare_images(
             written |= {row.id: item for row, (item, _) in zip(of_image, items, strict=True)}
             contradictions += [row.id for row, (_, agrees) in zip(of_image, items, strict=True) if not agrees]
             shapes[image_id] = volume.shape[1:]
+            if of_image[0].volume is not None:
+                cut.add(axes_of(affine_of(case.images[0])))
             key = _statistics_key(of_image[0], case, table)
             if key is not None:
                 values.setdefault(key, []).append(volume.astype(np.uint8) if case.is_color else volume)
@@ -178,7 +182,9 @@ def prepare_images(
         _describe_patches(table.rows, shapes)
     channels = first.names if first else []
     order = _order(table.rows[0], found[table.rows[0].image_id].values())
-    return write_prepared(out, table, written, channels, statistics, order=order, fractions=fractions, seed=seed)
+    return write_prepared(
+        out, table, written, channels, statistics, order=order, fractions=fractions, seed=seed, cut=cut
+    )
 
 
 def prepare_folder(

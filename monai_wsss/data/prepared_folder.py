@@ -12,6 +12,7 @@ from typing import Any
 
 from monai_wsss._checks import DataError
 from monai_wsss._files import make_directory
+from monai_wsss._orientation import slicing_entry
 from monai_wsss.data.datalist import modality_entry, write_datalist
 from monai_wsss.data.label_table import LabeledRow, LabelTable
 from monai_wsss.data.splits import split_by_subject
@@ -93,6 +94,7 @@ def write_prepared(
     order: str,
     fractions: Sequence[float] = (0.7, 0.15, 0.15),
     seed: int = 0,
+    cut: Iterable[str | None] = (),
 ) -> Path:
     """Write the datalist, the last file of a preparation; draw the splits where the table has none.
 
@@ -107,6 +109,7 @@ def write_prepared(
             :func:`~monai_wsss.data.datalist.write_datalist`.
         fractions: shares of training, validation and test where splits are drawn.
         seed: seed of the draw.
+        cut: the axes of every volume that was cut into slices, see :func:`~monai_wsss._orientation.axes_of`.
 
     Returns:
         The path of ``datalist.json``.
@@ -126,6 +129,7 @@ def write_prepared(
         "classes": table.classes,
         "background": table.scored_class is None,
         "order": order,
+        **slicing_entry(cut),
     }
     if table.scored_class is not None:
         datalist["scored_class"] = table.scored_class

@@ -42,6 +42,7 @@ from monai_wsss.engines.checkpoint import (
     save_weights,
 )
 from monai_wsss.engines.schedules import Progress
+from monai_wsss.networks import record_reading
 
 __all__ = ["NonFiniteLossError", "WSSSTrainer"]
 
@@ -80,6 +81,9 @@ class WSSSTrainer(Trainer):
         finalize_interval: epochs between refreshes of the network's healthy level, so that a validation in between
             can use it; the end of training always refreshes it.
         progress_bar: whether to show a progress bar.
+        reading: header of the datalist, as :func:`~monai_wsss.data.load_header` gives it: the networks record how it
+            says that images are read and volumes cut, see :func:`~monai_wsss.networks.record_reading`.  None: they
+            record nothing.
 
     Raises:
         ValueError: optimizers that do not fit the players, or a count below one.
@@ -107,6 +111,7 @@ class WSSSTrainer(Trainer):
         resume: bool | str = False,
         finalize_interval: int | None = None,
         progress_bar: bool = True,
+        reading: Mapping[str, Any] | None = None,
     ) -> None:
         if accumulation_steps < 1 or keep_checkpoints < 1:
             raise ValueError(
@@ -124,6 +129,7 @@ class WSSSTrainer(Trainer):
         self.keep_checkpoints = keep_checkpoints
         self.model_path = model_path
         self.resume = as_flag("resume", resume)
+        self.reading = reading
         self._stepped: set[str] = set()
         for player, optimizer in self.optimizers.items():
             optimizer.register_step_post_hook(lambda *_, player=player: self._stepped.add(player))
@@ -150,6 +156,8 @@ class WSSSTrainer(Trainer):
             self._load_checkpoint()
         elif self.checkpoint_dir is not None and is_main_process() and remove_checkpoints(self.checkpoint_dir):
             logger.warning("A new training: the earlier checkpoints in %s are removed.", self.checkpoint_dir)
+        if self.reading is not None:
+            record_reading(self.core, self.reading)
         if self.state.epoch < self.state.max_epochs:
             try:
                 Workflow.run(self)

@@ -31,6 +31,7 @@ from monai_wsss.data import load_header
 from monai_wsss.data.modalities import canonical_modality
 from monai_wsss.engines import SegmentationScores, case_spacing, is_main_process
 from monai_wsss.metrics.aggregate import table_text
+from monai_wsss.networks import recorded_reading
 from monai_wsss.reports.page import write_report
 from monai_wsss.reports.panels import render_panel
 from monai_wsss.reports.provenance import (
@@ -50,7 +51,8 @@ class RunRecord:
     """Write ``run.json`` when an engine starts: what ran, on which data, with which weights.
 
     What was built is asked itself: a trainer for its method's ``settings``, epochs, batch size, rates and schedules, an
-    evaluator for how it infers, and ``parts`` for how they decide.
+    evaluator for how it infers, and ``parts`` for how they decide.  The network is asked in which order it gets the
+    pixels of pictures and along which axis it gets volumes (``reading``), as its training recorded it.
 
     Args:
         output_dir: folder of the run.
@@ -114,7 +116,9 @@ class RunRecord:
             uses_masks=self._supervision(engine),
         )
         self._remove_leftovers()
-        write_run(self.output_dir, record | {"replaced": self.replaced} | self._more())
+        network = getattr(getattr(engine, "core", engine), "network", None)
+        record |= {"replaced": self.replaced, "reading": recorded_reading(network)}
+        write_run(self.output_dir, record | self._more())
 
     def _config(self, engine: Engine) -> dict[str, Any]:
         """Collect the settings of what was built."""
