@@ -22,8 +22,8 @@ SPLIT_OF_LIST = {
 }
 """List of a datalist → the split that its subjects belong to.
 
-Where the training split holds tiles, ``training_images`` are the whole images that a second stage learns from, and tiles
-of validation images measure a classifier without masks."""
+Where the training split holds tiles, ``training_images`` are the whole images that a second stage learns from, and
+tiles of validation images measure a classifier without masks."""
 
 _REQUIRED = ("id", "image", "label", "subject")
 

@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from monai_wsss._checks import DataError
 from monai_wsss._intensity import foreground_statistics, tissue_statistics
+from monai_wsss._pictures import ROWS_COLUMNS
 from monai_wsss.data.case_files import ImageCase, image_name, is_color_picture, mask_shows, read_case, read_mask
 from monai_wsss.data.crops import (
     TileRule,
@@ -291,6 +292,7 @@ def prepare_tiles(
         "modality": modality_entry(names),
         "classes": table.classes,
         "background": True,
+        "order": ROWS_COLUMNS,
         **_origin_of_tags(rule, labels_from_masks),
         "tiles": {**asdict(rule), "tile_stride": rule.stride},
         "statistics": statistics,

@@ -38,7 +38,7 @@ __all__ = ["check_command_line", "check_overrides", "takes_arguments_of"]
 
 Builder = TypeVar("Builder", bound=Callable[..., Any])
 
-_EVERYWHERE = ("dataset_dir", "datalist", "output_dir", "ckpt_dir", "device", "epochs", "split")
+_EVERYWHERE = ("dataset_dir", "datalist", "output_dir", "ckpt_dir", "device", "epochs", "iterations", "split")
 """Names that mean the same in every bundle; a workflow that has no use for one lets it pass."""
 
 _MOVED = {
