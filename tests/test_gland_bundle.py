@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,22 @@ def test_pseudo_masks_are_constant_where_there_is_one_tag(whole, phantoms):
         assert values <= allowed | {255}
         known += len(values - {255})
     assert known > 0
+
+
+def test_pseudo_masks_are_refined_on_request(whole, phantoms, tmp_path):
+    shutil.copy(whole / "classifier.pt", tmp_path)
+    options = {"dataset_dir": str(phantoms), "output_dir": tmp_path, "pseudo#writer#refine": "par"}
+    stage("generate_pseudo", **options, **QUICK)
+    settings = read_json(tmp_path / "pseudo_masks" / "settings.json")
+    assert settings["refine"]["part"] == "PixelAdaptiveRefinement"
+    assert read_json(whole / "pseudo_masks" / "settings.json") == {**settings, "refine": "none"}
+    both = [case for case in load_datalist(phantoms / "datalist.json", "training") if all(case["label"])]
+    names = [f"{case['id']}.png" for case in both]
+    kept = [
+        (tmp_path / "pseudo_masks" / name).read_bytes() == (whole / "pseudo_masks" / name).read_bytes()
+        for name in names
+    ]
+    assert not all(kept)
 
 
 def test_the_quality_of_pseudo_masks_stands_apart(whole, phantoms, tmp_path):
@@ -196,6 +213,11 @@ def test_both_backbones_of_the_paper_s_preset_are_loaded_from_files(phantoms, tm
     files = {"pretrained": paths["classifier_def"], "pretrained_segmenter": paths["network_def"]}
     places = {"dataset_dir": str(phantoms), "output_dir": str(tmp_path)}
     workflow = start(BUNDLE, "train", overlays=("paper.json",), **places, **files, **SMALL_PAPER)
+    records = [workflow.parser.get_parsed_content(f"run#{number}") for number in range(2)]
+    assert [(record["encoder"], record["file"]) for record in records] == [
+        ("ResNet38", "classifier_def.pt"),
+        ("ResNeSt", "network_def.pt"),
+    ]
     for name, backbone in backbones.items():
         loaded = workflow.parser.get_parsed_content(name).backbone.state_dict()
         assert all(torch.equal(loaded[key], value) for key, value in backbone.state_dict().items())
@@ -204,11 +226,17 @@ def test_both_backbones_of_the_paper_s_preset_are_loaded_from_files(phantoms, tm
 def test_the_paper_s_preset_trains_both_stages_and_is_evaluated(phantoms, tmp_path):
     places = {"dataset_dir": str(phantoms), "output_dir": str(tmp_path / "run")}
     short = {"epochs": 1, "classifier_epochs": 1, "training_share": 0.1, "batch_size": 4, "val_interval": 9}
+    with pytest.raises(RuntimeError) as caught:
+        start(BUNDLE, "train", overlays=("paper.json",), **places, **short, **SMALL_PAPER).run()
+    assert "No package has ImageNet weights of ResNet38: give a file" in str(caught.value.__cause__)
+    assert not (tmp_path / "run").exists()
+    short["pretrained"] = "none"
     workflow = start(BUNDLE, "train", overlays=("paper.json",), **places, **short, **SMALL_PAPER)
     workflow.run()
     for folder in ("run", "run/classifier"):
         (row,) = read_rows(tmp_path / folder / "training_log.csv")
         assert np.isfinite(float(row["loss"]))
+        assert read_json(tmp_path / folder / "run.json")["encoder_weights"]["pretrained"] == "none"
     recorded = read_json(tmp_path / "run" / "run.json")["config"]
     expected = {"preset": "paper", "learning_rate": 0.005, "optimizer": "SGD", "plf": "paper", "training_share": 0.1}
     assert expected.items() <= recorded.items()

@@ -19,12 +19,14 @@ from monai_wsss.data.reading import read_image
 from monai_wsss.data.sampler import LabelBalancedSampler
 from monai_wsss.data.share import draw_share
 from monai_wsss.data.splits import split_by_subject
+from monai_wsss.data.variant_cache import VariantCacheDataset
 from monai_wsss.data.voc import VOC_CLASSES, prepare_voc
 
 __all__ = [
     "VOC_CLASSES",
     "EpochCacheDataset",
     "LabelBalancedSampler",
+    "VariantCacheDataset",
     "attach_pseudo_masks",
     "check_pseudo_masks",
     "check_trainable",

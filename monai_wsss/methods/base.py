@@ -28,11 +28,14 @@ class WSSSMethod(nn.Module):
     Attributes:
         players: names of the parts that are optimized in turn, each with its own optimizer.
         uses_masks: whether training reads pixel masks; true only for upper bounds.
+        makes_views: whether training makes other views of the images itself, for which it needs the images and not
+            features that were computed before.
         settings: the settings that the method was built with, for the run's record: values that JSON can hold.
     """
 
     players: ClassVar[tuple[str, ...]] = ("network",)
     uses_masks: ClassVar[bool] = False
+    makes_views: ClassVar[bool] = False
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -51,12 +54,18 @@ class WSSSMethod(nn.Module):
         The trainer leaves labels on the CPU, where they are checked without waiting for a GPU.
 
         Raises:
-            ValueError: a mask in the batch of a weakly supervised method, or an image or label of another shape.
+            ValueError: a mask in the batch of a weakly supervised method, encoded images for one that makes views of
+                them, or an image or label of another shape.
         """
         if "mask" in batch and not self.uses_masks:
             raise ValueError(
                 f"{type(self).__name__} learns from image-level labels alone, but its batch holds `mask`: "
                 "read the training split without masks=True."
+            )
+        if "encoded" in batch and self.makes_views:
+            raise ValueError(
+                f"{type(self).__name__} makes views of the images in each step, but its batch holds their encoded "
+                "features: leave `encode` of the dataset out."
             )
         check_shape("image", batch["image"], "(B, C, *S)")
         check_label(batch["label"], batch["image"].shape[0], self._num_classes(batch["label"]))
@@ -67,8 +76,39 @@ class WSSSMethod(nn.Module):
         return int(getattr(self.network, "num_classes", label.shape[-1]))
 
     def player_parameters(self, player: str) -> Iterator[nn.Parameter]:
-        """Give the parameters of one player, for its optimizer and for clipping."""
-        return self.get_submodule(player).parameters()
+        """Give the parameters of one player that are trained, for its optimizer and for clipping."""
+        return (parameter for parameter in self.get_submodule(player).parameters() if parameter.requires_grad)
+
+    def parameter_groups(
+        self, learning_rate: float, *, encoder_learning_rate: float | None = None, player: str = "network"
+    ) -> list[dict[str, Any]]:
+        """Split the trained parameters of a player by their rate.
+
+        Args:
+            learning_rate: of all parameters but the encoder's.
+            encoder_learning_rate: of the encoder's parameters; None: the same.  They are those with ``encoder`` on
+                their path, or ``backbone`` where the network has no encoder.
+            player: whose parameters.
+
+        Returns:
+            Groups for ``torch.optim``, in the order of the network, without frozen parameters and empty groups.
+
+        Raises:
+            ValueError: a rate for the encoder of a network without one.
+
+        Example:
+            >>> from monai_wsss.methods import ClassActivationMapping
+            >>> groups = ClassActivationMapping.tiny().parameter_groups(2e-3, encoder_learning_rate=3e-4)
+            >>> [group["lr"] for group in groups]
+            [0.0003, 0.002]
+        """
+        network = self.get_submodule(player)
+        if encoder_learning_rate is None:
+            return grouped_parameters(network, lambda name: {"lr": learning_rate})
+        part = encoder_part(network)
+        return grouped_parameters(
+            network, lambda name: {"lr": encoder_learning_rate if part in name.split(".") else learning_rate}
+        )
 
     def after_step(self, progress: Progress) -> None:
         """Do what follows a step of all players, e.g. average weights; nothing by default.
@@ -149,6 +189,41 @@ class WSSSMethod(nn.Module):
                 "use max-like pooling, a lower learning rate, or more negative images."
             ]
         return []
+
+
+def encoder_part(network: nn.Module) -> str:
+    """Name what lies on the path of the encoder's parameters: ``encoder``, or ``backbone`` where there is none.
+
+    Raises:
+        ValueError: the network has neither.
+    """
+    parts = {part for name, _ in network.named_parameters() for part in name.split(".")}
+    for part in ("encoder", "backbone"):
+        if part in parts:
+            return part
+    raise ValueError(
+        f"Expected a network with a part `encoder` or `backbone` for `encoder_learning_rate`, {type(network).__name__} "
+        "has neither."
+    )
+
+
+def grouped_parameters(network: nn.Module, options: Callable[[str], dict[str, Any]]) -> list[dict[str, Any]]:
+    """Put the trained parameters of a network into groups for ``torch.optim``, by the options of each.
+
+    Args:
+        network: the network.
+        options: (name of a parameter) to the options of its group, such as ``{"lr": 1e-3}``.
+
+    Returns:
+        A group for each different value of ``options``, in the order in which they come first; the parameters of a
+        group stand in the order of the network: an optimizer's state finds its parameters by their order.
+    """
+    groups: dict[str, dict[str, Any]] = {}
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            told = options(name)
+            groups.setdefault(repr(sorted(told.items())), {"params": [], **told})["params"].append(parameter)
+    return list(groups.values())
 
 
 def describe(part: Any) -> Any:

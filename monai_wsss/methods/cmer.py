@@ -35,7 +35,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -122,6 +122,7 @@ class CMER(WSSSMethod):
     """
 
     network: ModalityNetworks
+    makes_views: ClassVar[bool] = True
 
     def __init__(
         self,

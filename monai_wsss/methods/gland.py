@@ -25,7 +25,7 @@ import torch.nn.functional as F
 
 from monai_wsss._checks import check_choice, float32_or_wider
 from monai_wsss.engines import Progress, takes_arguments_of
-from monai_wsss.methods.base import WSSSMethod
+from monai_wsss.methods.base import WSSSMethod, grouped_parameters
 from monai_wsss.networks import GlandClassifier, ResNet38, resnet38_classifier
 
 __all__ = ["GlandClassification"]
@@ -40,7 +40,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "pyramid": None,
         "pooling": "topk",
     },
-    # As printed; it needs ImageNet weights, see networks.load_pretrained.
+    # As printed; it needs ImageNet weights, see networks.load_encoder_weights.
     "paper": {},
 }
 
@@ -76,7 +76,8 @@ class GlandClassification(WSSSMethod):
 
         Args:
             preset: ``"default"``: a small ResNet38 with top-25 % pooling, to train from scratch; ``"paper"``: the
-                published network: load ImageNet weights into ``network.backbone``.
+                published network, whose weights are random until
+                :func:`~monai_wsss.networks.load_encoder_weights` fills them.
             settings: arguments of :func:`~monai_wsss.networks.resnet38_classifier`, which replace the preset's.
 
         Example:
@@ -103,7 +104,9 @@ class GlandClassification(WSSSMethod):
         logits = self.network.image_logits(class_map)
         return {"classification": F.binary_cross_entropy_with_logits(logits, label)}
 
-    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
+    def parameter_groups(
+        self, learning_rate: float, *, encoder_learning_rate: float | None = None, player: str = "network"
+    ) -> list[dict[str, Any]]:
         """Split the parameters by rate, as in the code that the paper builds on.
 
         New layers have 10 times the rate of the loaded backbone.  Biases have twice the rate of their layer, and no
@@ -111,17 +114,19 @@ class GlandClassification(WSSSMethod):
 
         Args:
             learning_rate: rate of the backbone's weights.
+            encoder_learning_rate: the plain division instead: the encoder has this rate, all other layers have
+                ``learning_rate``.
+            player: ``"network"``.
 
         Returns:
             At most four groups for ``torch.optim``, without frozen parameters.
         """
-        groups: list[dict[str, Any]] = [
-            {"params": [], "lr": learning_rate * times * twice, **decay}
-            for times in (1, 10)
-            for twice, decay in ((1, {}), (2, {"weight_decay": 0.0}))
-        ]
-        for name, parameter in self.network.named_parameters():
-            if parameter.requires_grad:
-                new = not name.startswith("backbone.") or ".attention" in name
-                groups[2 * new + name.endswith(".bias")]["params"].append(parameter)
-        return [group for group in groups if group["params"]]
+        if encoder_learning_rate is not None:
+            return super().parameter_groups(learning_rate, encoder_learning_rate=encoder_learning_rate, player=player)
+
+        def options(name: str) -> dict[str, Any]:
+            loaded = name.startswith("backbone.") and ".attention" not in name
+            rate = learning_rate * (1 if loaded else 10)
+            return {"lr": 2 * rate, "weight_decay": 0.0} if name.endswith(".bias") else {"lr": rate}
+
+        return grouped_parameters(self.network, options)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -14,7 +14,7 @@ from torch import nn
 from monai_wsss._checks import check_label, float32_or_wider
 from monai_wsss._resize import resize_linear
 from monai_wsss.inferers import AboveHealthyLevel, MultiScaleSeeds
-from monai_wsss.methods.base import WSSSMethod
+from monai_wsss.methods.base import WSSSMethod, grouped_parameters
 from monai_wsss.networks import BranchOutputs, TwoBranchNetwork
 from monai_wsss.refinement import LabeledImages
 
@@ -36,6 +36,7 @@ class TwoBranchMethod(WSSSMethod):
     """
 
     network: TwoBranchNetwork
+    makes_views: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -58,30 +59,35 @@ class TwoBranchMethod(WSSSMethod):
         self.radius = asked[0] if asked else None
         self.train_mode_labels = train_mode_labels
 
-    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
+    def parameter_groups(
+        self, learning_rate: float, *, encoder_learning_rate: float | None = None, player: str = "network"
+    ) -> list[dict[str, Any]]:
         """Split the parameters by rate (AFA, BMP): the encoder's at the given rate, its norms at 0, others at 10 times.
 
         Args:
             learning_rate: rate of the encoder; 6e-5 in the papers.
+            encoder_learning_rate: the plain division instead: the encoder, with its norms, has this rate, all other
+                layers have ``learning_rate``.
+            player: ``"network"``.
 
         Returns:
-            Three groups for ``torch.optim``.
+            At most three groups for ``torch.optim``, without frozen parameters.
         """
-        # In the order of the network: when a run resumes, an optimizer's state finds its parameters by their order.
-        norms = [
-            parameter
-            for module in self.network.encoder.modules()
+        if encoder_learning_rate is not None:
+            return super().parameter_groups(learning_rate, encoder_learning_rate=encoder_learning_rate, player=player)
+        norms = {
+            f"encoder.{path}.{name}"
+            for path, module in self.network.encoder.named_modules()
             if isinstance(module, (nn.LayerNorm, nn.modules.batchnorm._NormBase))
-            for parameter in module.parameters(recurse=False)
-        ]
-        known = set(norms)
-        encoder = [parameter for parameter in self.network.encoder.parameters() if parameter not in known]
-        heads = [parameter for name, parameter in self.network.named_parameters() if not name.startswith("encoder.")]
-        return [
-            {"params": encoder, "lr": learning_rate},
-            {"params": norms, "lr": 0.0, "weight_decay": 0.0},
-            {"params": heads, "lr": 10 * learning_rate},
-        ]
+            for name, _ in module.named_parameters(recurse=False)
+        }
+
+        def options(name: str) -> dict[str, Any]:
+            if name in norms:
+                return {"lr": 0.0, "weight_decay": 0.0}
+            return {"lr": learning_rate * (1 if name.startswith("encoder.") else 10)}
+
+        return grouped_parameters(self.network, options)
 
     @torch.no_grad()
     def measure_negative_reference(self, train_data_loader: Iterable, device: torch.device | str = "cpu") -> None:

@@ -14,6 +14,9 @@ from monai_wsss.networks.class_head import ClassHead
 from monai_wsss.networks.consistency_attention import ConsistencyCorrelationAttention
 from monai_wsss.networks.conv_pyramid import ConvPyramid
 from monai_wsss.networks.criss_cross import CrissCrossAttention
+from monai_wsss.networks.efficientnet_lite import EfficientNetLite
+from monai_wsss.networks.feature_fusion import FusedFeatures, FusedSegmenter, fused_cam_network
+from monai_wsss.networks.frozen_encoder import FrozenEncoder
 from monai_wsss.networks.gland_classifier import GlandClassifier, resnet38_classifier
 from monai_wsss.networks.map_ensemble import MapEnsemble
 from monai_wsss.networks.mix_transformer import MixTransformer
@@ -23,7 +26,14 @@ from monai_wsss.networks.object_prior import ObjectPrior
 from monai_wsss.networks.position_attention import PositionAttention
 from monai_wsss.networks.pretrained import WeightReport, load_pretrained
 from monai_wsss.networks.psp import PSPHead, PyramidSceneParsing
+from monai_wsss.networks.published_weights import load_encoder_weights
 from monai_wsss.networks.pyramid_fusion import PyramidFusionPooling, SignPreservingFusion
+from monai_wsss.networks.reading_record import (
+    add_reading_record,
+    reading_order,
+    record_reading,
+    recorded_reading,
+)
 from monai_wsss.networks.resnest import ResNeSt, SplitAttentionConv
 from monai_wsss.networks.resnet38 import ResNet38
 from monai_wsss.networks.two_branch import BranchOutputs, TwoBranchNetwork
@@ -43,6 +53,10 @@ __all__ = [
     "ConsistencyCorrelationAttention",
     "ConvPyramid",
     "CrissCrossAttention",
+    "EfficientNetLite",
+    "FrozenEncoder",
+    "FusedFeatures",
+    "FusedSegmenter",
     "GlandClassifier",
     "MapEnsemble",
     "MixTransformer",
@@ -58,9 +72,15 @@ __all__ = [
     "SplitAttentionConv",
     "TwoBranchNetwork",
     "WeightReport",
+    "add_reading_record",
     "dense_features",
+    "fused_cam_network",
+    "load_encoder_weights",
     "load_mix_transformer",
     "load_pretrained",
     "networks_by_modality",
+    "reading_order",
+    "record_reading",
+    "recorded_reading",
     "resnet38_classifier",
 ]

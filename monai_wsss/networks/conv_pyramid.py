@@ -36,6 +36,7 @@ class ConvPyramid(nn.Module):
 
     Attributes:
         feature_channels: F1 to F4.
+        feature_strides: of the four levels, counted from the image.
         attention_channels: ``attention_heads``.
         spatial_dims: as given.
         in_channels: as given.
@@ -71,6 +72,7 @@ class ConvPyramid(nn.Module):
         self.spatial_dims = spatial_dims
         self.in_channels = in_channels
         self.feature_channels = (width, 2 * width, 4 * width, 4 * width)
+        self.feature_strides = tuple(math.prod(strides[: n + 1]) for n in range(4))
         self.attention_channels = attention_heads
         self.stride = math.prod(strides)
         channels = (in_channels, *self.feature_channels)

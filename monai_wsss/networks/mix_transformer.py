@@ -41,7 +41,7 @@ from monai_wsss.networks.attention_logits import attention_logits
 __all__ = ["MixTransformer"]
 
 _LARGE = (64, 128, 320, 512)
-_PRESETS = {
+PRESETS = {
     "mit_b0": ((32, 64, 160, 256), (2, 2, 2, 2)),
     "mit_b1": (_LARGE, (2, 2, 2, 2)),
     "mit_b2": (_LARGE, (3, 4, 6, 3)),
@@ -187,6 +187,7 @@ class MixTransformer(nn.Module):
 
     Attributes:
         feature_channels: F1 to F4.
+        feature_strides: of the four stages, counted from the image.
         attention_channels: heads of all ``attention_blocks`` together.
         spatial_dims: as given.
         in_channels: as given.
@@ -230,6 +231,7 @@ class MixTransformer(nn.Module):
         self.spatial_dims = spatial_dims
         self.in_channels = in_channels
         self.feature_channels = (embed_dims[0], embed_dims[1], embed_dims[2], embed_dims[3])
+        self.feature_strides = tuple(math.prod(strides[: n + 1]) for n in range(4))
         self.attention_channels = len(self.attention_blocks) * num_heads[3]
         self.smallest_side = max(math.prod(strides[: n + 1]) * (sr_ratios[n] - 1) + 1 for n in range(4))
         rates = torch.linspace(0, drop_path, sum(depths), device="cpu").tolist()
@@ -265,8 +267,8 @@ class MixTransformer(nn.Module):
             >>> MixTransformer.from_preset("mit_b0", in_channels=1).feature_channels
             (32, 64, 160, 256)
         """
-        check_choice("name", name, tuple(_PRESETS))
-        embed_dims, depths = _PRESETS[name]
+        check_choice("name", name, tuple(PRESETS))
+        embed_dims, depths = PRESETS[name]
         return cls(
             spatial_dims, in_channels,
             embed_dims=embed_dims, depths=depths, strides=strides, drop_path=drop_path,

@@ -27,6 +27,7 @@ from monai.utils import optional_import
 from torch import nn
 
 from monai_wsss._checks import DataError
+from monai_wsss.networks.reading_record import is_reading_record
 
 __all__ = ["WeightReport", "load_pretrained"]
 
@@ -94,14 +95,14 @@ def load_pretrained(
         >>> load_pretrained(network, path, rename={"backbone.": ""}, skip=["fc."])
         WeightReport(loaded=('weight',), missing=('bias',), unexpected=(), misshapen=())
     """
-    stored = _read_weights(path)
+    stored = read_weights(path)
     stored = _renamed(stored if convert is None else convert(stored), rename or {}, tuple(skip))
     # Step counters fit any network and say nothing, and older files lack them.
     own = {name: value for name, value in network.state_dict().items() if not name.endswith("num_batches_tracked")}
     fitting = {name: stored[name] for name in own if name in stored and stored[name].shape == own[name].shape}
     report = WeightReport(
         loaded=tuple(fitting),
-        missing=tuple(name for name in own if name not in stored),
+        missing=tuple(name for name in own if name not in stored and not is_reading_record(name)),
         unexpected=tuple(n for n in stored if n not in own and not n.endswith("num_batches_tracked")),
         misshapen=tuple(name for name in own if name in stored and name not in fitting),
     )
@@ -170,7 +171,7 @@ def _listed(names: Sequence[str], most: int = 10) -> str:
     return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def _read_weights(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
+def read_weights(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     """Read the tensors of a state dict by their names, whatever wraps it; see :func:`load_pretrained`."""
     load: Callable[[Any], Any] = partial(torch.load, map_location="cpu", weights_only=True)
     if Path(path).suffix == ".params":

@@ -1,0 +1,64 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""Facts that an encoder tells about itself: by attributes, by timm's ``feature_info``, or by its first layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+__all__ = ["encoder_channels", "encoder_dims", "encoder_in_channels", "encoder_strides"]
+
+
+def encoder_channels(encoder: nn.Module, given: Sequence[int] | None = None) -> tuple[int, ...]:
+    """Give the channels of an encoder's maps: as given, or as the encoder tells them.
+
+    Raises:
+        ValueError: neither is there.
+    """
+    told = getattr(encoder, "feature_channels", None) or _feature_info(encoder, "channels")
+    channels = tuple(told if given is None else given)
+    if not channels:
+        raise ValueError(
+            f"Expected an `encoder` with `feature_channels` or timm's `feature_info`, {type(encoder).__name__} has "
+            "neither: give `feature_channels`, the channels of its maps in their order."
+        )
+    return channels
+
+
+def encoder_strides(encoder: nn.Module) -> tuple[int, ...]:
+    """Give the strides of an encoder's maps, none where it does not tell them."""
+    return tuple(getattr(encoder, "feature_strides", None) or _feature_info(encoder, "reduction"))
+
+
+def encoder_dims(encoder: nn.Module) -> int:
+    """Give 2 or 3 spatial dimensions: as the encoder tells, or those of its first convolution."""
+    told = getattr(encoder, "spatial_dims", None)
+    return (3 if isinstance(_first_convolution(encoder), nn.Conv3d) else 2) if told is None else int(told)
+
+
+def encoder_in_channels(encoder: nn.Module) -> int:
+    """Give the channels of the image: as the encoder tells, or those of its first convolution.
+
+    Raises:
+        ValueError: neither is there.
+    """
+    told = getattr(encoder, "in_channels", None)
+    first = _first_convolution(encoder)
+    if told is not None:
+        return int(told)
+    if first is None:
+        raise ValueError(f"Expected an `encoder` with `in_channels`, {type(encoder).__name__} has none.")
+    return first.in_channels
+
+
+def _first_convolution(encoder: nn.Module) -> nn.Conv2d | nn.Conv3d | None:
+    return next((module for module in encoder.modules() if isinstance(module, (nn.Conv2d, nn.Conv3d))), None)
+
+
+def _feature_info(encoder: nn.Module, name: str) -> tuple[int, ...]:
+    """Read what timm's networks tell of their maps; nothing of others."""
+    tell: Any = getattr(getattr(encoder, "feature_info", None), name, None)
+    return tuple(tell()) if callable(tell) else ()
