@@ -102,7 +102,7 @@ def test_an_evaluation_fills_the_run_folder(phantoms, tmp_path):
         "bundle": "a_bundle",
         "modalities": ["FLAIR"],
         "replace_missing": {"T1": "FLAIR"},
-        **{"grid": None, "views": "none", "scales": [1.0]},
+        **{"grid": None, "views": "none", "scales": [1.0], "amp": False},
     }
     assert record["seed"] == 7
     assert (run / "training_log.csv").read_text() == "epoch,loss\n1,0.5\n"
