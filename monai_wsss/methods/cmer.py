@@ -222,6 +222,8 @@ class CMER(WSSSMethod):
         if standardize is not None:
             told["standardize"] = as_flag("standardize", standardize)
         network = networks_by_modality(modalities, **told)
+        if told.get("encoder") is not None:
+            told["encoder"] = type(network.members[0].backbone.encoder).__name__  # type: ignore[union-attr]
         network.settings = {"preset": preset, "network_modalities": list(modalities), **told}  # type: ignore[assignment]
         return network
 

@@ -27,7 +27,7 @@ from monai_wsss.networks.conv_pyramid import ConvPyramid
 from monai_wsss.networks.encoder_facts import encoder_channels, encoder_dims, encoder_strides
 from monai_wsss.refinement import MaskRule
 
-__all__ = ["FusedFeatures", "FusedSegmenter", "fused_cam_network"]
+__all__ = ["EncoderLevel", "FusedFeatures", "FusedSegmenter", "fused_cam_network"]
 
 
 class FusedFeatures(nn.Module):
@@ -131,6 +131,52 @@ class FusedFeatures(nn.Module):
                 f"gives {len(levels)}."
             )
         return levels
+
+
+class EncoderLevel(nn.Module):
+    """One map of an encoder: ``(B, C, *S) -> (B, F, *s)``.
+
+    Layers behind that map get no gradient: build the encoder without them where it can be, e.g.
+    ``EfficientNetLite(levels=(4,))``.
+
+    Args:
+        encoder: see :class:`FusedFeatures`.
+        level: the index of the map; -1 is the last.
+        feature_channels: see :class:`FusedFeatures`.
+
+    Attributes:
+        feature_channels: ``(F,)``.
+        spatial_dims: 2 or 3.
+
+    Raises:
+        ValueError: an unknown level, or an encoder that does not tell its channels, where they are not given.
+
+    Example:
+        >>> import torch
+        >>> EncoderLevel(ConvPyramid.tiny(), 1)(torch.zeros(1, 1, 32, 32)).shape
+        torch.Size([1, 8, 16, 16])
+    """
+
+    def __init__(self, encoder: nn.Module, level: int = -1, *, feature_channels: Sequence[int] | None = None) -> None:
+        super().__init__()
+        channels = encoder_channels(encoder, feature_channels)
+        if not -len(channels) <= level < len(channels):
+            raise ValueError(f"Expected `level` among 0 to {len(channels) - 1}, got {level}.")
+        self.encoder = encoder
+        self.level = level
+        self.feature_channels = (channels[level],)
+        self.spatial_dims = encoder_dims(encoder)
+
+    @classmethod
+    def tiny(cls, spatial_dims: int = 2, in_channels: int = 1) -> "EncoderLevel":
+        """Build the last map of the tiny :class:`~monai_wsss.networks.ConvPyramid`."""
+        return cls(ConvPyramid.tiny(spatial_dims, in_channels))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Give the map: ``(B, C, *S) -> (B, F, *s)``."""
+        if self.spatial_dims == 2:
+            image = image.contiguous(memory_format=torch.channels_last)
+        return self.encoder(image)[self.level]
 
 
 class FusedSegmenter(nn.Module):
