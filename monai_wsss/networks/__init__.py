@@ -27,6 +27,7 @@ from monai_wsss.networks.object_prior import ObjectPrior
 from monai_wsss.networks.position_attention import PositionAttention
 from monai_wsss.networks.pretrained import WeightReport, load_pretrained
 from monai_wsss.networks.psp import PSPHead, PyramidSceneParsing
+from monai_wsss.networks.published_weights import load_encoder_weights
 from monai_wsss.networks.pyramid_fusion import PyramidFusionPooling, SignPreservingFusion
 from monai_wsss.networks.resnest import ResNeSt, SplitAttentionConv
 from monai_wsss.networks.resnet38 import ResNet38
@@ -71,6 +72,7 @@ __all__ = [
     "dense_features",
     "fused_cam_network",
     "fused_gland_classifier",
+    "load_encoder_weights",
     "load_mix_transformer",
     "load_pretrained",
     "networks_by_modality",

@@ -250,16 +250,15 @@ class EfficientNetLite(nn.Module):
         wrong += [name for name in entries if name not in own]
         if wrong:
             raise DataError(
-                f"Expected the weights of EfficientNet-{self.name.capitalize()}, got a file that differs in "
-                f"{len(wrong)} entries, such as {wrong[0]}: give the file of this network, or change its `name`."
+                f"Expected the weights of EfficientNet-{self.name.capitalize()}, got a file with other "
+                f"entries ({len(wrong)}, such as {wrong[0]}): give the file of this network, or change its `name`."
             )
         self.load_state_dict(entries)
 
     def _is_left_out(self, name: str) -> bool:
         """Tell whether an entry of a published file has no place here by design."""
-        block = name.removeprefix("_blocks.").partition(".")[0]
-        behind = name.startswith("_blocks.") and block.isdigit() and int(block) >= len(self._blocks)
-        return name.startswith(_CLASSIFIER) or behind
+        behind = range(len(self._blocks), sum(_LAYOUTS[self.name].repeats))
+        return name.startswith((*_CLASSIFIER, *(f"_blocks.{number}." for number in behind)))
 
 
 def _check_geometry(spatial_dims: int, in_channels: int, levels: Sequence[int], output_stride: int) -> None:

@@ -94,7 +94,7 @@ def load_pretrained(
         >>> load_pretrained(network, path, rename={"backbone.": ""}, skip=["fc."])
         WeightReport(loaded=('weight',), missing=('bias',), unexpected=(), misshapen=())
     """
-    stored = _read_weights(path)
+    stored = read_weights(path)
     stored = _renamed(stored if convert is None else convert(stored), rename or {}, tuple(skip))
     # Step counters fit any network and say nothing, and older files lack them.
     own = {name: value for name, value in network.state_dict().items() if not name.endswith("num_batches_tracked")}
@@ -170,7 +170,7 @@ def _listed(names: Sequence[str], most: int = 10) -> str:
     return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def _read_weights(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
+def read_weights(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     """Read the tensors of a state dict by their names, whatever wraps it; see :func:`load_pretrained`."""
     load: Callable[[Any], Any] = partial(torch.load, map_location="cpu", weights_only=True)
     if Path(path).suffix == ".params":

@@ -31,11 +31,13 @@ from monai_wsss.data import load_header
 from monai_wsss.data.modalities import canonical_modality
 from monai_wsss.engines import SegmentationScores, case_spacing, is_main_process
 from monai_wsss.metrics.aggregate import table_text
+from monai_wsss.networks.published_weights import encoder_weights_of
 from monai_wsss.reports.page import write_report
 from monai_wsss.reports.panels import render_panel
 from monai_wsss.reports.provenance import (
     collect_provenance,
     read_run,
+    recorded_encoder_weights,
     recorded_supervision,
     settings_of,
     write_run,
@@ -114,7 +116,8 @@ class RunRecord:
             uses_masks=self._supervision(engine),
         )
         self._remove_leftovers()
-        write_run(self.output_dir, record | {"replaced": self.replaced} | self._more())
+        found = {"replaced": self.replaced, "encoder_weights": self._encoder_weights(engine)}
+        write_run(self.output_dir, record | found | self._more())
 
     def _config(self, engine: Engine) -> dict[str, Any]:
         """Collect the settings of what was built."""
@@ -133,6 +136,13 @@ class RunRecord:
         if self.uses_masks is not None:
             return list(self.uses_masks)
         return None if self.training_dir is None else recorded_supervision(self.training_dir, self.weights)
+
+    def _encoder_weights(self, engine: Engine) -> dict[str, Any] | None:
+        """Give the published weights that the training began with; None where nobody recorded them."""
+        core = getattr(engine, "core", None)
+        if core is not None:
+            return encoder_weights_of(core)
+        return None if self.training_dir is None else recorded_encoder_weights(self.training_dir, self.weights)
 
     def _more(self) -> dict[str, Any]:
         """Give what a kind of run records besides."""

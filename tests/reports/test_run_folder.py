@@ -25,7 +25,7 @@ from monai_wsss.data import load_datalist, make_phantoms
 from monai_wsss.engines import SegmentationScores, save_weights
 from monai_wsss.inferers import VolumeInferer
 from monai_wsss.methods import ClassActivationMapping, FullSupervision
-from monai_wsss.networks import ActivationNetwork
+from monai_wsss.networks import ActivationNetwork, load_encoder_weights
 from monai_wsss.refinement import ToMaskd
 from monai_wsss.reports import InferenceLog, RunFolder, RunRecord, run_folder, write_report
 from monai_wsss.transforms import NormalizeSubjectd, SaveMaskd
@@ -186,6 +186,21 @@ def test_an_evaluation_says_what_its_training_recorded(method, words, datalist, 
     ):
         assert started(record)["uses_masks"] == training["uses_masks"], number
         assert words in write_report(record.output_dir).read_text()
+
+
+def test_the_published_weights_that_a_training_began_with_are_recorded_and_taken_over(datalist, tmp_path):
+    method = ClassActivationMapping.tiny()
+    assert started(RunRecord(tmp_path / "silent", datalist), core=method)["encoder_weights"] is None
+    record = load_encoder_weights(method.network, "none")
+    weights = tmp_path / "training" / "model.pt"
+    assert started(RunRecord(weights.parent, datalist), core=method)["encoder_weights"] == record
+    weights.write_bytes(b"weights")
+    assert started(InferenceLog(tmp_path / "masks", datalist, weights=weights))["encoder_weights"] == record
+    evaluation = RunFolder(tmp_path / "scores", datalist, SegmentationScores(datalist), weights=weights)
+    assert started(evaluation)["encoder_weights"] == record
+    old = tmp_path / "old.pt"
+    old.write_bytes(b"others")
+    assert started(InferenceLog(tmp_path / "unknown", datalist, weights=old))["encoder_weights"] is None
 
 
 def test_an_evaluation_records_whether_the_data_have_a_background(datalist, tmp_path):
