@@ -34,6 +34,7 @@ from monai_wsss.networks import (
     fused_gland_classifier,
     resnet38_classifier,
 )
+from monai_wsss.networks.encoder_facts import encoder_name
 
 __all__ = ["GlandClassification"]
 
@@ -116,7 +117,7 @@ class GlandClassification(WSSSMethod):
             told = {name: value for name, value in told.items() if name in settings or name not in _OF_RESNET38}
             told.pop("in_channels", None)
             network = fused_gland_classifier(encoder, **told)
-            told["encoder"] = type(encoder).__name__
+            told["encoder"] = encoder_name(encoder)
         network.settings = {"preset": preset, **told}  # type: ignore[assignment]
         return network
 

@@ -24,7 +24,7 @@ from torch import nn
 from monai_wsss._resize import linear_mode
 from monai_wsss.networks.cam_adapter import CAMAdapter
 from monai_wsss.networks.conv_pyramid import ConvPyramid
-from monai_wsss.networks.encoder_facts import encoder_channels, encoder_dims, encoder_strides
+from monai_wsss.networks.encoder_facts import encoder_channels, encoder_dims, encoder_name, encoder_strides
 from monai_wsss.refinement import MaskRule
 
 __all__ = ["EncoderLevel", "FusedFeatures", "FusedSegmenter", "fused_cam_network"]
@@ -194,6 +194,7 @@ class FusedSegmenter(nn.Module):
 
     Attributes:
         output_kind: ``"segmentation"``.
+        settings: what it was built with, for the record of a run.
 
     Raises:
         ValueError: no output channel, or what :class:`FusedFeatures` refuses.
@@ -231,6 +232,7 @@ class FusedSegmenter(nn.Module):
         self.spatial_dims = self.backbone.spatial_dims
         self.mode = self.backbone.mode
         self.head = Conv[Conv.CONV, self.spatial_dims](width, out_channels, kernel_size=1)
+        self.settings = {"encoder": encoder_name(encoder), "width": width, "stride": stride, "dropout": dropout}
 
     @classmethod
     def tiny(cls, spatial_dims: int = 2, in_channels: int = 1, num_classes: int = 1) -> "FusedSegmenter":
@@ -284,12 +286,8 @@ def fused_cam_network(
     features = FusedFeatures(
         encoder, feature_channels=feature_channels, width=width, stride=stride, dropout=dropout, **fusion
     )
-    return CAMAdapter(
-        features,
-        width,
-        num_classes,
-        spatial_dims=features.spatial_dims,
-        pooling=pooling,
-        topk_share=topk_share,
-        lse_sharpness=lse_sharpness,
-    )
+    pooled: dict[str, Any] = {"pooling": pooling, "topk_share": topk_share, "lse_sharpness": lse_sharpness}
+    network = CAMAdapter(features, width, num_classes, spatial_dims=features.spatial_dims, **pooled)
+    told = {"encoder": encoder_name(encoder), "width": width, "stride": stride, "dropout": dropout, **pooled}
+    network.settings = told  # type: ignore[assignment]
+    return network

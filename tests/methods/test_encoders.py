@@ -4,13 +4,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+from ignite.engine import Events
+from monai.data import DataLoader
+from monai.handlers import LrScheduleHandler
+from monai.transforms import Compose, RandFlipd
 from torch import nn
 
-from monai_wsss.engines import Progress, one_cycle
+from monai_wsss.data import VariantCacheDataset
+from monai_wsss.engines import Progress, WSSSTrainer, one_cycle
 from monai_wsss.methods import (
     AFA,
     BMP,
@@ -114,6 +121,13 @@ def test_the_settings_name_the_encoder():
     assert network.settings["pooling"] == network.pooling == "topk"
     assert "width" not in network.settings
     assert network.backbone.feature_channels == (48,)
+    encoder = FrozenEncoder(ConvPyramid.tiny())
+    assert (
+        BMP.network_from_preset("scratch", encoder=encoder).settings["encoder"] == "FrozenEncoder (all) of ConvPyramid"
+    )
+    for method in (ClassActivationMapping(fused_cam_network(encoder)), FullSupervision(FusedSegmenter(encoder))):
+        assert method.settings["encoder"] == "FrozenEncoder (all) of ConvPyramid"
+        assert json.loads(json.dumps(method.settings)) == method.settings
 
 
 def test_modalities_do_not_share_an_encoder():
@@ -177,3 +191,58 @@ def test_the_cycle_keeps_the_rate_of_each_group():
     assert max(each[0] for each in rates) == pytest.approx(3e-4)
     assert max(each[1] for each in rates) == pytest.approx(2e-3)
     assert all(each[0] / each[1] == pytest.approx(0.15) for each in rates)
+
+
+def cached_trainer(folder: Path, epochs: int = 4, resume: bool = False) -> WSSSTrainer:
+    """Train on the maps of a frozen encoder, computed once for two variants."""
+    torch.manual_seed(0)
+    encoder = FrozenEncoder(EfficientNetLite.tiny(2, 3))
+    method = ClassActivationMapping(fused_cam_network(encoder, width=8, dropout=0.0))
+    generator = torch.Generator().manual_seed(1)
+    items = [
+        {"image": torch.rand((3, 32, 32), generator=generator), "label": torch.tensor([float(n % 2)]), "id": str(n)}
+        for n in range(8)
+    ]
+    flip = RandFlipd("image", 1.0, 0)
+    dataset = VariantCacheDataset(items, Compose([]), flip, encode=encoder.pack, seed=3, progress=False)
+    loader = DataLoader(dataset, batch_size=4)
+    groups = method.parameter_groups(1e-2, encoder_learning_rate=1e-3)
+    optimizer = torch.optim.AdamW(groups, lr=1e-2)
+    schedule = one_cycle(optimizer, 1e-2, 4, loader)
+    return WSSSTrainer(
+        method,
+        optimizer,
+        loader,
+        epochs,
+        lr_schedulers=schedule,
+        train_handlers=[LrScheduleHandler(schedule, print_lr=False, epoch_level=False)],
+        checkpoint_dir=folder,
+        model_path=folder / "model.pt",
+        resume=resume,
+        clip_norm=5.0,
+        progress_bar=False,
+    )
+
+
+@pytest.mark.filterwarnings("ignore:Epoch")  # so short a run may end with maps that are all or nothing
+def test_a_training_on_cached_maps_resumes_bit_for_bit_and_serves_images(tmp_path):
+    cached_trainer(tmp_path / "whole").run()
+    killed = cached_trainer(tmp_path / "killed")
+
+    @killed.on(Events.ITERATION_COMPLETED(once=5))  # in the third of four epochs
+    def kill(engine):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        killed.run()
+    cached_trainer(tmp_path / "killed", resume=True).run()
+    whole, resumed = (torch.load(tmp_path / run / "model.pt", weights_only=True) for run in ("whole", "killed"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert whole["filled"].all()
+    # The weights are those of the network without the wrapper, and its encoder is as it was.
+    torch.manual_seed(0)
+    network = fused_cam_network(EfficientNetLite.tiny(2, 3), width=8)
+    before = {name: value.clone() for name, value in network.state_dict().items() if ".encoder." in name}
+    network.load_state_dict(whole, strict=True)
+    assert all(torch.equal(value, network.state_dict()[name]) for name, value in before.items())
+    assert network.eval()(torch.rand(1, 3, 45, 40)).shape == (1, 1, 45, 40)
