@@ -11,10 +11,10 @@ into one tensor of the image's own size, which a dataset keeps in the image's pl
 | image          | (B, C, *S) | computes its maps              |
 | packed maps    | (B, P, *S) | reads them from the tensor     |
 
-P is the fewest channels that hold all values of the maps, and never C.  Packed maps are read only by an encoder that has
-packed maps of that size before; to any other, an image of P channels stays the mistake that it is.  So methods, losses
-and the upsampling to the image's size need no change.  Only methods that make another view of the image need the image
-itself.
+P is the fewest channels that hold all values of the maps, and never C.  Packed maps are read only by an encoder that
+has packed maps of that size before; to any other, an image of P channels stays the mistake that it is.  So methods,
+losses and the upsampling to the image's size need no change.  Only methods that make another view of the image need the
+image itself.  Fill the encoder with its weights before maps are packed.
 """
 
 # Annotations stay real types: TorchScript reads them.
