@@ -215,9 +215,10 @@ def test_several_classes(phantoms, tmp_path):
 def test_the_crf_changes_masks_and_is_recorded(phantoms, tmp_path):
     plain, refined = (
         run(BUNDLE, "evaluate", tmp_path / name, phantoms, views="none", **options)
-        for name, options in (("plain", {}), ("refined", {"to_mask#crf": "@crf"}))
+        for name, options in (("plain", {}), ("refined", {"refine": "@crf"}))
     )
-    recorded = [read_json(output / "run.json")["config"]["crf"] for output in (plain, refined)]
-    assert recorded == [None, "DenseCRF"]
+    recorded = [read_json(output / "run.json")["config"]["refine"] for output in (plain, refined)]
+    assert recorded[0] == "none"
+    assert {"part": "DenseCRF", "bilateral_intensity_std": 0.1, "spatial_dims": 2}.items() <= recorded[1].items()
     accuracies = [read_json(output / "metrics.json")["accuracy"]["mean"] for output in (plain, refined)]
     assert accuracies[0] != accuracies[1]

@@ -23,6 +23,7 @@ import pytest
 import tifffile
 import torch
 from PIL import Image
+from test_bmp_photographs import make_coco, make_voc
 from test_every_bundle import BUNDLES, call, environment, read_json, read_rows
 
 from monai_wsss.data import load_datalist, make_phantoms
@@ -45,6 +46,14 @@ NARROW_PAPER = {
 """The published system of glands takes a GPU: appended, these leave its stages and its data as they are.
 
 Its rate is for ImageNet weights, whose normalization stays as it is; random ones diverge."""
+
+NARROW_PHOTOGRAPHS = {
+    "network_def#encoder": "{'_target_': 'monai_wsss.networks.MixTransformer.tiny'}",
+    "network_def#decoder_width": "8",
+    "crop": "48",
+    "batch_size": "2",
+}
+"""The paper's crops of photographs take a GPU, too."""
 
 DRIVER = """
 import functools, json, logging, runpy, sys
@@ -137,6 +146,9 @@ def prepare_surroundings(bundle: Path, mine: Path) -> None:
     if config["modalities"] != ["red", "green", "blue"]:
         make_phantoms(mine / "data", modalities=config["modalities"], subjects=(2, 2, 1))
         slices(bundle / "lgg_mri_64")
+        if "bmp" in bundle.name:
+            make_voc(mine / "VOCdevkit" / "VOC2012")
+            make_coco(mine / "coco2014")
         return
     make_phantoms(mine / "data", kind="gland", subjects=(2, 1, 1))
     glands(mine / "glas", official=True)
@@ -159,6 +171,9 @@ def adapted(words: list[str], bundle: Path, mine: Path) -> list[str]:
     default = words[-1] == "./out" or files.endswith("'configs/evaluate.json']")  # both are looked at
     if "paper.json" in files:
         more = NARROW_PAPER if gland else {"network_def#width": "4"} if "cmer" in bundle.name else {}
+        if "paper_voc.json" in files or "paper_coco.json" in files:
+            training = "evaluate" not in files and "inference" not in files
+            more = NARROW_PHOTOGRAPHS | ({"iterations": "2"} if training else {})
         words += [word for name, value in more.items() for word in (f"--{name}", value)]
     if "configs/train" in files and not re.search(r"evaluate|generate_pseudo|score_pseudo", files):
         words += [*SHORT, *(["--samples", "64"] if gland else [])]

@@ -267,6 +267,8 @@ def test_what_the_bundles_have_in_common_is_as_generated():
 
 MOST_LINES = {"train.json": 300, "inference.json": 150, "evaluate.json": 55, "multi_gpu_train.json": 30}
 LONGER = {
+    ("brain_mri_bmp_segmentation", "paper_voc.json"): 40,  # another augmentation, of photographs
+    ("brain_mri_bmp_segmentation", "paper_coco.json"): 55,  # the same, weights and warm-ups
     ("histology_gland_segmentation", "train.json"): 460,  # two stages, and the pseudo-masks between them
     ("histology_gland_segmentation", "paper.json"): 120,  # another input pipeline, both networks and optimizers
 }
@@ -367,7 +369,18 @@ def test_evaluation_fills_the_run_folder(evaluation, phantoms, bundle, modalitie
     presets = {"bmp": "scratch", "cmer": "default", "gland": "default"}
     told |= next(({"preset": preset} for part, preset in presets.items() if part in bundle.name), {})
     assert told.items() <= record["config"].items()
-    assert {"rule", "gate", "crf"} <= record["config"].keys()
+    assert {"rule", "gate", "refine"} <= record["config"].keys()
+
+
+def test_masks_are_refined_on_request(evaluation, phantoms, bundle, tmp_path):
+    """One override does it, the record tells of it, and presence stays that of the raw maps."""
+    refined = run(bundle, "evaluate", tmp_path / "refined", phantoms, views="none", refine="par")
+    plain, told = (read_json(output / "run.json")["config"]["refine"] for output in (evaluation, refined))
+    assert plain == "none"
+    assert {"part": "PixelAdaptiveRefinement", "row_stochastic": True, "spatial_dims": 2}.items() <= told.items()
+    before, after = (read_json(output / "metrics.json") for output in (evaluation, refined))
+    assert before["accuracy"]["mean"] != after["accuracy"]["mean"]
+    assert before.get("presence_auroc") == after.get("presence_auroc")
 
 
 def test_both_metric_files_say_the_same(evaluation, bundle, is_color):

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,22 @@ def test_pseudo_masks_are_constant_where_there_is_one_tag(whole, phantoms):
         assert values <= allowed | {255}
         known += len(values - {255})
     assert known > 0
+
+
+def test_pseudo_masks_are_refined_on_request(whole, phantoms, tmp_path):
+    shutil.copy(whole / "classifier.pt", tmp_path)
+    options = {"dataset_dir": str(phantoms), "output_dir": tmp_path, "pseudo#writer#refine": "par"}
+    stage("generate_pseudo", **options, **QUICK)
+    settings = read_json(tmp_path / "pseudo_masks" / "settings.json")
+    assert settings["refine"]["part"] == "PixelAdaptiveRefinement"
+    assert read_json(whole / "pseudo_masks" / "settings.json") == {**settings, "refine": "none"}
+    both = [case for case in load_datalist(phantoms / "datalist.json", "training") if all(case["label"])]
+    names = [f"{case['id']}.png" for case in both]
+    kept = [
+        (tmp_path / "pseudo_masks" / name).read_bytes() == (whole / "pseudo_masks" / name).read_bytes()
+        for name in names
+    ]
+    assert not all(kept)
 
 
 def test_the_quality_of_pseudo_masks_stands_apart(whole, phantoms, tmp_path):

@@ -23,7 +23,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Rooms of a lower level may be imported, rooms of the same level may not.
 LEVELS = [
-    {"_checks", "_files", "_intensity", "_labels", "_processes", "_resize", "_running", "_windows"},
+    {"_checks", "_files", "_intensity", "_labels", "_orientation", "_pictures", "_processes", "_resize", "_running"}
+    | {"_windows"},
     {"cams"},
     {"refinement"},
     {"losses", "networks", "transforms", "data", "metrics"},

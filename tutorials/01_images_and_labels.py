@@ -21,7 +21,7 @@ import torch
 from monai.data import DataLoader, Dataset, DistributedSampler
 from monai.engines import SupervisedEvaluator
 from monai.handlers import CheckpointLoader, LrScheduleHandler
-from monai.transforms import Compose, LoadImaged, RandFlipd, RandRotate90d
+from monai.transforms import Compose, RandFlipd, RandRotate90d
 from monai.utils import set_determinism
 
 from monai_wsss.data import EpochCacheDataset, load_datalist, make_phantoms, prepare_folder
@@ -31,7 +31,7 @@ from monai_wsss.methods import ClassActivationMapping
 from monai_wsss.networks import CAMEncoder
 from monai_wsss.refinement import ToMaskd
 from monai_wsss.reports import RunFolder
-from monai_wsss.transforms import NormalizeSubjectd, SaveMaskd
+from monai_wsss.transforms import LoadOrderedd, NormalizeSubjectd, SaveMaskd
 
 logging.basicConfig(level=logging.WARNING)
 work = Path(tempfile.mkdtemp(prefix="monai_wsss_tutorial_"))
@@ -94,7 +94,7 @@ assert all("mask" not in item for item in training)
 
 # %%
 set_determinism(0)
-reading = [LoadImaged("image", ensure_channel_first=True), NormalizeSubjectd("image")]
+reading = [LoadOrderedd("image"), NormalizeSubjectd("image")]
 augmentation = Compose([RandRotate90d("image", prob=0.75), RandFlipd("image", prob=0.5, spatial_axis=0)])
 dataset = EpochCacheDataset(training, Compose(reading), augmentation, seed=0, progress=False)
 sampler = DistributedSampler(dataset, num_replicas=1, rank=0, shuffle=True, seed=0)
@@ -128,7 +128,7 @@ print(f"healthy level of the map, measured on slices without tumor: {network.neg
 # %%
 validation = load_datalist(datalist, "validation", masks=True, modalities=modalities)
 keys = ["image", "mask"]
-read = Compose([LoadImaged(keys, ensure_channel_first=True, allow_missing_keys=True), NormalizeSubjectd("image")])
+read = Compose([LoadOrderedd(keys, allow_missing_keys=True), NormalizeSubjectd("image")])
 scores = SegmentationScores(datalist)
 results = work / "results"
 evaluator = SupervisedEvaluator(

@@ -27,7 +27,7 @@ from monai.data import DataLoader, Dataset, DistributedSampler
 from monai.engines import SupervisedEvaluator
 from monai.handlers import LrScheduleHandler
 from monai.networks.nets import BasicUNet
-from monai.transforms import Compose, LoadImaged, RandFlipd, RandRotate90d, Resized
+from monai.transforms import Compose, RandFlipd, RandRotate90d, Resized
 from monai.utils import set_determinism
 
 from monai_wsss.data import EpochCacheDataset, attach_pseudo_masks, load_datalist, make_phantoms
@@ -36,7 +36,7 @@ from monai_wsss.inferers import PseudoMaskWriter, VolumeInferer
 from monai_wsss.methods import ClassActivationMapping, PseudoMaskSupervision, SegmentationNetwork
 from monai_wsss.refinement import ToMaskd
 from monai_wsss.reports import RunFolder, RunRecord
-from monai_wsss.transforms import NormalizeSubjectd, ResizeInPlaned, SaveMaskd
+from monai_wsss.transforms import LoadOrderedd, NormalizeSubjectd, ResizeInPlaned, SaveMaskd
 
 logging.basicConfig(level=logging.WARNING)
 work = Path(tempfile.mkdtemp(prefix="monai_wsss_tutorial_"))
@@ -58,7 +58,7 @@ grid = (64, 64)
 teacher = ClassActivationMapping.network_from_preset(in_channels=len(modalities))
 weights = bundle / "models" / "model.pt"
 training = load_datalist(datalist, "training", modalities=modalities)
-reading = [LoadImaged("image", ensure_channel_first=True), NormalizeSubjectd("image")]
+reading = [LoadOrderedd("image"), NormalizeSubjectd("image")]
 views = VolumeInferer(spatial_dims=2, grid=grid, views="dihedral")
 PseudoMaskWriter(teacher, weights, training, Compose(reading), views, work / "pseudo_masks").run()
 
@@ -74,7 +74,7 @@ keys = ["image", "pseudo_mask"]
 items = attach_pseudo_masks(training, work / "pseudo_masks")
 augmentation = Compose([RandRotate90d(keys, prob=0.75), RandFlipd(keys, prob=0.5, spatial_axis=0)])
 resizing = [ResizeInPlaned("image", grid), Resized("pseudo_mask", grid, mode="nearest")]
-read = Compose([LoadImaged(keys, ensure_channel_first=True), NormalizeSubjectd("image"), *resizing])
+read = Compose([LoadOrderedd(keys), NormalizeSubjectd("image"), *resizing])
 dataset = EpochCacheDataset(items, read, augmentation, seed=0, progress=False)
 sampler = DistributedSampler(dataset, num_replicas=1, rank=0, shuffle=True, seed=0)
 loader = DataLoader(dataset, batch_size=32, sampler=sampler)
@@ -104,7 +104,7 @@ WSSSTrainer(method, optimizer, loader, epochs, train_handlers=handlers, model_pa
 # %%
 validation = load_datalist(datalist, "validation", masks=True, modalities=modalities)
 keys = ["image", "mask"]
-read = Compose([LoadImaged(keys, ensure_channel_first=True, allow_missing_keys=True), NormalizeSubjectd("image")])
+read = Compose([LoadOrderedd(keys, allow_missing_keys=True), NormalizeSubjectd("image")])
 dice = {}
 for name, network, path in (("teacher", teacher, weights), ("student", student, training_dir / "model.pt")):
     scores = SegmentationScores(datalist)

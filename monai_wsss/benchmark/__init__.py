@@ -12,12 +12,15 @@ from monai_wsss.benchmark.cmer_table import (
     make_cmer_thresholds,
     make_cmer_transforms,
 )
+from monai_wsss.benchmark.encoder_table import make_encoder_table, make_lever_table
 from monai_wsss.benchmark.formatting import Column, format_rows
 from monai_wsss.benchmark.gland_table import make_gland_adaptation, make_gland_table
-from monai_wsss.benchmark.prepared import Patches, Slices
+from monai_wsss.benchmark.patches import Patches
+from monai_wsss.benchmark.prepared import Slices
 from monai_wsss.benchmark.recipes import AdamWOneCycle, Recipe
 from monai_wsss.benchmark.rows import Measured, Row
 from monai_wsss.benchmark.table import BenchmarkTable, Entry, Trained
+from monai_wsss.benchmark.tiles import Tiles
 
 __all__ = [
     "AdamWOneCycle",
@@ -29,6 +32,7 @@ __all__ = [
     "Recipe",
     "Row",
     "Slices",
+    "Tiles",
     "Trained",
     "format_rows",
     "make_bmp_table",
@@ -38,6 +42,8 @@ __all__ = [
     "make_cmer_table",
     "make_cmer_thresholds",
     "make_cmer_transforms",
+    "make_encoder_table",
     "make_gland_adaptation",
     "make_gland_table",
+    "make_lever_table",
 ]

@@ -28,14 +28,15 @@ class Column:
         metric: name of the metric; ``_mm`` or ``_px`` at its end may be left out.
         of: the :attr:`~monai_wsss.benchmark.Row.column` of the rows to show; None shows those of the whole line.
         kind: ``"value"``: mean over seeds, and standard deviation of several; ``"ratio"``: mean divided by the mean of
-            full supervision; ``"p"``: p-value of Welch's t-test against the first line.
-        bound: for ratios, the column of full supervision's rows to divide by; None takes all of them.
+            full supervision; ``"ratio alike"``: by the best line of full supervision among those of the same column;
+            ``"ratio best"``: by its best line of all; ``"p"``: p-value of Welch's t-test against the first line.
+        bound: for ``"ratio"``, the column of full supervision's rows to divide by; None takes all of them.
     """
 
     head: str
     metric: str
     of: str | None = None
-    kind: Literal["value", "ratio", "p"] = "value"
+    kind: Literal["value", "ratio", "ratio alike", "ratio best", "p"] = "value"
     bound: str | None = None
 
 
@@ -78,11 +79,22 @@ def _cell(column: Column, rows: Sequence[Row], *, bounds: Sequence[Row], first: 
     if column.kind == "ratio":
         full = values_of(bounds, column.metric, column.bound)
         return f"{np.mean(values) / np.mean(full):.2f}" if full and np.mean(full) > 0 else _NOTHING
+    if column.kind in ("ratio alike", "ratio best"):
+        alike = [row for row in bounds if column.kind == "ratio best" or row.column == rows[0].column]
+        best = max((np.mean(found) for found in _by_line(alike, column.metric)), default=0.0)
+        return f"{np.mean(values) / best:.2f}" if best > 0 else _NOTHING
     if column.kind == "p":
         baseline = values_of(first, column.metric, column.of)
         return f"{welch_t_test(baseline, values).p:.2f}" if len(values) > 1 and values != baseline else _NOTHING
     spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
     return f"{np.mean(values):.3f}{spread}"
+
+
+def _by_line(rows: Sequence[Row], metric: str) -> list[list[float]]:
+    """Give the values of a metric line by line, without lines that lack it."""
+    labels = dict.fromkeys(row.label for row in rows)
+    lines = [values_of([row for row in rows if row.label == label], metric) for label in labels]
+    return [line for line in lines if line]
 
 
 def values_of(rows: Sequence[Row], metric: str, column: str | None = None) -> list[float]:

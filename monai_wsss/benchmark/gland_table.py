@@ -25,7 +25,7 @@ from markupsafe import Markup
 from monai_wsss._files import file_sha256
 from monai_wsss.benchmark.formatting import Column, values_of
 from monai_wsss.benchmark.gland_recipes import gland_recipes, make_segmenter, two_stages
-from monai_wsss.benchmark.prepared import Patches
+from monai_wsss.benchmark.patches import Patches
 from monai_wsss.benchmark.recipes import Recipe
 from monai_wsss.benchmark.rows import Measured, Row
 from monai_wsss.benchmark.table import BenchmarkTable, Entry, Trained

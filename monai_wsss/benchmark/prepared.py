@@ -1,8 +1,9 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Prepared datasets as the tables use them: slices with one class, and patches of tissue without background.
+"""Prepared datasets as the tables use them: what all kinds have in common, and slices with one class.
 
-Each kind gives the items to train on, their batches, and the cases to measure.
+Each kind gives the items to train on, their batches, and the cases to measure; the others are
+:class:`~monai_wsss.benchmark.patches.Patches` and :class:`~monai_wsss.benchmark.tiles.Tiles`.
 """
 
 from __future__ import annotations
@@ -15,28 +16,28 @@ from typing import Any
 
 import torch
 from monai.data import CacheDataset, DataLoader, DistributedSampler
-from monai.transforms import Compose, LoadImaged, RandFlipd, RandRotate90d, Resized
+from monai.transforms import Compose, RandFlipd, RandRotate90d, Resized
 from torch import nn
 from torch.utils.data import Sampler
 from tqdm import tqdm
 
 from monai_wsss._checks import DataError
 from monai_wsss._files import file_sha256
+from monai_wsss.benchmark.content import content_sha256
 from monai_wsss.benchmark.recipes import Recipe
 from monai_wsss.data import (
     EpochCacheDataset,
-    LabelBalancedSampler,
     check_trainable,
     draw_share,
     load_datalist,
     load_header,
 )
-from monai_wsss.inferers import PseudoMaskWriter, VolumeInferer, score_pseudo_masks
+from monai_wsss.inferers import PseudoMaskWriter, VolumeInferer
 from monai_wsss.metrics import CaseTable
-from monai_wsss.refinement import MaskRule, to_mask
-from monai_wsss.transforms import NormalizeSubjectd, ResizeInPlaned
+from monai_wsss.refinement import MaskRule
+from monai_wsss.transforms import LoadOrderedd, NormalizeSubjectd, ResizeInPlaned
 
-__all__ = ["Cases", "Patches", "PreparedData", "Slices", "maps_of", "rule_of"]
+__all__ = ["Cases", "PreparedData", "Slices", "add_case", "maps_of", "rule_of"]
 
 _STATISTICS = ("intensity_mean", "intensity_std")
 
@@ -81,9 +82,18 @@ class PreparedData:
         """Tell what of the data decides the weights, for JSON."""
         return {"datalist_sha256": file_sha256(self.datalist)}
 
+    @cached_property
+    def content_sha256(self) -> str:
+        """Give a digest of the items and of all their files, the same on every machine."""
+        return content_sha256(self.datalist)
+
     def items(self, recipe: Recipe, seed: int, *, masks: bool = False) -> Cases:
         """Give the training items of a recipe, with their masks where the recipe may read them."""
         raise NotImplementedError(f"{type(self).__name__} must give its training items.")
+
+    def pseudo_items(self, recipe: Recipe, seed: int) -> Cases:
+        """Give the items that get pseudo-masks from a recipe: its training items."""
+        return self.items(recipe, seed)
 
     def reading(self, keys: Sequence[str]) -> list[Any]:
         """Give the transforms that read items, the image first."""
@@ -109,7 +119,7 @@ class PreparedData:
         dataset = EpochCacheDataset(
             items,
             Compose([*self.reading(keys), *self.fitting(keys)]),
-            Compose([RandRotate90d(keys, 0.75, 3), RandFlipd(keys, 0.5, 0)]),
+            Compose(self.augmentation(keys, recipe)),
             seed=seed,
             progress=False,
             runtime_cache=self.runtime_cache,
@@ -117,13 +127,26 @@ class PreparedData:
         sampler = self.sampler(items, dataset, seed)
         return DataLoader(dataset, batch_size=recipe.batch_size, sampler=sampler, num_workers=0)
 
+    def augmentation(self, keys: Sequence[str], recipe: Recipe) -> list[Any]:
+        """Give the random transforms of a training: quarter turns and flips."""
+        return [RandRotate90d(keys, 0.75, 3), RandFlipd(keys, 0.5, 0)]
+
+    def whole_maps(self, recipe: Recipe | None, network: nn.Module | None) -> tuple[Cases, list[torch.Tensor]]:
+        """Read the cases to measure, and give the network's maps of each, (1, channels, *S) at the size of the case.
+
+        Args:
+            recipe: the network's, says how images are read and viewed; None for the default.
+            network: the network, on the CPU; None gives no maps.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must give the maps of its cases.")
+
     def case_table(self) -> CaseTable:
         """Start an empty table of cases."""
         header = self.header
         return CaseTable(header["classes"], background=header["background"], scored_class=header.get("scored_class"))
 
-    def write_pseudo_masks(self, network: nn.Module, weights: Path, items: Cases, folder: Path) -> None:
-        """Write the pseudo-masks of training items for the recipes that have a teacher."""
+    def write_pseudo_masks(self, network: nn.Module, weights: Path, items: Cases, folder: Path, **words: Any) -> None:
+        """Write the pseudo-masks of training items for the recipes that have a teacher; ``words`` are the writer's."""
         raise NotImplementedError(f"{type(self).__name__} has no recipes with a teacher.")
 
 
@@ -166,7 +189,7 @@ class Slices(PreparedData):
     def reading(self, keys: Sequence[str]) -> list[Any]:
         """Give the transforms that read slices; a mask may be missing."""
         return [
-            LoadImaged(keys, ensure_channel_first=True, allow_missing_keys=True),
+            LoadOrderedd(keys, allow_missing_keys=True),
             NormalizeSubjectd("image"),
         ]
 
@@ -203,6 +226,17 @@ class Slices(PreparedData):
         inferer = VolumeInferer(2, grid=self.grid, views=views, cam=cam)
         return maps_of(cases, partial(inferer, network=network))
 
+    def whole_maps(self, recipe: Recipe | None, network: nn.Module | None) -> tuple[Cases, list[torch.Tensor]]:
+        """Read the cases, and give the maps of each over the views of its recipe."""
+        recipe = recipe or Recipe(build=_no_method)
+        cases = self.cases(recipe)
+        return cases, [] if network is None else self.maps(cases, network, recipe.views)
+
+    def write_pseudo_masks(self, network: nn.Module, weights: Path, items: Cases, folder: Path, **words: Any) -> None:
+        """Write the pseudo-masks of training slices; finished ones are kept."""
+        reading = Compose(self.reading(["image"]))
+        PseudoMaskWriter(network, weights, items, reading, VolumeInferer(2, grid=self.grid), folder, **words).run()
+
     def measure_maps(
         self, cases: Cases, maps: Sequence[torch.Tensor], rule: MaskRule, *, sweep: bool = False
     ) -> CaseTable:
@@ -217,7 +251,7 @@ class Slices(PreparedData):
         table = self.case_table()
         for case, scores in zip(cases, maps, strict=True):
             mask, cam, presence = rule(scores)
-            _add(
+            add_case(
                 table,
                 case,
                 mask[0],
@@ -230,97 +264,12 @@ class Slices(PreparedData):
         """Measure masks (1, 1, *S), one per case."""
         table = self.case_table()
         for case, mask in zip(cases, masks, strict=True):
-            _add(table, case, mask[0])
+            add_case(table, case, mask[0])
         return table.summary()
 
 
-class Patches(PreparedData):
-    """Patches of images whose classes are all real tissue, and the whole images that are measured.
-
-    Args:
-        datalist: path of the prepared ``datalist.json``.
-        split: where to measure.
-        every: train on the patches of one in so many images, for a smaller budget.
-        samples: patches per epoch, drawn so that labels are balanced.
-        window: side of the windows in which whole images are segmented, in pixels.
-    """
-
-    runtime_cache = True
-
-    def __init__(
-        self, datalist: Path, split: str = "validation", every: int = 1, samples: int = 1600, window: int = 112
-    ) -> None:
-        super().__init__(datalist, split)
-        self.every = every
-        self.samples = samples
-        self.window = window
-
-    def check(self) -> None:
-        """Refuse data with a background.
-
-        Raises:
-            DataError: the table cannot be made of this data.
-        """
-        if self.header["background"]:
-            raise DataError(f"{self.datalist} has a background: this table is for classes that are all real tissue.")
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Tell what of the data decides the weights, for JSON."""
-        return {**super().settings, "every": self.every, "samples": self.samples}
-
-    def items(self, recipe: Recipe, seed: int, *, masks: bool = False) -> Cases:
-        """Give the training patches of one in :attr:`every` images, or the recipe's share of them."""
-        items = load_datalist(self.datalist, "training", masks=masks)
-        images = sorted({item.get("source", item["id"]) for item in items})[:: self.every]
-        kept = [item for item in items if item.get("source", item["id"]) in images]
-        return draw_share(kept, recipe.share, seed=seed)
-
-    def reading(self, keys: Sequence[str]) -> list[Any]:
-        """Give the transforms that read patches and normalize their tissue."""
-        return [LoadImaged(keys, ensure_channel_first=True), NormalizeSubjectd("image", foreground="tissue")]
-
-    def sampler(self, items: Cases, dataset: EpochCacheDataset, seed: int) -> Sampler:
-        """Draw patches so that labels are balanced."""
-        return LabelBalancedSampler(items, self.samples, seed=seed)
-
-    def write_pseudo_masks(self, network: nn.Module, weights: Path, items: Cases, folder: Path) -> None:
-        """Write the pseudo-masks of training patches; finished ones are kept."""
-        reading = Compose(self.reading(["image"]))
-        PseudoMaskWriter(network, weights, items, reading, VolumeInferer(2), folder, background=False).run()
-
-    def measure_pseudo_masks(self, folder: Path, items: Cases) -> dict[str, Any]:
-        """Measure pseudo-masks of training patches against their masks.
-
-        Args:
-            folder: folder of the pseudo-masks; the result is written beside it.
-            items: the patches, read with their masks.
-        """
-        return score_pseudo_masks(
-            folder,
-            items,
-            LoadImaged(["pseudo_mask", "mask"], ensure_channel_first=True),
-            folder.with_name("pseudo_quality.json"),
-            classes=self.header["classes"],
-            background=False,
-        )
-
-    @torch.no_grad()
-    def measure(self, network: nn.Module, output_kind: str) -> dict[str, dict[str, Any]]:
-        """Measure whole images: overlapping windows, averaged scores, the highest class; labels are not read.
-
-        Args:
-            network: the network, on the CPU.
-            output_kind: ``"activation"`` or ``"segmentation"``.
-        """
-        table = self.case_table()
-        inferer = VolumeInferer(2, roi_size=(self.window, self.window), overlap=0.5)
-        network.eval()
-        items = load_datalist(self.datalist, self.split, masks=True)
-        for case in CacheDataset(items, Compose(self.reading(["image", "mask"])), cache_rate=0.0):
-            scores = inferer(torch.as_tensor(case["image"]).float()[None], network)
-            _add(table, case, to_mask(scores, output_kind=output_kind, rule="argmax", gate="none")[0])
-        return table.summary()
+def _no_method(in_channels: int, num_classes: int) -> Any:
+    raise NotImplementedError("This recipe says how images are read; it trains nothing.")
 
 
 def _of_recipe(items: Cases, recipe: Recipe) -> Cases:
@@ -330,7 +279,7 @@ def _of_recipe(items: Cases, recipe: Recipe) -> Cases:
     return [{key: value for key, value in item.items() if key not in _STATISTICS} for item in items]
 
 
-def _add(
+def add_case(
     table: CaseTable,
     case: dict[str, Any],
     prediction: torch.Tensor,
@@ -338,6 +287,7 @@ def _add(
     presence: torch.Tensor | None = None,
     cam: torch.Tensor | None = None,
 ) -> None:
+    """Add a case with its mask, where it has one, to a table."""
     table.add(
         id=case["id"],
         subject=case["subject"],

@@ -5,8 +5,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,12 @@ class AdamWOneCycle:
     Attributes:
         learning_rate: the peak of the cycle.
         weight_decay: decoupled weight decay.
+        encoder_learning_rate: the peak of the encoder's own cycle; None for the same as of the other layers.
     """
 
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
+    encoder_learning_rate: float | None = None
 
     def __call__(self, method: WSSSMethod, epochs: int, loader: DataLoader) -> tuple[Optimizer, LRScheduler]:
         """Build the optimizer and the schedule of one training.
@@ -44,8 +46,10 @@ class AdamWOneCycle:
             epochs: epochs of the training.
             loader: the batches of an epoch.
         """
-        parameters = method.player_parameters("network")
-        optimizer = torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=self.weight_decay)
+        groups: Any = method.player_parameters("network")
+        if self.encoder_learning_rate is not None:
+            groups = method.parameter_groups(self.learning_rate, encoder_learning_rate=self.encoder_learning_rate)
+        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, weight_decay=self.weight_decay)
         return optimizer, one_cycle(optimizer, self.learning_rate, epochs, loader)
 
 
@@ -63,6 +67,10 @@ class Recipe:
         share: share of the training items to train on, in (0, 1]; the seed draws it.
         teacher: key of the recipe in the same table whose pseudo-masks this one trains on.
         begin: weights that the training begins from.
+        epochs: epochs of the training; None for those of the table.
+        items: kind of the training items, where the dataset has several: ``"tiles"`` or ``"images"``.
+        pseudo: words of the :class:`~monai_wsss.inferers.PseudoMaskWriter` that writes the teacher's pseudo-masks.
+        words: what ``build`` was given, for JSON; committed rows are found again by it.
     """
 
     build: Callable[[int, int], WSSSMethod]
@@ -74,9 +82,18 @@ class Recipe:
     share: float = 1.0
     teacher: str | None = None
     begin: Path | None = None
+    epochs: int | None = None
+    items: str = "tiles"
+    pseudo: Mapping[str, Any] = field(default_factory=dict)
+    words: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def settings(self) -> dict[str, Any]:
         """Tell what decides the weights besides method, data and epochs, for JSON."""
         optimizer = {"name": type(self.optimizer).__name__, **dataclasses.asdict(self.optimizer)}
-        return {"batch_size": self.batch_size, "share": self.share, "optimizer": optimizer}
+        # Settings that are not used are left out, so that folders of earlier versions still belong to these.
+        if self.optimizer.encoder_learning_rate is None:
+            del optimizer["encoder_learning_rate"]
+        own: dict[str, Any] = {"epochs": self.epochs, "pseudo": dict(self.pseudo), **self.words}
+        used = {name: value for name, value in own.items() if value not in (None, {})}
+        return {"batch_size": self.batch_size, "share": self.share, "optimizer": optimizer, **used}

@@ -97,7 +97,14 @@ def read_rows(path: Path, source: dict[str, Any]) -> list[Row] | None:
     return [Row(**row) for row in content["rows"]]
 
 
-def write_rows(path: Path, rows: Iterable[Row], source: dict[str, Any]) -> None:
-    """Write finished rows with what they follow from."""
+def write_rows(path: Path, rows: Iterable[Row], source: dict[str, Any], **told: Any) -> None:
+    """Write finished rows with what they follow from.
+
+    Args:
+        path: the file to write.
+        rows: the rows.
+        source: what the rows follow from, as :func:`read_rows` compares it.
+        told: further entries of the file, for readers.
+    """
     make_directory(path.parent)
-    write_json(path, {"source": source, "rows": [row.to_json() for row in rows]})
+    write_json(path, {"source": source, **told, "rows": [row.to_json() for row in rows]})

@@ -5,6 +5,9 @@
 A training leaves ``<out>/<recipe>/seed<k>/model.pt`` and is skipped when that is there, so that a killed benchmark goes
 on.  Finished rows lie in ``<out>/rows``; they are measured anew when their weights or the version of this package
 change.  Tables that share recipes and a folder train and measure them once.
+
+A table that takes longer than a machine is at hand is made in parts: rows of the same settings and data that lie in
+``runs`` are taken from there, and new ones are written there, without weights, paths or identifiers of cases.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -26,6 +30,7 @@ from monai.utils import set_determinism
 from monai_wsss import __version__
 from monai_wsss._checks import DataError
 from monai_wsss._files import atomic_path, file_sha256, make_directory, write_json
+from monai_wsss.benchmark.costs import forget_peak_memory, peak_memory_mb
 from monai_wsss.benchmark.formatting import Column, format_rows, values_of
 from monai_wsss.benchmark.prepared import PreparedData
 from monai_wsss.benchmark.recipes import Recipe
@@ -60,12 +65,14 @@ class Entry:
         measure: (table, trainings) to what was measured.
         recipe: key of the recipe to train; None for what needs no training.
         draws: ``"each"``: measure each seed by itself; ``"first"``: the first seed alone; ``"all"``: all together.
+        words: settings of the measurement, for JSON; committed rows are found again by them.
     """
 
     name: str
     measure: Measure
     recipe: str | None
     draws: Literal["each", "first", "all"] = "each"
+    words: Mapping[str, Any] = field(default_factory=dict)
 
     def groups(self, seeds: Sequence[int]) -> list[tuple[int, ...]]:
         """Give the seeds that are measured together, group by group."""
@@ -92,6 +99,7 @@ class BenchmarkTable:
         seeds: seeds of each recipe.
         figures: file name to a function of (table, rows) that gives the SVG.
         settings: what else decides the weights of every recipe, for JSON.
+        runs: folder of rows that are kept with the code, or None.
 
     Raises:
         DataError: :meth:`run` finds data of another kind, or weights of other settings in ``out``.
@@ -107,6 +115,7 @@ class BenchmarkTable:
     seeds: Sequence[int] = (0, 1, 2)
     figures: Mapping[str, Callable[[BenchmarkTable, Sequence[Row]], Markup]] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    runs: Path | None = None
 
     def run(self) -> list[Row]:
         """Train and measure what is missing; write ``<name>.json``, ``<name>.md`` and the figures.
@@ -149,7 +158,7 @@ class BenchmarkTable:
         finished = (folder / "model.pt").is_file()
         pseudo_masks = None
         if settings.teacher is not None and not finished:
-            pseudo_masks = self.pseudo_masks(settings.teacher, seed)
+            pseudo_masks = self.pseudo_masks(settings.teacher, seed, **settings.pseudo)
         set_determinism(seed)
         method = settings.build(len(self.data.modalities), len(self.data.header["classes"]))
         _claim_folder(folder, settings.settings)
@@ -160,22 +169,27 @@ class BenchmarkTable:
             items = self.data.items(settings, seed, masks=method.uses_masks)
             if pseudo_masks is not None:
                 items = attach_pseudo_masks(items, pseudo_masks)
-            seconds = _train(method, settings, self.data.loader(items, settings, seed), folder, self.epochs)
-            logger.info("%s, seed %d: %.1f s per epoch", recipe, seed, seconds / self.epochs)
+            epochs = settings.epochs or self.epochs
+            loader = self.data.loader(items, settings, seed)
+            seconds = _train(method, settings, loader, folder, epochs, self.data.header)
+            logger.info("%s, seed %d: %.1f s per epoch", recipe, seed, seconds / epochs)
         method.eval()
         return Trained(settings, seed, method)
 
-    def pseudo_masks(self, teacher: str, seed: int) -> Path:
+    def pseudo_masks(self, teacher: str, seed: int, **words: Any) -> Path:
         """Give the folder of a teacher's pseudo-masks of its training items; missing ones are written.
 
         Args:
             teacher: key of the recipe that makes them.
             seed: seed of its training.
+            words: words of the writer.
         """
         recipe, _, method = self.trained(teacher, seed)
         weights = self.folder(teacher, seed) / "model.pt"
-        folder = weights.parent.with_name("pseudo_masks")
-        self.data.write_pseudo_masks(method.network, weights, self.data.items(recipe, seed), folder)
+        name = "_".join(["pseudo_masks", *(f"{key}_{value}" for key, value in sorted(words.items()))])
+        # Beside the folder of a stage, as ever; below the folder of a seed where the row has one stage.
+        folder = weights.parent.with_name(name) if " > " in teacher else weights.parent / name
+        self.data.write_pseudo_masks(method.network, weights, self.data.pseudo_items(recipe, seed), folder, **words)
         return folder
 
     def _rows(self, entry: Entry, seeds: tuple[int, ...]) -> list[Row]:
@@ -183,27 +197,68 @@ class BenchmarkTable:
         name = entry.name.format(seeds=len(self.seeds))
         path = self.out / "rows" / self.data.split / folder_name(name) / f"seed{'_'.join(map(str, seeds))}.json"
         weights = [self.folder(entry.recipe, seed) / "model.pt" for seed in seeds] if entry.recipe else []
-        if all(weight.is_file() for weight in weights):
-            rows = read_rows(path, _source(weights))
-            if rows is not None:
-                return rows
+        kept, told = self._kept(entry, name, seeds)
+        rows = None if kept is None else read_rows(kept, told["source"])
+        if rows is None and all(weight.is_file() for weight in weights):
+            rows = read_rows(path, _source(weights, entry.words))
+        if rows is not None:
+            return rows
         trained = [self.trained(entry.recipe, seed) for seed in seeds] if entry.recipe else []
         seconds = [self._seconds(entry.recipe, seed) for seed in seeds] if entry.recipe else []
         known = [value for value in seconds if value is not None]
+        costs = self._costs(entry.recipe, seeds[0]) if entry.recipe and len(seeds) == 1 else {}
         rows = [
             Row(
                 name=name,
                 column=measured.column,
                 split=measured.split or self.data.split,
                 seed=seeds[0] if len(seeds) == 1 else None,
-                metrics=measured.metrics,
+                metrics={**measured.metrics, **costs},
                 seconds=sum(known) if known and len(known) == len(seconds) else None,
                 reads_masks=measured.oracle or any(one.method.uses_masks for one in trained),
             )
             for measured in entry.measure(self, trained)
         ]
-        write_rows(path, rows, _source(weights))
+        write_rows(path, rows, _source(weights, entry.words))
+        if kept is not None:
+            write_rows(kept, rows, **told)
         return rows
+
+    def _kept(self, entry: Entry, name: str, seeds: tuple[int, ...]) -> tuple[Path | None, dict[str, Any]]:
+        """Give the file of a group's rows in :attr:`runs` and what it says besides the rows."""
+        if self.runs is None:
+            return None, {}
+        words = {
+            "table": self.name,
+            "row": name,
+            "measured": dict(entry.words),
+            "split": self.data.split,
+            "seeds": list(seeds),
+            "recipe": self._chain(entry.recipe),
+            "data": {key: value for key, value in self.data.settings.items() if key != "datalist_sha256"},
+            **self.settings,
+        }
+        digest = sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()
+        source = {"settings_sha256": digest, "data_sha256": self.data.content_sha256}
+        folder = self.runs / self.name / self.data.split / folder_name(name)
+        file = folder / f"seed{'_'.join(map(str, seeds))}.json"
+        return file, {"source": source, "settings": words, "version": __version__}
+
+    def _chain(self, recipe: str | None) -> dict[str, Any] | None:
+        """Give the settings of a recipe and of its teachers."""
+        if recipe is None:
+            return None
+        one = self.recipes[recipe]
+        return {**one.settings, "epochs": one.epochs or self.epochs, "teacher": self._chain(one.teacher)}
+
+    def _costs(self, recipe: str, seed: int) -> dict[str, dict[str, float]]:
+        """Give what the last training of a row cost, as metrics; nothing where it is not recorded."""
+        path = self.folder(recipe, seed) / "seconds.json"
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        costs = {name: found[name] for name in ("steps", "peak_memory_mb") if name in found}
+        if costs.get("steps"):
+            costs["seconds_per_step"] = found["seconds"] / costs["steps"]
+        return {name: {"mean": value} for name, value in costs.items()}
 
     def _seconds(self, recipe: str, seed: int) -> float | None:
         """Give the recorded seconds of a training and of its teacher's, None where one is not recorded."""
@@ -218,9 +273,10 @@ class BenchmarkTable:
         return None if of_teacher is None else own + of_teacher
 
 
-def _source(weights: Sequence[Path]) -> dict[str, Any]:
+def _source(weights: Sequence[Path], words: Mapping[str, Any]) -> dict[str, Any]:
     """Give what finished rows follow from."""
-    return {"version": __version__, "weights": [file_sha256(path) for path in weights]}
+    measured = {"measured": dict(words)} if words else {}
+    return {"version": __version__, "weights": [file_sha256(path) for path in weights], **measured}
 
 
 def _claim_folder(folder: Path, settings: dict[str, Any]) -> None:
@@ -239,12 +295,15 @@ def _claim_folder(folder: Path, settings: dict[str, Any]) -> None:
         raise DataError(f"{folder} holds weights that were trained with other settings: choose another folder.")
 
 
-def _train(method: WSSSMethod, recipe: Recipe, loader: DataLoader, folder: Path, epochs: int) -> float:
+def _train(
+    method: WSSSMethod, recipe: Recipe, loader: DataLoader, folder: Path, epochs: int, header: Mapping[str, Any]
+) -> float:
     """Train a method, or go on from its last checkpoint; give the seconds.
 
     Leaves ``model.pt``, ``training_log.csv``, ``seconds.json`` and checkpoints in ``folder``.
     """
     start = time.perf_counter()
+    forget_peak_memory()
     optimizer, scheduler = recipe.optimizer(method, epochs, loader)
     WSSSTrainer(
         method,
@@ -256,7 +315,9 @@ def _train(method: WSSSMethod, recipe: Recipe, loader: DataLoader, folder: Path,
         checkpoint_dir=folder / "checkpoints",
         model_path=folder / "model.pt",
         resume=True,
+        reading=header,
     ).run()
     seconds = time.perf_counter() - start
-    write_json(folder / "seconds.json", {"seconds": seconds})
+    costs = {"seconds": seconds, "steps": epochs * len(loader), "peak_memory_mb": peak_memory_mb()}
+    write_json(folder / "seconds.json", {name: value for name, value in costs.items() if value is not None})
     return seconds

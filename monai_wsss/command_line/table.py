@@ -57,6 +57,21 @@ def _photographs(listed: str) -> tuple[Argument, ...]:
     )
 
 
+_TILES = (
+    Argument("--tiles", "cut images/ into tiles of N pixels, with and without the finding", kind=int),
+    Argument("--labels-from-masks", "simulate the labels of tiles from masks (recorded)", False),
+    Argument("--tile-stride", "step from tile to tile (default half a tile)", kind=int),
+    Argument("--scale", "scale images by this factor first", kind=float),
+    Argument("--longest-side", "scale images to this length of the longer side first", kind=int),
+    Argument("--tile-presence", "a finding is present if it covers a larger share of a tile", 0.05, float),
+    Argument("--tile-margin", "a tile without finding has none in this many pixels around it", 8, int),
+    Argument("--region", "folder of masks, e.g. lungs, in which tiles must lie", metavar="NAME"),
+    Argument("--region-share", "least share of a tile within the region", 0.9, float),
+    Argument("--keep-dark-corners", "keep tiles with dark corners, a shortcut", True, parameter="skip_dark_corners"),
+    Argument("--full-size", "do not scale images that stay whole", False),
+)
+"""The arguments of tiles; a test compares them with the fields of :class:`~monai_wsss.data.crops.TileRule`."""
+
 LAYOUTS = (
     Command(
         "folder",
@@ -114,13 +129,15 @@ LAYOUTS = (
     Command(
         "cases",
         "a folder with labels.csv and cases/*.npz, or images/ and masks/",
-        "monai-wsss prepare cases --root acdc --label-columns rv,myo,lv --out prepared",
+        "monai-wsss prepare cases --root acdc --label-columns rv,myo,lv --out prepared\n"
+        "  monai-wsss prepare cases --root ph2 --longest-side 256 --tiles 64 --labels-from-masks --out prepared",
         function="monai_wsss.data.cases.prepare_cases",
         arguments=(
             Argument("--root", "the folder with labels.csv", REQUIRED, metavar="DIR"),
             _OUT,
             Argument("--label-columns", "columns with 0/1 labels", ("label",), names),
             Argument("--modalities", "names of the stored channels, in their order", kind=names),
+            *_TILES,
         ),
     ),
     Command(
@@ -190,9 +207,12 @@ _TABLES = {
     "cmer-errors": "make_cmer_errors",
     "cmer-thresholds": "make_cmer_thresholds",
     "cmer-transforms": "make_cmer_transforms",
+    "encoder": "make_encoder_table",
     "gland": "make_gland_table",
     "gland-adaptation": "make_gland_adaptation",
+    "levers": "make_lever_table",
 }
+_ENCODER_TABLES = ("encoder", "levers")
 
 COMMANDS = (
     Command(
@@ -227,7 +247,14 @@ COMMANDS = (
         arguments=(
             Argument("--data", "a prepared folder of slices", REQUIRED, datalist_in, "DIR", parameter="datalist"),
             Argument("--out", "weights, rows and the table; a killed run goes on there", REQUIRED, Path, "DIR"),
-            Argument("--epochs", "epochs of every training", 8, int, other_defaults={"gland": 6}),
+            Argument(
+                "--epochs",
+                "epochs of every training",
+                8,
+                int,
+                only=tuple(name for name in _TABLES if name not in _ENCODER_TABLES),
+                other_defaults={"gland": 6},
+            ),
             Argument("--seeds", "seeds of every recipe", (0, 1, 2), whole_numbers),
             Argument("--split", "the split to measure on", "validation", choices=SPLITS),
             Argument(
@@ -245,6 +272,21 @@ COMMANDS = (
                 Path,
                 "DIR",
                 only=("gland-adaptation",),
+            ),
+            Argument(
+                "--refine",
+                "encoder tables: refinement beside none",
+                "par",
+                choices=("par", "crf"),
+                only=_ENCODER_TABLES,
+            ),
+            Argument("--grid", "encoder tables: side of slices and patches in pixels", kind=int, only=_ENCODER_TABLES),
+            Argument(
+                "--runs",
+                "encoder tables: rows of earlier runs, kept and added to",
+                kind=Path,
+                metavar="DIR",
+                only=_ENCODER_TABLES,
             ),
         ),
     ),

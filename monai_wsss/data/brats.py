@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
 from tqdm import tqdm
 
 from monai_wsss._checks import DataError, check_choice
 from monai_wsss._intensity import foreground_statistics
+from monai_wsss._orientation import axes_of
+from monai_wsss._pictures import XY
 from monai_wsss.data.brats_layouts import BratsCase, find_brats_cases
 from monai_wsss.data.datalist import statistics_entry
 from monai_wsss.data.label_table import LabeledRow, LabelTable
@@ -145,12 +146,11 @@ def _write_volume(
     return {"image": paths, "mask": mask}
 
 
-def _check_axial(case: BratsCase, affine: np.ndarray) -> None:
-    axes = nibabel.aff2axcodes(affine)
-    if axes[2] not in ("S", "I"):
+def _check_axial(case: BratsCase, axes: str | None) -> None:
+    if axes is None or axes[2] not in "SI":
         raise DataError(
             f"The third axis of case {case.name} ({case.folder}) does not run along the body, its axes are "
-            f"{''.join(axes)}: reorient its files for axial slices, or prepare whole volumes."
+            f"{axes or 'unknown'}: reorient its files for axial slices, or prepare whole volumes."
         )
 
 
@@ -176,40 +176,50 @@ def _write_slices(
         yield _row(case, f"{case.name}_{z:03d}", label), {"image": images, "mask": f"masks/{stem}.png"}
 
 
-def _convert(out: Path, case: BratsCase, modalities: Sequence[str], rule: _Rule) -> tuple[list[Piece], np.ndarray]:
-    """Read and write one case; return its rows with their files, and the volume (C, X, Y, Z) as written."""
+def _convert(
+    out: Path, case: BratsCase, modalities: Sequence[str], rule: _Rule
+) -> tuple[list[Piece], np.ndarray, str | None]:
+    """Read and write one case; return its rows with their files, the volume (C, X, Y, Z) as written, and its axes."""
     volume, tumor, affines = _read_case(case, modalities)
+    axes = axes_of(affines[0])
     if not rule.as_slices:
         label = rule.label(tumor)
         if label is None:
-            return [], volume
-        return [(_row(case, case.name, label), _write_volume(out, case, modalities, volume, tumor, affines))], volume
-    _check_axial(case, affines[0])
+            return [], volume, axes
+        files = _write_volume(out, case, modalities, volume, tumor, affines)
+        return [(_row(case, case.name, label), files)], volume, axes
+    _check_axial(case, axes)
     try:
         scaled, brain = scale_to_16_bit(volume, rule.percentiles)
     except ValueError as error:
         raise DataError(f"Case {case.name} ({case.folder}) cannot be scaled: {error}") from error
-    return list(_write_slices(out, case, modalities, scaled, brain, tumor, rule)), scaled
+    return list(_write_slices(out, case, modalities, scaled, brain, tumor, rule)), scaled, axes
 
 
 def _convert_all(
     out: Path, cases: Sequence[BratsCase], modalities: Sequence[str], rule: _Rule
-) -> tuple[list[Piece], dict[str, dict[str, list[float]]]]:
-    """Convert all cases, subject by subject; return all rows with their files, and the statistics per subject."""
+) -> tuple[list[Piece], dict[str, dict[str, list[float]]], set[str | None]]:
+    """Convert all cases, subject by subject.
+
+    Returns:
+        All rows with their files, the statistics per subject, and the axes of the volumes that were cut into slices.
+    """
     by_subject: dict[str, list[BratsCase]] = {}
     for case in cases:
         by_subject.setdefault(case.subject, []).append(case)
     pieces: list[Piece] = []
     statistics = {}
+    cut = set()
     for subject, scans in tqdm(by_subject.items(), desc="subjects", disable=None):
         volumes = []
         for case in scans:
-            new, volume = _convert(out, case, modalities, rule)
+            new, volume, axes = _convert(out, case, modalities, rule)
             pieces += new
+            cut |= {axes} if new and rule.as_slices else set()
             volumes += [volume] if new else []
         if volumes:
             statistics[subject] = statistics_entry(*foreground_statistics(volumes))
-    return pieces, statistics
+    return pieces, statistics, cut
 
 
 def prepare_brats(
@@ -271,7 +281,7 @@ def prepare_brats(
     cases = find_brats_cases(root)
     chosen = _choose_modalities(cases, modalities)
     folder = check_output(out, root)
-    pieces, statistics = _convert_all(folder, cases, chosen, rule)
+    pieces, statistics, cut = _convert_all(folder, cases, chosen, rule)
     if not pieces:
         raise DataError(
             f"Nothing of {root} is left: lower `min_brain_fraction` ({min_brain_fraction}) or `min_tumor_pixels` "
@@ -282,4 +292,4 @@ def prepare_brats(
     _logger.info("%d %s of %s: %d with, %d without tumor", len(rows), rule, root, positives, len(rows) - positives)
     table = LabelTable(Path(root), ["tumor"], rows)
     files = {row.id: item for row, item in pieces}
-    return write_prepared(folder, table, files, chosen, statistics, fractions=fractions, seed=seed)
+    return write_prepared(folder, table, files, chosen, statistics, order=XY, fractions=fractions, seed=seed, cut=cut)

@@ -3,8 +3,9 @@
 """One case on its way into a prepared folder: its files are read, checked against each other, and copied or converted.
 
 Gray and RGB pictures (PNG, JPEG) and NIfTI files are copied.  Everything else is converted: to PNG where that loses
-nothing, else to NIfTI.  Text that may name the subject is left out: DICOM and MetaImage headers, and text, comments and
-EXIF in pictures.  NIfTI files with text or extensions in their headers are written anew.
+nothing, else to NIfTI.  Pictures that an EXIF entry turns are written anew, upright.  Text that may name the subject is
+left out: DICOM and MetaImage headers, and text, comments and EXIF in pictures.  NIfTI files with text or extensions in
+their headers are written anew.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from monai.data import MetaTensor
 from PIL import Image
 
 from monai_wsss._checks import DataError
+from monai_wsss._pictures import is_turned
 from monai_wsss.data.label_table import WHOLE, LabeledRow
 from monai_wsss.data.modalities import COLORS, canonical_modality, sort_modalities
 from monai_wsss.data.reading import affine_of, check_alike, check_mask_fits, image_format, read_image, read_labels
@@ -99,7 +101,8 @@ def _copyable(path: Path) -> Path | None:
     """Give the path, if the file may be copied, else None."""
     if image_format(path) == "picture":
         with Image.open(path) as picture:
-            return path if picture.format in ("PNG", "JPEG") and picture.mode in _COPIED_MODES else None
+            as_shown = picture.mode in _COPIED_MODES and not is_turned(picture)
+            return path if picture.format in ("PNG", "JPEG") and as_shown else None
     return path if image_format(path) == "nifti" and is_bare_nifti(path) else None
 
 

@@ -13,20 +13,23 @@ import os
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from tqdm import tqdm
 
 from monai_wsss._checks import DataError
 from monai_wsss._intensity import foreground_statistics
+from monai_wsss._pictures import XY
 from monai_wsss.data.case_files import labels_to_classes, name_channels, write_slice
+from monai_wsss.data.crops import TileOptions, TileRule
 from monai_wsss.data.datalist import statistics_entry
 from monai_wsss.data.find_files import find_masks
 from monai_wsss.data.folder import prepare_images
 from monai_wsss.data.label_table import LabeledRow, LabelTable, read_label_table
 from monai_wsss.data.modalities import sort_modalities
 from monai_wsss.data.prepared_folder import check_output, warn_of_contradictions, write_prepared
+from monai_wsss.data.tile_folder import prepare_tiles
 
 __all__ = ["prepare_cases"]
 
@@ -42,12 +45,21 @@ def prepare_cases(
     *,
     label_columns: Sequence[str] = ("label",),
     modalities: Sequence[str] | None = None,
+    tiles: int | None = None,
+    labels_from_masks: bool = False,
+    **tiling: Unpack[TileOptions],
 ) -> Path:
     """Turn a folder with ``labels.csv`` and ``cases/*.npz``, or ``images/`` and ``masks/``, into a prepared folder.
 
     Each npz file holds ``images`` (N, H, W[, C]) of 8 or 16 bits and perhaps ``masks`` (N, H, W).  Its slices become
-    PNG files, one per channel.  The intensity statistics of each subject are recorded over all its images; color images
-    get none.  In the layout with ``images/`` a mask is left out where the column ``has_pixel_truth`` is 0.
+    PNG files, one per channel, and networks get them in the order [x, y] of their volumes.  The intensity statistics of
+    each subject are recorded over all its images; color images get none.  In the layout with ``images/`` the images are
+    read as :func:`~monai_wsss.data.folder.prepare_folder` says, and a mask is left out where the column
+    ``has_pixel_truth`` is 0.
+
+    With ``tiles`` the training images of this layout are cut into tiles with and without the finding
+    (:mod:`monai_wsss.data.tile_folder`).  Validation and test keep whole images; the validation images are cut as well,
+    and their tiles stand in the list ``validation_tiles``.
 
     Args:
         root: the folder.
@@ -57,12 +69,17 @@ def prepare_cases(
         modalities: names of the stored channels, in the order of the file.  By default, a table with the columns
             ``index_in_npz`` and ``brain_px`` has T1, FLAIR, T1c for three and T1, T1c, T2, FLAIR for four channels.
             Any other table has "image" for one channel, and "channel 0", … for several.
+        tiles: size of the tiles in pixels; None keeps all images whole.
+        labels_from_masks: whether the tags of tiles come from the masks.  Such tags simulate image-level labels, and
+            the datalist says so.  Otherwise ``tiles.csv`` lists the tiles with id, x, y and labels.
+        tiling: the other options of tiles, as :class:`~monai_wsss.data.crops.TileRule` takes them.
 
     Returns:
         The path of ``datalist.json``.
 
     Raises:
         DataError: a file or row is wrong; one sentence says what, and the remedy.
+        ValueError: an option of tiles is out of range, or given without ``tiles``.
 
     Example:
         >>> import tempfile
@@ -75,12 +92,21 @@ def prepare_cases(
         'datalist.json'
     """
     folder = Path(root)
+    rule = None if tiles is None else TileRule(tiles, **tiling)
+    if rule is None and (labels_from_masks or tiling):
+        given = ", ".join(f"`{name}`" for name in (*tiling, *(["labels_from_masks"] if labels_from_masks else [])))
+        raise ValueError(f"Expected `tiles`, the size of the tiles, beside {given}: give it, or leave these out.")
     table = read_label_table(
         folder / "labels.csv", subject_column="case", label_columns=label_columns, split_column="split"
     )
     target = check_output(out, folder)
     columns = table.rows[0].values
-    if "file" in columns and "index_in_npz" in columns:
+    stored = "file" in columns and "index_in_npz" in columns
+    if stored and rule is not None:
+        raise DataError(f"{table.path} lists slices in npz files, but tiles are cut from images/: leave `tiles` out.")
+    if rule is not None:
+        return prepare_tiles(folder, table, target, rule, labels_from_masks=labels_from_masks, modalities=modalities)
+    if stored:
         return _prepare_npz(folder, table, target, modalities)
     rows = [row for row in table.rows if row.values.get("has_pixel_truth", "1") != "0"]
     masks = find_masks(folder / "masks", rows) if (folder / "masks").is_dir() and rows else {}
@@ -157,4 +183,4 @@ def _prepare_npz(root: Path, table: LabelTable, out: Path, wanted: Sequence[str]
         statistics[subject] = statistics_entry(*foreground_statistics(slices))
     _logger.info("%d slices of %d subjects, channels %s.", len(written), len(statistics), ", ".join(modalities))
     warn_of_contradictions(contradictions)
-    return write_prepared(out, table, written, modalities, statistics)
+    return write_prepared(out, table, written, modalities, statistics, order=XY)

@@ -21,7 +21,8 @@ import numpy as np
 
 from monai_wsss._checks import DataError, check_choice
 from monai_wsss._files import make_directory, write_json
-from monai_wsss.data.datalist_checks import check_datalist, check_header, placed_items
+from monai_wsss._pictures import PICTURE_SUFFIXES, XY
+from monai_wsss.data.datalist_checks import SPLIT_OF_LIST, check_datalist, check_header, placed_items
 from monai_wsss.data.modalities import canonical_modality
 from monai_wsss.data.splits import SPLITS
 
@@ -37,6 +38,8 @@ __all__ = [
 _UNNAMED = re.compile(r"image|channel \d+")
 
 _logger = logging.getLogger(__name__)
+
+_told: set[Path] = set()
 
 
 def modality_entry(names: Sequence[str]) -> dict[str, str]:
@@ -102,13 +105,16 @@ def write_datalist(directory: str | os.PathLike[str], datalist: Mapping[str, Any
 
     An item holds ``id``, ``image``, ``label``, ``subject`` and optionally ``mask``.  Its entry ``statistics`` is the
     key of its intensity statistics; without this entry the key is its ``subject``.  The item of a patch may name the
-    image from which it was cut, ``source``, and its first column and row there, ``origin`` ([x, y]).
+    image from which it was cut, ``source``, and its first column and row there, ``origin``, which is [x, y] in any
+    ``order``.
 
     Args:
         directory: the folder of the list; relative paths in it are relative to this folder.
-        datalist: ``name``, ``modality`` ({"0": "T1", …}), ``classes``, ``background``, optionally ``scored_class`` and
-            ``statistics`` ({key: {"mean": [C], "std": [C]}}), and the splits ``training``, ``validation`` and ``test``,
-            each a list of items.
+        datalist: ``name``, ``modality`` ({"0": "T1", …}), ``classes``, ``background``, optionally ``scored_class``,
+            ``statistics`` ({key: {"mean": [C], "std": [C]}}) and ``order``, and the splits ``training``, ``validation``
+            and ``test``, each a list of items.  ``order`` says how networks get 2D images: "rows_columns" is
+            (C, rows, columns), right for photographs, tiles and X-rays; "xy" is (C, x, y), right for slices cut from
+            volumes.
 
     Returns:
         The path of the JSON file.
@@ -134,8 +140,9 @@ def write_datalist(directory: str | os.PathLike[str], datalist: Mapping[str, Any
     for _, _, item in placed_items(content):
         for file in _paths(item, directory):
             _check_exists(file, item, "image", str(path))
-        if "mask" in item:
-            _check_exists(os.path.normpath(directory / item["mask"]), item, "mask", str(path))
+        for kind in ("mask", "region"):
+            if kind in item:
+                _check_exists(os.path.normpath(directory / item[kind]), item, kind, str(path))
     write_json(path, content)
     return path
 
@@ -200,11 +207,25 @@ def _statistics_of(entry: Mapping[str, Any], datalist: Mapping[str, Any]) -> Map
     return known.get(entry.get("statistics", entry["subject"]), known.get(entry["subject"]))
 
 
+def _tell_of_old_order(file: Path, items: Sequence[Mapping[str, Any]]) -> None:
+    """Log, once per datalist without ``order`` that lists pictures, in which order they are read."""
+    names = [path.lower() for item in items for path in _paths(item, file.parent)]
+    if file not in _told and any(name.endswith(PICTURE_SUFFIXES) for name in names):
+        _told.add(file)
+        _logger.warning(
+            '%s does not say the order of its images, so they are read in the old one, (C, x, y): write "order": "%s" '
+            "into it to keep that, or prepare the data anew to read photographs as (C, rows, columns).",
+            file,
+            XY,
+        )
+
+
 def load_datalist(
     path: str | os.PathLike[str],
     split: str,
     *,
     masks: bool = False,
+    regions: bool = False,
     modalities: Sequence[str] | None = None,
     replace_missing: Mapping[str, str] | None = None,
 ) -> list[dict[str, Any]]:
@@ -212,18 +233,21 @@ def load_datalist(
 
     Args:
         path: the JSON file.
-        split: "training", "validation" or "test".
+        split: "training", "validation" or "test"; of a list with tiles also "training_images", whole, and
+            "validation_tiles".
         masks: whether to give the masks as well.  They are for evaluation, oracles and full supervision only: a method
             that learns from image-level labels must never see them.
+        regions: whether to give the regions as well, masks of the organ in which a finding may lie.
         modalities: the wanted sequences, in the wanted order, e.g. ``("T1", "T1c", "FLAIR")``; None takes those of the
             list.  Channels without names ("channel 0", "image") are taken in order if their number is right.
         replace_missing: stand-ins for modalities that the list lacks, e.g. ``{"T1": "FLAIR"}``; a warning says so.
 
     Returns:
         One dictionary per item: ``id``, ``subject``, ``image`` (an absolute path, or one per modality) and ``label``
-        float32 (K,); ``mask`` (an absolute path), if asked for and in the list; ``intensity_mean`` and
+        float32 (K,); ``mask`` and ``region`` (absolute paths), if asked for and in the list; ``intensity_mean`` and
         ``intensity_std`` float32 (C,), if the list has statistics of the item or its subject; ``source`` and ``origin``
-        of a patch, if the list has them.
+        of a patch, if the list has them; ``order``, if the list says it, for
+        :class:`~monai_wsss.transforms.LoadOrderedd`.
 
     Raises:
         DataError: the file is absent, broken or inconsistent, or a modality or an image is missing.
@@ -241,7 +265,7 @@ def load_datalist(
         >>> Path(item["image"]).name, item["label"].tolist()
         ('a_flair.png', [1.0])
     """
-    check_choice("split", split, SPLITS)
+    check_choice("split", split, tuple(SPLIT_OF_LIST))
     file = Path(path).absolute()
     datalist = _read_json(file)
     check_datalist(datalist, str(file))
@@ -252,6 +276,9 @@ def load_datalist(
 
     if not datalist.get(split):
         _logger.warning('The split "%s" of %s is empty.', split, file)
+    order = {"order": datalist["order"]} if datalist.get("order") else {}
+    if not order:
+        _tell_of_old_order(file, datalist.get(split, []))
     items = []
     for entry in datalist.get(split, []):
         files = _selected_paths(_paths(entry, file.parent), channels, len(names), entry, str(file))
@@ -259,10 +286,11 @@ def load_datalist(
             _check_exists(image, entry, "image", str(file))
         item = {"id": entry["id"], "subject": entry["subject"], "image": files[0] if len(files) == 1 else files}
         item["label"] = np.asarray(entry["label"], dtype=np.float32)
-        if masks and "mask" in entry:
-            item["mask"] = os.path.normpath(file.parent / entry["mask"])
-            _check_exists(item["mask"], entry, "mask", str(file))
-        item |= {key: entry[key] for key in ("source", "origin") if key in entry}
+        for key, wanted in (("mask", masks), ("region", regions)):
+            if wanted and key in entry:
+                item[key] = os.path.normpath(file.parent / entry[key])
+                _check_exists(item[key], entry, key, str(file))
+        item |= {key: entry[key] for key in ("source", "origin") if key in entry} | order
         statistics = _statistics_of(entry, datalist)
         if statistics is not None:
             item["intensity_mean"] = np.asarray(statistics["mean"], dtype=np.float32)[channels]
@@ -278,11 +306,13 @@ def load_header(path: str | os.PathLike[str]) -> dict[str, Any]:
         path: the JSON file.
 
     Returns:
-        ``name``, ``modality``, ``classes``, ``background`` and all other entries.
+        ``name``, ``modality``, ``classes``, ``background``, ``order`` ("rows_columns" or "xy", None where the list does
+        not say it) and all other entries.
 
     Raises:
         DataError: the file is absent or broken.
     """
     datalist = _read_json(Path(path))
     check_header(datalist, str(path))
-    return {"background": True, **{key: value for key, value in datalist.items() if key not in (*SPLITS, "statistics")}}
+    defaults = {"background": True, "order": None}
+    return {**defaults, **{key: value for key, value in datalist.items() if key not in (*SPLIT_OF_LIST, "statistics")}}

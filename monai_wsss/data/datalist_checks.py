@@ -10,9 +10,20 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from monai_wsss._checks import DataError
+from monai_wsss._pictures import ORDERS
 from monai_wsss.data.splits import SPLITS
 
-__all__ = ["check_datalist", "check_header", "placed_items"]
+__all__ = ["SPLIT_OF_LIST", "check_datalist", "check_header", "placed_items"]
+
+SPLIT_OF_LIST = {
+    **{split: split for split in SPLITS},
+    "training_images": "training",
+    "validation_tiles": "validation",
+}
+"""List of a datalist → the split that its subjects belong to.
+
+Where the training split holds tiles, ``training_images`` are the whole images that a second stage learns from, and
+tiles of validation images measure a classifier without masks."""
 
 _REQUIRED = ("id", "image", "label", "subject")
 
@@ -48,9 +59,12 @@ def check_header(datalist: Mapping[str, Any], source: str) -> None:
         or not _are_names(list(modality.values()))
     ):
         raise DataError(f'{source}: "modality" must map "0", "1", … to the names of the channels; got {modality!r}.')
-    for split in SPLITS:
-        if not isinstance(datalist.get(split, []), list):
-            raise DataError(f'{source}: "{split}" must be a list of cases.')
+    for name in SPLIT_OF_LIST:
+        if not isinstance(datalist.get(name, []), list):
+            raise DataError(f'{source}: "{name}" must be a list of cases.')
+    order = datalist.get("order")
+    if order is not None and order not in ORDERS:
+        raise DataError(f'{source}: "order" must be one of {", ".join(ORDERS)}; got {order!r}.')
     scored = datalist.get("scored_class")
     if not datalist.get("background", True) and scored not in classes:
         raise DataError(
@@ -72,9 +86,9 @@ def check_header(datalist: Mapping[str, Any], source: str) -> None:
 
 def placed_items(datalist: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Give every item as (split, where it stands, item)."""
-    for split in SPLITS:
-        for index, item in enumerate(datalist.get(split, [])):
-            yield split, f"{split}[{index}]", item
+    for name, split in SPLIT_OF_LIST.items():
+        for index, item in enumerate(datalist.get(name, [])):
+            yield split, f"{name}[{index}]", item
 
 
 def _check_item(item: Any, datalist: Mapping[str, Any], where: str) -> None:
@@ -82,7 +96,7 @@ def _check_item(item: Any, datalist: Mapping[str, Any], where: str) -> None:
     missing = [key for key in _REQUIRED if not isinstance(item, dict) or key not in item]
     if missing:
         raise DataError(f"{where} lacks {', '.join(missing)}: a case needs {', '.join(_REQUIRED)}.")
-    for key in ("id", "subject", *(["mask"] if "mask" in item else [])):
+    for key in ("id", "subject", *(key for key in ("mask", "region") if key in item)):
         if not _are_names([item[key]]):
             raise DataError(f'{where} has {key} {item[key]!r}: give a text in quotes, as "{key}": "a1".')
     label, classes = item["label"], datalist["classes"]

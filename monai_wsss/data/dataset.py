@@ -5,6 +5,10 @@
 MONAI's random transforms carry one random state through a run, so that each image depends on all draws before it.  Here
 each draw starts from its own (seed, epoch, index).  So the order of loading and the number of workers change nothing,
 and a run that was killed and resumed gives the same images.
+
+With a ``device`` the results of the deterministic transforms are moved there before they are cached.  So the random
+transforms and the collation run there too.  The draws are the same on every device, since they come from NumPy's
+generators.
 """
 
 from __future__ import annotations
@@ -17,10 +21,15 @@ import numpy as np
 import torch
 from monai.data import CacheDataset
 from monai.transforms import Compose, Randomizable
+from torch.utils.data import get_worker_info
 
-__all__ = ["EpochCacheDataset", "item_bytes"]
+from monai_wsss._labels import ON_HOST
+
+__all__ = ["EpochCacheDataset", "check_workers", "item_bytes"]
 
 logger = logging.getLogger(__name__)
+
+_HOST = torch.device("cpu")
 
 
 def item_bytes(item: Any) -> int:
@@ -34,6 +43,28 @@ def item_bytes(item: Any) -> int:
     if isinstance(item, (list, tuple)):
         return sum(item_bytes(value) for value in item)
     return 0
+
+
+def check_workers(loader: Any) -> None:
+    """Check that a loader has no worker processes where its dataset's random transforms run on a GPU.
+
+    Args:
+        loader: of batches; one whose dataset tells no device passes.
+
+    Raises:
+        ValueError: worker processes, and transforms on a GPU.
+    """
+    device = getattr(getattr(loader, "dataset", None), "device", None)
+    workers = getattr(loader, "num_workers", 0)
+    if isinstance(device, torch.device) and device.type != "cpu" and workers > 0:
+        raise ValueError(_no_workers(device, workers))
+
+
+def _no_workers(device: torch.device, workers: int) -> str:
+    return (
+        f"Expected `num_workers` 0 with transforms on {device}, got {workers}: worker processes cannot use a GPU that "
+        "the process which starts them is using."
+    )
 
 
 class EpochCacheDataset(CacheDataset):
@@ -51,6 +82,12 @@ class EpochCacheDataset(CacheDataset):
         num_workers: threads that fill the cache.
         progress: whether to show a progress bar while the cache is filled.
         runtime_cache: whether to fill the cache at the first access of each item, for files that the run itself writes.
+        device: where the random transforms run.  Tensors of an item are cached there, but for those that methods read
+            on the host (``label``, ``boxes``); ``cache_rate`` bounds the memory.  On a GPU, loaders need
+            ``num_workers=0``.
+
+    Raises:
+        ValueError: a GPU where there is none; worker processes and a GPU.
 
     Example:
         >>> from monai.transforms import RandShiftIntensityd
@@ -77,7 +114,11 @@ class EpochCacheDataset(CacheDataset):
         num_workers: int = 1,
         progress: bool = True,
         runtime_cache: bool = False,
+        device: torch.device | str = "cpu",
     ) -> None:
+        self.device = torch.device(device)
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"Expected a device of this machine for transforms, got {self.device}: there is no GPU.")
         self.random_transform = random_transform
         self.seed = seed
         # Shared memory, so that worker processes that outlive an epoch see the new one as well.
@@ -85,10 +126,11 @@ class EpochCacheDataset(CacheDataset):
         if data and cache_rate > 0 and not runtime_cache:
             cached = int(len(data) * min(cache_rate, 1.0))
             size = item_bytes(transform(data[0])) * cached
-            logger.info("Caching %d of %d items in memory: about %.0f MB.", cached, len(data), size / 1e6)
+            place = "in memory" if self.device == _HOST else f"on {self.device}"
+            logger.info("Caching %d of %d items %s: about %.0f MB.", cached, len(data), place, size / 1e6)
         super().__init__(
             data,
-            transform,
+            transform if self.device == _HOST else Compose([transform, self._moved]),
             cache_rate=cache_rate,
             num_workers=num_workers,
             progress=progress,
@@ -99,7 +141,16 @@ class EpochCacheDataset(CacheDataset):
         """Set the epoch of the next draws; the trainer does so when an epoch starts."""
         self._epoch.fill_(epoch)
 
+    def _moved(self, item: Mapping[str, Any]) -> dict[str, Any]:
+        """Bring the tensors of an item to the device, but for those that methods read on the host."""
+        return {
+            name: value.to(self.device) if isinstance(value, torch.Tensor) and name not in ON_HOST else value
+            for name, value in item.items()
+        }
+
     def _transform(self, index: int) -> Any:
+        if self.device.type != "cpu" and (worker := get_worker_info()) is not None:
+            raise ValueError(_no_workers(self.device, worker.num_workers))
         item = super()._transform(index)
         if self.random_transform is None:
             return item

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -19,14 +19,17 @@ from tqdm import tqdm
 
 from monai_wsss._checks import DataError
 from monai_wsss._intensity import foreground_statistics, tissue_statistics
+from monai_wsss._orientation import axes_of
+from monai_wsss._pictures import ROWS_COLUMNS, XY
 from monai_wsss.data.case_files import ImageCase, is_color_picture, read_case, write_case, write_slices
 from monai_wsss.data.datalist import statistics_entry
 from monai_wsss.data.find_files import common_modalities, find_images, find_masks
 from monai_wsss.data.label_table import LabeledRow, LabelTable, read_label_table
 from monai_wsss.data.patches import contradicting_pairs
 from monai_wsss.data.prepared_folder import check_output, log_sizes, warn_of_contradictions, write_prepared
+from monai_wsss.data.reading import affine_of, image_format, is_radiograph
 
-__all__ = ["LabelColumns", "prepare_folder", "prepare_images"]
+__all__ = ["LabelColumns", "check_like_first", "prepare_folder", "prepare_images"]
 
 _logger = logging.getLogger(__name__)
 
@@ -47,7 +50,7 @@ class LabelColumns(TypedDict, total=False):
     split_column: str | None
 
 
-def _check_like_first(row: LabeledRow, case: ImageCase, first: ImageCase) -> None:
+def check_like_first(row: LabeledRow, case: ImageCase, first: ImageCase) -> None:
     """Check that a case has the channels and the number of dimensions of the first case."""
     described = [f"{one.images[0].ndim - 1}D with {', '.join(one.names)}" for one in (case, first)]
     if described[0] != described[1]:
@@ -83,6 +86,13 @@ def _statistics_key(row: LabeledRow, case: ImageCase, table: LabelTable) -> str 
     if not case.is_color:
         return row.subject
     return row.source_or_id if table.scored_class is not None else None
+
+
+def _order(row: LabeledRow, files: Iterable[Path]) -> str:
+    """Give the order in which networks get the images: rows and columns of pictures and X-rays, else [x, y]."""
+    if row.volume is not None:
+        return XY
+    return ROWS_COLUMNS if all(image_format(file) == "picture" or is_radiograph(file) for file in files) else XY
 
 
 def _describe_patches(rows: Sequence[LabeledRow], shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -146,6 +156,7 @@ def prepare_images(
     statistics: dict[str, dict[str, list[float]]] = {}
     contradictions: list[str] = []
     shapes: dict[str, tuple[int, ...]] = {}
+    cut: set[str | None] = set()
     first: ImageCase | None = None
     for rows in tqdm(table.by_subject().values(), desc="subjects", disable=None):
         values: dict[str, list[np.ndarray]] = {}
@@ -153,11 +164,13 @@ def prepare_images(
             files = {name: found[image_id][name] for name in names}
             case = read_case(files, channel_names=modalities, color=color, on_white=table.scored_class is not None)
             first = first or case
-            _check_like_first(of_image[0], case, first)
+            check_like_first(of_image[0], case, first)
             items, volume = _write_image(out, of_image, case, masks.get(image_id), table.classes)
             written |= {row.id: item for row, (item, _) in zip(of_image, items, strict=True)}
             contradictions += [row.id for row, (_, agrees) in zip(of_image, items, strict=True) if not agrees]
             shapes[image_id] = volume.shape[1:]
+            if of_image[0].volume is not None:
+                cut.add(axes_of(affine_of(case.images[0])))
             key = _statistics_key(of_image[0], case, table)
             if key is not None:
                 values.setdefault(key, []).append(volume.astype(np.uint8) if case.is_color else volume)
@@ -168,7 +181,10 @@ def prepare_images(
     if table.scored_class is not None:
         _describe_patches(table.rows, shapes)
     channels = first.names if first else []
-    return write_prepared(out, table, written, channels, statistics, fractions=fractions, seed=seed)
+    order = _order(table.rows[0], found[table.rows[0].image_id].values())
+    return write_prepared(
+        out, table, written, channels, statistics, order=order, fractions=fractions, seed=seed, cut=cut
+    )
 
 
 def prepare_folder(
@@ -193,6 +209,9 @@ def prepare_folder(
     of the slice.  Labels never come from a mask.  Slices become PNG files of 16 bits, scaled by percentiles of the
     whole volume (:func:`~monai_wsss.data.writing.scale_to_16_bit`).  The statistics are those of the subject's whole
     volumes as written.
+
+    Networks get pictures (PNG, JPEG, TIFF, BMP) and X-rays as (C, rows, columns).  Slices keep the order [x, y] of
+    their volume.  A picture or mask that an EXIF entry turns is read and written upright, as viewers show it.
 
     Without ``background`` every pixel belongs to one of the classes, as in patches of stained tissue tagged "gland" and
     "other".  Every row has at least one class, and masks hold 1..K, with 0 for pixels that nobody annotated.  The

@@ -7,7 +7,8 @@ training split consists of patches, tagged by the classes that their masks show;
 The tags are simulated, and the datalist says so under ``"labels"``.  The color statistics are those of the tissue of
 the whole image, so that a patch is standardized as its image.
 
-Transparent pixels become white, gray images get three channels, CMYK images become RGB.
+Transparent pixels become white, gray images get three channels, CMYK images become RGB.  Networks get all of them as
+(C, rows, columns).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from tqdm import tqdm
 
 from monai_wsss._checks import DataError
 from monai_wsss._intensity import tissue_statistics
+from monai_wsss._pictures import ROWS_COLUMNS
 from monai_wsss.data.case_files import UNNAMED, read_mask
 from monai_wsss.data.datalist import modality_entry, statistics_entry, write_datalist
 from monai_wsss.data.find_files import find_images, find_masks
@@ -237,6 +239,7 @@ def empty_gland_list(rule: PatchRule, subjects: str) -> dict[str, Any]:
         "classes": list(GLAND_CLASSES),
         "background": False,
         "scored_class": GLAND_CLASSES[0],
+        "order": ROWS_COLUMNS,
         "labels": f"simulated from masks: present above {100 * rule.presence:g} %",
         "subjects": subjects,
         "statistics": {},

@@ -21,17 +21,19 @@ import numpy as np
 from monai_wsss._checks import DataError, check_choice
 from monai_wsss._files import make_directory
 from monai_wsss._intensity import foreground_statistics
+from monai_wsss._orientation import axes_of, slicing_entry
+from monai_wsss._pictures import XY
 from monai_wsss.data.datalist import modality_entry, statistics_entry, write_datalist
 from monai_wsss.data.gland_folder import GlandImage, PatchRule, add_gland_image, empty_gland_list
 from monai_wsss.data.modalities import sort_modalities
-from monai_wsss.data.phantom_brain import CONTRAST, BrainStudy, draw_brain
+from monai_wsss.data.phantom_brain import BRAIN_AFFINE, CONTRAST, BrainStudy, draw_brain
 from monai_wsss.data.phantom_gland import draw_gland, draw_laboratory
 from monai_wsss.data.splits import SPLITS
 from monai_wsss.data.writing import write_nifti, write_picture
 
 __all__ = ["PHANTOM_KINDS", "make_phantoms"]
 
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2
 """Version of the drawings, raised with every change: folders of another version are drawn anew."""
 
 _LEAST_ORGAN = 0.02  # share of a slice that the organ must cover for the slice to be written
@@ -74,8 +76,11 @@ def _generate_brain(folder: Path, marker: dict[str, Any]) -> dict[str, Any]:
         "modality": modality_entry(modalities),
         "classes": ["tumor"],
         "background": True,
+        "order": XY,
         "statistics": {},
     }
+    if marker["spatial_dims"] == 2:
+        datalist |= slicing_entry([axes_of(BRAIN_AFFINE)])
     for stream, (split, count) in enumerate(zip(SPLITS, marker["subjects"], strict=True)):
         as_slices = marker["spatial_dims"] == 2 and split != "test"
         datalist[split] = []

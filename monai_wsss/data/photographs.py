@@ -2,7 +2,8 @@
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 """Common parts of the adapters of photographs (VOC, COCO): images of many sizes, each a subject of its own.
 
-Photographs keep their size.  JPEG and PNG files are copied without their metadata, gray and CMYK ones become RGB PNG.
+Photographs keep their size.  JPEG and PNG files are copied without their metadata, gray and CMYK ones become RGB PNG,
+and those that an EXIF entry turns become upright PNG.  Networks get them as (C, rows, columns).
 In a mask 0 is background, 1..K are the classes, and 255 is ignored (VOC's contours, COCO's crowds): no metric counts
 it.  Masks are for evaluation only.  The color statistics are those of ImageNet, as in the papers that train on these
 data.
@@ -24,6 +25,7 @@ from tqdm import tqdm
 
 from monai_wsss._checks import DataError
 from monai_wsss._labels import IGNORED
+from monai_wsss._pictures import ROWS_COLUMNS
 from monai_wsss.data.case_files import UNNAMED, mask_shows, read_case
 from monai_wsss.data.datalist import modality_entry, write_datalist
 from monai_wsss.data.modalities import COLORS
@@ -221,6 +223,7 @@ def write_photographs(out: Path, photographs: Sequence[Photograph], classes: Seq
         "classes": list(classes),
         "labels": labels,
         "subjects": "images",
+        "order": ROWS_COLUMNS,
         "statistics": _STATISTICS,
         **{split: [] for split in SPLITS},
     }

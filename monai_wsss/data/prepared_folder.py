@@ -12,11 +12,12 @@ from typing import Any
 
 from monai_wsss._checks import DataError
 from monai_wsss._files import make_directory
+from monai_wsss._orientation import slicing_entry
 from monai_wsss.data.datalist import modality_entry, write_datalist
 from monai_wsss.data.label_table import LabeledRow, LabelTable
 from monai_wsss.data.splits import split_by_subject
 
-__all__ = ["check_output", "log_sizes", "warn_of_contradictions", "write_prepared"]
+__all__ = ["check_output", "check_targets", "log_sizes", "warn_of_contradictions", "write_prepared"]
 
 _logger = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ def warn_of_contradictions(ids: Sequence[str]) -> None:
         _logger.warning("%d masks show other classes than their labels say, first that of %s.", len(ids), ids[0])
 
 
-def _check_targets(files: Mapping[str, Mapping[str, Any]]) -> None:
+def check_targets(files: Mapping[str, Mapping[str, Any]]) -> None:
     """Check that no two images share a file; on some disks ``A.png`` and ``a.png`` are one file."""
     owner: dict[str, str] = {}
     for name, item in files.items():
@@ -90,8 +91,10 @@ def write_prepared(
     modalities: Sequence[str],
     statistics: Mapping[str, Any],
     *,
+    order: str,
     fractions: Sequence[float] = (0.7, 0.15, 0.15),
     seed: int = 0,
+    cut: Iterable[str | None] = (),
 ) -> Path:
     """Write the datalist, the last file of a preparation; draw the splits where the table has none.
 
@@ -102,8 +105,11 @@ def write_prepared(
         modalities: names of the channels, (C).
         statistics: key -> ``mean`` and ``std``; may be empty.  The key is the subject.  Without background it is the
             source of a patch, or the id of a case that is no patch.
+        order: how networks get 2D images, "rows_columns" or "xy"; see
+            :func:`~monai_wsss.data.datalist.write_datalist`.
         fractions: shares of training, validation and test where splits are drawn.
         seed: seed of the draw.
+        cut: the axes of every volume that was cut into slices, see :func:`~monai_wsss._orientation.axes_of`.
 
     Returns:
         The path of ``datalist.json``.
@@ -111,7 +117,7 @@ def write_prepared(
     Raises:
         DataError: two images have the same path, or see :func:`~monai_wsss.data.datalist.write_datalist`.
     """
-    _check_targets(files)
+    check_targets(files)
     rows = table.rows
     splits: Sequence[str | None] = [row.split for row in rows]
     if None in splits:
@@ -122,6 +128,8 @@ def write_prepared(
         "modality": modality_entry(modalities),
         "classes": table.classes,
         "background": table.scored_class is None,
+        "order": order,
+        **slicing_entry(cut),
     }
     if table.scored_class is not None:
         datalist["scored_class"] = table.scored_class

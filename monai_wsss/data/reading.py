@@ -4,14 +4,17 @@
 
 MONAI's readers read the files.  This module chooses the reader, brings pictures to gray or RGB, and refuses files that
 would spoil a training run later: truncated files, NaN and infinity, empty and constant images, and modalities that do
-not match.  A *picture* is a file without geometry: PNG, JPEG, TIFF or BMP.
+not match.  A *picture* is a file without geometry: PNG, JPEG, TIFF or BMP.  Pictures and masks whose EXIF entry turns
+or mirrors them are read upright, as viewers show them.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +27,33 @@ from monai.transforms import EnsureChannelFirst
 from PIL import Image
 
 from monai_wsss._checks import DataError
+from monai_wsss._pictures import PICTURE_SUFFIXES, is_turned, upright
 
-__all__ = ["affine_of", "check_alike", "check_mask_fits", "image_format", "image_stem", "read_image", "read_labels"]
+__all__ = [
+    "affine_of",
+    "check_alike",
+    "check_mask_fits",
+    "image_format",
+    "image_stem",
+    "is_radiograph",
+    "read_image",
+    "read_labels",
+]
 
 _SUFFIXES = {
-    "picture": (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"),
+    "picture": PICTURE_SUFFIXES,
     "nifti": (".nii", ".nii.gz"),
     "metaimage": (".mha", ".mhd"),
     "dicom": (".dcm", ".dicom", ".ima"),
 }
+_MODALITY = "0008|0060"
 _ITK_SOURCE_LINE = re.compile(r"\.[ch]xx:\d+")
 _ITK_PREFIX = re.compile(r"ITK ERROR: \w+\(0x[0-9a-f]+\): ")
+_RADIOGRAPHS = ("CR", "DX", "IO", "MG", "PX", "RF", "RG", "XA")
+"""Modalities of DICOM whose files are projections by X-rays."""
 _GRAY_MODES = ("L", "I", "F", "I;16", "I;16B", "I;16L")
+
+_logger = logging.getLogger(__name__)
 
 
 def image_format(path: str | os.PathLike[str]) -> str | None:
@@ -83,10 +101,6 @@ def _begins_like_dicom(file: Path) -> bool:
 
 def _to_gray_or_rgb(picture: Image.Image) -> Image.Image:
     """Convert palette, CMYK, YCbCr and transparent pictures to RGB or gray without alpha; gray keeps its depth."""
-    pages = getattr(picture, "n_frames", 1)
-    if pages > 1:
-        name = getattr(picture, "filename", "the picture")
-        raise DataError(f"{name} holds {pages} pages: save each page as a picture, or the stack as NIfTI.")
     if picture.mode in _GRAY_MODES or picture.mode == "RGB":
         return picture
     return picture.convert("L" if picture.mode in ("1", "LA", "La") else "RGB")
@@ -99,6 +113,31 @@ def _to_opaque(picture: Image.Image) -> Image.Image:
         page.alpha_composite(picture.convert("RGBA"))
         return page.convert("RGB")
     return _to_gray_or_rgb(picture)
+
+
+def _opened(picture: Image.Image, file: Path, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """Refuse several pages, turn the picture upright, and convert it."""
+    pages = getattr(picture, "n_frames", 1)
+    if pages > 1:
+        raise DataError(f"{file} holds {pages} pages: save each page as a picture, or the stack as NIfTI.")
+    if is_turned(picture):
+        _tell_of_turned(file.parent, file.name)
+    return convert(upright(picture))
+
+
+_told: set[Path] = set()
+
+
+def _tell_of_turned(folder: Path, name: str) -> None:
+    """Log, once per folder, that it holds pictures that are turned."""
+    if folder not in _told:
+        _told.add(folder)
+        _logger.warning(
+            "%s holds images that viewers turn, as their EXIF entry says, first %s: they are read and written upright, "
+            "and masks count as drawn on the upright image.",
+            folder,
+            name,
+        )
 
 
 def _check_single_series(folder: Path) -> None:
@@ -123,7 +162,7 @@ def _load(file: Path, kind: str, convert: Callable[[Image.Image], Image.Image] =
         _check_single_series(file)
     reader: Any = ITKReader()
     if kind == "picture":
-        reader = PILReader(converter=convert)
+        reader = PILReader(converter=partial(_opened, file=file, convert=convert))
     elif kind == "nifti":
         reader = NibabelReader()
     values, meta = reader.get_data(reader.read(file))
@@ -144,8 +183,10 @@ def _reason(error: Exception) -> str:
 def read_image(path: str | os.PathLike[str], *, on_white: bool = False) -> MetaTensor:
     """Read an image file, or a folder with one DICOM series.
 
-    Pictures with a palette, with transparency or in CMYK become RGB.  A DICOM file with one slice becomes 2D.  Arrays
-    are indexed (C, x, y[, z]), as by all MONAI readers; ``.affine`` maps indices to RAS millimeters.
+    Pictures with a palette, with transparency or in CMYK become RGB, and pictures that an EXIF entry turns become
+    upright.  A DICOM file with one slice becomes 2D.  Arrays are indexed (C, x, y[, z]), as by all MONAI readers;
+    ``.affine`` maps indices to RAS millimeters.  Networks may get 2D images in another order, see
+    :class:`~monai_wsss.transforms.LoadOrderedd`.
 
     Args:
         path: PNG, JPEG, TIFF, BMP, NIfTI, MetaImage or DICOM.
@@ -200,7 +241,8 @@ def _check_values(image: torch.Tensor, file: Path, color: bool) -> None:
 def read_labels(path: str | os.PathLike[str]) -> MetaTensor:
     """Read a mask: whole numbers from 0 on, one channel.
 
-    A picture with a palette gives its palette indices.  Unlike an image, a mask may be constant (nothing is drawn).
+    A picture with a palette gives its palette indices; one that an EXIF entry turns is read upright.  Unlike an image,
+    a mask may be constant (nothing is drawn).
 
     Returns:
         (1, *S), int64.
@@ -221,7 +263,8 @@ def read_labels(path: str | os.PathLike[str]) -> MetaTensor:
         raise DataError(f"The mask {file} does not exist or is no image: give PNG, TIFF, NIfTI, MetaImage or DICOM.")
     try:
         if kind == "picture":
-            with Image.open(file) as picture:
+            with Image.open(file) as opened:
+                picture = upright(opened)
                 values = np.asarray(picture.convert("L") if picture.mode in ("1", "RGB", "RGBA", "LA") else picture)
             mask = MetaTensor(torch.from_numpy(values.T.astype(np.float64))[None])
         else:
@@ -233,6 +276,16 @@ def read_labels(path: str | os.PathLike[str]) -> MetaTensor:
     if not bool(((mask >= 0) & (mask == mask.round())).all()):
         raise DataError(f"The mask {file} holds values other than whole numbers from 0 on: export it as labels.")
     return mask.long()
+
+
+def is_radiograph(path: str | os.PathLike[str]) -> bool:
+    """Tell whether a DICOM file is an X-ray, which is a picture by nature, unlike a slice of a volume."""
+    if Path(path).is_dir() or image_format(path) != "dicom":
+        return False
+    reader = SimpleITK.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    return reader.HasMetaDataKey(_MODALITY) and reader.GetMetaData(_MODALITY).strip() in _RADIOGRAPHS
 
 
 def affine_of(image: MetaTensor) -> np.ndarray:
@@ -276,7 +329,7 @@ def check_alike(images: Mapping[str, MetaTensor], *, tolerance_mm: float = 1e-3)
 
 
 def check_mask_fits(mask: MetaTensor, path: Path, image: MetaTensor) -> None:
-    """Check that a mask lies on the grid of its image; of pictures only the sizes are compared.
+    """Check that a mask lies on the grid of its image; of pictures only the sizes are compared, as viewers show them.
 
     Args:
         mask: (1, *S); a picture takes over the affine of the image, since it has none.
@@ -289,4 +342,10 @@ def check_mask_fits(mask: MetaTensor, path: Path, image: MetaTensor) -> None:
     grid = image[:1]
     if image_format(path) == "picture":
         mask.affine = grid.affine
+        columns, rows = mask.shape[1:]
+        if columns != rows and grid.shape[1:] == (rows, columns):
+            raise DataError(
+                f"The mask {path} is of size {columns} x {rows} but its image of {rows} x {columns}, as viewers show "
+                "it: turn the mask as the image is shown; an EXIF entry may turn either of them."
+            )
     check_alike({f"the image of {path.name}": grid, str(path): mask})

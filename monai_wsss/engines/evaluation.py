@@ -112,6 +112,8 @@ class TrainingLog:
         self.evaluator = evaluator
         self._rows: dict[int, dict[str, float]] = {}
         self._sums: dict[str, float] = {}
+        self._scores: dict[str, float] = {}
+        self._count = 0
 
     def attach(self, engine: Engine) -> None:
         """Register on the trainer."""
@@ -133,15 +135,19 @@ class TrainingLog:
                 self._rows[epoch] = row
 
     def _collect(self, engine: Engine) -> None:
+        self._count += 1
         for name, value in engine.state.output.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value / engine.state.epoch_length
+            self._sums[name] = self._sums.get(name, 0.0) + value
 
     def _validated(self, engine: Engine) -> None:
-        self._sums |= {f"val_{name.removeprefix('val_')}": float(value) for name, value in engine.state.metrics.items()}
+        self._scores = {
+            f"val_{name.removeprefix('val_')}": float(value) for name, value in engine.state.metrics.items()
+        }
 
     def _write(self, engine: Engine) -> None:
-        self._rows[engine.state.epoch] = self._sums
-        self._sums = {}
+        losses = {name: total / self._count for name, total in self._sums.items()}
+        self._rows[engine.state.epoch] = losses | self._scores
+        self._sums, self._scores, self._count = {}, {}, 0
         if not is_main_process():
             return
         names = sorted({name for row in self._rows.values() for name in row})

@@ -38,7 +38,7 @@ __all__ = ["check_command_line", "check_overrides", "takes_arguments_of"]
 
 Builder = TypeVar("Builder", bound=Callable[..., Any])
 
-_EVERYWHERE = ("dataset_dir", "datalist", "output_dir", "ckpt_dir", "device", "epochs", "split")
+_EVERYWHERE = ("dataset_dir", "datalist", "output_dir", "ckpt_dir", "device", "epochs", "iterations", "split")
 """Names that mean the same in every bundle; a workflow that has no use for one lets it pass."""
 
 _MOVED = {
@@ -68,18 +68,20 @@ _RENAMED = {
     "spatial_transform": "method#transform",
     "encoder_def": "network_def#encoder",
     "width": "network_def#encoder",
-    "refine": "method#dilations",
+    "refine#dilations": "method#dilations",
     "refine#row_stochastic": "method#row_stochastic",
     "color_distortion": "augmentation",
     "blur": "augmentation",
     "use_ofd": "network_def#ofd",
-    "use_crf": "to_mask#crf @crf",
+    "use_crf": "refine @crf",
+    "to_mask#crf": "refine @crf",
+    "pseudo#writer#batch_size": "pseudo#inferer#slice_batch",
     "distributed_classifier": "classifier_stage#trainer#method",
     "pseudo_views": "pseudo#inferer#views",
     "pseudo_scales": "pseudo#inferer#scales",
 }
-"""Names of 0.1.0 that are set elsewhere now.  ``_MOVED`` keeps the name; if it lists a name under several blocks, the
-first that the bundle has counts.  ``_RENAMED`` comes after it."""
+"""Names of earlier versions that are set elsewhere now.  ``_MOVED`` keeps the name; if it lists a name under several
+blocks, the first that the bundle has counts.  ``_RENAMED`` comes after it."""
 
 _GONE = {
     "settings": "the run's record asks the method, the trainer and the inferer for their settings",
@@ -206,6 +208,8 @@ def _problem(name: str, config: Mapping[str, Any], files: Sequence[str | os.Path
     above, rest = "#".join(parts[:depth]), "#".join(parts[depth:])
     if not depth:
         return _problem_at_top(name, config, files)
+    if name in _RENAMED:
+        return _is_now(name, _RENAMED[name])
     if isinstance(node, dict) and "_target_" in node:
         words = _words_of(str(node["_target_"]))
         if words is None or rest in words:
@@ -225,8 +229,8 @@ def _problem_at_top(name: str, config: Mapping[str, Any], files: Sequence[str | 
     if first in _GONE:
         return f"`{first}` is gone: {_GONE[first]}."
     for place in [*_new_places(name), *_new_places(first)]:
-        if place.split("#")[0] in config and _problem(place.split()[0], config, files) is None:
-            return f"`{name}` is now `{place}`: write --{place}{'' if ' ' in place else ' …'}."
+        if place.split()[0].split("#")[0] in config and _problem(place.split()[0], config, files) is None:
+            return _is_now(name, place)
     if others:
         return (
             f"`{name}` is a setting of {' and '.join(others)}, which this run does not read: add the file to "
@@ -237,6 +241,10 @@ def _problem_at_top(name: str, config: Mapping[str, Any], files: Sequence[str | 
         for word in (_words_of(str(node["_target_"])) or ()) if isinstance(node, dict) and "_target_" in node else ():
             places.setdefault(word, f"{block}#{word}")
     return f"`{name}` is no setting of this bundle{_meant(first, places)}"
+
+
+def _is_now(name: str, place: str) -> str:
+    return f"`{name}` is now `{place}`: write --{place}{'' if ' ' in place else ' …'}."
 
 
 def _meant(name: str, known: Iterable[str] | Mapping[str, str], above: str = "") -> str:

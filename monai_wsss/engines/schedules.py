@@ -7,13 +7,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sized
 from dataclasses import dataclass
+from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, PolynomialLR
 
 from monai_wsss._checks import check_choice
 
-__all__ = ["Progress", "WeightRamp", "one_cycle", "polynomial", "polynomial_after_warm_up"]
+__all__ = ["Progress", "WeightRamp", "epochs_of", "one_cycle", "polynomial", "polynomial_after_warm_up"]
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,48 @@ class Progress:
     fraction: float
 
 
+def epochs_of(max_iterations: int, train_data_loader: Any) -> int:
+    """Count the epochs that a number of iterations begins, of which the last may end early.
+
+    Args:
+        max_iterations: iterations of the run, at least 1.
+        train_data_loader: its length is the number of iterations per epoch.
+
+    Raises:
+        ValueError: fewer than one iteration, or a loader without a length or a batch.
+
+    Example:
+        >>> epochs_of(7, [0] * 5)
+        2
+    """
+    _check_iterations(max_iterations)
+    length = len(train_data_loader) if isinstance(train_data_loader, Sized) else 0
+    if not length:
+        raise ValueError("Expected a loader with a length of at least 1 batch to count iterations by.")
+    return -(-max_iterations // length)
+
+
+def _check_iterations(max_iterations: int) -> None:
+    if not isinstance(max_iterations, int) or max_iterations < 1:
+        raise ValueError(f"Expected `max_iterations` to be a whole number of at least 1, got {max_iterations!r}.")
+
+
+def _run_length(max_epochs: int, train_data_loader: Sized, max_iterations: int | None) -> int:
+    """Count the iterations of a run, from whichever is given."""
+    if max_iterations is None:
+        return max_epochs * len(train_data_loader)
+    _check_iterations(max_iterations)
+    return max_iterations
+
+
 def one_cycle(
-    optimizer: Optimizer, learning_rate: float, max_epochs: int, train_data_loader: Sized, *, warm_up: float = 0.3
+    optimizer: Optimizer,
+    learning_rate: float,
+    max_epochs: int,
+    train_data_loader: Sized,
+    *,
+    warm_up: float = 0.3,
+    max_iterations: int | None = None,
 ) -> OneCycleLR:
     """Make torch's one-cycle schedule over a whole run, stepped at every iteration.
 
@@ -43,6 +84,7 @@ def one_cycle(
         max_epochs: epochs of the run.
         train_data_loader: its length is the number of iterations per epoch.
         warm_up: share of the run in which the rate rises, in (0, 1).
+        max_iterations: iterations of the run, in place of ``max_epochs``.
 
     Example:
         >>> import torch
@@ -50,9 +92,10 @@ def one_cycle(
         >>> one_cycle(optimizer, 0.1, max_epochs=2, train_data_loader=[0] * 5).total_steps
         10
     """
+    total = _run_length(max_epochs, train_data_loader, max_iterations)
     groups = optimizer.param_groups
     peaks = [group["lr"] for group in groups] if len(groups) > 1 else learning_rate
-    return OneCycleLR(optimizer, peaks, total_steps=max_epochs * len(train_data_loader), pct_start=warm_up)
+    return OneCycleLR(optimizer, peaks, total_steps=total, pct_start=warm_up)
 
 
 @dataclass(frozen=True)
@@ -117,7 +160,14 @@ class WeightRamp:
         return math.exp(-((position - self.end) ** 2))
 
 
-def polynomial(optimizer: Optimizer, max_epochs: int, train_data_loader: Sized, *, power: float = 0.9) -> PolynomialLR:
+def polynomial(
+    optimizer: Optimizer,
+    max_epochs: int,
+    train_data_loader: Sized,
+    *,
+    power: float = 0.9,
+    max_iterations: int | None = None,
+) -> PolynomialLR:
     """Make torch's polynomial decay to zero over a whole run, stepped at every iteration.
 
     Args:
@@ -125,6 +175,7 @@ def polynomial(optimizer: Optimizer, max_epochs: int, train_data_loader: Sized, 
         max_epochs: epochs of the run.
         train_data_loader: its length is the number of iterations per epoch.
         power: exponent of the share of the run that is left.
+        max_iterations: iterations of the run, in place of ``max_epochs``.
 
     Example:
         >>> import torch
@@ -132,7 +183,7 @@ def polynomial(optimizer: Optimizer, max_epochs: int, train_data_loader: Sized, 
         >>> polynomial(optimizer, max_epochs=2, train_data_loader=[0] * 5).total_iters
         10
     """
-    return PolynomialLR(optimizer, total_iters=max_epochs * len(train_data_loader), power=power)
+    return PolynomialLR(optimizer, _run_length(max_epochs, train_data_loader, max_iterations), power)
 
 
 def polynomial_after_warm_up(
@@ -144,6 +195,7 @@ def polynomial_after_warm_up(
     start: float = 1e-6,
     power: float = 1.0,
     floor: float = 0.0,
+    max_iterations: int | None = None,
 ) -> LambdaLR:
     """Make the schedule of AFA, BMP and CoSA, stepped at every iteration: a linear warm-up, then the polynomial decay.
 
@@ -159,6 +211,7 @@ def polynomial_after_warm_up(
         start: share of the rate at the first iteration.
         power: exponent of the share of the run that is left.
         floor: least share of the rate in the decay.
+        max_iterations: iterations of the run, in place of ``max_epochs``.
 
     Raises:
         ValueError: a negative warm-up.
@@ -177,7 +230,7 @@ def polynomial_after_warm_up(
     """
     if warm_up < 0:
         raise ValueError(f"Expected `warm_up` >= 0 iterations, got {warm_up}.")
-    total = max_epochs * len(train_data_loader)
+    total = _run_length(max_epochs, train_data_loader, max_iterations)
 
     def share(done: int) -> float:
         if done < warm_up:

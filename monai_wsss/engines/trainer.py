@@ -30,8 +30,10 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from monai_wsss._checks import DataError, as_flag, plain_tensor
+from monai_wsss._labels import ON_HOST
 from monai_wsss._processes import is_main_process
 from monai_wsss.data import check_trainable
+from monai_wsss.data.dataset import check_workers
 from monai_wsss.engines.checkpoint import (
     latest_checkpoint,
     load_tensors,
@@ -41,14 +43,13 @@ from monai_wsss.engines.checkpoint import (
     save_checkpoint,
     save_weights,
 )
-from monai_wsss.engines.schedules import Progress
+from monai_wsss.engines.schedules import Progress, epochs_of
+from monai_wsss.networks import record_reading
+from monai_wsss.networks.published_weights import unfilled_encoder
 
 __all__ = ["NonFiniteLossError", "WSSSTrainer"]
 
 logger = logging.getLogger(__name__)
-
-_ON_HOST = ("label", "boxes")
-"""Entries of a batch that methods read on the host, so that nothing waits for a GPU."""
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -66,6 +67,8 @@ class WSSSTrainer(Trainer):
         optimizers: one optimizer per player of ``method.players``, by name; for a single player, the optimizer itself.
         train_data_loader: batches ``{"image": (B, C, *S), "label": (B, K)}`` and what else the method reads.
         max_epochs: epochs of the whole run, including those before a resume.
+        max_iterations: iterations of the whole run, in place of ``max_epochs``. An epoch is still one pass over the
+            data, and the last one ends early. None: ``max_epochs`` counts.
         device: the device to train on.
         amp: mixed precision: float16 with loss scaling on a GPU, bfloat16 on a CPU.
         accumulation_steps: batches whose gradients are averaged before a step.
@@ -80,6 +83,9 @@ class WSSSTrainer(Trainer):
         finalize_interval: epochs between refreshes of the network's healthy level, so that a validation in between
             can use it; the end of training always refreshes it.
         progress_bar: whether to show a progress bar.
+        reading: header of the datalist, as :func:`~monai_wsss.data.load_header` gives it: the networks record how it
+            says that images are read and volumes cut, see :func:`~monai_wsss.networks.record_reading`.  None: they
+            record nothing.
 
     Raises:
         ValueError: optimizers that do not fit the players, or a count below one.
@@ -95,6 +101,7 @@ class WSSSTrainer(Trainer):
         train_data_loader: Iterable | DataLoader,
         max_epochs: int,
         *,
+        max_iterations: int | None = None,
         device: torch.device | str = "cpu",
         amp: bool = False,
         accumulation_steps: int = 1,
@@ -107,13 +114,17 @@ class WSSSTrainer(Trainer):
         resume: bool | str = False,
         finalize_interval: int | None = None,
         progress_bar: bool = True,
+        reading: Mapping[str, Any] | None = None,
     ) -> None:
         if accumulation_steps < 1 or keep_checkpoints < 1:
             raise ValueError(
                 "Expected `accumulation_steps` and `keep_checkpoints` of at least 1, "
                 f"got {accumulation_steps} and {keep_checkpoints}."
             )
+        if max_iterations is not None:
+            max_epochs = epochs_of(max_iterations, train_data_loader)
         super().__init__(device, max_epochs, train_data_loader, amp=amp, decollate=False)
+        self.max_iterations = max_iterations
         self.method = method
         self.core: Any = getattr(method, "module", method)
         self.optimizers = _by_player("optimizers", optimizers, self.core.players)
@@ -124,10 +135,13 @@ class WSSSTrainer(Trainer):
         self.keep_checkpoints = keep_checkpoints
         self.model_path = model_path
         self.resume = as_flag("resume", resume)
+        self.reading = reading
         self._stepped: set[str] = set()
         for player, optimizer in self.optimizers.items():
             optimizer.register_step_post_hook(lambda *_, player=player: self._stepped.add(player))
         self.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
+        if max_iterations is not None:
+            self.add_event_handler(Events.ITERATION_COMPLETED(once=max_iterations), self._end_within_epoch)
         if finalize_interval is not None:
             self.add_event_handler(Events.EPOCH_COMPLETED(every=finalize_interval), self._finalize)
         if progress_bar and is_main_process():
@@ -137,11 +151,19 @@ class WSSSTrainer(Trainer):
         self.add_event_handler(Events.EPOCH_COMPLETED, self._end_epoch)
 
     def run(self) -> None:
-        """Train to ``max_epochs``, then fill the network's healthy level and write its weights."""
+        """Train to the end of the run, then fill the network's healthy level and write its weights."""
+        check_workers(self.data_loader)
+        logger.info("Training on %s, precision: %s.", self.state.device, self.precision)
         if self.core.uses_masks:
             logger.warning("Full supervision: this training reads pixel masks, an upper bound and no weak result.")
         elif isinstance(items := getattr(getattr(self.data_loader, "dataset", None), "data", None), Sequence):
             check_trainable(items)
+        if not self.resume and (encoder := unfilled_encoder(self.core)) is not None:
+            logger.warning(
+                "%s presumes published weights, and nothing says that it has them: before the method is built, call "
+                "load_encoder_weights(network, ...) with 'imagenet', a path, or 'none'.",
+                encoder,
+            )
         self.scaler = torch.amp.GradScaler("cuda") if self.amp and self.state.device.type == "cuda" else None
         fused = any(hasattr(one, "_step_supports_amp_scaling") for one in self.optimizers.values())
         if self.scaler is not None and fused:
@@ -150,6 +172,8 @@ class WSSSTrainer(Trainer):
             self._load_checkpoint()
         elif self.checkpoint_dir is not None and is_main_process() and remove_checkpoints(self.checkpoint_dir):
             logger.warning("A new training: the earlier checkpoints in %s are removed.", self.checkpoint_dir)
+        if self.reading is not None:
+            record_reading(self.core, self.reading)
         if self.state.epoch < self.state.max_epochs:
             try:
                 Workflow.run(self)
@@ -161,16 +185,29 @@ class WSSSTrainer(Trainer):
             logger.info("Wrote the deployable network to %s.", self.model_path)
 
     @property
+    def precision(self) -> str:
+        """Name the numbers that the run computes with: ``float32``, or what mixed precision mixes it with."""
+        if not self.amp:
+            return "float32"
+        half = self.amp_kwargs.get("dtype") or torch.get_autocast_dtype(self.state.device.type)
+        return f"mixed, {str(half).removeprefix('torch.')}"
+
+    @property
     def progress(self) -> Progress:
         """Give the point that the run has reached in the present iteration."""
-        total = max(1, self.state.max_epochs * (self.state.epoch_length or 1))
-        return Progress(self.state.epoch, self.state.iteration, (self.state.iteration - 1) / total)
+        return Progress(self.state.epoch, self.state.iteration, (self.state.iteration - 1) / max(1, self._total))
+
+    @property
+    def _total(self) -> int:
+        """Count the iterations of the whole run."""
+        whole: int = self.state.max_epochs * (self.state.epoch_length or 1)
+        return whole if self.max_iterations is None else self.max_iterations
 
     def _iteration(self, engine: Any, batchdata: dict[str, Any]) -> dict[str, float]:
         """Train on one batch: each player in turn computes its losses on it and steps."""
         batch = {
             name: value.to(self.state.device, non_blocking=self.non_blocking)
-            if torch.is_tensor(value) and name not in _ON_HOST
+            if torch.is_tensor(value) and name not in ON_HOST
             else value
             for name, value in batchdata.items()
         }
@@ -208,7 +245,8 @@ class WSSSTrainer(Trainer):
     def _accumulated(self) -> bool:
         """Tell whether this iteration ends a step; the last iteration of an epoch does, so that no gradient is lost."""
         done = self._position + 1
-        return done % self.accumulation_steps == 0 or done == self.state.epoch_length
+        last = done == self.state.epoch_length or self.state.iteration == self.max_iterations
+        return done % self.accumulation_steps == 0 or last
 
     def _step(self, player: str, optimizer: Optimizer, total: torch.Tensor) -> None:
         """Accumulate the gradients of one player's loss, and step at the end of the accumulated batches."""
@@ -250,6 +288,11 @@ class WSSSTrainer(Trainer):
             if hasattr(drawn, "set_epoch"):
                 drawn.set_epoch(self.state.epoch)
 
+    def _end_within_epoch(self, engine: Engine) -> None:
+        """End the last epoch early, with all that the end of an epoch does."""
+        if self._position + 1 < self.state.epoch_length:
+            self.terminate_epoch()
+
     def _end_epoch(self, engine: Engine) -> None:
         for sentence in self.core.collapse_warnings():
             # The first half of a run may still be all background.
@@ -265,7 +308,7 @@ class WSSSTrainer(Trainer):
     def _checkpoint(self) -> dict[str, Any]:
         return {
             "epoch": self.state.epoch,
-            "length": [self.state.max_epochs, self.state.epoch_length],
+            "length": self._length,
             "iteration": self.state.iteration,
             "method": self.core.state_dict(),
             "optimizers": {player: optimizer.state_dict() for player, optimizer in self.optimizers.items()},
@@ -274,17 +317,24 @@ class WSSSTrainer(Trainer):
             "rng": rng_state(),
         }
 
+    @property
+    def _length(self) -> list[int]:
+        """Give what a resumed run must have in common: epochs, iterations per epoch and, if asked for, in all."""
+        own = [] if self.max_iterations is None else [self.max_iterations]
+        return [self.state.max_epochs, self.state.epoch_length, *own]
+
     def _load_checkpoint(self) -> None:
         path = latest_checkpoint(self.checkpoint_dir) if self.checkpoint_dir is not None else None
         if path is None:
             logger.warning("No checkpoint to resume from in %s: training starts at the beginning.", self.checkpoint_dir)
             return
         content = load_tensors(path)
-        length = [self.state.max_epochs, self.state.epoch_length]
-        if content["length"] != length:
+        if content["length"] != self._length:
+            was, now = (", {} in all".format(*of[2:]) if of[2:] else "" for of in (content["length"], self._length))
             raise DataError(
-                f"{path} is of a run of {content['length'][0]} epochs of {content['length'][1]} iterations, "
-                f"this one has {length[0]} of {length[1]}: resume with the same epochs, data and batch size."
+                f"{path} is of a run of {content['length'][0]} epochs of {content['length'][1]} iterations{was}, "
+                f"this one has {self._length[0]} of {self._length[1]}{now}: resume with the same epochs, data and "
+                "batch size."
             )
         try:
             self.core.load_state_dict(content["method"])
@@ -333,7 +383,9 @@ class _ProgressBar:
 
     def _open(self, engine: Engine) -> None:
         title = f"epoch {engine.state.epoch}/{engine.state.max_epochs}"
-        self._bar = tqdm(total=engine.state.epoch_length, desc=title, mininterval=1.0, leave=True)
+        total, most = engine.state.epoch_length, getattr(engine, "max_iterations", None)
+        left = total if most is None else min(total, most - engine.state.iteration)
+        self._bar = tqdm(total=left, desc=title, mininterval=1.0, leave=True)
 
     def _update(self, engine: Engine) -> None:
         self._bar.set_postfix(loss=f"{engine.state.output['loss']:.3f}", refresh=False)

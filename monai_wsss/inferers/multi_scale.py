@@ -3,7 +3,8 @@
 """Maps of a network summed over several scales and the mirror image, with one forward pass per scale.
 
 M_s are the maps at scale s, brought to the image's size, and M_s^f those of the mirrored image, mirrored back (Zhu et
-al., BMP, Sec. IV-A; Yang et al., CoSA, Sec. 3.1).  The result is the sum over the scales of
+al., BMP, Sec. IV-A; Yang et al., CoSA, Sec. 3.1).  The last axis is mirrored: left and right of a photograph, which is
+(C, rows, columns), and y of a slice of a volume, which is (C, x, y).  The result is the sum over the scales of
 
     rectified    ReLU(max(M_s, M_s^f))     seeds that are scaled by their own extremes afterwards
     strongest    max(M_s, M_s^f)           seeds that keep their zero

@@ -12,6 +12,10 @@ Without a background (all classes are real tissue), patches of one image are mer
     pseudo(q) = argmax over k in A(q) of S_k(q), plus 1                           255 where A(q) is empty
 
 So a patch with a single tag becomes constant, and its tag counts for the pixels that it shares with its neighbors.
+
+With ``refine``, maps are first drawn to the edges of the image; without a background, those of each patch by its own
+intensities, before the mean. Patches that were normalized one by one then make no edge where they meet, and memory does
+not grow with the image.
 """
 
 from __future__ import annotations
@@ -32,10 +36,11 @@ from tqdm import tqdm
 from monai_wsss._checks import DataError, check_choice, float32_or_wider, plain_tensor
 from monai_wsss._files import case_file_name, file_sha256, load_tensors, make_directory, write_json
 from monai_wsss._labels import IGNORED
+from monai_wsss._pictures import ROWS_COLUMNS, as_stored, order_of
 from monai_wsss._processes import is_distributed, is_main_process
 from monai_wsss.cams import normalize_maps
-from monai_wsss.refinement import MaskRule
-from monai_wsss.transforms import has_geometry, write_mask
+from monai_wsss.refinement import ClassMapRefinement, DenseCRF, MaskRule, PixelAdaptiveRefinement
+from monai_wsss.transforms import write_mask
 
 __all__ = ["MANIFEST", "PseudoMaskWriter", "merge_patches"]
 
@@ -58,7 +63,8 @@ class PseudoMaskWriter:
         items: those of :func:`~monai_wsss.data.load_datalist`, each with its ``label``.
         transform: from an item to ``image`` (C, *S), without chance and at the image's own size.
         inferer: ``inferer(image, network)`` at the image's size, e.g. a
-            :class:`~monai_wsss.inferers.VolumeInferer` with scales and flips.
+            :class:`~monai_wsss.inferers.VolumeInferer` with scales and flips. It gets as many images of one size at
+            once as its ``slice_batch`` says, or 32.
         output_dir: the folder of the pseudo-masks.
         background: whether 0 is a class of its own; see the module for what follows.
         rule: with a background: how maps are cut, by name or as words of :class:`~monai_wsss.refinement.MaskRule`,
@@ -69,10 +75,12 @@ class PseudoMaskWriter:
             alone; ``none`` leaves tags out.
         white: brightness, as a share of 255, above which all three colors of a pixel mean bare glass, which becomes
             255; None for no such rule. It is read from ``picture``, a copy of the image before normalization.
-        batch_size: number of images of one size at once.
+        refine: draws maps to the edges of their image before anything is decided, ``"none"``, ``"par"``, ``"crf"`` or a
+            part of own settings, see :class:`~monai_wsss.refinement.ClassMapRefinement`. It reads ``intensity``, or
+            ``image`` where an item lacks it. Patches are refined each by its own image, before they are merged.
 
     Raises:
-        ValueError: an unknown choice.
+        ValueError: an unknown choice; ``scores="cam"`` with a CRF, which gives no positive part.
         DataError: when it runs: no items, weights that cannot be read, a folder that cannot be written or holds files
             of something else, or a white rule without ``picture``.
     """
@@ -91,7 +99,7 @@ class PseudoMaskWriter:
         scores: str = "signed",
         label_filter: str = "neighbors",
         white: float | None = None,
-        batch_size: int = 32,
+        refine: str | PixelAdaptiveRefinement | DenseCRF | ClassMapRefinement | None = None,
     ) -> None:
         check_choice("scores", scores, ("signed", "cam"))
         check_choice("label_filter", label_filter, ("neighbors", "patch", "none"))
@@ -106,7 +114,10 @@ class PseudoMaskWriter:
         self.scores = scores
         self.label_filter = label_filter
         self.white = white
-        self.batch_size = batch_size
+        self.batch_size = getattr(inferer, "slice_batch", 32)
+        self.refinement = ClassMapRefinement.of(refine, network, getattr(inferer, "slice_axis", None))
+        if scores == "cam" and self.refinement is not None and isinstance(self.refinement.part, DenseCRF):
+            raise ValueError("Expected scores='signed' with a CRF as `refine`: probabilities have no zero level.")
 
     @torch.no_grad()
     def run(self) -> Path:
@@ -156,6 +167,7 @@ class PseudoMaskWriter:
         return {
             **{name: getattr(self, name) for name in names},
             **{name: list(value) if isinstance(value, tuple) else value for name, value in views.items()},
+            "refine": "none" if self.refinement is None else self.refinement.settings,
             "window": None if windows is None else [*windows.roi_size, windows.overlap],
             "cam_source": getattr(self.network, "cam_source", None),
             "cases_sha256": hashlib.sha256(json.dumps(cases).encode()).hexdigest(),
@@ -197,27 +209,38 @@ class PseudoMaskWriter:
         maps = iter(self._maps([_plain(item["image"]) for group in loaded for item in group]))
         for group in loaded:
             for item, mask in zip(group, self._decided(group, [next(maps) for _ in group]), strict=True):
-                image = item["image"]
-                affine = np.asarray(image.affine, dtype=np.float64) if has_geometry(image) else None
                 if self.white is not None:
                     mask = torch.where(self._bare_glass(item), torch.as_tensor(IGNORED, dtype=torch.uint8), mask)
-                yield item, mask, affine
+                yield item, *as_stored(mask, item["image"])
 
     def _decided(self, group: Sequence[Item], maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Decide the pseudo-masks (1, *S) of an image's patches, or of one image with a background."""
         if self.background:
             rule = MaskRule.of(self.network, **{**self.rule, "gate": "given"})
-            labels = [torch.as_tensor(item["label"])[None] for item in group]
-            return [rule.mask(scores[None], label)[0].cpu() for scores, label in zip(maps, labels, strict=True)]
+            return [self._decided_with_background(rule, *own) for own in zip(group, maps, strict=True)]
         masks = merge_patches(
-            maps,
+            [self._refined(*own) for own in zip(group, maps, strict=True)],
             [torch.as_tensor(item["label"]) for item in group],
-            [item.get("origin", (0,) * (scores.ndim - 1)) for item, scores in zip(group, maps, strict=True)],
+            [_first_pixel(item, scores.ndim - 1) for item, scores in zip(group, maps, strict=True)],
             label_filter=self.label_filter,
             scores=self.scores,
         )
         self._tell_of_contradictions(group, masks)
         return masks
+
+    def _decided_with_background(self, rule: MaskRule, item: Item, maps: torch.Tensor) -> torch.Tensor:
+        """Decide one pseudo-mask (1, *S) by the rule and the item's label."""
+        label = torch.as_tensor(item["label"])[None]
+        if self.refinement is None:
+            return rule.mask(maps[None], label)[0].cpu()
+        return self.refinement(rule, maps[None], self.refinement.image_of(item), label).mask[0].cpu()
+
+    def _refined(self, item: Item, maps: torch.Tensor) -> torch.Tensor:
+        """Refine the signed maps (K, *S) of a patch; where its tags will filter, they take part in a CRF alone."""
+        if self.refinement is None:
+            return maps
+        label = torch.as_tensor(item["label"])[None] if self.label_filter == "neighbors" else None
+        return self.refinement.maps(maps[None], self.refinement.image_of(item), label)[0]
 
     def _maps(self, images: list[torch.Tensor]) -> list[torch.Tensor]:
         """Give raw maps (K, *S) of images, those of one size in batches."""
@@ -251,6 +274,12 @@ class PseudoMaskWriter:
         return (_plain(item["picture"]) > 255 * self.white).all(dim=0, keepdim=True)
 
 
+def _first_pixel(item: Item, spatial_dims: int) -> Sequence[int]:
+    """Give the first pixel of a patch in its image, along the axes of the patch as it was read."""
+    origin = item.get("origin", (0,) * spatial_dims)
+    return origin[::-1] if order_of(item["image"]) == ROWS_COLUMNS else origin
+
+
 def merge_patches(
     maps: Sequence[torch.Tensor],
     labels: Sequence[torch.Tensor],
@@ -264,7 +293,7 @@ def merge_patches(
     Args:
         maps: signed scores of each patch (K, *s).
         labels: the tags of each patch (K,), 0/1.
-        origins: the first pixel of each patch in the image, one number per axis.
+        origins: the first pixel of each patch in the image, one number per axis of the maps, in their order.
         label_filter: ``neighbors``: a pixel may only have classes that all patches over it are tagged with;
             ``patch``: it may have those of the patch itself; ``none``: it may have any.
         scores: ``signed``, the maps themselves, or ``cam``, see :class:`PseudoMaskWriter`.

@@ -13,10 +13,11 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, floor
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 from monai.data.wsi_reader import OpenSlideWSIReader
@@ -25,6 +26,7 @@ from PIL import Image
 
 from monai_wsss._checks import DataError, check_choice
 from monai_wsss.inferers.slide_tiff import BoundedTiffReader, check_tiff
+from monai_wsss.networks import recorded_reading
 
 __all__ = ["BACKENDS", "SlideReading", "SlideSource", "SlideView", "check_slide_packages"]
 
@@ -71,8 +73,8 @@ class SlideReading:
         level: of the pyramid, instead of ``mpp``.
         slide_mpp: micrometers per pixel of level 0, where the file does not tell or tells wrong.
         backend: ``"openslide"``, or ``"tifffile"``, which also reads TIFFs in strips.
-        axes: ``"xy"``: images are indexed [x, y] as MONAI's and this package's readers do, so tiles are handed over
-            transposed; ``"yx"``: rows first, for networks that were trained so.
+        axes: ``"xy"``: tiles are handed over transposed, indexed [x, y]; ``"yx"``: rows first; None: as the record of
+            the network says, ``"xy"`` where it has none.
 
     Raises:
         ValueError: an unknown choice, ``mpp`` together with ``level``, or micrometers that are not positive.
@@ -86,11 +88,12 @@ class SlideReading:
     level: int | None = None
     slide_mpp: float | None = None
     backend: str = "openslide"
-    axes: str = "xy"
+    axes: str | None = None
 
     def __post_init__(self) -> None:
         check_choice("backend", self.backend, BACKENDS)
-        check_choice("axes", self.axes, ("xy", "yx"))
+        if self.axes is not None:
+            check_choice("axes", self.axes, ("xy", "yx"))
         if self.mpp is not None and self.level is not None:
             raise ValueError(f"Expected one of `level` and `mpp`, got level={self.level} and mpp={self.mpp}.")
         for name in ("mpp", "slide_mpp"):
@@ -99,6 +102,17 @@ class SlideReading:
                 raise ValueError(f"Expected `{name}` > 0 micrometers per pixel, got {value}.")
         if self.mpp is None and self.level is None:
             object.__setattr__(self, "level", 0)
+
+    def for_network(self, network: Any) -> SlideReading:
+        """Give the reading with ``axes`` as a network's training recorded them, unless they are given.
+
+        Example:
+            >>> SlideReading().for_network(abs).axes
+            'xy'
+        """
+        if self.axes is not None:
+            return self
+        return replace(self, axes="yx" if recorded_reading(network)["order"] == "rows_columns" else "xy")
 
     def open(self, slide: str | os.PathLike[str]) -> SlideSource:
         """Open a slide; close it, or use it as a context manager."""

@@ -8,6 +8,7 @@ the assembled whole.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,9 +17,12 @@ from monai.inferers import Inferer, SlidingWindowInferer
 
 from monai_wsss._checks import check_shape, plain_tensor
 from monai_wsss.inferers.multi_view import multi_view_maps
+from monai_wsss.inferers.slicing import SliceTurn, array_axes, slice_turn
 from monai_wsss.transforms import resize_in_plane
 
 __all__ = ["VolumeInferer"]
+
+_logger = logging.getLogger(__name__)
 
 
 class VolumeInferer(Inferer):
@@ -29,7 +33,9 @@ class VolumeInferer(Inferer):
             volumes alone.
         grid: in-plane size that a 2D network was trained on; slices are brought to it and their maps back. None for
             the slices' own size.
-        slice_axis: spatial axis along which a 2D network walks through a volume, 0..2 or negative.
+        slice_axis: array axis along which a 2D network walks through a volume, 0..2 or negative.  None: the anatomical
+            axis of the slices that trained the network, found by the volume's affine, with the slices turned as those
+            were; the last array axis where the network has no record of it or the volume has no affine.
         slice_batch: number of slices at once.
         roi_size: window of the network, in pixels of its grid; None for the whole image, slice or volume at once.
         overlap: share by which windows overlap, in [0, 1).
@@ -53,7 +59,7 @@ class VolumeInferer(Inferer):
         spatial_dims: int = 2,
         *,
         grid: Sequence[int] | None = None,
-        slice_axis: int = -1,
+        slice_axis: int | None = None,
         slice_batch: int = 32,
         roi_size: Sequence[int] | None = None,
         overlap: float = 0.25,
@@ -75,6 +81,7 @@ class VolumeInferer(Inferer):
         self.views = views
         self.scales = tuple(scales)
         self.cam = cam
+        self._told: set[str] = set()
 
     def __call__(
         self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
@@ -93,7 +100,12 @@ class VolumeInferer(Inferer):
             return whole(patch) if self.windows is None else self.windows(patch, whole)
 
         if self.spatial_dims == 2:
-            return self._in_plane(image, maps) if image.ndim == 4 else self._slices(image, maps)
+            if image.ndim == 4:
+                return self._in_plane(image, maps)
+            turns = self._turns(inputs, network)
+            if len(set(turns)) == 1:
+                return self._slices(image, maps, turns[0])
+            return torch.cat([self._slices(one[None], maps, turn) for one, turn in zip(image, turns, strict=True)])
         if image.ndim == 4:
             raise ValueError(f"Expected a volume (B, C, H, W, D) for a 3D network, got {tuple(image.shape)}.")
         return maps(image)
@@ -104,12 +116,33 @@ class VolumeInferer(Inferer):
             return maps(image)
         return resize_in_plane(maps(resize_in_plane(image, self.grid)), image.shape[2:])
 
-    def _slices(self, volume: torch.Tensor, maps: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        """Give the maps of a volume, slice by slice."""
-        axis = self.slice_axis % 3 + 2
+    def _turns(self, volumes: torch.Tensor, network: Any) -> list[SliceTurn]:
+        """Give, per volume (C, *S) of a batch, the turn that brings its slices to the last axis."""
+        if self.slice_axis is not None:
+            along = self.slice_axis % 3
+            first, second = (axis for axis in range(3) if axis != along)
+            return [SliceTurn((first, second, along))] * len(volumes)
+        turns = []
+        for axes in array_axes(volumes):
+            turn = slice_turn(axes, network)
+            if turn is None and axes is not None and axes[2] not in "SI" and axes not in self._told:
+                self._told.add(axes)
+                _logger.warning(
+                    "The third axis of a volume does not run along the body, its axes are %s, and the weights do not "
+                    "record along which axis volumes were cut: slices are taken along the third axis, so reorient the "
+                    "files for axial slices.",
+                    axes,
+                )
+            turns.append(turn or SliceTurn())
+        return turns
+
+    def _slices(
+        self, volume: torch.Tensor, maps: Callable[[torch.Tensor], torch.Tensor], turn: SliceTurn
+    ) -> torch.Tensor:
+        """Give the maps of volumes (B, C, *S), slice by slice along the last axis after the turn."""
         parts = []
-        for chunk in volume.split(self.slice_batch, dim=axis):
-            slices = chunk.movedim(axis, 1)
+        for chunk in turn.turn(volume).split(self.slice_batch, dim=4):
+            slices = chunk.movedim(4, 1)
             flat = self._in_plane(slices.flatten(0, 1).contiguous(), maps)
-            parts.append(flat.unflatten(0, slices.shape[:2]).movedim(1, axis))
-        return torch.cat(parts, dim=axis)
+            parts.append(flat.unflatten(0, slices.shape[:2]).movedim(1, 4))
+        return turn.turn_back(torch.cat(parts, dim=4))

@@ -140,7 +140,7 @@ def segment_slide(
     """
     if batch_size < 1:
         raise ValueError(f"Expected `batch_size` >= 1, got {batch_size}.")
-    reading, layout = reading or SlideReading(), layout or TileLayout()
+    reading, layout = (reading or SlideReading()).for_network(network), layout or TileLayout()
     given = None if label is None else torch.tensor([[float(value) for value in label]])
     decided_by = _checked_rule(network, rule, gate="none" if given is None else "given")
     settings = {
@@ -160,8 +160,8 @@ def segment_slide(
             logger.info("%s is finished, with the same settings, weights and slide: nothing to do.", paths[0])
             return found
         scratch = SlideScratch(paths[0].with_name(f".{paths[0].name}.partial"), view.size, digest, resume)
-        tiles = _Tiles(view, layout.tile, reading.axes, normalize)
-        scorer = _Scorer(network, device, amp, reading.axes)
+        tiles = _Tiles(view, layout.tile, reading.axes or "xy", normalize)
+        scorer = _Scorer(network, device, amp, reading.axes or "xy")
         run = _Run(layout.over(view.size), tiles, scorer, lambda scores: decided_by.mask(scores, given), batch_size)
         return run(scratch, source.thumbnail(), layout.tissue, paths, {"digest": digest, "settings": settings})
 

@@ -16,6 +16,7 @@ from monai_wsss._labels import IGNORED
 from monai_wsss.engines.schedules import Progress
 from monai_wsss.losses import purified_label_loss
 from monai_wsss.methods.base import WSSSMethod
+from monai_wsss.networks.reading_record import add_reading_record
 from monai_wsss.refinement import MaskRule
 
 __all__ = ["FullSupervision", "SegmentationNetwork", "class_targets"]
@@ -39,6 +40,7 @@ class SegmentationNetwork(nn.Module):
         super().__init__()
         self.segmenter = segmenter
         self.output_kind = "segmentation"
+        add_reading_record(self)
 
     @classmethod
     def tiny(cls, spatial_dims: int = 2, in_channels: int = 1, num_classes: int = 1) -> SegmentationNetwork:
@@ -52,6 +54,9 @@ class SegmentationNetwork(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Give logits at the input's size."""
+        if image.ndim == 4:
+            # A U-Net is a sixth faster on a CPU: only the layout changes, not the values.
+            image = image.contiguous(memory_format=torch.channels_last)
         return self.segmenter(image)
 
 

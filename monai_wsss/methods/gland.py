@@ -48,7 +48,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "pyramid": None,
         "pooling": "topk",
     },
-    # As printed; it needs ImageNet weights, see networks.load_pretrained.
+    # As printed; it needs ImageNet weights, see networks.load_encoder_weights.
     "paper": {},
 }
 # Words of the ResNet38 alone, which mean something else to other encoders, or nothing.
@@ -86,7 +86,8 @@ class GlandClassification(WSSSMethod):
 
         Args:
             preset: ``"default"``: a small ResNet38 with top-25 % pooling, to train from scratch; ``"paper"``: the
-                published network: load ImageNet weights into ``network.backbone``.
+                published network, whose weights are random until
+                :func:`~monai_wsss.networks.load_encoder_weights` fills them.
             settings: arguments of :func:`~monai_wsss.networks.resnet38_classifier`, which replace the preset's; with
                 an ``encoder`` those of :func:`~monai_wsss.networks.fused_gland_classifier`.
 

@@ -29,6 +29,12 @@ from monai_wsss.networks.pretrained import WeightReport, load_pretrained
 from monai_wsss.networks.psp import PSPHead, PyramidSceneParsing
 from monai_wsss.networks.published_weights import load_encoder_weights
 from monai_wsss.networks.pyramid_fusion import PyramidFusionPooling, SignPreservingFusion
+from monai_wsss.networks.reading_record import (
+    add_reading_record,
+    reading_order,
+    record_reading,
+    recorded_reading,
+)
 from monai_wsss.networks.resnest import ResNeSt, SplitAttentionConv
 from monai_wsss.networks.resnet38 import ResNet38
 from monai_wsss.networks.two_branch import BranchOutputs, TwoBranchNetwork
@@ -69,6 +75,7 @@ __all__ = [
     "SplitAttentionConv",
     "TwoBranchNetwork",
     "WeightReport",
+    "add_reading_record",
     "dense_features",
     "fused_cam_network",
     "fused_gland_classifier",
@@ -76,5 +83,8 @@ __all__ = [
     "load_mix_transformer",
     "load_pretrained",
     "networks_by_modality",
+    "reading_order",
+    "record_reading",
+    "recorded_reading",
     "resnet38_classifier",
 ]

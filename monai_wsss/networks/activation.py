@@ -16,6 +16,7 @@ from monai_wsss._checks import check_choice
 from monai_wsss._resize import linear_mode
 from monai_wsss._running import fill_where_finite
 from monai_wsss.cams import pool_maps
+from monai_wsss.networks.reading_record import add_reading_record
 from monai_wsss.refinement import MaskRule
 
 __all__ = ["POOLINGS", "ActivationNetwork"]
@@ -27,7 +28,8 @@ _LEVELS = ("negative_reference", "negative_quantile")
 class ActivationNetwork(nn.Module):
     """Base of networks whose output is G groups of K raw, un-normalized activation maps.
 
-    Weights from before there was the buffer ``filled`` load, too: levels that are finite count as measured.
+    Weights from before there was the buffer ``filled`` load, too: levels that are finite count as measured.  How its
+    training images were read is recorded in buffers, too: see :func:`~monai_wsss.networks.recorded_reading`.
 
     Args:
         spatial_dims: 2 or 3.
@@ -83,6 +85,7 @@ class ActivationNetwork(nn.Module):
             self.register_buffer(name, torch.zeros(groups * num_classes))
         self.register_buffer("filled", torch.zeros(groups * num_classes, dtype=torch.bool))
         self.register_load_state_dict_pre_hook(_fill_before_loading)
+        add_reading_record(self)
 
     def class_maps(self, image: torch.Tensor) -> torch.Tensor:
         """Give raw maps at the network's own resolution: ``(B, C, *S) -> (B, G*K, *s)``."""

@@ -81,6 +81,6 @@ class CAMEncoder(ActivationNetwork):
         if min(image.shape[2:]) < self.stride:
             raise ValueError(f"Expected image sides of at least the stride {self.stride}, got {image.shape[2:]}.")
         if self.spatial_dims == 2:
-            # A fifth faster on a CPU; only the memory layout differs, the values are the same.
+            # A third faster on a CPU; only the memory layout differs, the values are the same.
             image = image.contiguous(memory_format=torch.channels_last)
         return self.head(self.encoder(image))

@@ -25,6 +25,7 @@ from monai_wsss._resize import linear_mode
 from monai_wsss.networks.cam_adapter import CAMAdapter
 from monai_wsss.networks.conv_pyramid import ConvPyramid
 from monai_wsss.networks.encoder_facts import encoder_channels, encoder_dims, encoder_name, encoder_strides
+from monai_wsss.networks.reading_record import add_reading_record
 from monai_wsss.refinement import MaskRule
 
 __all__ = ["EncoderLevel", "FusedFeatures", "FusedSegmenter", "fused_cam_network"]
@@ -233,6 +234,7 @@ class FusedSegmenter(nn.Module):
         self.mode = self.backbone.mode
         self.head = Conv[Conv.CONV, self.spatial_dims](width, out_channels, kernel_size=1)
         self.settings = {"encoder": encoder_name(encoder), "width": width, "stride": stride, "dropout": dropout}
+        add_reading_record(self)
 
     @classmethod
     def tiny(cls, spatial_dims: int = 2, in_channels: int = 1, num_classes: int = 1) -> "FusedSegmenter":

@@ -27,6 +27,7 @@ from monai.utils import optional_import
 from torch import nn
 
 from monai_wsss._checks import DataError
+from monai_wsss.networks.reading_record import is_reading_record
 
 __all__ = ["WeightReport", "load_pretrained"]
 
@@ -101,7 +102,7 @@ def load_pretrained(
     fitting = {name: stored[name] for name in own if name in stored and stored[name].shape == own[name].shape}
     report = WeightReport(
         loaded=tuple(fitting),
-        missing=tuple(name for name in own if name not in stored),
+        missing=tuple(name for name in own if name not in stored and not is_reading_record(name)),
         unexpected=tuple(n for n in stored if n not in own and not n.endswith("num_batches_tracked")),
         misshapen=tuple(name for name in own if name in stored and name not in fitting),
     )

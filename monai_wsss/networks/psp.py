@@ -25,6 +25,7 @@ from torch import nn
 
 from monai_wsss._resize import linear_mode
 from monai_wsss.networks.pooled_norm import PooledBatchNorm
+from monai_wsss.networks.reading_record import add_reading_record
 from monai_wsss.networks.resnest import ResNeSt
 
 __all__ = ["PSPHead", "PyramidSceneParsing"]
@@ -148,6 +149,7 @@ class PyramidSceneParsing(nn.Module):
                 Dropout[Dropout.DROPOUT, spatial_dims](dropout),
                 Conv[Conv.CONV, spatial_dims](max(channels // 2, 1), out_channels, kernel_size=1),
             )
+        add_reading_record(self)
 
     @classmethod
     def tiny(cls, spatial_dims: int = 2, in_channels: int = 3, out_channels: int = 2) -> "PyramidSceneParsing":

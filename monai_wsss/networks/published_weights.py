@@ -30,13 +30,13 @@ from monai_wsss._checks import DataError
 from monai_wsss._files import file_sha256
 from monai_wsss.networks.aspp_resnet import ASPPResNet
 from monai_wsss.networks.efficientnet_lite import EfficientNetLite
-from monai_wsss.networks.mix_transformer import MixTransformer
+from monai_wsss.networks.mix_transformer import PRESETS, MixTransformer
 from monai_wsss.networks.mix_transformer_weights import load_mix_transformer
 from monai_wsss.networks.pretrained import load_pretrained, read_weights
 from monai_wsss.networks.resnest import ResNeSt
 from monai_wsss.networks.resnet38 import ResNet38
 
-__all__ = ["encoder_weights_of", "find_published", "load_encoder_weights"]
+__all__ = ["encoder_weights_of", "find_published", "load_encoder_weights", "unfilled_encoder"]
 
 
 @dataclass(frozen=True)
@@ -146,6 +146,24 @@ def encoder_weights_of(network: nn.Module) -> dict[str, str | None] | None:
     """Give the record that :func:`load_encoder_weights` left on a network or a part of it; None where it left none."""
     records = (getattr(module, "encoder_weights", None) for module in network.modules())
     return next((dict(record) for record in records if isinstance(record, dict)), None)
+
+
+def unfilled_encoder(network: nn.Module) -> str | None:
+    """Name an encoder that presumes published weights, where no record says whether it has them; else give None.
+
+    The mix transformers and EfficientNets of published sizes presume them, and a ResNet38 with frozen stages.
+    """
+    if encoder_weights_of(network) is not None:
+        return None
+    return next((_name(encoder) for encoder in _encoders(network) if _presumes_weights(encoder)), None)
+
+
+def _presumes_weights(encoder: nn.Module) -> bool:
+    if isinstance(encoder, MixTransformer):
+        return encoder.feature_channels in [channels for channels, _ in PRESETS.values()]
+    if isinstance(encoder, EfficientNetLite):
+        return encoder.name in _PUBLISHED
+    return isinstance(encoder, ResNet38) and encoder.frozen == "paper"
 
 
 def find_published(name: str, option: str = "--pretrained") -> Path:

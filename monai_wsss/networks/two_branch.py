@@ -28,6 +28,7 @@ from monai_wsss.networks.attention_affinity import AttentionAffinity
 from monai_wsss.networks.class_head import ClassHead
 from monai_wsss.networks.conv_pyramid import ConvPyramid
 from monai_wsss.networks.object_prior import ObjectPrior
+from monai_wsss.networks.reading_record import add_reading_record
 from monai_wsss.refinement import MaskRule
 
 __all__ = ["BranchOutputs", "TwoBranchNetwork"]
@@ -107,6 +108,7 @@ class TwoBranchNetwork(nn.Module):
         self.attn_proj = affinity
         self.auxiliary = auxiliary
         self.detach_seeds = detach_seeds
+        add_reading_record(self)
 
     @classmethod
     def build(

@@ -5,10 +5,11 @@
 
 from monai_wsss.refinement.affinity_walk import affinity_labels, propagate_by_affinity, softmax_with_background
 from monai_wsss.refinement.class_labels import BackgroundAware, ConstantScores, LearnedAffinity
+from monai_wsss.refinement.class_map_refinement import ClassMapRefinement
 from monai_wsss.refinement.confident_labels import confident_label, confident_segmentation_label
 from monai_wsss.refinement.dense_crf import DenseCRF, dense_crf_refinement
 from monai_wsss.refinement.labeled_images import LabeledImages
-from monai_wsss.refinement.mask_rule import MaskDecision, MaskRule, cut_score_maps
+from monai_wsss.refinement.mask_rule import MaskDecision, MaskRule
 from monai_wsss.refinement.mask_transform import ToMaskd
 from monai_wsss.refinement.masks import score_maps, to_mask
 from monai_wsss.refinement.pixel_adaptive import (
@@ -22,10 +23,12 @@ from monai_wsss.refinement.pseudo_label import (
     refined_seed_label,
     seed_label,
 )
+from monai_wsss.refinement.score_cut import cut_score_maps
 from monai_wsss.refinement.threshold import NegativeResponses, median_reference, negative_quantile, otsu_threshold
 
 __all__ = [
     "BackgroundAware",
+    "ClassMapRefinement",
     "ConstantScores",
     "DenseCRF",
     "LabeledImages",

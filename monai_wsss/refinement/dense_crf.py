@@ -340,16 +340,22 @@ def _gray_level(image: torch.Tensor, intensity_range: float | None) -> float:
     """Convert one gray level into the image's unit; raise where the image does not look like 0..R."""
     if intensity_range is None:
         return 1.0
-    low, high = (value.item() for value in image.aminmax())
-    slack = 0.05 * intensity_range  # what interpolation may overshoot
-    unit_range = intensity_range > 1 >= high and image.is_floating_point() and bool((image != image.round()).any())
-    if low < -slack or high > intensity_range + slack or unit_range:
+    if not has_gray_levels(image, intensity_range):
+        low, high = (value.item() for value in image.aminmax())
         raise ValueError(
             f"Expected `image` in 0..{intensity_range:g} (`intensity_range`), got values from {low:g} to {high:g}: "
             "give intensity_range=1 for images in [0, 1], 255 for 8-bit ones, or None together with a "
             "`bilateral_intensity_std` in the image's own unit (z-scores, Hounsfield units)."
         )
     return intensity_range / 255
+
+
+def has_gray_levels(image: torch.Tensor, intensity_range: float) -> bool:
+    """Tell whether an image may be one of 0..R; one of negative values beyond what interpolation overshoots is none."""
+    low, high = (value.item() for value in image.aminmax())
+    slack = 0.05 * intensity_range
+    unit_range = intensity_range > 1 >= high and image.is_floating_point() and bool((image != image.round()).any())
+    return low >= -0.05 * min(intensity_range, high - low) and high <= intensity_range + slack and not unit_range
 
 
 def _check_tensors(image: torch.Tensor, probabilities: torch.Tensor) -> None:

@@ -27,7 +27,6 @@ above 0 everywhere and need a level of their own.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -37,12 +36,11 @@ import torch.nn.functional as F
 from monai_wsss._checks import check_choice, check_label, check_shape, float32_or_wider
 from monai_wsss._labels import IGNORED
 from monai_wsss.cams import decision_rule, fuse_groups, normalize_maps, pool_maps, subtract_negative_reference
+from monai_wsss.refinement.score_cut import RAW, SHARE_OF_PEAK, cut_of, cut_score_maps, of_pixels
 from monai_wsss.refinement.threshold import otsu_threshold
 
-__all__ = ["MaskDecision", "MaskRule", "cut_score_maps"]
+__all__ = ["MaskDecision", "MaskRule"]
 
-_SHARE_OF_PEAK = ("minmax", "max", "negative_reference")
-_RAW = ("logit", "negative_quantile", "otsu", "fixed")
 # What a network tells of itself; whatever else it may have under the name of a word is its own affair.
 _TOLD = (
     "pooling", "topk_share", "lse_sharpness", "groups", "reliable",
@@ -134,9 +132,9 @@ class MaskRule:
                 )
         else:
             rule, gate = self.rule or decision_rule(self.pooling), self.gate or "predicted"
-            check_choice("rule", rule, (*_SHARE_OF_PEAK, *_RAW, "argmax"))
+            check_choice("rule", rule, (*SHARE_OF_PEAK, *RAW, "argmax"))
         check_choice("gate", gate, ("none", "predicted", "given"))
-        _cut(rule, self.threshold)
+        cut_of(rule, self.threshold)
         for name, value in (("rule", rule), ("gate", gate)):
             object.__setattr__(self, name, value)
         if self.groups < 1:
@@ -188,13 +186,16 @@ class MaskRule:
         return cls(**{**told, "output_kind": kind, **changes})
 
     @torch.no_grad()
-    def __call__(self, scores: torch.Tensor, label: torch.Tensor | None = None) -> MaskDecision:
+    def __call__(
+        self, scores: torch.Tensor, label: torch.Tensor | None = None, refined: torch.Tensor | None = None
+    ) -> MaskDecision:
         """Decide masks, score maps and presence in one pass.
 
         Args:
             scores: ``"activation"``: raw maps (B, G*K, *S), channel g K + k. ``"segmentation"``: logits (B, K+1, *S),
                 channel 0 background (with ``rule="argmax"``: (B, K, *S), no background).
             label: (B, K), 0/1, with ``gate="given"`` and only then.
+            refined: what is cut in the place of ``scores``, of their shape; presence stays that of ``scores``.
 
         Returns:
             ``(mask, cam, presence)``.
@@ -204,12 +205,13 @@ class MaskRule:
                 missing or not asked for, or shapes that do not fit.
         """
         maps = self._taking_part(scores)
+        shown = maps if refined is None else self._taking_part(refined)
         if self.output_kind == "segmentation":
-            return MaskDecision(self._winners(maps, self._present(maps, label)), None, None)
+            return MaskDecision(self._winners(shown, self._present(maps, label)), None, None)
         logits = self.pool(maps)
         present = self._present(maps, label, logits)
-        cam = self._score_maps(maps, present)
-        mask = self._winners(maps, present) if self.rule == "argmax" else self._cut_maps(cam)
+        cam = self._score_maps(shown, present)
+        mask = self._winners(shown, present) if self.rule == "argmax" else self._cut_maps(cam)
         return MaskDecision(mask, cam, logits.amax(dim=1))
 
     @torch.no_grad()
@@ -303,22 +305,26 @@ class MaskRule:
         """Normalize, then fuse groups (upper half of the table); or fuse raw margins, then normalize (lower half)."""
         size = maps.shape[1:3]
         channels = maps.flatten(1, 2)
-        if self.rule in _SHARE_OF_PEAK:
+        if self.rule in SHARE_OF_PEAK:
             if self.rule == "negative_reference":
                 shares = subtract_negative_reference(channels, self._reference(maps))
             else:
                 shares = normalize_maps(channels, self.rule)
             return fuse_groups(shares.unflatten(1, size), fusion=self.fusion, presence=present)
+        positive = F.relu(fuse_groups(self._margins(maps), fusion=self.fusion, presence=present))
+        peak = positive.amax(dim=tuple(range(1, positive.ndim)), keepdim=True)
+        return positive / torch.where(peak > 0, peak, torch.ones_like(peak))
+
+    def _margins(self, maps: torch.Tensor) -> torch.Tensor:
+        """Give by how much maps (B, G, K, *S) exceed the level of a rule of the lower half."""
+        channels = maps.flatten(1, 2)
         if self.rule == "otsu":
             level = otsu_threshold(channels)
         elif self.rule == "negative_quantile":
             level = self._reference(maps)[None]
         else:
             level = channels.new_full((1, 1), self.threshold or 0.0)
-        margins = channels - level.reshape(*level.shape, *[1] * (channels.ndim - 2))
-        positive = F.relu(fuse_groups(margins.unflatten(1, size), fusion=self.fusion, presence=present))
-        peak = positive.amax(dim=tuple(range(1, positive.ndim)), keepdim=True)
-        return positive / torch.where(peak > 0, peak, torch.ones_like(peak))
+        return (channels - of_pixels(level, channels)).unflatten(1, maps.shape[1:3])
 
     def _reference(self, maps: torch.Tensor) -> torch.Tensor:
         """Give the network's buffer for this rule, of the channels of the maps, or say how to get it."""
@@ -345,7 +351,7 @@ class MaskRule:
         allowed = present.any(dim=1)
         if self.rule == "background":
             allowed = F.pad(allowed, (1, 0), value=True)
-        return competing.masked_fill(~allowed.reshape(*allowed.shape, *[1] * (competing.ndim - 2)), -torch.inf)
+        return competing.masked_fill(~of_pixels(allowed, competing), -torch.inf)
 
     def _winners(self, maps: torch.Tensor, present: torch.Tensor | None) -> torch.Tensor:
         """Give each pixel the class with the largest response, uint8 (B, 1, *S)."""
@@ -360,40 +366,3 @@ class MaskRule:
 
     def _cut_maps(self, shares: torch.Tensor) -> torch.Tensor:
         return cut_score_maps(shares, str(self.rule), self.threshold)
-
-
-def cut_score_maps(shares: torch.Tensor, rule: str, threshold: float | None = None) -> torch.Tensor:
-    """Cut score maps that a :class:`MaskRule` gave by the same rule: the second half of it.
-
-    Args:
-        shares: (B, K, *S) in [0, 1].
-        rule: any but argmax, by name.
-        threshold: as of :class:`MaskRule`.
-
-    Returns:
-        uint8 mask (B, 1, *S), 0..K.
-
-    Raises:
-        ValueError: a threshold outside [0, 1], or one for a rule that takes none.
-
-    Example:
-        >>> cut_score_maps(torch.tensor([[[[0.2, 0.6]]]]), "minmax").tolist()
-        [[[[0, 1]]]]
-    """
-    cut = _cut(rule, threshold)
-    highest, winner = shares.max(dim=1, keepdim=True)
-    return torch.where(highest > cut, winner + 1, 0).to(torch.uint8)
-
-
-def _cut(rule: str, threshold: float | None) -> float:
-    """Tell where the scores in [0, 1] are cut; raise if ``threshold`` does not fit the rule."""
-    if rule in _SHARE_OF_PEAK:
-        cut = 0.5 if threshold is None else threshold
-        if not 0.0 <= cut <= 1.0:
-            raise ValueError(f"Expected `threshold` in [0, 1] for rule {rule!r}, got {cut}.")
-        return cut
-    if rule != "fixed" and threshold is not None:
-        raise ValueError(f"Rule {rule!r} takes no `threshold`, got {threshold}: use 'fixed' for a raw response.")
-    if rule == "fixed" and (threshold is None or not math.isfinite(threshold)):
-        raise ValueError(f"Rule 'fixed' needs a finite `threshold`, the raw response to cut at, got {threshold}.")
-    return 0.0

@@ -12,9 +12,11 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform
 from torch import nn
 
-from monai_wsss._checks import as_flag, float32_or_wider, plain_tensor
+from monai_wsss._checks import as_flag, plain_tensor
+from monai_wsss.refinement.class_map_refinement import ClassMapRefinement
 from monai_wsss.refinement.dense_crf import DenseCRF
 from monai_wsss.refinement.mask_rule import MaskRule
+from monai_wsss.refinement.pixel_adaptive import PixelAdaptiveRefinement
 
 __all__ = ["ToMaskd"]
 
@@ -36,8 +38,12 @@ class ToMaskd(MapTransform):
         fusion: see there.
         reliable_only: leave out the groups that the network's training found unreliable; False fuses all of them.
         label_key: image-level label (K,), read with ``gate="given"`` alone.
-        crf: for segmentations: draws the probabilities to the edges of the image before they are decided.
-        image_key: the image (C, *S) of the same size, read by ``crf`` alone.
+        refine: draws the maps to the edges of the image before they are cut, ``"none"``, ``"par"``, ``"crf"``, or a
+            part with settings of its own, see :class:`~monai_wsss.refinement.ClassMapRefinement`. Presence stays that
+            of the unrefined maps.
+        image_key: the image (C, *S) of the same size, read by ``refine`` alone; None: ``intensity``, the image before
+            it was normalized, where the item has it, else ``image``, see
+            :meth:`~monai_wsss.refinement.ClassMapRefinement.image_of`.
         allow_missing_keys: skip keys that an item lacks.
         presence_level: what the pooled raw map of a class has to exceed, one number or one per group and class; None
             for the network's own, which is 0 where it has none.
@@ -62,26 +68,24 @@ class ToMaskd(MapTransform):
         fusion: str = "max",
         reliable_only: bool | str = True,
         label_key: str = "label",
-        crf: DenseCRF | None = None,
-        image_key: str = "image",
+        refine: str | PixelAdaptiveRefinement | DenseCRF | ClassMapRefinement | None = None,
+        image_key: str | None = None,
         allow_missing_keys: bool = False,
         presence_level: float | Sequence[float] | torch.Tensor | None = None,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.network = network
         self.label_key = label_key
-        self.crf = crf
+        self.refinement = ClassMapRefinement.of(refine, network)
         self.image_key = image_key
         self.words: dict[str, Any] = {"rule": rule, "threshold": threshold, "gate": gate, "fusion": fusion}
         reliable_only = as_flag("reliable_only", reliable_only)
-        used = None if crf is None else type(crf).__name__
-        self.settings = {**self.words, "reliable_only": reliable_only, "crf": used}
+        used = "none" if self.refinement is None else self.refinement.settings
+        self.settings = {**self.words, "reliable_only": reliable_only, "refine": used}
         if not reliable_only:
             self.words["reliable"] = None
         if presence_level is not None:
             self.words["presence_level"] = torch.as_tensor(presence_level)
-        if crf is not None and network.output_kind != "segmentation":
-            raise ValueError("Expected a network that gives segmentations with `crf`, not activations.")
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
@@ -89,10 +93,12 @@ class ToMaskd(MapTransform):
         label = torch.as_tensor(item[self.label_key])[None] if rule.gate == "given" else None
         for key in self.key_iterator(item):
             scores = plain_tensor(item[key])[None]
-            if self.crf is not None:
-                image = plain_tensor(item[self.image_key])[None].to(scores.device)
-                scores = self.crf(image, float32_or_wider(scores).softmax(1)).log()
-            mask, cam, presence = rule(scores, label)
+            if self.refinement is None:
+                mask, cam, presence = rule(scores, label)
+            else:
+                mask, cam, presence = self.refinement(
+                    rule, scores, self.refinement.image_of(item, self.image_key), label
+                )
             item[key] = mask[0]
             if cam is not None and presence is not None:
                 item["cam"], item["presence"] = cam[0], presence[0]

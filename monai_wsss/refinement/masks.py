@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from monai_wsss.refinement.mask_rule import MaskDecision, MaskRule, cut_score_maps
+from monai_wsss.refinement.mask_rule import MaskDecision, MaskRule
+from monai_wsss.refinement.score_cut import cut_score_maps
 
 __all__ = ["MaskDecision", "MaskRule", "cut_score_maps", "score_maps", "to_mask"]
 

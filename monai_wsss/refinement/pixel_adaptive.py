@@ -158,6 +158,12 @@ class PixelAdaptiveRefinement(nn.Module):
         self.position_weight = position_weight
         self.row_stochastic = row_stochastic
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Give its options as plain values, for a record."""
+        names = ("iterations", "intensity_weight", "position_weight", "row_stochastic")
+        return {"dilations": list(self.dilations), **{name: getattr(self, name) for name in names}}
+
     def forward(self, image: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
         """Refine maps (B, M, *s) along an image (B, C, *S): (B, M, *S)."""
         rule = _Rule(self.dilations, self.intensity_weight, self.position_weight, self.row_stochastic)

@@ -2,8 +2,9 @@
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 """Panels: a case as a strip of pictures, image channels | map | mask | both outlines, and the choice of cases.
 
-Arrays are indexed [x, y] (column, row), as MONAI reads them.  Pictures are rows of pixels, so each array is transposed
-once, when it becomes a picture.
+Arrays are indexed [x, y] (column, row), as MONAI reads them; those of images read in the order of rows and columns are
+transposed first.  Pictures are rows of pixels, so each array is transposed once, when it becomes a picture.  So a tile
+shows its image upright, as viewers do.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from monai.utils import convert_to_numpy
 from PIL import Image, ImageDraw, ImageFont
 
 from monai_wsss._intensity import USUAL_STAIN
+from monai_wsss._pictures import ROWS_COLUMNS, order_of
 
 __all__ = ["MASK_COLOR", "REFERENCE_COLOR", "choose_cases", "render_panel"]
 
@@ -85,7 +87,9 @@ def render_panel(
     largest reference; without a reference the one with the largest mask; without a mask the one with the strongest map.
 
     Args:
-        image: ``(C, x, y)`` or ``(C, x, y, z)``, any intensities; those that are not finite are shown black.
+        image: ``(C, x, y)`` or ``(C, x, y, z)``, any intensities; those that are not finite are shown black.  An image
+            of :class:`~monai_wsss.transforms.LoadOrderedd` in the order "rows_columns" is ``(C, rows, columns)``, and
+            so are the others then.
         cam: ``(x, y[, z])`` in [0, 1], or ``None``.
         mask: ``(x, y[, z])``, labels 0..K.
         reference: ``(x, y[, z])``, labels 0..K, or ``None``.
@@ -107,6 +111,9 @@ def render_panel(
     wanted = None if reference is None else convert_to_numpy(reference)
     names = list(channel_names) or [f"channel {number}" for number in range(1, len(picture) + 1)]
     _check_shapes(picture, heat, found, wanted, names)
+    if order_of(image) == ROWS_COLUMNS and found.ndim == 2:
+        picture, found = picture.transpose(0, 2, 1), found.T
+        heat, wanted = (None if part is None else part.T for part in (heat, wanted))
     if found.ndim == 3:
         z = _telling_slice(found, wanted, heat)
         picture, found = picture[..., z], found[..., z]

@@ -111,7 +111,8 @@ def settings_of(part: Any) -> dict[str, Any]:
     if hasattr(part, "core"):
         return _settings_of_method(part.core)
     if hasattr(part, "inferer") and hasattr(part, "network"):
-        return {**getattr(part.network, "settings", {}), **settings_of(part.inferer)}
+        amp = {} if (used := getattr(part, "amp", None)) is None else {"amp": bool(used)}
+        return {**getattr(part.network, "settings", {}), **settings_of(part.inferer), **amp}
     if isinstance(settings := getattr(part, "settings", None), dict):
         return dict(settings)
     found = {name: _attribute(part, path) for path, name in _INFERRING.items()}
@@ -138,7 +139,10 @@ def _settings_of_training(trainer: Any) -> dict[str, Any]:
         "batch_size": getattr(trainer.data_loader, "batch_size", None),
         "accumulation_steps": trainer.accumulation_steps,
         "amp": trainer.amp,
+        "precision": trainer.precision,
     }
+    if (iterations := getattr(trainer, "max_iterations", None)) is not None:
+        steps["iterations"] = iterations
     if len(optimizers) > 1:
         steps |= {"optimizers": optimizers, "lr_schedulers": schedules}
     else:

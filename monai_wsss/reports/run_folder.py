@@ -31,6 +31,7 @@ from monai_wsss.data import load_header
 from monai_wsss.data.modalities import canonical_modality
 from monai_wsss.engines import SegmentationScores, case_spacing, is_main_process
 from monai_wsss.metrics.aggregate import table_text
+from monai_wsss.networks import recorded_reading
 from monai_wsss.networks.published_weights import encoder_weights_of
 from monai_wsss.reports.page import write_report
 from monai_wsss.reports.panels import render_panel
@@ -52,7 +53,8 @@ class RunRecord:
     """Write ``run.json`` when an engine starts: what ran, on which data, with which weights.
 
     What was built is asked itself: a trainer for its method's ``settings``, epochs, batch size, rates and schedules, an
-    evaluator for how it infers, and ``parts`` for how they decide.
+    evaluator for how it infers, and ``parts`` for how they decide.  The network is asked in which order it gets the
+    pixels of pictures and along which axis it gets volumes (``reading``), as its training recorded it.
 
     Args:
         output_dir: folder of the run.
@@ -116,8 +118,10 @@ class RunRecord:
             uses_masks=self._supervision(engine),
         )
         self._remove_leftovers()
-        found = {"replaced": self.replaced, "encoder_weights": self._encoder_weights(engine)}
-        write_run(self.output_dir, record | found | self._more())
+        network = getattr(getattr(engine, "core", engine), "network", None)
+        record |= {"replaced": self.replaced, "reading": recorded_reading(network)}
+        record |= {"encoder_weights": self._encoder_weights(engine)}
+        write_run(self.output_dir, record | self._more())
 
     def _config(self, engine: Engine) -> dict[str, Any]:
         """Collect the settings of what was built."""
@@ -254,11 +258,10 @@ class RunFolder(RunRecord):
         for row, item, result in zip(
             range(first, first + len(engine.state.batch)), engine.state.batch, engine.state.output, strict=True
         ):
-            image = _array(result["image"])
             mask = _array(result["pred"])[0]
             cam = _array(result["cam"]).max(0) if "cam" in result else None
             reference = _array(item["mask"])[0] if "mask" in item else None
-            panel = render_panel(image, cam, mask, reference, channel_names=self.channel_names)
+            panel = render_panel(result["image"], cam, mask, reference, channel_names=self.channel_names)
             with atomic_path(folder / f"{row}.png") as temporary:
                 temporary.write_bytes(panel)
 

@@ -3,7 +3,9 @@
 
 """Transforms that MONAI lacks: of items, and of batches inside autograd. None reads a label file or trains."""
 
+from monai_wsss.transforms.color_operations import COLOR_OPERATIONS, RandColorOperationd, change_color
 from monai_wsss.transforms.in_plane import ResizeInPlaned, resize_in_plane
+from monai_wsss.transforms.load_ordered import LoadOrderedd
 from monai_wsss.transforms.normalize_subject import NormalizeSubjectd
 from monai_wsss.transforms.paired_spatial import (
     SPATIAL_KINDS,
@@ -15,27 +17,34 @@ from monai_wsss.transforms.paired_spatial import (
     SpatialRecord,
 )
 from monai_wsss.transforms.photometric import RandPhotometricDistortiond
-from monai_wsss.transforms.published import gland_augmentation, imagenet_normalization
+from monai_wsss.transforms.published import gland_augmentation, imagenet_normalization, strong_and_weak_views
 from monai_wsss.transforms.save_mask import SaveMaskd, has_geometry, write_mask
+from monai_wsss.transforms.scale_crop import RandScalePadCropd
 from monai_wsss.transforms.stain import NormalizeStaind, RandStainJitterd
 
 __all__ = [
+    "COLOR_OPERATIONS",
     "SPATIAL_KINDS",
     "FlipStep",
+    "LoadOrderedd",
     "NormalizeStaind",
     "NormalizeSubjectd",
     "PairedSpatialTransform",
     "QuarterTurnStep",
+    "RandColorOperationd",
     "RandPhotometricDistortiond",
+    "RandScalePadCropd",
     "RandStainJitterd",
     "ResizeInPlaned",
     "ResizeStep",
     "SaveMaskd",
     "ShiftStep",
     "SpatialRecord",
+    "change_color",
     "gland_augmentation",
     "has_geometry",
     "imagenet_normalization",
     "resize_in_plane",
+    "strong_and_weak_views",
     "write_mask",
 ]

@@ -32,16 +32,16 @@ class ResizeInPlaned(MapTransform):
 
     Args:
         keys: images to resize.
-        grid: height and width.
+        grid: height and width; None: images keep their size.
         allow_missing_keys: skip keys that an item lacks.
 
     Raises:
         ValueError: an image that is not 2D.
     """
 
-    def __init__(self, keys: KeysCollection, grid: Sequence[int], allow_missing_keys: bool = False) -> None:
+    def __init__(self, keys: KeysCollection, grid: Sequence[int] | None, allow_missing_keys: bool = False) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.grid = tuple(grid)
+        self.grid = None if grid is None else tuple(grid)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
@@ -51,5 +51,6 @@ class ResizeInPlaned(MapTransform):
                     f"Expected `{key}` to be a 2D image (C, H, W) for a 2D network, got {tuple(item[key].shape)}: "
                     "prepare volumes as slices for training."
                 )
-            item[key] = resize_in_plane(item[key][None], self.grid)[0]
+            if self.grid is not None:
+                item[key] = resize_in_plane(item[key][None], self.grid)[0]
         return item

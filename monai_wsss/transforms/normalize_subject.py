@@ -86,15 +86,17 @@ class NormalizeSubjectd(MapTransform):
             if "intensity_mean" in item:
                 mean, std = np.asarray(item["intensity_mean"]), np.asarray(item["intensity_std"])
             else:
-                mean, std = self.measure(np.asarray(image), str(key))
+                # Only the numbers of the statistics are taken from the host: the image stays on its device.
+                mean, std = self.measure(_on_host(image), str(key))
             if mean.shape != (image.shape[0],):
                 raise ValueError(
                     f"Expected `intensity_mean` of {image.shape[0]} channels as in `{key}`, got {mean.shape[0]}: "
                     "run `monai-wsss prepare` again."
                 )
             column = (-1, *[1] * (image.ndim - 1))
-            shift = torch.as_tensor(mean, dtype=torch.float32).reshape(column)
-            scale = torch.as_tensor(std, dtype=torch.float32).reshape(column)
+            device = image.device if isinstance(image, torch.Tensor) else None
+            shift = torch.as_tensor(mean, dtype=torch.float32, device=device).reshape(column)
+            scale = torch.as_tensor(std, dtype=torch.float32, device=device).reshape(column)
             item[key] = ((image - shift) / scale).clamp(self.lower, self.upper)
         return item
 
@@ -111,3 +113,7 @@ class NormalizeSubjectd(MapTransform):
         measured = (picture.mean(axis=0) < GLASS).mean() >= _LEAST_TISSUE
         mean, std = tissue_statistics(picture) if measured else USUAL_STAIN
         return mean * (self.white / 255.0), std * (self.white / 255.0)
+
+
+def _on_host(image: torch.Tensor | np.ndarray) -> np.ndarray:
+    return np.asarray(image.cpu() if isinstance(image, torch.Tensor) else image)

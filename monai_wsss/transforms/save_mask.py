@@ -19,20 +19,15 @@ from monai.transforms import MapTransform
 
 from monai_wsss._checks import check_shape
 from monai_wsss._files import atomic_path, case_file_name, make_directory
+from monai_wsss._pictures import as_stored, has_geometry
 
 __all__ = ["SaveMaskd", "has_geometry", "write_mask"]
-
-_RASTER = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-
-
-def has_geometry(image: Any) -> bool:
-    """Tell whether MONAI read a position in space with an image; PNG, JPEG, TIFF and plain tensors have none."""
-    name = str(image.meta.get("filename_or_obj", "")).lower() if isinstance(image, MetaTensor) else ""
-    return bool(name) and not name.endswith(_RASTER)
 
 
 def write_mask(path: str | os.PathLike[str], mask: torch.Tensor, affine: np.ndarray | None = None) -> None:
     """Write a mask (1, *S) of 0..K as uint8: PNG for 2D without geometry, NIfTI with ``affine`` (RAS+) otherwise.
+
+    The axes are (1, x, y) or (1, x, y, z); the columns of a PNG are x.
 
     Raises:
         ValueError: another shape, or more than 255 classes.
@@ -56,7 +51,8 @@ class SaveMaskd(MapTransform):
     """Write the masks of an item to ``output_dir/masks/<id>.nii.gz`` or ``.png``; the path goes to ``<key>_path``.
 
     The geometry is that of ``image_key``: the mask has its grid, so its affine holds for the mask.  Masks of images
-    without geometry (PNG, JPEG, TIFF) become PNG.
+    without geometry (PNG, JPEG, TIFF) become PNG.  Such a mask lies as viewers show its image: upright, also where an
+    EXIF entry turns the image, and without an EXIF entry of its own.
 
     Args:
         keys: masks (1, *S) to write.
@@ -90,9 +86,9 @@ class SaveMaskd(MapTransform):
                     f"Expected `{key}` of its source image's size {tuple(image.shape[1:])}, "
                     f"got {tuple(mask.shape[1:])}."
                 )
-            placed = has_geometry(image)
-            name = case_file_name(item["id"]) + (".nii.gz" if placed else ".png")
+            stored, affine = as_stored(mask, image)
+            name = case_file_name(item["id"]) + (".png" if affine is None else ".nii.gz")
             folder = make_directory(self.output_dir / "masks")
-            write_mask(folder / name, mask, np.asarray(image.affine, dtype=np.float64) if placed else None)
+            write_mask(folder / name, stored, affine)
             item[f"{key}_path"] = str(folder / name)
         return item

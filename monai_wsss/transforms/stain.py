@@ -131,7 +131,7 @@ def _stain_directions(dense: torch.Tensor) -> torch.Tensor | None:
     main, second = vectors[:, 2], vectors[:, 1]
     main = main * torch.sign(main.sum())  # positive like densities, so that all angles are near 0
     angles = torch.atan2(second @ dense, main @ dense)
-    low, high = torch.quantile(angles, torch.tensor([0.01, 0.99], dtype=angles.dtype))
+    low, high = torch.quantile(angles, angles.new_tensor([0.01, 0.99]))
     if high - low < _LEAST_ANGLE:
         return None
     stains = torch.stack([torch.cos(angle) * main + torch.sin(angle) * second for angle in (low, high)], dim=1)
@@ -222,8 +222,9 @@ def _normalize_stains(
     found = _estimate_stains(picture, white)
     if found is None:
         return picture.float()
-    target = torch.as_tensor(target_stains, dtype=torch.float32)
-    strength = torch.as_tensor(target_concentrations, dtype=torch.float32) / found.concentrations
+    target = torch.as_tensor(target_stains, dtype=torch.float32, device=picture.device)
+    wanted = torch.as_tensor(target_concentrations, dtype=torch.float32, device=picture.device)
+    strength = wanted / found.concentrations
     exchange = target @ torch.diag(strength) @ torch.linalg.pinv(found.stains)
     return _picture(torch.einsum("ij,jhw->ihw", exchange, _densities(picture, white)), white)
 

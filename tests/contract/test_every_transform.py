@@ -23,7 +23,9 @@ from monai_wsss.transforms import (
     NormalizeStaind,
     NormalizeSubjectd,
     PairedSpatialTransform,
+    RandColorOperationd,
     RandPhotometricDistortiond,
+    RandScalePadCropd,
     RandStainJitterd,
     ResizeInPlaned,
     SaveMaskd,
@@ -36,7 +38,18 @@ DICTIONARY = {name for name, value in CLASSES.items() if issubclass(value, MapTr
 # Steps of a SpatialRecord, which test_paired_spatial.py tests; values, not transforms.
 STEPS = {"FlipStep", "QuarterTurnStep", "ResizeStep", "ShiftStep", "SpatialRecord"}
 BATCH = {"PairedSpatialTransform"}
-FUNCTIONS = {"gland_augmentation", "has_geometry", "imagenet_normalization", "resize_in_plane", "write_mask"}
+# Reads files, not tensors; test_load_ordered.py tests it.
+READERS = {"LoadOrderedd"}
+FUNCTIONS = {
+    "change_color",
+    "gland_augmentation",
+    "has_geometry",
+    "imagenet_normalization",
+    "resize_in_plane",
+    "strong_and_weak_views",
+    "write_mask",
+}
+CONSTANTS = {"COLOR_OPERATIONS", "SPATIAL_KINDS"}
 
 
 def color(side: int = 16) -> torch.Tensor:
@@ -55,7 +68,12 @@ def network() -> CAMEncoder:
 MADE: dict[str, tuple[Callable[[Path], Any], dict[str, Any]]] = {
     "NormalizeStaind": (lambda folder: NormalizeStaind("image"), {"image": color()}),
     "NormalizeSubjectd": (lambda folder: NormalizeSubjectd("image"), {"image": color()}),
+    "RandColorOperationd": (
+        lambda folder: RandColorOperationd("image", operations=["color", "brightness"]),
+        {"image": color()},
+    ),
     "RandPhotometricDistortiond": (lambda folder: RandPhotometricDistortiond("image"), {"image": color()}),
+    "RandScalePadCropd": (lambda folder: RandScalePadCropd("image", (12, 20)), {"image": color()}),
     "RandStainJitterd": (lambda folder: RandStainJitterd("image", 1.0), {"image": color()}),
     "ResizeInPlaned": (lambda folder: ResizeInPlaned("image", (8, 12)), {"image": color()}),
     "SaveMaskd": (
@@ -67,10 +85,10 @@ MADE: dict[str, tuple[Callable[[Path], Any], dict[str, Any]]] = {
 
 
 def test_every_transform_is_in_the_inventory():
-    assert set(MADE) == DICTIONARY
+    assert set(MADE) == DICTIONARY - READERS
     others = {name for name, value in CLASSES.items() if issubclass(value, Transform)} - DICTIONARY
     assert others <= BATCH
-    of_room = set(monai_wsss.transforms.__all__) - DICTIONARY - STEPS - BATCH - {"SPATIAL_KINDS"}
+    of_room = set(monai_wsss.transforms.__all__) - DICTIONARY - STEPS - BATCH - CONSTANTS
     assert of_room == FUNCTIONS, "a new function of transforms/ needs its place in this contract"
 
 

@@ -12,7 +12,7 @@ import pytest
 import SimpleITK
 
 
-def write_slices(folder: Path, volume: np.ndarray, series: str = "1.2.3") -> list[Path]:
+def write_slices(folder: Path, volume: np.ndarray, series: str = "1.2.3", modality: str = "CT") -> list[Path]:
     """Write one DICOM file per slice of volume[z, y, x] (uint16), 0.7 x 0.5 x 2 mm, with a name in the header."""
     folder.mkdir(parents=True, exist_ok=True)
     writer = SimpleITK.ImageFileWriter()
@@ -24,7 +24,7 @@ def write_slices(folder: Path, volume: np.ndarray, series: str = "1.2.3") -> lis
         tags = {
             "0008|0016": "1.2.840.10008.5.1.4.1.1.2",
             "0008|0018": f"{series}.{z + 1}",
-            "0008|0060": "CT",
+            "0008|0060": modality,
             "0010|0010": "Doe^Jane",
             "0010|0020": "secret-id",
             "0020|000d": "1.2",

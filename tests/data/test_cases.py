@@ -15,7 +15,7 @@ from PIL import Image
 from monai_wsss._checks import DataError
 from monai_wsss._intensity import foreground_statistics
 from monai_wsss.data.cases import prepare_cases
-from monai_wsss.data.datalist import load_datalist
+from monai_wsss.data.datalist import load_datalist, load_header
 from monai_wsss.data.reading import read_image, read_labels
 
 RNG = np.random.default_rng(0)
@@ -266,3 +266,11 @@ def test_a_truncated_npz_and_files_with_other_channels(tmp_path):
 def test_a_root_without_a_table(tmp_path):
     with pytest.raises(DataError, match=r"Cannot read the label table .*labels.csv \(No such file"):
         prepare_cases(tmp_path, tmp_path / "out")
+
+
+def test_slices_keep_the_order_of_their_volume_and_pictures_are_rows_and_columns(tmp_path):
+    brain_root(tmp_path / "brain")
+    assert load_header(prepare_cases(tmp_path / "brain", tmp_path / "a"))["order"] == "xy"
+    picture_root(tmp_path / "pictures")
+    path = prepare_cases(tmp_path / "pictures", tmp_path / "b")
+    assert load_header(path)["order"] == "rows_columns"

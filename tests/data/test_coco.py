@@ -91,6 +91,7 @@ def test_the_datalist_says_what_it_is(tmp_path):
         "classes": ["person", "cat", "dog"],
         "labels": "of the image, from its annotations of instances",
         "subjects": "images",
+        "order": "rows_columns",
     }
     check_trainable(load_datalist(path, "training"))
 

@@ -28,6 +28,7 @@ def make_list(folder: Path, modalities=("T1", "T1c", "FLAIR"), **changes) -> dic
         "modality": {str(i): name for i, name in enumerate(modalities)},
         "classes": ["tumor"],
         "background": True,
+        "order": "xy",
         "statistics": {},
     }
     for number, split in enumerate(("training", "validation", "test")):
@@ -302,3 +303,35 @@ def test_bad_fractions(fractions):
 def test_labels_and_subjects_of_different_length():
     with pytest.raises(ValueError, match="one row of `labels` for each of 2 subjects, got 1 rows"):
         split_by_subject(["a", "b"], [[1]])
+
+
+# ---- the order of the axes -------------------------------------------------------------------------------------------
+
+
+def test_the_order_is_in_the_header_and_on_every_item(tmp_path):
+    path = write_datalist(tmp_path, make_list(tmp_path, order="rows_columns"))
+    assert load_header(path)["order"] == "rows_columns"
+    assert load_datalist(path, "test")[0]["order"] == "rows_columns"
+    with pytest.raises(DataError, match="\"order\" must be one of rows_columns, xy; got 'yx'"):
+        write_datalist(tmp_path, make_list(tmp_path, order="yx"))
+
+
+def test_a_datalist_without_an_order_is_read_in_the_old_one_and_one_sentence_says_so(tmp_path, caplog):
+    datalist = make_list(tmp_path)
+    del datalist["order"]
+    path = write_datalist(tmp_path, datalist)
+    assert load_header(path)["order"] is None
+    with caplog.at_level(logging.WARNING):
+        items = [*load_datalist(path, "training"), *load_datalist(path, "test"), *load_datalist(path, "training")]
+    assert all("order" not in item for item in items)
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert told.startswith(f"{path} does not say the order of its images, so they are read in the old one, (C, x, y)")
+
+
+def test_volumes_need_no_order(tmp_path, caplog):
+    (tmp_path / "a.nii.gz").touch()
+    case = {"id": "a", "image": "a.nii.gz", "label": [1], "subject": "s"}
+    datalist = {"modality": {"0": "T1"}, "classes": ["tumor"], "training": [case]}
+    with caplog.at_level(logging.WARNING):
+        load_datalist(write_datalist(tmp_path, datalist), "training")
+    assert caplog.records == []

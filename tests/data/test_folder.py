@@ -20,10 +20,11 @@ from monai.transforms import LoadImaged
 from PIL import Image, PngImagePlugin
 
 from monai_wsss._checks import DataError
-from monai_wsss.data.datalist import load_datalist
+from monai_wsss.data.datalist import load_datalist, load_header
 from monai_wsss.data.folder import prepare_folder
 from monai_wsss.data.reading import read_image, read_labels
 from monai_wsss.data.writing import scale_to_16_bit
+from monai_wsss.transforms import LoadOrderedd
 
 RNG = np.random.default_rng(0)
 AFFINE = np.diag([-1.0, -2.0, 3.0, 1.0])
@@ -432,6 +433,30 @@ def test_other_mistakes_with_slices(tmp_path, volumes):
 def test_pictures_have_no_slices(two):
     table(two, "a,0,1,train", "b,0,0,train", header="id,slice,label,split")
     refuse(two, r'row 2: the image of "a" is 2D, but slices are cut from volumes: prepare 2D images', as_slices=True)
+
+
+def test_pictures_are_rows_and_columns(two):
+    assert load_header(run(two))["order"] == "rows_columns"
+
+
+@pytest.mark.parametrize("as_slices", [True, False])
+def test_volumes_and_what_is_cut_from_them_keep_their_order(tmp_path, volumes, as_slices):
+    if not as_slices:
+        table(tmp_path, "v_1,1,train", "w,0,train")
+    assert load_header(run(tmp_path, as_slices=as_slices))["order"] == "xy"
+
+
+@pytest.mark.parametrize(("modality", "order"), [("CT", "xy"), ("DX", "rows_columns"), ("CR ", "rows_columns")])
+def test_an_x_ray_in_dicom_is_a_picture(tmp_path, write_dicom, modality, order):
+    rows = RNG.integers(0, 3000, (1, 5, 7)).astype(np.uint16)
+    (file,) = write_dicom(tmp_path / "one", rows, modality=modality)
+    (tmp_path / "images").mkdir()
+    file.rename(tmp_path / "images" / "a.dcm")
+    table(tmp_path, "a,1,train")
+    path = run(tmp_path)
+    assert load_header(path)["order"] == order
+    image = LoadOrderedd("image")(items(path)[0])["image"][0].numpy()
+    np.testing.assert_array_equal(image, rows[0] if order == "rows_columns" else rows[0].T)
 
 
 # Each mistake ------------------------------------------------------------------------------------------------------

@@ -69,6 +69,7 @@ def test_the_datalist_says_what_it_is(tmp_path):
         "classes": ["gland", "other"],
         "background": False,
         "scored_class": "gland",
+        "order": "rows_columns",
         "labels": "simulated from masks: present above 5 %",
         "subjects": "patients",
         "patches": {"size": 16, "stride": 8},

@@ -306,3 +306,9 @@ def test_wrong_arguments(tmp_path, wrong, words):
     with pytest.raises(ValueError, match=words):
         make_phantoms(tmp_path / "new", **wrong)
     assert not (tmp_path / "new").exists()
+
+
+def test_slices_of_brains_keep_the_order_of_their_study_and_sections_are_rows_and_columns(tmp_path):
+    for kind, order in (("brain", "xy"), ("gland", "rows_columns")):
+        folder = make_phantoms(tmp_path / kind, kind=kind, subjects=(1, 0, 0))
+        assert read(folder)["order"] == order

@@ -79,6 +79,7 @@ def test_the_datalist_says_what_it_is(tmp_path):
         "classes": ["cat", "dog", "person"],
         "labels": "of the image, from its annotation",
         "subjects": "images",
+        "order": "rows_columns",
     }
     check_trainable([*load_datalist(path, "training"), *load_datalist(path, "validation")])
 

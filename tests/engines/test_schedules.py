@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from monai_wsss.engines import Progress, WeightRamp, polynomial_after_warm_up
+from monai_wsss.engines import Progress, WeightRamp, one_cycle, polynomial, polynomial_after_warm_up
 
 SHAPES = ["none", "step", "iteration", "gaussian", "exponential"]
 
@@ -96,3 +96,31 @@ def test_the_decay_has_a_floor_and_needs_no_warm_up():
     assert rates(10, warm_up=0, floor=0.5) == pytest.approx([2 * max(1 - t / 10, 0.5) for t in range(10)])
     with pytest.raises(ValueError, match="`warm_up` >= 0"):
         rates(1, warm_up=-1)
+
+
+def test_schedules_can_count_iterations_in_place_of_epochs():
+    def rates(make, **length):
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+        schedule = make(optimizer, **length)
+        seen = []
+        for _ in range(6):
+            seen += schedule.get_last_lr()
+            optimizer.step()
+            schedule.step()
+        return seen
+
+    for make in (
+        lambda optimizer, **length: one_cycle(optimizer, 1.0, **length),
+        polynomial,
+        lambda optimizer, **length: polynomial_after_warm_up(optimizer, warm_up=2, **length),
+    ):
+        by_epochs = rates(make, max_epochs=2, train_data_loader=[0] * 3)
+        by_iterations = rates(make, max_epochs=99, train_data_loader=[0] * 4, max_iterations=6)
+        assert by_epochs == by_iterations
+
+
+@pytest.mark.parametrize("iterations", [0, -3, 2.5, "many"])
+def test_a_number_of_iterations_that_is_none_is_refused(iterations):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    with pytest.raises(ValueError, match="`max_iterations` to be a whole number of at least 1, got"):
+        polynomial(optimizer, 1, [0], max_iterations=iterations)

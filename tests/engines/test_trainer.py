@@ -22,7 +22,7 @@ from monai_wsss._checks import DataError
 from monai_wsss.data import EpochCacheDataset
 from monai_wsss.engines import NonFiniteLossError, TrainingLog, WSSSTrainer, one_cycle
 from monai_wsss.methods import ClassActivationMapping, FullSupervision, WSSSMethod
-from monai_wsss.networks import CAMEncoder
+from monai_wsss.networks import CAMAdapter, CAMEncoder, EfficientNetLite, load_encoder_weights
 
 
 def make_items(count: int = 12, size: int = 16) -> list[dict[str, Any]]:
@@ -105,6 +105,75 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path):
     after = torch.load(tmp_path / "model.pt", weights_only=True)
     assert again.state.epoch == 4
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("kill_at", [2, 8])
+def test_a_run_of_iterations_stops_after_them_and_resumes_bit_for_bit(tmp_path, num_workers, kill_at):
+    """Eleven iterations are three epochs of three and one of two."""
+    whole = make_trainer(tmp_path / "whole", num_workers=num_workers, max_iterations=11)
+    steps = []
+    whole.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: steps.append(engine.progress.fraction))
+    whole.run()
+    assert whole.state.iteration == 11
+    assert steps == pytest.approx([index / 11 for index in range(11)])
+
+    killed = make_trainer(tmp_path / "killed", num_workers=num_workers, max_iterations=11)
+
+    @killed.on(Events.ITERATION_COMPLETED(once=kill_at))
+    def kill(engine):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        killed.run()
+    torch.rand(17)
+    for _ in range(2):  # the second time there is nothing left to do
+        resumed = make_trainer(tmp_path / "killed", num_workers=num_workers, max_iterations=11, resume=True)
+        resumed.run()
+        assert resumed.state.iteration == 11
+        first, second = (torch.load(tmp_path / run / "model.pt", weights_only=True) for run in ("whole", "killed"))
+        assert all(torch.equal(first[name], second[name]) for name in first)
+    logs = [(tmp_path / run / "training_log.csv").read_text() for run in ("whole", "killed")]
+    assert logs[0] == logs[1]
+    assert len(logs[0].splitlines()) == 5
+
+
+def test_a_run_of_iterations_begins_as_one_of_epochs_with_the_same_draws(tmp_path):
+    """Where the rate is constant, the first whole epochs of both are the same bits, and the log means over what ran."""
+    rows = []
+    for name, options in (("epochs", {"epochs": 2}), ("iterations", {"max_iterations": 7})):
+        trainer = make_trainer(tmp_path / name, **options)
+        trainer.run()
+        rows.append((tmp_path / name / "training_log.csv").read_text().splitlines())
+    assert rows[0] == rows[1][:3]
+    assert len(rows[1]) == 4
+    assert 0 < float(rows[1][3].split(",")[1]) < 2 * float(rows[1][2].split(",")[1])
+
+
+@pytest.mark.parametrize(("iterations", "epochs", "handled"), [(1, 1, [1]), (3, 1, [1]), (7, 3, [1, 2, 3])])
+def test_the_last_epoch_of_a_run_of_iterations_ends_like_any_other(tmp_path, iterations, epochs, handled):
+    trainer = make_trainer(tmp_path, max_iterations=iterations)
+    ended = []
+    trainer.add_event_handler(Events.EPOCH_COMPLETED(every=1), lambda engine: ended.append(engine.state.epoch))
+    trainer.run()
+    assert (trainer.state.iteration, trainer.state.epoch, trainer.state.max_epochs) == (iterations, epochs, epochs)
+    assert ended == handled
+
+
+def test_iterations_that_cannot_be_counted_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="`max_iterations` to be a whole number of at least 1, got 0"):
+        make_trainer(tmp_path, max_iterations=0)
+    method = Quadratic()
+    with pytest.raises(ValueError, match="a loader with a length of at least 1 batch"):
+        WSSSTrainer(method, torch.optim.SGD(method.parameters(), lr=0.1), iter([{}]), 1, max_iterations=3)
+
+
+def test_resuming_with_other_iterations_is_refused(tmp_path):
+    make_trainer(tmp_path, max_iterations=7).run()
+    with pytest.raises(DataError, match="of 3 epochs of 3 iterations, 7 in all, this one has 3 of 3, 8 in all"):
+        make_trainer(tmp_path, max_iterations=8, resume=True).run()
+    with pytest.raises(DataError, match="of 3 epochs of 3 iterations, 7 in all, this one has 4 of 3: resume"):
+        make_trainer(tmp_path, resume=True).run()
 
 
 def test_checkpoints_are_tensors_and_only_the_last_stay(tmp_path):
@@ -343,6 +412,11 @@ def test_what_follows_a_step_runs_once_per_real_step(batches, accumulation, afte
     assert method.calls == stepped == after
 
 
+def test_a_run_that_ends_within_accumulated_batches_steps_once_more():
+    method, stepped = run_counting(4, accumulation_steps=2, max_iterations=3)
+    assert method.calls == stepped == [2, 3]
+
+
 def test_what_follows_a_step_does_not_run_where_the_scaler_skipped_it():
     """A scale so large that gradients overflow: the scaler halves it and skips the optimizer until they do not."""
     method, stepped = run_counting(40, scale=2.0**127)
@@ -431,6 +505,17 @@ def test_the_command_line_hands_flags_over_as_text(tmp_path, given, resumed):
     assert make_trainer(tmp_path, resume=given).resume is resumed
     with pytest.raises(ValueError, match="`resume` to be true or false, got 'yes'"):
         make_trainer(tmp_path, resume="yes")
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_an_encoder_that_begins_at_random_in_silence_is_named(told, caplog):
+    encoder = EfficientNetLite("lite0", 1, levels=(2,), input_range="z_scores")
+    method = ClassActivationMapping(CAMAdapter(encoder, 24))
+    if told:
+        load_encoder_weights(method.network, "none")
+    optimizer = torch.optim.AdamW(method.parameters(), lr=0.001)
+    WSSSTrainer(method, optimizer, make_loader(make_items()), 1, progress_bar=False).run()
+    assert ("EfficientNet-Lite0 presumes published weights" in caplog.text) is not told
 
 
 def test_a_new_run_leaves_no_checkpoint_of_an_earlier_one_to_resume_from(tmp_path, caplog):

@@ -22,6 +22,7 @@ from monai_wsss._checks import DataError
 from monai_wsss.data import attach_pseudo_masks, check_pseudo_masks
 from monai_wsss.inferers import PseudoMaskWriter, pseudo_masks, score_pseudo_masks
 from monai_wsss.inferers.pseudo_masks import merge_patches
+from monai_wsss.refinement import PixelAdaptiveRefinement
 
 
 class Maps(nn.Module):
@@ -42,16 +43,28 @@ class Maps(nn.Module):
         return image[:, : self.classes] * self.scale
 
 
+class AsItIs:
+    """An inferer that asks the network once for a batch of images of one size, and keeps the size of each."""
+
+    def __init__(self, slice_batch: int) -> None:
+        self.slice_batch = slice_batch
+        self.seen: list[int] = []
+
+    def __call__(self, image: torch.Tensor, network: nn.Module) -> torch.Tensor:
+        self.seen.append(len(image))
+        maps: torch.Tensor = network(image)
+        return maps
+
+
 def patch(id: str, maps: Any, label: list[int], **more: Any) -> dict[str, Any]:
     return {"id": id, "subject": "s", "image": torch.as_tensor(maps, dtype=torch.float32), "label": label, **more}
 
 
 def writer(
-    items: list[dict[str, Any]], out: Path, network: nn.Module | None = None, **options: Any
+    items: list[dict[str, Any]], out: Path, network: nn.Module | None = None, at_once: int = 32, **options: Any
 ) -> PseudoMaskWriter:
     options = {"background": False, **options}
-    network = network or Maps()
-    return PseudoMaskWriter(network, None, items, dict, lambda image, net: net(image), out, **options)
+    return PseudoMaskWriter(network or Maps(), None, items, dict, AsItIs(at_once), out, **options)
 
 
 def read(path: Path) -> np.ndarray:
@@ -190,7 +203,7 @@ def test_a_killed_run_goes_on_and_other_settings_begin_anew(tmp_path):
             return super().forward(image)
 
     with pytest.raises(KeyboardInterrupt):
-        writer(items, tmp_path, Killed(), batch_size=1).run()
+        writer(items, tmp_path, Killed(), at_once=1).run()
     assert len(list(tmp_path.glob("*.png"))) == 3
     assert not (tmp_path / "manifest.json").exists()
     network = Maps()
@@ -249,18 +262,71 @@ def test_contradicting_tags_are_told(tmp_path, caplog):
 
 @pytest.mark.parametrize("background", [True, False])
 def test_images_of_one_size_go_together(background, tmp_path):
-    seen = []
-
-    def inferer(image: torch.Tensor, network: nn.Module) -> torch.Tensor:
-        seen.append(len(image))
-        return network(image)
-
     items = [patch(str(number), constant(1, 0), [1, 1]) for number in range(5)]
     rule = {"rule": "logit"} if background else {}
-    made = writer(items, tmp_path, background=background, batch_size=2, **rule)
-    made.inferer = inferer
+    made = writer(items, tmp_path, background=background, at_once=2, **rule)
     made.run()
-    assert seen == [2, 2, 1]
+    assert made.inferer.seen == [2, 2, 1]
+
+
+def two_tissues(size: int = 8) -> torch.Tensor:
+    """Give an image of two tissues that meet in the middle."""
+    image = torch.zeros(1, size, size)
+    image[:, size // 2 :] = 200.0
+    return image
+
+
+def too_large(size: int = 8) -> torch.Tensor:
+    """Give the map of a class that is found a row beyond the edge of the second tissue, whose last row it lacks."""
+    rows = torch.full((size,), -1.0)
+    rows[size // 2 :] = 1.0
+    rows[size // 2 - 1], rows[-1] = 0.3, -0.3
+    return rows[None, :, None].expand(1, size, size).clone()
+
+
+PAR = PixelAdaptiveRefinement(dilations=(1, 2), row_stochastic=True)
+
+
+@pytest.mark.parametrize("refine", [PAR, "crf"])
+def test_pseudo_masks_with_a_background_are_drawn_to_the_edges(refine, tmp_path):
+    """Absent classes stay absent, and the settings tell of the refinement, so that finished files are not reused."""
+    items = [patch(name, too_large(), [tag], intensity=two_tissues()) for name, tag in (("sick", 1), ("healthy", 0))]
+    network = Maps(1)
+    writer(items, tmp_path, network, background=True, rule="logit").run()
+    assert read(tmp_path / "sick.png")[:, 0].tolist() == [0, 0, 0, 1, 1, 1, 1, 0]
+    asked = network.calls
+    made = writer(items, tmp_path, network, background=True, rule="logit", refine=refine)
+    settings = json.loads(made.run().read_text())["settings"]["refine"]
+    assert settings["part"] == ("DenseCRF" if refine == "crf" else "PixelAdaptiveRefinement")
+    assert settings["iterations"] == 10
+    assert network.calls == 2 * asked
+    assert read(tmp_path / "sick.png")[:, 0].tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
+    assert not read(tmp_path / "healthy.png").any()
+    made.run()
+    assert network.calls == 2 * asked
+
+
+@pytest.mark.parametrize("refine", [PAR, "crf"])
+@pytest.mark.parametrize("label_filter", ["neighbors", "patch"])
+def test_patches_are_refined_each_by_its_own_image_before_they_are_merged(refine, label_filter, tmp_path):
+    maps = torch.cat((too_large(), -too_large()))
+    first = patch("a", maps, [1, 1], source="p", origin=[0, 0], intensity=two_tissues())
+    other = patch("b", maps, [1, 1], source="p", origin=[0, 4], intensity=9 * two_tissues() - 5)  # another gain
+    writer([first, other], tmp_path / "plain", label_filter=label_filter).run()
+    writer([first, other], tmp_path / "refined", label_filter=label_filter, refine=refine).run()
+    for name in ("a.png", "b.png"):
+        assert read(tmp_path / "plain" / name)[:, 1].tolist() == [2, 2, 2, 1, 1, 1, 1, 2]
+        assert (read(tmp_path / "refined" / name) == np.array([2, 2, 2, 2, 1, 1, 1, 1])[:, None]).all()
+    single = {**first, "label": [0, 1]}
+    writer([single], tmp_path / "single", label_filter=label_filter, refine=refine).run()
+    assert (read(tmp_path / "single" / "a.png") == 2).all()
+
+
+def test_a_crf_and_shares_of_the_peak_do_not_go_together(tmp_path):
+    with pytest.raises(ValueError, match="scores='signed' with a CRF as `refine`"):
+        writer([], tmp_path, scores="cam", refine="crf")
+    with pytest.raises(ValueError, match="`refine` to be one of none, par, crf, got 'PAR'"):
+        writer([], tmp_path, refine="PAR")
 
 
 def test_weights_are_loaded_and_named(tmp_path):

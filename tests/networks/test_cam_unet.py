@@ -21,7 +21,11 @@ from monai_wsss.networks import CAMUNet
 def reference_maps(network: CAMUNet, image: torch.Tensor) -> torch.Tensor:
     """Compute the layout of the authors' network in eval mode, from the weights in the order of their registration."""
     weights = iter(
-        [value for name, value in network.state_dict().items() if not name.startswith(("negative_", "filled"))]
+        [
+            value
+            for name, value in network.state_dict().items()
+            if not name.startswith(("negative_", "filled", "reading_"))
+        ]
     )
     axes = range(2, image.ndim)
     conv = F.conv2d if image.ndim == 4 else F.conv3d

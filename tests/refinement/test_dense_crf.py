@@ -301,3 +301,16 @@ def test_bad_settings_are_refused(settings_, message):
 def test_bad_spacing_is_refused(spacing):
     with pytest.raises(ValueError, match="Expected `spacing` of 2 numbers > 0"):
         dense_crf_refinement(torch.zeros(1, 1, 2, 2), torch.full((1, 2, 2, 2), 0.5), spacing=spacing)
+
+
+def test_z_scores_do_not_pass_as_pictures():
+    """Images of z-scores lie within what interpolation may overshoot of 0..255, though not of their own span."""
+    scores = torch.randn(1, 1, 60, 60, generator=torch.Generator().manual_seed(0))
+    scores[..., 24:36, 24:36] += 5.0
+    probabilities = torch.full((1, 2, 60, 60), 0.5)
+    with pytest.raises(ValueError, match=r"`image` in 0\.\.255 .*got values from -\d.*z-scores"):
+        dense_crf_refinement(scores, probabilities)
+    picture = 40 * scores + 150
+    picture[..., 0, 0] = -5.0  # what interpolation may overshoot
+    picture = picture.clamp(-5, 260)
+    assert dense_crf_refinement(picture, probabilities, iterations=1).isfinite().all()

@@ -150,7 +150,5 @@ def test_a_crf_moves_masks_to_the_edges_of_the_image():
     logits[0, :, :3] = 1.0
     item = {"pred": logits, "image": image}
     assert ToMaskd("pred", segmenter)(item)["pred"][0, 0].tolist() == [0, 0, 0, 1, 1, 1, 1, 1]
-    refined = ToMaskd("pred", segmenter, crf=DenseCRF.from_preset("bmp"))(item)
+    refined = ToMaskd("pred", segmenter, refine=DenseCRF.from_preset("bmp"))(item)
     assert refined["pred"][0, 0].tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
-    with pytest.raises(ValueError, match="network that gives segmentations with `crf`"):
-        ToMaskd("pred", network(), crf=DenseCRF())

@@ -1,0 +1,126 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""Pictures (PNG, JPEG, TIFF, BMP) as viewers show them, and the two orders in which the axes of 2D images may stand.
+
+    "rows_columns"    (C, rows, columns)    photographs, tiles and X-rays; the last axis runs from left to right
+    "xy"              (C, x, y)             slices cut from volumes, whose x runs along the columns of their picture
+
+Volumes are indexed (C, x, y, z) in either case.  A datalist says the order of its images; the metadata of an image says
+the order in which it was read.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data.meta_tensor import MetaTensor
+from PIL import Image
+
+__all__ = [
+    "ORDERS",
+    "PICTURE_SUFFIXES",
+    "ROWS_COLUMNS",
+    "XY",
+    "as_stored",
+    "has_geometry",
+    "in_order",
+    "is_turned",
+    "order_of",
+    "upright",
+]
+
+ROWS_COLUMNS = "rows_columns"
+XY = "xy"
+ORDERS = (ROWS_COLUMNS, XY)
+
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def _turn_of(picture: Image.Image) -> Image.Transpose | None:
+    try:
+        return _TURNS.get(picture.getexif().get(_ORIENTATION, 1))
+    except Exception:  # a broken entry, of which Pillow raises many kinds, is as good as none
+        return None
+
+
+def is_turned(picture: Image.Image) -> bool:
+    """Tell whether the EXIF entry of a picture has viewers show it turned or mirrored."""
+    return _turn_of(picture) is not None
+
+
+def upright(picture: Image.Image) -> Image.Image:
+    """Turn or mirror a picture as its EXIF entry says, so that its pixels lie as viewers show them.
+
+    Example:
+        >>> picture = Image.new("L", (3, 2))
+        >>> picture.getexif()[0x0112] = 6  # show it a quarter turn clockwise
+        >>> upright(picture).size
+        (2, 3)
+    """
+    picture.load()  # Pillow itself turns a TIFF here, and takes its entry out
+    turn = _turn_of(picture)
+    return picture if turn is None else picture.transpose(turn)
+
+
+def has_geometry(image: Any) -> bool:
+    """Tell whether MONAI read a position in space with an image; PNG, JPEG, TIFF and plain tensors have none."""
+    name = str(image.meta.get("filename_or_obj", "")).lower() if isinstance(image, MetaTensor) else ""
+    return bool(name) and not name.endswith(PICTURE_SUFFIXES)
+
+
+def order_of(image: Any) -> str:
+    """Give the order in which an image (C, *S) was read; "xy" for plain tensors and MONAI's own readers."""
+    return str(image.meta.get("order", XY)) if isinstance(image, MetaTensor) else XY
+
+
+def in_order(image: MetaTensor, order: str) -> MetaTensor:
+    """Bring an image as MONAI's readers give it, (C, x, y) or (C, x, y, z), to an order; its metadata say which.
+
+    Args:
+        image: the image; a volume stays as it is.
+        order: "rows_columns" or "xy".
+    """
+    if image.ndim != 3 or order == XY:
+        return image
+    placed = has_geometry(image)
+    image = image.transpose(1, 2).contiguous()
+    if placed:
+        image.affine = _exchanged(torch.as_tensor(image.affine))
+    image.meta["order"] = order
+    return image
+
+
+def as_stored(mask: torch.Tensor, image: Any) -> tuple[torch.Tensor, np.ndarray | None]:
+    """Give a mask in the order of files, and its affine.
+
+    Args:
+        mask: (1, *S), on the grid of the image.
+        image: the image (C, *S) as it was read.
+
+    Returns:
+        The mask, (1, x, y) or (1, x, y, z), and the affine (4, 4) of the image's file, or None where it has none.
+    """
+    exchanged = mask.ndim == 3 and order_of(image) == ROWS_COLUMNS
+    mask = mask.transpose(1, 2) if exchanged else mask
+    if not has_geometry(image):
+        return mask, None
+    affine = torch.as_tensor(image.affine)
+    return mask, np.asarray(_exchanged(affine) if exchanged else affine, dtype=np.float64)
+
+
+def _exchanged(affine: torch.Tensor) -> torch.Tensor:
+    """Exchange the first two axes of the grid to which an affine belongs."""
+    return affine[:, [1, 0, *range(2, affine.shape[1])]]

@@ -1,0 +1,207 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""What ImageNet's weights, refinement and a second stage give on any prepared data with one class, or glands.
+
+| rows                                   | what is measured                                                      |
+|----------------------------------------|-----------------------------------------------------------------------|
+| CAM, from scratch / ImageNet weights   | class maps, as they are and refined                                   |
+| second stage                           | a segmenter on pseudo-masks, plain and refined; its masks likewise    |
+| full supervision (reads masks)         | the same network on masks: the bounds, as they are and refined        |
+| trivial                                | what needs no network: Otsu on the blue channel, the whole region     |
+
+The kind of the data follows from the datalist: tiles of photographs, patches of tissue, or slices.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from monai_wsss.benchmark.encoder_recipes import BUDGETS, encoder_recipes, lever_recipes
+from monai_wsss.benchmark.formatting import Column
+from monai_wsss.benchmark.patches import Patches
+from monai_wsss.benchmark.prepared import Cases, PreparedData, Slices
+from monai_wsss.benchmark.recipes import Recipe
+from monai_wsss.benchmark.rows import Measured
+from monai_wsss.benchmark.table import BenchmarkTable, Entry, Trained
+from monai_wsss.benchmark.tiles import Tiles
+from monai_wsss.data import load_header
+from monai_wsss.refinement import ClassMapRefinement, MaskRule
+
+__all__ = ["make_encoder_table", "make_lever_table"]
+
+Maps = list[torch.Tensor]
+_PLAIN = "as they are"
+_METRICS = (
+    "dice_subject", "dice_pooled", "iou_pooled", "miou_pooled", "healthy_clean", "presence_auroc",
+    "tile_auroc", "tile_clean", "seconds_per_step", "peak_memory_mb", "seconds_per_image",
+)  # fmt: skip
+
+
+def make_encoder_table(
+    datalist: Path,
+    out: Path,
+    *,
+    seeds: Sequence[int] = (0, 1, 2),
+    split: str = "validation",
+    refine: str = "par",
+    grid: int | None = None,
+    runs: Path | None = None,
+) -> BenchmarkTable:
+    """Make the table of encoders: from scratch and from ImageNet's weights, up to full supervision.
+
+    Args:
+        datalist: path of a prepared ``datalist.json``.
+        out: folder for weights, pseudo-masks, rows and the table.
+        seeds: seeds of each row.
+        split: where to measure.
+        refine: refinement to measure beside none: ``"par"`` or ``"crf"``.
+        grid: side of slices, and of patches, as the network sees them, in pixels; None for that of the budget.
+        runs: folder with rows of earlier sessions, see :class:`~monai_wsss.benchmark.BenchmarkTable`.
+    """
+    kind, data = _data_of(datalist, split, grid)
+    recipes = encoder_recipes(BUDGETS[kind], refined=refine)
+    return _table("encoder", kind, data, out, recipes, seeds=seeds, refine=refine, runs=runs)
+
+
+def make_lever_table(
+    datalist: Path,
+    out: Path,
+    *,
+    seeds: Sequence[int] = (0, 1, 2),
+    split: str = "validation",
+    refine: str = "par",
+    grid: int | None = None,
+    runs: Path | None = None,
+) -> BenchmarkTable:
+    """Make the table of the levers of a pretrained classifier: pooling, stride, depth, frozen batch norm.
+
+    Args:
+        datalist: see :func:`make_encoder_table`, and so all arguments.
+        out: folder for weights, rows and the table.
+        seeds: seeds of each row.
+        split: where to measure.
+        refine: refinement to measure beside none.
+        grid: side of slices and patches.
+        runs: folder with rows of earlier sessions.
+    """
+    kind, data = _data_of(datalist, split, grid)
+    return _table("levers", kind, data, out, lever_recipes(BUDGETS[kind]), seeds=seeds, refine=refine, runs=runs)
+
+
+def _data_of(datalist: Path, split: str, grid: int | None) -> tuple[str, PreparedData]:
+    """Read which kind of data a datalist holds."""
+    header = load_header(datalist)
+    if header["background"] and header.get("tiles"):
+        return "tiles", Tiles(datalist, split)
+    kind = "slices" if header["background"] else "patches"
+    side = BUDGETS[kind].grid if grid is None else grid
+    assert side is not None
+    return kind, Slices(datalist, split, (side, side)) if kind == "slices" else Patches(datalist, split, grid=side)
+
+
+def _table(
+    name: str,
+    kind: str,
+    data: PreparedData,
+    out: Path,
+    recipes: dict[str, Recipe],
+    *,
+    seeds: Sequence[int],
+    refine: str,
+    runs: Path | None,
+) -> BenchmarkTable:
+    words = {"rule": BUDGETS[kind].rule, "refine": refine}
+    entries = [Entry(key, partial(_measured, data, kind, refine), key, words=words) for key in recipes]
+    entries += [
+        Entry(key, partial(give, data, refine), None, words=words) for key, give in _trivial(data, kind).items()
+    ]
+    metric = "dice_pooled" if BUDGETS[kind].background else "miou_pooled"
+    columns = [
+        *(Column(each, each) for each in _METRICS),
+        Column("ratio to full supervision", metric, kind="ratio", bound=_PLAIN),
+        Column("to the bound refined alike", metric, kind="ratio alike"),
+        Column("to the best bound", metric, kind="ratio best"),
+    ]
+    return BenchmarkTable(f"{name}_{data.header['name']}", data, out, recipes, entries, columns, seeds=seeds, runs=runs)
+
+
+def _measured(
+    data: PreparedData, kind: str, refine: str, table: BenchmarkTable, trained: Sequence[Trained]
+) -> Iterator[Measured]:
+    """Measure a network's masks, as they are and refined, and its presence on tiles."""
+    (one,) = trained
+    network = one.method.network
+    presence = data.presence(network) if isinstance(data, Tiles) and network.output_kind == "activation" else {}
+    start = time.perf_counter()
+    cases, maps = data.whole_maps(one.recipe, network)
+    seconds = (time.perf_counter() - start) / len(cases)
+    rule = _rule(network, BUDGETS[kind].rule, gated=kind == "slices")
+    for column, refinement in ((_PLAIN, None), (refine, refine)):
+        start = time.perf_counter()
+        summary = _decided(data, cases, maps, rule, refinement)
+        cost = {"seconds_per_image": {"mean": seconds + (time.perf_counter() - start) / len(cases)}}
+        yield Measured(column, {**summary, **presence, **cost})
+
+
+def _rule(network: Any, rule: str, *, gated: bool) -> MaskRule:
+    """Give the rule by which a network's output becomes a mask.
+
+    Only slices are gated by the predicted presence: photographs and X-rays are measured where the finding is known to
+    be, and tissue without a background always shows a class.
+    """
+    gate = None if gated else "none"
+    if network.output_kind == "activation":
+        return MaskRule.of(network, rule=rule, gate=gate)
+    return MaskRule.of(network, rule="argmax" if rule == "argmax" else None)
+
+
+def _decided(
+    data: PreparedData, cases: Cases, maps: Maps, rule: MaskRule, refinement: str | None
+) -> dict[str, dict[str, Any]]:
+    """Decide the masks of all cases and measure them."""
+    table = data.case_table()
+    refine = None if refinement is None else ClassMapRefinement(refinement)
+    for case, scores in zip(cases, maps, strict=True):
+        image = torch.as_tensor(case["image"]).float()[None]
+        mask, _, presence = rule(scores) if refine is None else refine(rule, scores, image)
+        table.add(
+            id=case["id"],
+            subject=case["subject"],
+            label=torch.as_tensor(case["label"]),
+            prediction=mask[0],
+            reference=case.get("mask"),
+            presence=None if presence is None or rule.gate != "predicted" else presence[0],
+        )
+    return table.summary()
+
+
+def _trivial(data: PreparedData, kind: str) -> dict[str, Callable[..., Iterator[Measured]]]:
+    """Give what needs no training, by name."""
+    rows: dict[str, Callable[..., Iterator[Measured]]] = {"trivial: everything": _everything}
+    if kind == "tiles" and "blue" in data.modalities:
+        rows["trivial: Otsu on the blue channel"] = _blue
+    return rows
+
+
+def _everything(
+    data: PreparedData, refine: str, table: BenchmarkTable, trained: Sequence[Trained]
+) -> Iterator[Measured]:
+    """Measure the mask that covers all, of the scored class."""
+    cases, _ = data.whole_maps(None, None)
+    maps = [torch.ones(1, 1, *case["image"].shape[1:]) for case in cases]
+    yield Measured("", _decided(data, cases, maps, MaskRule(rule="fixed", threshold=0.5, gate="none"), None))
+
+
+def _blue(data: PreparedData, refine: str, table: BenchmarkTable, trained: Sequence[Trained]) -> Iterator[Measured]:
+    """Measure Otsu's threshold of the dark part of the blue channel, as it is and refined."""
+    cases, _ = data.whole_maps(None, None)
+    channel = data.modalities.index("blue")
+    maps = [-torch.as_tensor(case["image"])[None, channel : channel + 1].float() for case in cases]
+    for column, refinement in ((_PLAIN, None), (refine, refine)):
+        yield Measured(column, _decided(data, cases, maps, MaskRule(rule="otsu", gate="none"), refinement))

@@ -1,0 +1,159 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""Prepared photographs and X-rays: tiles with and without the finding to train on, whole images to measure.
+
+Classifiers learn from tiles.  Segmenters learn from random crops of whole images, whose masks or pseudo-masks are whole
+as well: a threshold per image, such as Otsu's, means nothing in a tile that may lack the finding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.data import CacheDataset
+from monai.transforms import Compose, RandScaleIntensityd, RandShiftIntensityd, RandSpatialCropd, SpatialPadd
+from torch import nn
+from torch.utils.data import Sampler
+
+from monai_wsss._checks import DataError
+from monai_wsss._labels import IGNORED
+from monai_wsss.benchmark.prepared import Cases, PreparedData, maps_of
+from monai_wsss.benchmark.recipes import Recipe
+from monai_wsss.data import EpochCacheDataset, LabelBalancedSampler, check_trainable, load_datalist
+from monai_wsss.inferers import PseudoMaskWriter, VolumeInferer
+from monai_wsss.metrics import CaseTable
+from monai_wsss.transforms import LoadOrderedd
+
+__all__ = ["Tiles"]
+
+_JITTER = 0.15  # of the intensity, as a factor and as a share of the largest gray level
+
+
+class Tiles(PreparedData):
+    """Tiles of one size with image-level tags, beside the whole images that they were cut from.
+
+    Args:
+        datalist: path of the prepared ``datalist.json``, written with ``--tiles``.
+        split: where to measure.
+        samples: tiles per epoch, drawn so that labels are balanced.
+        crop: side of the crops of whole images that segmenters learn from, in pixels.
+        scales: scales of a whole image over which its maps are averaged.
+    """
+
+    def __init__(
+        self,
+        datalist: Path,
+        split: str = "validation",
+        samples: int = 480,
+        crop: int = 160,
+        scales: Sequence[float] = (0.5, 1.0),
+    ) -> None:
+        super().__init__(datalist, split)
+        self.samples = samples
+        self.crop = crop
+        self.scales = tuple(scales)
+        self._read: dict[str, Cases] = {}
+
+    def check(self) -> None:
+        """Refuse data without tiles, with several classes, or whose tiles are all positive or all negative.
+
+        Raises:
+            DataError: the table cannot be made of this data.
+        """
+        classes = self.header["classes"]
+        if len(classes) != 1:
+            raise DataError(f"{self.datalist} has the classes {', '.join(classes)}: this table is for one class.")
+        check_trainable(load_datalist(self.datalist, "training"))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Tell what of the data decides the weights, for JSON."""
+        return {**super().settings, "samples": self.samples, "crop": self.crop}
+
+    def items(self, recipe: Recipe, seed: int, *, masks: bool = False) -> Cases:
+        """Give the training tiles, or the whole training images for a recipe that asks for ``"images"``."""
+        if recipe.items == "tiles":
+            return load_datalist(self.datalist, "training", masks=masks)
+        items = load_datalist(self.datalist, "training_images", masks=masks)
+        return [item for item in items if "mask" in item] if masks else items
+
+    def pseudo_items(self, recipe: Recipe, seed: int) -> Cases:
+        """Give the whole training images: they get the pseudo-masks."""
+        return load_datalist(self.datalist, "training_images")
+
+    def reading(self, keys: Sequence[str]) -> list[Any]:
+        """Give the transforms that read images as they are, 0 to 255; a mask may be missing."""
+        return [LoadOrderedd(keys, allow_missing_keys=True)]
+
+    def sampler(self, items: Cases, dataset: EpochCacheDataset, seed: int) -> Sampler:
+        """Draw tiles so that labels are balanced; whole images in random order."""
+        if "source" in items[0]:
+            return LabelBalancedSampler(items, self.samples, seed=seed)
+        return super().sampler(items, dataset, seed)
+
+    def augmentation(self, keys: Sequence[str], recipe: Recipe) -> list[Any]:
+        """Give quarter turns, flips and a change of gain and offset; crops of whole images come first."""
+        size = (self.crop, self.crop)
+        crops: list[Any] = []
+        if recipe.items == "images":
+            fill = [SpatialPadd(key, size, value=0 if key == "image" else IGNORED) for key in keys]
+            crops = [*fill, RandSpatialCropd(keys, size, random_size=False)]
+        jitter = [
+            RandScaleIntensityd("image", _JITTER, prob=1.0),
+            RandShiftIntensityd("image", 255 * _JITTER, prob=1.0),
+        ]
+        return [*crops, *super().augmentation(keys, recipe), *jitter]
+
+    def inferer(self) -> VolumeInferer:
+        """Give the inferer of whole images."""
+        return VolumeInferer(2, scales=self.scales, slice_batch=1)
+
+    def write_pseudo_masks(self, network: nn.Module, weights: Path, items: Cases, folder: Path, **words: Any) -> None:
+        """Write the pseudo-masks of whole training images; finished ones are kept."""
+        reading = Compose(self.reading(["image"]))
+        PseudoMaskWriter(network, weights, items, reading, self.inferer(), folder, **words).run()
+
+    def cases(self, split: str | None = None) -> Cases:
+        """Read the cases of a split once, the table's own by default."""
+        name = split or self.split
+        if name not in self._read:
+            items = load_datalist(self.datalist, name, masks=True)
+            self._read[name] = list(CacheDataset(items, Compose(self.reading(["image", "mask"])), progress=False))
+        return self._read[name]
+
+    def whole_maps(self, recipe: Recipe | None, network: nn.Module | None) -> tuple[Cases, list[torch.Tensor]]:
+        """Read the cases, and give the maps of each, averaged over the scales."""
+        cases = self.cases()
+        return cases, [] if network is None else maps_of(cases, partial(self.inferer(), network=network))
+
+    def presence(self, network: Any) -> dict[str, dict[str, Any]]:
+        """Measure presence on the tiles of the measured split, from their tags alone.
+
+        Returns:
+            ``tile_auroc``, and ``tile_clean``, the share of negative tiles in which no finding is predicted.
+        """
+        name = f"{self.split}_tiles"
+        table = CaseTable(self.header["classes"])
+        tiles = CacheDataset(load_datalist(self.datalist, name), Compose(self.reading(["image"])), progress=False)
+        for tile, logit in zip(tiles, _logits(tiles, network), strict=True):
+            empty = torch.zeros(1, *tile["image"].shape[1:], dtype=torch.uint8)
+            found = (empty + (logit > 0)).to(torch.uint8)
+            reference = empty if not tile["label"].any() else None
+            table.add(
+                id=tile["id"], subject=tile["subject"], label=torch.as_tensor(tile["label"]), prediction=found,
+                reference=reference, presence=logit,
+            )  # fmt: skip
+        summary = table.summary()
+        return {"tile_auroc": summary["presence_auroc"], "tile_clean": summary["healthy_clean"]}
+
+
+@torch.no_grad()
+def _logits(tiles: Sequence[dict[str, Any]], network: Any) -> Iterator[torch.Tensor]:
+    """Give the image-level logits (K,) of tiles of one size, 64 at a time."""
+    for start in range(0, len(tiles), 64):
+        images = torch.stack([torch.as_tensor(tiles[n]["image"]) for n in range(start, min(start + 64, len(tiles)))])
+        yield from network.pool(network(images.float()))

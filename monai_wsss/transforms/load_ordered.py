@@ -1,0 +1,63 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""Image files to tensors: pictures upright, 2D images with their axes in the order that the datalist names."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+from monai.config import KeysCollection
+from monai.data import PILReader
+from monai.transforms import LoadImage, MapTransform
+
+from monai_wsss._checks import check_choice
+from monai_wsss._pictures import ORDERS, XY, in_order, upright
+
+__all__ = ["LoadOrderedd"]
+
+
+class LoadOrderedd(MapTransform):
+    """Read image files as MONAI's ``LoadImaged`` does, channel first, and bring 2D images to one order of their axes.
+
+    In the order ``"rows_columns"`` a 2D image is (C, rows, columns), so that its last axis runs from left to right.
+    In the order ``"xy"`` it is (C, x, y), as MONAI's readers give it.  Volumes are (C, x, y, z) in both.  Pictures are
+    turned as their EXIF entry says, masks among them, so that their pixels lie as viewers show them.
+
+    Args:
+        keys: paths of files; a list of paths per key becomes channels.
+        order: the order; None takes the entry ``order`` of the item, which
+            :func:`~monai_wsss.data.load_datalist` copies from the datalist.  Items without this entry are read in the
+            order "xy".  Give the order of its training to a network that was trained in another order than the
+            datalist names.
+        allow_missing_keys: skip keys that an item lacks.
+
+    Raises:
+        ValueError: an unknown order.
+
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> file = tempfile.mkdtemp() + "/a.png"
+        >>> Image.new("RGB", (3, 2)).save(file)  # three columns, two rows
+        >>> LoadOrderedd("image")({"image": file, "order": "rows_columns"})["image"].shape
+        torch.Size([3, 2, 3])
+        >>> LoadOrderedd("image", order="xy")({"image": file, "order": "rows_columns"})["image"].shape
+        torch.Size([3, 3, 2])
+    """
+
+    def __init__(self, keys: KeysCollection, order: str | None = None, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        if order is not None:
+            check_choice("order", order, ORDERS)
+        self.order = order
+        self._load = LoadImage(ensure_channel_first=True)
+        self._load.register(PILReader(converter=upright))  # the last one registered is asked first
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        order = self.order or item.get("order") or XY
+        check_choice("order", order, ORDERS)
+        for key in self.key_iterator(item):
+            item[key] = in_order(self._load(item[key]), order)
+        return item

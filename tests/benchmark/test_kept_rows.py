@@ -1,0 +1,125 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""Rows that are kept with the code: found again without weights, and not for other settings or data."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from monai_wsss.benchmark import (
+    AdamWOneCycle,
+    BenchmarkTable,
+    Column,
+    Entry,
+    Measured,
+    Recipe,
+    Row,
+    Slices,
+    format_rows,
+)
+from monai_wsss.benchmark.content import content_sha256
+from monai_wsss.benchmark.costs import forget_peak_memory, peak_memory_mb
+from monai_wsss.data import make_phantoms
+from monai_wsss.methods import ClassActivationMapping
+
+pytestmark = pytest.mark.filterwarnings("ignore:Epoch .* maps of positive images")
+
+
+@pytest.fixture(scope="module")
+def datalist(tmp_path_factory) -> Path:
+    return Path(make_phantoms(tmp_path_factory.mktemp("phantoms"), subjects=(2, 2, 0))) / "datalist.json"
+
+
+def build(channels: int, classes: int) -> ClassActivationMapping:
+    return ClassActivationMapping.from_preset("default", in_channels=channels, num_classes=classes)
+
+
+def make(datalist: Path, out: Path, runs: Path, calls: list[int], *, rate: float = 1e-3, rule: str = "logit"):
+    def measure(table, trained):
+        calls.append(trained[0].seed)
+        yield Measured("", {"dice_subject": {"mean": 0.5}})
+
+    recipe = Recipe(build, AdamWOneCycle(rate), batch_size=64, words={"pooling": "max"})
+    entries = [Entry("plain", measure, "plain", words={"rule": rule})]
+    data = Slices(datalist, grid=(32, 32))
+    columns = [Column("Dice", "dice_subject")]
+    return BenchmarkTable("kept", data, out, {"plain": recipe}, entries, columns, epochs=1, seeds=(3,), runs=runs)
+
+
+def test_kept_rows_need_no_weights(datalist, tmp_path):
+    calls: list[int] = []
+    rows = make(datalist, tmp_path / "a", tmp_path / "runs", calls).run()
+    kept = tmp_path / "runs" / "kept" / "validation" / "plain" / "seed3.json"
+    text = kept.read_text()
+    assert calls == [3]
+    assert str(tmp_path) not in text
+    assert not any(item["id"] in text for item in _items(datalist))
+    assert json.loads(text)["settings"]["recipe"]["pooling"] == "max"
+    assert rows[0].metrics["steps"]["mean"] >= 1
+    assert rows[0].metrics["seconds_per_step"]["mean"] > 0
+
+    assert make(datalist, tmp_path / "b", tmp_path / "runs", calls).run() == rows
+    assert calls == [3]
+    assert not (tmp_path / "b" / "plain").exists()
+
+
+@pytest.mark.parametrize("changed", [{"rate": 1e-2}, {"rule": "otsu"}])
+def test_rows_of_other_settings_are_made_anew(datalist, tmp_path, changed):
+    calls: list[int] = []
+    make(datalist, tmp_path / "a", tmp_path / "runs", calls).run()
+    make(datalist, tmp_path / "b", tmp_path / "runs", calls, **changed).run()
+    assert calls == [3, 3]
+
+
+def test_the_digest_is_of_the_content_and_not_of_the_place(datalist, tmp_path):
+    moved = Path(shutil.copytree(datalist.parent, tmp_path / "elsewhere"))
+    digest = content_sha256(datalist)
+    assert content_sha256(moved / "datalist.json") == digest
+    image = moved / _items(moved / "datalist.json")[0]["image"][0]
+    pixels = np.asarray(Image.open(image)).copy()
+    pixels[0, 0] += 1
+    Image.fromarray(pixels).save(image)
+    assert content_sha256(moved / "datalist.json") != digest
+
+
+def _items(datalist: Path) -> list[dict]:
+    return json.loads(datalist.read_text())["training"]
+
+
+def test_ratios_are_held_against_the_best_bound():
+    def row(name: str, column: str, value: float) -> Row:
+        return Row(name, column, "validation", 0, {"f1": {"mean": value}})
+
+    rows = [
+        row("CAM", "plain", 0.4),
+        row("CAM", "par", 0.6),
+        row("full supervision, from scratch", "plain", 0.5),
+        row("full supervision, ImageNet weights", "plain", 0.8),
+        row("full supervision, ImageNet weights", "par", 0.75),
+    ]
+    columns = [Column("alike", "f1", kind="ratio alike"), Column("best", "f1", kind="ratio best")]
+    lines = format_rows(rows, columns).splitlines()[2:]
+    assert lines[:2] == ["| CAM / plain | 0.50 | 0.50 |", "| CAM / par | 0.80 | 0.75 |"]
+    assert format_rows(rows[:2], columns).splitlines()[2] == "| CAM / plain | – | – |"
+
+
+def test_the_peak_of_memory_begins_anew():
+    before = peak_memory_mb()
+    if before is None:
+        pytest.skip("this system does not tell the size of a process")
+    block = np.ones(40_000_000, dtype=np.uint8)
+    high = peak_memory_mb()
+    assert high is not None
+    assert high > 1
+    assert block.any()
+    del block
+    forget_peak_memory()
+    low = peak_memory_mb()
+    assert low is not None
+    assert low <= high

@@ -1,0 +1,348 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""Photographs reach networks as they are: a letter F, from a file with any EXIF entry to the evaluation of its mask."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from monai.data import DataLoader, Dataset, MetaTensor, decollate_batch
+from monai.transforms import Compose, LoadImage
+from PIL import Image, ImageOps
+
+from monai_wsss.data import load_datalist, load_header, make_phantoms, prepare_coco, prepare_folder, prepare_voc
+from monai_wsss.data.reading import read_labels
+from monai_wsss.inferers import PseudoMaskWriter, VolumeInferer
+from monai_wsss.inferers.multi_scale import sum_over_scales
+from monai_wsss.methods import ClassActivationMapping
+from monai_wsss.metrics import CaseTable
+from monai_wsss.reports import render_panel
+from monai_wsss.transforms import LoadOrderedd, NormalizeSubjectd, SaveMaskd
+
+ORIENTATION = 0x0112
+# EXIF's definition, not Pillow's code: where the stored row 0 and column 0 lie in what is shown.
+STORED = {
+    1: lambda shown: shown,
+    2: lambda shown: shown[:, ::-1],
+    3: lambda shown: shown[::-1, ::-1],
+    4: lambda shown: shown[::-1],
+    5: lambda shown: shown.swapaxes(0, 1),
+    6: lambda shown: shown.swapaxes(0, 1)[::-1],
+    7: lambda shown: shown.swapaxes(0, 1)[::-1, ::-1],
+    8: lambda shown: shown.swapaxes(0, 1)[:, ::-1],
+}
+
+
+def letter(rows: int = 48, columns: int = 32) -> np.ndarray:
+    """An F, (rows, columns) bool, without any symmetry."""
+    f = np.zeros((rows, columns), dtype=bool)
+    f[rows // 8 : -rows // 8, columns // 8 : columns // 3] = True
+    f[rows // 8 : rows // 4, columns // 8 : -columns // 8] = True
+    f[rows // 2 : rows // 2 + rows // 8, columns // 8 : columns // 2] = True
+    return f
+
+
+def red(f: np.ndarray) -> np.ndarray:
+    return np.where(f[..., None], [220, 30, 30], [40, 60, 90]).astype(np.uint8)
+
+
+def save(file: Path, shown: np.ndarray, orientation: int = 1) -> Path:
+    """Save what viewers are to show, stored so that they have to turn it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    picture = Image.fromarray(np.ascontiguousarray(STORED[orientation](shown)))
+    exif = picture.getexif()
+    exif[ORIENTATION] = orientation
+    picture.save(file, exif=exif, **({"quality": 95, "subsampling": 0} if file.suffix == ".jpg" else {}))
+    with Image.open(file) as again:
+        assert ImageOps.exif_transpose(again).size == shown.shape[1::-1]
+    return file
+
+
+def prepare(tmp_path: Path, orientation: int, suffix: str, mask_suffix: str = ".png", mask_turn: int = 1) -> Path:
+    f = letter()
+    for name, shown in (("a", f), ("b", f[:, ::-1]), ("c", f)):
+        save(tmp_path / "in/images" / f"{name}{suffix}", red(shown), orientation)
+        save(tmp_path / "in/masks" / f"{name}{mask_suffix}", 255 * shown.astype(np.uint8), mask_turn)
+    (tmp_path / "in/labels.csv").write_text("id,label,split\na,1,train\nb,1,val\nc,0,test\n")
+    return prepare_folder(
+        tmp_path / "in/images", tmp_path / "in/labels.csv", tmp_path / "out", masks=tmp_path / "in/masks"
+    )
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_letter_from_the_file_to_the_evaluation(tmp_path, orientation, suffix):
+    """Prepare, read, the network's input, a mask of it, the written mask, and its Dice."""
+    path = prepare(tmp_path, orientation, suffix)
+    assert load_header(path)["order"] == "rows_columns"
+    (item,) = load_datalist(path, "training", masks=True)
+    read = LoadOrderedd(["image", "mask"])(item)
+    image, mask = read["image"], read["mask"]
+    assert image.shape == (3, 48, 32)
+    shown = red(letter()).transpose(2, 0, 1)
+    assert np.abs(image.numpy() - shown).mean() < (6 if suffix == ".jpg" else 0.01)
+    np.testing.assert_array_equal(mask[0].numpy() > 0, letter())
+
+    (batch,) = DataLoader(Dataset([item], LoadOrderedd(["image", "mask"])), batch_size=1)
+    (back,) = decollate_batch(batch)
+    pred = (back["image"][:1] > 128).to(torch.uint8)
+    saved = SaveMaskd("pred", tmp_path / "run")({"pred": pred, "image": back["image"], "id": "a"})["pred_path"]
+    with Image.open(saved) as written:
+        assert written.getexif().get(ORIENTATION, 1) == 1
+        np.testing.assert_array_equal(np.asarray(written) > 0, letter())  # as viewers show the image
+    with Image.open(tmp_path / "in/images" / f"a{suffix}") as source:
+        assert written.size == ImageOps.exif_transpose(source).size
+
+    again = LoadOrderedd("mask")({"mask": saved, "order": item["order"]})["mask"]
+    table = CaseTable(["f"])
+    table.add(id="a", subject="a", label=torch.ones(1), prediction=again, reference=mask)
+    assert table.rows[0]["dice"] == 1
+
+
+@pytest.mark.parametrize(("mask_suffix", "mask_turn"), [(".png", 6), (".png", 5), (".jpg", 8), (".tif", 2)])
+def test_a_mask_with_an_exif_entry_of_its_own_is_turned_too(tmp_path, mask_suffix, mask_turn):
+    path = prepare(tmp_path, 3, ".jpg", mask_suffix, mask_turn)
+    (item,) = load_datalist(path, "training", masks=True)
+    np.testing.assert_array_equal(LoadOrderedd("mask")(item)["mask"][0].numpy() > 0, letter())
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_files_that_nobody_prepared_are_read_upright(tmp_path, orientation):
+    item = {
+        "image": str(save(tmp_path / "a.jpg", red(letter()), orientation)),
+        "mask": str(save(tmp_path / "a_mask.png", letter().astype(np.uint8), orientation)),
+        "order": "rows_columns",
+    }
+    read = LoadOrderedd(["image", "mask"])(item)
+    assert np.abs(read["image"].numpy() - red(letter()).transpose(2, 0, 1)).mean() < 6
+    np.testing.assert_array_equal(read["mask"][0].numpy(), letter())
+    np.testing.assert_array_equal(read_labels(item["mask"])[0].numpy().T, letter())
+
+
+def test_turned_images_are_told_of_once(tmp_path, caplog):
+    prepare(tmp_path, 6, ".jpg")
+    told = [record.getMessage() for record in caplog.records if "EXIF" in record.getMessage()]
+    assert len(told) == 1
+    assert "first a.jpg: they are read and written upright" in told[0]
+
+
+def test_a_mask_drawn_on_the_stored_pixels_is_refused_where_its_size_tells(tmp_path):
+    save(tmp_path / "in/images/a.jpg", red(letter()), 6)
+    save(tmp_path / "in/masks/a.png", 255 * STORED[6](letter()).astype(np.uint8))
+    (tmp_path / "in/labels.csv").write_text("id,label,split\na,1,train\n")
+    with pytest.raises(
+        ValueError, match=r"of size 48 x 32 but its image of 32 x 48, as viewers show it: turn the mask"
+    ):
+        prepare_folder(tmp_path / "in/images", tmp_path / "in/labels.csv", tmp_path / "o", masks=tmp_path / "in/masks")
+
+
+def test_photographs_of_voc_and_coco_are_turned_with_their_masks(tmp_path):
+    voc = tmp_path / "voc"
+    save(voc / "JPEGImages/a.jpg", red(letter()), 8)
+    save(voc / "SegmentationClass/a.png", letter().astype(np.uint8))
+    for folder, name, text in (
+        ("Annotations", "a.xml", "<annotation><object><name>cat</name></object></annotation>"),
+        ("ImageSets/Segmentation", "train.txt", "a"),
+    ):
+        (voc / folder).mkdir(parents=True)
+        (voc / folder / name).write_text(text)
+    coco = tmp_path / "coco"
+    save(coco / "train2014/a.jpg", red(letter()), 6)
+    (coco / "annotations").mkdir()
+    outline = {"size": [48, 32], "counts": [0, 0]}
+    flat = np.concatenate([[False], letter().T.ravel(), [False]])
+    edges = np.flatnonzero(flat[1:] != flat[:-1])
+    outline["counts"] = np.diff(np.concatenate([[0], edges, [48 * 32]])).tolist()
+    (coco / "annotations/instances_train2014.json").write_text(
+        json.dumps(
+            {
+                "images": [{"id": 1, "file_name": "a.jpg", "width": 32, "height": 48}],
+                "annotations": [{"image_id": 1, "category_id": 1, "iscrowd": 0, "segmentation": outline}],
+                "categories": [{"id": 1, "name": "cat"}],
+            }
+        )
+    )
+    for path in (
+        prepare_voc(voc, tmp_path / "a", classes=["cat"]),
+        prepare_coco(coco, tmp_path / "b", masks=True),
+    ):
+        (item,) = load_datalist(path, "training", masks=True)
+        read = LoadOrderedd(["image", "mask"])(item)
+        assert load_header(path)["order"] == "rows_columns"
+        np.testing.assert_array_equal(read["mask"][0].numpy(), letter())
+        assert np.abs(read["image"].numpy() - red(letter()).transpose(2, 0, 1)).mean() < 6
+
+
+# ---- the order -------------------------------------------------------------------------------------------------------
+
+
+def test_the_order_is_the_items_unless_the_transform_is_given_one(tmp_path):
+    file = str(save(tmp_path / "a.png", red(letter())))
+    shapes = {
+        (given, of_item): tuple(LoadOrderedd("image", given)({"image": file, **of_item_entry})["image"].shape[1:])
+        for given in (None, "rows_columns", "xy")
+        for of_item, of_item_entry in (("none", {}), *((order, {"order": order}) for order in ("rows_columns", "xy")))
+    }
+    rows = (48, 32)
+    assert {key for key, shape in shapes.items() if shape == rows} == {
+        (None, "rows_columns"),
+        *(("rows_columns", of_item) for of_item in ("none", "rows_columns", "xy")),
+    }
+    assert set(shapes.values()) == {rows, (32, 48)}
+    with pytest.raises(ValueError, match="Expected `order` to be one of rows_columns, xy, got 'yx'"):
+        LoadOrderedd("image", "yx")
+    with pytest.raises(ValueError, match="Expected `order` to be one of rows_columns, xy, got 'up'"):
+        LoadOrderedd("image")({"image": file, "order": "up"})
+
+
+def test_without_an_order_it_reads_what_monai_reads(tmp_path):
+    color = save(tmp_path / "a.png", red(letter()))
+    deep = tmp_path / "b.png"
+    Image.fromarray(np.arange(12, dtype=np.uint16).reshape(3, 4) * 5000).save(deep)
+    volume = tmp_path / "c.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(np.random.default_rng(0).random((4, 5, 6)), np.diag([1.0, 2.0, 3.0, 1.0])), volume)
+    for file in (color, deep, volume, [deep, deep]):
+        read = LoadOrderedd("image")({"image": file})["image"]
+        wanted = LoadImage(ensure_channel_first=True)(file)
+        assert isinstance(read, MetaTensor)
+        assert torch.equal(read, wanted)
+        assert torch.equal(read.affine, wanted.affine)
+    assert torch.equal(LoadOrderedd("image", "rows_columns")({"image": volume})["image"], wanted_of(volume))
+
+
+def wanted_of(file: Path) -> torch.Tensor:
+    return LoadImage(ensure_channel_first=True)(file)
+
+
+def test_a_plane_with_geometry_keeps_its_place(tmp_path):
+    affine = np.array([[0.5, 0, 0, -3], [0, 0.8, 0, 7], [0, 0, 2, 1], [0, 0, 0, 1.0]])
+    values = np.random.default_rng(0).random((7, 5), dtype=np.float32)
+    nibabel.save(nibabel.Nifti1Image(values, affine), tmp_path / "xray.nii.gz")
+    image = LoadOrderedd("image", "rows_columns")({"image": tmp_path / "xray.nii.gz"})["image"]
+    np.testing.assert_array_equal(image[0].numpy(), values.T)
+    np.testing.assert_allclose(image.pixdim[:2], [0.8, 0.5])
+    item = {"pred": (image > 0.5).to(torch.uint8), "image": image, "id": "xray"}
+    written = nibabel.load(SaveMaskd("pred", tmp_path)(item)["pred_path"])
+    np.testing.assert_array_equal(np.asarray(written.dataobj), values > 0.5)
+    np.testing.assert_allclose(written.affine, affine)
+
+
+def test_an_order_and_a_file_that_are_missing(tmp_path):
+    transform = LoadOrderedd(["image", "mask"], allow_missing_keys=True)
+    item = {"image": str(save(tmp_path / "a.png", red(letter()))), "other": 1}
+    read = pickle.loads(pickle.dumps(transform))(item)
+    assert isinstance(item["image"], str)
+    assert set(read) == {"image", "other"}
+    with pytest.raises(KeyError):
+        LoadOrderedd(["image", "mask"])(item)
+
+
+def test_a_panel_shows_a_photograph_upright_in_either_order(tmp_path):
+    file = save(tmp_path / "a.png", red(letter()))
+    drawn = []
+    for order in ("rows_columns", "xy"):
+        image = LoadOrderedd("image", order)({"image": file})["image"]
+        mask = (image[0] > 128).to(torch.uint8)
+        drawn.append(render_panel(image, mask.float(), mask, mask, channel_names=["red", "green", "blue"]))
+    assert drawn[0] == drawn[1]
+    (tmp_path / "panel.png").write_bytes(drawn[0])
+    with Image.open(tmp_path / "panel.png") as panel:
+        tile = np.asarray(panel.convert("RGB"), dtype=int)[20:, :128]
+    found = np.asarray(Image.fromarray((tile[..., 0] > tile[..., 2]).astype(np.uint8)).resize((32, 48), 0))
+    assert (found.astype(bool) == letter()).mean() > 0.97
+
+
+# ---- pseudo-masks ----------------------------------------------------------------------------------------------------
+
+
+class Bright(torch.nn.Module):
+    """Tell tissue that is red from tissue that is not, pixel by pixel."""
+
+    output_kind = "segmentation"
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return torch.cat((image[:, :1] - 128, 128 - image[:, :1]), 1)
+
+
+@pytest.mark.parametrize("order", ["rows_columns", "xy"])
+def test_pseudo_masks_of_patches_lie_on_their_patches(tmp_path, order):
+    """Origins are [x, y]; the patches overlap along the columns alone, so that exchanged axes would not merge."""
+    f = letter()
+    items = [
+        {
+            "id": f"p{left}",
+            "image": str(save(tmp_path / f"p{left}.png", red(f[:, left : left + 20]))),
+            "label": [1, 1],
+            "source": "s",
+            "origin": [left, 0],
+            "order": order,
+        }
+        for left in (0, 12)
+    ]
+
+    def inferer(image, network):
+        return network(image)
+
+    writer = PseudoMaskWriter(
+        Bright(), None, items, LoadOrderedd("image"), inferer, tmp_path / "pseudo", background=False
+    )
+    writer.run()
+    for item, left in zip(items, (0, 12), strict=True):
+        with Image.open(tmp_path / "pseudo" / f"{item['id']}.png") as mask:
+            np.testing.assert_array_equal(np.asarray(mask), np.where(f[:, left : left + 20], 1, 2))
+
+
+def test_photographs_are_mirrored_left_to_right_for_pseudo_labels(tmp_path):
+    """The mirror image of :func:`sum_over_scales` is what a network sees of a photograph in a mirror."""
+    image = LoadOrderedd("image", "rows_columns")({"image": save(tmp_path / "a.png", red(letter()))})["image"]
+    seen: list[torch.Tensor] = []
+
+    def maps(both):
+        seen.append(both)
+        return [both[:, :1]]
+
+    sum_over_scales(maps, torch.as_tensor(image)[None], ["average"], [1.0])
+    mirrored = np.asarray(ImageOps.mirror(Image.open(tmp_path / "a.png"))).transpose(2, 0, 1)
+    np.testing.assert_array_equal(seen[0][1].numpy(), mirrored)
+
+
+# ---- slices ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_study_and_its_slices_give_the_same_mask_with_the_shipped_weights(tmp_path):
+    """The same phantom as NIfTI and as PNG: the axes of the slices are those of their study."""
+    network = ClassActivationMapping.network_from_preset(in_channels=3, num_classes=1).eval()
+    weights = Path(__file__).parents[2] / "bundles/brain_mri_cam_segmentation/models/model.pt"
+    network.load_state_dict(torch.load(weights, weights_only=True))
+    items = {}
+    for spatial_dims in (2, 3):
+        folder = make_phantoms(tmp_path / str(spatial_dims), subjects=(1, 0, 0), spatial_dims=spatial_dims)
+        assert load_header(f"{folder}/datalist.json")["order"] == "xy"
+        items[spatial_dims] = load_datalist(f"{folder}/datalist.json", "training")
+    reading = Compose([LoadOrderedd("image"), NormalizeSubjectd("image")])
+    inferer, rule = VolumeInferer(2, grid=(64, 64)), network.mask_rule()
+
+    @torch.no_grad()
+    def scores_of(item: dict) -> torch.Tensor:
+        return inferer(torch.as_tensor(reading(item)["image"])[None], network)
+
+    (study,) = items[3]
+    of_study = scores_of(study)
+    mask = rule.mask(of_study)
+    assert mask.any()
+    assert not torch.equal(mask, mask.transpose(2, 3))
+    of_slices = of_study.clone()
+    for item in items[2]:
+        z = int(item["id"].rsplit("_")[-1])
+        of_slices[..., z] = scores_of(item)
+        # The rule cuts between the healthy level and the peak of what it is given: here one plane.
+        assert torch.equal(rule.mask(of_slices[..., z]), rule.mask(of_study[..., z]))
+    assert len(items[2]) > 5
+    torch.testing.assert_close(of_slices, of_study, rtol=1e-4, atol=1e-4)
+    assert torch.equal(rule.mask(of_slices), mask)
