@@ -50,7 +50,7 @@ def make_encoder_table(
     seeds: Sequence[int] = (0, 1, 2),
     split: str = "validation",
     refine: str = "par",
-    grid: int | None = None,
+    side: int | None = None,
     runs: Path | None = None,
 ) -> BenchmarkTable:
     """Make the table of encoders: from scratch and from ImageNet's weights, up to full supervision.
@@ -61,10 +61,10 @@ def make_encoder_table(
         seeds: seeds of each row.
         split: where to measure.
         refine: refinement to measure beside none: ``"par"`` or ``"crf"``.
-        grid: side of slices, and of patches, as the network sees them, in pixels; None for that of the budget.
+        side: side of slices, and of patches, as the network sees them, in pixels; None for that of the budget.
         runs: folder with rows of earlier sessions, see :class:`~monai_wsss.benchmark.BenchmarkTable`.
     """
-    kind, data = _data_of(datalist, split, grid)
+    kind, data = _data_of(datalist, split, side)
     recipes = encoder_recipes(BUDGETS[kind], refined=refine)
     return _table("encoder", kind, data, out, recipes, seeds=seeds, refine=refine, runs=runs)
 
@@ -76,7 +76,7 @@ def make_lever_table(
     seeds: Sequence[int] = (0, 1, 2),
     split: str = "validation",
     refine: str = "par",
-    grid: int | None = None,
+    side: int | None = None,
     runs: Path | None = None,
 ) -> BenchmarkTable:
     """Make the table of the levers of a pretrained classifier: pooling, stride, depth, frozen batch norm.
@@ -87,20 +87,20 @@ def make_lever_table(
         seeds: seeds of each row.
         split: where to measure.
         refine: refinement to measure beside none.
-        grid: side of slices and patches.
+        side: side of slices and patches.
         runs: folder with rows of earlier sessions.
     """
-    kind, data = _data_of(datalist, split, grid)
+    kind, data = _data_of(datalist, split, side)
     return _table("levers", kind, data, out, lever_recipes(BUDGETS[kind]), seeds=seeds, refine=refine, runs=runs)
 
 
-def _data_of(datalist: Path, split: str, grid: int | None) -> tuple[str, PreparedData]:
+def _data_of(datalist: Path, split: str, side: int | None) -> tuple[str, PreparedData]:
     """Read which kind of data a datalist holds."""
     header = load_header(datalist)
     if header["background"] and header.get("tiles"):
         return "tiles", Tiles(datalist, split)
     kind = "slices" if header["background"] else "patches"
-    side = BUDGETS[kind].grid if grid is None else grid
+    side = BUDGETS[kind].grid if side is None else side
     assert side is not None
     return kind, Slices(datalist, split, (side, side)) if kind == "slices" else Patches(datalist, split, grid=side)
 

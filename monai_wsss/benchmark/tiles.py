@@ -75,9 +75,9 @@ class Tiles(PreparedData):
         return {**super().settings, "samples": self.samples, "crop": self.crop}
 
     def items(self, recipe: Recipe, seed: int, *, masks: bool = False) -> Cases:
-        """Give the training tiles, or the whole training images for a recipe that asks for ``"images"``."""
-        if recipe.items == "tiles":
-            return load_datalist(self.datalist, "training", masks=masks)
+        """Give the training tiles, or the whole training images to a recipe that learns masks or pseudo-masks."""
+        if not masks and recipe.teacher is None:
+            return load_datalist(self.datalist, "training")
         items = load_datalist(self.datalist, "training_images", masks=masks)
         return [item for item in items if "mask" in item] if masks else items
 
@@ -99,7 +99,7 @@ class Tiles(PreparedData):
         """Give quarter turns, flips and a change of gain and offset; crops of whole images come first."""
         size = (self.crop, self.crop)
         crops: list[Any] = []
-        if recipe.items == "images":
+        if len(keys) > 1:
             fill = [SpatialPadd(key, size, value=0 if key == "image" else IGNORED) for key in keys]
             crops = [*fill, RandSpatialCropd(keys, size, random_size=False)]
         jitter = [
