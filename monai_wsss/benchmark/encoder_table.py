@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from monai_wsss._labels import IGNORED
 from monai_wsss.benchmark.encoder_recipes import BUDGETS, encoder_recipes, lever_recipes
 from monai_wsss.benchmark.formatting import Column
 from monai_wsss.benchmark.patches import Patches
@@ -31,7 +32,7 @@ from monai_wsss.benchmark.rows import Measured
 from monai_wsss.benchmark.table import BenchmarkTable, Entry, Trained
 from monai_wsss.benchmark.tiles import Tiles
 from monai_wsss.data import load_header
-from monai_wsss.refinement import ClassMapRefinement, MaskRule
+from monai_wsss.refinement import ClassMapRefinement, MaskRule, decide_within
 
 __all__ = ["make_encoder_table", "make_lever_table"]
 
@@ -164,18 +165,26 @@ def _rule(network: Any, rule: str, *, gated: bool) -> MaskRule:
 def _decided(
     data: PreparedData, cases: Cases, maps: Maps, rule: MaskRule, refinement: str | None
 ) -> dict[str, dict[str, Any]]:
-    """Decide the masks of all cases and measure them."""
+    """Decide the masks of all cases and measure them, in their regions alone where they have any."""
     table = data.case_table()
     refine = None if refinement is None else ClassMapRefinement(refinement)
     for case, scores in zip(cases, maps, strict=True):
         image = torch.as_tensor(case["image"]).float()[None]
-        mask, _, presence = rule(scores) if refine is None else refine(rule, scores, image)
+        reference, presence = case.get("mask"), None
+        if "region" in case:
+            region = torch.as_tensor(case["region"])[None]
+            mask = decide_within(rule, scores, region, refine=refine, image=image)
+            outside = mask == IGNORED
+            mask = mask.masked_fill(outside, 0)
+            reference = None if reference is None else torch.as_tensor(reference).masked_fill(outside[0], IGNORED)
+        else:
+            mask, _, presence = rule(scores) if refine is None else refine(rule, scores, image)
         table.add(
             id=case["id"],
             subject=case["subject"],
             label=torch.as_tensor(case["label"]),
             prediction=mask[0],
-            reference=case.get("mask"),
+            reference=reference,
             presence=None if presence is None or rule.gate != "predicted" else presence[0],
         )
     return table.summary()

@@ -70,6 +70,11 @@ class Tiles(PreparedData):
         check_trainable(load_datalist(self.datalist, "training"))
 
     @property
+    def in_regions(self) -> bool:
+        """Tell whether findings are looked for in regions alone; images without one are left out then."""
+        return self.header["tiles"].get("region") is not None
+
+    @property
     def settings(self) -> dict[str, Any]:
         """Tell what of the data decides the weights, for JSON."""
         return {**super().settings, "samples": self.samples, "crop": self.crop}
@@ -78,12 +83,16 @@ class Tiles(PreparedData):
         """Give the training tiles, or the whole training images to a recipe that learns masks or pseudo-masks."""
         if not masks and recipe.teacher is None:
             return load_datalist(self.datalist, "training")
-        items = load_datalist(self.datalist, "training_images", masks=masks)
-        return [item for item in items if "mask" in item] if masks else items
+        if not masks:
+            return [
+                {key: value for key, value in item.items() if key != "region"} for item in self.pseudo_items(recipe, 0)
+            ]
+        return [item for item in load_datalist(self.datalist, "training_images", masks=True) if "mask" in item]
 
     def pseudo_items(self, recipe: Recipe, seed: int) -> Cases:
-        """Give the whole training images: they get the pseudo-masks."""
-        return load_datalist(self.datalist, "training_images")
+        """Give the whole training images, with their regions: they get the pseudo-masks."""
+        items = load_datalist(self.datalist, "training_images", regions=True)
+        return [item for item in items if "region" in item or not self.in_regions]
 
     def reading(self, keys: Sequence[str]) -> list[Any]:
         """Give the transforms that read images as they are, 0 to 255; a mask may be missing."""
@@ -114,15 +123,17 @@ class Tiles(PreparedData):
 
     def write_pseudo_masks(self, network: nn.Module, weights: Path, items: Cases, folder: Path, **words: Any) -> None:
         """Write the pseudo-masks of whole training images; finished ones are kept."""
-        reading = Compose(self.reading(["image"]))
+        reading = Compose(self.reading(["image", "region"]))
         PseudoMaskWriter(network, weights, items, reading, self.inferer(), folder, **words).run()
 
     def cases(self, split: str | None = None) -> Cases:
         """Read the cases of a split once, the table's own by default."""
         name = split or self.split
         if name not in self._read:
-            items = load_datalist(self.datalist, name, masks=True)
-            self._read[name] = list(CacheDataset(items, Compose(self.reading(["image", "mask"])), progress=False))
+            items = load_datalist(self.datalist, name, masks=True, regions=True)
+            items = [item for item in items if "region" in item or not self.in_regions]
+            reading = Compose(self.reading(["image", "mask", "region"]))
+            self._read[name] = list(CacheDataset(items, reading, progress=False))
         return self._read[name]
 
     def whole_maps(self, recipe: Recipe | None, network: nn.Module | None) -> tuple[Cases, list[torch.Tensor]]:
