@@ -18,6 +18,7 @@ from test_every_bundle import AT_ONCE, ROOT, offline, read_json, read_rows, run,
 from monai_wsss.data import make_phantoms
 from monai_wsss.methods import AFA, BMP
 from monai_wsss.methods.bmp_settings import BmpSettings
+from monai_wsss.networks.published_weights import find_published
 
 BUNDLE = ROOT / "bundles" / "brain_mri_bmp_segmentation"
 MODALITIES = ("T1", "T1c", "FLAIR")
@@ -145,13 +146,45 @@ def test_a_preset_is_trained_evaluated_and_used(preset, phantoms, tmp_path):
     """Its warm-ups are far longer than this run, which is told; test_bundle_readmes.py types `paper.json`."""
     overlay = {"overlays": (f"{preset}.json",)}
     with pytest.warns(UserWarning, match="`propagation_ramp` will not end in this run"):
-        training = run(BUNDLE, "train", tmp_path / "run", phantoms, epochs=1, val_interval=1, **overlay)
+        training = run(
+            BUNDLE, "train", tmp_path / "run", phantoms, epochs=1, val_interval=1, pretrained="none", **overlay
+        )
     scores = run(BUNDLE, "evaluate", tmp_path / "scores", phantoms, ckpt_dir=str(training), **overlay)
     masks = run(BUNDLE, "inference", tmp_path / "masks", phantoms, ckpt_dir=str(training), **overlay)
     for output in (training, scores, masks):
         assert read_json(output / "run.json")["config"]["preset"] == PRESETS[preset][1]
+        assert read_json(output / "run.json")["encoder_weights"]["pretrained"] == "none"
     assert read_json(scores / "metrics.json")["accuracy"]["mean"] > 0
     assert len(list((masks / "masks").iterdir())) == 1
+
+
+@pytest.mark.parametrize("overlay", ["paper", "released", "afa"])
+def test_published_presets_do_not_begin_at_random_in_silence(overlay, phantoms, tmp_path):
+    places = {"dataset_dir": str(phantoms), "output_dir": str(tmp_path / "run")}
+    with pytest.raises(RuntimeError) as error:
+        start(BUNDLE, "train", overlays=(f"{overlay}.json",), **places).run()
+    assert str(error.value.__cause__) == (
+        "No package has ImageNet weights of MixTransformer: give a file that you downloaded with --pretrained PATH, or "
+        "train without them with --pretrained none."
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_published_weights_go_into_the_encoder(phantoms, tmp_path):
+    encoder = {
+        "_target_": "monai_wsss.networks.EfficientNetLite",
+        "in_channels": "@in_channels",
+        "input_range": "z_scores",
+        "output_stride": 16,
+    }
+    places = {"dataset_dir": str(phantoms), "output_dir": str(tmp_path)}
+    given = {"network_def#encoder": encoder, "method#affinity_weight": 0, "pretrained": "imagenet"}
+    content = start(BUNDLE, "train", **places, **given).parser.get_parsed_content
+    record = content("run#0")
+    assert (record["pretrained"], record["encoder"]) == ("imagenet", "EfficientNet-Lite0")
+    stored = torch.load(find_published("lite0"), weights_only=True)
+    assert torch.equal(content("network").encoder._conv_stem.weight, stored["_conv_stem.weight"])
+    assert content("method").network.encoder_weights == record
 
 
 def test_a_classifier_that_has_not_learned_is_told(phantoms, tmp_path):

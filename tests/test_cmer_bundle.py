@@ -146,6 +146,18 @@ def test_training_needs_all_modalities(phantoms, tmp_path):
     assert "`present` is for inference" in str(error.value.__cause__)
 
 
+@pytest.mark.parametrize("preset", ["paper", "released"])
+def test_the_backbone_of_table_four_alone_presumes_published_weights(preset, phantoms, tmp_path):
+    places = {"dataset_dir": str(phantoms), "output_dir": str(tmp_path), "network_def#width": 4}
+    for backbone, expected in (("unet", "none"), ("aspp_resnet", "imagenet")):
+        chosen = {**places, "network_def#backbone": backbone}
+        started = start(BUNDLE, "train", overlays=(f"{preset}.json",), **chosen)
+        assert started.parser.get_parsed_content("pretrained") == expected
+    with pytest.raises(RuntimeError) as error:
+        started.run()
+    assert "No package has ImageNet weights of ASPPResNet" in str(error.value.__cause__)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", ["released"])  # test_bundle_readmes.py types `paper.json`
 def test_a_preset_is_trained_evaluated_and_used(preset, phantoms, tmp_path):

@@ -426,6 +426,7 @@ def test_training_writes_a_checkpoint_and_the_network(training, bundle):
     record = read_json(training / "run.json")
     assert record["weights_sha256"] is None
     assert record["uses_masks"] == []
+    assert record["encoder_weights"]["pretrained"] == "none"
     told = {"epochs": 1, "batch_size": 32, "optimizer": "AdamW", "learning_rate": 0.001, "lr_scheduler": "OneCycleLR"}
     own = {"bmp": {"batch_size": 16, "method": "BMP"}, "gland": {"learning_rate": 0.002}}
     told |= next((changes for part, changes in own.items() if part in bundle.name), {})

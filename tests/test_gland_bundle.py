@@ -213,6 +213,11 @@ def test_both_backbones_of_the_paper_s_preset_are_loaded_from_files(phantoms, tm
     files = {"pretrained": paths["classifier_def"], "pretrained_segmenter": paths["network_def"]}
     places = {"dataset_dir": str(phantoms), "output_dir": str(tmp_path)}
     workflow = start(BUNDLE, "train", overlays=("paper.json",), **places, **files, **SMALL_PAPER)
+    records = [workflow.parser.get_parsed_content(f"run#{number}") for number in range(2)]
+    assert [(record["encoder"], record["file"]) for record in records] == [
+        ("ResNet38", "classifier_def.pt"),
+        ("ResNeSt", "network_def.pt"),
+    ]
     for name, backbone in backbones.items():
         loaded = workflow.parser.get_parsed_content(name).backbone.state_dict()
         assert all(torch.equal(loaded[key], value) for key, value in backbone.state_dict().items())
@@ -221,11 +226,17 @@ def test_both_backbones_of_the_paper_s_preset_are_loaded_from_files(phantoms, tm
 def test_the_paper_s_preset_trains_both_stages_and_is_evaluated(phantoms, tmp_path):
     places = {"dataset_dir": str(phantoms), "output_dir": str(tmp_path / "run")}
     short = {"epochs": 1, "classifier_epochs": 1, "training_share": 0.1, "batch_size": 4, "val_interval": 9}
+    with pytest.raises(RuntimeError) as caught:
+        start(BUNDLE, "train", overlays=("paper.json",), **places, **short, **SMALL_PAPER).run()
+    assert "No package has ImageNet weights of ResNet38: give a file" in str(caught.value.__cause__)
+    assert not (tmp_path / "run").exists()
+    short["pretrained"] = "none"
     workflow = start(BUNDLE, "train", overlays=("paper.json",), **places, **short, **SMALL_PAPER)
     workflow.run()
     for folder in ("run", "run/classifier"):
         (row,) = read_rows(tmp_path / folder / "training_log.csv")
         assert np.isfinite(float(row["loss"]))
+        assert read_json(tmp_path / folder / "run.json")["encoder_weights"]["pretrained"] == "none"
     recorded = read_json(tmp_path / "run" / "run.json")["config"]
     expected = {"preset": "paper", "learning_rate": 0.005, "optimizer": "SGD", "plf": "paper", "training_share": 0.1}
     assert expected.items() <= recorded.items()

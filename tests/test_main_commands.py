@@ -16,6 +16,7 @@ from monai_wsss.__main__ import main
 from monai_wsss.command_line.arguments import REQUIRED, Argument, Command, Elsewhere
 from monai_wsss.command_line.table import COMMANDS, LAYOUTS, SPLITS
 from monai_wsss.data import splits
+from monai_wsss.data.crops import TileOptions, TileRule
 from monai_wsss.data.folder import LabelColumns
 from monai_wsss.data.label_table import read_label_table
 
@@ -29,16 +30,18 @@ ONLY_IN_PYTHON = {
     "phantom": {"subjects"},
     "benchmark": {"name", "recipes", "metrics", "figure", "grid", "samples", "batch_size", "window"},
 }
+# Options that functions hand on together -> their names, and what takes them.
+HANDED_ON = {"LabelColumns": (LabelColumns, read_label_table), "TileOptions": (TileOptions, TileRule)}
 
 
 def parameters_of(function: Any) -> dict[str, Any]:
-    """Name -> default of all parameters; those of ``prepare_folder`` that it hands on stand at the reader of tables."""
+    """Name -> default of all parameters; those that a function hands on stand at the one that takes them."""
     found = {}
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            assert "LabelColumns" in str(parameter.annotation)
-            reader = inspect.signature(read_label_table).parameters
-            found |= {column: reader[column].default for column in LabelColumns.__annotations__}
+            (handed, taker) = next(pair for name, pair in HANDED_ON.items() if name in str(parameter.annotation))
+            taken = inspect.signature(taker).parameters
+            found |= {option: taken[option].default for option in handed.__annotations__}
         else:
             found[name] = parameter.default
     return {name: REQUIRED if default is inspect.Parameter.empty else default for name, default in found.items()}

@@ -50,8 +50,8 @@ def test_glands_are_written_and_the_next_command_is_of_their_bundle(few, tmp_pat
 @pytest.mark.parametrize(
     ("option", "words"),
     [
-        (["--modalities", "T1"], "Expected no `modalities` for color images of glands, got T1"),
-        (["--spatial-dims", "3"], "Expected `spatial_dims` to be 2 for images of glands, got 3"),
+        (["--modalities", "T1"], "Expected no `modalities` for color images, got T1"),
+        (["--spatial-dims", "3"], "Expected `spatial_dims` to be 2 for color images, got 3"),
     ],
 )
 def test_options_of_brains_are_refused(option, words, tmp_path, capsys):

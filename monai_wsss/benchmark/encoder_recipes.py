@@ -15,11 +15,11 @@ from typing import Any
 
 from monai_wsss.benchmark.recipes import FULL_SUPERVISION, AdamWOneCycle, Recipe
 from monai_wsss.methods import ClassActivationMapping, FullSupervision, PseudoMaskSupervision, WSSSMethod
-from monai_wsss.networks import EfficientNetLite, FusedSegmenter, fused_cam_network, load_encoder_weights
+from monai_wsss.networks import EfficientNetLite, FrozenEncoder, FusedSegmenter, fused_cam_network, load_encoder_weights
 
 __all__ = ["BUDGETS", "Budget", "encoder_recipes", "lever_recipes"]
 
-_NETWORK = {"encoder": "lite0", "levels": [2, 3, 4], "stride": 4, "width": 48}
+_NETWORK: dict[str, Any] = {"encoder": "lite0", "levels": [2, 3, 4], "stride": 4, "width": 48}
 _FROM_SCRATCH = AdamWOneCycle(learning_rate=2e-3)
 _FINE_TUNED = AdamWOneCycle(learning_rate=2e-3, encoder_learning_rate=3e-4)
 
@@ -113,7 +113,7 @@ def lever_recipes(budget: Budget) -> dict[str, Recipe]:
         "stride 8": {"stride": 8},
         "to stride 32": {"levels": (2, 3, 4, 5)},
         "output stride 8": {"output_stride": 8},
-        "frozen batch norm": {"frozen_batch_norm": True},
+        "frozen encoder": {"frozen": True},
     }
     return {name: _classifier(budget, "imagenet", **words) for name, words in levers.items()}
 
@@ -122,7 +122,7 @@ def _classifier(budget: Budget, pretrained: str, **words: Any) -> Recipe:
     words = {"input_range": budget.input_range, "topk_share": budget.topk_share, "pretrained": pretrained, **words}
     return Recipe(
         partial(_build_cam, **words),
-        _optimizer(pretrained),
+        _optimizer("none" if words.get("frozen") else pretrained),
         batch_size=budget.batch_size,
         epochs=budget.cam,
         words={"method": "cam", **_NETWORK, **words},
@@ -130,7 +130,11 @@ def _classifier(budget: Budget, pretrained: str, **words: Any) -> Recipe:
 
 
 def _segmenter(budget: Budget, pretrained: str, epochs: int, *, teacher: str | None = None, **options: Any) -> Recipe:
-    words = {"input_range": budget.input_range, "pretrained": pretrained, "background": budget.background}
+    words: dict[str, Any] = {
+        "input_range": budget.input_range,
+        "pretrained": pretrained,
+        "background": budget.background,
+    }
     build = _build_full if teacher is None else _build_student
     return Recipe(
         partial(build, **words),
@@ -155,13 +159,10 @@ def _encoder(in_channels: int, words: dict[str, Any]) -> EfficientNetLite:
 
 
 def _build_cam(in_channels: int, num_classes: int, *, pretrained: str, **words: Any) -> WSSSMethod:
-    frozen = words.pop("frozen_batch_norm", False)
-    network = fused_cam_network(_encoder(in_channels, words), num_classes, **words)
+    frozen = words.pop("frozen", False)
+    encoder = _encoder(in_channels, words)
+    network = fused_cam_network(FrozenEncoder(encoder) if frozen else encoder, num_classes, **words)
     load_encoder_weights(network, pretrained)
-    if frozen:
-        from monai_wsss.networks import freeze_batch_norm
-
-        freeze_batch_norm(network)
     return ClassActivationMapping(network)
 
 

@@ -37,6 +37,10 @@ __all__ = ["make_encoder_table", "make_lever_table"]
 
 Maps = list[torch.Tensor]
 _PLAIN = "as they are"
+_METRICS = (
+    "dice_subject", "dice_pooled", "iou_pooled", "miou_pooled", "healthy_clean", "presence_auroc",
+    "tile_auroc", "tile_clean", "seconds_per_step", "peak_memory_mb", "seconds_per_image",
+)  # fmt: skip
 
 
 def make_encoder_table(
@@ -118,10 +122,8 @@ def _table(
         Entry(key, partial(give, data, refine), None, words=words) for key, give in _trivial(data, kind).items()
     ]
     metric = "dice_pooled" if BUDGETS[kind].background else "miou_pooled"
-    names = ("dice_subject", "dice_pooled", "iou_pooled", "miou_pooled", "healthy_clean", "presence_auroc")
-    names += ("tile_auroc", "tile_clean", "seconds_per_step", "peak_memory_mb", "seconds_per_image")
     columns = [
-        *(Column(each, each) for each in names),
+        *(Column(each, each) for each in _METRICS),
         Column("ratio to full supervision", metric, kind="ratio", bound=_PLAIN),
         Column("to the bound refined alike", metric, kind="ratio alike"),
         Column("to the best bound", metric, kind="ratio best"),

@@ -30,6 +30,7 @@ class Row:
         seconds: time of all trainings behind the row, in seconds; None where no training or no record of it exists.  A
             training that was killed and resumed counts its last process.
         reads_masks: whether masks were read to train or to decide, not only to measure.
+        simulated_supervision: whether the image-level labels of the data were made from masks on request.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Row:
     metrics: Mapping[str, Mapping[str, Any]]
     seconds: float | None = None
     reads_masks: bool = False
+    simulated_supervision: bool = False
 
     @property
     def label(self) -> str:

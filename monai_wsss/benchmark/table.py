@@ -16,7 +16,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -124,13 +124,14 @@ class BenchmarkTable:
             One row per entry, column and seed, in the order of the table.
         """
         self.data.check()
+        simulated = bool(self.data.header.get("simulated_supervision", False))
         _claim_folder(self.out, {**self.data.settings, "epochs": self.epochs, **self.settings})
         rows: list[Row] = []
         for entry in self.entries:
             own = [row for seeds in entry.groups(self.seeds) for row in self._rows(entry, seeds)]
             dice = values_of(own, "dice_subject")
             logger.info("%s: Dice %s", entry.name, f"{np.mean(dice):.3f}" if dice else "unknown")
-            rows += own
+            rows += [replace(row, simulated_supervision=simulated) for row in own]
         write_json(self.out / f"{self.name}.json", [row.to_json() for row in rows])
         with atomic_path(self.out / f"{self.name}.md") as temporary:
             temporary.write_text(self.format(rows) + "\n", encoding="utf-8")
@@ -140,7 +141,10 @@ class BenchmarkTable:
 
     def format(self, rows: Sequence[Row]) -> str:
         """Give rows of this table as Markdown."""
-        return format_rows(rows, self.columns)
+        table = format_rows(rows, self.columns)
+        if not any(row.simulated_supervision for row in rows):
+            return table
+        return f"{table}\n\nSimulated supervision: labels are {self.data.header['labels'].removeprefix('simulated: ')}."
 
     def folder(self, recipe: str, seed: int) -> Path:
         """Give the folder of a recipe's weights."""

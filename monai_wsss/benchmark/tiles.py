@@ -110,12 +110,12 @@ class Tiles(PreparedData):
 
     def inferer(self) -> VolumeInferer:
         """Give the inferer of whole images."""
-        return VolumeInferer(2, scales=self.scales)
+        return VolumeInferer(2, scales=self.scales, slice_batch=1)
 
     def write_pseudo_masks(self, network: nn.Module, weights: Path, items: Cases, folder: Path, **words: Any) -> None:
         """Write the pseudo-masks of whole training images; finished ones are kept."""
         reading = Compose(self.reading(["image"]))
-        PseudoMaskWriter(network, weights, items, reading, self.inferer(), folder, batch_size=1, **words).run()
+        PseudoMaskWriter(network, weights, items, reading, self.inferer(), folder, **words).run()
 
     def cases(self, split: str | None = None) -> Cases:
         """Read the cases of a split once, the table's own by default."""

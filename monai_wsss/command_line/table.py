@@ -68,7 +68,7 @@ _TILES = (
     Argument("--region", "folder of masks, e.g. lungs, in which tiles must lie", metavar="NAME"),
     Argument("--region-share", "least share of a tile within the region", 0.9, float),
     Argument("--keep-dark-corners", "keep tiles with dark corners, a shortcut", True, parameter="skip_dark_corners"),
-    Argument("--full-size", "do not scale images that stay whole", False),
+    Argument("--full-size", "do not scale the images that are measured", False),
 )
 """The arguments of tiles; a test compares them with the fields of :class:`~monai_wsss.data.crops.TileRule`."""
 
@@ -217,12 +217,14 @@ _ENCODER_TABLES = ("encoder", "levers")
 COMMANDS = (
     Command(
         "phantom",
-        "generate phantom studies with exact masks: MRI of brains with tumors, or stained sections with glands",
+        "generate phantom studies with exact masks: MRI of brains with tumors, stained sections with glands, "
+        "or dermoscopy of pigmented lesions",
         "monai-wsss phantom --kind brain --modalities T1,FLAIR --out phantoms\n"
-        "  monai-wsss phantom --kind gland --out phantoms",
+        "  monai-wsss phantom --kind gland --out phantoms\n"
+        "  monai-wsss phantom --kind skin --out phantoms",
         function="monai_wsss.data.phantoms.make_phantoms",
         arguments=(
-            Argument("--kind", "kind of the phantoms", "brain", choices=("brain", "gland")),
+            Argument("--kind", "kind of the phantoms", "brain", choices=("brain", "gland", "skin")),
             Argument("--out", "the folder to write", REQUIRED, metavar="DIR", parameter="directory"),
             Argument("--spatial-dims", "brains: slices (2) or volumes (3)", 2, int, choices=(2, 3)),
             Argument("--modalities", "brains: any of T1, T1c, T2, FLAIR", kind=names),

@@ -58,8 +58,8 @@ def prepare_cases(
     ``has_pixel_truth`` is 0.
 
     With ``tiles`` the training images of this layout are cut into tiles with and without the finding
-    (:mod:`monai_wsss.data.tile_folder`).  Validation and test keep whole images; the validation images are cut as well,
-    and their tiles stand in the list ``validation_tiles``.
+    (:mod:`monai_wsss.data.tile_folder`).  The splits validation and test hold whole images; the lists
+    ``validation_tiles`` and ``test_tiles`` hold their tiles, and ``training_images`` the whole training images.
 
     Args:
         root: the folder.

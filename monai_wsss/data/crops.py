@@ -53,18 +53,18 @@ _DARK_IMAGE = 0.2
 
 
 class TileOptions(TypedDict, total=False):
-    """How ``prepare cases`` cuts tiles, each optional: see :class:`TileRule`.
+    """Options of tiles, each optional; :class:`TileRule` says what they do.
 
     Attributes:
-        tile_stride: see :class:`TileRule`, as all others.
-        scale: …
-        longest_side: …
-        tile_presence: …
-        tile_margin: …
-        region: …
-        region_share: …
-        skip_dark_corners: …
-        full_size: …
+        tile_stride: step from one tile to the next.
+        scale: factor by which every image is scaled.
+        longest_side: length of the longer side of every image.
+        tile_presence: share of a tile above which a class counts as present.
+        tile_margin: pixels around a tile without an absent class.
+        region: folder of masks in which tiles must lie.
+        region_share: least share of a tile within the region.
+        skip_dark_corners: whether tiles with dark corners are left out.
+        full_size: whether whole images that are measured keep their size.
     """
 
     tile_stride: int | None
@@ -93,7 +93,8 @@ class TileRule:
             from everywhere.
         region_share: the least share of a tile within the region.
         skip_dark_corners: whether tiles with dark corners are left out, whatever their tag.
-        full_size: whether images that stay whole keep their size; otherwise they are scaled as the tiles.
+        full_size: whether whole images that are measured keep their size.  Otherwise they are scaled as the tiles;
+            whole training images always are.
 
     Raises:
         ValueError: a value is out of range, or both scale and longest side are given.

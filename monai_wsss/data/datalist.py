@@ -233,8 +233,8 @@ def load_datalist(
 
     Args:
         path: the JSON file.
-        split: "training", "validation" or "test"; of a list with tiles also "training_images", whole, and
-            "validation_tiles".
+        split: "training", "validation" or "test", or, where there are tiles, "training_images",
+            "validation_tiles" or "test_tiles".
         masks: whether to give the masks as well.  They are for evaluation, oracles and full supervision only: a method
             that learns from image-level labels must never see them.
         regions: whether to give the regions as well, masks of the organ in which a finding may lie.

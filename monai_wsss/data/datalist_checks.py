@@ -19,11 +19,13 @@ SPLIT_OF_LIST = {
     **{split: split for split in SPLITS},
     "training_images": "training",
     "validation_tiles": "validation",
+    "test_tiles": "test",
 }
 """List of a datalist → the split that its subjects belong to.
 
-Where the training split holds tiles, ``training_images`` are the whole images that a second stage learns from, and
-tiles of validation images measure a classifier without masks."""
+Where training is on tiles, ``training_images`` holds the whole images that they were cut from, and the tiles of other
+splits measure a classifier.
+"""
 
 _REQUIRED = ("id", "image", "label", "subject")
 

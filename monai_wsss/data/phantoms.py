@@ -19,16 +19,21 @@ from typing import Any
 import numpy as np
 
 from monai_wsss._checks import DataError, check_choice
-from monai_wsss._files import make_directory
-from monai_wsss._intensity import foreground_statistics
+from monai_wsss._files import atomic_path, make_directory
+from monai_wsss._intensity import foreground_statistics, tissue_statistics
 from monai_wsss._orientation import axes_of, slicing_entry
 from monai_wsss._pictures import XY
+from monai_wsss.data.crops import TileRule
 from monai_wsss.data.datalist import modality_entry, statistics_entry, write_datalist
+from monai_wsss.data.datalist_checks import SPLIT_OF_LIST
 from monai_wsss.data.gland_folder import GlandImage, PatchRule, add_gland_image, empty_gland_list
-from monai_wsss.data.modalities import sort_modalities
+from monai_wsss.data.label_table import WHOLE, LabeledRow
+from monai_wsss.data.modalities import COLORS, sort_modalities
 from monai_wsss.data.phantom_brain import BRAIN_AFFINE, CONTRAST, BrainStudy, draw_brain
 from monai_wsss.data.phantom_gland import draw_gland, draw_laboratory
+from monai_wsss.data.phantom_skin import draw_skin
 from monai_wsss.data.splits import SPLITS
+from monai_wsss.data.tile_folder import TileSource, TileWriter, tile_header
 from monai_wsss.data.writing import write_nifti, write_picture
 
 __all__ = ["PHANTOM_KINDS", "make_phantoms"]
@@ -40,6 +45,9 @@ _LEAST_ORGAN = 0.02  # share of a slice that the organ must cover for the slice 
 
 _GLAND_RULE = PatchRule(patch=112, stride=56, white=0.8)
 """Training patches as for GlaS (Feng et al., AAAI 2025)."""
+
+_SKIN_RULE = TileRule(64, 32)
+"""Training tiles as for real dermoscopy of 256 pixels; some have a margin without any lesion."""
 
 _GLAND_LAYOUTS = ("many", "few", "none", "few", "many")
 """Layouts of the sections of a split, in turn."""
@@ -111,6 +119,36 @@ def _generate_gland(folder: Path, marker: dict[str, Any]) -> dict[str, Any]:
     return datalist
 
 
+def _generate_skin(folder: Path, marker: dict[str, Any]) -> dict[str, Any]:
+    """Draw and write images of skin, whole and as tiles, and under ``raw/`` as ``prepare cases`` takes them."""
+    writer = TileWriter(folder, _SKIN_RULE, from_masks=True)
+    statistics, raw = {}, ["raw/labels.csv"]
+    lines = ["id,case,label,split"]
+    for stream, (split, count) in enumerate(zip(SPLITS, marker["subjects"], strict=True)):
+        for number in range(count):
+            drawn = draw_skin(np.random.default_rng([marker["seed"], stream, number]))
+            name = f"skin{marker['seed']}-{split}-{number:03d}"
+            row = LabeledRow("", name, name, [1], split, {})
+            source = TileSource(row, COLORS, True, drawn.image, drawn.mask)
+            writer.add(source, source)
+            statistics[name] = statistics_entry(*tissue_statistics(drawn.image))
+            lines.append(f"{name},{name},1,{split}")
+            raw += [f"raw/images/{name}.png", f"raw/masks/{name}.png"]
+            write_picture(folder / raw[-2], drawn.image)
+            write_picture(folder / raw[-1], 255 * drawn.mask)
+    with atomic_path(make_directory(folder / "raw") / "labels.csv") as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return {
+        "modality": modality_entry(COLORS),
+        "classes": [WHOLE],
+        "background": True,
+        **tile_header(_SKIN_RULE, labels_from_masks=True),
+        "raw": raw,
+        "statistics": statistics,
+        **writer.lists,
+    }
+
+
 def _is_diseased(split: str, number: int) -> bool:
     return number % 4 != 2 if split == "test" else number % 2 == 0
 
@@ -140,9 +178,9 @@ def _write_study(folder: Path, subject: str, study: BrainStudy) -> list[dict[str
 
 
 def _files_of(datalist: dict[str, Any]) -> set[str]:
-    cases = [case for split in SPLITS for case in datalist.get(split, [])]
+    cases = [case for name in SPLIT_OF_LIST for case in datalist.get(name, [])]
     images = {path for case in cases for path in ([case["image"]] if isinstance(case["image"], str) else case["image"])}
-    return images | {case["mask"] for case in cases}
+    return images | {case["mask"] for case in cases if "mask" in case} | set(datalist.get("raw", []))
 
 
 def _remove_stale(folder: Path, previous: dict[str, Any], current: dict[str, Any]) -> None:
@@ -167,22 +205,23 @@ def _brain_marker(modalities: Sequence[str] | None, spatial_dims: int) -> dict[s
     return {"modalities": chosen, "spatial_dims": spatial_dims}
 
 
-def _gland_marker(modalities: Sequence[str] | None, spatial_dims: int) -> dict[str, Any]:
+def _color_marker(modalities: Sequence[str] | None, spatial_dims: int) -> dict[str, Any]:
     """Refuse the arguments that only brains have."""
     if modalities is not None:
-        raise ValueError(f"Expected no `modalities` for color images of glands, got {', '.join(modalities)}.")
+        raise ValueError(f"Expected no `modalities` for color images, got {', '.join(modalities)}.")
     if spatial_dims != 2:
-        raise ValueError(f"Expected `spatial_dims` to be 2 for images of glands, got {spatial_dims}.")
+        raise ValueError(f"Expected `spatial_dims` to be 2 for color images, got {spatial_dims}.")
     return {}
 
 
 PHANTOM_KINDS: dict[str, Callable[[Path, dict[str, Any]], dict[str, Any]]] = {
     "brain": _generate_brain,
     "gland": _generate_gland,
+    "skin": _generate_skin,
 }
 """Kind → function ``(folder, marker) -> datalist`` that draws and writes all subjects."""
 
-_SUBJECTS = {"brain": (24, 8, 4), "gland": (6, 3, 3)}
+_SUBJECTS = {"brain": (24, 8, 4), "gland": (6, 3, 3), "skin": (16, 6, 6)}
 
 
 def make_phantoms(
@@ -205,23 +244,27 @@ def make_phantoms(
     of 112 pixels, labeled [gland, other] as ``prepare glas`` labels them.  Validation and test are whole sections, some
     of them without glands.  The statistics are those of the tissue of the whole section.
 
+    "skin": dermoscopy in colors, one image per subject, each with one lesion.  Training is tiles of 64 pixels, with and
+    without lesion, as ``prepare cases --tiles 64 --labels-from-masks`` cuts them from the folder ``raw``, which holds
+    the images as a real set.  Validation and test are whole images, beside their tiles.
+
     The same arguments give the same bytes.
 
     Args:
         directory: the folder to write, created if needed.  A phantom folder for other arguments is replaced.
-        kind: "brain" or "gland".
+        kind: "brain", "gland" or "skin".
         modalities: any of T1, T1c, T2, FLAIR; None is T1, T1c, FLAIR.  Only for "brain".
         spatial_dims: 2, or for "brain" 3.
-        subjects: numbers of subjects for training, validation and test; None is 24, 8, 4 for "brain" and 6, 3, 3 for
-            "gland".
+        subjects: numbers of subjects for training, validation and test; None is 24, 8, 4 for "brain", 6, 3, 3 for
+            "gland" and 16, 6, 6 for "skin".
         seed: seed of all chance; another seed gives other subjects.
 
     Returns:
         ``directory`` as a string: the folder that holds ``datalist.json``.
 
     Raises:
-        ValueError: the kind or a modality is unknown, glands are asked for with modalities or in three dimensions, or
-            ``subjects`` is not three numbers of at least 0.
+        ValueError: the kind or a modality is unknown, color images are asked for with modalities or in three
+            dimensions, or ``subjects`` is not three numbers of at least 0.
         DataError: the folder holds a datalist that is not of phantoms, or cannot be written.
 
     Example:
@@ -237,7 +280,7 @@ def make_phantoms(
     marker = {
         "version": GENERATOR_VERSION,
         "kind": kind,
-        **(_brain_marker if kind == "brain" else _gland_marker)(modalities, spatial_dims),
+        **(_brain_marker if kind == "brain" else _color_marker)(modalities, spatial_dims),
         "subjects": [int(number) for number in subjects],
         "seed": seed,
     }

@@ -2,10 +2,10 @@
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 """``prepare cases --tiles``: training on tiles with and without the finding, evaluation on whole images.
 
-Training images are cut into tiles; whole, at the scale of the tiles, they stand in ``training_images``, for a second
-stage.  Validation images stay whole, with their masks, and are cut into tiles as well: the list ``validation_tiles``
-measures the classifier without a mask.  Test images stay whole.  :mod:`monai_wsss.data.crops`
-holds the rules of cutting and tagging.
+The datalist holds every image twice, whole and as tiles.  The list ``training`` holds tiles, and ``training_images``
+the whole images, scaled as the tiles, for a second stage.  The lists ``validation`` and ``test`` hold whole images,
+which are measured with their masks; on ``validation_tiles`` and ``test_tiles`` a classifier is measured without a mask.
+:mod:`monai_wsss.data.crops` holds the rules of cutting and tagging.
 
 The tags come from masks, which simulates the judgment of an expert and is done only on request, or from ``tiles.csv``
 with one row per tile.  Every tile of an image that is labeled 0 lacks the finding, which needs no mask.
@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from monai_wsss._checks import DataError
 from monai_wsss._intensity import foreground_statistics, tissue_statistics
+from monai_wsss._pictures import ROWS_COLUMNS
 from monai_wsss.data.case_files import ImageCase, image_name, is_color_picture, mask_shows, read_case, read_mask
 from monai_wsss.data.crops import (
     TileRule,
@@ -39,6 +40,7 @@ from monai_wsss.data.crops import (
     tile_tags,
 )
 from monai_wsss.data.datalist import modality_entry, statistics_entry, write_datalist
+from monai_wsss.data.datalist_checks import SPLIT_OF_LIST
 from monai_wsss.data.find_files import common_modalities, find_images, find_masks
 from monai_wsss.data.folder import check_like_first
 from monai_wsss.data.label_table import WHOLE, LabeledRow, LabelTable
@@ -47,15 +49,13 @@ from monai_wsss.data.prepared_folder import check_targets, warn_of_contradiction
 from monai_wsss.data.tile_table import ListedTiles, read_tile_table
 from monai_wsss.data.writing import fits_picture, write_picture
 
-__all__ = ["prepare_tiles"]
+__all__ = ["TileSource", "TileWriter", "prepare_tiles", "tile_header"]
 
-_LISTS = {"training": "training", "validation": "validation_tiles"}
+_TILES_OF = {"training": "training", "validation": "validation_tiles", "test": "test_tiles"}
 """Split → list that its tiles go into."""
 
-_WHOLE = {"training": "training_images", "validation": "validation", "test": "test"}
+_IMAGES_OF = {"training": "training_images", "validation": "validation", "test": "test"}
 """Split → list that its whole images go into."""
-
-_ALL_LISTS = ("training", "training_images", "validation", "validation_tiles", "test")
 
 _LEFT_OUT = {
     "dark": "tiles were left out for their dark corners, in both classes alike",
@@ -70,7 +70,7 @@ _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class _Source:
+class TileSource:
     """An image with its row, its channels, its pixels (C, *S), and mask and region, each (1, *S) or None."""
 
     row: LabeledRow
@@ -81,16 +81,16 @@ class _Source:
     region: np.ndarray | None = None
 
 
-def _scaled(source: _Source, rule: TileRule) -> _Source:
+def _scaled(source: TileSource, rule: TileRule) -> TileSource:
     """Scale the pixels, the mask and the region of an image."""
     shape = scaled_shape(source.pixels.shape[1:], rule)
     mask, region = (None if one is None else resize_mask(one, shape) for one in (source.mask, source.region))
-    return _Source(source.row, source.names, source.is_color, resize_image(source.pixels, shape), mask, region)
+    return TileSource(source.row, source.names, source.is_color, resize_image(source.pixels, shape), mask, region)
 
 
 def _to_source(
     row: LabeledRow, case: ImageCase, mask: Path | None, region: Path | None, classes: Sequence[str]
-) -> _Source:
+) -> TileSource:
     """Read the mask and the region of an image, and check that tiles of it can be stored as PNG."""
     pixels = case.volume
     if pixels.ndim != 3 or not all(map(fits_picture, [pixels] if case.is_color else pixels[:, None])):
@@ -100,11 +100,11 @@ def _to_source(
         )
     shown = None if mask is None else read_mask(mask, case.images[0], classes)
     inside = None if region is None else read_mask(region, case.images[0], [WHOLE])
-    return _Source(row, case.names, case.is_color, pixels.astype(np.uint16), shown, inside)
+    return TileSource(row, case.names, case.is_color, pixels.astype(np.uint16), shown, inside)
 
 
 @dataclass
-class _TileWriter:
+class TileWriter:
     """Writes images whole or as tiles, and collects their items.
 
     Attributes:
@@ -119,21 +119,20 @@ class _TileWriter:
     out: Path
     rule: TileRule
     from_masks: bool
-    listed: ListedTiles
-    lists: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: {name: [] for name in _ALL_LISTS})
+    listed: ListedTiles = field(default_factory=dict)
+    lists: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: {name: [] for name in SPLIT_OF_LIST})
     left_out: Counter[str] = field(default_factory=Counter)
 
-    def add(self, full: _Source, scaled: _Source) -> None:
-        """Write an image as its split asks: as tiles, whole, or both."""
+    def add(self, full: TileSource, scaled: TileSource) -> None:
+        """Write an image whole and as tiles."""
         split = str(full.row.split)
         whole = full if self.rule.full_size and split != "training" else scaled
-        self.lists[_WHOLE[split]].append(self._write(whole, full.row.id))
-        if split in _LISTS:
-            self.lists[_LISTS[split]] += self._cut(scaled)
+        self.lists[_IMAGES_OF[split]].append(self._write(whole, full.row.id))
+        self.lists[_TILES_OF[split]] += self._cut(scaled)
 
     def _write(
         self,
-        source: _Source,
+        source: TileSource,
         name: str,
         window: tuple[slice, slice] = (slice(None), slice(None)),
         *,
@@ -154,7 +153,7 @@ class _TileWriter:
             write_picture(self.out / path, values)
         return {**item, "statistics": source.row.id} if source.is_color else item
 
-    def _tags(self, source: _Source) -> Mapping[tuple[int, int], list[int] | None] | None:
+    def _tags(self, source: TileSource) -> Mapping[tuple[int, int], list[int] | None] | None:
         """Give the tags of all tiles of an image; None where nothing says what the tiles show."""
         row, shape, size = source.row, source.pixels.shape[1:], self.rule.tiles
         if row.id in self.listed:
@@ -164,7 +163,7 @@ class _TileWriter:
             return {place: tile_tags(source.mask[0], place, self.rule, len(row.label)) for place in origins}
         return None if any(row.label) else dict.fromkeys(origins, row.label)
 
-    def _cut(self, source: _Source) -> list[dict[str, Any]]:
+    def _cut(self, source: TileSource) -> list[dict[str, Any]]:
         """Write the tiles of an image; return their items."""
         row, size, shape = source.row, self.rule.tiles, source.pixels.shape[1:]
         if min(shape) < size:
@@ -195,7 +194,9 @@ class _TileWriter:
         return items
 
 
-def _read_sources(root: Path, table: LabelTable, rule: TileRule, modalities: Sequence[str] | None) -> Iterator[_Source]:
+def _read_sources(
+    root: Path, table: LabelTable, rule: TileRule, modalities: Sequence[str] | None
+) -> Iterator[TileSource]:
     """Read all images with their masks and regions, subject by subject."""
     found = find_images(root / "images", table)
     names = common_modalities(found, table.rows, modalities)
@@ -213,24 +214,39 @@ def _read_sources(root: Path, table: LabelTable, rule: TileRule, modalities: Seq
             yield _to_source(row, case, masks.get(row.id), regions.get(row.id), table.classes)
 
 
-def _describe(writer: _TileWriter, classes: Sequence[str]) -> None:
+def _describe(writer: TileWriter, classes: Sequence[str]) -> None:
     """Log the number of tiles per list and class, and of those left out with the reason."""
-    for name in _LISTS.values():
+    for name in _TILES_OF.values():
         items = writer.lists[name]
-        counts = np.array([item["label"] for item in items]).reshape(-1, len(classes)).sum(axis=0)
+        if not items:
+            continue
+        counts = np.array([item["label"] for item in items]).sum(axis=0)
         shown = ", ".join(f"{count} with {label}" for count, label in zip(counts, classes, strict=True))
         without = sum(not any(item["label"]) for item in items)
         images = len({item["source"] for item in items})
         _logger.info("%s: %d tiles of %d images (%s, %d without).", name, len(items), images, shown, without)
         for label, count in zip(classes, counts, strict=True):
-            if items and count in (0, len(items)):
+            if count in (0, len(items)):
                 kind = "with" if count == 0 else "without"
                 _logger.warning("%s: no tile is %s %s, so there is nothing to tell apart.", name, kind, label)
-    for split in ("validation", "test"):
-        _logger.info("%s: %d whole images.", split, len(writer.lists[split]))
+    for name in _IMAGES_OF.values():
+        _logger.info("%s: %d whole images.", name, len(writer.lists[name]))
     for reason, text in _LEFT_OUT.items():
         if writer.left_out[reason]:
             _logger.info("%d %s.", writer.left_out[reason], text)
+
+
+def tile_header(rule: TileRule, *, labels_from_masks: bool) -> dict[str, Any]:
+    """Give the entries of a datalist that say how tiles were cut and are read, and where their tags come from."""
+    labels = "of tiles, from tiles.csv and from images without finding"
+    if labels_from_masks:
+        labels = f"simulated: tags of tiles from masks ({rule.sentence})"
+    return {
+        "order": ROWS_COLUMNS,
+        "labels": labels,
+        "simulated_supervision": labels_from_masks,
+        "tiles": {**asdict(rule), "tile_stride": rule.stride},
+    }
 
 
 def prepare_tiles(
@@ -261,7 +277,7 @@ def prepare_tiles(
     listed: ListedTiles = {}
     if not labels_from_masks:
         listed = read_tile_table(root / "tiles.csv", table)
-    writer = _TileWriter(out, rule, labels_from_masks, listed)
+    writer = TileWriter(out, rule, labels_from_masks, listed)
     statistics: dict[str, dict[str, list[float]]] = {}
     contradictions: list[str] = []
     names: Sequence[str] = ()
@@ -291,16 +307,8 @@ def prepare_tiles(
         "modality": modality_entry(names),
         "classes": table.classes,
         "background": True,
-        **_origin_of_tags(rule, labels_from_masks),
-        "tiles": {**asdict(rule), "tile_stride": rule.stride},
+        **tile_header(rule, labels_from_masks=labels_from_masks),
         "statistics": statistics,
         **writer.lists,
     }
     return write_datalist(out, datalist)
-
-
-def _origin_of_tags(rule: TileRule, labels_from_masks: bool) -> dict[str, Any]:
-    """Give the entries of the datalist that say where the tags of tiles come from."""
-    if labels_from_masks:
-        return {"labels": f"simulated: tags of tiles from masks ({rule.sentence})", "simulated_supervision": True}
-    return {"labels": "of tiles, from tiles.csv and from images without finding", "simulated_supervision": False}

@@ -46,17 +46,24 @@ def epochs_of(max_iterations: int, train_data_loader: Any) -> int:
         >>> epochs_of(7, [0] * 5)
         2
     """
-    if max_iterations < 1 or int(max_iterations) != max_iterations:
-        raise ValueError(f"Expected `max_iterations` to be a whole number of at least 1, got {max_iterations}.")
+    _check_iterations(max_iterations)
     length = len(train_data_loader) if isinstance(train_data_loader, Sized) else 0
     if not length:
         raise ValueError("Expected a loader with a length of at least 1 batch to count iterations by.")
-    return -(-int(max_iterations) // length)
+    return -(-max_iterations // length)
+
+
+def _check_iterations(max_iterations: int) -> None:
+    if not isinstance(max_iterations, int) or max_iterations < 1:
+        raise ValueError(f"Expected `max_iterations` to be a whole number of at least 1, got {max_iterations!r}.")
 
 
 def _run_length(max_epochs: int, train_data_loader: Sized, max_iterations: int | None) -> int:
     """Count the iterations of a run, from whichever is given."""
-    return max_epochs * len(train_data_loader) if max_iterations is None else max_iterations
+    if max_iterations is None:
+        return max_epochs * len(train_data_loader)
+    _check_iterations(max_iterations)
+    return max_iterations
 
 
 def one_cycle(

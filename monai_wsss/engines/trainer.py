@@ -45,6 +45,7 @@ from monai_wsss.engines.checkpoint import (
 )
 from monai_wsss.engines.schedules import Progress, epochs_of
 from monai_wsss.networks import record_reading
+from monai_wsss.networks.published_weights import unfilled_encoder
 
 __all__ = ["NonFiniteLossError", "WSSSTrainer"]
 
@@ -157,6 +158,12 @@ class WSSSTrainer(Trainer):
             logger.warning("Full supervision: this training reads pixel masks, an upper bound and no weak result.")
         elif isinstance(items := getattr(getattr(self.data_loader, "dataset", None), "data", None), Sequence):
             check_trainable(items)
+        if not self.resume and (encoder := unfilled_encoder(self.core)) is not None:
+            logger.warning(
+                "%s presumes published weights, and nothing says that it has them: before the method is built, call "
+                "load_encoder_weights(network, ...) with 'imagenet', a path, or 'none'.",
+                encoder,
+            )
         self.scaler = torch.amp.GradScaler("cuda") if self.amp and self.state.device.type == "cuda" else None
         fused = any(hasattr(one, "_step_supports_amp_scaling") for one in self.optimizers.values())
         if self.scaler is not None and fused:

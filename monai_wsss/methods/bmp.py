@@ -167,7 +167,10 @@ class BMP(TwoBranchMethod):
         num_classes: int = 1,
         **changes: Any,
     ) -> TwoBranchNetwork:
-        """Build the network of a preset, around another encoder on request.
+        """Build the network of a preset, around another encoder on request; all weights are random.
+
+        ImageNet weights, which the published presets presume, come from
+        :func:`~monai_wsss.networks.load_encoder_weights`.
 
         Args:
             preset: as :meth:`from_preset`; ``num_classes`` is K.

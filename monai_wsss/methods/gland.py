@@ -40,7 +40,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "pyramid": None,
         "pooling": "topk",
     },
-    # As printed; it needs ImageNet weights, see networks.load_pretrained.
+    # As printed; it needs ImageNet weights, see networks.load_encoder_weights.
     "paper": {},
 }
 
@@ -76,7 +76,8 @@ class GlandClassification(WSSSMethod):
 
         Args:
             preset: ``"default"``: a small ResNet38 with top-25 % pooling, to train from scratch; ``"paper"``: the
-                published network: load ImageNet weights into ``network.backbone``.
+                published network, whose weights are random until
+                :func:`~monai_wsss.networks.load_encoder_weights` fills them.
             settings: arguments of :func:`~monai_wsss.networks.resnet38_classifier`, which replace the preset's.
 
         Example:

@@ -250,8 +250,8 @@ class EfficientNetLite(nn.Module):
         wrong += [name for name in entries if name not in own]
         if wrong:
             raise DataError(
-                f"Expected the weights of EfficientNet-{self.name.capitalize()}, got a file with "
-                f"other entries ({len(wrong)}, such as {wrong[0]}): give the file of this network, or change its `name`."
+                f"Expected the weights of EfficientNet-{self.name.capitalize()}, got a file with other entries "
+                f"({len(wrong)}, such as {wrong[0]}): give the file of this network, or change its `name`."
             )
         self.load_state_dict(entries)
 

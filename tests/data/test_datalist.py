@@ -218,7 +218,7 @@ def test_files_that_are_no_datalist(tmp_path):
 
 
 def test_an_unknown_split_is_an_argument_error(tmp_path):
-    with pytest.raises(ValueError, match="Expected `split` to be one of training, validation, test, got 'train'"):
+    with pytest.raises(ValueError, match="Expected `split` to be one of training, validation, test, training_images, "):
         load_datalist(tmp_path, "train")
 
 

@@ -117,3 +117,10 @@ def test_schedules_can_count_iterations_in_place_of_epochs():
         by_epochs = rates(make, max_epochs=2, train_data_loader=[0] * 3)
         by_iterations = rates(make, max_epochs=99, train_data_loader=[0] * 4, max_iterations=6)
         assert by_epochs == by_iterations
+
+
+@pytest.mark.parametrize("iterations", [0, -3, 2.5, "many"])
+def test_a_number_of_iterations_that_is_none_is_refused(iterations):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    with pytest.raises(ValueError, match="`max_iterations` to be a whole number of at least 1, got"):
+        polynomial(optimizer, 1, [0], max_iterations=iterations)

@@ -22,7 +22,14 @@ from monai_wsss._checks import DataError
 from monai_wsss.data import EpochCacheDataset
 from monai_wsss.engines import NonFiniteLossError, TrainingLog, WSSSTrainer, one_cycle
 from monai_wsss.methods import ClassActivationMapping, FullSupervision, WSSSMethod
-from monai_wsss.networks import CAMEncoder, reading_order, recorded_reading
+from monai_wsss.networks import (
+    CAMAdapter,
+    CAMEncoder,
+    EfficientNetLite,
+    load_encoder_weights,
+    reading_order,
+    recorded_reading,
+)
 
 
 def make_items(count: int = 12, size: int = 16) -> list[dict[str, Any]]:
@@ -520,6 +527,17 @@ def test_the_command_line_hands_flags_over_as_text(tmp_path, given, resumed):
     assert make_trainer(tmp_path, resume=given).resume is resumed
     with pytest.raises(ValueError, match="`resume` to be true or false, got 'yes'"):
         make_trainer(tmp_path, resume="yes")
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_an_encoder_that_begins_at_random_in_silence_is_named(told, caplog):
+    encoder = EfficientNetLite("lite0", 1, levels=(2,), input_range="z_scores")
+    method = ClassActivationMapping(CAMAdapter(encoder, 24))
+    if told:
+        load_encoder_weights(method.network, "none")
+    optimizer = torch.optim.AdamW(method.parameters(), lr=0.001)
+    WSSSTrainer(method, optimizer, make_loader(make_items()), 1, progress_bar=False).run()
+    assert ("EfficientNet-Lite0 presumes published weights" in caplog.text) is not told
 
 
 def test_a_new_run_leaves_no_checkpoint_of_an_earlier_one_to_resume_from(tmp_path, caplog):

@@ -30,7 +30,7 @@ from monai_wsss.networks import (
     load_encoder_weights,
     published_weights,
 )
-from monai_wsss.networks.published_weights import encoder_weights_of, find_published
+from monai_wsss.networks.published_weights import encoder_weights_of, find_published, unfilled_encoder
 
 SHA256 = {
     "lite0": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
@@ -208,6 +208,26 @@ def test_the_record_is_found_on_a_part_and_survives_a_copy():
     assert encoder_weights_of(network) is None
     load_encoder_weights(network.encoder, "none")
     assert encoder_weights_of(copy.deepcopy(network)) == network.encoder.encoder_weights
+
+
+PRESUMING = {
+    "EfficientNet-Lite0": (lambda: EfficientNetLite("lite0", levels=(1,)), True),
+    "EfficientNet-Tiny": (EfficientNetLite.tiny, False),
+    "MixTransformer": (lambda: MixTransformer.from_preset("mit_b0"), True),
+    "a small MixTransformer": (MixTransformer.tiny, False),
+    "ResNet38": (lambda: ResNet38.small(width=4, frozen="paper"), True),
+    "a trainable ResNet38": (ResNet38.tiny, False),
+    "CAMUNet": (CAMUNet.tiny, False),
+}
+
+
+@pytest.mark.parametrize("name", PRESUMING)
+def test_encoders_that_presume_weights_and_say_nothing_are_named(name):
+    make, presumes = PRESUMING[name]
+    network = nn.Sequential(make())
+    assert unfilled_encoder(network) == (name if presumes else None)
+    load_encoder_weights(network, "none")
+    assert unfilled_encoder(network) is None
 
 
 def test_networks_with_a_record_are_still_scripted_and_exported():

@@ -25,7 +25,7 @@ from monai_wsss.data import load_datalist, make_phantoms
 from monai_wsss.engines import SegmentationScores, save_weights
 from monai_wsss.inferers import VolumeInferer
 from monai_wsss.methods import ClassActivationMapping, FullSupervision
-from monai_wsss.networks import ActivationNetwork, record_reading
+from monai_wsss.networks import ActivationNetwork, load_encoder_weights, record_reading
 from monai_wsss.refinement import ToMaskd
 from monai_wsss.reports import InferenceLog, RunFolder, RunRecord, run_folder, write_report
 from monai_wsss.transforms import NormalizeSubjectd, SaveMaskd
@@ -200,6 +200,33 @@ def test_training_and_evaluation_say_how_images_are_read(datalist, tmp_path):
     scores = SegmentationScores(datalist)
     for record in (RunFolder(tmp_path / "0", datalist, scores), InferenceLog(tmp_path / "1", datalist)):
         assert started(record, network=method.network)["reading"] == header
+
+
+def test_the_published_weights_that_a_training_began_with_are_recorded_and_taken_over(datalist, tmp_path):
+    method = ClassActivationMapping.tiny()
+    assert started(RunRecord(tmp_path / "silent", datalist), core=method)["encoder_weights"] is None
+    record = load_encoder_weights(method.network, "none")
+    weights = tmp_path / "training" / "model.pt"
+    assert started(RunRecord(weights.parent, datalist), core=method)["encoder_weights"] == record
+    weights.write_bytes(b"weights")
+    assert started(InferenceLog(tmp_path / "masks", datalist, weights=weights))["encoder_weights"] == record
+    evaluation = RunFolder(tmp_path / "scores", datalist, SegmentationScores(datalist), weights=weights)
+    assert started(evaluation)["encoder_weights"] == record
+    old = tmp_path / "old.pt"
+    old.write_bytes(b"others")
+    assert started(InferenceLog(tmp_path / "unknown", datalist, weights=old))["encoder_weights"] is None
+
+
+def test_labels_made_from_masks_stand_in_the_record_and_the_report(tmp_path):
+    skin = f"{make_phantoms(tmp_path / 'skin', kind='skin', subjects=(2, 1, 0))}/datalist.json"
+    training = started(RunRecord(tmp_path / "training", skin), core=ClassActivationMapping.tiny())
+    weights = tmp_path / "training" / "model.pt"
+    weights.write_bytes(b"weights")
+    evaluation = RunFolder(tmp_path / "evaluation", skin, SegmentationScores(skin), weights=weights)
+    assert started(evaluation)["uses_masks"] == training["uses_masks"]
+    (phrase,) = training["uses_masks"]
+    assert phrase.startswith("simulated supervision, tags of tiles from masks (present above 5 % of a tile")
+    assert phrase in write_report(evaluation.output_dir).read_text()
 
 
 def test_an_evaluation_records_whether_the_data_have_a_background(datalist, tmp_path):

@@ -150,3 +150,5 @@ def test_images_that_do_not_fit_are_named():
         crop_of({"image": torch.ones(1, 4, 4), "mask": torch.ones(1, 5, 4)}, 8, label_keys="mask")
     with pytest.raises(ValueError, match="`crop_size` of 2 axes for `image`"):
         crop_of({"image": torch.ones(1, 4, 4)}, (8, 8, 8))
+    with pytest.raises(ValueError, match=r"`fill` of one value or 3, the image's channels, got \[1, 2\]"):
+        crop_of({"image": torch.ones(3, 4, 4)}, 8, fill=[1, 2])
