@@ -37,7 +37,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from monai_wsss.bundle_scan.bundle_checks import check_bundle, metadata_schema
 from monai_wsss.data import load_datalist, make_phantoms, prepare_cases, prepare_glas
 from monai_wsss.engines import check_overrides
-from monai_wsss.networks import ActivationNetwork
+from monai_wsss.networks import ActivationNetwork, recorded_reading
 
 ROOT = Path(__file__).parents[1]
 BUNDLES = sorted(path.parent.parent for path in ROOT.glob("bundles/*/configs/train.json"))
@@ -265,7 +265,7 @@ def test_what_the_bundles_have_in_common_is_as_generated():
     assert not differing, "run `make bundles`"
 
 
-MOST_LINES = {"train.json": 300, "inference.json": 150, "evaluate.json": 55, "multi_gpu_train.json": 30}
+MOST_LINES = {"train.json": 300, "inference.json": 155, "evaluate.json": 55, "multi_gpu_train.json": 30}
 LONGER = {
     ("brain_mri_bmp_segmentation", "paper_voc.json"): 40,  # another augmentation, of photographs
     ("brain_mri_bmp_segmentation", "paper_coco.json"): 55,  # the same, weights and warm-ups
@@ -458,6 +458,11 @@ def test_training_writes_a_checkpoint_and_the_network(training, bundle):
     record = read_json(training / "run.json")
     assert record["weights_sha256"] is None
     assert record["uses_masks"] == []
+    read = ("rows_columns", None, None) if bundle.name.startswith("histology") else ("xy", "SI", "LP")
+    assert tuple(record["reading"].values()) == read
+    assert recorded_reading(network) == record["reading"]
+    evaluator = start(bundle, "inference", ckpt_dir=str(training)).parser
+    assert evaluator.get_parsed_content("preprocessing").transforms[0].order == read[0]
     assert record["encoder_weights"]["pretrained"] == "none"
     told = {"epochs": 1, "batch_size": 32, "optimizer": "AdamW", "learning_rate": 0.001, "lr_scheduler": "OneCycleLR"}
     own = {"bmp": {"batch_size": 16, "method": "BMP"}, "gland": {"learning_rate": 0.002}}

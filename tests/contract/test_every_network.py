@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import warnings
 from collections.abc import Callable
@@ -24,6 +25,8 @@ from monai_wsss.networks import (
     PSPHead,
     SignPreservingFusion,
     SplitAttentionConv,
+    record_reading,
+    recorded_reading,
 )
 from monai_wsss.refinement import MaskRule
 
@@ -169,6 +172,19 @@ def test_deployable_networks_run_in_half_precision_and_double(name):
     torch.testing.assert_close(double.float(), expected, rtol=1e-3, atol=1e-4)
     assert half.isfinite().all()
     assert (half.float() - expected).abs().mean() < 0.1 * expected.abs().mean() + 0.05
+
+
+@pytest.mark.parametrize("name", sorted(DEPLOYABLE))
+def test_deployable_networks_remember_how_images_were_read(name):
+    made, _ = tiny_and_image(DEPLOYABLE[name], 2)
+    header = {"order": "rows_columns", "slicing_axis": "AP", "in_plane_axes": "SR"}
+    record_reading(made, header)
+    assert recorded_reading(copy.deepcopy(made)) == header
+    again = DEPLOYABLE[name].tiny(2, 3)
+    again.load_state_dict(made.state_dict(), strict=True)
+    assert recorded_reading(again) == header
+    again.load_state_dict({key: value for key, value in made.state_dict().items() if "reading_" not in key})
+    assert set(recorded_reading(again).values()) == {None}
 
 
 @pytest.mark.parametrize("name", sorted(name for name in DEPLOYABLE if name != "SegmentationNetwork"))
