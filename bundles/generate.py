@@ -72,7 +72,7 @@ def _change(fragment: Any, name: str, value: Any) -> None:
         part = fragment[above] if isinstance(fragment, dict) else fragment[int(above)]
         _change(part, name.removeprefix(f"{above}#"), value)
     elif value == "<absent>":
-        del fragment[name]
+        del fragment[name if isinstance(fragment, dict) else int(name)]
     else:
         fragment[name if isinstance(fragment, dict) else int(name)] = value
 
