@@ -19,7 +19,7 @@ from monai_wsss.networks import EfficientNetLite, FrozenEncoder, FusedSegmenter,
 
 __all__ = ["BUDGETS", "Budget", "encoder_recipes", "lever_recipes"]
 
-_NETWORK: dict[str, Any] = {"encoder": "lite0", "levels": [2, 3, 4], "stride": 4, "width": 48}
+_NETWORK: dict[str, Any] = {"encoder": "lite0", "levels": [2, 3, 4], "stride": 4, "width": 48, "norm_momentum": 0.1}
 _FROM_SCRATCH = AdamWOneCycle(learning_rate=2e-3)
 _FINE_TUNED = AdamWOneCycle(learning_rate=2e-3, encoder_learning_rate=3e-4)
 
