@@ -79,8 +79,9 @@ def _chosen_function(command: Command, options: argparse.Namespace) -> Callable[
         choice = getattr(options, command.chooser.name) or command.chooser.default
         path = command.functions[choice]
         foreign = [argument for argument in command.arguments if argument.only and choice not in argument.only]
-        if any(getattr(options, argument.name) is not None for argument in foreign):
-            _refuse(foreign, choice, command.chooser.name)
+        given = [argument for argument in foreign if getattr(options, argument.name) is not None]
+        if given:
+            _refuse(given, choice, command.chooser.name)
     module, name = path.rsplit(".", 1)
     function: Callable[..., Any] = getattr(import_module(module), name)
     return function
@@ -90,9 +91,10 @@ def _refuse(foreign: Sequence[Argument], choice: str, kind: str) -> NoReturn:
     """Raise the error about arguments that only other functions of a command have."""
     from monai_wsss._checks import DataError
 
-    flags = ", ".join(argument.flag for argument in foreign)
-    verb, pronoun = ("is", "it") if len(foreign) == 1 else ("are", "them")
-    owner = min(foreign[0].only, key=len)
+    wrong = [argument for argument in foreign if argument.only == foreign[0].only]
+    flags = ", ".join(argument.flag for argument in wrong)
+    verb, pronoun = ("is", "it") if len(wrong) == 1 else ("are", "them")
+    owner = min(wrong[0].only, key=len)
     raise DataError(f"{flags} {verb} for the {owner} {kind}s, not for {choice}: leave {pronoun} out.")
 
 

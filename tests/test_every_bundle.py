@@ -29,7 +29,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.utils import set_determinism
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -280,6 +280,38 @@ def test_configurations_stay_short(bundle):
         lines = path.read_text(encoding="utf-8").splitlines()
         assert len(lines) <= most, path.name
         assert not [line for line in lines if "'true'" in line or '"settings": "' in line]
+
+
+def blocks(config: Any) -> Iterator[dict[str, Any]]:
+    """Yield every dictionary of a configuration, at any depth."""
+    if isinstance(config, dict):
+        yield config
+    for part in config.values() if isinstance(config, dict) else config if isinstance(config, list) else ():
+        yield from blocks(part)
+
+
+def test_random_transforms_run_where_it_is_told(bundle):
+    config = read_json(bundle / "configs" / "train.json")
+    assert config["transform_device"] == "cpu"
+    datasets = [block for block in blocks(config) if block.get("_target_") == "monai_wsss.data.EpochCacheDataset"]
+    assert datasets
+    assert all(block["device"] == "@transform_device" for block in datasets)
+
+
+def test_mixed_precision_follows_the_device_and_no_paper_uses_it(bundle):
+    for name in ("train.json", "inference.json"):
+        config = read_json(bundle / "configs" / name)
+        parser = ConfigParser({"imports": ["$import torch"], "amp": config["amp"], "device": "cuda:0"})
+        assert parser.get_parsed_content("amp") is True
+        parser["device"] = "cpu"
+        assert parser.get_parsed_content("amp") is False
+        runs = [block for block in blocks(config) if str(block.get("_target_", "")).endswith(("Trainer", "Evaluator"))]
+        assert runs
+        assert all(block["amp"] == "@amp" for block in runs)
+    for path in (bundle / "configs").glob("*.json"):
+        config = read_json(path)
+        published = path.stem in ("paper", "released") or config.get("preset") in ("paper", "released")
+        assert not published or config["amp"] is False, path.name
 
 
 WRONG = {

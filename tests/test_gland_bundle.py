@@ -159,8 +159,8 @@ SMALL_PAPER = {
 
 
 def standardized(path: str) -> torch.Tensor:
-    """A picture (3, H, W) as networks that have seen ImageNet expect it; axes as MONAI reads them."""
-    pixels = torch.tensor(np.asarray(Image.open(path).convert("RGB"))).float().permute(2, 1, 0) / 255
+    """A picture (3, H, W) as networks that have seen ImageNet expect it; rows before columns."""
+    pixels = torch.tensor(np.asarray(Image.open(path).convert("RGB"))).float().permute(2, 0, 1) / 255
     mean, std = (torch.tensor(IMAGENET[name]).reshape(3, 1, 1) for name in ("mean", "std"))
     return (pixels - mean) / std
 

@@ -5,10 +5,15 @@
 from __future__ import annotations
 
 import importlib
+import json
+import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch
+
+import monai_wsss.methods
 
 FOLDER = Path(__file__).parents[1] / "speed"
 SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py"))
@@ -52,3 +57,27 @@ def test_a_table_is_markdown(load, capsys):
     harness.print_heads("map", "time")
     harness.print_line("8 x 8", 3)
     assert capsys.readouterr().out == "| map | time |\n|---|--:|\n| 8 x 8 | 3 |\n"
+
+
+def test_the_check_of_a_gpu_runs_its_half_without_one(load):
+    script = load("gpu_check")
+    result = script.check(torch.device("cpu"), size=32, count=4, repeats=1, tiny=True, backend="eager")
+    assert result["failed"] == []
+    names = {method.__name__ for method in script.TINY}
+    assert names == set(monai_wsss.methods.__all__) - {"SegmentationNetwork", "WSSSMethod"}
+    assert set(result["parity"]) == names
+    assert {name.partition(",")[0] for name in result["steps"]} == names
+    assert json.loads(json.dumps(result)) == result
+
+
+def test_without_a_gpu_it_says_so_and_succeeds(load, monkeypatch, capsys):
+    script = load("gpu_check")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(script, "check", lambda device, **_: {"device": device.type, "failed": []})
+    monkeypatch.setattr(sys, "argv", ["gpu_check.py"])
+    with pytest.raises(SystemExit) as end:
+        script.main()
+    assert end.value.code == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out) == {"device": "cpu", "failed": []}
+    assert printed.err == "There is no GPU here: the steps run on the CPU alone.\n"

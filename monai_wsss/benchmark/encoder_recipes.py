@@ -141,7 +141,6 @@ def _segmenter(budget: Budget, pretrained: str, epochs: int, *, teacher: str | N
         _optimizer(pretrained),
         batch_size=budget.image_batch_size,
         epochs=epochs,
-        items="images",
         teacher=teacher,
         words={"method": "full supervision" if teacher is None else "second stage", **_NETWORK, **words},
         **options,

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from monai_wsss._labels import IGNORED
 from monai_wsss.benchmark.encoder_recipes import BUDGETS, encoder_recipes, lever_recipes
 from monai_wsss.benchmark.formatting import Column
 from monai_wsss.benchmark.patches import Patches
@@ -31,7 +32,7 @@ from monai_wsss.benchmark.rows import Measured
 from monai_wsss.benchmark.table import BenchmarkTable, Entry, Trained
 from monai_wsss.benchmark.tiles import Tiles
 from monai_wsss.data import load_header
-from monai_wsss.refinement import ClassMapRefinement, MaskRule
+from monai_wsss.refinement import ClassMapRefinement, MaskRule, decide_within
 
 __all__ = ["make_encoder_table", "make_lever_table"]
 
@@ -50,7 +51,7 @@ def make_encoder_table(
     seeds: Sequence[int] = (0, 1, 2),
     split: str = "validation",
     refine: str = "par",
-    grid: int | None = None,
+    side: int | None = None,
     runs: Path | None = None,
 ) -> BenchmarkTable:
     """Make the table of encoders: from scratch and from ImageNet's weights, up to full supervision.
@@ -61,10 +62,10 @@ def make_encoder_table(
         seeds: seeds of each row.
         split: where to measure.
         refine: refinement to measure beside none: ``"par"`` or ``"crf"``.
-        grid: side of slices, and of patches, as the network sees them, in pixels; None for that of the budget.
+        side: side of slices, and of patches, as the network sees them, in pixels; None for that of the budget.
         runs: folder with rows of earlier sessions, see :class:`~monai_wsss.benchmark.BenchmarkTable`.
     """
-    kind, data = _data_of(datalist, split, grid)
+    kind, data = _data_of(datalist, split, side)
     recipes = encoder_recipes(BUDGETS[kind], refined=refine)
     return _table("encoder", kind, data, out, recipes, seeds=seeds, refine=refine, runs=runs)
 
@@ -76,7 +77,7 @@ def make_lever_table(
     seeds: Sequence[int] = (0, 1, 2),
     split: str = "validation",
     refine: str = "par",
-    grid: int | None = None,
+    side: int | None = None,
     runs: Path | None = None,
 ) -> BenchmarkTable:
     """Make the table of the levers of a pretrained classifier: pooling, stride, depth, frozen batch norm.
@@ -87,20 +88,20 @@ def make_lever_table(
         seeds: seeds of each row.
         split: where to measure.
         refine: refinement to measure beside none.
-        grid: side of slices and patches.
+        side: side of slices and patches.
         runs: folder with rows of earlier sessions.
     """
-    kind, data = _data_of(datalist, split, grid)
+    kind, data = _data_of(datalist, split, side)
     return _table("levers", kind, data, out, lever_recipes(BUDGETS[kind]), seeds=seeds, refine=refine, runs=runs)
 
 
-def _data_of(datalist: Path, split: str, grid: int | None) -> tuple[str, PreparedData]:
+def _data_of(datalist: Path, split: str, side: int | None) -> tuple[str, PreparedData]:
     """Read which kind of data a datalist holds."""
     header = load_header(datalist)
     if header["background"] and header.get("tiles"):
         return "tiles", Tiles(datalist, split)
     kind = "slices" if header["background"] else "patches"
-    side = BUDGETS[kind].grid if grid is None else grid
+    side = BUDGETS[kind].grid if side is None else side
     assert side is not None
     return kind, Slices(datalist, split, (side, side)) if kind == "slices" else Patches(datalist, split, grid=side)
 
@@ -164,18 +165,26 @@ def _rule(network: Any, rule: str, *, gated: bool) -> MaskRule:
 def _decided(
     data: PreparedData, cases: Cases, maps: Maps, rule: MaskRule, refinement: str | None
 ) -> dict[str, dict[str, Any]]:
-    """Decide the masks of all cases and measure them."""
+    """Decide the masks of all cases and measure them, in their regions alone where they have any."""
     table = data.case_table()
     refine = None if refinement is None else ClassMapRefinement(refinement)
     for case, scores in zip(cases, maps, strict=True):
         image = torch.as_tensor(case["image"]).float()[None]
-        mask, _, presence = rule(scores) if refine is None else refine(rule, scores, image)
+        reference, presence = case.get("mask"), None
+        if "region" in case:
+            region = torch.as_tensor(case["region"])[None]
+            mask = decide_within(rule, scores, region, refine=refine, image=image)
+            outside = mask == IGNORED
+            mask = mask.masked_fill(outside, 0)
+            reference = None if reference is None else torch.as_tensor(reference).masked_fill(outside[0], IGNORED)
+        else:
+            mask, _, presence = rule(scores) if refine is None else refine(rule, scores, image)
         table.add(
             id=case["id"],
             subject=case["subject"],
             label=torch.as_tensor(case["label"]),
             prediction=mask[0],
-            reference=case.get("mask"),
+            reference=reference,
             presence=None if presence is None or rule.gate != "predicted" else presence[0],
         )
     return table.summary()

@@ -68,7 +68,6 @@ class Recipe:
         teacher: key of the recipe in the same table whose pseudo-masks this one trains on.
         begin: weights that the training begins from.
         epochs: epochs of the training; None for those of the table.
-        items: kind of the training items, where the dataset has several: ``"tiles"`` or ``"images"``.
         pseudo: words of the :class:`~monai_wsss.inferers.PseudoMaskWriter` that writes the teacher's pseudo-masks.
         words: what ``build`` was given, for JSON; committed rows are found again by it.
     """
@@ -83,7 +82,6 @@ class Recipe:
     teacher: str | None = None
     begin: Path | None = None
     epochs: int | None = None
-    items: str = "tiles"
     pseudo: Mapping[str, Any] = field(default_factory=dict)
     words: Mapping[str, Any] = field(default_factory=dict)
 

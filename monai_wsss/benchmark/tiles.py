@@ -70,20 +70,29 @@ class Tiles(PreparedData):
         check_trainable(load_datalist(self.datalist, "training"))
 
     @property
+    def in_regions(self) -> bool:
+        """Tell whether findings are looked for in regions alone; images without one are left out then."""
+        return self.header["tiles"].get("region") is not None
+
+    @property
     def settings(self) -> dict[str, Any]:
         """Tell what of the data decides the weights, for JSON."""
         return {**super().settings, "samples": self.samples, "crop": self.crop}
 
     def items(self, recipe: Recipe, seed: int, *, masks: bool = False) -> Cases:
-        """Give the training tiles, or the whole training images for a recipe that asks for ``"images"``."""
-        if recipe.items == "tiles":
-            return load_datalist(self.datalist, "training", masks=masks)
-        items = load_datalist(self.datalist, "training_images", masks=masks)
-        return [item for item in items if "mask" in item] if masks else items
+        """Give the training tiles, or the whole training images to a recipe that learns masks or pseudo-masks."""
+        if not masks and recipe.teacher is None:
+            return load_datalist(self.datalist, "training")
+        if not masks:
+            return [
+                {key: value for key, value in item.items() if key != "region"} for item in self.pseudo_items(recipe, 0)
+            ]
+        return [item for item in load_datalist(self.datalist, "training_images", masks=True) if "mask" in item]
 
     def pseudo_items(self, recipe: Recipe, seed: int) -> Cases:
-        """Give the whole training images: they get the pseudo-masks."""
-        return load_datalist(self.datalist, "training_images")
+        """Give the whole training images, with their regions: they get the pseudo-masks."""
+        items = load_datalist(self.datalist, "training_images", regions=True)
+        return [item for item in items if "region" in item or not self.in_regions]
 
     def reading(self, keys: Sequence[str]) -> list[Any]:
         """Give the transforms that read images as they are, 0 to 255; a mask may be missing."""
@@ -99,7 +108,7 @@ class Tiles(PreparedData):
         """Give quarter turns, flips and a change of gain and offset; crops of whole images come first."""
         size = (self.crop, self.crop)
         crops: list[Any] = []
-        if recipe.items == "images":
+        if len(keys) > 1:
             fill = [SpatialPadd(key, size, value=0 if key == "image" else IGNORED) for key in keys]
             crops = [*fill, RandSpatialCropd(keys, size, random_size=False)]
         jitter = [
@@ -114,15 +123,17 @@ class Tiles(PreparedData):
 
     def write_pseudo_masks(self, network: nn.Module, weights: Path, items: Cases, folder: Path, **words: Any) -> None:
         """Write the pseudo-masks of whole training images; finished ones are kept."""
-        reading = Compose(self.reading(["image"]))
+        reading = Compose(self.reading(["image", "region"]))
         PseudoMaskWriter(network, weights, items, reading, self.inferer(), folder, **words).run()
 
     def cases(self, split: str | None = None) -> Cases:
         """Read the cases of a split once, the table's own by default."""
         name = split or self.split
         if name not in self._read:
-            items = load_datalist(self.datalist, name, masks=True)
-            self._read[name] = list(CacheDataset(items, Compose(self.reading(["image", "mask"])), progress=False))
+            items = load_datalist(self.datalist, name, masks=True, regions=True)
+            items = [item for item in items if "region" in item or not self.in_regions]
+            reading = Compose(self.reading(["image", "mask", "region"]))
+            self._read[name] = list(CacheDataset(items, reading, progress=False))
         return self._read[name]
 
     def whole_maps(self, recipe: Recipe | None, network: nn.Module | None) -> tuple[Cases, list[torch.Tensor]]:

@@ -282,7 +282,7 @@ COMMANDS = (
                 choices=("par", "crf"),
                 only=_ENCODER_TABLES,
             ),
-            Argument("--grid", "encoder tables: side of slices and patches in pixels", kind=int, only=_ENCODER_TABLES),
+            Argument("--side", "encoder tables: side of slices and patches in pixels", kind=int, only=_ENCODER_TABLES),
             Argument(
                 "--runs",
                 "encoder tables: rows of earlier runs, kept and added to",

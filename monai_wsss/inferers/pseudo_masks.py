@@ -13,6 +13,8 @@ Without a background (all classes are real tissue), patches of one image are mer
 
 So a patch with a single tag becomes constant, and its tag counts for the pixels that it shares with its neighbors.
 
+An item with a ``region`` is decided by the pixels in it; others become 255.
+
 With ``refine``, maps are first drawn to the edges of the image; without a background, those of each patch by its own
 intensities, before the mean. Patches that were normalized one by one then make no edge where they meet, and memory does
 not grow with the image.
@@ -39,7 +41,7 @@ from monai_wsss._labels import IGNORED
 from monai_wsss._pictures import ROWS_COLUMNS, as_stored, order_of
 from monai_wsss._processes import is_distributed, is_main_process
 from monai_wsss.cams import normalize_maps
-from monai_wsss.refinement import ClassMapRefinement, DenseCRF, MaskRule, PixelAdaptiveRefinement
+from monai_wsss.refinement import ClassMapRefinement, DenseCRF, MaskRule, PixelAdaptiveRefinement, decide_within
 from monai_wsss.transforms import write_mask
 
 __all__ = ["MANIFEST", "PseudoMaskWriter", "merge_patches"]
@@ -231,6 +233,10 @@ class PseudoMaskWriter:
     def _decided_with_background(self, rule: MaskRule, item: Item, maps: torch.Tensor) -> torch.Tensor:
         """Decide one pseudo-mask (1, *S) by the rule and the item's label."""
         label = torch.as_tensor(item["label"])[None]
+        if "region" in item:
+            region = _plain(item["region"])[None]
+            image = None if self.refinement is None else self.refinement.image_of(item)
+            return decide_within(rule, maps[None], region, label, refine=self.refinement, image=image)[0].cpu()
         if self.refinement is None:
             return rule.mask(maps[None], label)[0].cpu()
         return self.refinement(rule, maps[None], self.refinement.image_of(item), label).mask[0].cpu()

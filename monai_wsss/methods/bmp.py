@@ -44,6 +44,7 @@ from monai_wsss.inferers import MultiScaleSeeds
 from monai_wsss.methods.bmp_settings import BMP_PRESETS, BmpSettings, preset_network
 from monai_wsss.methods.two_branch_method import TwoBranchMethod
 from monai_wsss.networks import TwoBranchNetwork
+from monai_wsss.networks.encoder_facts import encoder_name
 from monai_wsss.refinement import BackgroundAware, ConstantScores, LabeledImages, PixelAdaptiveRefinement
 
 __all__ = ["BMP"]
@@ -180,6 +181,8 @@ class BMP(TwoBranchMethod):
         check_choice("preset", preset, tuple(cls.presets))
         decoding = {**cls.presets[preset][1], **changes}
         network = preset_network(decoding, encoder, spatial_dims, in_channels, num_classes)
+        if encoder is not None:
+            decoding["encoder"] = encoder_name(encoder)
         network.settings = {"preset": preset, **decoding}  # type: ignore[assignment]
         return network
 

@@ -52,6 +52,7 @@ from monai_wsss.losses import (
 from monai_wsss.methods.base import WSSSMethod, describe
 from monai_wsss.methods.cmer_settings import CMER_PRESETS, CmerSettings
 from monai_wsss.networks import ModalityNetworks, networks_by_modality
+from monai_wsss.networks.encoder_facts import encoder_name
 from monai_wsss.transforms import PairedSpatialTransform, SpatialRecord
 
 __all__ = ["CMER"]
@@ -222,6 +223,8 @@ class CMER(WSSSMethod):
         if standardize is not None:
             told["standardize"] = as_flag("standardize", standardize)
         network = networks_by_modality(modalities, **told)
+        if told.get("encoder") is not None:
+            told["encoder"] = encoder_name(network.members[0].backbone.encoder)  # type: ignore[union-attr, arg-type]
         network.settings = {"preset": preset, "network_modalities": list(modalities), **told}  # type: ignore[assignment]
         return network
 

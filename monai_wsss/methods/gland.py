@@ -22,11 +22,19 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from monai_wsss._checks import check_choice, float32_or_wider
 from monai_wsss.engines import Progress, takes_arguments_of
 from monai_wsss.methods.base import WSSSMethod, grouped_parameters
-from monai_wsss.networks import GlandClassifier, ResNet38, resnet38_classifier
+from monai_wsss.networks import (
+    FusedFeatures,
+    GlandClassifier,
+    ResNet38,
+    fused_gland_classifier,
+    resnet38_classifier,
+)
+from monai_wsss.networks.encoder_facts import encoder_name
 
 __all__ = ["GlandClassification"]
 
@@ -43,6 +51,8 @@ _PRESETS: dict[str, dict[str, Any]] = {
     # As printed; it needs ImageNet weights, see networks.load_encoder_weights.
     "paper": {},
 }
+# Words of the ResNet38 alone, which mean something else to other encoders, or nothing.
+_OF_RESNET38 = ("small", "width", "frozen")
 
 
 class GlandClassification(WSSSMethod):
@@ -70,7 +80,7 @@ class GlandClassification(WSSSMethod):
         return cls(GlandClassifier.tiny(spatial_dims, in_channels, num_classes))
 
     @classmethod
-    @takes_arguments_of(resnet38_classifier, ResNet38)
+    @takes_arguments_of(resnet38_classifier, ResNet38, fused_gland_classifier, FusedFeatures)
     def from_preset(cls, preset: str = "default", **settings: Any) -> GlandClassification:
         """Build the whole stage by name.
 
@@ -78,7 +88,8 @@ class GlandClassification(WSSSMethod):
             preset: ``"default"``: a small ResNet38 with top-25 % pooling, to train from scratch; ``"paper"``: the
                 published network, whose weights are random until
                 :func:`~monai_wsss.networks.load_encoder_weights` fills them.
-            settings: arguments of :func:`~monai_wsss.networks.resnet38_classifier`, which replace the preset's.
+            settings: arguments of :func:`~monai_wsss.networks.resnet38_classifier`, which replace the preset's; with
+                an ``encoder`` those of :func:`~monai_wsss.networks.fused_gland_classifier`.
 
         Example:
             >>> GlandClassification.from_preset(width=4).network.pooling
@@ -87,12 +98,27 @@ class GlandClassification(WSSSMethod):
         return cls(cls.network_from_preset(preset, **settings))
 
     @classmethod
-    @takes_arguments_of(resnet38_classifier, ResNet38)
-    def network_from_preset(cls, preset: str = "default", **settings: Any) -> GlandClassifier:
-        """Build the network of a preset, with the arguments of :meth:`from_preset`."""
+    @takes_arguments_of(resnet38_classifier, ResNet38, fused_gland_classifier, FusedFeatures)
+    def network_from_preset(
+        cls, preset: str = "default", *, encoder: nn.Module | None = None, **settings: Any
+    ) -> GlandClassifier:
+        """Build the network of a preset, with the arguments of :meth:`from_preset`.
+
+        Args:
+            preset: as :meth:`from_preset`.
+            encoder: another encoder in the place of the ResNet38, whose words then have no preset; ``in_channels`` has
+                no effect.
+            settings: as :meth:`from_preset`.
+        """
         check_choice("preset", preset, tuple(_PRESETS))
         told = {**_PRESETS[preset], **settings}
-        network = resnet38_classifier(**told)
+        if encoder is None:
+            network = resnet38_classifier(**told)
+        else:
+            told = {name: value for name, value in told.items() if name in settings or name not in _OF_RESNET38}
+            told.pop("in_channels", None)
+            network = fused_gland_classifier(encoder, **told)
+            told["encoder"] = encoder_name(encoder)
         network.settings = {"preset": preset, **told}  # type: ignore[assignment]
         return network
 

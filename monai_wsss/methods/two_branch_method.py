@@ -52,8 +52,8 @@ class TwoBranchMethod(WSSSMethod):
             raise ValueError(f"Expected one radius for all parts that use the affinity, got {asked}.")
         if network.attn_proj is None and asked:
             raise ValueError(
-                "Expected an encoder with attention for the affinity: take another, or train without L_aff "
-                "(`affinity_weight` 0) and without its labels (`propagation` other than 'affinity')."
+                "Expected an encoder with attention for the affinity: wrap it in AttentionPyramid, or train without "
+                "L_aff (`affinity_weight` 0) and without its labels (`propagation` other than 'affinity')."
             )
         self.seeds = seeds
         self.radius = asked[0] if asked else None

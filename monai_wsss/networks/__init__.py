@@ -7,6 +7,7 @@ from monai_wsss.networks.activation import POOLINGS, ActivationNetwork
 from monai_wsss.networks.all_mlp_decoder import AllMLPDecoder
 from monai_wsss.networks.aspp_resnet import ASPPResNet, AtrousSpatialPyramid
 from monai_wsss.networks.attention_affinity import AttentionAffinity
+from monai_wsss.networks.attention_pyramid import AttentionPyramid
 from monai_wsss.networks.cam_adapter import CAMAdapter, dense_features
 from monai_wsss.networks.cam_encoder import CAMEncoder
 from monai_wsss.networks.cam_unet import CAMUNet
@@ -15,9 +16,9 @@ from monai_wsss.networks.consistency_attention import ConsistencyCorrelationAtte
 from monai_wsss.networks.conv_pyramid import ConvPyramid
 from monai_wsss.networks.criss_cross import CrissCrossAttention
 from monai_wsss.networks.efficientnet_lite import EfficientNetLite
-from monai_wsss.networks.feature_fusion import FusedFeatures, FusedSegmenter, fused_cam_network
+from monai_wsss.networks.feature_fusion import EncoderLevel, FusedFeatures, FusedSegmenter, fused_cam_network
 from monai_wsss.networks.frozen_encoder import FrozenEncoder
-from monai_wsss.networks.gland_classifier import GlandClassifier, resnet38_classifier
+from monai_wsss.networks.gland_classifier import GlandClassifier, fused_gland_classifier, resnet38_classifier
 from monai_wsss.networks.map_ensemble import MapEnsemble
 from monai_wsss.networks.mix_transformer import MixTransformer
 from monai_wsss.networks.mix_transformer_weights import load_mix_transformer
@@ -45,6 +46,7 @@ __all__ = [
     "AllMLPDecoder",
     "AtrousSpatialPyramid",
     "AttentionAffinity",
+    "AttentionPyramid",
     "BranchOutputs",
     "CAMAdapter",
     "CAMEncoder",
@@ -54,6 +56,7 @@ __all__ = [
     "ConvPyramid",
     "CrissCrossAttention",
     "EfficientNetLite",
+    "EncoderLevel",
     "FrozenEncoder",
     "FusedFeatures",
     "FusedSegmenter",
@@ -75,6 +78,7 @@ __all__ = [
     "add_reading_record",
     "dense_features",
     "fused_cam_network",
+    "fused_gland_classifier",
     "load_encoder_weights",
     "load_mix_transformer",
     "load_pretrained",

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["encoder_channels", "encoder_dims", "encoder_in_channels", "encoder_strides"]
+__all__ = ["encoder_channels", "encoder_dims", "encoder_in_channels", "encoder_name", "encoder_strides"]
 
 
 def encoder_channels(encoder: nn.Module, given: Sequence[int] | None = None) -> tuple[int, ...]:
@@ -26,6 +26,19 @@ def encoder_channels(encoder: nn.Module, given: Sequence[int] | None = None) -> 
             "neither: give `feature_channels`, the channels of its maps in their order."
         )
     return channels
+
+
+def encoder_name(encoder: nn.Module) -> str:
+    """Name an encoder and what wraps it, for the record of a run.
+
+    Example:
+        >>> from monai_wsss.networks import AttentionPyramid, ConvPyramid, FrozenEncoder
+        >>> encoder_name(AttentionPyramid(FrozenEncoder(ConvPyramid.tiny()), heads=2))
+        'AttentionPyramid of FrozenEncoder (all) of ConvPyramid'
+    """
+    frozen, inner = getattr(encoder, "frozen", None), getattr(encoder, "encoder", None)
+    name = type(encoder).__name__ + (f" ({frozen})" if isinstance(frozen, str) else "")
+    return f"{name} of {encoder_name(inner)}" if isinstance(inner, nn.Module) else name
 
 
 def encoder_strides(encoder: nn.Module) -> tuple[int, ...]:

@@ -24,11 +24,11 @@ from torch import nn
 from monai_wsss._resize import linear_mode
 from monai_wsss.networks.cam_adapter import CAMAdapter
 from monai_wsss.networks.conv_pyramid import ConvPyramid
-from monai_wsss.networks.encoder_facts import encoder_channels, encoder_dims, encoder_strides
+from monai_wsss.networks.encoder_facts import encoder_channels, encoder_dims, encoder_name, encoder_strides
 from monai_wsss.networks.reading_record import add_reading_record
 from monai_wsss.refinement import MaskRule
 
-__all__ = ["FusedFeatures", "FusedSegmenter", "fused_cam_network"]
+__all__ = ["EncoderLevel", "FusedFeatures", "FusedSegmenter", "fused_cam_network"]
 
 
 class FusedFeatures(nn.Module):
@@ -134,6 +134,52 @@ class FusedFeatures(nn.Module):
         return levels
 
 
+class EncoderLevel(nn.Module):
+    """One map of an encoder: ``(B, C, *S) -> (B, F, *s)``.
+
+    Layers behind that map get no gradient: build the encoder without them where it can be, e.g.
+    ``EfficientNetLite(levels=(4,))``.
+
+    Args:
+        encoder: see :class:`FusedFeatures`.
+        level: the index of the map; -1 is the last.
+        feature_channels: see :class:`FusedFeatures`.
+
+    Attributes:
+        feature_channels: ``(F,)``.
+        spatial_dims: 2 or 3.
+
+    Raises:
+        ValueError: an unknown level, or an encoder that does not tell its channels, where they are not given.
+
+    Example:
+        >>> import torch
+        >>> EncoderLevel(ConvPyramid.tiny(), 1)(torch.zeros(1, 1, 32, 32)).shape
+        torch.Size([1, 8, 16, 16])
+    """
+
+    def __init__(self, encoder: nn.Module, level: int = -1, *, feature_channels: Sequence[int] | None = None) -> None:
+        super().__init__()
+        channels = encoder_channels(encoder, feature_channels)
+        if not -len(channels) <= level < len(channels):
+            raise ValueError(f"Expected `level` among 0 to {len(channels) - 1}, got {level}.")
+        self.encoder = encoder
+        self.level = level
+        self.feature_channels = (channels[level],)
+        self.spatial_dims = encoder_dims(encoder)
+
+    @classmethod
+    def tiny(cls, spatial_dims: int = 2, in_channels: int = 1) -> "EncoderLevel":
+        """Build the last map of the tiny :class:`~monai_wsss.networks.ConvPyramid`."""
+        return cls(ConvPyramid.tiny(spatial_dims, in_channels))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Give the map: ``(B, C, *S) -> (B, F, *s)``."""
+        if self.spatial_dims == 2:
+            image = image.contiguous(memory_format=torch.channels_last)
+        return self.encoder(image)[self.level]
+
+
 class FusedSegmenter(nn.Module):
     """A segmenter on the fused maps of an encoder: ``(B, C, *S) -> (B, out_channels, *S)`` logits.
 
@@ -149,6 +195,7 @@ class FusedSegmenter(nn.Module):
 
     Attributes:
         output_kind: ``"segmentation"``.
+        settings: what it was built with, for the record of a run.
 
     Raises:
         ValueError: no output channel, or what :class:`FusedFeatures` refuses.
@@ -186,6 +233,7 @@ class FusedSegmenter(nn.Module):
         self.spatial_dims = self.backbone.spatial_dims
         self.mode = self.backbone.mode
         self.head = Conv[Conv.CONV, self.spatial_dims](width, out_channels, kernel_size=1)
+        self.settings = {"encoder": encoder_name(encoder), "width": width, "stride": stride, "dropout": dropout}
         add_reading_record(self)
 
     @classmethod
@@ -240,12 +288,8 @@ def fused_cam_network(
     features = FusedFeatures(
         encoder, feature_channels=feature_channels, width=width, stride=stride, dropout=dropout, **fusion
     )
-    return CAMAdapter(
-        features,
-        width,
-        num_classes,
-        spatial_dims=features.spatial_dims,
-        pooling=pooling,
-        topk_share=topk_share,
-        lse_sharpness=lse_sharpness,
-    )
+    pooled: dict[str, Any] = {"pooling": pooling, "topk_share": topk_share, "lse_sharpness": lse_sharpness}
+    network = CAMAdapter(features, width, num_classes, spatial_dims=features.spatial_dims, **pooled)
+    told = {"encoder": encoder_name(encoder), "width": width, "stride": stride, "dropout": dropout, **pooled}
+    network.settings = told  # type: ignore[assignment]
+    return network

@@ -11,12 +11,15 @@ into one tensor of the image's own size, which a dataset keeps in the image's pl
 | image          | (B, C, *S) | computes its maps              |
 | packed maps    | (B, P, *S) | reads them from the tensor     |
 
-P is the fewest channels that hold all values of the maps, and never C.  So methods, losses and the upsampling to the
-image's size need no change.  Only methods that make another view of the image need the image itself.
+P is the fewest channels that hold all values of the maps, and never C.  Packed maps are read only by an encoder that
+has packed maps of that size before; to any other, an image of P channels stays the mistake that it is.  So methods,
+losses and the upsampling to the image's size need no change.  Only methods that make another view of the image need the
+image itself.  Fill the encoder with its weights before maps are packed.
 """
 
 # Annotations stay real types: TorchScript reads them.
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -77,8 +80,8 @@ class FrozenEncoder(nn.Module):
         self.spatial_dims = encoder_dims(encoder)
         self.in_channels = encoder_in_channels(encoder)
         self.attention_channels = int(getattr(encoder, "attention_channels", 0))
-        # The shapes of the maps (F, *s) by the image's size, each found once.
-        self._shapes: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
+        # The shapes of the maps (F, *s) by the size of the images that were packed.
+        self._packed: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
         for part in self._frozen_parts():
             part.eval().requires_grad_(False)
         self.register_state_dict_post_hook(_drop_prefix)
@@ -126,42 +129,30 @@ class FrozenEncoder(nn.Module):
         if image.shape[1] != self.in_channels:
             raise ValueError(f"Expected an image of {self.in_channels} channels, got {image.shape[1]}.")
         maps = self.encoder(image)
-        self._shapes.setdefault(tuple(image.shape[2:]), [tuple(each.shape[1:]) for each in maps])
-        values = torch.cat([each.flatten(1) for each in maps], dim=1).to(self.packed_dtype)
         size = image.shape[2:]
-        missing = self._packed_channels(size) * math.prod(size) - values.shape[1]
+        shapes = self._packed.setdefault(tuple(size), [tuple(each.shape[1:]) for each in maps])
+        values = torch.cat([each.flatten(1) for each in maps], dim=1).to(self.packed_dtype)
+        missing = self._packed_channels(shapes, size) * math.prod(size) - values.shape[1]
         return F.pad(values, (0, missing)).unflatten(1, (-1, *size))
 
     @torch.jit.unused
     def unpack(self, packed: torch.Tensor) -> list[torch.Tensor]:
         """Give the maps that :meth:`pack` put into a tensor (B, P, *S), in the precision of the encoder's weights."""
-        channels = self._packed_channels(packed.shape[2:])
-        if packed.shape[1] != channels:
-            raise ValueError(
-                f"Expected an image of {self.in_channels} channels, or its packed maps of {channels} channels, got "
-                f"{packed.shape[1]}."
-            )
-        shapes = self._shapes_at(packed.shape[2:])
+        size = packed.shape[2:]
+        shapes = self._packed.get(tuple(size), [])
+        channels = self._packed_channels(shapes, size)
+        if not shapes or packed.shape[1] != channels:
+            maps = f", or its packed maps of {channels} channels" if shapes else ""
+            raise ValueError(f"Expected an image of {self.in_channels} channels{maps}, got {packed.shape[1]}.")
         counts = [math.prod(shape) for shape in shapes]
         values = plain_tensor(packed).flatten(1)[:, : sum(counts)].to(next(self.encoder.parameters()).dtype)
         return [part.unflatten(1, shape) for part, shape in zip(values.split(counts, dim=1), shapes, strict=True)]
 
     @torch.jit.unused
-    def _packed_channels(self, size: torch.Size) -> int:
+    def _packed_channels(self, shapes: Sequence[Sequence[int]], size: Sequence[int]) -> int:
         """Give P: the fewest channels that hold all maps of an image of this size, and not those of an image."""
-        count = sum(math.prod(shape) for shape in self._shapes_at(size))
-        channels = -(-count // math.prod(size))
+        channels = -(-sum(math.prod(shape) for shape in shapes) // math.prod(size))
         return channels + (channels == self.in_channels)
-
-    @torch.jit.unused
-    @torch.no_grad()
-    def _shapes_at(self, size: torch.Size) -> list[tuple[int, ...]]:
-        """Give the shapes (F, *s) of the maps of an image of a size, by one pass the first time."""
-        key = tuple(size)
-        if key not in self._shapes:
-            maps = self.encoder(next(self.encoder.parameters()).new_zeros(1, self.in_channels, *key))
-            self._shapes[key] = [tuple(each.shape[1:]) for each in maps]
-        return self._shapes[key]
 
     def _frozen_parts(self) -> list[nn.Module]:
         if self.frozen == "all":

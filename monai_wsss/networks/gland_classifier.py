@@ -6,8 +6,9 @@
     F = head(X)                           signed class map, (B, K, *s): 1x1 convolution without bias, Xavier uniform
     z = pyramid(F)  or  pool(F)           image-level logits: multi-scale pyramid fusion pooling, or a plain pooling
 
-The paper's backbone is a ResNet38, see :func:`resnet38_classifier`. Attention and pyramid go with any other backbone
-that gives dense features; :func:`~monai_wsss.networks.dense_features` makes one of MONAI's classifiers.
+The paper's backbone is a ResNet38, see :func:`resnet38_classifier`; :func:`fused_gland_classifier` has any encoder in
+its place. Attention and pyramid go with any other backbone that gives dense features;
+:func:`~monai_wsss.networks.dense_features` makes one of MONAI's classifiers.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ from torch import nn
 from monai_wsss._checks import check_choice
 from monai_wsss.networks.activation import ActivationNetwork
 from monai_wsss.networks.consistency_attention import ConsistencyCorrelationAttention
+from monai_wsss.networks.feature_fusion import EncoderLevel, FusedFeatures
 from monai_wsss.networks.pyramid_fusion import PyramidFusionPooling
 from monai_wsss.networks.resnet38 import ResNet38
 
-__all__ = ["GlandClassifier", "resnet38_classifier"]
+__all__ = ["GlandClassifier", "fused_gland_classifier", "resnet38_classifier"]
 
 _SOURCES = ("class_map", "pyramid", "product")
+_ATTENTION = ("none", "cc1", "cc2", "cca")
 
 
 class GlandClassifier(ActivationNetwork):
@@ -160,7 +163,7 @@ def resnet38_classifier(
         >>> network(torch.rand(1, 3, 32, 32)).shape
         torch.Size([1, 2, 32, 32])
     """
-    check_choice("attention", attention, ("none", "cc1", "cc2", "cca"))
+    check_choice("attention", attention, _ATTENTION)
     resnet = (ResNet38.small if small else ResNet38)(**({"frozen": "paper"} | backbone))
     channels = resnet.stage_channels
     if not set(attention_stages) <= channels.keys():
@@ -173,6 +176,68 @@ def resnet38_classifier(
         resnet,
         channels[7],
         num_classes,
+        pyramid=fused,
+        cam_source=cam_source,
+        pooling=pooling,
+        topk_share=topk_share,
+    )
+
+
+def fused_gland_classifier(
+    encoder: nn.Module,
+    num_classes: int = 2,
+    *,
+    level: int | None = None,
+    attention: str = "cca",
+    pyramid: Sequence[int] | None = (2, 4, 8, 16),
+    fusion: str = "sign",
+    logit: str = "weighted",
+    cam_source: str = "class_map",
+    pooling: str = "average",
+    topk_share: float = 0.25,
+    **features: Any,
+) -> GlandClassifier:
+    """Build the paper's network around another encoder: its fused maps, or one of them, in the place of ResNet38's.
+
+    Args:
+        encoder: gives a list of maps, see :class:`~monai_wsss.networks.FusedFeatures`.
+        num_classes: K.
+        level: index of the one map to take; None fuses all.
+        attention: ``none``, ``cc1``, ``cc2`` or ``cca``, of the features.
+        pyramid: see :func:`resnet38_classifier`.
+        fusion: see there.
+        logit: see there.
+        cam_source: see :class:`GlandClassifier`.
+        pooling: see :func:`resnet38_classifier`.
+        topk_share: see there.
+        features: words of :class:`~monai_wsss.networks.FusedFeatures`: ``width``, ``stride``, ``dropout``,
+            ``feature_channels``; with ``level`` only the last of them.
+
+    Raises:
+        ValueError: an unknown attention or level, or what the parts refuse.
+
+    Example:
+        >>> import torch
+        >>> from monai_wsss.networks import ConvPyramid
+        >>> network = fused_gland_classifier(ConvPyramid.tiny(2, 3), pyramid=(2, 4), width=8)
+        >>> network.signed_map(torch.rand(1, 3, 32, 32)).shape
+        torch.Size([1, 2, 8, 8])
+    """
+    check_choice("attention", attention, _ATTENTION)
+    backbone: Any = FusedFeatures(encoder, **features) if level is None else EncoderLevel(encoder, level, **features)
+    (channels,), dims = backbone.feature_channels, backbone.spatial_dims
+    attend = (
+        None if attention == "none" else ConsistencyCorrelationAttention(channels, kind=attention, spatial_dims=dims)
+    )
+    fused = None
+    if pyramid is not None:
+        fused = PyramidFusionPooling(num_classes, levels=pyramid, fusion=fusion, logit=logit, spatial_dims=dims)
+    return GlandClassifier(
+        backbone,
+        channels,
+        num_classes,
+        spatial_dims=dims,
+        attention=attend,
         pyramid=fused,
         cam_source=cam_source,
         pooling=pooling,

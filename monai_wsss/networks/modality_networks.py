@@ -21,6 +21,7 @@ from monai_wsss.networks.activation import ActivationNetwork
 from monai_wsss.networks.aspp_resnet import ASPPResNet
 from monai_wsss.networks.cam_encoder import CAMEncoder
 from monai_wsss.networks.cam_unet import CAMUNet
+from monai_wsss.networks.feature_fusion import fused_cam_network
 from monai_wsss.refinement import MaskRule
 
 __all__ = ["ModalityNetworks", "networks_by_modality"]
@@ -189,10 +190,13 @@ def networks_by_modality(
     modalities: Sequence[str],
     *,
     backbone: str = "encoder",
+    encoder: Callable[[], nn.Module] | None = None,
     spatial_dims: int = 2,
     num_classes: int = 1,
     width: int | None = None,
+    stride: int = 4,
     pooling: str = "max",
+    topk_share: float = 0.1,
     present: Sequence[str] | None = None,
     standardize: bool = False,
 ) -> ModalityNetworks:
@@ -200,21 +204,29 @@ def networks_by_modality(
 
     Args:
         modalities: their names, one per network.
-        backbone: ``"encoder"`` (:class:`~monai_wsss.networks.CAMEncoder` at stride 4), ``"unet"``
+        backbone: ``"encoder"`` (:class:`~monai_wsss.networks.CAMEncoder`), ``"unet"``
             (:class:`~monai_wsss.networks.CAMUNet`, the paper's) or ``"aspp_resnet"``
             (:class:`~monai_wsss.networks.ASPPResNet`, the paper's Table IV).
-        spatial_dims: 2 or 3.
+        encoder: in the place of ``backbone``, makes an encoder of one channel at each call, whose fused maps have the
+            CAM head (:func:`~monai_wsss.networks.fused_cam_network`); in a configuration a block with
+            ``"_mode_": "callable"``.
+        spatial_dims: 2 or 3; an ``encoder`` has its own.
         num_classes: K, the foreground classes.
-        width: channels of the first block; None for the network's own default.
+        width: channels of the first block, or of the fused maps; None for the network's own default.
+        stride: of :class:`~monai_wsss.networks.CAMEncoder`, or of the fused maps.
         pooling: see :class:`~monai_wsss.networks.ActivationNetwork`; the paper's is ``"average"``.
+        topk_share: see there.
         present: see :class:`ModalityNetworks`.
         standardize: see there; the paper's way.
 
     Raises:
-        ValueError: an unknown backbone, or names that do not fit.
+        ValueError: an unknown backbone, names that do not fit, or an ``encoder`` that gives the same network twice.
 
     Example:
         >>> networks_by_modality(["T1", "FLAIR"], width=4).groups
+        2
+        >>> from monai_wsss.networks import EfficientNetLite
+        >>> networks_by_modality(["T1", "FLAIR"], encoder=EfficientNetLite.tiny, width=8).groups
         2
     """
     backbones: dict[str, Callable[..., ActivationNetwork]] = {
@@ -223,6 +235,15 @@ def networks_by_modality(
         "aspp_resnet": ASPPResNet,
     }
     check_choice("backbone", backbone, tuple(backbones))
-    options: dict[str, Any] = {"pooling": pooling} if width is None else {"pooling": pooling, "width": width}
-    members = [backbones[backbone](spatial_dims, 1, num_classes, **options) for _ in modalities]
+    options: dict[str, Any] = {"pooling": pooling, "topk_share": topk_share}
+    options |= {} if width is None else {"width": width}
+    options |= {"stride": stride} if backbone == "encoder" or encoder is not None else {}
+    members: list[ActivationNetwork]
+    if encoder is None:
+        members = [backbones[backbone](spatial_dims, 1, num_classes, **options) for _ in modalities]
+    else:
+        encoders = [encoder() for _ in modalities]
+        if len({id(one) for one in encoders}) < len(encoders):
+            raise ValueError("Expected `encoder` to make a new encoder at each call, got the same one twice.")
+        members = [fused_cam_network(one, num_classes, **options) for one in encoders]
     return ModalityNetworks(members, modalities, present=present, standardize=standardize)

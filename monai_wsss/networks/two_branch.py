@@ -149,7 +149,7 @@ class TwoBranchNetwork(nn.Module):
         if len(channels) != 4:
             raise ValueError(
                 f"Expected an `encoder` with `feature_channels` of four levels, "
-                f"{type(encoder).__name__} has {channels or 'none'}."
+                f"{type(encoder).__name__} has {channels or 'none'}: wrap it in AttentionPyramid, with its `levels`."
             )
         if num_classes < 1:
             raise ValueError(f"Expected `num_classes` >= 1 foreground class, got {num_classes}.")

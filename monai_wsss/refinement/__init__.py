@@ -23,6 +23,7 @@ from monai_wsss.refinement.pseudo_label import (
     refined_seed_label,
     seed_label,
 )
+from monai_wsss.refinement.region import decide_within
 from monai_wsss.refinement.score_cut import cut_score_maps
 from monai_wsss.refinement.threshold import NegativeResponses, median_reference, negative_quantile, otsu_threshold
 
@@ -43,6 +44,7 @@ __all__ = [
     "confident_label",
     "confident_segmentation_label",
     "cut_score_maps",
+    "decide_within",
     "dense_crf_refinement",
     "median_reference",
     "negative_quantile",

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import warnings
 from pathlib import Path
@@ -30,6 +31,7 @@ from monai_wsss.networks import (
     reading_order,
     recorded_reading,
 )
+from monai_wsss.reports.provenance import settings_of
 
 
 def make_items(count: int = 12, size: int = 16) -> list[dict[str, Any]]:
@@ -575,3 +577,12 @@ def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_stays(tmp_path, mon
     with pytest.raises(DataError, match=r"Cannot write .*epoch_0003.pt: the disk is full"):
         trainer.run()
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["epoch_0001.pt", "epoch_0002.pt"]
+
+
+@pytest.mark.parametrize(("amp", "precision"), [(False, "float32"), (True, "mixed, bfloat16")])
+def test_the_log_says_where_and_with_which_numbers_it_trains(amp, precision, tmp_path, caplog):
+    trainer = make_trainer(tmp_path, epochs=1, amp=amp)
+    with caplog.at_level(logging.INFO, "monai_wsss.engines.trainer"):
+        trainer.run()
+    assert f"Training on cpu, precision: {precision}." in caplog.text
+    assert settings_of(trainer).items() >= {"amp": amp, "precision": precision}.items()

@@ -65,6 +65,7 @@ def test_a_trainer_tells_what_it_was_built_with():
         "batch_size": 2,
         "accumulation_steps": 1,
         "amp": False,
+        "precision": "float32",
         "optimizer": "AdamW",
         "learning_rate": 0.01,  # the peak, where the schedule begins with less
         "weight_decay": 0.1,

@@ -102,7 +102,7 @@ def test_an_evaluation_fills_the_run_folder(phantoms, tmp_path):
         "bundle": "a_bundle",
         "modalities": ["FLAIR"],
         "replace_missing": {"T1": "FLAIR"},
-        **{"grid": None, "views": "none", "scales": [1.0]},
+        **{"grid": None, "views": "none", "scales": [1.0], "amp": False},
     }
     assert record["seed"] == 7
     assert (run / "training_log.csv").read_text() == "epoch,loss\n1,0.5\n"
@@ -190,18 +190,6 @@ def test_an_evaluation_says_what_its_training_recorded(method, words, datalist, 
         assert words in write_report(record.output_dir).read_text()
 
 
-def test_training_and_evaluation_say_how_images_are_read(datalist, tmp_path):
-    method = ClassActivationMapping.tiny()
-    nothing = {"order": None, "slicing_axis": None, "in_plane_axes": None}
-    assert started(RunRecord(tmp_path / "before", datalist), core=method)["reading"] == nothing
-    header = {"order": "xy", "slicing_axis": "SI", "in_plane_axes": "LP"}
-    record_reading(method, header)
-    assert started(RunRecord(tmp_path / "training", datalist), core=method)["reading"] == header
-    scores = SegmentationScores(datalist)
-    for record in (RunFolder(tmp_path / "0", datalist, scores), InferenceLog(tmp_path / "1", datalist)):
-        assert started(record, network=method.network)["reading"] == header
-
-
 def test_the_published_weights_that_a_training_began_with_are_recorded_and_taken_over(datalist, tmp_path):
     method = ClassActivationMapping.tiny()
     assert started(RunRecord(tmp_path / "silent", datalist), core=method)["encoder_weights"] is None
@@ -227,6 +215,18 @@ def test_labels_made_from_masks_stand_in_the_record_and_the_report(tmp_path):
     (phrase,) = training["uses_masks"]
     assert phrase.startswith("simulated supervision, tags of tiles from masks (present above 5 % of a tile")
     assert phrase in write_report(evaluation.output_dir).read_text()
+
+
+def test_training_and_evaluation_say_how_images_are_read(datalist, tmp_path):
+    method = ClassActivationMapping.tiny()
+    nothing = {"order": None, "slicing_axis": None, "in_plane_axes": None}
+    assert started(RunRecord(tmp_path / "before", datalist), core=method)["reading"] == nothing
+    header = {"order": "xy", "slicing_axis": "SI", "in_plane_axes": "LP"}
+    record_reading(method, header)
+    assert started(RunRecord(tmp_path / "training", datalist), core=method)["reading"] == header
+    scores = SegmentationScores(datalist)
+    for record in (RunFolder(tmp_path / "0", datalist, scores), InferenceLog(tmp_path / "1", datalist)):
+        assert started(record, network=method.network)["reading"] == header
 
 
 def test_an_evaluation_records_whether_the_data_have_a_background(datalist, tmp_path):
