@@ -361,7 +361,7 @@ def as_composed(method: CMER, parts: list[torch.Tensor], label: torch.Tensor, ep
 
 def load_in_order(network: torch.nn.Module, z: Vectors) -> None:
     """Fill a network with a file's `w/` by the order of its entries, but for the buffers that are ours alone."""
-    own = [name for name in network.state_dict() if not name.startswith(("negative_", "filled"))]
+    own = [name for name in network.state_dict() if not name.startswith(("negative_", "filled", "reading_"))]
     official = [key for key in z.arrays if key.startswith("w/")]
     network.load_state_dict({name: z[key] for name, key in zip(own, official, strict=True)}, strict=False)
 
