@@ -199,6 +199,18 @@ def test_the_paper_s_preset_shows_the_networks_what_the_paper_does(whole, phanto
     assert content("pseudo#inferer").scales == (2.0, 2.5, 3.0)
 
 
+@pytest.mark.parametrize("order", ["rows_columns", "xy", None])
+def test_images_are_read_in_the_order_of_the_weights_whatever_the_data_say(phantoms, tmp_path, order):
+    state = torch.load(BUNDLE / "models" / "model.pt", weights_only=True)
+    state["reading_order"] = torch.tensor({None: 0, "xy": 1, "rows_columns": 2}[order])
+    torch.save(state, tmp_path / "model.pt")
+    places = {"dataset_dir": str(phantoms), "ckpt_dir": str(tmp_path), "output_dir": str(tmp_path / "out")}
+    assert load_datalist(phantoms / "datalist.json", "training")[0]["order"] == "rows_columns"
+    for name, block in (("evaluate", "validate#preprocessing"), ("inference", "preprocessing")):
+        reading = start(BUNDLE, name, **places).parser.get_parsed_content(block).transforms[0]
+        assert reading.order == (order or "xy")
+
+
 def test_patches_of_the_networks_size_are_not_enlarged(phantoms, tmp_path):
     places = {"dataset_dir": str(phantoms), "output_dir": str(tmp_path)}
     workflow = start(BUNDLE, "train", overlays=("paper.json",), window=[224, 224], **places, **SMALL_PAPER)

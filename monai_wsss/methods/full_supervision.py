@@ -54,9 +54,6 @@ class SegmentationNetwork(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Give logits at the input's size."""
-        if image.ndim == 4:
-            # A U-Net is a sixth faster on a CPU: only the layout changes, not the values.
-            image = image.contiguous(memory_format=torch.channels_last)
         return self.segmenter(image)
 
 
