@@ -156,7 +156,9 @@ class WSSSTrainer(Trainer):
         logger.info("Training on %s, precision: %s.", self.state.device, self.precision)
         if self.core.uses_masks:
             logger.warning("Full supervision: this training reads pixel masks, an upper bound and no weak result.")
-        elif isinstance(items := getattr(getattr(self.data_loader, "dataset", None), "data", None), Sequence):
+        elif self.core.learns_presence and isinstance(
+            items := getattr(getattr(self.data_loader, "dataset", None), "data", None), Sequence
+        ):
             check_trainable(items)
         if not self.resume and (encoder := unfilled_encoder(self.core)) is not None:
             logger.warning(

@@ -28,6 +28,7 @@ class WSSSMethod(nn.Module):
     Attributes:
         players: names of the parts that are optimized in turn, each with its own optimizer.
         uses_masks: whether training reads pixel masks; true only for upper bounds.
+        learns_presence: whether the labels teach which images have a class, for which it needs images with and without.
         makes_views: whether training makes other views of the images itself, for which it needs the images and not
             features that were computed before.
         settings: the settings that the method was built with, for the run's record: values that JSON can hold.
@@ -35,6 +36,7 @@ class WSSSMethod(nn.Module):
 
     players: ClassVar[tuple[str, ...]] = ("network",)
     uses_masks: ClassVar[bool] = False
+    learns_presence: ClassVar[bool] = True
     makes_views: ClassVar[bool] = False
 
     def __init__(self, network: nn.Module) -> None:
