@@ -92,7 +92,8 @@ def make_lever_table(
         runs: folder with rows of earlier sessions.
     """
     kind, data = _data_of(datalist, split, side)
-    return _table("levers", kind, data, out, lever_recipes(BUDGETS[kind]), seeds=seeds, refine=refine, runs=runs)
+    recipes = lever_recipes(BUDGETS[kind], in_channels=len(data.modalities))
+    return _table("levers", kind, data, out, recipes, seeds=seeds, refine=refine, runs=runs)
 
 
 def _data_of(datalist: Path, split: str, side: int | None) -> tuple[str, PreparedData]:
