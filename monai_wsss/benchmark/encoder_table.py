@@ -34,7 +34,7 @@ from monai_wsss.benchmark.tiles import Tiles
 from monai_wsss.data import load_header
 from monai_wsss.refinement import ClassMapRefinement, MaskRule, decide_within
 
-__all__ = ["make_encoder_table", "make_lever_table"]
+__all__ = ["encoder_columns", "make_encoder_table", "make_lever_table"]
 
 Maps = list[torch.Tensor]
 _PLAIN = "as they are"
@@ -96,6 +96,21 @@ def make_lever_table(
     return _table("levers", kind, data, out, recipes, seeds=seeds, refine=refine, runs=runs)
 
 
+def encoder_columns(*, background: bool) -> list[Column]:
+    """Give the columns of both tables: metrics, costs, and ratios to the bounds.
+
+    Args:
+        background: whether the data have a background; ratios are of the pooled Dice then, else of the mean IoU.
+    """
+    metric = "dice_pooled" if background else "miou_pooled"
+    return [
+        *(Column(each, each) for each in _METRICS),
+        Column("ratio to full supervision", metric, kind="ratio", bound=_PLAIN),
+        Column("to the bound refined alike", metric, kind="ratio alike"),
+        Column("to the best bound", metric, kind="ratio best"),
+    ]
+
+
 def _data_of(datalist: Path, split: str, side: int | None) -> tuple[str, PreparedData]:
     """Read which kind of data a datalist holds."""
     header = load_header(datalist)
@@ -123,13 +138,7 @@ def _table(
     entries += [
         Entry(key, partial(give, data, refine), None, words=words) for key, give in _trivial(data, kind).items()
     ]
-    metric = "dice_pooled" if BUDGETS[kind].background else "miou_pooled"
-    columns = [
-        *(Column(each, each) for each in _METRICS),
-        Column("ratio to full supervision", metric, kind="ratio", bound=_PLAIN),
-        Column("to the bound refined alike", metric, kind="ratio alike"),
-        Column("to the best bound", metric, kind="ratio best"),
-    ]
+    columns = encoder_columns(background=BUDGETS[kind].background)
     return BenchmarkTable(f"{name}_{data.header['name']}", data, out, recipes, entries, columns, seeds=seeds, runs=runs)
 
 
