@@ -155,7 +155,7 @@ def _measured(
     rule = _rule(network, BUDGETS[kind].rule, gated=kind == "slices")
     for column, refinement in ((_PLAIN, None), (refine, refine)):
         start = time.perf_counter()
-        summary = _decided(data, cases, maps, rule, refinement)
+        summary = measure_cases(data, cases, maps, rule, refinement)
         cost = {"seconds_per_image": {"mean": seconds + (time.perf_counter() - start) / len(cases)}}
         yield Measured(column, {**summary, **presence, **cost})
 
@@ -172,7 +172,7 @@ def _rule(network: Any, rule: str, *, gated: bool) -> MaskRule:
     return MaskRule.of(network, rule="argmax" if rule == "argmax" else None)
 
 
-def _decided(
+def measure_cases(
     data: PreparedData, cases: Cases, maps: Maps, rule: MaskRule, refinement: str | None
 ) -> dict[str, dict[str, Any]]:
     """Decide the masks of all cases and measure them, in their regions alone where they have any."""
@@ -214,7 +214,7 @@ def _everything(
     """Measure the mask that covers all, of the scored class."""
     cases, _ = data.whole_maps(None, None)
     maps = [torch.ones(1, 1, *case["image"].shape[1:]) for case in cases]
-    yield Measured("", _decided(data, cases, maps, MaskRule(rule="fixed", threshold=0.5, gate="none"), None))
+    yield Measured("", measure_cases(data, cases, maps, MaskRule(rule="fixed", threshold=0.5, gate="none"), None))
 
 
 def _blue(data: PreparedData, refine: str, table: BenchmarkTable, trained: Sequence[Trained]) -> Iterator[Measured]:
@@ -223,4 +223,4 @@ def _blue(data: PreparedData, refine: str, table: BenchmarkTable, trained: Seque
     channel = data.modalities.index("blue")
     maps = [-torch.as_tensor(case["image"])[None, channel : channel + 1].float() for case in cases]
     for column, refinement in ((_PLAIN, None), (refine, refine)):
-        yield Measured(column, _decided(data, cases, maps, MaskRule(rule="otsu", gate="none"), refinement))
+        yield Measured(column, measure_cases(data, cases, maps, MaskRule(rule="otsu", gate="none"), refinement))
