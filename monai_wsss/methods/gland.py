@@ -51,8 +51,9 @@ _PRESETS: dict[str, dict[str, Any]] = {
     # As printed; it needs ImageNet weights, see networks.load_encoder_weights.
     "paper": {},
 }
-# Words of the ResNet38 alone, which mean something else to other encoders, or nothing.
+# Words of the ResNet38's preset, which mean something else to other encoders, or nothing.
 _OF_RESNET38 = ("small", "width", "frozen")
+_OF_RESNET38_ALONE = ("small", "frozen", "attention_stages")
 
 
 class GlandClassification(WSSSMethod):
@@ -109,11 +110,19 @@ class GlandClassification(WSSSMethod):
             encoder: another encoder in the place of the ResNet38, whose words then have no preset; ``in_channels`` has
                 no effect.
             settings: as :meth:`from_preset`.
+
+        Raises:
+            ValueError: an unknown preset, or a word of the ResNet38 beside an ``encoder``.
         """
         check_choice("preset", preset, tuple(_PRESETS))
         told = {**_PRESETS[preset], **settings}
         if encoder is None:
             network = resnet38_classifier(**told)
+        elif strange := [name for name in _OF_RESNET38_ALONE if name in settings]:
+            raise ValueError(
+                f"Expected no `{'`, `'.join(strange)}` beside an `encoder`: the ResNet38 alone takes it, which "
+                "`encoder=None` builds."
+            )
         else:
             told = {name: value for name, value in told.items() if name in settings or name not in _OF_RESNET38}
             told.pop("in_channels", None)

@@ -36,7 +36,7 @@ from monai_wsss.networks.pretrained import load_pretrained, read_weights
 from monai_wsss.networks.resnest import ResNeSt
 from monai_wsss.networks.resnet38 import ResNet38
 
-__all__ = ["encoder_weights_of", "find_published", "load_encoder_weights", "unfilled_encoder"]
+__all__ = ["encoder_weights_of", "find_published", "load_encoder_weights", "record_whole_weights", "unfilled_encoder"]
 
 
 @dataclass(frozen=True)
@@ -132,14 +132,34 @@ def load_encoder_weights(
         path = Path(pretrained) if pretrained != "imagenet" else _published_path(network, encoders, option)
         for encoder in encoders or [network]:
             _fill_of(encoder)(encoder, path)
+    source = "none" if path is None else "imagenet" if pretrained == "imagenet" else "file"
+    return _record(network, source, names, path)
+
+
+def _record(network: nn.Module, source: str, names: list[str], path: Path | None) -> dict[str, str | None]:
+    """Keep a record of where the weights of a network's encoders are from, and give it."""
     record = {
-        "pretrained": "none" if path is None else "imagenet" if pretrained == "imagenet" else "file",
+        "pretrained": source,
         "encoder": ", ".join(names) or None,
         "file": None if path is None else path.name,
         "sha256": None if path is None else file_sha256(path),
     }
     network.encoder_weights = record  # type: ignore[assignment]
     return record
+
+
+def record_whole_weights(network: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Record a file whose weights fill a whole network, where encoders of it presume weights and no record tells any.
+
+    Example:
+        >>> from monai_wsss.networks import CAMUNet
+        >>> network = CAMUNet.tiny()
+        >>> record_whole_weights(network, "model.pt")  # no encoder that presumes weights
+        >>> encoder_weights_of(network) is None
+        True
+    """
+    if unfilled_encoder(network) is not None:
+        _record(network, "file", sorted({_name(encoder) for encoder in _encoders(network)}), Path(path))
 
 
 def encoder_weights_of(network: nn.Module) -> dict[str, str | None] | None:
