@@ -147,6 +147,13 @@ def test_the_outermost_record_counts():
     assert recorded_reading(ensemble) == HEADER
 
 
+def test_an_ensemble_of_trained_networks_has_their_record():
+    assert recorded_reading(MapEnsemble([recorded(), recorded()])) == HEADER
+    assert recorded_reading(MapEnsemble([CAMEncoder.tiny(), recorded(header={"order": "xy"})])) == NOTHING
+    with pytest.raises(ValueError, match=r"`members` that get images in the same order, got \['rows_columns', 'xy'\]"):
+        MapEnsemble([CAMEncoder.tiny(), recorded()])
+
+
 def test_a_method_records_in_all_its_networks():
     method = PseudoMaskSupervision(SegmentationNetwork.tiny())
     method.teacher = copy.deepcopy(method.network)
@@ -171,6 +178,9 @@ def test_the_order_of_the_weights_decides(weights, header, expected, tmp_path):
     if network is not None:
         save_weights(tmp_path / "model.pt", network)
         assert reading_order(tmp_path / "model.pt", header) == expected
+        # As MONAI's CheckpointSaver writes and its CheckpointLoader reads.
+        torch.save({"model": network.state_dict()}, tmp_path / "checkpoint.pt")
+        assert reading_order(tmp_path / "checkpoint.pt", header) == expected
 
 
 @pytest.mark.parametrize("axis", ["RL", "AP", "SI"])
