@@ -70,7 +70,8 @@ def add_reading_record(network: nn.Module) -> None:
 def record_reading(network: nn.Module, header: Mapping[str, Any]) -> None:
     """Fill the record of a network, and of all networks inside it, from the header of the data that train it.
 
-    A module without the buffers of the record, such as a network of MONAI, stays as it is.
+    A module without the buffers of the record, such as a network of MONAI, stays as it is.  Where no network has them,
+    the log says that its weights will be taken for ones of ``xy``, if the data are of another order.
 
     Args:
         network: the network, or a method with all its networks.
@@ -90,6 +91,14 @@ def record_reading(network: nn.Module, header: Mapping[str, Any]) -> None:
     order = header.get("order") or XY
     check_choice("order", order, _ORDERS)
     axes = _axes_as_numbers(header.get("slicing_axis"), header.get("in_plane_axes"))
+    if order != XY and not any(is_reading_record(name) for name, _ in network.named_buffers()):
+        _logger.warning(
+            "%s cannot record that its images are read in the order %s, and its weights will be taken for ones of "
+            "images in the order %s: call add_reading_record in the constructor of the network.",
+            type(network).__name__,
+            order,
+            XY,
+        )
     with torch.no_grad():
         for module in network.modules():
             buffers = dict(module.named_buffers(recurse=False))

@@ -159,10 +159,17 @@ def test_a_method_records_in_all_its_networks():
     method.teacher = copy.deepcopy(method.network)
     record_reading(method, {"order": None})
     assert [recorded_reading(one)["order"] for one in (method.network, method.teacher)] == ["xy", "xy"]
+
+
+def test_networks_that_cannot_record_stay_as_they_are_and_one_sentence_says_so(caplog):
     plain = FullSupervision(UNet(2, 1, 2, channels=(4, 8), strides=(2,)))
     names = list(plain.state_dict())
+    record_reading(plain, {"order": "xy"})
+    assert not caplog.records
     record_reading(plain, HEADER)
     assert list(plain.state_dict()) == names
+    (told,) = caplog.records
+    assert "FullSupervision cannot record that its images are read in the order rows_columns" in told.getMessage()
 
 
 @pytest.mark.parametrize(
