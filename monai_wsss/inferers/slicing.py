@@ -45,7 +45,7 @@ class SliceTurn(NamedTuple):
 
     @property
     def as_pictures(self) -> SliceTurn:
-        """The turn that gives the slices as (rows, columns), whose x runs along the columns.
+        """Give the turn that has the slices as (rows, columns), whose x runs along the columns.
 
         Example:
             >>> SliceTurn((1, 2, 0), (0,)).as_pictures
