@@ -46,6 +46,7 @@ from monai_wsss.engines.checkpoint import (
 from monai_wsss.engines.schedules import Progress, epochs_of
 from monai_wsss.networks import record_reading
 from monai_wsss.networks.published_weights import unfilled_encoder
+from monai_wsss.networks.reading_record import check_order
 
 __all__ = ["NonFiniteLossError", "WSSSTrainer"]
 
@@ -342,6 +343,8 @@ class WSSSTrainer(Trainer):
             self.core.load_state_dict(content["method"])
         except RuntimeError as error:
             raise DataError(f"{path} holds another network: resume with the same settings. {error}") from error
+        if self.reading is not None:
+            check_order(self.core, self.reading, path)
         for player, state in content["optimizers"].items():
             self.optimizers[player].load_state_dict(state)
         for player, state in content["lr_schedulers"].items():

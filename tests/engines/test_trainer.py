@@ -220,6 +220,13 @@ def test_nothing_to_resume_is_said(tmp_path, caplog):
     assert "No checkpoint to resume from" in caplog.text
 
 
+def test_a_training_does_not_go_on_with_images_in_another_order(tmp_path):
+    make_trainer(tmp_path, epochs=1, reading={"order": "xy"}).run()
+    make_trainer(tmp_path, epochs=1, resume=True, reading={}).run()
+    with pytest.raises(DataError, match="on images in the order xy, but the data now say rows_columns: resume with"):
+        make_trainer(tmp_path, epochs=1, resume=True, reading={"order": "rows_columns"}).run()
+
+
 def test_one_batch_is_overfitted_and_the_square_is_found():
     torch.manual_seed(0)
     items = make_items(8)
