@@ -107,6 +107,11 @@ def test_ratios_are_held_against_the_best_bound():
     lines = format_rows(rows, columns).splitlines()[2:]
     assert lines[:2] == ["| CAM / plain | 0.50 | 0.50 |", "| CAM / par | 0.80 | 0.75 |"]
     assert format_rows(rows[:2], columns).splitlines()[2] == "| CAM / plain | – | – |"
+    # Bounds are not averaged: that of a training from scratch would flatter the others.
+    plain = [Column("plain", "f1", kind="ratio", bound="plain")]
+    assert format_rows(rows, plain).splitlines()[2:4] == ["| CAM / plain | 0.50 |", "| CAM / par | 0.75 |"]
+    shown = [Column("PAR", "f1", "par"), Column("alike", "f1", "par", kind="ratio alike")]
+    assert format_rows(rows, shown).splitlines()[2] == "| CAM | 0.600 | 0.80 |"
 
 
 def test_the_peak_of_memory_begins_anew():
