@@ -80,7 +80,7 @@ def make_lever_table(
     side: int | None = None,
     runs: Path | None = None,
 ) -> BenchmarkTable:
-    """Make the table of the levers of a pretrained classifier: pooling, stride, depth, frozen batch norm.
+    """Make the table of the levers of a pretrained classifier: pooling, stride, depth, stem, freezing.
 
     Args:
         datalist: see :func:`make_encoder_table`, and so all arguments.
@@ -136,10 +136,15 @@ def _table(
 def _measured(
     data: PreparedData, kind: str, refine: str, table: BenchmarkTable, trained: Sequence[Trained]
 ) -> Iterator[Measured]:
-    """Measure a network's masks, as they are and refined, and its presence on tiles."""
+    """Measure a network's masks, as they are and refined, and its presence on tiles.
+
+    The seconds per image are those of maps, refinement and decision, without reading.
+    """
     (one,) = trained
     network = one.method.network
     presence = data.presence(network) if isinstance(data, Tiles) and network.output_kind == "activation" else {}
+    # Cases are read once for all rows: none pays for it.
+    data.whole_maps(one.recipe, None)
     start = time.perf_counter()
     cases, maps = data.whole_maps(one.recipe, network)
     seconds = (time.perf_counter() - start) / len(cases)

@@ -82,6 +82,11 @@ class PreparedData:
         """Tell what of the data decides the weights, for JSON."""
         return {"datalist_sha256": file_sha256(self.datalist)}
 
+    @property
+    def unusual(self) -> dict[str, Any]:
+        """Tell how cases are viewed, where it is not the default, for JSON; committed rows are found again by it."""
+        return {}
+
     @cached_property
     def content_sha256(self) -> str:
         """Give a digest of the items and of all their files, the same on every machine."""

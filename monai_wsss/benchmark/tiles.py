@@ -30,6 +30,7 @@ from monai_wsss.transforms import LoadOrderedd
 
 __all__ = ["Tiles"]
 
+_SCALES = (0.5, 1.0)
 _JITTER = 0.15  # of the intensity, as a factor and as a share of the largest gray level
 
 
@@ -50,7 +51,7 @@ class Tiles(PreparedData):
         split: str = "validation",
         samples: int = 480,
         crop: int = 160,
-        scales: Sequence[float] = (0.5, 1.0),
+        scales: Sequence[float] = _SCALES,
     ) -> None:
         super().__init__(datalist, split)
         self.samples = samples
@@ -78,6 +79,11 @@ class Tiles(PreparedData):
     def settings(self) -> dict[str, Any]:
         """Tell what of the data decides the weights, for JSON."""
         return {**super().settings, "samples": self.samples, "crop": self.crop}
+
+    @property
+    def unusual(self) -> dict[str, Any]:
+        """Tell the scales of the maps, where they are not the default, for JSON."""
+        return {} if self.scales == _SCALES else {"scales": list(self.scales)}
 
     def items(self, recipe: Recipe, seed: int, *, masks: bool = False) -> Cases:
         """Give the training tiles, or the whole training images to a recipe that learns masks or pseudo-masks."""
