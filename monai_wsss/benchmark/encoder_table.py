@@ -27,7 +27,7 @@ from monai_wsss.benchmark.encoder_recipes import BUDGETS, encoder_recipes, lever
 from monai_wsss.benchmark.formatting import Column
 from monai_wsss.benchmark.patches import Patches
 from monai_wsss.benchmark.prepared import Cases, PreparedData, Slices
-from monai_wsss.benchmark.recipes import Recipe
+from monai_wsss.benchmark.recipes import FULL_SUPERVISION, Recipe
 from monai_wsss.benchmark.rows import Measured
 from monai_wsss.benchmark.table import BenchmarkTable, Entry, Trained
 from monai_wsss.benchmark.tiles import Tiles
@@ -124,12 +124,13 @@ def _table(
         Entry(key, partial(give, data, refine), None, words=words) for key, give in _trivial(data, kind).items()
     ]
     metric = "dice_pooled" if BUDGETS[kind].background else "miou_pooled"
-    columns = [
-        *(Column(each, each) for each in _METRICS),
-        Column("ratio to full supervision", metric, kind="ratio", bound=_PLAIN),
-        Column("to the bound refined alike", metric, kind="ratio alike"),
-        Column("to the best bound", metric, kind="ratio best"),
-    ]
+    columns = [Column(each, each) for each in _METRICS]
+    if any(FULL_SUPERVISION in key for key in recipes):
+        columns += [
+            Column("ratio to full supervision", metric, kind="ratio", bound=_PLAIN),
+            Column("to the bound refined alike", metric, kind="ratio alike"),
+            Column("to the best bound", metric, kind="ratio best"),
+        ]
     return BenchmarkTable(f"{name}_{data.header['name']}", data, out, recipes, entries, columns, seeds=seeds, runs=runs)
 
 

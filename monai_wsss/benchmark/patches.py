@@ -131,13 +131,14 @@ class Patches(PreparedData):
         cases = self._read[self.split]
         if network is None:
             return cases, []
+        return cases, [self._maps(network, case) for case in cases]
+
+    def _maps(self, network: nn.Module, case: dict[str, Any]) -> torch.Tensor:
+        """Give the maps of an image (1, channels, *S): windows as networks see patches."""
+        image = torch.as_tensor(case["image"]).float()[None]
         side = self.grid or self.window
-        maps = []
-        for case in cases:
-            image = torch.as_tensor(case["image"]).float()[None]
-            grid = [round(length * side / self.window) for length in image.shape[2:]]
-            maps.append(VolumeInferer(2, grid=grid, roi_size=(side, side), overlap=0.5)(image, network.eval()))
-        return cases, maps
+        grid = None if self.grid is None else [round(length * side / self.window) for length in image.shape[2:]]
+        return VolumeInferer(2, grid=grid, roi_size=(side, side), overlap=0.5)(image, network.eval())
 
     @torch.no_grad()
     def measure(self, network: nn.Module, output_kind: str) -> dict[str, dict[str, Any]]:
@@ -148,10 +149,9 @@ class Patches(PreparedData):
             output_kind: ``"activation"`` or ``"segmentation"``.
         """
         table = self.case_table()
-        inferer = VolumeInferer(2, roi_size=(self.window, self.window), overlap=0.5)
-        network.eval()
         items = load_datalist(self.datalist, self.split, masks=True)
         for case in CacheDataset(items, Compose(self.reading(["image", "mask"])), cache_rate=0.0):
-            scores = inferer(torch.as_tensor(case["image"]).float()[None], network)
-            add_case(table, case, to_mask(scores, output_kind=output_kind, rule="argmax", gate="none")[0])
+            add_case(
+                table, case, to_mask(self._maps(network, case), output_kind=output_kind, rule="argmax", gate="none")[0]
+            )
         return table.summary()

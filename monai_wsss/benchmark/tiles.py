@@ -19,11 +19,10 @@ from monai.transforms import Compose, RandScaleIntensityd, RandShiftIntensityd, 
 from torch import nn
 from torch.utils.data import Sampler
 
-from monai_wsss._checks import DataError
 from monai_wsss._labels import IGNORED
 from monai_wsss.benchmark.prepared import Cases, PreparedData, maps_of
 from monai_wsss.benchmark.recipes import Recipe
-from monai_wsss.data import EpochCacheDataset, LabelBalancedSampler, check_trainable, load_datalist
+from monai_wsss.data import EpochCacheDataset, LabelBalancedSampler, load_datalist
 from monai_wsss.inferers import PseudoMaskWriter, VolumeInferer
 from monai_wsss.metrics import CaseTable
 from monai_wsss.transforms import LoadOrderedd
@@ -65,10 +64,7 @@ class Tiles(PreparedData):
         Raises:
             DataError: the table cannot be made of this data.
         """
-        classes = self.header["classes"]
-        if len(classes) != 1:
-            raise DataError(f"{self.datalist} has the classes {', '.join(classes)}: this table is for one class.")
-        check_trainable(load_datalist(self.datalist, "training"))
+        self.check_one_class()
 
     @property
     def in_regions(self) -> bool:
