@@ -202,17 +202,16 @@ def _rename(state: dict, old: str, new: str) -> None:
 
 
 def _count_of_changes(module: nn.Module) -> int:
-    """Give a number that changes whenever something writes to the weights; it reads no values."""
-    return hash(tuple(value._version for value in _weights(module)))
+    """Give a number that changes whenever something writes to the parameters; it reads no values.
+
+    Distributed training writes the buffers of each step anew, so they do not count.
+    """
+    return hash(tuple(parameter._version for parameter in module.parameters()))
 
 
 def _checksum(module: nn.Module) -> str:
     """Give a digest of the values of all weights, the same on every device."""
     digest = sha256()
-    for value in _weights(module):
+    for value in (*module.parameters(), *module.buffers()):
         digest.update(value.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _weights(module: nn.Module) -> list[torch.Tensor]:
-    return [*module.parameters(), *module.buffers()]
