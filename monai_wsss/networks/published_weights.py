@@ -101,7 +101,7 @@ def load_encoder_weights(
         network: any network; its encoders are found wherever they are, and if it has several, such as one per modality,
             all are filled.
         pretrained: ``"imagenet"`` for the weights of the installed package; a path for those of a file; ``"none"``
-            leaves all weights as they are.
+            leaves all weights as they are, and an earlier record with them.
         option: of the command line that sets ``pretrained``; messages name it.
 
     Returns:
@@ -132,7 +132,8 @@ def load_encoder_weights(
         path = Path(pretrained) if pretrained != "imagenet" else _published_path(network, encoders, option)
         for encoder in encoders or [network]:
             _fill_of(encoder)(encoder, path)
-    record = {
+    record = encoder_weights_of(network) if path is None else None
+    record = record or {
         "pretrained": "none" if path is None else "imagenet" if pretrained == "imagenet" else "file",
         "encoder": ", ".join(names) or None,
         "file": None if path is None else path.name,

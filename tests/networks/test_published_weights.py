@@ -201,6 +201,9 @@ def test_none_leaves_the_weights_and_says_so():
     assert same(before, state_of(network))
     assert torch.equal(generator, torch.get_rng_state())
     assert load_encoder_weights(CAMUNet.tiny(), "none")["encoder"] is None
+    filled = nn.Sequential(EfficientNetLite("lite0", levels=(1,)))
+    record = load_encoder_weights(filled[0], "imagenet")
+    assert load_encoder_weights(filled, "none") == filled.encoder_weights == record
 
 
 def test_the_record_is_found_on_a_part_and_survives_a_copy():
