@@ -27,7 +27,7 @@ def _table(name: str) -> str:
     rows = _in_order(read_kept_rows(HERE / "runs" / name / "validation"))
     if not rows:
         return NOTHING
-    columns = encoder_columns(background=not name.endswith("glas"))
+    columns = encoder_columns(background=not name.endswith("glas"), bounded=name.startswith("encoder"))
     counted = Column("seeds", "dice_pooled", kind="count")
     return format_rows(rows, [counted, *(column for column in columns if _is_filled(column, rows))])
 

@@ -27,7 +27,7 @@ from monai_wsss.benchmark.encoder_recipes import BUDGETS, encoder_recipes, lever
 from monai_wsss.benchmark.formatting import Column
 from monai_wsss.benchmark.patches import Patches
 from monai_wsss.benchmark.prepared import Cases, PreparedData, Slices
-from monai_wsss.benchmark.recipes import Recipe
+from monai_wsss.benchmark.recipes import FULL_SUPERVISION, Recipe
 from monai_wsss.benchmark.rows import Measured
 from monai_wsss.benchmark.table import BenchmarkTable, Entry, Trained
 from monai_wsss.benchmark.tiles import Tiles
@@ -80,7 +80,7 @@ def make_lever_table(
     side: int | None = None,
     runs: Path | None = None,
 ) -> BenchmarkTable:
-    """Make the table of the levers of a pretrained classifier: pooling, stride, depth, frozen batch norm.
+    """Make the table of the levers of a pretrained classifier: pooling, stride, depth, stem, freezing.
 
     Args:
         datalist: see :func:`make_encoder_table`, and so all arguments.
@@ -96,15 +96,19 @@ def make_lever_table(
     return _table("levers", kind, data, out, recipes, seeds=seeds, refine=refine, runs=runs)
 
 
-def encoder_columns(*, background: bool) -> list[Column]:
+def encoder_columns(*, background: bool, bounded: bool = True) -> list[Column]:
     """Give the columns of both tables: metrics, costs, and ratios to the bounds.
 
     Args:
         background: whether the data have a background; ratios are of the pooled Dice then, else of the mean IoU.
+        bounded: whether the table has rows of full supervision; there are no ratios without.
     """
+    columns = [Column(each, each) for each in _METRICS]
+    if not bounded:
+        return columns
     metric = "dice_pooled" if background else "miou_pooled"
     return [
-        *(Column(each, each) for each in _METRICS),
+        *columns,
         Column("ratio to full supervision", metric, kind="ratio", bound=_PLAIN),
         Column("to the bound refined alike", metric, kind="ratio alike"),
         Column("to the best bound", metric, kind="ratio best"),
@@ -138,17 +142,23 @@ def _table(
     entries += [
         Entry(key, partial(give, data, refine), None, words=words) for key, give in _trivial(data, kind).items()
     ]
-    columns = encoder_columns(background=BUDGETS[kind].background)
+    bounded = any(FULL_SUPERVISION in key for key in recipes)
+    columns = encoder_columns(background=BUDGETS[kind].background, bounded=bounded)
     return BenchmarkTable(f"{name}_{data.header['name']}", data, out, recipes, entries, columns, seeds=seeds, runs=runs)
 
 
 def _measured(
     data: PreparedData, kind: str, refine: str, table: BenchmarkTable, trained: Sequence[Trained]
 ) -> Iterator[Measured]:
-    """Measure a network's masks, as they are and refined, and its presence on tiles."""
+    """Measure a network's masks, as they are and refined, and its presence on tiles.
+
+    The seconds per image are those of maps, refinement and decision, without reading.
+    """
     (one,) = trained
     network = one.method.network
     presence = data.presence(network) if isinstance(data, Tiles) and network.output_kind == "activation" else {}
+    # Cases are read once for all rows: none pays for it.
+    data.whole_maps(one.recipe, None)
     start = time.perf_counter()
     cases, maps = data.whole_maps(one.recipe, network)
     seconds = (time.perf_counter() - start) / len(cases)

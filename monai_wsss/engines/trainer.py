@@ -161,12 +161,6 @@ class WSSSTrainer(Trainer):
             items := getattr(getattr(self.data_loader, "dataset", None), "data", None), Sequence
         ):
             check_trainable(items)
-        if not self.resume and (encoder := unfilled_encoder(self.core)) is not None:
-            logger.warning(
-                "%s presumes published weights, and nothing says that it has them: before the method is built, call "
-                "load_encoder_weights(network, ...) with 'imagenet', a path, or 'none'.",
-                encoder,
-            )
         self.scaler = torch.amp.GradScaler("cuda") if self.amp and self.state.device.type == "cuda" else None
         fused = any(hasattr(one, "_step_supports_amp_scaling") for one in self.optimizers.values())
         if self.scaler is not None and fused:
@@ -175,6 +169,13 @@ class WSSSTrainer(Trainer):
             self._load_checkpoint()
         elif self.checkpoint_dir is not None and is_main_process() and remove_checkpoints(self.checkpoint_dir):
             logger.warning("A new training: the earlier checkpoints in %s are removed.", self.checkpoint_dir)
+        # Not where a training goes on: its weights are those of the checkpoint.
+        if not self.state.epoch and (encoder := unfilled_encoder(self.core)) is not None:
+            logger.warning(
+                "%s presumes published weights, and nothing says that it has them: before the method is built, call "
+                "load_encoder_weights(network, ...) with 'imagenet', a path, or 'none'.",
+                encoder,
+            )
         if self.reading is not None:
             record_reading(self.core, self.reading)
         if self.state.epoch < self.state.max_epochs:

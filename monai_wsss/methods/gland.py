@@ -28,6 +28,7 @@ from monai_wsss._checks import check_choice, float32_or_wider
 from monai_wsss.engines import Progress, takes_arguments_of
 from monai_wsss.methods.base import WSSSMethod, grouped_parameters
 from monai_wsss.networks import (
+    EncoderLevel,
     FusedFeatures,
     GlandClassifier,
     ResNet38,
@@ -144,8 +145,8 @@ class GlandClassification(WSSSMethod):
     ) -> list[dict[str, Any]]:
         """Split the parameters by rate, as in the code that the paper builds on.
 
-        New layers have 10 times the rate of the loaded backbone.  Biases have twice the rate of their layer, and no
-        weight decay.
+        New layers have 10 times the rate of the loaded backbone, or of the encoder in its place.  Biases have twice the
+        rate of their layer, and no weight decay.
 
         Args:
             learning_rate: rate of the backbone's weights.
@@ -159,8 +160,12 @@ class GlandClassification(WSSSMethod):
         if encoder_learning_rate is not None:
             return super().parameter_groups(learning_rate, encoder_learning_rate=encoder_learning_rate, player=player)
 
+        # Of fused maps, the encoder alone is loaded.
+        fused = isinstance(self.network.backbone, (FusedFeatures, EncoderLevel))
+
         def options(name: str) -> dict[str, Any]:
             loaded = name.startswith("backbone.") and ".attention" not in name
+            loaded = name.startswith("backbone.encoder.") if fused else loaded
             rate = learning_rate * (1 if loaded else 10)
             return {"lr": 2 * rate, "weight_decay": 0.0} if name.endswith(".bias") else {"lr": rate}
 

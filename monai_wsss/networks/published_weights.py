@@ -26,7 +26,7 @@ from typing import Any
 
 from torch import nn
 
-from monai_wsss._checks import DataError
+from monai_wsss._checks import DataError, check_choice
 from monai_wsss._files import file_sha256
 from monai_wsss.networks.aspp_resnet import ASPPResNet
 from monai_wsss.networks.efficientnet_lite import EfficientNetLite
@@ -101,7 +101,7 @@ def load_encoder_weights(
         network: any network; its encoders are found wherever they are, and if it has several, such as one per modality,
             all are filled.
         pretrained: ``"imagenet"`` for the weights of the installed package; a path for those of a file; ``"none"``
-            leaves all weights as they are.
+            leaves all weights as they are, and an earlier record with them.
         option: of the command line that sets ``pretrained``; messages name it.
 
     Returns:
@@ -132,6 +132,9 @@ def load_encoder_weights(
         path = Path(pretrained) if pretrained != "imagenet" else _published_path(network, encoders, option)
         for encoder in encoders or [network]:
             _fill_of(encoder)(encoder, path)
+    if path is None and (kept := encoder_weights_of(network)) is not None:
+        network.encoder_weights = kept  # type: ignore[assignment]
+        return kept
     source = "none" if path is None else "imagenet" if pretrained == "imagenet" else "file"
     return _record(network, source, names, path)
 
@@ -171,7 +174,8 @@ def encoder_weights_of(network: nn.Module) -> dict[str, str | None] | None:
 def unfilled_encoder(network: nn.Module) -> str | None:
     """Name an encoder that presumes published weights, where no record says whether it has them; else give None.
 
-    The mix transformers and EfficientNets of published sizes presume them, and a ResNet38 with frozen stages.
+    A MixTransformer, EfficientNetLite, ResNeSt or ASPPResNet of a published size presumes them, and a ResNet38 with
+    frozen stages.
     """
     if encoder_weights_of(network) is not None:
         return None
@@ -183,6 +187,11 @@ def _presumes_weights(encoder: nn.Module) -> bool:
         return encoder.feature_channels in [channels for channels, _ in PRESETS.values()]
     if isinstance(encoder, EfficientNetLite):
         return encoder.name in _PUBLISHED
+    # The published ResNets have stages of 256 to 2048 channels.
+    if isinstance(encoder, ResNeSt):
+        return encoder.stage_channels[-1] == 2048
+    if isinstance(encoder, ASPPResNet):
+        return encoder.head.in_channels == 256
     return isinstance(encoder, ResNet38) and encoder.frozen == "paper"
 
 
@@ -194,12 +203,14 @@ def find_published(name: str, option: str = "--pretrained") -> Path:
         option: see :func:`load_encoder_weights`.
 
     Raises:
+        ValueError: another name.
         DataError: the package is not installed, or its file is not the published one.
 
     Example:
         >>> find_published("lite0").name
         'efficientnet-lite0-57934424.pth'
     """
+    check_choice("name", name, tuple(_PUBLISHED))
     published = _PUBLISHED[name]
     # Of a package, this looks at folders and runs nothing.
     spec = find_spec(published.module)

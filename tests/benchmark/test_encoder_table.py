@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from monai_wsss._checks import DataError
-from monai_wsss.benchmark import Tiles, encoder_recipes, make_encoder_table, make_lever_table
+from monai_wsss.benchmark import Patches, Tiles, encoder_recipes, make_encoder_table, make_lever_table
 from monai_wsss.benchmark.encoder_table import measure_cases
 from monai_wsss.data import load_datalist, make_phantoms
 from monai_wsss.refinement import MaskRule
@@ -112,6 +112,27 @@ def test_regions_are_measured_alone(skin):
     wrong_outside = torch.where(region > 0, mask > 0, mask == 0)[None].float()
     rule = MaskRule(rule="fixed", threshold=0.5, gate="none")
     assert measure_cases(data, [case], [wrong_outside], rule, None)["dice_pooled"]["mean"] == 1.0
+
+
+def test_windows_of_patches_are_as_large_as_the_network_s_patches(tmp_path):
+    """Both ways of measuring show a network the scale that trained it."""
+    folder = Path(make_phantoms(tmp_path / "gland", kind="gland", subjects=(1, 1, 0)))
+    data = Patches(folder / "datalist.json", grid=48, window=96)
+    seen = set()
+
+    class Seeing(torch.nn.Module):
+        def forward(self, image):
+            seen.add(tuple(image.shape[2:]))
+            return torch.cat([image.mean(1, keepdim=True), -image.mean(1, keepdim=True)], dim=1)
+
+    cases, maps = data.whole_maps(None, Seeing())
+    assert all(each.shape[2:] == case["image"].shape[1:] for each, case in zip(maps, cases, strict=True))
+    data.measure(Seeing(), "activation")
+    assert seen == {(48, 48)}
+
+
+def test_levers_have_no_ratio(skin, tmp_path):
+    assert not [column for column in make_lever_table(skin, tmp_path).columns if "ratio" in column.kind]
 
 
 def test_data_that_a_table_is_not_for_is_refused(skin, tmp_path):

@@ -538,14 +538,16 @@ def test_the_command_line_hands_flags_over_as_text(tmp_path, given, resumed):
         make_trainer(tmp_path, resume="yes")
 
 
+@pytest.mark.parametrize("resume", [False, True])
 @pytest.mark.parametrize("told", [False, True])
-def test_an_encoder_that_begins_at_random_in_silence_is_named(told, caplog):
+def test_an_encoder_that_begins_at_random_in_silence_is_named(told, resume, caplog):
     encoder = EfficientNetLite("lite0", 1, levels=(2,), input_range="z_scores")
     method = ClassActivationMapping(CAMAdapter(encoder, 24))
     if told:
         load_encoder_weights(method.network, "none")
     optimizer = torch.optim.AdamW(method.parameters(), lr=0.001)
-    WSSSTrainer(method, optimizer, make_loader(make_items()), 1, progress_bar=False).run()
+    # A training that may resume, but has nothing to resume from, begins like any other.
+    WSSSTrainer(method, optimizer, make_loader(make_items()), 1, resume=resume, progress_bar=False).run()
     assert ("EfficientNet-Lite0 presumes published weights" in caplog.text) is not told
 
 
