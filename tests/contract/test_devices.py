@@ -15,7 +15,7 @@ import pytest
 import torch
 from elsewhere import ELSEWHERE, Distant, elsewhere
 from monai.data import DataLoader, set_track_meta
-from monai.transforms import Compose, RandFlipd, RandGaussianNoised, RandRotate90d
+from monai.transforms import Compose, Lambdad, RandFlipd, RandGaussianNoised, RandRotate90d
 from test_every_method import LATE, METHODS, make_batch
 from test_every_transform import MADE, apply, fresh
 from torch import nn
@@ -293,6 +293,24 @@ def test_random_transforms_run_on_the_device_with_the_same_draws(device, cache_r
     assert batch["label"].device.type == "cpu"
     assert not isinstance(batch["label"], Distant), "methods read labels on the host"
     assert batch["id"] == ["0", "1", "2", "3"]
+
+
+@pytest.mark.parametrize("options", [{}, {"runtime_cache": True}])
+def test_deterministic_transforms_run_once_and_their_results_are_kept_on_the_device(options):
+    read: list[str] = []
+
+    def load(identifier: str) -> str:
+        read.append(identifier)
+        return identifier
+
+    # Tensors without values, since threads fill the cache, and the other device is there for one thread alone.
+    transform = Compose([Lambdad("id", load)])
+    made = EpochCacheDataset(ITEMS, transform, progress=False, device="meta", **options)
+    for _ in range(2):
+        assert [made[index]["image"].device.type for index in range(4)] == ["meta"] * 4
+    assert all(item["image"].device.type == "meta" for item in made._cache)
+    # Once each, and once more to measure the memory that a cache filled at the start will take.
+    assert sorted(read) == sorted([*"0123", *("" if options else "0")])
 
 
 def test_worker_processes_are_refused_where_transforms_run_on_a_gpu(monkeypatch):
