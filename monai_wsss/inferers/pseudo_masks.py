@@ -160,10 +160,16 @@ class PseudoMaskWriter:
     def _settings(self) -> dict[str, Any]:
         """Give what the pseudo-masks depend on, besides the images."""
         names = ("background", "rule", "scores", "label_filter", "white")
-        views = {name: getattr(self.inferer, name, None) for name in ("views", "scales", "grid")}
+        views = {name: getattr(self.inferer, name, None) for name in ("views", "scales", "grid", "slice_axis")}
         windows = getattr(self.inferer, "windows", None)
         cases = [
-            [str(item["id"]), [float(tag) for tag in item["label"]], item.get("source"), item.get("origin")]
+            [
+                str(item["id"]),
+                [float(tag) for tag in item["label"]],
+                item.get("source"),
+                item.get("origin"),
+                *(["region"] if "region" in item else []),
+            ]
             for item in self.items
         ]
         return {
