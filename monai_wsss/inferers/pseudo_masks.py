@@ -214,7 +214,7 @@ class PseudoMaskWriter:
     def _masks_of(self, groups: Sequence[Sequence[Item]]) -> Iterator[tuple[Item, torch.Tensor, np.ndarray | None]]:
         """Yield each item of these groups with its pseudo-mask (1, *S) and its place in space."""
         loaded = [[self.transform(item) for item in group] for group in groups]
-        maps = iter(self._maps([_plain(item["image"]) for group in loaded for item in group]))
+        maps = iter(self._maps([torch.as_tensor(item["image"]) for group in loaded for item in group]))
         for group in loaded:
             for item, mask in zip(group, self._decided(group, [next(maps) for _ in group]), strict=True):
                 if self.white is not None:
@@ -262,14 +262,14 @@ class PseudoMaskWriter:
         return torch.device("cpu") if own is None else own.device
 
     def _maps(self, images: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Give raw maps (K, *S) of images, those of one size in batches."""
+        """Give raw maps (K, *S): of 2D images of one size in batches, of volumes one by one, each with its affine."""
         device = self._device
         maps: list[torch.Tensor] = []
         for start in range(0, len(images), self.batch_size):
             chunk = images[start : start + self.batch_size]
-            alike = len({image.shape for image in chunk}) == 1
-            for batch in [torch.stack(chunk)] if alike else [image[None] for image in chunk]:
-                maps.extend(float32_or_wider(self.inferer(batch.to(device), self.network)).cpu())
+            alike = chunk[0].ndim == 3 and len({image.shape for image in chunk}) == 1
+            for batch in [torch.stack([*map(_plain, chunk)])] if alike else [image[None] for image in chunk]:
+                maps.extend(float32_or_wider(plain_tensor(self.inferer(batch.to(device), self.network))).cpu())
         return maps
 
     def _tell_of_contradictions(self, group: Sequence[Item], masks: Sequence[torch.Tensor]) -> None:
