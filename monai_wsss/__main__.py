@@ -27,6 +27,8 @@ __all__ = ["main"]
 
 _BUNDLE = "bundles/brain_mri_cam_segmentation"
 _TISSUE_BUNDLE = "bundles/histology_gland_segmentation"
+_TILE_BUNDLE = "bundles/dermoscopy_cam_segmentation"
+_CHANNELS = {_BUNDLE: ["T1", "T1c", "FLAIR"], _TILE_BUNDLE: ["red", "green", "blue"]}
 _FEW_CLASSES = 6  # that a table has room for side by side
 
 
@@ -166,13 +168,14 @@ def _tell_prepared(path: Path) -> None:
 
 
 def _print_next(folder: Path, datalist: dict[str, Any]) -> None:
-    """Print the command that trains on a prepared folder of slices, or that segments a folder of volumes."""
+    """Print the command that trains on a prepared folder of slices or tiles, or that segments a folder of volumes."""
     if not datalist.get("background", True):
         _print_training(_TISSUE_BUNDLE, f"--dataset_dir {shlex.quote(str(folder))}", folder)
         return
     names = [datalist["modality"][str(channel)] for channel in range(len(datalist["modality"]))]
+    bundle = _TILE_BUNDLE if "tiles" in datalist and names == _CHANNELS[_TILE_BUNDLE] else _BUNDLE
     needed = ""
-    if names != ["T1", "T1c", "FLAIR"]:
+    if names != _CHANNELS[bundle]:
         needed += f" --modalities {_quoted(names)} --in_channels {len(names)}"
     if len(datalist["classes"]) > 1:
         needed += f" --num_classes {len(datalist['classes'])}"
@@ -187,7 +190,7 @@ def _print_next(folder: Path, datalist: dict[str, Any]) -> None:
         print(f"Next, to segment them{', with the folder RUN of a training on such slices' if needed else ''}:")
         _print_bundle(_BUNDLE, "inference", f"{data} --output_dir {shlex.quote(f'{folder}_masks')}")
     else:
-        _print_training(_BUNDLE, data, folder)
+        _print_training(bundle, data, folder)
 
 
 def _print_training(bundle: str, data: str, folder: Path) -> None:

@@ -24,7 +24,7 @@ import tifffile
 import torch
 from PIL import Image
 from test_bmp_photographs import make_coco, make_voc
-from test_every_bundle import BUNDLES, call, environment, read_json, read_rows
+from test_every_bundle import BUNDLES, call, environment, phantom_kind, read_json, read_rows
 
 from monai_wsss.data import load_datalist, make_phantoms
 from monai_wsss.networks import ResNeSt, resnet38_classifier
@@ -140,17 +140,33 @@ def patches(folder: Path, table: Path) -> None:
     table.write_text("\n".join(rows) + "\n", encoding="utf-8")
 
 
+def tagged_skin(phantoms: Path, root: Path) -> None:
+    """Images of skin with a table of the tags of their tiles, as somebody gave them."""
+    shutil.copytree(phantoms / "raw", root)
+    datalist = phantoms / "datalist.json"
+    tiles = [
+        tile for split in ("training", "validation_tiles", "test_tiles") for tile in load_datalist(datalist, split)
+    ]
+    rows = [",".join(map(str, (tile["source"], *tile["origin"], int(tile["label"][0])))) for tile in tiles]
+    (root / "tiles.csv").write_text("id,x,y,label\n" + "\n".join(rows) + "\n", encoding="utf-8")
+
+
 def prepare_surroundings(bundle: Path, mine: Path) -> None:
     """Put what the README takes as given beside the copy of the bundle and under `/my`."""
-    config = read_json(bundle / "configs" / "train.json")
-    if config["modalities"] != ["red", "green", "blue"]:
-        make_phantoms(mine / "data", modalities=config["modalities"], subjects=(2, 2, 1))
+    kind = phantom_kind(bundle)
+    if kind == "brain":
+        modalities = read_json(bundle / "configs" / "train.json")["modalities"]
+        make_phantoms(mine / "data", modalities=modalities, subjects=(2, 2, 1))
         slices(bundle / "lgg_mri_64")
         if "bmp" in bundle.name:
             make_voc(mine / "VOCdevkit" / "VOC2012")
             make_coco(mine / "coco2014")
         return
-    make_phantoms(mine / "data", kind="gland", subjects=(2, 1, 1))
+    make_phantoms(mine / "data", kind=kind, subjects=(2, 1, 1))
+    if kind == "skin":
+        shutil.copytree(mine / "data" / "raw", bundle / "ph2_dermoscopy")
+        tagged_skin(mine / "data", mine / "skin")
+        return
     glands(mine / "glas", official=True)
     glands(bundle / "glas_gland", official=False)
     patches(bundle / "patches", bundle / "labels.csv")
@@ -176,7 +192,7 @@ def adapted(words: list[str], bundle: Path, mine: Path) -> list[str]:
             more = NARROW_PHOTOGRAPHS | ({"iterations": "2"} if training else {})
         words += [word for name, value in more.items() for word in (f"--{name}", value)]
     if "configs/train" in files and not re.search(r"evaluate|generate_pseudo|score_pseudo", files):
-        words += [*SHORT, *(["--samples", "64"] if gland else [])]
+        words += [*SHORT, *(["--samples", "64"] if phantom_kind(bundle) != "brain" else [])]
     if "slide.json" in files:
         words += ["--backend", "tifffile"]
     elif "--dataset_dir" not in words and not default:

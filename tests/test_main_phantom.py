@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""``monai-wsss phantom --kind gland`` from the command to the files, with fewer subjects than it draws by default."""
+"""``monai-wsss phantom`` in colors from the command to the files, with fewer subjects than it draws by default."""
 
 from __future__ import annotations
 
@@ -24,6 +24,12 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("monai_wsss.data.phantoms.make_phantoms", partial(make_phantoms, subjects=(1, 1, 1)))
 
 
+def command_after(text: str) -> tuple[str, list[str]]:
+    """The folder of the bundle and the words of the command that are told last."""
+    folder, command = text.splitlines()[-2:]
+    return folder.split()[1], shlex.split(command)
+
+
 def test_glands_are_written_and_the_next_command_is_of_their_bundle(few, tmp_path, capsys):
     out = tmp_path / "my glands"
     assert main(["phantom", "--kind", "gland", "--out", str(out), "--seed", "3"]) == 0
@@ -41,10 +47,24 @@ def test_glands_are_written_and_the_next_command_is_of_their_bundle(few, tmp_pat
     assert ["modalities:", "red,", "green,", "blue"] in lines
     tags = [sum(item["label"][index] for item in training) for index in range(2)]
     assert ["training", str(len(training)), "1", *(f"{tag:g}" for tag in tags)] in lines
-    folder, command = text.splitlines()[-2:]
-    words = shlex.split(command)
-    assert (ROOT / folder.split()[1] / words[words.index("--config_file") + 1]).is_file()
+    bundle, words = command_after(text)
+    assert (ROOT / bundle / words[words.index("--config_file") + 1]).is_file()
     assert Path(words[words.index("--dataset_dir") + 1]) == out
+
+
+def test_after_tiles_of_skin_comes_the_bundle_of_dermoscopy(few, tmp_path, capsys):
+    """Drawn, and prepared from images as a real set has them: the bundle needs no further option for either."""
+    drawn, prepared = tmp_path / "drawn", tmp_path / "prepared"
+    tiles = ["--tiles", "64", "--labels-from-masks"]
+    assert main(["phantom", "--kind", "skin", "--out", str(drawn)]) == 0
+    bundle, words = command_after(capsys.readouterr().out)
+    assert bundle == "bundles/dermoscopy_cam_segmentation"
+    assert (ROOT / bundle / words[words.index("--config_file") + 1]).is_file()
+    assert words[words.index("--dataset_dir") :] == ["--dataset_dir", str(drawn), "--output_dir", f"{drawn}_run"]
+    assert main(["prepare", "cases", "--root", str(drawn / "raw"), *tiles, "--out", str(prepared)]) == 0
+    bundle, words = command_after(capsys.readouterr().out)
+    assert bundle == "bundles/dermoscopy_cam_segmentation"
+    assert words[words.index("--dataset_dir") :] == ["--dataset_dir", str(prepared), "--output_dir", f"{prepared}_run"]
 
 
 @pytest.mark.parametrize(

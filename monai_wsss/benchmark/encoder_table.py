@@ -34,7 +34,7 @@ from monai_wsss.benchmark.tiles import Tiles
 from monai_wsss.data import load_header
 from monai_wsss.refinement import ClassMapRefinement, MaskRule, decide_within
 
-__all__ = ["make_encoder_table", "make_lever_table"]
+__all__ = ["encoder_columns", "make_encoder_table", "make_lever_table"]
 
 Maps = list[torch.Tensor]
 _PLAIN = "as they are"
@@ -96,6 +96,21 @@ def make_lever_table(
     return _table("levers", kind, data, out, recipes, seeds=seeds, refine=refine, runs=runs)
 
 
+def encoder_columns(*, background: bool) -> list[Column]:
+    """Give the columns of both tables: metrics, costs, and ratios to the bounds.
+
+    Args:
+        background: whether the data have a background; ratios are of the pooled Dice then, else of the mean IoU.
+    """
+    metric = "dice_pooled" if background else "miou_pooled"
+    return [
+        *(Column(each, each) for each in _METRICS),
+        Column("ratio to full supervision", metric, kind="ratio", bound=_PLAIN),
+        Column("to the bound refined alike", metric, kind="ratio alike"),
+        Column("to the best bound", metric, kind="ratio best"),
+    ]
+
+
 def _data_of(datalist: Path, split: str, side: int | None) -> tuple[str, PreparedData]:
     """Read which kind of data a datalist holds."""
     header = load_header(datalist)
@@ -123,13 +138,7 @@ def _table(
     entries += [
         Entry(key, partial(give, data, refine), None, words=words) for key, give in _trivial(data, kind).items()
     ]
-    metric = "dice_pooled" if BUDGETS[kind].background else "miou_pooled"
-    columns = [
-        *(Column(each, each) for each in _METRICS),
-        Column("ratio to full supervision", metric, kind="ratio", bound=_PLAIN),
-        Column("to the bound refined alike", metric, kind="ratio alike"),
-        Column("to the best bound", metric, kind="ratio best"),
-    ]
+    columns = encoder_columns(background=BUDGETS[kind].background)
     return BenchmarkTable(f"{name}_{data.header['name']}", data, out, recipes, entries, columns, seeds=seeds, runs=runs)
 
 
@@ -146,7 +155,7 @@ def _measured(
     rule = _rule(network, BUDGETS[kind].rule, gated=kind == "slices")
     for column, refinement in ((_PLAIN, None), (refine, refine)):
         start = time.perf_counter()
-        summary = _decided(data, cases, maps, rule, refinement)
+        summary = measure_cases(data, cases, maps, rule, refinement)
         cost = {"seconds_per_image": {"mean": seconds + (time.perf_counter() - start) / len(cases)}}
         yield Measured(column, {**summary, **presence, **cost})
 
@@ -163,7 +172,7 @@ def _rule(network: Any, rule: str, *, gated: bool) -> MaskRule:
     return MaskRule.of(network, rule="argmax" if rule == "argmax" else None)
 
 
-def _decided(
+def measure_cases(
     data: PreparedData, cases: Cases, maps: Maps, rule: MaskRule, refinement: str | None
 ) -> dict[str, dict[str, Any]]:
     """Decide the masks of all cases and measure them, in their regions alone where they have any."""
@@ -205,7 +214,7 @@ def _everything(
     """Measure the mask that covers all, of the scored class."""
     cases, _ = data.whole_maps(None, None)
     maps = [torch.ones(1, 1, *case["image"].shape[1:]) for case in cases]
-    yield Measured("", _decided(data, cases, maps, MaskRule(rule="fixed", threshold=0.5, gate="none"), None))
+    yield Measured("", measure_cases(data, cases, maps, MaskRule(rule="fixed", threshold=0.5, gate="none"), None))
 
 
 def _blue(data: PreparedData, refine: str, table: BenchmarkTable, trained: Sequence[Trained]) -> Iterator[Measured]:
@@ -214,4 +223,4 @@ def _blue(data: PreparedData, refine: str, table: BenchmarkTable, trained: Seque
     channel = data.modalities.index("blue")
     maps = [-torch.as_tensor(case["image"])[None, channel : channel + 1].float() for case in cases]
     for column, refinement in ((_PLAIN, None), (refine, refine)):
-        yield Measured(column, _decided(data, cases, maps, MaskRule(rule="otsu", gate="none"), refinement))
+        yield Measured(column, measure_cases(data, cases, maps, MaskRule(rule="otsu", gate="none"), refinement))

@@ -29,14 +29,15 @@ class Column:
         of: the :attr:`~monai_wsss.benchmark.Row.column` of the rows to show; None shows those of the whole line.
         kind: ``"value"``: mean over seeds, and standard deviation of several; ``"ratio"``: mean divided by the mean of
             full supervision; ``"ratio alike"``: by the best line of full supervision among those of the same column;
-            ``"ratio best"``: by its best line of all; ``"p"``: p-value of Welch's t-test against the first line.
+            ``"ratio best"``: by its best line of all; ``"p"``: p-value of Welch's t-test against the first line;
+            ``"count"``: the number of rows, which is that of the seeds.
         bound: for ``"ratio"``, the column of full supervision's rows to divide by; None takes all of them.
     """
 
     head: str
     metric: str
     of: str | None = None
-    kind: Literal["value", "ratio", "ratio alike", "ratio best", "p"] = "value"
+    kind: Literal["value", "ratio", "ratio alike", "ratio best", "p", "count"] = "value"
     bound: str | None = None
 
 
@@ -76,6 +77,8 @@ def _cell(column: Column, rows: Sequence[Row], *, bounds: Sequence[Row], first: 
     values = values_of(rows, column.metric, column.of)
     if not values:
         return _NOTHING
+    if column.kind == "count":
+        return str(len(values))
     if column.kind == "ratio":
         full = values_of(bounds, column.metric, column.bound)
         return f"{np.mean(values) / np.mean(full):.2f}" if full and np.mean(full) > 0 else _NOTHING

@@ -263,7 +263,8 @@ def fused_cam_network(
     pooling: str = "topk",
     topk_share: float = 0.25,
     lse_sharpness: float = 5.0,
-    **fusion: Any,
+    norm: str = "batch",
+    spatial_dims: int | None = None,
 ) -> CAMAdapter:
     """Build a network whose class maps stand on the fused maps of an encoder.
 
@@ -277,7 +278,8 @@ def fused_cam_network(
         pooling: see :class:`~monai_wsss.networks.ActivationNetwork`.
         topk_share: see there; 0.25 suits textures, 0.1 small findings.
         lse_sharpness: see there.
-        fusion: the other words of :class:`FusedFeatures`, ``norm`` and ``spatial_dims``.
+        norm: see :class:`FusedFeatures`.
+        spatial_dims: see there.
 
     Example:
         >>> import torch
@@ -286,7 +288,13 @@ def fused_cam_network(
         torch.Size([2, 2, 32, 32])
     """
     features = FusedFeatures(
-        encoder, feature_channels=feature_channels, width=width, stride=stride, dropout=dropout, **fusion
+        encoder,
+        feature_channels=feature_channels,
+        width=width,
+        stride=stride,
+        dropout=dropout,
+        norm=norm,
+        spatial_dims=spatial_dims,
     )
     pooled: dict[str, Any] = {"pooling": pooling, "topk_share": topk_share, "lse_sharpness": lse_sharpness}
     network = CAMAdapter(features, width, num_classes, spatial_dims=features.spatial_dims, **pooled)

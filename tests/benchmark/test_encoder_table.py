@@ -14,7 +14,7 @@ import torch
 
 from monai_wsss._checks import DataError
 from monai_wsss.benchmark import Tiles, encoder_recipes, make_encoder_table, make_lever_table
-from monai_wsss.benchmark.encoder_table import _decided
+from monai_wsss.benchmark.encoder_table import measure_cases
 from monai_wsss.data import load_datalist, make_phantoms
 from monai_wsss.refinement import MaskRule
 
@@ -111,7 +111,7 @@ def test_regions_are_measured_alone(skin):
     case["region"] = region
     wrong_outside = torch.where(region > 0, mask > 0, mask == 0)[None].float()
     rule = MaskRule(rule="fixed", threshold=0.5, gate="none")
-    assert _decided(data, [case], [wrong_outside], rule, None)["dice_pooled"]["mean"] == 1.0
+    assert measure_cases(data, [case], [wrong_outside], rule, None)["dice_pooled"]["mean"] == 1.0
 
 
 def test_data_that_a_table_is_not_for_is_refused(skin, tmp_path):
