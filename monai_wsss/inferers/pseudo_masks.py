@@ -168,7 +168,13 @@ class PseudoMaskWriter:
         views = {name: getattr(self.inferer, name, None) for name in ("views", "scales", "grid", "slice_axis")}
         windows = getattr(self.inferer, "windows", None)
         cases = [
-            [str(item["id"]), [float(tag) for tag in item["label"]], item.get("source"), item.get("origin")]
+            [
+                str(item["id"]),
+                [float(tag) for tag in item["label"]],
+                item.get("source"),
+                item.get("origin"),
+                *(["region"] if "region" in item else []),
+            ]
             for item in self.items
         ]
         return {
@@ -239,6 +245,7 @@ class PseudoMaskWriter:
     def _decided_with_background(self, rule: MaskRule, item: Item, maps: torch.Tensor) -> torch.Tensor:
         """Decide one pseudo-mask (1, *S) by the rule and the item's label."""
         label = torch.as_tensor(item["label"])[None]
+        maps = maps if self.refinement is None else maps.to(self._device)
         if "region" in item:
             region = _plain(item["region"])[None]
             image = None if self.refinement is None else self.refinement.image_of(item)
@@ -252,16 +259,22 @@ class PseudoMaskWriter:
         if self.refinement is None:
             return maps
         label = torch.as_tensor(item["label"])[None] if self.label_filter == "neighbors" else None
-        return self.refinement.maps(maps[None], self.refinement.image_of(item), label)[0]
+        return self.refinement.maps(maps[None].to(self._device), self.refinement.image_of(item), label)[0].cpu()
+
+    @property
+    def _device(self) -> torch.device:
+        """Give the device of the network, on which maps are refined as well."""
+        own = next(self.network.parameters(), None)
+        return torch.device("cpu") if own is None else own.device
 
     def _maps(self, images: list[torch.Tensor]) -> list[torch.Tensor]:
         """Give raw maps (K, *S) of images, those of one size in batches; volumes go with their place in space."""
-        own = next(self.network.parameters(), None)
-        device = torch.device("cpu") if own is None else own.device
+        device = self._device
         maps: list[torch.Tensor] = []
         for start in range(0, len(images), self.batch_size):
             chunk = images[start : start + self.batch_size]
-            alike = len({image.shape for image in chunk}) == 1
+            # Volumes of one size may still lie differently in space.
+            alike = chunk[0].ndim == 3 and len({image.shape for image in chunk}) == 1
             for batch in map(_batch, [chunk] if alike else [[image] for image in chunk]):
                 maps.extend(float32_or_wider(plain_tensor(self.inferer(batch.to(device), self.network))).cpu())
         return maps

@@ -276,6 +276,20 @@ def test_files_of_other_cases_tags_and_sources_are_not_kept(tmp_path):
     assert (foreign / "mine.png").exists()
 
 
+def test_files_without_regions_and_of_another_axis_are_not_kept(tmp_path):
+    items = [patch("a", torch.arange(16.0).reshape(1, 4, 4), [1])]
+    inside = [{**items[0], "region": (torch.arange(16).reshape(1, 4, 4) % 4 > 0).float()}]
+    for asked in (items, inside):
+        writer(asked, tmp_path, background=True, rule="otsu").run()
+    assert (read(tmp_path / "a.png") == 255).sum() == 4
+    network = Maps()
+    for axis in (2, 2, 0):
+        other = writer(inside, tmp_path, network, background=True, rule="otsu")
+        other.inferer.slice_axis = axis
+        other.run()
+    assert network.calls == 2
+
+
 def test_a_second_stage_is_told_what_is_missing_or_old(tmp_path):
     items = [{"id": "a"}, {"id": "b"}]
     with pytest.raises(DataError, match="no finished set of pseudo-masks"):

@@ -17,7 +17,7 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, 
 
 from monai_wsss.data import load_datalist, load_header, make_phantoms, prepare_folder
 from monai_wsss.data.writing import write_picture
-from monai_wsss.inferers import VolumeInferer
+from monai_wsss.inferers import PseudoMaskWriter, VolumeInferer
 from monai_wsss.networks import ActivationNetwork, record_reading
 from monai_wsss.refinement import MaskRule
 from monai_wsss.transforms import LoadOrderedd
@@ -76,6 +76,22 @@ def test_recorded_weights_see_the_same_slices_however_a_study_is_stored(study, c
     assert type(found) is torch.Tensor
     assert found.shape[2:] == values.shape
     torch.testing.assert_close(found[0, 0], torch.from_numpy(expected.copy()))
+
+
+@pytest.mark.parametrize("refine", ["none", "par"])
+def test_pseudo_masks_of_studies_are_those_of_the_recorded_slices(study, refine, tmp_path):
+    network, found = recorded(slicing_axis="SI", in_plane_axes="LP"), {}
+    for codes in ("LPS", "PSL"):
+        values, affine = stored(*study, codes)
+        image = MetaTensor(torch.from_numpy(values.copy())[None], affine=affine, meta={"filename_or_obj": "a.nii.gz"})
+        items = [{"id": name, "image": image, "label": [1]} for name in ("a", "b")]
+        folder = tmp_path / codes
+        PseudoMaskWriter(
+            network, None, items, dict, VolumeInferer(), folder, background=True, rule="otsu", refine=refine
+        ).run()
+        found[codes] = np.asarray(nibabel.load(folder / "b.nii.gz").dataobj)
+    assert 0 < found["LPS"].mean() < 1
+    assert np.array_equal(found["PSL"], stored(found["LPS"], study[1], "PSL")[0])
 
 
 @pytest.mark.parametrize(("axis", "along"), [("RL", 0), ("AP", 1), ("SI", 2)])
