@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from monai_wsss._checks import check_choice
 from monai_wsss._labels import IGNORED
 from monai_wsss.benchmark.encoder_recipes import BUDGETS, encoder_recipes, lever_recipes
 from monai_wsss.benchmark.formatting import Column
@@ -64,6 +65,9 @@ def make_encoder_table(
         refine: refinement to measure beside none: ``"par"`` or ``"crf"``.
         side: side of slices, and of patches, as the network sees them, in pixels; None for that of the budget.
         runs: folder with rows of earlier sessions, see :class:`~monai_wsss.benchmark.BenchmarkTable`.
+
+    Raises:
+        ValueError: another refinement, or a CRF on data whose findings lie in regions.
     """
     kind, data = _data_of(datalist, split, side)
     recipes = encoder_recipes(BUDGETS[kind], refined=refine)
@@ -137,6 +141,9 @@ def _table(
     refine: str,
     runs: Path | None,
 ) -> BenchmarkTable:
+    check_choice("refine", refine, ("par", "crf"))
+    if refine == "crf" and isinstance(data, Tiles) and data.in_regions:
+        raise ValueError("Expected `refine` 'par' for findings in regions, got 'crf', which reads the outside as well.")
     words = {"rule": BUDGETS[kind].rule, "refine": refine}
     entries = [Entry(key, partial(_measured, data, kind, refine), key, words=words) for key in recipes]
     entries += [

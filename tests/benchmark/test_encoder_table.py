@@ -135,6 +135,17 @@ def test_levers_have_no_ratio(skin, tmp_path):
     assert not [column for column in make_lever_table(skin, tmp_path).columns if "ratio" in column.kind]
 
 
+def test_a_refinement_that_would_fail_after_the_trainings_is_refused_before(skin, tmp_path):
+    content = json.loads(skin.read_text())
+    content["tiles"]["region"] = "lung"
+    in_regions = skin.with_name("regions.json")
+    in_regions.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="Expected `refine` 'par' for findings in regions, got 'crf'"):
+        make_encoder_table(in_regions, tmp_path, refine="crf")
+    with pytest.raises(ValueError, match="Expected `refine` to be one of par, crf, got 'none'"):
+        make_lever_table(skin, tmp_path, refine="none")
+
+
 def test_data_that_a_table_is_not_for_is_refused(skin, tmp_path):
     content = json.loads(skin.read_text())
     content["training"] = [item for item in content["training"] if any(item["label"])]
