@@ -144,7 +144,7 @@ def _table(
     check_choice("refine", refine, ("par", "crf"))
     if refine == "crf" and isinstance(data, Tiles) and data.in_regions:
         raise ValueError("Expected `refine` 'par' for findings in regions, got 'crf', which reads the outside as well.")
-    words = {"rule": BUDGETS[kind].rule, "refine": refine}
+    words = {"rule": BUDGETS[kind].rule, "refine": refine, "refinement": ClassMapRefinement(refine).settings}
     entries = [Entry(key, partial(_measured, data, kind, refine), key, words=words) for key in recipes]
     entries += [
         Entry(key, partial(give, data, refine), None, words=words) for key, give in _trivial(data, kind).items()

@@ -45,7 +45,7 @@ from monai_wsss.engines.checkpoint import (
 )
 from monai_wsss.engines.schedules import Progress, epochs_of
 from monai_wsss.networks import record_reading
-from monai_wsss.networks.published_weights import unfilled_encoder
+from monai_wsss.networks.published_weights import unfilled_sentence
 from monai_wsss.networks.reading_record import check_order
 
 __all__ = ["NonFiniteLossError", "WSSSTrainer"]
@@ -170,12 +170,8 @@ class WSSSTrainer(Trainer):
         elif self.checkpoint_dir is not None and is_main_process() and remove_checkpoints(self.checkpoint_dir):
             logger.warning("A new training: the earlier checkpoints in %s are removed.", self.checkpoint_dir)
         # Not where a training goes on: its weights are those of the checkpoint.
-        if not self.state.epoch and (encoder := unfilled_encoder(self.core)) is not None:
-            logger.warning(
-                "%s presumes published weights, and nothing says that it has them: before the method is built, call "
-                "load_encoder_weights(network, ...) with 'imagenet', a path, or 'none'.",
-                encoder,
-            )
+        if not self.state.epoch and (sentence := unfilled_sentence(self.core)):
+            logger.warning("%s", sentence)
         if self.reading is not None:
             record_reading(self.core, self.reading)
         if self.state.epoch < self.state.max_epochs:

@@ -182,6 +182,22 @@ def unfilled_encoder(network: nn.Module) -> str | None:
     return next((_name(encoder) for encoder in _encoders(network) if _presumes_weights(encoder)), None)
 
 
+def unfilled_sentence(network: nn.Module) -> str:
+    """Say that a training would begin with random weights where published ones are presumed; empty where it does not.
+
+    Example:
+        >>> unfilled_sentence(EfficientNetLite())[:46]
+        'EfficientNet-Lite0 presumes published weights,'
+    """
+    encoder = unfilled_encoder(network)
+    if encoder is None:
+        return ""
+    return (
+        f"{encoder} presumes published weights, and nothing says that it has them: before the method is built, call "
+        "load_encoder_weights(network, ...) with 'imagenet', a path, or 'none'."
+    )
+
+
 def _presumes_weights(encoder: nn.Module) -> bool:
     if isinstance(encoder, MixTransformer):
         return encoder.feature_channels in [channels for channels, _ in PRESETS.values()]
