@@ -70,7 +70,12 @@ def upright(picture: Image.Image) -> Image.Image:
         >>> upright(picture).size
         (2, 3)
     """
-    picture.load()  # Pillow itself turns a TIFF here, and takes its entry out
+    # Pillow itself turns a TIFF as it loads it, and takes its entry out.  Without a file name it does not map the file
+    # into memory, which scrambles uncompressed gray TIFFs with a quarter turn (Pillow 13.0).
+    name = getattr(picture, "filename", "")
+    picture.filename = ""  # type: ignore[attr-defined]
+    picture.load()
+    picture.filename = name  # type: ignore[attr-defined]
     turn = _turn_of(picture)
     return picture if turn is None else picture.transpose(turn)
 

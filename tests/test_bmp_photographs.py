@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from test_every_bundle import AT_ONCE, ROOT, offline, read_json, read_rows, run, start
 
+from monai_wsss._checks import DataError
 from monai_wsss.data import VOC_CLASSES, prepare_coco, prepare_voc
 from monai_wsss.engines import WeightRamp
 
@@ -139,8 +140,9 @@ def test_a_short_run_from_end_to_end(kind, data, tmp_path):
     """Both branches teach, within boxes; validation images keep their own sizes, and so do their masks."""
     short: dict[str, Any] = {"overlays": OVERLAYS[kind], **TINY}
     training = run(
-        BUNDLE, "train", tmp_path / "run", data, iterations=3, val_interval=1, **AT_ONCE, **CONFIDENT, **short
-    )
+        BUNDLE, "train", tmp_path / "run", data,
+        iterations=3, val_interval=1, pretrained="none", **AT_ONCE, **CONFIDENT, **short,
+    )  # fmt: skip
     rows = read_rows(training / "training_log.csv")
     assert [row["epoch"] for row in rows] == ["1", "2"]
     assert all(float(rows[-1][name]) > 0 for name in ("classification", "c2s", "s2c", "affinity"))
@@ -163,4 +165,13 @@ def test_a_short_run_from_end_to_end(kind, data, tmp_path):
 
 def test_one_run_of_the_paper_itself_says_that_it_is_too_short(data, kind, tmp_path):
     with pytest.warns(UserWarning, match="`propagation_ramp` will not end in this run"):
-        run(BUNDLE, "train", tmp_path / "run", data, iterations=2, val_interval=1, overlays=OVERLAYS[kind], **TINY)
+        run(
+            BUNDLE, "train", tmp_path / "run", data,
+            iterations=2, val_interval=1, pretrained="none", overlays=OVERLAYS[kind], **TINY,
+        )  # fmt: skip
+
+
+def test_the_paper_s_overlays_never_begin_with_random_weights_in_silence(data, kind, tmp_path):
+    with pytest.raises((DataError, RuntimeError)) as found:
+        run(BUNDLE, "train", tmp_path / "run", data, iterations=2, overlays=OVERLAYS[kind], **TINY)
+    assert "No package has ImageNet weights of MixTransformer" in str(found.value.__cause__ or found.value)

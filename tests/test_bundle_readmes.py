@@ -27,7 +27,7 @@ from test_bmp_photographs import make_coco, make_voc
 from test_every_bundle import BUNDLES, call, environment, phantom_kind, read_json, read_rows
 
 from monai_wsss.data import load_datalist, make_phantoms
-from monai_wsss.networks import ResNeSt, resnet38_classifier
+from monai_wsss.networks import MixTransformer, ResNeSt, resnet38_classifier
 
 __all__ = ["environment"]  # one thread, no GPU, no network
 
@@ -161,6 +161,7 @@ def prepare_surroundings(bundle: Path, mine: Path) -> None:
         if "bmp" in bundle.name:
             make_voc(mine / "VOCdevkit" / "VOC2012")
             make_coco(mine / "coco2014")
+            torch.save(MixTransformer.tiny(2, 3).state_dict(), mine / "mit_b1.pth")
         return
     make_phantoms(mine / "data", kind=kind, subjects=(2, 1, 1))
     if kind == "skin":

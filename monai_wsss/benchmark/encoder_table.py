@@ -27,14 +27,14 @@ from monai_wsss.benchmark.encoder_recipes import BUDGETS, encoder_recipes, lever
 from monai_wsss.benchmark.formatting import Column
 from monai_wsss.benchmark.patches import Patches
 from monai_wsss.benchmark.prepared import Cases, PreparedData, Slices
-from monai_wsss.benchmark.recipes import Recipe
+from monai_wsss.benchmark.recipes import FULL_SUPERVISION, Recipe
 from monai_wsss.benchmark.rows import Measured
 from monai_wsss.benchmark.table import BenchmarkTable, Entry, Trained
 from monai_wsss.benchmark.tiles import Tiles
 from monai_wsss.data import load_header
 from monai_wsss.refinement import ClassMapRefinement, MaskRule, decide_within
 
-__all__ = ["make_encoder_table", "make_lever_table"]
+__all__ = ["encoder_columns", "make_encoder_table", "make_lever_table"]
 
 Maps = list[torch.Tensor]
 _PLAIN = "as they are"
@@ -80,7 +80,7 @@ def make_lever_table(
     side: int | None = None,
     runs: Path | None = None,
 ) -> BenchmarkTable:
-    """Make the table of the levers of a pretrained classifier: pooling, stride, depth, frozen batch norm.
+    """Make the table of the levers of a pretrained classifier: pooling, stride, depth, stem, freezing.
 
     Args:
         datalist: see :func:`make_encoder_table`, and so all arguments.
@@ -92,7 +92,27 @@ def make_lever_table(
         runs: folder with rows of earlier sessions.
     """
     kind, data = _data_of(datalist, split, side)
-    return _table("levers", kind, data, out, lever_recipes(BUDGETS[kind]), seeds=seeds, refine=refine, runs=runs)
+    recipes = lever_recipes(BUDGETS[kind], in_channels=len(data.modalities))
+    return _table("levers", kind, data, out, recipes, seeds=seeds, refine=refine, runs=runs)
+
+
+def encoder_columns(*, background: bool, bounded: bool = True) -> list[Column]:
+    """Give the columns of both tables: metrics, costs, and ratios to the bounds.
+
+    Args:
+        background: whether the data have a background; ratios are of the pooled Dice then, else of the mean IoU.
+        bounded: whether the table has rows of full supervision; there are no ratios without.
+    """
+    columns = [Column(each, each) for each in _METRICS]
+    if not bounded:
+        return columns
+    metric = "dice_pooled" if background else "miou_pooled"
+    return [
+        *columns,
+        Column("ratio to full supervision", metric, kind="ratio", bound=_PLAIN),
+        Column("to the bound refined alike", metric, kind="ratio alike"),
+        Column("to the best bound", metric, kind="ratio best"),
+    ]
 
 
 def _data_of(datalist: Path, split: str, side: int | None) -> tuple[str, PreparedData]:
@@ -122,30 +142,30 @@ def _table(
     entries += [
         Entry(key, partial(give, data, refine), None, words=words) for key, give in _trivial(data, kind).items()
     ]
-    metric = "dice_pooled" if BUDGETS[kind].background else "miou_pooled"
-    columns = [
-        *(Column(each, each) for each in _METRICS),
-        Column("ratio to full supervision", metric, kind="ratio", bound=_PLAIN),
-        Column("to the bound refined alike", metric, kind="ratio alike"),
-        Column("to the best bound", metric, kind="ratio best"),
-    ]
+    bounded = any(FULL_SUPERVISION in key for key in recipes)
+    columns = encoder_columns(background=BUDGETS[kind].background, bounded=bounded)
     return BenchmarkTable(f"{name}_{data.header['name']}", data, out, recipes, entries, columns, seeds=seeds, runs=runs)
 
 
 def _measured(
     data: PreparedData, kind: str, refine: str, table: BenchmarkTable, trained: Sequence[Trained]
 ) -> Iterator[Measured]:
-    """Measure a network's masks, as they are and refined, and its presence on tiles."""
+    """Measure a network's masks, as they are and refined, and its presence on tiles.
+
+    The seconds per image are those of maps, refinement and decision, without reading.
+    """
     (one,) = trained
     network = one.method.network
     presence = data.presence(network) if isinstance(data, Tiles) and network.output_kind == "activation" else {}
+    # Cases are read once for all rows: none pays for it.
+    data.whole_maps(one.recipe, None)
     start = time.perf_counter()
     cases, maps = data.whole_maps(one.recipe, network)
     seconds = (time.perf_counter() - start) / len(cases)
     rule = _rule(network, BUDGETS[kind].rule, gated=kind == "slices")
     for column, refinement in ((_PLAIN, None), (refine, refine)):
         start = time.perf_counter()
-        summary = _decided(data, cases, maps, rule, refinement)
+        summary = measure_cases(data, cases, maps, rule, refinement)
         cost = {"seconds_per_image": {"mean": seconds + (time.perf_counter() - start) / len(cases)}}
         yield Measured(column, {**summary, **presence, **cost})
 
@@ -162,7 +182,7 @@ def _rule(network: Any, rule: str, *, gated: bool) -> MaskRule:
     return MaskRule.of(network, rule="argmax" if rule == "argmax" else None)
 
 
-def _decided(
+def measure_cases(
     data: PreparedData, cases: Cases, maps: Maps, rule: MaskRule, refinement: str | None
 ) -> dict[str, dict[str, Any]]:
     """Decide the masks of all cases and measure them, in their regions alone where they have any."""
@@ -204,7 +224,7 @@ def _everything(
     """Measure the mask that covers all, of the scored class."""
     cases, _ = data.whole_maps(None, None)
     maps = [torch.ones(1, 1, *case["image"].shape[1:]) for case in cases]
-    yield Measured("", _decided(data, cases, maps, MaskRule(rule="fixed", threshold=0.5, gate="none"), None))
+    yield Measured("", measure_cases(data, cases, maps, MaskRule(rule="fixed", threshold=0.5, gate="none"), None))
 
 
 def _blue(data: PreparedData, refine: str, table: BenchmarkTable, trained: Sequence[Trained]) -> Iterator[Measured]:
@@ -213,4 +233,4 @@ def _blue(data: PreparedData, refine: str, table: BenchmarkTable, trained: Seque
     channel = data.modalities.index("blue")
     maps = [-torch.as_tensor(case["image"])[None, channel : channel + 1].float() for case in cases]
     for column, refinement in ((_PLAIN, None), (refine, refine)):
-        yield Measured(column, _decided(data, cases, maps, MaskRule(rule="otsu", gate="none"), refinement))
+        yield Measured(column, measure_cases(data, cases, maps, MaskRule(rule="otsu", gate="none"), refinement))

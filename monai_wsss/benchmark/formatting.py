@@ -27,16 +27,17 @@ class Column:
         head: the column's title.
         metric: name of the metric; ``_mm`` or ``_px`` at its end may be left out.
         of: the :attr:`~monai_wsss.benchmark.Row.column` of the rows to show; None shows those of the whole line.
-        kind: ``"value"``: mean over seeds, and standard deviation of several; ``"ratio"``: mean divided by the mean of
-            full supervision; ``"ratio alike"``: by the best line of full supervision among those of the same column;
-            ``"ratio best"``: by its best line of all; ``"p"``: p-value of Welch's t-test against the first line.
-        bound: for ``"ratio"``, the column of full supervision's rows to divide by; None takes all of them.
+        kind: ``"value"``: mean over seeds, and standard deviation of several; ``"ratio"``: mean divided by that of the
+            best line of full supervision in the column ``bound``; ``"ratio alike"``: in the line's own column;
+            ``"ratio best"``: in any column; ``"p"``: p-value of Welch's t-test against the first line; ``"count"``: the
+            number of rows, which is that of the seeds.
+        bound: for ``"ratio"``, the column of full supervision's rows to divide by; None takes any.
     """
 
     head: str
     metric: str
     of: str | None = None
-    kind: Literal["value", "ratio", "ratio alike", "ratio best", "p"] = "value"
+    kind: Literal["value", "ratio", "ratio alike", "ratio best", "p", "count"] = "value"
     bound: str | None = None
 
 
@@ -76,12 +77,11 @@ def _cell(column: Column, rows: Sequence[Row], *, bounds: Sequence[Row], first: 
     values = values_of(rows, column.metric, column.of)
     if not values:
         return _NOTHING
-    if column.kind == "ratio":
-        full = values_of(bounds, column.metric, column.bound)
-        return f"{np.mean(values) / np.mean(full):.2f}" if full and np.mean(full) > 0 else _NOTHING
-    if column.kind in ("ratio alike", "ratio best"):
-        alike = [row for row in bounds if column.kind == "ratio best" or row.column == rows[0].column]
-        best = max((np.mean(found) for found in _by_line(alike, column.metric)), default=0.0)
+    if column.kind == "count":
+        return str(len(values))
+    if column.kind in ("ratio", "ratio alike", "ratio best"):
+        of = {"ratio": column.bound, "ratio alike": column.of or rows[0].column, "ratio best": None}[column.kind]
+        best = _best_line(bounds if of is None else [row for row in bounds if row.column == of], column.metric)
         return f"{np.mean(values) / best:.2f}" if best > 0 else _NOTHING
     if column.kind == "p":
         baseline = values_of(first, column.metric, column.of)
@@ -90,11 +90,13 @@ def _cell(column: Column, rows: Sequence[Row], *, bounds: Sequence[Row], first: 
     return f"{np.mean(values):.3f}{spread}"
 
 
-def _by_line(rows: Sequence[Row], metric: str) -> list[list[float]]:
-    """Give the values of a metric line by line, without lines that lack it."""
-    labels = dict.fromkeys(row.label for row in rows)
-    lines = [values_of([row for row in rows if row.label == label], metric) for label in labels]
-    return [line for line in lines if line]
+def _best_line(rows: Sequence[Row], metric: str) -> float:
+    """Give the highest mean of a metric among lines, 0 where none has it."""
+    lines: dict[str, list[Row]] = {}
+    for row in rows:
+        lines.setdefault(row.label, []).append(row)
+    found = [values_of(line, metric) for line in lines.values()]
+    return max((float(np.mean(values)) for values in found if values), default=0.0)
 
 
 def values_of(rows: Sequence[Row], metric: str, column: str | None = None) -> list[float]:

@@ -24,6 +24,8 @@ from monai_wsss.transforms import LoadOrderedd, NormalizeSubjectd, ResizeInPlane
 
 __all__ = ["Patches"]
 
+_WINDOW = 112
+
 
 class Patches(PreparedData):
     """Patches of images whose classes are all real tissue, and the whole images that are measured.
@@ -45,7 +47,7 @@ class Patches(PreparedData):
         split: str = "validation",
         every: int = 1,
         samples: int = 1600,
-        window: int = 112,
+        window: int = _WINDOW,
         grid: int | None = None,
     ) -> None:
         super().__init__(datalist, split)
@@ -53,6 +55,7 @@ class Patches(PreparedData):
         self.samples = samples
         self.window = window
         self.grid = grid
+        self._read: dict[str, Cases] = {}
 
     def check(self) -> None:
         """Refuse data with a background.
@@ -68,6 +71,11 @@ class Patches(PreparedData):
         """Tell what of the data decides the weights, for JSON."""
         grid = {} if self.grid is None else {"grid": self.grid}
         return {**super().settings, "every": self.every, "samples": self.samples, **grid}
+
+    @property
+    def unusual(self) -> dict[str, Any]:
+        """Tell the side of the windows, where it is not the default, for JSON."""
+        return {} if self.window == _WINDOW else {"window": self.window}
 
     def items(self, recipe: Recipe, seed: int, *, masks: bool = False) -> Cases:
         """Give the training patches of one in :attr:`every` images, or the recipe's share of them."""
@@ -115,18 +123,22 @@ class Patches(PreparedData):
 
     @torch.no_grad()
     def whole_maps(self, recipe: Recipe | None, network: nn.Module | None) -> tuple[Cases, list[torch.Tensor]]:
-        """Read whole images, and give the maps of overlapping windows, averaged, at the size of the image."""
-        items = load_datalist(self.datalist, self.split, masks=True)
-        cases = list(CacheDataset(items, Compose(self.reading(["image", "mask"])), progress=False))
+        """Read whole images once, and give the maps of overlapping windows, averaged, at the size of the image."""
+        if self.split not in self._read:
+            items = load_datalist(self.datalist, self.split, masks=True)
+            reading = Compose(self.reading(["image", "mask"]))
+            self._read[self.split] = list(CacheDataset(items, reading, progress=False))
+        cases = self._read[self.split]
         if network is None:
             return cases, []
+        return cases, [self._maps(network, case) for case in cases]
+
+    def _maps(self, network: nn.Module, case: dict[str, Any]) -> torch.Tensor:
+        """Give the maps of an image (1, channels, *S): windows as networks see patches."""
+        image = torch.as_tensor(case["image"]).float()[None]
         side = self.grid or self.window
-        maps = []
-        for case in cases:
-            image = torch.as_tensor(case["image"]).float()[None]
-            grid = [round(length * side / self.window) for length in image.shape[2:]]
-            maps.append(VolumeInferer(2, grid=grid, roi_size=(side, side), overlap=0.5)(image, network.eval()))
-        return cases, maps
+        grid = None if self.grid is None else [round(length * side / self.window) for length in image.shape[2:]]
+        return VolumeInferer(2, grid=grid, roi_size=(side, side), overlap=0.5)(image, network.eval())
 
     @torch.no_grad()
     def measure(self, network: nn.Module, output_kind: str) -> dict[str, dict[str, Any]]:
@@ -137,10 +149,9 @@ class Patches(PreparedData):
             output_kind: ``"activation"`` or ``"segmentation"``.
         """
         table = self.case_table()
-        inferer = VolumeInferer(2, roi_size=(self.window, self.window), overlap=0.5)
-        network.eval()
         items = load_datalist(self.datalist, self.split, masks=True)
         for case in CacheDataset(items, Compose(self.reading(["image", "mask"])), cache_rate=0.0):
-            scores = inferer(torch.as_tensor(case["image"]).float()[None], network)
-            add_case(table, case, to_mask(scores, output_kind=output_kind, rule="argmax", gate="none")[0])
+            add_case(
+                table, case, to_mask(self._maps(network, case), output_kind=output_kind, rule="argmax", gate="none")[0]
+            )
         return table.summary()

@@ -77,10 +77,26 @@ class PreparedData:
         """
         raise NotImplementedError(f"{type(self).__name__} must check its dataset.")
 
+    def check_one_class(self) -> None:
+        """Refuse data with several classes, or whose training items are all positive or all negative.
+
+        Raises:
+            DataError: so it is.
+        """
+        classes = self.header["classes"]
+        if len(classes) != 1:
+            raise DataError(f"{self.datalist} has the classes {', '.join(classes)}: this table is for one class.")
+        check_trainable(load_datalist(self.datalist, "training"))
+
     @property
     def settings(self) -> dict[str, Any]:
         """Tell what of the data decides the weights, for JSON."""
         return {"datalist_sha256": file_sha256(self.datalist)}
+
+    @property
+    def unusual(self) -> dict[str, Any]:
+        """Tell how cases are viewed, where it is not the default, for JSON; committed rows are found again by it."""
+        return {}
 
     @cached_property
     def content_sha256(self) -> str:
@@ -170,10 +186,7 @@ class Slices(PreparedData):
         Raises:
             DataError: the table cannot be made of this data.
         """
-        classes = self.header["classes"]
-        if len(classes) != 1:
-            raise DataError(f"{self.datalist} has the classes {', '.join(classes)}: this table is for one class.")
-        check_trainable(load_datalist(self.datalist, "training"))
+        self.check_one_class()
 
     @property
     def settings(self) -> dict[str, Any]:

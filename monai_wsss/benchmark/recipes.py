@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
+from monai_wsss._files import file_sha256
 from monai_wsss.engines import one_cycle
 from monai_wsss.methods import WSSSMethod
 
@@ -95,3 +96,11 @@ class Recipe:
         own: dict[str, Any] = {"epochs": self.epochs, "pseudo": dict(self.pseudo), **self.words}
         used = {name: value for name, value in own.items() if value not in (None, {})}
         return {"batch_size": self.batch_size, "share": self.share, "optimizer": optimizer, **used}
+
+    @property
+    def unusual(self) -> dict[str, Any]:
+        """Tell what else decides a row, where it is not the default, for JSON; committed rows are found again by it."""
+        usual = {each.name: each.default for each in dataclasses.fields(self)}
+        own = {name: getattr(self, name) for name in ("by_subject", "views", "rules")}
+        begin = {} if self.begin is None else {"begin_sha256": file_sha256(self.begin)}
+        return {**{name: value for name, value in own.items() if value != usual[name]}, **begin}

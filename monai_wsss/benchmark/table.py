@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from ignite.engine import Events
 from markupsafe import Markup
 from monai.data import DataLoader
 from monai.handlers import LrScheduleHandler
@@ -201,11 +202,16 @@ class BenchmarkTable:
         name = entry.name.format(seeds=len(self.seeds))
         path = self.out / "rows" / self.data.split / folder_name(name) / f"seed{'_'.join(map(str, seeds))}.json"
         weights = [self.folder(entry.recipe, seed) / "model.pt" for seed in seeds] if entry.recipe else []
+        words = {**entry.words, **self.data.unusual}
         kept, told = self._kept(entry, name, seeds)
         rows = None if kept is None else read_rows(kept, told["source"])
-        if rows is None and all(weight.is_file() for weight in weights):
-            rows = read_rows(path, _source(weights, entry.words))
         if rows is not None:
+            return rows
+        if all(weight.is_file() for weight in weights):
+            rows = read_rows(path, _source(weights, words))
+        if rows is not None:
+            if kept is not None:
+                write_rows(kept, rows, **told)
             return rows
         trained = [self.trained(entry.recipe, seed) for seed in seeds] if entry.recipe else []
         seconds = [self._seconds(entry.recipe, seed) for seed in seeds] if entry.recipe else []
@@ -223,7 +229,7 @@ class BenchmarkTable:
             )
             for measured in entry.measure(self, trained)
         ]
-        write_rows(path, rows, _source(weights, entry.words))
+        write_rows(path, rows, _source(weights, words))
         if kept is not None:
             write_rows(kept, rows, **told)
         return rows
@@ -239,7 +245,8 @@ class BenchmarkTable:
             "split": self.data.split,
             "seeds": list(seeds),
             "recipe": self._chain(entry.recipe),
-            "data": {key: value for key, value in self.data.settings.items() if key != "datalist_sha256"},
+            "data": {key: value for key, value in self.data.settings.items() if key != "datalist_sha256"}
+            | self.data.unusual,
             **self.settings,
         }
         digest = sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()
@@ -253,15 +260,17 @@ class BenchmarkTable:
         if recipe is None:
             return None
         one = self.recipes[recipe]
-        return {**one.settings, "epochs": one.epochs or self.epochs, "teacher": self._chain(one.teacher)}
+        own = {**one.settings, **one.unusual, "epochs": one.epochs or self.epochs}
+        return {**own, "teacher": self._chain(one.teacher)}
 
     def _costs(self, recipe: str, seed: int) -> dict[str, dict[str, float]]:
         """Give what the last training of a row cost, as metrics; nothing where it is not recorded."""
         path = self.folder(recipe, seed) / "seconds.json"
         found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         costs = {name: found[name] for name in ("steps", "peak_memory_mb") if name in found}
-        if costs.get("steps"):
-            costs["seconds_per_step"] = found["seconds"] / costs["steps"]
+        # A training that was resumed counts the seconds and the steps of its last process.
+        if timed := found.get("timed_steps", found.get("steps")):
+            costs["seconds_per_step"] = found["seconds"] / timed
         return {name: {"mean": value} for name, value in costs.items()}
 
     def _seconds(self, recipe: str, seed: int) -> float | None:
@@ -309,7 +318,8 @@ def _train(
     start = time.perf_counter()
     forget_peak_memory()
     optimizer, scheduler = recipe.optimizer(method, epochs, loader)
-    WSSSTrainer(
+    timed: list[int] = []
+    trainer = WSSSTrainer(
         method,
         optimizer,
         loader,
@@ -320,8 +330,11 @@ def _train(
         model_path=folder / "model.pt",
         resume=True,
         reading=header,
-    ).run()
+    )
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: timed.append(engine.state.iteration))
+    trainer.run()
     seconds = time.perf_counter() - start
-    costs = {"seconds": seconds, "steps": epochs * len(loader), "peak_memory_mb": peak_memory_mb()}
+    steps = {"steps": epochs * len(loader), "timed_steps": len(timed)}
+    costs = {"seconds": seconds, **steps, "peak_memory_mb": peak_memory_mb()}
     write_json(folder / "seconds.json", {name: value for name, value in costs.items() if value is not None})
     return seconds

@@ -19,17 +19,17 @@ from monai.transforms import Compose, RandScaleIntensityd, RandShiftIntensityd, 
 from torch import nn
 from torch.utils.data import Sampler
 
-from monai_wsss._checks import DataError
 from monai_wsss._labels import IGNORED
 from monai_wsss.benchmark.prepared import Cases, PreparedData, maps_of
 from monai_wsss.benchmark.recipes import Recipe
-from monai_wsss.data import EpochCacheDataset, LabelBalancedSampler, check_trainable, load_datalist
+from monai_wsss.data import EpochCacheDataset, LabelBalancedSampler, load_datalist
 from monai_wsss.inferers import PseudoMaskWriter, VolumeInferer
 from monai_wsss.metrics import CaseTable
 from monai_wsss.transforms import LoadOrderedd
 
 __all__ = ["Tiles"]
 
+_SCALES = (0.5, 1.0)
 _JITTER = 0.15  # of the intensity, as a factor and as a share of the largest gray level
 
 
@@ -50,7 +50,7 @@ class Tiles(PreparedData):
         split: str = "validation",
         samples: int = 480,
         crop: int = 160,
-        scales: Sequence[float] = (0.5, 1.0),
+        scales: Sequence[float] = _SCALES,
     ) -> None:
         super().__init__(datalist, split)
         self.samples = samples
@@ -64,10 +64,7 @@ class Tiles(PreparedData):
         Raises:
             DataError: the table cannot be made of this data.
         """
-        classes = self.header["classes"]
-        if len(classes) != 1:
-            raise DataError(f"{self.datalist} has the classes {', '.join(classes)}: this table is for one class.")
-        check_trainable(load_datalist(self.datalist, "training"))
+        self.check_one_class()
 
     @property
     def in_regions(self) -> bool:
@@ -78,6 +75,11 @@ class Tiles(PreparedData):
     def settings(self) -> dict[str, Any]:
         """Tell what of the data decides the weights, for JSON."""
         return {**super().settings, "samples": self.samples, "crop": self.crop}
+
+    @property
+    def unusual(self) -> dict[str, Any]:
+        """Tell the scales of the maps, where they are not the default, for JSON."""
+        return {} if self.scales == _SCALES else {"scales": list(self.scales)}
 
     def items(self, recipe: Recipe, seed: int, *, masks: bool = False) -> Cases:
         """Give the training tiles, or the whole training images to a recipe that learns masks or pseudo-masks."""

@@ -130,7 +130,7 @@ class EpochCacheDataset(CacheDataset):
             logger.info("Caching %d of %d items %s: about %.0f MB.", cached, len(data), place, size / 1e6)
         super().__init__(
             data,
-            transform if self.device == _HOST else Compose([transform, self._moved]),
+            transform,
             cache_rate=cache_rate,
             num_workers=num_workers,
             progress=progress,
@@ -141,17 +141,23 @@ class EpochCacheDataset(CacheDataset):
         """Set the epoch of the next draws; the trainer does so when an epoch starts."""
         self._epoch.fill_(epoch)
 
-    def _moved(self, item: Mapping[str, Any]) -> dict[str, Any]:
+    def _moved(self, item: Mapping[str, Any]) -> Mapping[str, Any]:
         """Bring the tensors of an item to the device, but for those that methods read on the host."""
+        if self.device == _HOST:
+            return item
         return {
             name: value.to(self.device) if isinstance(value, torch.Tensor) and name not in ON_HOST else value
             for name, value in item.items()
         }
 
+    def _load_cache_item(self, idx: int) -> Any:
+        """Give what is cached of an item: the result of the deterministic transforms, on the device."""
+        return self._moved(super()._load_cache_item(idx))
+
     def _transform(self, index: int) -> Any:
         if self.device.type != "cpu" and (worker := get_worker_info()) is not None:
             raise ValueError(_no_workers(self.device, worker.num_workers))
-        item = super()._transform(index)
+        item = self._moved(super()._transform(index))  # of items that are not cached
         if self.random_transform is None:
             return item
         state = np.random.SeedSequence((self.seed, int(self._epoch), index)).generate_state(1)

@@ -184,8 +184,10 @@ def _files_of(datalist: dict[str, Any]) -> set[str]:
 
 
 def _remove_stale(folder: Path, previous: dict[str, Any], current: dict[str, Any]) -> None:
-    """Remove the files of the replaced phantoms, and only files that the old list named."""
-    stale = _files_of(previous) - _files_of(current)
+    """Remove the files of the replaced phantoms, and only files in the folder that the old list named."""
+    inside = folder.resolve()
+    stale = {path for path in _files_of(previous) if (folder / path).resolve().is_relative_to(inside)}
+    stale -= _files_of(current)
     for path in stale:
         (folder / path).unlink(missing_ok=True)
     for parent in {(folder / path).parent for path in stale}:

@@ -17,6 +17,7 @@ from torch import nn
 
 from monai_wsss._checks import DataError
 from monai_wsss._files import atomic_path, load_tensors, make_directory
+from monai_wsss.networks.published_weights import record_whole_weights
 
 __all__ = [
     "latest_checkpoint",
@@ -105,6 +106,7 @@ def with_weights(network: nn.Module, path: str | os.PathLike[str] | None) -> nn.
         raise DataError(
             f"{path} holds the weights of another network: use the settings that it was trained with. {error}"
         ) from error
+    record_whole_weights(network, path)
     return network
 
 

@@ -208,12 +208,12 @@ def _problem(name: str, config: Mapping[str, Any], files: Sequence[str | os.Path
     above, rest = "#".join(parts[:depth]), "#".join(parts[depth:])
     if not depth:
         return _problem_at_top(name, config, files)
-    if name in _RENAMED:
-        return _is_now(name, _RENAMED[name])
+    words = _words_of(str(node["_target_"])) if isinstance(node, dict) and "_target_" in node else set()
+    if words is None or rest in words:
+        return None
+    if name in _RENAMED and _problem(_RENAMED[name].split()[0], config, files) is None:
+        return _is_now(name, _RENAMED[name], config)
     if isinstance(node, dict) and "_target_" in node:
-        words = _words_of(str(node["_target_"]))
-        if words is None or rest in words:
-            return None
         return f"`{rest}` is no argument of `{above}`, which is {node['_target_']}{_meant(rest, words, above)}"
     if isinstance(node, str) and node.startswith("@") and _problem(f"{node[1:]}#{rest}", config, files) is None:
         return f"`{above}` only refers to `{node[1:]}`: write --{node[1:]}#{rest} …."
@@ -230,7 +230,7 @@ def _problem_at_top(name: str, config: Mapping[str, Any], files: Sequence[str | 
         return f"`{first}` is gone: {_GONE[first]}."
     for place in [*_new_places(name), *_new_places(first)]:
         if place.split()[0].split("#")[0] in config and _problem(place.split()[0], config, files) is None:
-            return _is_now(name, place)
+            return _is_now(name, place, config)
     if others:
         return (
             f"`{name}` is a setting of {' and '.join(others)}, which this run does not read: add the file to "
@@ -243,7 +243,11 @@ def _problem_at_top(name: str, config: Mapping[str, Any], files: Sequence[str | 
     return f"`{name}` is no setting of this bundle{_meant(first, places)}"
 
 
-def _is_now(name: str, place: str) -> str:
+def _is_now(name: str, place: str, config: Mapping[str, Any]) -> str:
+    """Say where to set an earlier name; a block to refer to that this bundle lacks is named by its word alone."""
+    before, reference, block = place.partition("@")
+    if reference and block not in config:
+        place = before + block
     return f"`{name}` is now `{place}`: write --{place}{'' if ' ' in place else ' …'}."
 
 

@@ -46,6 +46,7 @@ from monai_wsss.engines.checkpoint import (
 from monai_wsss.engines.schedules import Progress, epochs_of
 from monai_wsss.networks import record_reading
 from monai_wsss.networks.published_weights import unfilled_encoder
+from monai_wsss.networks.reading_record import check_order
 
 __all__ = ["NonFiniteLossError", "WSSSTrainer"]
 
@@ -156,14 +157,10 @@ class WSSSTrainer(Trainer):
         logger.info("Training on %s, precision: %s.", self.state.device, self.precision)
         if self.core.uses_masks:
             logger.warning("Full supervision: this training reads pixel masks, an upper bound and no weak result.")
-        elif isinstance(items := getattr(getattr(self.data_loader, "dataset", None), "data", None), Sequence):
+        elif self.core.learns_presence and isinstance(
+            items := getattr(getattr(self.data_loader, "dataset", None), "data", None), Sequence
+        ):
             check_trainable(items)
-        if not self.resume and (encoder := unfilled_encoder(self.core)) is not None:
-            logger.warning(
-                "%s presumes published weights, and nothing says that it has them: before the method is built, call "
-                "load_encoder_weights(network, ...) with 'imagenet', a path, or 'none'.",
-                encoder,
-            )
         self.scaler = torch.amp.GradScaler("cuda") if self.amp and self.state.device.type == "cuda" else None
         fused = any(hasattr(one, "_step_supports_amp_scaling") for one in self.optimizers.values())
         if self.scaler is not None and fused:
@@ -172,6 +169,13 @@ class WSSSTrainer(Trainer):
             self._load_checkpoint()
         elif self.checkpoint_dir is not None and is_main_process() and remove_checkpoints(self.checkpoint_dir):
             logger.warning("A new training: the earlier checkpoints in %s are removed.", self.checkpoint_dir)
+        # Not where a training goes on: its weights are those of the checkpoint.
+        if not self.state.epoch and (encoder := unfilled_encoder(self.core)) is not None:
+            logger.warning(
+                "%s presumes published weights, and nothing says that it has them: before the method is built, call "
+                "load_encoder_weights(network, ...) with 'imagenet', a path, or 'none'.",
+                encoder,
+            )
         if self.reading is not None:
             record_reading(self.core, self.reading)
         if self.state.epoch < self.state.max_epochs:
@@ -340,6 +344,8 @@ class WSSSTrainer(Trainer):
             self.core.load_state_dict(content["method"])
         except RuntimeError as error:
             raise DataError(f"{path} holds another network: resume with the same settings. {error}") from error
+        if self.reading is not None:
+            check_order(self.core, self.reading, path)
         for player, state in content["optimizers"].items():
             self.optimizers[player].load_state_dict(state)
         for player, state in content["lr_schedulers"].items():

@@ -32,13 +32,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from monai.data import MetaTensor
 from torch import nn
 from tqdm import tqdm
 
 from monai_wsss._checks import DataError, check_choice, float32_or_wider, plain_tensor
 from monai_wsss._files import case_file_name, file_sha256, load_tensors, make_directory, write_json
 from monai_wsss._labels import IGNORED
-from monai_wsss._pictures import ROWS_COLUMNS, as_stored, order_of
+from monai_wsss._pictures import ROWS_COLUMNS, XY, as_stored, has_geometry, order_of
 from monai_wsss._processes import is_distributed, is_main_process
 from monai_wsss.cams import normalize_maps
 from monai_wsss.refinement import ClassMapRefinement, DenseCRF, MaskRule, PixelAdaptiveRefinement, decide_within
@@ -48,6 +49,9 @@ __all__ = ["MANIFEST", "PseudoMaskWriter", "merge_patches"]
 
 MANIFEST = "manifest.json"
 
+_FORMER = {"order": XY, "slice_axis": None}
+"""Settings of pseudo-masks that were written before these settings were recorded."""
+
 logger = logging.getLogger(__name__)
 
 Item = Mapping[str, Any]
@@ -56,8 +60,9 @@ Item = Mapping[str, Any]
 class PseudoMaskWriter:
     """Writes ``<output_dir>/<id>.png`` (or ``.nii.gz``) for each item of a split, and a manifest when all are there.
 
-    A killed run goes on where it stopped. Files of other weights, settings, items or tags are written anew. Another
-    ``transform`` is not noticed. No mask is read.
+    A killed run goes on where it stopped. Files of other weights, settings, items or tags are written anew, and so are
+    those of images that were read in another order of their axes. Any other change of ``transform`` is not noticed. No
+    mask is read.
 
     Args:
         network: gives the maps; deployable. Images are brought to its device.
@@ -160,15 +165,22 @@ class PseudoMaskWriter:
     def _settings(self) -> dict[str, Any]:
         """Give what the pseudo-masks depend on, besides the images."""
         names = ("background", "rule", "scores", "label_filter", "white")
-        views = {name: getattr(self.inferer, name, None) for name in ("views", "scales", "grid")}
+        views = {name: getattr(self.inferer, name, None) for name in ("views", "scales", "grid", "slice_axis")}
         windows = getattr(self.inferer, "windows", None)
         cases = [
-            [str(item["id"]), [float(tag) for tag in item["label"]], item.get("source"), item.get("origin")]
+            [
+                str(item["id"]),
+                [float(tag) for tag in item["label"]],
+                item.get("source"),
+                item.get("origin"),
+                *(["region"] if "region" in item else []),
+            ]
             for item in self.items
         ]
         return {
             **{name: getattr(self, name) for name in names},
             **{name: list(value) if isinstance(value, tuple) else value for name, value in views.items()},
+            "order": order_of(self.transform(self.items[0])["image"]),
             "refine": "none" if self.refinement is None else self.refinement.settings,
             "window": None if windows is None else [*windows.roi_size, windows.overlap],
             "cam_source": getattr(self.network, "cam_source", None),
@@ -179,7 +191,7 @@ class PseudoMaskWriter:
     def _keep_or_clear(self, folder: Path, settings: dict[str, Any]) -> None:
         """Remove the files of other settings; what is left belongs to these."""
         path = folder / "settings.json"
-        if path.is_file() and json.loads(path.read_text(encoding="utf-8")) == settings:
+        if path.is_file() and _FORMER | json.loads(path.read_text(encoding="utf-8")) == settings:
             return
         masks = [*folder.glob("*.png"), *folder.glob("*.nii.gz")]
         if masks and not path.is_file():
@@ -208,7 +220,7 @@ class PseudoMaskWriter:
     def _masks_of(self, groups: Sequence[Sequence[Item]]) -> Iterator[tuple[Item, torch.Tensor, np.ndarray | None]]:
         """Yield each item of these groups with its pseudo-mask (1, *S) and its place in space."""
         loaded = [[self.transform(item) for item in group] for group in groups]
-        maps = iter(self._maps([_plain(item["image"]) for group in loaded for item in group]))
+        maps = iter(self._maps([torch.as_tensor(item["image"]) for group in loaded for item in group]))
         for group in loaded:
             for item, mask in zip(group, self._decided(group, [next(maps) for _ in group]), strict=True):
                 if self.white is not None:
@@ -233,6 +245,7 @@ class PseudoMaskWriter:
     def _decided_with_background(self, rule: MaskRule, item: Item, maps: torch.Tensor) -> torch.Tensor:
         """Decide one pseudo-mask (1, *S) by the rule and the item's label."""
         label = torch.as_tensor(item["label"])[None]
+        maps = maps if self.refinement is None else maps.to(self._device)
         if "region" in item:
             region = _plain(item["region"])[None]
             image = None if self.refinement is None else self.refinement.image_of(item)
@@ -246,18 +259,24 @@ class PseudoMaskWriter:
         if self.refinement is None:
             return maps
         label = torch.as_tensor(item["label"])[None] if self.label_filter == "neighbors" else None
-        return self.refinement.maps(maps[None], self.refinement.image_of(item), label)[0]
+        return self.refinement.maps(maps[None].to(self._device), self.refinement.image_of(item), label)[0].cpu()
+
+    @property
+    def _device(self) -> torch.device:
+        """Give the device of the network, on which maps are refined as well."""
+        own = next(self.network.parameters(), None)
+        return torch.device("cpu") if own is None else own.device
 
     def _maps(self, images: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Give raw maps (K, *S) of images, those of one size in batches."""
-        own = next(self.network.parameters(), None)
-        device = torch.device("cpu") if own is None else own.device
+        """Give raw maps (K, *S) of images, those of one size in batches; volumes go with their place in space."""
+        device = self._device
         maps: list[torch.Tensor] = []
         for start in range(0, len(images), self.batch_size):
             chunk = images[start : start + self.batch_size]
-            alike = len({image.shape for image in chunk}) == 1
-            for batch in [torch.stack(chunk)] if alike else [image[None] for image in chunk]:
-                maps.extend(float32_or_wider(self.inferer(batch.to(device), self.network)).cpu())
+            # Volumes of one size may still lie differently in space.
+            alike = chunk[0].ndim == 3 and len({image.shape for image in chunk}) == 1
+            for batch in map(_batch, [chunk] if alike else [[image] for image in chunk]):
+                maps.extend(float32_or_wider(plain_tensor(self.inferer(batch.to(device), self.network))).cpu())
         return maps
 
     def _tell_of_contradictions(self, group: Sequence[Item], masks: Sequence[torch.Tensor]) -> None:
@@ -366,6 +385,15 @@ def _wait() -> None:
     """Wait until all processes are here."""
     if is_distributed():
         torch.distributed.barrier()
+
+
+def _batch(images: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Stack images (C, *S) of one size; volumes keep their affines, by which an inferer finds the axis of slices."""
+    batch = torch.stack([_plain(image) for image in images])
+    affines = [torch.as_tensor(one.affine) for one in images if isinstance(one, MetaTensor) and has_geometry(one)]
+    if batch.ndim != 5 or len(affines) < len(images):
+        return batch
+    return MetaTensor(batch, affine=torch.stack(affines))
 
 
 def _plain(image: torch.Tensor) -> torch.Tensor:

@@ -43,6 +43,17 @@ class SliceTurn(NamedTuple):
         back = [self.axes.index(axis) + 2 for axis in range(3)]
         return maps.flip([axis + 2 for axis in self.flipped]).permute(0, 1, *back)
 
+    @property
+    def as_pictures(self) -> SliceTurn:
+        """Give the turn that has the slices as (rows, columns), whose x runs along the columns.
+
+        Example:
+            >>> SliceTurn((1, 2, 0), (0,)).as_pictures
+            SliceTurn(axes=(2, 1, 0), flipped=(1,))
+        """
+        first, second, along = self.axes
+        return SliceTurn((second, first, along), tuple(sorted({0: 1, 1: 0}.get(axis, axis) for axis in self.flipped)))
+
 
 def array_axes(image: torch.Tensor) -> list[str | None]:
     """Tell toward which sides the spatial axes of a batch of volumes run, per item, e.g. ``["LPS"]``.

@@ -167,7 +167,7 @@ def check_tiff(path: Path, backend: str) -> None:
     """Check the kind of pixels and the end of a TIFF before hours of work, whichever backend reads it afterwards.
 
     Raises:
-        DataError: a file that is truncated, damaged or not RGB of 8 bits.
+        DataError: a file that is truncated, damaged, not RGB of 8 bits, or to be shown turned.
     """
     with path.open("rb") as file:
         if file.read(4) not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
@@ -190,6 +190,12 @@ def check_tiff(path: Path, backend: str) -> None:
         raise DataError(
             f"Expected {path} to hold RGB of 8 bits, got {photometric} with {page.samplesperpixel} channels of "
             f"{page.bitspersample} bits: convert it, e.g. with vips colourspace and vips cast uchar."
+        )
+    turn = page.tags.valueof("Orientation", 1)
+    if turn in range(2, 9):
+        raise DataError(
+            f"{path} is to be shown turned or mirrored (its TIFF orientation is {int(turn)}), which readers of slides "
+            "leave out of account, so that a mask would not lie on it: save it upright, e.g. with vips autorot."
         )
     if backend == "tifffile" and photometric == "YCBCR" and page.compression not in _JPEG:
         raise DataError(f"Colors of {path} are stored in a way that tifffile does not decode: use backend='openslide'.")

@@ -16,8 +16,10 @@ import torch
 from monai.inferers import Inferer, SlidingWindowInferer
 
 from monai_wsss._checks import check_shape, plain_tensor
+from monai_wsss._pictures import ROWS_COLUMNS
 from monai_wsss.inferers.multi_view import multi_view_maps
 from monai_wsss.inferers.slicing import SliceTurn, array_axes, slice_turn
+from monai_wsss.networks import recorded_reading
 from monai_wsss.transforms import resize_in_plane
 
 __all__ = ["VolumeInferer"]
@@ -35,7 +37,8 @@ class VolumeInferer(Inferer):
             the slices' own size.
         slice_axis: array axis along which a 2D network walks through a volume, 0..2 or negative.  None: the anatomical
             axis of the slices that trained the network, found by the volume's affine, with the slices turned as those
-            were; the last array axis where the network has no record of it or the volume has no affine.
+            were; the last array axis where the network has no record of it or the volume has no affine.  A network that
+            was trained on (C, rows, columns) gets slices so, with their x along the columns, as in a PNG of a slice.
         slice_batch: number of slices at once.
         roi_size: window of the network, in pixels of its grid; None for the whole image, slice or volume at once.
         overlap: share by which windows overlap, in [0, 1).
@@ -103,6 +106,8 @@ class VolumeInferer(Inferer):
             if image.ndim == 4:
                 return self._in_plane(image, maps)
             turns = self._turns(inputs, network)
+            if recorded_reading(network)["order"] == ROWS_COLUMNS:
+                turns = [turn.as_pictures for turn in turns]
             if len(set(turns)) == 1:
                 return self._slices(image, maps, turns[0])
             return torch.cat([self._slices(one[None], maps, turn) for one, turn in zip(image, turns, strict=True)])

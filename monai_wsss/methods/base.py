@@ -14,6 +14,7 @@ from monai_wsss._checks import check_label, check_shape, float32_or_wider
 from monai_wsss._processes import broadcast_buffers, gather_objects
 from monai_wsss.engines.schedules import Progress
 from monai_wsss.networks import ActivationNetwork
+from monai_wsss.networks.attention_pyramid import projections_in
 from monai_wsss.refinement import NegativeResponses
 
 __all__ = ["WSSSMethod", "describe"]
@@ -28,6 +29,7 @@ class WSSSMethod(nn.Module):
     Attributes:
         players: names of the parts that are optimized in turn, each with its own optimizer.
         uses_masks: whether training reads pixel masks; true only for upper bounds.
+        learns_presence: whether the labels teach which images have a class, for which it needs images with and without.
         makes_views: whether training makes other views of the images itself, for which it needs the images and not
             features that were computed before.
         settings: the settings that the method was built with, for the run's record: values that JSON can hold.
@@ -35,6 +37,7 @@ class WSSSMethod(nn.Module):
 
     players: ClassVar[tuple[str, ...]] = ("network",)
     uses_masks: ClassVar[bool] = False
+    learns_presence: ClassVar[bool] = True
     makes_views: ClassVar[bool] = False
 
     def __init__(self, network: nn.Module) -> None:
@@ -87,7 +90,8 @@ class WSSSMethod(nn.Module):
         Args:
             learning_rate: of all parameters but the encoder's.
             encoder_learning_rate: of the encoder's parameters; None: the same.  They are those with ``encoder`` on
-                their path, or ``backbone`` where the network has no encoder.
+                their path, or ``backbone`` where the network has no encoder; not the projections of an
+                :class:`~monai_wsss.networks.AttentionPyramid`, which are new.
             player: whose parameters.
 
         Returns:
@@ -105,10 +109,13 @@ class WSSSMethod(nn.Module):
         network = self.get_submodule(player)
         if encoder_learning_rate is None:
             return grouped_parameters(network, lambda name: {"lr": learning_rate})
-        part = encoder_part(network)
-        return grouped_parameters(
-            network, lambda name: {"lr": encoder_learning_rate if part in name.split(".") else learning_rate}
-        )
+        part, new = encoder_part(network), projections_in(network)
+
+        def options(name: str) -> dict[str, Any]:
+            loaded = part in name.split(".") and not name.startswith(new)
+            return {"lr": encoder_learning_rate if loaded else learning_rate}
+
+        return grouped_parameters(network, options)
 
     def after_step(self, progress: Progress) -> None:
         """Do what follows a step of all players, e.g. average weights; nothing by default.

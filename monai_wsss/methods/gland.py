@@ -28,6 +28,7 @@ from monai_wsss._checks import check_choice, float32_or_wider
 from monai_wsss.engines import Progress, takes_arguments_of
 from monai_wsss.methods.base import WSSSMethod, grouped_parameters
 from monai_wsss.networks import (
+    EncoderLevel,
     FusedFeatures,
     GlandClassifier,
     ResNet38,
@@ -51,8 +52,9 @@ _PRESETS: dict[str, dict[str, Any]] = {
     # As printed; it needs ImageNet weights, see networks.load_encoder_weights.
     "paper": {},
 }
-# Words of the ResNet38 alone, which mean something else to other encoders, or nothing.
+# Words of the ResNet38's preset, which mean something else to other encoders, or nothing.
 _OF_RESNET38 = ("small", "width", "frozen")
+_OF_RESNET38_ALONE = ("small", "frozen", "attention_stages")
 
 
 class GlandClassification(WSSSMethod):
@@ -109,11 +111,19 @@ class GlandClassification(WSSSMethod):
             encoder: another encoder in the place of the ResNet38, whose words then have no preset; ``in_channels`` has
                 no effect.
             settings: as :meth:`from_preset`.
+
+        Raises:
+            ValueError: an unknown preset, or a word of the ResNet38 beside an ``encoder``.
         """
         check_choice("preset", preset, tuple(_PRESETS))
         told = {**_PRESETS[preset], **settings}
         if encoder is None:
             network = resnet38_classifier(**told)
+        elif strange := [name for name in _OF_RESNET38_ALONE if name in settings]:
+            raise ValueError(
+                f"Expected no `{'`, `'.join(strange)}` beside an `encoder`: the ResNet38 alone takes it, which "
+                "`encoder=None` builds."
+            )
         else:
             told = {name: value for name, value in told.items() if name in settings or name not in _OF_RESNET38}
             told.pop("in_channels", None)
@@ -135,8 +145,8 @@ class GlandClassification(WSSSMethod):
     ) -> list[dict[str, Any]]:
         """Split the parameters by rate, as in the code that the paper builds on.
 
-        New layers have 10 times the rate of the loaded backbone.  Biases have twice the rate of their layer, and no
-        weight decay.
+        New layers have 10 times the rate of the loaded backbone, or of the encoder in its place.  Biases have twice the
+        rate of their layer, and no weight decay.
 
         Args:
             learning_rate: rate of the backbone's weights.
@@ -150,8 +160,12 @@ class GlandClassification(WSSSMethod):
         if encoder_learning_rate is not None:
             return super().parameter_groups(learning_rate, encoder_learning_rate=encoder_learning_rate, player=player)
 
+        # Of fused maps, the encoder alone is loaded.
+        fused = isinstance(self.network.backbone, (FusedFeatures, EncoderLevel))
+
         def options(name: str) -> dict[str, Any]:
             loaded = name.startswith("backbone.") and ".attention" not in name
+            loaded = name.startswith("backbone.encoder.") if fused else loaded
             rate = learning_rate * (1 if loaded else 10)
             return {"lr": 2 * rate, "weight_decay": 0.0} if name.endswith(".bias") else {"lr": rate}
 

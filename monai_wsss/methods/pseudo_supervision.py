@@ -11,7 +11,7 @@ from a network's maps.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -48,6 +48,8 @@ class PseudoMaskSupervision(WSSSMethod):
         >>> list(PseudoMaskSupervision.tiny()(batch, Progress(epoch=1, iteration=1, fraction=0.0)))
         ['pseudo_supervision']
     """
+
+    learns_presence: ClassVar[bool] = False
 
     def __init__(
         self,

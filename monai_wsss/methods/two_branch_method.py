@@ -16,6 +16,7 @@ from monai_wsss._resize import resize_linear
 from monai_wsss.inferers import AboveHealthyLevel, MultiScaleSeeds
 from monai_wsss.methods.base import WSSSMethod, grouped_parameters
 from monai_wsss.networks import BranchOutputs, TwoBranchNetwork
+from monai_wsss.networks.attention_pyramid import projections_in
 from monai_wsss.refinement import LabeledImages
 
 __all__ = ["TwoBranchMethod"]
@@ -64,6 +65,8 @@ class TwoBranchMethod(WSSSMethod):
     ) -> list[dict[str, Any]]:
         """Split the parameters by rate (AFA, BMP): the encoder's at the given rate, its norms at 0, others at 10 times.
 
+        The projections of an :class:`~monai_wsss.networks.AttentionPyramid` are among the others.
+
         Args:
             learning_rate: rate of the encoder; 6e-5 in the papers.
             encoder_learning_rate: the plain division instead: the encoder, with its norms, has this rate, all other
@@ -82,10 +85,13 @@ class TwoBranchMethod(WSSSMethod):
             for name, _ in module.named_parameters(recurse=False)
         }
 
+        new = projections_in(self.network)
+
         def options(name: str) -> dict[str, Any]:
             if name in norms:
                 return {"lr": 0.0, "weight_decay": 0.0}
-            return {"lr": learning_rate * (1 if name.startswith("encoder.") else 10)}
+            loaded = name.startswith("encoder.") and not name.startswith(new)
+            return {"lr": learning_rate * (1 if loaded else 10)}
 
         return grouped_parameters(self.network, options)
 

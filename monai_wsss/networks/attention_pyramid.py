@@ -17,7 +17,7 @@ from monai_wsss.networks.attention_logits import attention_logits
 from monai_wsss.networks.conv_pyramid import ConvPyramid
 from monai_wsss.networks.encoder_facts import encoder_channels, encoder_dims, encoder_in_channels, encoder_strides
 
-__all__ = ["AttentionPyramid"]
+__all__ = ["AttentionPyramid", "projections_in"]
 
 
 class AttentionPyramid(nn.Module):
@@ -115,3 +115,14 @@ class AttentionPyramid(nn.Module):
         """
         features, pairs = self.forward_with_queries(image)
         return features, [attention_logits(query, key, features[-1].shape[2:], radius) for query, key in pairs]
+
+
+def projections_in(network: nn.Module) -> tuple[str, ...]:
+    """Give the beginnings of the names of all query and key projections in a network: what is new in its encoder.
+
+    Example:
+        >>> projections_in(nn.Sequential(AttentionPyramid.tiny()))
+        ('0.query.', '0.key.')
+    """
+    pyramids = [path for path, module in network.named_modules() if isinstance(module, AttentionPyramid)]
+    return tuple(f"{path}.{part}.".lstrip(".") for path in pyramids for part in ("query", "key"))

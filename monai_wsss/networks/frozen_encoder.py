@@ -14,12 +14,13 @@ into one tensor of the image's own size, which a dataset keeps in the image's pl
 P is the fewest channels that hold all values of the maps, and never C.  Packed maps are read only by an encoder that
 has packed maps of that size before; to any other, an image of P channels stays the mistake that it is.  So methods,
 losses and the upsampling to the image's size need no change.  Only methods that make another view of the image need the
-image itself.  Fill the encoder with its weights before maps are packed.
+image itself.  Fill the encoder with its weights before maps are packed: maps of other weights are refused.
 """
 
 # Annotations stay real types: TorchScript reads them.
 import math
 from collections.abc import Sequence
+from hashlib import sha256
 
 import torch
 import torch.nn.functional as F
@@ -53,7 +54,8 @@ class FrozenEncoder(nn.Module):
 
     Raises:
         ValueError: an unknown word; an image that has neither the encoder's channels nor those of packed maps; maps
-            packed of an encoder that is trained.
+            packed of an encoder that is trained, or too large for float16; packed maps of an encoder whose weights
+            are others by now.
 
     Example:
         >>> import torch
@@ -82,6 +84,9 @@ class FrozenEncoder(nn.Module):
         self.attention_channels = int(getattr(encoder, "attention_channels", 0))
         # The shapes of the maps (F, *s) by the size of the images that were packed.
         self._packed: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
+        # The weights that made them: how often they were written to, and their digest.
+        self._changes = 0
+        self._checksum = ""
         for part in self._frozen_parts():
             part.eval().requires_grad_(False)
         self.register_state_dict_post_hook(_drop_prefix)
@@ -128,10 +133,15 @@ class FrozenEncoder(nn.Module):
         image = plain_tensor(image).to(first)
         if image.shape[1] != self.in_channels:
             raise ValueError(f"Expected an image of {self.in_channels} channels, got {image.shape[1]}.")
+        self._check_weights()
         maps = self.encoder(image)
         size = image.shape[2:]
         shapes = self._packed.setdefault(tuple(size), [tuple(each.shape[1:]) for each in maps])
         values = torch.cat([each.flatten(1) for each in maps], dim=1).to(self.packed_dtype)
+        if self.packed_dtype == torch.float16 and not bool(values.isfinite().all()):
+            raise ValueError(
+                "Expected maps in the range of float16, got larger ones: pack them with `dtype` 'float32'."
+            )
         missing = self._packed_channels(shapes, size) * math.prod(size) - values.shape[1]
         return F.pad(values, (0, missing)).unflatten(1, (-1, *size))
 
@@ -144,9 +154,24 @@ class FrozenEncoder(nn.Module):
         if not shapes or packed.shape[1] != channels:
             maps = f", or its packed maps of {channels} channels" if shapes else ""
             raise ValueError(f"Expected an image of {self.in_channels} channels{maps}, got {packed.shape[1]}.")
+        self._check_weights()
         counts = [math.prod(shape) for shape in shapes]
         values = plain_tensor(packed).flatten(1)[:, : sum(counts)].to(next(self.encoder.parameters()).dtype)
         return [part.unflatten(1, shape) for part, shape in zip(values.split(counts, dim=1), shapes, strict=True)]
+
+    @torch.jit.unused
+    def _check_weights(self) -> None:
+        """Refuse packed maps of other weights; values are read only after something has written to the weights."""
+        changes = _count_of_changes(self.encoder)
+        if changes == self._changes:
+            return
+        checksum = _checksum(self.encoder)
+        if self._packed and checksum != self._checksum:
+            raise ValueError(
+                "Expected the weights of which maps were packed, got others: fill the encoder first, then make the "
+                "dataset of packed maps anew, with a new FrozenEncoder."
+            )
+        self._changes, self._checksum = changes, checksum
 
     @torch.jit.unused
     def _packed_channels(self, shapes: Sequence[Sequence[int]], size: Sequence[int]) -> int:
@@ -162,11 +187,31 @@ class FrozenEncoder(nn.Module):
 
 def _drop_prefix(module: nn.Module, state: dict, prefix: str, *_: object) -> None:
     """Name weights as the encoder does."""
-    for name in [name for name in state if name.startswith(f"{prefix}encoder.")]:
-        state[prefix + name[len(prefix) + len("encoder.") :]] = state.pop(name)
+    _rename(state, f"{prefix}encoder.", prefix)
 
 
 def _add_prefix(module: nn.Module, state: dict, prefix: str, *_: object) -> None:
     """Name weights as this wrapper holds them."""
-    for name in [name for name in state if name.startswith(prefix)]:
-        state[f"{prefix}encoder.{name[len(prefix) :]}"] = state.pop(name)
+    _rename(state, prefix, f"{prefix}encoder.")
+
+
+def _rename(state: dict, old: str, new: str) -> None:
+    """Replace the beginning of names; an encoder may have a part ``encoder`` itself, so all leave before any enters."""
+    moved = {new + name[len(old) :]: state.pop(name) for name in [name for name in state if name.startswith(old)]}
+    state.update(moved)
+
+
+def _count_of_changes(module: nn.Module) -> int:
+    """Give a number that changes whenever something writes to the parameters; it reads no values.
+
+    Distributed training writes the buffers of each step anew, so they do not count.
+    """
+    return hash(tuple(parameter._version for parameter in module.parameters()))
+
+
+def _checksum(module: nn.Module) -> str:
+    """Give a digest of the values of all weights, the same on every device."""
+    digest = sha256()
+    for value in (*module.parameters(), *module.buffers()):
+        digest.update(value.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -14,8 +14,10 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from monai_wsss._pictures import XY
 from monai_wsss.networks.activation import ActivationNetwork
 from monai_wsss.networks.cam_encoder import CAMEncoder
+from monai_wsss.networks.reading_record import record_reading, recorded_reading
 
 __all__ = ["MapEnsemble"]
 
@@ -24,7 +26,8 @@ class MapEnsemble(ActivationNetwork):
     """Mean of the members' raw activation maps: one plain tensor out, members trained independently.
 
     Args:
-        members: activation networks that agree in spatial dimensions, classes, groups and pooling.
+        members: activation networks that agree in spatial dimensions, classes, groups, pooling and the order in which
+            they get images.  What all of them recorded of their training images, the ensemble records too.
 
     Raises:
         ValueError: no member, or members that disagree.
@@ -55,6 +58,12 @@ class MapEnsemble(ActivationNetwork):
             lse_sharpness=first.lse_sharpness,
         )
         self.members = nn.ModuleList(members)
+        records = [recorded_reading(member) for member in members]
+        orders = {record["order"] or XY for record in records}
+        if len(orders) > 1:
+            raise ValueError(f"Expected `members` that get images in the same order, got {sorted(orders)}.")
+        if records[0]["order"] is not None and all(record == records[0] for record in records):
+            record_reading(self, records[0])
 
     @classmethod
     def tiny(cls, spatial_dims: int = 2, in_channels: int = 1, num_classes: int = 1) -> MapEnsemble:

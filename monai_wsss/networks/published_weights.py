@@ -26,7 +26,7 @@ from typing import Any
 
 from torch import nn
 
-from monai_wsss._checks import DataError
+from monai_wsss._checks import DataError, check_choice
 from monai_wsss._files import file_sha256
 from monai_wsss.networks.aspp_resnet import ASPPResNet
 from monai_wsss.networks.efficientnet_lite import EfficientNetLite
@@ -36,7 +36,7 @@ from monai_wsss.networks.pretrained import load_pretrained, read_weights
 from monai_wsss.networks.resnest import ResNeSt
 from monai_wsss.networks.resnet38 import ResNet38
 
-__all__ = ["encoder_weights_of", "find_published", "load_encoder_weights", "unfilled_encoder"]
+__all__ = ["encoder_weights_of", "find_published", "load_encoder_weights", "record_whole_weights", "unfilled_encoder"]
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def load_encoder_weights(
         network: any network; its encoders are found wherever they are, and if it has several, such as one per modality,
             all are filled.
         pretrained: ``"imagenet"`` for the weights of the installed package; a path for those of a file; ``"none"``
-            leaves all weights as they are.
+            leaves all weights as they are, and an earlier record with them.
         option: of the command line that sets ``pretrained``; messages name it.
 
     Returns:
@@ -132,14 +132,37 @@ def load_encoder_weights(
         path = Path(pretrained) if pretrained != "imagenet" else _published_path(network, encoders, option)
         for encoder in encoders or [network]:
             _fill_of(encoder)(encoder, path)
+    if path is None and (kept := encoder_weights_of(network)) is not None:
+        network.encoder_weights = kept  # type: ignore[assignment]
+        return kept
+    source = "none" if path is None else "imagenet" if pretrained == "imagenet" else "file"
+    return _record(network, source, names, path)
+
+
+def _record(network: nn.Module, source: str, names: list[str], path: Path | None) -> dict[str, str | None]:
+    """Keep a record of where the weights of a network's encoders are from, and give it."""
     record = {
-        "pretrained": "none" if path is None else "imagenet" if pretrained == "imagenet" else "file",
+        "pretrained": source,
         "encoder": ", ".join(names) or None,
         "file": None if path is None else path.name,
         "sha256": None if path is None else file_sha256(path),
     }
     network.encoder_weights = record  # type: ignore[assignment]
     return record
+
+
+def record_whole_weights(network: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Record a file whose weights fill a whole network, where encoders of it presume weights and no record tells any.
+
+    Example:
+        >>> from monai_wsss.networks import CAMUNet
+        >>> network = CAMUNet.tiny()
+        >>> record_whole_weights(network, "model.pt")  # no encoder that presumes weights
+        >>> encoder_weights_of(network) is None
+        True
+    """
+    if unfilled_encoder(network) is not None:
+        _record(network, "file", sorted({_name(encoder) for encoder in _encoders(network)}), Path(path))
 
 
 def encoder_weights_of(network: nn.Module) -> dict[str, str | None] | None:
@@ -151,7 +174,8 @@ def encoder_weights_of(network: nn.Module) -> dict[str, str | None] | None:
 def unfilled_encoder(network: nn.Module) -> str | None:
     """Name an encoder that presumes published weights, where no record says whether it has them; else give None.
 
-    The mix transformers and EfficientNets of published sizes presume them, and a ResNet38 with frozen stages.
+    A MixTransformer, EfficientNetLite, ResNeSt or ASPPResNet of a published size presumes them, and a ResNet38 with
+    frozen stages.
     """
     if encoder_weights_of(network) is not None:
         return None
@@ -163,6 +187,11 @@ def _presumes_weights(encoder: nn.Module) -> bool:
         return encoder.feature_channels in [channels for channels, _ in PRESETS.values()]
     if isinstance(encoder, EfficientNetLite):
         return encoder.name in _PUBLISHED
+    # The published ResNets have stages of 256 to 2048 channels.
+    if isinstance(encoder, ResNeSt):
+        return encoder.stage_channels[-1] == 2048
+    if isinstance(encoder, ASPPResNet):
+        return encoder.head.in_channels == 256
     return isinstance(encoder, ResNet38) and encoder.frozen == "paper"
 
 
@@ -174,12 +203,14 @@ def find_published(name: str, option: str = "--pretrained") -> Path:
         option: see :func:`load_encoder_weights`.
 
     Raises:
+        ValueError: another name.
         DataError: the package is not installed, or its file is not the published one.
 
     Example:
         >>> find_published("lite0").name
         'efficientnet-lite0-57934424.pth'
     """
+    check_choice("name", name, tuple(_PUBLISHED))
     published = _PUBLISHED[name]
     # Of a package, this looks at folders and runs nothing.
     spec = find_spec(published.module)

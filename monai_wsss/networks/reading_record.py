@@ -22,12 +22,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from monai_wsss._checks import check_choice
+from monai_wsss._checks import DataError, check_choice
 from monai_wsss._files import load_tensors
 from monai_wsss._orientation import SIDES, SLICING_AXES
 from monai_wsss._pictures import ROWS_COLUMNS, XY
 
-__all__ = ["add_reading_record", "is_reading_record", "reading_order", "record_reading", "recorded_reading"]
+__all__ = [
+    "add_reading_record",
+    "check_order",
+    "is_reading_record",
+    "reading_order",
+    "record_reading",
+    "recorded_reading",
+]
 
 _ORDERS = (XY, ROWS_COLUMNS)  # numbered from 1 on in the buffer
 _NAMES = _ORDER, _AXES = ("reading_order", "reading_axes")
@@ -63,7 +70,8 @@ def add_reading_record(network: nn.Module) -> None:
 def record_reading(network: nn.Module, header: Mapping[str, Any]) -> None:
     """Fill the record of a network, and of all networks inside it, from the header of the data that train it.
 
-    A module without the buffers of the record, such as a network of MONAI, stays as it is.
+    A module without the buffers of the record, such as a network of MONAI, stays as it is.  Where no network has them,
+    the log says that its weights will be taken for ones of ``xy``, if the data are of another order.
 
     Args:
         network: the network, or a method with all its networks.
@@ -83,6 +91,14 @@ def record_reading(network: nn.Module, header: Mapping[str, Any]) -> None:
     order = header.get("order") or XY
     check_choice("order", order, _ORDERS)
     axes = _axes_as_numbers(header.get("slicing_axis"), header.get("in_plane_axes"))
+    if order != XY and not any(is_reading_record(name) for name, _ in network.named_buffers()):
+        _logger.warning(
+            "%s cannot record that its images are read in the order %s, and its weights will be taken for ones of "
+            "images in the order %s: call add_reading_record in the constructor of the network.",
+            type(network).__name__,
+            order,
+            XY,
+        )
     with torch.no_grad():
         for module in network.modules():
             buffers = dict(module.named_buffers(recurse=False))
@@ -131,8 +147,27 @@ def reading_order(weights: nn.Module | str | os.PathLike[str] | None, header: Ma
         order = (header or {}).get("order") or XY
         check_choice("order", order, _ORDERS)
         return str(order)
-    state = dict(weights.named_buffers()) if isinstance(weights, nn.Module) else load_tensors(weights)
+    state = dict(weights.named_buffers()) if isinstance(weights, nn.Module) else _flat(load_tensors(weights))
     return _as_words(state)["order"] or XY
+
+
+def check_order(network: nn.Module, header: Mapping[str, Any], checkpoint: str | os.PathLike[str]) -> None:
+    """Check that data have the order with which a training began; a network without a record passes.
+
+    Args:
+        network: the network, or a method with all its networks, with the weights of the checkpoint.
+        header: of the data with which the training goes on.
+        checkpoint: the file, for the message.
+
+    Raises:
+        DataError: another order.
+    """
+    began, now = recorded_reading(network)["order"], header.get("order") or XY
+    if began not in (None, now):
+        raise DataError(
+            f"{checkpoint} is of a training on images in the order {began}, but the data now say {now}: resume with "
+            "the same data, or begin anew."
+        )
 
 
 def is_reading_record(name: str) -> bool:
@@ -150,6 +185,14 @@ def _as_words(state: Mapping[str, Any]) -> dict[str, str | None]:
         "slicing_axis": SLICING_AXES[abs(along) - 1] if along else None,
         "in_plane_axes": _LETTERS[x] + _LETTERS[y] if x and y else None,
     }
+
+
+def _flat(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the entries of a state dict, or of those inside a checkpoint, such as MONAI's ``{"model": ...}``."""
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        flat |= {f"{key}.{name}": one for name, one in value.items()} if isinstance(value, Mapping) else {key: value}
+    return flat
 
 
 def _outermost(state: Mapping[str, Any], name: str) -> torch.Tensor | None:

@@ -196,8 +196,8 @@ class ClassMapRefinement:
 
         Args:
             item: with ``image``, and ``intensity`` where it keeps the image before it was normalized.
-            key: of the image; None: ``intensity`` where the item has it, else ``image``, which is also that of a CRF
-                with ``intensity_range=None``, since its settings are in the unit of the network's input.
+            key: of the image. None: ``intensity`` where the item has it, else ``image``. A CRF with
+                ``intensity_range=None`` always reads ``image``, since its settings are in the unit of that input.
 
         Raises:
             ValueError: an item without that key.

@@ -7,9 +7,9 @@ A CRF needs a probability of each class and of the background. With d in [-1, 1]
 
     p_k = (1 + d_k) / 2,   p_0 = 1 - max_k p_k,      so that p_k > p_0 exactly where the rule finds foreground
 
-AFA and CoSA put a constant beside class maps in [0, 1] as their background. As a probability at a cut of 1/2 it would
-let a class be at most twice as likely as the background, but the background up to 50 000 times as likely as a class.
-Here both have the same range.
+AFA and CoSA put a constant background beside class maps in [0, 1]. With a constant of 1/2, a class could be at most
+twice as likely as the background, while the background could be up to 50 000 times as likely as a class. Here both have
+the same range.
 """
 
 from __future__ import annotations

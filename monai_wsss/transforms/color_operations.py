@@ -142,7 +142,8 @@ def change_color(image: torch.Tensor, operation: str, strength: int = 5, *, whit
     image = image.float()
     if operation == "identity":
         return image
-    return _changed(image * (255 / white), operation, strength) * (white / 255)
+    # Interpolation may overshoot; 8 bits cannot.
+    return _changed((image * (255 / white)).clamp(0, 255), operation, strength) * (white / 255)
 
 
 class RandColorOperationd(RandomizableTransform, MapTransform):

@@ -10,9 +10,11 @@ from typing import Any
 from monai.config import KeysCollection
 from monai.data import PILReader
 from monai.transforms import LoadImage, MapTransform
+from monai.utils import ensure_tuple
+from PIL import Image
 
 from monai_wsss._checks import check_choice
-from monai_wsss._pictures import ORDERS, XY, in_order, upright
+from monai_wsss._pictures import ORDERS, XY, in_order, is_turned, upright
 
 __all__ = ["LoadOrderedd"]
 
@@ -52,7 +54,7 @@ class LoadOrderedd(MapTransform):
             check_choice("order", order, ORDERS)
         self.order = order
         self._load = LoadImage(ensure_channel_first=True)
-        self._load.register(PILReader(converter=upright))  # the last one registered is asked first
+        self._load.register(_UprightReader(converter=upright))  # the last one registered is asked first
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
@@ -61,3 +63,20 @@ class LoadOrderedd(MapTransform):
         for key in self.key_iterator(item):
             item[key] = in_order(self._load(item[key]), order)
         return item
+
+
+class _UprightReader(PILReader):
+    """Pillow's reader, also of TIFFs that an EXIF entry turns, which MONAI's reader of TIFFs would leave as stored."""
+
+    def verify_suffix(self, filename: Any) -> bool:
+        return super().verify_suffix(filename) or any(map(_is_turned_tiff, ensure_tuple(filename)))
+
+
+def _is_turned_tiff(path: Any) -> bool:
+    if not str(path).lower().endswith((".tif", ".tiff")):
+        return False
+    try:
+        with Image.open(path) as picture:
+            return is_turned(picture)
+    except (OSError, Image.DecompressionBombError):  # whoever reads it next says so
+        return False

@@ -53,6 +53,7 @@ REFERENCE_CONCENTRATIONS = (1.9705, 1.0308)
 _HED = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78))
 """Hematoxylin, eosin, DAB, one per row (Ruifrok and Johnston 2001); in H&E the third takes the remainder."""
 
+_ROUNDING = 1e-4  # of white, by which a resampled image may exceed its range
 _LEAST_DENSITY = 0.15  # beta of Macenko et al.: pixels that are paler in any channel say little about the stains
 _LEAST_SHARE = 0.01  # share of the pixels that must be denser
 _LEAST_PIXELS = 64
@@ -69,8 +70,8 @@ def check_color_picture(name: str, picture: torch.Tensor, white: float) -> None:
         white: the value of white, 255 or 1.
 
     Raises:
-        ValueError: another shape than (3, H, W), values outside of [0, white], or values from 0 to 1 although 255 is
-            white.
+        ValueError: another shape than (3, H, W), values outside of [0, white] by more than rounding, or values from 0
+            to 1 although 255 is white.
 
     Example:
         >>> check_color_picture("image", torch.rand(3, 8, 8), white=1.0)
@@ -81,7 +82,8 @@ def check_color_picture(name: str, picture: torch.Tensor, white: float) -> None:
             "gray pictures have no stains and no hue."
         )
     low, high = float(picture.min()), float(picture.max())
-    if not (low >= 0 and high <= white):
+    rounding = _ROUNDING * white
+    if not (low >= -rounding and high <= white + rounding):
         raise ValueError(
             f"Expected `{name}` to hold values from 0 to {white:g}, got {low:.4g} to {high:.4g}: put transforms of "
             "color before those that normalize, and give the value of white as `white`."
@@ -96,7 +98,7 @@ def change_picture(
     """Check a color image and apply a function of plain tensors to it; type and metadata stay, values are float32."""
     plain = convert_to_tensor(picture, dtype=torch.float32, track_meta=False)
     check_color_picture(name, plain, white)
-    return convert_to_dst_type(function(plain), picture, dtype=torch.float32)[0]
+    return convert_to_dst_type(function(plain.clamp(0, white)), picture, dtype=torch.float32)[0]
 
 
 def _densities(picture: torch.Tensor, white: float) -> torch.Tensor:

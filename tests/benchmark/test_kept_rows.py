@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,11 @@ from monai_wsss.benchmark import (
     Column,
     Entry,
     Measured,
+    Patches,
     Recipe,
     Row,
     Slices,
+    Tiles,
     format_rows,
 )
 from monai_wsss.benchmark.content import content_sha256
@@ -77,6 +80,46 @@ def test_rows_of_other_settings_are_made_anew(datalist, tmp_path, changed):
     assert calls == [3, 3]
 
 
+def test_rows_of_a_folder_are_kept_later(datalist, tmp_path):
+    calls: list[int] = []
+    table = make(datalist, tmp_path / "out", tmp_path / "runs", calls)
+    rows = replace(table, runs=None).run()
+    assert not (tmp_path / "runs").exists()
+    assert table.run() == rows
+    assert calls == [3]
+    assert make(datalist, tmp_path / "elsewhere", tmp_path / "runs", calls).run() == rows
+    assert calls == [3]
+
+
+def test_all_that_decides_a_row_and_is_unusual_is_in_its_digest(datalist, tmp_path):
+    """What is as usual adds nothing: rows of before are found again."""
+    table = make(datalist, tmp_path / "out", tmp_path / "runs", [])
+    recipe = table.recipes["plain"]
+
+    def digest(**words) -> str:
+        other = replace(table, recipes={"plain": replace(recipe, **words)})
+        return other._kept(table.entries[0], "plain", (3,))[1]["source"]["settings_sha256"]
+
+    (tmp_path / "begin.pt").write_bytes(b"weights")
+    changes = [{}, {"views": "none"}, {"by_subject": False}, {"rules": ("otsu",)}, {"begin": tmp_path / "begin.pt"}]
+    assert len({digest(**words) for words in changes}) == len(changes)
+    assert recipe.unusual == {}
+    for data, words in ((Tiles, {"scales": (1.0,)}), (Patches, {"window": 64})):
+        assert data(datalist).unusual == {}
+        assert list(data(datalist, **words).unusual) == list(words)
+
+
+def test_a_resumed_training_counts_the_steps_of_its_last_process(datalist, tmp_path):
+    table = make(datalist, tmp_path / "out", tmp_path / "runs", [])
+    folder = table.folder("plain", 3)
+    folder.mkdir(parents=True)
+    (folder / "seconds.json").write_text('{"seconds": 6.0, "steps": 100, "timed_steps": 3}')
+    assert table._costs("plain", 3) == {"steps": {"mean": 100}, "seconds_per_step": {"mean": 2.0}}
+    table.run()
+    costs = json.loads((folder / "seconds.json").read_text())
+    assert costs["timed_steps"] == costs["steps"] > 0
+
+
 def test_the_digest_is_of_the_content_and_not_of_the_place(datalist, tmp_path):
     moved = Path(shutil.copytree(datalist.parent, tmp_path / "elsewhere"))
     digest = content_sha256(datalist)
@@ -107,6 +150,11 @@ def test_ratios_are_held_against_the_best_bound():
     lines = format_rows(rows, columns).splitlines()[2:]
     assert lines[:2] == ["| CAM / plain | 0.50 | 0.50 |", "| CAM / par | 0.80 | 0.75 |"]
     assert format_rows(rows[:2], columns).splitlines()[2] == "| CAM / plain | – | – |"
+    # Bounds are not averaged: that of a training from scratch would flatter the others.
+    plain = [Column("plain", "f1", kind="ratio", bound="plain")]
+    assert format_rows(rows, plain).splitlines()[2:4] == ["| CAM / plain | 0.50 |", "| CAM / par | 0.75 |"]
+    shown = [Column("PAR", "f1", "par"), Column("alike", "f1", "par", kind="ratio alike")]
+    assert format_rows(rows, shown).splitlines()[2] == "| CAM | 0.600 | 0.80 |"
 
 
 def test_the_peak_of_memory_begins_anew():

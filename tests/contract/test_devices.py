@@ -15,9 +15,9 @@ import pytest
 import torch
 from elsewhere import ELSEWHERE, Distant, elsewhere
 from monai.data import DataLoader, set_track_meta
-from monai.transforms import Compose, RandFlipd, RandGaussianNoised, RandRotate90d
+from monai.transforms import Compose, Lambdad, RandFlipd, RandGaussianNoised, RandRotate90d
 from test_every_method import LATE, METHODS, make_batch
-from test_every_transform import MADE, apply, fresh
+from test_every_transform import FUNCTIONS, MADE, apply, fresh
 from torch import nn
 
 import monai_wsss.inferers
@@ -36,8 +36,23 @@ from monai_wsss.inferers import (
 )
 from monai_wsss.methods import ClassActivationMapping, WSSSMethod
 from monai_wsss.networks import CAMEncoder, TwoBranchNetwork
-from monai_wsss.refinement import DenseCRF, LabeledImages, MaskRule, PixelAdaptiveRefinement
-from monai_wsss.transforms import PairedSpatialTransform, gland_augmentation, imagenet_normalization, resize_in_plane
+from monai_wsss.refinement import (
+    ClassMapRefinement,
+    DenseCRF,
+    LabeledImages,
+    MaskRule,
+    PixelAdaptiveRefinement,
+    decide_within,
+)
+from monai_wsss.transforms import (
+    COLOR_OPERATIONS,
+    PairedSpatialTransform,
+    change_color,
+    gland_augmentation,
+    imagenet_normalization,
+    resize_in_plane,
+    strong_and_weak_views,
+)
 
 ON_HOST = {
     "NormalizeSubjectd": "measures an image that has no statistics with the same numbers as `prepare`; it stays there",
@@ -139,7 +154,10 @@ def test_chains_and_functions_of_transforms_stay_on_the_device(device):
         "gland_augmentation": lambda x: gland_augmentation(label=None).set_random_state(3)({"image": x})["image"],
         "imagenet_normalization": lambda x: imagenet_normalization()({"image": x})["image"],
         "resize_in_plane": lambda x: resize_in_plane(x[None], (8, 12)),
+        "strong_and_weak_views": lambda x: strong_and_weak_views().set_random_state(3)({"image": x}),
+        "change_color": lambda x: [change_color(x, operation) for operation in COLOR_OPERATIONS],
     }
+    assert set(chains) == FUNCTIONS - {"has_geometry", "write_mask"}, "these two work on metadata and files"
     for chain in chains.values():
         expected = chain(picture.clone())  # MONAI normalizes in place
         with on(device) as brought_back:
@@ -216,13 +234,26 @@ def test_every_inferer_leaves_maps_on_the_device_of_the_image(name, device):
     assert all(len(shape) < 3 for shape in brought_back)
 
 
+PAR = PixelAdaptiveRefinement(dilations=(1, 2), iterations=2, row_stochastic=True)
 REFINEMENTS: dict[str, Callable[[torch.Tensor], Any]] = {
     "DenseCRF": lambda image: DenseCRF(iterations=2)(255 * image, image.softmax(1)),
+    "ClassMapRefinement": lambda image: [
+        *ClassMapRefinement(PAR)(MaskRule(rule="otsu"), image[:, :1] - 0.5, image),
+        *ClassMapRefinement(DenseCRF(iterations=2))(MaskRule(rule="otsu"), image[:, :1] - 0.5, image),
+        ClassMapRefinement("crf").maps(image[:, :2], image, LABEL.expand(2, 2)),
+    ],
     "MaskRule": lambda image: [
         *MaskRule(output_kind="activation", pooling="max", rule="otsu")(image[:, :1] - 0.5),
         MaskRule(output_kind="activation", pooling="average", gate="given").mask(image[:, :1] - 0.5, LABEL),
     ],
     "PixelAdaptiveRefinement": lambda image: PixelAdaptiveRefinement(iterations=2)(image, image[:, :2]),
+    "decide_within": lambda image: decide_within(
+        MaskRule(rule="otsu"),
+        image[:1, :1] - 0.5,
+        image[:1, 1:2] > 0.2,
+        refine=ClassMapRefinement(PAR),
+        image=image[:1],
+    ),
 }
 
 
@@ -293,6 +324,24 @@ def test_random_transforms_run_on_the_device_with_the_same_draws(device, cache_r
     assert batch["label"].device.type == "cpu"
     assert not isinstance(batch["label"], Distant), "methods read labels on the host"
     assert batch["id"] == ["0", "1", "2", "3"]
+
+
+@pytest.mark.parametrize("options", [{}, {"runtime_cache": True}])
+def test_deterministic_transforms_run_once_and_their_results_are_kept_on_the_device(options):
+    read: list[str] = []
+
+    def load(identifier: str) -> str:
+        read.append(identifier)
+        return identifier
+
+    # Tensors without values, since threads fill the cache, and the other device is there for one thread alone.
+    transform = Compose([Lambdad("id", load)])
+    made = EpochCacheDataset(ITEMS, transform, progress=False, device="meta", **options)
+    for _ in range(2):
+        assert [made[index]["image"].device.type for index in range(4)] == ["meta"] * 4
+    assert all(item["image"].device.type == "meta" for item in made._cache)
+    # Once each, and once more to measure the memory that a cache filled at the start will take.
+    assert sorted(read) == sorted([*"0123", *("" if options else "0")])
 
 
 def test_worker_processes_are_refused_where_transforms_run_on_a_gpu(monkeypatch):

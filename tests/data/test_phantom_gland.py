@@ -218,8 +218,8 @@ def test_brains_replace_glands(tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"modalities": ["T1"]}, "no `modalities` for color images of glands, got T1"),
-        ({"spatial_dims": 3}, "`spatial_dims` to be 2 for images of glands, got 3"),
+        ({"modalities": ["T1"]}, "no `modalities` for color images, got T1"),
+        ({"spatial_dims": 3}, "`spatial_dims` to be 2 for color images, got 3"),
         ({"subjects": (1, 2)}, "`subjects` to be three numbers"),
     ],
 )

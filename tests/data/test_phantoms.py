@@ -259,6 +259,16 @@ def test_other_arguments_replace_the_phantoms_and_nothing_else(tmp_path):
     assert set(fingerprints(folder)) == named | {"datalist.json", "images/note.txt"}
 
 
+def test_no_file_outside_of_the_folder_is_removed(tmp_path):
+    folder = Path(make_phantoms(tmp_path / "phantoms", modalities=["T1"], subjects=(1, 0, 0)))
+    (tmp_path / "mine.txt").write_text("mine")
+    datalist = json.loads((folder / "datalist.json").read_text())
+    datalist["raw"] = ["../mine.txt", str(tmp_path / "mine.txt")]
+    (folder / "datalist.json").write_text(json.dumps(datalist))
+    make_phantoms(folder, modalities=["FLAIR"], subjects=(1, 0, 0))
+    assert (tmp_path / "mine.txt").is_file()
+
+
 def test_a_killed_replacement_leaves_the_old_phantoms_whole(tmp_path, monkeypatch):
     arguments = {"modalities": ["T1"], "subjects": (1, 0, 1)}
     folder = make_phantoms(tmp_path, **arguments)

@@ -237,6 +237,23 @@ def test_ids_below_a_block_that_is_gone_are_answered(name, place):
         check_overrides(config, [name])
 
 
+def test_a_block_that_an_overlay_brings_takes_its_own_words(tmp_path):
+    overlay = tmp_path / "par.json"
+    overlay.write_text('{"refine": {"_target_": "monai_wsss.refinement.PixelAdaptiveRefinement", "iterations": 5}}')
+    config = BUNDLES / "brain_mri_bmp_segmentation" / "configs" / "train.json"
+    check_overrides([config, overlay], ["refine#row_stochastic", "refine#dilations", "refine#iterations"])
+    with pytest.raises(ValueError, match="`row` is no argument of `refine`"):
+        check_overrides([config, overlay], ["refine#row"])
+
+
+def test_an_answer_names_nothing_that_another_bundle_has():
+    config = BUNDLES / "brain_mri_cam_segmentation" / "configs" / "train.json"
+    with pytest.raises(ValueError, match=r"`to_mask#crf` is now `refine crf`: write --refine crf\."):
+        check_overrides(config, ["to_mask#crf"])
+    with pytest.raises(ValueError, match="`refine#dilations` is no setting of this bundle"):
+        check_overrides(config, ["refine#dilations"])
+
+
 def test_an_argument_of_a_block_is_suggested_with_its_place():
     config = BUNDLES / "brain_mri_bmp_segmentation" / "configs" / "train.json"
     words = "`ready_bellow` is no setting of this bundle: did you mean `method#ready_below`"

@@ -220,6 +220,13 @@ def test_nothing_to_resume_is_said(tmp_path, caplog):
     assert "No checkpoint to resume from" in caplog.text
 
 
+def test_a_training_does_not_go_on_with_images_in_another_order(tmp_path):
+    make_trainer(tmp_path, epochs=1, reading={"order": "xy"}).run()
+    make_trainer(tmp_path, epochs=1, resume=True, reading={}).run()
+    with pytest.raises(DataError, match="on images in the order xy, but the data now say rows_columns: resume with"):
+        make_trainer(tmp_path, epochs=1, resume=True, reading={"order": "rows_columns"}).run()
+
+
 def test_one_batch_is_overfitted_and_the_square_is_found():
     torch.manual_seed(0)
     items = make_items(8)
@@ -531,14 +538,16 @@ def test_the_command_line_hands_flags_over_as_text(tmp_path, given, resumed):
         make_trainer(tmp_path, resume="yes")
 
 
+@pytest.mark.parametrize("resume", [False, True])
 @pytest.mark.parametrize("told", [False, True])
-def test_an_encoder_that_begins_at_random_in_silence_is_named(told, caplog):
+def test_an_encoder_that_begins_at_random_in_silence_is_named(told, resume, caplog):
     encoder = EfficientNetLite("lite0", 1, levels=(2,), input_range="z_scores")
     method = ClassActivationMapping(CAMAdapter(encoder, 24))
     if told:
         load_encoder_weights(method.network, "none")
     optimizer = torch.optim.AdamW(method.parameters(), lr=0.001)
-    WSSSTrainer(method, optimizer, make_loader(make_items()), 1, progress_bar=False).run()
+    # A training that may resume, but has nothing to resume from, begins like any other.
+    WSSSTrainer(method, optimizer, make_loader(make_items()), 1, resume=resume, progress_bar=False).run()
     assert ("EfficientNet-Lite0 presumes published weights" in caplog.text) is not told
 
 

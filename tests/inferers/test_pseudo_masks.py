@@ -20,9 +20,11 @@ from torch import nn
 
 from monai_wsss._checks import DataError
 from monai_wsss.data import attach_pseudo_masks, check_pseudo_masks
-from monai_wsss.inferers import PseudoMaskWriter, pseudo_masks, score_pseudo_masks
+from monai_wsss.inferers import PseudoMaskWriter, VolumeInferer, pseudo_masks, score_pseudo_masks
 from monai_wsss.inferers.pseudo_masks import merge_patches
+from monai_wsss.networks import CAMEncoder, record_reading
 from monai_wsss.refinement import PixelAdaptiveRefinement
+from monai_wsss.transforms import LoadOrderedd
 
 
 class Maps(nn.Module):
@@ -193,6 +195,28 @@ def test_with_a_background_labels_gate_the_mask_and_studies_keep_their_geometry(
     assert not np.asarray(healthy.dataobj).any()
 
 
+@pytest.mark.parametrize("as_batch", [True, False])
+def test_volumes_are_cut_along_the_axis_of_the_training(tmp_path, as_batch):
+    """The pseudo-mask of a study that is stored sagittally is that of the study stored axially."""
+    torch.manual_seed(0)
+    network = CAMEncoder.tiny().eval()
+    network.negative_reference.zero_()
+    record_reading(network, {"slicing_axis": "SI", "in_plane_axes": "LP"})
+    values = torch.randn(1, 8, 8, 8 if as_batch else 6)
+    lps, psl = np.diag([-1.0, -1.0, 1.0, 1.0]), np.zeros((4, 4))
+    psl[[1, 2, 0, 3], [0, 1, 2, 3]] = [-1.0, 1.0, -1.0, 1.0]
+    items = []
+    for name, volume, affine in (("axial", values, lps), ("sagittal", values.permute(0, 2, 3, 1), psl)):
+        meta = {"filename_or_obj": "study.nii.gz"}
+        study = MetaTensor(volume.contiguous(), affine=torch.as_tensor(affine), meta=meta)
+        items.append({"id": name, "subject": name, "image": study, "label": [1]})
+    words = {"rule": "fixed", "threshold": float(network(values[..., 0][None]).median())}
+    PseudoMaskWriter(network, None, items, dict, VolumeInferer(2), tmp_path, rule=words).run()
+    axial, sagittal = (np.asarray(nibabel.load(tmp_path / f"{item['id']}.nii.gz").dataobj) for item in items)
+    assert 0 < axial.mean() < 1
+    np.testing.assert_array_equal(axial.transpose(1, 2, 0), sagittal)
+
+
 def test_a_killed_run_goes_on_and_other_settings_begin_anew(tmp_path):
     items = [patch(str(number), constant(number % 2, 0.5), [1, 1]) for number in range(6)]
 
@@ -215,6 +239,25 @@ def test_a_killed_run_goes_on_and_other_settings_begin_anew(tmp_path):
     assert network.calls == 9
 
 
+def test_files_of_images_in_another_order_are_not_kept(tmp_path):
+    file = tmp_path / "a.png"
+    Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3)).save(file)
+    items = [{"id": "a", "subject": "a", "image": str(file), "label": [1, 1]}]
+
+    def calls(**options: Any) -> int:
+        network = Maps()
+        PseudoMaskWriter(
+            network, None, items, LoadOrderedd("image", **options), AsItIs(1), tmp_path / "out", background=False
+        ).run()
+        return network.calls
+
+    assert [calls(), calls(), calls(order="rows_columns"), calls(order="rows_columns")] == [1, 0, 1, 0]
+    # Those of before, whose settings do not tell the order, were read as [x, y].
+    settings = json.loads((tmp_path / "out/settings.json").read_text())
+    (tmp_path / "out/settings.json").write_text(json.dumps({k: v for k, v in settings.items() if k != "order"}))
+    assert [calls(order="xy")] == [0]
+
+
 def test_files_of_other_cases_tags_and_sources_are_not_kept(tmp_path):
     items = [patch("a", constant(1, 2), [1, 1]), patch("b", constant(1, 2), [1, 1])]
     writer(items, tmp_path).run()
@@ -231,6 +274,20 @@ def test_files_of_other_cases_tags_and_sources_are_not_kept(tmp_path):
     with pytest.raises(DataError, match="choose an empty folder"):
         writer(items, foreign).run()
     assert (foreign / "mine.png").exists()
+
+
+def test_files_without_regions_and_of_another_axis_are_not_kept(tmp_path):
+    items = [patch("a", torch.arange(16.0).reshape(1, 4, 4), [1])]
+    inside = [{**items[0], "region": (torch.arange(16).reshape(1, 4, 4) % 4 > 0).float()}]
+    for asked in (items, inside):
+        writer(asked, tmp_path, background=True, rule="otsu").run()
+    assert (read(tmp_path / "a.png") == 255).sum() == 4
+    network = Maps()
+    for axis in (2, 2, 0):
+        other = writer(inside, tmp_path, network, background=True, rule="otsu")
+        other.inferer.slice_axis = axis
+        other.run()
+    assert network.calls == 2
 
 
 def test_a_second_stage_is_told_what_is_missing_or_old(tmp_path):

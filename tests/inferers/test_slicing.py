@@ -17,9 +17,10 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, 
 
 from monai_wsss.data import load_datalist, load_header, make_phantoms, prepare_folder
 from monai_wsss.data.writing import write_picture
-from monai_wsss.inferers import VolumeInferer
+from monai_wsss.inferers import PseudoMaskWriter, VolumeInferer
 from monai_wsss.networks import ActivationNetwork, record_reading
 from monai_wsss.refinement import MaskRule
+from monai_wsss.transforms import LoadOrderedd
 
 CODES = ["LPS", "RAS", "LAI", "PSL", "ASR", "SLP", "IRA", "SPL"]
 
@@ -77,6 +78,22 @@ def test_recorded_weights_see_the_same_slices_however_a_study_is_stored(study, c
     torch.testing.assert_close(found[0, 0], torch.from_numpy(expected.copy()))
 
 
+@pytest.mark.parametrize("refine", ["none", "par"])
+def test_pseudo_masks_of_studies_are_those_of_the_recorded_slices(study, refine, tmp_path):
+    network, found = recorded(slicing_axis="SI", in_plane_axes="LP"), {}
+    for codes in ("LPS", "PSL"):
+        values, affine = stored(*study, codes)
+        image = MetaTensor(torch.from_numpy(values.copy())[None], affine=affine, meta={"filename_or_obj": "a.nii.gz"})
+        items = [{"id": name, "image": image, "label": [1]} for name in ("a", "b")]
+        folder = tmp_path / codes
+        PseudoMaskWriter(
+            network, None, items, dict, VolumeInferer(), folder, background=True, rule="otsu", refine=refine
+        ).run()
+        found[codes] = np.asarray(nibabel.load(folder / "b.nii.gz").dataobj)
+    assert 0 < found["LPS"].mean() < 1
+    assert np.array_equal(found["PSL"], stored(found["LPS"], study[1], "PSL")[0])
+
+
 @pytest.mark.parametrize(("axis", "along"), [("RL", 0), ("AP", 1), ("SI", 2)])
 def test_each_anatomical_axis_is_found(study, axis, along):
     found = VolumeInferer()(as_batch(*study), recorded(slicing_axis=axis))
@@ -128,6 +145,28 @@ def test_an_axis_that_is_given_wins_over_the_record(study):
         torch.testing.assert_close(
             found, VolumeInferer(slice_axis=axis)(torch.from_numpy(study[0])[None, None], Skewed())
         )
+
+
+@pytest.mark.parametrize("slice_axis", [None, 0, 1])
+@pytest.mark.parametrize("header", [{}, {"slicing_axis": "AP"}, {"slicing_axis": "RL", "in_plane_axes": "SP"}])
+def test_networks_of_rows_and_columns_get_slices_so(study, slice_axis, header):
+    """They see a slice as its picture, whose columns are x: the maps of the transposed kernel over [x, y]."""
+    transposed = recorded(**header)
+    transposed.kernel.copy_(transposed.kernel.transpose(2, 3).clone())
+    inferer, volume = VolumeInferer(slice_axis=slice_axis), as_batch(*study)
+    found = inferer(volume, recorded(order="rows_columns", **header))
+    torch.testing.assert_close(found, inferer(volume, transposed))
+    assert not torch.allclose(found, inferer(volume, recorded(**header)))
+
+
+def test_a_picture_of_a_slice_and_its_volume_give_the_same_maps(tmp_path, study):
+    """Pictures of slices are read as (C, rows, columns), where nobody says that they are slices."""
+    network, values = recorded(order="rows_columns"), np.rint(255 * study[0])
+    found = VolumeInferer()(as_batch(values, study[1]), network)[0, 0]
+    for z in range(values.shape[2]):
+        write_picture(tmp_path / "a.png", values[None, ..., z].astype(np.uint8))
+        image = LoadOrderedd("image", "rows_columns")({"image": tmp_path / "a.png"})["image"]
+        torch.testing.assert_close(VolumeInferer()(image[None], network)[0, 0].T, found[..., z], rtol=1e-5, atol=1e-3)
 
 
 def test_weights_without_a_record_take_the_last_axis_and_one_sentence_says_so(study, caplog):

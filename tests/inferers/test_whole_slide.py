@@ -667,6 +667,14 @@ def test_pixels_that_are_not_rgb_of_8_bits_are_named(tmp_path, backend):
             run(file, convolution(), tmp_path / "mask.tif", backend=backend)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_slides_that_are_to_be_shown_turned_are_named(tmp_path, backend):
+    slides = {turn: write_slide(tmp_path / f"{turn}.tif", picture(), extratags=[(274, 3, 1, turn)]) for turn in (1, 6)}
+    run(slides[1], convolution(), tmp_path / "upright.tif", backend=backend)
+    with pytest.raises(DataError, match=r"turned or mirrored \(its TIFF orientation is 6\).*: save it upright"):
+        run(slides[6], convolution(), tmp_path / "mask.tif", backend=backend)
+
+
 def test_slides_that_cannot_be_read(tmp_path, slide, monkeypatch):
     with pytest.raises(DataError, match=r"There is no slide .*none\.tif: check the path"):
         run(tmp_path / "none.tif", convolution(), tmp_path / "mask.tif")

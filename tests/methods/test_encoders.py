@@ -161,6 +161,26 @@ def test_a_frozen_encoder_has_no_group(make):
     assert not frozen & {id(parameter) for parameter in method.player_parameters("network")}
 
 
+@pytest.mark.parametrize("rate", [None, 1e-3])
+@pytest.mark.parametrize("kind", [GlandClassification, BMP])
+def test_new_layers_around_an_encoder_learn_ten_times_as_fast(kind, rate):
+    """Fused maps, queries and keys are new, though they stand beside an encoder or inside the two branches' own."""
+    inner = EfficientNetLite.tiny(2, 3)
+    if kind is BMP:
+        method = two_branch(BMP, lambda channels: AttentionPyramid(inner, heads=2))
+    else:
+        method = kind.from_preset(encoder=inner, width=8)
+    names = {id(parameter): name for name, parameter in method.network.named_parameters()}
+    of_encoder = {id(parameter) for parameter in inner.parameters()}
+    given = {"learning_rate": 1e-3} if rate is None else {"learning_rate": 1e-2, "encoder_learning_rate": rate}
+    for group in method.parameter_groups(**given):
+        for parameter in group["params"]:
+            twice = 2 if kind is GlandClassification and rate is None and names[id(parameter)].endswith(".bias") else 1
+            expected = 1e-3 if id(parameter) in of_encoder else 1e-2
+            assert group["lr"] in (pytest.approx(twice * expected), 0.0), names[id(parameter)]
+            assert group["lr"] or id(parameter) in of_encoder
+
+
 def test_a_network_without_an_encoder_has_no_rate_for_it():
     method = FullSupervision.tiny()
     assert [group["lr"] for group in method.parameter_groups(1e-3)] == [1e-3]

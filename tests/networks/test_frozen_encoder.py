@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from monai_wsss.engines import Progress
 from monai_wsss.methods import BMP, CMER, ClassActivationMapping, FullSupervision, PseudoMaskSupervision
 from monai_wsss.networks import (
+    AttentionPyramid,
     ConvPyramid,
     EfficientNetLite,
     FrozenEncoder,
@@ -137,6 +138,47 @@ def test_weights_are_those_of_the_encoder_s_own_network(frozen):
     plain.load_state_dict(wrapped.state_dict(), strict=True)
     with pytest.raises(RuntimeError, match="Missing key"):
         wrapped.load_state_dict({key: value for key, value in plain.state_dict().items() if "_bn0" not in key})
+
+
+def test_an_encoder_with_a_part_named_encoder_keeps_all_its_weights():
+    class Inner(ConvPyramid):
+        """Has a layer of the name that the wrapper around it gives one of its own."""
+
+        def __init__(self) -> None:
+            super().__init__(2, 3, width=4, attention_heads=0)
+            self.query = torch.nn.Conv2d(16, 16, kernel_size=1)
+
+    torch.manual_seed(0)
+    encoder = AttentionPyramid(Inner(), heads=2)
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    wrapped = FrozenEncoder(encoder)
+    state = wrapped.state_dict()
+    assert state.keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in state.items())
+    other = FrozenEncoder(AttentionPyramid(Inner(), heads=2))
+    other.load_state_dict(state)
+    assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
+
+
+def test_maps_of_other_weights_are_refused():
+    torch.manual_seed(0)
+    encoder, image = FrozenEncoder(EfficientNetLite.tiny(2, 3)), torch.rand(1, 3, 32, 32)
+    packed = encoder.pack(image)
+    # The same weights once more, as a resumed run loads them, and a copy of all.
+    encoder.load_state_dict(copy.deepcopy(encoder.state_dict()))
+    for same in (encoder, copy.deepcopy(encoder)):
+        assert all(torch.equal(a, b) for a, b in zip(same(packed), same(image), strict=True))
+    encoder.encoder.load_state_dict(EfficientNetLite.tiny(2, 3).state_dict())
+    for use in (encoder, encoder.pack):
+        with pytest.raises(ValueError, match="Expected the weights of which maps were packed, got others"):
+            use(packed if use is encoder else image)
+    assert len(encoder(image)) == 4
+
+
+def test_maps_beyond_half_precision_are_refused():
+    encoder = FrozenEncoder(ConvPyramid.tiny(2, 3), dtype="float16")
+    with pytest.raises(ValueError, match="Expected maps in the range of float16, got larger ones"):
+        encoder.pack(torch.full((1, 3, 32, 32), torch.inf))
 
 
 def test_a_network_on_a_frozen_encoder_is_scripted_exported_and_copied():

@@ -201,6 +201,9 @@ def test_none_leaves_the_weights_and_says_so():
     assert same(before, state_of(network))
     assert torch.equal(generator, torch.get_rng_state())
     assert load_encoder_weights(CAMUNet.tiny(), "none")["encoder"] is None
+    filled = nn.Sequential(EfficientNetLite("lite0", levels=(1,)))
+    record = load_encoder_weights(filled[0], "imagenet")
+    assert load_encoder_weights(filled, "none") == filled.encoder_weights == record
 
 
 def test_the_record_is_found_on_a_part_and_survives_a_copy():
@@ -217,6 +220,10 @@ PRESUMING = {
     "a small MixTransformer": (MixTransformer.tiny, False),
     "ResNet38": (lambda: ResNet38.small(width=4, frozen="paper"), True),
     "a trainable ResNet38": (ResNet38.tiny, False),
+    "ResNeSt": (lambda: ResNeSt(50), True),
+    "a small ResNeSt": (ResNeSt.tiny, False),
+    "ASPPResNet": (ASPPResNet, True),
+    "a small ASPPResNet": (ASPPResNet.tiny, False),
     "CAMUNet": (CAMUNet.tiny, False),
 }
 
@@ -255,6 +262,11 @@ def test_encoders_of_several_kinds_are_filled_one_by_one(tmp_path):
     network = nn.Sequential(ResNet38.tiny(), EfficientNetLite.tiny())
     with pytest.raises(ValueError, match="Expected encoders of one kind, got EfficientNet-Tiny, ResNet38"):
         load_encoder_weights(network, tmp_path / "any.pt")
+
+
+def test_weights_of_no_package_are_refused_by_name():
+    with pytest.raises(ValueError, match="Expected `name` to be one of lite0, lite1, lite2, got 'tiny'"):
+        find_published("tiny")
 
 
 @pytest.mark.parametrize("wrong", [None, "", 3])

@@ -147,15 +147,29 @@ def test_the_outermost_record_counts():
     assert recorded_reading(ensemble) == HEADER
 
 
+def test_an_ensemble_of_trained_networks_has_their_record():
+    assert recorded_reading(MapEnsemble([recorded(), recorded()])) == HEADER
+    assert recorded_reading(MapEnsemble([CAMEncoder.tiny(), recorded(header={"order": "xy"})])) == NOTHING
+    with pytest.raises(ValueError, match=r"`members` that get images in the same order, got \['rows_columns', 'xy'\]"):
+        MapEnsemble([CAMEncoder.tiny(), recorded()])
+
+
 def test_a_method_records_in_all_its_networks():
     method = PseudoMaskSupervision(SegmentationNetwork.tiny())
     method.teacher = copy.deepcopy(method.network)
     record_reading(method, {"order": None})
     assert [recorded_reading(one)["order"] for one in (method.network, method.teacher)] == ["xy", "xy"]
+
+
+def test_networks_that_cannot_record_stay_as_they_are_and_one_sentence_says_so(caplog):
     plain = FullSupervision(UNet(2, 1, 2, channels=(4, 8), strides=(2,)))
     names = list(plain.state_dict())
+    record_reading(plain, {"order": "xy"})
+    assert not caplog.records
     record_reading(plain, HEADER)
     assert list(plain.state_dict()) == names
+    (told,) = caplog.records
+    assert "FullSupervision cannot record that its images are read in the order rows_columns" in told.getMessage()
 
 
 @pytest.mark.parametrize(
@@ -171,6 +185,9 @@ def test_the_order_of_the_weights_decides(weights, header, expected, tmp_path):
     if network is not None:
         save_weights(tmp_path / "model.pt", network)
         assert reading_order(tmp_path / "model.pt", header) == expected
+        # As MONAI's CheckpointSaver writes and its CheckpointLoader reads.
+        torch.save({"model": network.state_dict()}, tmp_path / "checkpoint.pt")
+        assert reading_order(tmp_path / "checkpoint.pt", header) == expected
 
 
 @pytest.mark.parametrize("axis", ["RL", "AP", "SI"])

@@ -57,6 +57,12 @@ def test_each_operation_is_that_of_pillow(operation):
             torch.testing.assert_close(unit * 255, found, atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize("operation", COLOR_OPERATIONS[1:])
+def test_what_interpolation_overshoots_is_black_or_white(operation):
+    image = torch.linspace(-3, 258, 27).reshape(3, 3, 3)
+    assert torch.equal(change_color(image, operation), change_color(image.clamp(0, 255), operation))
+
+
 def test_all_operations_and_strengths_are_drawn():
     change = RandColorOperationd("image").set_random_state(seed=0)
     drawn = set()

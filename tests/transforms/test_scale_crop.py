@@ -15,7 +15,12 @@ from monai.transforms import Compose, RandFlipd
 from monai_wsss.data import EpochCacheDataset
 from monai_wsss.refinement import LabeledImages
 from monai_wsss.refinement.pseudo_label import outside_boxes
-from monai_wsss.transforms import RandScalePadCropd
+from monai_wsss.transforms import (
+    RandColorOperationd,
+    RandPhotometricDistortiond,
+    RandScalePadCropd,
+    RandStainJitterd,
+)
 
 SIZES = st.lists(st.integers(1, 24), min_size=2, max_size=2)
 
@@ -99,6 +104,18 @@ def test_volumes_are_cropped_along_three_axes():
     sides = (result["boxes"][1::2] - result["boxes"][::2]).tolist()
     assert sides == [8, 8, 6]
     assert int(result["image"].sum()) == int((result["mask"] == 1).sum()) == 8 * 8 * 6
+
+
+def test_white_stays_white_for_the_changes_of_color_that_follow():
+    """Resampling sums weights that are 1 but for rounding."""
+    changes = (RandColorOperationd("image"), RandPhotometricDistortiond("image"), RandStainJitterd("image", 1.0))
+    above = 0.0
+    for seed in range(40):
+        item = crop_of({"image": torch.full((3, 50 + seed % 17, 61), 255.0)}, 64, seed)
+        above = max(above, float(item["image"].max()) - 255)
+        for change in changes:
+            assert change.set_random_state(seed)(item)["image"].amax() <= 255
+    assert above > 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64, torch.uint8])

@@ -1,0 +1,159 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""The table of encoders on each kind of data: what it trains, that weak rows read no mask, what it measures."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from monai_wsss._checks import DataError
+from monai_wsss.benchmark import Patches, Tiles, encoder_recipes, make_encoder_table, make_lever_table
+from monai_wsss.benchmark.encoder_table import measure_cases
+from monai_wsss.data import load_datalist, make_phantoms
+from monai_wsss.refinement import MaskRule
+
+pytestmark = pytest.mark.filterwarnings("ignore:Epoch .* maps of positive images")
+
+
+@pytest.fixture(scope="module")
+def skin(tmp_path_factory) -> Path:
+    return Path(make_phantoms(tmp_path_factory.mktemp("skin"), kind="skin", subjects=(3, 2, 0))) / "datalist.json"
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """One step per training, of few items."""
+    budgets = {
+        kind: replace(budget, cam=1, second_stage=1, full=1, batch_size=4, image_batch_size=2)
+        for kind, budget in encoder_recipes.BUDGETS.items()
+    }
+    monkeypatch.setattr(encoder_recipes, "BUDGETS", budgets)
+    monkeypatch.setattr("monai_wsss.benchmark.encoder_table.BUDGETS", budgets)
+
+
+def test_every_row_is_trained_and_measured(skin, tmp_path, short):
+    table = make_encoder_table(skin, tmp_path / "out", seeds=(0,), runs=tmp_path / "runs")
+    table.data.samples = 4
+    rows = table.run()
+    names = {row.name for row in rows}
+    assert names == {
+        "CAM, from scratch",
+        "CAM, ImageNet weights",
+        "second stage, ImageNet weights",
+        "second stage, PAR on pseudo-masks",
+        "full supervision, from scratch",
+        "full supervision, ImageNet weights",
+        "trivial: everything",
+        "trivial: Otsu on the blue channel",
+    }
+    assert {row.name for row in rows if row.reads_masks} == {name for name in names if name.startswith("full")}
+    assert all(0 <= row.metrics["dice_pooled"]["mean"] <= 1 for row in rows)
+    cams = [row for row in rows if row.name.startswith("CAM")]
+    assert [row.column for row in cams] == ["as they are", "par"] * 2
+    assert all({"tile_auroc", "tile_clean", "seconds_per_image"} <= set(row.metrics) for row in cams)
+    text = (tmp_path / "out" / f"{table.name}.md").read_text()
+    assert "to the best bound" in text
+    kept = list((tmp_path / "runs").rglob("*.json"))
+    assert len(kept) == len(names)
+    assert all(str(tmp_path) not in path.read_text() for path in kept)
+    again = make_encoder_table(skin, tmp_path / "elsewhere", seeds=(0,), runs=tmp_path / "runs")
+    again.data.samples = 4
+    assert again.run() == rows
+    assert not (tmp_path / "elsewhere" / "cam_from_scratch").exists()
+
+
+def test_weak_recipes_get_no_mask(skin):
+    data = Tiles(skin)
+    for name, recipe in encoder_recipes.encoder_recipes(encoder_recipes.BUDGETS["tiles"], refined="par").items():
+        if "full" in name:
+            continue
+        items = data.items(recipe, 0)
+        assert items
+        assert not any("mask" in item or "region" in item for item in items)
+        assert all(("source" in item) == (recipe.teacher is None) for item in items)
+
+
+def test_pretrained_rows_begin_with_the_published_weights():
+    recipes = encoder_recipes.encoder_recipes(encoder_recipes.BUDGETS["tiles"], refined="par")
+    for name, recipe in recipes.items():
+        record = recipe.build(3, 1).network.encoder_weights
+        assert record["pretrained"] == ("none" if "from scratch" in name else "imagenet")
+        assert recipe.settings["pretrained"] == record["pretrained"]
+
+
+def test_levers_differ_in_what_their_names_say():
+    levers = encoder_recipes.lever_recipes(encoder_recipes.BUDGETS["tiles"])
+    networks = {name: recipe.build(3, 1).network for name, recipe in levers.items()}
+    assert networks["max"].pooling == "max"
+    assert networks["top 10 %"].topk_share == 0.1
+    assert networks["stride 8"].backbone.stride == 8
+    assert networks["to stride 32"].backbone.encoder.feature_channels[-1] == 320
+    assert networks["output stride 8"].backbone.encoder.feature_strides == (4, 8, 8)
+    frozen = [parameter.requires_grad for parameter in networks["frozen encoder"].backbone.encoder.parameters()]
+    assert not any(frozen)
+    settings = [json.dumps(recipe.settings, sort_keys=True) for recipe in levers.values()]
+    assert len(set(settings)) == len(settings)
+
+
+def test_regions_are_measured_alone(skin):
+    """A mask that is right inside the region is perfect, whatever is outside."""
+    data = Tiles(skin)
+    case = dict(data.cases()[0])
+    mask = torch.as_tensor(case["mask"])
+    region = torch.zeros_like(mask)
+    region[:, :, : mask.shape[2] // 2] = 1
+    case["region"] = region
+    wrong_outside = torch.where(region > 0, mask > 0, mask == 0)[None].float()
+    rule = MaskRule(rule="fixed", threshold=0.5, gate="none")
+    assert measure_cases(data, [case], [wrong_outside], rule, None)["dice_pooled"]["mean"] == 1.0
+
+
+def test_windows_of_patches_are_as_large_as_the_network_s_patches(tmp_path):
+    """Both ways of measuring show a network the scale that trained it."""
+    folder = Path(make_phantoms(tmp_path / "gland", kind="gland", subjects=(1, 1, 0)))
+    data = Patches(folder / "datalist.json", grid=48, window=96)
+    seen = set()
+
+    class Seeing(torch.nn.Module):
+        def forward(self, image):
+            seen.add(tuple(image.shape[2:]))
+            return torch.cat([image.mean(1, keepdim=True), -image.mean(1, keepdim=True)], dim=1)
+
+    cases, maps = data.whole_maps(None, Seeing())
+    assert all(each.shape[2:] == case["image"].shape[1:] for each, case in zip(maps, cases, strict=True))
+    data.measure(Seeing(), "activation")
+    assert seen == {(48, 48)}
+
+
+def test_levers_have_no_ratio(skin, tmp_path):
+    assert not [column for column in make_lever_table(skin, tmp_path).columns if "ratio" in column.kind]
+
+
+def test_data_that_a_table_is_not_for_is_refused(skin, tmp_path):
+    content = json.loads(skin.read_text())
+    content["training"] = [item for item in content["training"] if any(item["label"])]
+    broken = skin.with_name("broken.json")
+    broken.write_text(json.dumps(content))
+    with pytest.raises(DataError, match="negative"):
+        make_lever_table(broken, tmp_path, seeds=(0,)).run()
+
+
+@pytest.mark.parametrize("kind", ["brain", "gland"])
+def test_slices_and_patches_give_maps_of_whole_cases(kind, tmp_path):
+    folder = Path(make_phantoms(tmp_path / kind, kind=kind, subjects=(2, 2, 0)))
+    table = make_encoder_table(folder / "datalist.json", tmp_path / "out", seeds=(0,))
+    recipe = table.recipes["CAM, ImageNet weights"]
+    items = load_datalist(folder / "datalist.json", "validation")
+    table.data.split = "validation"
+    network = recipe.build(len(table.data.modalities), len(table.data.header["classes"])).network.eval()
+    cases, maps = table.data.whole_maps(recipe, network)
+    assert len(cases) == len(maps) == len(items)
+    for scores, case in zip(maps, cases, strict=True):
+        assert scores.shape[2:] == case["image"].shape[1:]
+        assert np.isfinite(scores.numpy()).all()
