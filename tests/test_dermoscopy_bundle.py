@@ -15,6 +15,7 @@ from test_every_bundle import PREPARE, ROOT, offline, read_json, read_rows, same
 
 from monai_wsss.data import load_datalist, make_phantoms
 from monai_wsss.metrics import CaseTable
+from monai_wsss.networks import EfficientNetLite, load_encoder_weights
 from monai_wsss.refinement import MaskRule
 from monai_wsss.refinement.dense_crf import has_gray_levels
 from monai_wsss.transforms import LoadOrderedd
@@ -165,3 +166,18 @@ def test_the_trivial_answer_stands_beside_every_number(tmp_path):
 def test_the_trivial_answer_on_real_data(tmp_path):
     block = "ph2_dermoscopy"
     check_the_trivial_answer(PREPARE[block](Path(os.environ["WSSS_DATA"]) / block, tmp_path), block)
+
+
+# ---- the frozen encoder ----------------------------------------------------------------------------------------------
+
+
+def test_a_frozen_encoder_keeps_the_published_weights_and_its_result_is_used_as_ever(phantoms, tmp_path):
+    training = run("train", tmp_path / "run", phantoms, overlays=["frozen.json"], **QUICK)
+    state = torch.load(training / "model.pt", weights_only=True)
+    network = EfficientNetLite("lite0", levels=(2, 3, 4))
+    load_encoder_weights(network, "imagenet")
+    published = network.state_dict()
+    assert all(torch.equal(state[f"backbone.encoder.{name}"], value) for name, value in published.items())
+    assert read_json(training / "run.json")["encoder_weights"]["pretrained"] == "imagenet"
+    masks = run("inference", tmp_path / "masks", phantoms, ckpt_dir=str(training))
+    assert read_rows(masks / "predictions.csv")

@@ -290,6 +290,7 @@ MOST_LINES = {"train.json": 300, "inference.json": 155, "evaluate.json": 55, "mu
 LONGER = {
     ("brain_mri_bmp_segmentation", "paper_voc.json"): 40,  # another augmentation, of photographs
     ("brain_mri_bmp_segmentation", "paper_coco.json"): 55,  # the same, weights and warm-ups
+    ("dermoscopy_cam_segmentation", "frozen.json"): 40,  # another dataset around another encoder
     ("histology_gland_segmentation", "train.json"): 470,  # two stages, and the pseudo-masks between them
     ("histology_gland_segmentation", "paper.json"): 125,  # another input pipeline, both networks and optimizers
 }
