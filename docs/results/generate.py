@@ -35,6 +35,7 @@ def _table(name: str) -> str:
 def _in_order(rows: list[Row]) -> list[Row]:
     """Sort rows as the command does: trivial ones last."""
     names = [name for budget in BUDGETS.values() for name in encoder_recipes(budget, refined="par")]
+    names += ["scales 1", "scales 0.5, 1", "scales 0.5, 1, 1.5"]
     names += [name for budget in BUDGETS.values() for name in lever_recipes(budget, in_channels=4)]
     return sorted(rows, key=lambda row: names.index(row.name) if row.name in names else len(names))
 

@@ -12,6 +12,7 @@ from monai_wsss.benchmark.cmer_table import (
     make_cmer_thresholds,
     make_cmer_transforms,
 )
+from monai_wsss.benchmark.decision_table import make_decision_table
 from monai_wsss.benchmark.encoder_table import make_encoder_table, make_lever_table
 from monai_wsss.benchmark.formatting import Column, format_rows
 from monai_wsss.benchmark.gland_table import make_gland_adaptation, make_gland_table
@@ -42,6 +43,7 @@ __all__ = [
     "make_cmer_table",
     "make_cmer_thresholds",
     "make_cmer_transforms",
+    "make_decision_table",
     "make_encoder_table",
     "make_gland_adaptation",
     "make_gland_table",

@@ -17,7 +17,7 @@ from monai_wsss.benchmark.recipes import FULL_SUPERVISION, AdamWOneCycle, Recipe
 from monai_wsss.methods import ClassActivationMapping, FullSupervision, PseudoMaskSupervision, WSSSMethod
 from monai_wsss.networks import EfficientNetLite, FrozenEncoder, FusedSegmenter, fused_cam_network, load_encoder_weights
 
-__all__ = ["BUDGETS", "Budget", "encoder_recipes", "lever_recipes"]
+__all__ = ["BUDGETS", "Budget", "decision_recipes", "encoder_recipes", "lever_recipes"]
 
 _NETWORK: dict[str, Any] = {"encoder": "lite0", "levels": [2, 3, 4], "stride": 4, "width": 48, "norm_momentum": 0.1}
 _FROM_SCRATCH = AdamWOneCycle(learning_rate=2e-3)
@@ -119,6 +119,25 @@ def lever_recipes(budget: Budget, *, in_channels: int = 3) -> dict[str, Recipe]:
     if in_channels not in (1, 3):
         levers |= {f"{stem} stem": {"stem": stem} for stem in ("average", "learned")}
     return {name: _classifier(budget, "imagenet", **words) for name, words in levers.items()}
+
+
+def decision_recipes(budget: Budget, *, classifier: str, self_trained: str) -> dict[str, Recipe]:
+    """Give the pretrained classifier of the table of encoders, its second stage, and a third training on their masks.
+
+    Args:
+        budget: of the kind of data.
+        classifier: name of the classifier.
+        self_trained: name of the third training.
+    """
+    rule = {"rule": budget.rule} if budget.background else {}
+    second = "second stage, ImageNet weights"
+    taught = partial(_segmenter, budget, "imagenet", budget.second_stage)
+    return {
+        classifier: _classifier(budget, "imagenet"),
+        second: taught(teacher=classifier, pseudo=rule),
+        # A segmentation's masks keep the classes of the labels alone.
+        self_trained: taught(teacher=second),
+    }
 
 
 def _classifier(budget: Budget, pretrained: str, **words: Any) -> Recipe:

@@ -35,7 +35,15 @@ from monai_wsss.benchmark.tiles import Tiles
 from monai_wsss.data import load_header
 from monai_wsss.refinement import ClassMapRefinement, MaskRule, decide_within
 
-__all__ = ["encoder_columns", "make_encoder_table", "make_lever_table"]
+__all__ = [
+    "data_of",
+    "encoder_columns",
+    "make_encoder_table",
+    "make_lever_table",
+    "measure_cases",
+    "named",
+    "rule_of_kind",
+]
 
 Maps = list[torch.Tensor]
 _PLAIN = "as they are"
@@ -69,9 +77,18 @@ def make_encoder_table(
     Raises:
         ValueError: another refinement, or a CRF on data whose findings lie in regions.
     """
-    kind, data = _data_of(datalist, split, side)
+    kind, data = data_of(datalist, split, side)
     recipes = encoder_recipes(BUDGETS[kind], refined=refine)
-    return _table("encoder", kind, data, out, recipes, seeds=seeds, refine=refine, runs=runs)
+    return _table(
+        named("encoder", data, side=side, refine=refine),
+        kind,
+        data,
+        out,
+        recipes,
+        seeds=seeds,
+        refine=refine,
+        runs=runs,
+    )
 
 
 def make_lever_table(
@@ -95,9 +112,11 @@ def make_lever_table(
         side: side of slices and patches.
         runs: folder with rows of earlier sessions.
     """
-    kind, data = _data_of(datalist, split, side)
+    kind, data = data_of(datalist, split, side)
     recipes = lever_recipes(BUDGETS[kind], in_channels=len(data.modalities))
-    return _table("levers", kind, data, out, recipes, seeds=seeds, refine=refine, runs=runs)
+    return _table(
+        named("levers", data, side=side, refine=refine), kind, data, out, recipes, seeds=seeds, refine=refine, runs=runs
+    )
 
 
 def encoder_columns(*, background: bool, bounded: bool = True) -> list[Column]:
@@ -119,8 +138,31 @@ def encoder_columns(*, background: bool, bounded: bool = True) -> list[Column]:
     ]
 
 
-def _data_of(datalist: Path, split: str, side: int | None) -> tuple[str, PreparedData]:
-    """Read which kind of data a datalist holds."""
+def named(table: str, data: PreparedData, *, side: int | None = None, refine: str = "par") -> str:
+    """Name a table by its data and by what is not its default, so that no table overwrites the rows of another.
+
+    Args:
+        table: kind of the table.
+        data: the dataset, which has the name of its folder.
+        side: side of slices and patches, where it was given.
+        refine: refinement beside none.
+    """
+    more = [] if side is None else [str(side)]
+    more += [] if refine == "par" else [refine]
+    return "_".join([table, data.header["name"], *more])
+
+
+def data_of(datalist: Path, split: str, side: int | None) -> tuple[str, PreparedData]:
+    """Read which kind of data a datalist holds.
+
+    Args:
+        datalist: path of a prepared ``datalist.json``.
+        split: where to measure.
+        side: side of slices, and of patches, as the network sees them; None for that of the budget.
+
+    Returns:
+        ``"tiles"``, ``"patches"`` or ``"slices"``, and the data.
+    """
     header = load_header(datalist)
     if header["background"] and header.get("tiles"):
         return "tiles", Tiles(datalist, split)
@@ -151,7 +193,7 @@ def _table(
     ]
     bounded = any(FULL_SUPERVISION in key for key in recipes)
     columns = encoder_columns(background=BUDGETS[kind].background, bounded=bounded)
-    return BenchmarkTable(f"{name}_{data.header['name']}", data, out, recipes, entries, columns, seeds=seeds, runs=runs)
+    return BenchmarkTable(name, data, out, recipes, entries, columns, seeds=seeds, runs=runs)
 
 
 def _measured(
@@ -169,7 +211,7 @@ def _measured(
     start = time.perf_counter()
     cases, maps = data.whole_maps(one.recipe, network)
     seconds = (time.perf_counter() - start) / len(cases)
-    rule = _rule(network, BUDGETS[kind].rule, gated=kind == "slices")
+    rule = rule_of_kind(network, BUDGETS[kind].rule, gated=kind == "slices")
     for column, refinement in ((_PLAIN, None), (refine, refine)):
         start = time.perf_counter()
         summary = measure_cases(data, cases, maps, rule, refinement)
@@ -177,7 +219,7 @@ def _measured(
         yield Measured(column, {**summary, **presence, **cost})
 
 
-def _rule(network: Any, rule: str, *, gated: bool) -> MaskRule:
+def rule_of_kind(network: Any, rule: str, *, gated: bool) -> MaskRule:
     """Give the rule by which a network's output becomes a mask.
 
     Only slices are gated by the predicted presence: photographs and X-rays are measured where the finding is known to

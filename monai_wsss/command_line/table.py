@@ -207,12 +207,14 @@ _TABLES = {
     "cmer-errors": "make_cmer_errors",
     "cmer-thresholds": "make_cmer_thresholds",
     "cmer-transforms": "make_cmer_transforms",
+    "decisions": "make_decision_table",
     "encoder": "make_encoder_table",
     "gland": "make_gland_table",
     "gland-adaptation": "make_gland_adaptation",
     "levers": "make_lever_table",
 }
-_ENCODER_TABLES = ("encoder", "levers")
+_REFINED_TABLES = ("encoder", "levers")
+_ENCODER_TABLES = ("encoder", "levers", "decisions")
 
 COMMANDS = (
     Command(
@@ -280,7 +282,7 @@ COMMANDS = (
                 "encoder tables: refinement beside none",
                 "par",
                 choices=("par", "crf"),
-                only=_ENCODER_TABLES,
+                only=_REFINED_TABLES,
             ),
             Argument("--side", "encoder tables: side of slices and patches in pixels", kind=int, only=_ENCODER_TABLES),
             Argument(

@@ -131,6 +131,22 @@ def test_windows_of_patches_are_as_large_as_the_network_s_patches(tmp_path):
     assert seen == {(48, 48)}
 
 
+def test_tables_of_other_settings_have_other_names(skin, tmp_path):
+    brain = Path(make_phantoms(tmp_path / "brain", subjects=(1, 1, 0))) / "datalist.json"
+    tables = [
+        make_encoder_table(brain, tmp_path),
+        make_encoder_table(brain, tmp_path, side=128),
+        make_encoder_table(brain, tmp_path, refine="crf"),
+        make_lever_table(brain, tmp_path),
+    ]
+    assert [table.name for table in tables] == [
+        "encoder_brain",
+        "encoder_brain_128",
+        "encoder_brain_crf",
+        "levers_brain",
+    ]
+
+
 def test_levers_have_no_ratio(skin, tmp_path):
     assert not [column for column in make_lever_table(skin, tmp_path).columns if "ratio" in column.kind]
 
