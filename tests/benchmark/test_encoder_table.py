@@ -139,6 +139,7 @@ def test_tables_of_other_settings_have_other_names(skin, tmp_path):
         make_encoder_table(brain, tmp_path, refine="crf"),
         make_lever_table(brain, tmp_path),
     ]
+    name = "brain_phantoms"
     assert [table.name for table in tables] == [
         "encoder_brain",
         "encoder_brain_128",
