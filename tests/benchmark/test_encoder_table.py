@@ -140,12 +140,8 @@ def test_tables_of_other_settings_have_other_names(skin, tmp_path):
         make_lever_table(brain, tmp_path),
     ]
     name = "brain_phantoms"
-    assert [table.name for table in tables] == [
-        "encoder_brain",
-        "encoder_brain_128",
-        "encoder_brain_crf",
-        "levers_brain",
-    ]
+    expected = [f"encoder_{name}", f"encoder_{name}_128", f"encoder_{name}_crf", f"levers_{name}"]
+    assert [table.name for table in tables] == expected
 
 
 def test_levers_have_no_ratio(skin, tmp_path):
