@@ -208,8 +208,8 @@ def test_its_properties_are_those_that_other_programs_look_for(bundle, phantoms,
 
 
 def entries(state: dict[str, torch.Tensor]) -> set[str]:
-    """Name the entries of weights, but for the buffer `filled`, which older ones lack."""
-    return {name for name in state if name.rpartition(".")[2] != "filled"}
+    """Name the entries of weights, but for the buffers that older ones lack."""
+    return {name for name in state if name.rpartition(".")[2] not in ("filled", "reading_order", "reading_axes")}
 
 
 def test_monai_loads_the_network_from_anywhere(bundle, tmp_path, monkeypatch):
