@@ -271,6 +271,8 @@ class BenchmarkTable:
         # A training that was resumed counts the seconds and the steps of its last process.
         if timed := found.get("timed_steps", found.get("steps")):
             costs["seconds_per_step"] = found["seconds"] / timed
+            if "cpu_seconds" in found:
+                costs["cpu_seconds_per_step"] = found["cpu_seconds"] / timed
         return {name: {"mean": value} for name, value in costs.items()}
 
     def _seconds(self, recipe: str, seed: int) -> float | None:
@@ -315,7 +317,7 @@ def _train(
 
     Leaves ``model.pt``, ``training_log.csv``, ``seconds.json`` and checkpoints in ``folder``.
     """
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     forget_peak_memory()
     optimizer, scheduler = recipe.optimizer(method, epochs, loader)
     timed: list[int] = []
@@ -335,6 +337,12 @@ def _train(
     trainer.run()
     seconds = time.perf_counter() - start
     steps = {"steps": epochs * len(loader), "timed_steps": len(timed)}
-    costs = {"seconds": seconds, **steps, "peak_memory_mb": peak_memory_mb()}
+    # Seconds of the processor do not count other processes, nor a pause.
+    costs = {
+        "seconds": seconds,
+        "cpu_seconds": time.process_time() - cpu_start,
+        **steps,
+        "peak_memory_mb": peak_memory_mb(),
+    }
     write_json(folder / "seconds.json", {name: value for name, value in costs.items() if value is not None})
     return seconds

@@ -19,7 +19,7 @@ from monai.transforms import MapTransform
 
 from monai_wsss._checks import check_shape
 from monai_wsss._files import atomic_path, case_file_name, make_directory
-from monai_wsss._pictures import as_stored, has_geometry
+from monai_wsss._pictures import ROWS_COLUMNS, as_stored, has_geometry
 
 __all__ = ["SaveMaskd", "has_geometry", "write_mask"]
 
@@ -61,7 +61,7 @@ class SaveMaskd(MapTransform):
         allow_missing_keys: skip keys that an item lacks.
 
     Raises:
-        ValueError: the mask has another size than its source image.
+        ValueError: the mask has another size than its source image, or the image has lost its metadata.
         DataError: the file cannot be written.
     """
 
@@ -78,7 +78,12 @@ class SaveMaskd(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
-        image: MetaTensor = item[self.image_key]
+        image = item[self.image_key]
+        if item.get("order") == ROWS_COLUMNS and not isinstance(image, MetaTensor):
+            raise ValueError(
+                f"Expected `{self.image_key}` to be a MetaTensor, which knows the order of its axes, got "
+                f"{type(image).__name__}: keep MONAI's metadata on (`monai.data.set_track_meta(True)`)."
+            )
         for key in self.key_iterator(item):
             mask = item[key]
             if mask.shape[1:] != image.shape[1:]:

@@ -66,6 +66,7 @@ def test_kept_rows_need_no_weights(datalist, tmp_path):
     assert json.loads(text)["settings"]["recipe"]["pooling"] == "max"
     assert rows[0].metrics["steps"]["mean"] >= 1
     assert rows[0].metrics["seconds_per_step"]["mean"] > 0
+    assert rows[0].metrics["cpu_seconds_per_step"]["mean"] > 0
 
     assert make(datalist, tmp_path / "b", tmp_path / "runs", calls).run() == rows
     assert calls == [3]

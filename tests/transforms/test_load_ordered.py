@@ -371,3 +371,9 @@ def test_a_study_and_its_slices_give_the_same_mask_with_the_shipped_weights(meth
     assert len(items[2]) > 5
     torch.testing.assert_close(of_slices, of_study, rtol=1e-4, atol=1e-4)
     assert torch.equal(rule.mask(of_slices), mask)
+
+
+def test_a_mask_is_not_written_transposed_where_the_metadata_are_lost(tmp_path):
+    item = {"id": "a", "order": "rows_columns", "image": torch.zeros(3, 4, 6), "pred": torch.zeros(1, 4, 6)}
+    with pytest.raises(ValueError, match="a MetaTensor, which knows the order of its axes, got Tensor"):
+        SaveMaskd("pred", tmp_path)(item)
