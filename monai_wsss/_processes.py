@@ -10,7 +10,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-__all__ = ["broadcast_buffers", "gather_objects", "is_distributed", "is_main_process", "mean_of_processes"]
+__all__ = [
+    "broadcast_buffers",
+    "gather_objects",
+    "gather_tensors",
+    "is_distributed",
+    "is_main_process",
+    "mean_of_processes",
+    "sum_of_processes",
+]
 
 
 def is_distributed() -> bool:
@@ -43,6 +51,34 @@ def mean_of_processes(values: torch.Tensor, known: torch.Tensor) -> tuple[torch.
     for part in (total, count):
         dist.all_reduce(part)
     return total / count.clamp(min=1), count > 0
+
+
+def sum_of_processes(value: torch.Tensor) -> torch.Tensor:
+    """Add up a tensor of the same shape over the processes, without gradient; the given tensor stays as it is.
+
+    Example:
+        >>> sum_of_processes(torch.tensor([1.0, 2.0]))
+        tensor([1., 2.])
+    """
+    total = value.detach().clone()
+    if is_distributed():
+        dist.all_reduce(total)
+    return total
+
+
+def gather_tensors(value: torch.Tensor) -> torch.Tensor:
+    """Stack the rows of all processes, without gradient: (N, ...) of each, all of one shape, to (processes N, ...).
+
+    Example:
+        >>> gather_tensors(torch.zeros(2, 3)).shape
+        torch.Size([2, 3])
+    """
+    value = value.detach().contiguous()
+    if not is_distributed():
+        return value
+    parts = [torch.empty_like(value) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, value)
+    return torch.cat(parts)
 
 
 def gather_objects(value: Any) -> list[Any]:
