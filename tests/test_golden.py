@@ -60,6 +60,7 @@ from monai_wsss.networks.pyramid_fusion import PyramidFusionPooling, SignPreserv
 from monai_wsss.networks.resnest import ResNeSt, SplitAttentionConv
 from monai_wsss.networks.resnet38 import PreActivationBlock, PreActivationBottleneck, ResNet38
 from monai_wsss.networks.two_branch import TwoBranchNetwork
+from monai_wsss.networks.vit import VisionTransformer
 from monai_wsss.refinement import LabeledImages, to_mask
 from monai_wsss.refinement.affinity_walk import affinity_labels, propagate_by_affinity, softmax_with_background
 from monai_wsss.refinement.assigned_labels import (
@@ -92,10 +93,6 @@ PENDING = {
         "buffer cconv_constant_shared cconv_k3_kp3 cconv_k3_kp3_shared cconv_k3_kp5 cconv_k5_kp4 "
         "cconv_zeropatch_shared csa csa_c2 selayer",
     ),
-    "cosa": (
-        "the CoSA method",
-        "network",
-    ),
 }
 REASONS = {f"{paper}/{name}": reason for paper, (reason, names) in PENDING.items() for name in names.split()}
 
@@ -122,6 +119,7 @@ NOT_READ = {
     "cosa/spl": r"source|note|versions",
     # What "converged" meant to the steps of a fit is not told.
     "cosa/gmm_threshold": r"source|versions|paper_policy|out_paper_converged_iters",
+    "cosa/network": r"source|note|versions",
     # The network from the image to the target layer is the one of `unetcam`; here its activations are the input.
     "cmer/gradcam": r"x|filters_div|w/(?!classifier\.).*",
     "gland/plf": r"mode",  # the name of the case
@@ -641,6 +639,28 @@ def check_two_branch(z: Vectors) -> None:
             torch.testing.assert_close(network(image), z["out_seg_fullres"], rtol=1e-4, atol=1e-5)
 
 
+def check_two_maps(z: Vectors) -> None:
+    image, classes = z["in_x"], z["out_cls"].shape[1]
+    encoder = VisionTransformer(
+        hidden_size=24, num_layers=5, num_heads=3, patch_size=8, image_size=32, early_block=int(z["in_auxlayer"])
+    )
+    network = TwoBranchNetwork.with_auxiliary(encoder, classes, decoder_width=16).eval()
+    names = {"aux_classifier.weight": "auxiliary.weight"}
+    network.load_state_dict({names.get(key, key): value for key, value in weights_of(z).items()})
+    with torch.no_grad():
+        outputs = network.branches(image, upsample=False)
+        parts = {
+            "cls": outputs.logits,
+            "clsaux": outputs.auxiliary_logits,
+            "feat": encoder(image)[1],
+            "seg": outputs.segmentation,
+            "cam": outputs.seeds,
+            "camaux": outputs.auxiliary_seeds,
+        }
+    for name, got in parts.items():
+        torch.testing.assert_close(got, z[f"out_{name}"], rtol=1e-4, atol=1e-5)
+
+
 def check_affinity(z: Vectors) -> None:
     radius, affinity = int(z["in_radius"].item()), z["in_affpred"].requires_grad_()
     label = z["in_label"][:, ::16, ::16]
@@ -970,6 +990,7 @@ CHECKS: dict[str, Callable[[Vectors], None]] = {
     "bmp/network": check_two_branch,
     "bmp/par": check_par,
     "bmp/polywarmup": check_polynomial_after_warm_up,
+    "cosa/network": check_two_maps,
     "cmer/aspp": check_aspp,
     "cmer/cmer": check_cmer,
     "cmer/er": check_er,
