@@ -4,10 +4,10 @@
 
     python speed/cosa_step.py [--threads 1] [--repeats 5] [--side 448] [--batch 4] [--classes 20] [--tiny 0]
 
-A Markdown table for the preset ``paper`` (ViT-B, late enough that every part counts): seconds of the processor per step,
-elapsed seconds, and what leaving the part out saves.  "warm-up" is a step before the parts begin.  ``--tiny 1`` takes a
-transformer of a few channels instead, to try the script.  The versions run one after the other, since two networks of
-this size in memory are enough.
+A Markdown table for the preset ``paper`` (ViT-B, late enough that every part counts): seconds of the processor per
+step, elapsed seconds, and what leaving the part out saves.  "warm-up" is a step before the parts begin.  ``--tiny 1``
+takes a transformer of a few channels instead, to try the script.  The versions run one after the other, since two
+networks of this size in memory are enough.
 """
 
 from __future__ import annotations

@@ -127,7 +127,9 @@ LIST = [
     Item("training images of VOC", "train_aug", "Sec. 4.1", lambda run: voc._LISTS["training"][0]),
     Item("validation images of VOC", ("val",), "Sec. 4.1", lambda run: voc._LISTS["validation"]),
     Item("crop", 448, "Sec. 4.1", called("augmentation#1", "crop_size")),
-    Item("order", ["RandFlipd", "RandScalePadCropd", "strong_and_weak_views"], "Sec. 4.1: cropped, then augmented", transforms),
+    Item(
+        "order", ["RandFlipd", "RandScalePadCropd", "strong_and_weak_views"], "Sec. 4.1: crop, then colors", transforms
+    ),
     Item("scale", [0.5, 2.0], "released", called("augmentation#1", "scale_range")),
     Item("padding, before the normalization", 0.0, "released", called("augmentation#1", "fill")),
     Item("chance of a flip", 0.5, "released", called("augmentation#0", "prob")),
@@ -159,7 +161,7 @@ LIST = [
     Item("weight decay", 0.01, "released", called("optimizers#online", "weight_decay")),
     Item("schedule", "monai_wsss.engines.polynomial_after_warm_up", "Sec. 4.1", called("lr_scheduler", "_target_")),
     Item("its power", 0.9, "released", called("lr_scheduler", "power")),
-    Item("iterations in which the rate rises", 1500, "released", lambda run: default_of(polynomial_after_warm_up, "warm_up")),
+    Item("rise of the rate", 1500, "released", lambda run: default_of(polynomial_after_warm_up, "warm_up")),
     Item("share of the rate at first", 1e-6, "released", lambda run: default_of(polynomial_after_warm_up, "start")),
     Item("mixed precision", False, "released", called("train#trainer", "amp")),
     Item("momentum of the assignment network", 0.9994, "Sec. 4.1", word("momentum")),
@@ -202,7 +204,6 @@ METHOD = [  # what the paper's method and its code have of their own
     Item("L_c2s", "ce", "Eq. 5", word("c2s_loss")),
     Item("ReLU before L_s2c", False, "Eq. 8", word("s2c_relu")),
     Item("energy", False, "Eq. 11", word("energy")),
-    Item("image before its colors change", None, "nothing reads it", called("augmentation#1", "intensity_key")),
 ]
 SIZES = {
     "paper": (32_000, 4, 6000, "released: VOC"),
@@ -263,7 +264,10 @@ def test_every_word_has_a_source_that_the_document_repeats():
     """docs/differences_from_the_papers.md lists each word with its values and sources, and nothing else."""
     text = (ROOT / "docs" / "differences_from_the_papers.md").read_text(encoding="utf-8")
     section = text.partition("\n## CoSA\n")[2].partition("\n## ")[0]
-    rows = {cells[0].strip(" `"): cells[1:] for cells in re.findall(r"^\| (`\w+`) \| (.*?) \| (.*?) \| (.*?) \|$", section, re.M)}
+    rows = {
+        cells[0].strip(" `"): cells[1:]
+        for cells in re.findall(r"^\| (`\w+`) \| (.*?) \| (.*?) \| (.*?) \|$", section, re.M)
+    }
     words = {name: (table, name) for table in (COSA_WORDS, COSA_NETWORKS) for name in table["default"] | table["paper"]}
     assert rows.keys() == words.keys()
     for name, (table, _) in words.items():
@@ -277,4 +281,4 @@ def test_every_word_has_a_source_that_the_document_repeats():
 def shown(value: Any) -> str:
     if isinstance(value, WeightRamp):
         return f"{value.end:g} iterations"
-    return {True: "yes", False: "no", None: "–"}[value] if isinstance(value, (bool, type(None))) else f"{value}"
+    return ("yes" if value else "no") if isinstance(value, bool) else "–" if value is None else f"{value}"

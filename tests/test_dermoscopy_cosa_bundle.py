@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -201,7 +200,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def photographs(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def photographs(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A prepared folder with three training images, two to validate, and of VOC one without any annotation."""
     folder = tmp_path_factory.mktemp(kind)
     if kind == "coco":
@@ -210,7 +209,7 @@ def photographs(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     else:
         make_voc(folder / "raw")
         prepare_voc(folder / "raw", folder / "prepared")
-    yield folder / "prepared"
+    return folder / "prepared"
 
 
 def test_one_epoch_on_a_toy_tree_by_overrides_alone(kind, photographs, tmp_path):
