@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from PIL import Image
 from test_bmp_photographs import SIZES, make_coco, make_voc
 from test_every_bundle import ROOT, offline, read_json, read_rows, run, same_weights, start
 
+import monai_wsss.data
 from monai_wsss.data import make_phantoms, prepare_coco, prepare_voc
 from monai_wsss.engines import Progress
 from monai_wsss.methods import CoSA
@@ -62,7 +65,7 @@ def test_each_configuration_builds_the_preset_of_its_name(name, phantoms, tmp_pa
     method = built(phantoms, tmp_path, overlays=overlays, **SMALL)("method")
     preset = "default" if name == "train" else name
     assert isinstance(method, CoSA)
-    assert method.settings == CoSA.from_preset(preset, network=method.network).settings
+    assert method.settings == CoSA.from_preset(preset, network=copy.deepcopy(method.online)).settings
 
 
 ROWS: dict[str, dict[str, Any]] = {
@@ -117,10 +120,27 @@ def test_each_row_of_the_paper_s_tables_is_an_override_and_steps(name, phantoms,
     assert all(bool(tensor.isfinite().all()) for tensor in state.values() if tensor.is_floating_point())
 
 
-def test_every_preset_trains_and_its_network_is_used_as_ever(phantoms, tmp_path):
-    training = run(
-        BUNDLE, "train", tmp_path / "run", phantoms, epochs=2, samples=32, val_interval=1, **SMALL, **AT_ONCE
-    )
+@pytest.fixture(scope="module")
+def training(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of two short epochs of a small network, whose branches are logged after each."""
+    options = {"epochs": 2, "samples": 32, "val_interval": 1, **SMALL, **AT_ONCE}
+    with pytest.MonkeyPatch.context() as patch:  # tiles have masks, of which four are enough here
+        patch.setattr(monai_wsss.data, "load_datalist", few_training_items(monai_wsss.data.load_datalist))
+        output = tmp_path_factory.mktemp("training") / "run"
+        return run(BUNDLE, "train", output, phantoms, overlays=("log_branches.json",), **options)
+
+
+def few_training_items(load: Callable[..., Any]) -> Callable[..., Any]:
+    def few(path: Any, split: str, **options: Any) -> Any:
+        items = load(path, split, **options)
+        if split == "training" and options.get("masks"):
+            return [item for item in items if item["label"].any()][:4]
+        return items
+
+    return few
+
+
+def test_the_assignment_network_is_deployed_and_used_as_ever(training, phantoms, tmp_path):
     rows = read_rows(training / "training_log.csv")
     assert all(float(rows[-1][name]) > 0 for name in ("c2s", "auxiliary_c2s", "s2c", "csc"))
     assert "val_dice_subject" in rows[-1]
@@ -129,8 +149,8 @@ def test_every_preset_trains_and_its_network_is_used_as_ever(phantoms, tmp_path)
     own = {k.removeprefix("network."): v for k, v in checkpoint["method"].items() if k.startswith("network.")}
     assert own.keys() == deployed.keys()
     assert all(torch.equal(own[name], value) for name, value in deployed.items())
-    online = checkpoint["method"]["online.classifier.head.weight"]
-    assert not torch.equal(online, deployed["classifier.head.weight"])  # it lags behind the one that is trained
+    # It lags behind the one that is trained.
+    assert not torch.equal(checkpoint["method"]["online.classifier.weight"], deployed["classifier.weight"])
     small = {name: value for name, value in SMALL.items() if name != "pretrained"}
     scores = run(BUNDLE, "evaluate", tmp_path / "scores", phantoms, ckpt_dir=str(training), **small)
     assert 0 <= read_json(scores / "metrics.json")["dice_subject"]["mean"] <= 1
@@ -139,7 +159,7 @@ def test_every_preset_trains_and_its_network_is_used_as_ever(phantoms, tmp_path)
 
 
 def test_the_record_says_where_each_value_comes_from(phantoms, tmp_path):
-    options = {**SMALL, **TINY_VIT, "iterations": 1, "val_interval": 1}
+    options = {**SMALL, **TINY_VIT, "iterations": 2, "val_interval": 1}
     with pytest.warns(UserWarning, match="will not end in this run"):
         training = run(BUNDLE, "train", tmp_path / "run", phantoms, overlays=("paper.json",), **options)
     told = read_json(training / "run.json")["config"]
@@ -157,6 +177,48 @@ def test_a_resumed_training_ends_as_the_other(phantoms, tmp_path):
     (part / "epoch_0001.pt").write_bytes((whole / "checkpoints" / "epoch_0001.pt").read_bytes())
     resumed = run(BUNDLE, "train", tmp_path / "part", phantoms, resume=True, **options)
     assert same_weights(resumed / "model.pt", whole / "model.pt")
+
+
+# ---- branches --------------------------------------------------------------------------------------------------------
+
+
+def test_branches_are_logged_by_interval(training):
+    rows = read_rows(training / "branches.csv")
+    assert {row["epoch"] for row in rows} == {"1", "2"}
+    assert {row["split"] for row in rows} == {"training", "validation"}
+    assert {row["network"] for row in rows} == {"assignment", "online"}
+    assert {row["branch"] for row in rows} == {"M", "M_aux", "M+M_aux", "S"}
+    assert {row["label_filter"] for row in rows} == {"none", "predicted", "given"}
+    assert {row["crf"] for row in rows} == {"False", "True"}
+
+
+def test_branches_are_measured_by_one_command(training, phantoms, tmp_path, monkeypatch):
+    monkeypatch.setattr(monai_wsss.data, "load_datalist", few_training_items(monai_wsss.data.load_datalist))
+    small = {name: value for name, value in SMALL.items() if name != "pretrained"}
+    options = {"overlays": ("evaluate_branches.json",), "ckpt_dir": str(training), **small}
+    measured = run(BUNDLE, "train", tmp_path / "branches", phantoms, **options)
+    rows = read_json(measured / "branches.json")["rows"]
+    assert {(row["split"], row["network"]) for row in rows} == {
+        (split, network) for split in ("training", "validation") for network in ("assignment", "online")
+    }
+    logged = {
+        (row["split"], row["network"], row["branch"], row["label_filter"], row["crf"]): float(row["miou"])
+        for row in read_rows(training / "branches.csv")
+        if row["epoch"] == "2"
+    }
+    assert len(rows) == len(logged)
+    for row in rows:
+        key = (row["split"], row["network"], row["branch"], row["label_filter"], str(row["crf"]))
+        assert logged[key] == pytest.approx(row["miou"])
+        assert set(row["iou"]) == {"background", "lesion"}
+
+
+@pytest.mark.parametrize("gate", ["none", "predicted", "given"])
+def test_the_label_filter_is_named_in_the_output(gate, training, phantoms, tmp_path):
+    small = {name: value for name, value in SMALL.items() if name != "pretrained"}
+    options = {"ckpt_dir": str(training), "to_mask#gate": gate, **small}
+    scores = run(BUNDLE, "evaluate", tmp_path / "scores", phantoms, **options)
+    assert read_json(scores / "run.json")["config"]["gate"] == gate
 
 
 # ---- weights that it begins with -------------------------------------------------------------------------------------
