@@ -210,7 +210,7 @@ def test_branches_are_measured_by_one_command(training, phantoms, tmp_path, monk
     for row in rows:
         key = (row["split"], row["network"], row["branch"], row["label_filter"], str(row["crf"]))
         assert logged[key] == pytest.approx(row["miou"])
-        assert set(row["iou"]) == {"background", "lesion"}
+        assert set(row["iou"]) == {"background", "foreground"}
 
 
 @pytest.mark.parametrize("gate", ["none", "predicted", "given"])
