@@ -57,20 +57,30 @@ def _photographs(listed: str) -> tuple[Argument, ...]:
     )
 
 
-_TILES = (
-    Argument("--tiles", "cut images/ into tiles of N pixels, with and without the finding", kind=int),
-    Argument("--labels-from-masks", "simulate the labels of tiles from masks (recorded)", False),
-    Argument("--tile-stride", "step from tile to tile (default half a tile)", kind=int),
-    Argument("--scale", "scale images by this factor first", kind=float),
-    Argument("--longest-side", "scale images to this length of the longer side first", kind=int),
-    Argument("--tile-presence", "a finding is present if it covers a larger share of a tile", 0.05, float),
-    Argument("--tile-margin", "a tile without finding has none in this many pixels around it", 8, int),
-    Argument("--region", "folder of masks, e.g. lungs, in which tiles must lie", metavar="NAME"),
-    Argument("--region-share", "least share of a tile within the region", 0.9, float),
-    Argument("--keep-dark-corners", "keep tiles with dark corners, a shortcut", True, parameter="skip_dark_corners"),
-    Argument("--full-size", "do not scale the images that are measured", False),
-)
-"""The arguments of tiles; a test compares them with the fields of :class:`~monai_wsss.data.crops.TileRule`."""
+def _tiles(size: int | None, text: str, side: str) -> tuple[Argument, ...]:
+    """Give the arguments of tiles; a test compares them with the fields of :class:`~monai_wsss.data.crops.TileRule`.
+
+    Args:
+        size: the default size.
+        text: the help of the size.
+        side: the help of the default side of images.
+    """
+    return (
+        Argument("--tiles", text, size, int),
+        Argument("--labels-from-masks", "simulate the labels of tiles from masks (recorded)", False),
+        Argument("--tile-stride", "step from tile to tile (default half a tile)", kind=int),
+        Argument("--scale", "scale images by this factor first", kind=float),
+        Argument("--longest-side", f"scale images to this length of the longer side first{side}", kind=int),
+        Argument("--tile-presence", "a finding is present if it covers a larger share of a tile", 0.05, float),
+        Argument("--tile-margin", "a tile without finding has none in this many pixels around it", 8, int),
+        Argument("--region", "folder of masks, e.g. lungs, in which tiles must lie", metavar="NAME"),
+        Argument("--region-share", "least share of a tile within the region", 0.9, float),
+        Argument(
+            "--keep-dark-corners", "keep tiles with dark corners, a shortcut", True, parameter="skip_dark_corners"
+        ),
+        Argument("--full-size", "do not scale the images that are measured", False),
+    )
+
 
 LAYOUTS = (
     Command(
@@ -137,7 +147,7 @@ LAYOUTS = (
             _OUT,
             Argument("--label-columns", "columns with 0/1 labels", ("label",), names),
             Argument("--modalities", "names of the stored channels, in their order", kind=names),
-            *_TILES,
+            *_tiles(None, "cut images/ into tiles of N pixels, with and without the finding", ""),
         ),
     ),
     Command(
@@ -169,6 +179,20 @@ LAYOUTS = (
         "monai-wsss prepare ebhi --root ebhi --out prepared",
         function="monai_wsss.data.ebhi.prepare_ebhi",
         arguments=_tissue(("specimen", "image"), (0.7, 0.1, 0.2)),
+    ),
+    Command(
+        "isic",
+        "ISIC 2016, 2017 or 2018: the folders of images and of masks, as the archives unpack",
+        "monai-wsss prepare isic --root isic2018 --labels-from-masks --out prepared",
+        function="monai_wsss.data.isic.prepare_isic",
+        arguments=(
+            _ROOT,
+            _OUT,
+            Argument("--edition", "year of the challenge (default the only one that is there)", kind=int),
+            Argument("--validation-share", "2016: share of the training images taken for validation", 0.0, float),
+            Argument("--seed", "seed of that draw", 0, int),
+            *_tiles(64, "size of the tiles, with and without the lesion", " (default 256)"),
+        ),
     ),
     Command(
         "voc",
