@@ -46,14 +46,19 @@ def _tissue(splits: tuple[str, ...], fractions: Any) -> tuple[Argument, ...]:
     )
 
 
-def _photographs(listed: str) -> tuple[Argument, ...]:
-    """Give the arguments that the commands for photographs share; ``listed`` names the list of a split."""
+def _photographs(listed: str, unlabeled: str) -> tuple[Argument, ...]:
+    """Give the arguments that the commands for photographs share.
+
+    Args:
+        listed: the help of the list of a split.
+        unlabeled: the help of test images without label.
+    """
     return (
         _ROOT,
         _OUT,
         Argument("--training", f"{listed} to train on (default: the usual name)", metavar="NAME"),
         Argument("--validation", f"{listed} to evaluate on (default: the usual name)", metavar="NAME"),
-        Argument("--test", f"{listed} to test on (default none)", metavar="NAME"),
+        Argument("--test", f"{listed} to test on (default none){unlabeled}", metavar="NAME"),
     )
 
 
@@ -200,7 +205,7 @@ LAYOUTS = (
         "monai-wsss prepare voc --root voc --out prepared",
         function="monai_wsss.data.voc.prepare_voc",
         arguments=(
-            *_photographs("list of images, e.g. trainaug, or a .txt file,"),
+            *_photographs("list of images, e.g. trainaug, or a .txt file,", "; labels may be missing"),
             Argument(
                 "--classes",
                 "classes, in the order of their values in masks",
@@ -216,8 +221,9 @@ LAYOUTS = (
         "monai-wsss prepare coco --root coco --out prepared",
         function="monai_wsss.data.coco.prepare_coco",
         arguments=(
-            *_photographs("set, e.g. train2014,"),
+            *_photographs("set, e.g. train2014,", ""),
             Argument("--masks", "draw masks from the outlines; used for evaluation only", False),
+            Argument("--annotated-only", "leave out images without annotation, as papers do (recorded)", False),
         ),
     ),
 )
@@ -244,13 +250,13 @@ COMMANDS = (
     Command(
         "phantom",
         "generate phantom studies with exact masks: MRI of brains with tumors, stained sections with glands, "
-        "or dermoscopy of pigmented lesions",
+        "dermoscopy of pigmented lesions, or scenes whose classes have an unlabeled context",
         "monai-wsss phantom --kind brain --modalities T1,FLAIR --out phantoms\n"
         "  monai-wsss phantom --kind gland --out phantoms\n"
         "  monai-wsss phantom --kind skin --out phantoms",
         function="monai_wsss.data.phantoms.make_phantoms",
         arguments=(
-            Argument("--kind", "kind of the phantoms", "brain", choices=("brain", "gland", "skin")),
+            Argument("--kind", "kind of the phantoms", "brain", choices=("brain", "gland", "scene", "skin")),
             Argument("--out", "the folder to write", REQUIRED, metavar="DIR", parameter="directory"),
             Argument("--spatial-dims", "brains: slices (2) or volumes (3)", 2, int, choices=(2, 3)),
             Argument("--modalities", "brains: any of T1, T1c, T2, FLAIR", kind=names),
