@@ -4,10 +4,23 @@
 """From maps to masks: thresholds, presence gates, pseudo-label refinement."""
 
 from monai_wsss.refinement.affinity_walk import affinity_labels, propagate_by_affinity, softmax_with_background
+from monai_wsss.refinement.assigned_labels import (
+    class_assignment,
+    perplexity,
+    segmentation_assignment,
+    two_threshold_label,
+)
 from monai_wsss.refinement.class_labels import BackgroundAware, ConstantScores, LearnedAffinity
 from monai_wsss.refinement.class_map_refinement import ClassMapRefinement
 from monai_wsss.refinement.confident_labels import confident_label, confident_segmentation_label
 from monai_wsss.refinement.dense_crf import DenseCRF, dense_crf_refinement
+from monai_wsss.refinement.dynamic_threshold import DynamicThreshold
+from monai_wsss.refinement.gaussian_mixture import (
+    AssignedThresholds,
+    MixtureFit,
+    assigned_thresholds,
+    mixture_threshold,
+)
 from monai_wsss.refinement.labeled_images import LabeledImages
 from monai_wsss.refinement.mask_rule import MaskDecision, MaskRule
 from monai_wsss.refinement.mask_transform import ToMaskd
@@ -28,27 +41,34 @@ from monai_wsss.refinement.score_cut import cut_score_maps
 from monai_wsss.refinement.threshold import NegativeResponses, median_reference, negative_quantile, otsu_threshold
 
 __all__ = [
+    "AssignedThresholds",
     "BackgroundAware",
     "ClassMapRefinement",
     "ConstantScores",
     "DenseCRF",
+    "DynamicThreshold",
     "LabeledImages",
     "LearnedAffinity",
     "MaskDecision",
     "MaskRule",
+    "MixtureFit",
     "NegativeResponses",
     "PixelAdaptiveRefinement",
     "ToMaskd",
     "affinity_labels",
+    "assigned_thresholds",
     "background_aware_scores",
+    "class_assignment",
     "confident_label",
     "confident_segmentation_label",
     "cut_score_maps",
     "decide_within",
     "dense_crf_refinement",
     "median_reference",
+    "mixture_threshold",
     "negative_quantile",
     "otsu_threshold",
+    "perplexity",
     "pixel_adaptive_refinement",
     "pixel_adaptive_weights",
     "propagate_by_affinity",
@@ -56,6 +76,8 @@ __all__ = [
     "refined_seed_label",
     "score_maps",
     "seed_label",
+    "segmentation_assignment",
     "softmax_with_background",
     "to_mask",
+    "two_threshold_label",
 ]

@@ -39,9 +39,17 @@ GIVEN: dict[str, Given] = {
     "AffinityLoss": lambda dims, g: (random(g, 2, 4**dims, 4**dims), (labels(g, dims, 2),)),
     "BalancedCrossEntropyLoss": lambda dims, g: (random(g, 2, 3, *(4,) * dims), (labels(g, dims, 2),)),
     "ClassToSegmentationLoss": lambda dims, g: (random(g, 2, 3, *(4,) * dims), (labels(g, dims, 2),)),
+    "ContrastiveSeparationLoss": lambda dims, g: (
+        random(g, 2, 3, *(4,) * dims),
+        (labels(g, dims, 2), random(g, 2, *(4,) * dims) < 0.8),
+    ),
     "CrossModalEquivarianceLoss": lambda dims, g: (
         random(g, 2, 2, 1, *(4,) * dims),
         (random(g, 2, 2, 1, *(4,) * dims), torch.ones(2, 1), torch.ones(2, 2, 1), PEERS),
+    ),
+    "DenseEnergyLoss": lambda dims, g: (
+        random(g, 2, 3, *(4,) * dims),
+        (255 * random(g, 2, 1, *(4,) * dims), labels(g, dims, 2)),
     ),
     "EquivarianceLoss": lambda dims, g: (
         random(g, 2, 2, *(4,) * dims),
@@ -49,6 +57,14 @@ GIVEN: dict[str, Given] = {
     ),
     "MutualDistillationLoss": lambda dims, g: (random(g, 2, 2, 3), (random(g, 2, 2, 3), PEERS)),
     "PurifiedLabelLoss": lambda dims, g: (random(g, 2, 3, *(4,) * dims), (labels(g, dims, 2),)),
+    "ReliabilityWeightedLoss": lambda dims, g: (
+        random(g, 2, 3, *(4,) * dims),
+        (labels(g, dims, 2), 3 * random(g, 2, *(4,) * dims)),
+    ),
+    "SegmentationToCamLoss": lambda dims, g: (
+        random(g, 2, 2, *(4,) * dims),
+        (random(g, 2, 3, *(6,) * dims).softmax(1),),
+    ),
     "SegmentationToClassLoss": lambda dims, g: (random(g, 2, 2, *(4,) * dims), (labels(g, dims, 2),)),
 }
 
@@ -86,6 +102,9 @@ def test_gradients_are_those_of_finite_differences(name):
     module = MODULES[name]()
     if name == "PurifiedLabelLoss":  # its weights are held fixed
         assert torch.autograd.gradcheck(lambda x: module(x, *others, purify=False), given)
+    elif name == "DenseEnergyLoss":  # so is its gate; and its value is too small to be told from none
+        module = MODULES[name](gate=False, factor=1.0)
+        assert torch.autograd.gradcheck(lambda x: module(x, *others), given)
     else:
         assert torch.autograd.gradcheck(lambda x: module(x, *others), given)
 
