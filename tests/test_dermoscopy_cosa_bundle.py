@@ -263,14 +263,14 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def photographs(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A prepared folder with three training images, two to validate, and of VOC one without any annotation."""
+    """A prepared folder with three training images, two to validate, and of VOC one to predict without a label."""
     folder = tmp_path_factory.mktemp(kind)
     if kind == "coco":
         make_coco(folder / "raw")
-        prepare_coco(folder / "raw", folder / "prepared", masks=True)
+        prepare_coco(folder / "raw", folder / "prepared", masks=True, annotated_only=True)
     else:
         make_voc(folder / "raw")
-        prepare_voc(folder / "raw", folder / "prepared")
+        prepare_voc(folder / "raw", folder / "prepared", test="test")
     return folder / "prepared"
 
 
@@ -297,3 +297,13 @@ def test_one_epoch_on_a_toy_tree_by_overrides_alone(kind, photographs, tmp_path)
         mask = np.asarray(Image.open(scores / "masks" / f"{name}.png"))
         assert mask.shape == SIZES[name]  # squeezed into a square, and back
         assert mask.max() <= classes
+    if kind == "coco":
+        return
+    output = run(
+        BUNDLE, "inference", tmp_path / "test", photographs, overlays=overlays, ckpt_dir=str(training), **words
+    )
+    with Image.open(output / "masks" / "f.png") as mask:
+        assert mask.mode == "P"
+        assert mask.getpalette()[3:6] == [128, 0, 0]  # an aeroplane, as VOC colors it
+        assert np.asarray(mask).shape == SIZES["d"]
+    assert read_json(output / "run.json")["config"]["label_filter"] == "none"
