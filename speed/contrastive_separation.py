@@ -2,12 +2,13 @@
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 """The cost of contrastive separation, forward and backward, at 56^2 pixels and batch 4.
 
-    python speed/contrastive_separation.py [--threads 1] [--repeats 5] [--batch 4] [--sides 56] [--classes 20] [--width 256]
+    python speed/contrastive_separation.py [--threads 1] [--repeats 5] [--batch 4] [--sides 56]
+                                           [--classes 20] [--width 256]
 
 Two tables. With `bgcat`: the package beside the same equation with all N x N similarities at once ("whole"). With
-features: the package beside the bare matrix of similarities and its gradient ("bare"), which has the same three products
-of N x N. Every pixel is an anchor, the worst case. "no less" is the form to beat: with `bgcat` at most 2 times "whole",
-with features at most 3 times "bare", and less than 100 MiB.
+features: the package beside the bare matrix of similarities and its gradient ("bare"), which has the same three
+products of N x N. Every pixel is an anchor, the worst case. To hold: with `bgcat` at most 2 times "whole", with features
+at most 3 times "bare", and less than 100 MiB.
 """
 
 from __future__ import annotations
