@@ -33,6 +33,7 @@ from monai_wsss.cams import (
     zscore_images,
 )
 from monai_wsss.engines import Progress, WeightRamp, polynomial_after_warm_up
+from monai_wsss.inferers import MinMax, MultiScaleSeeds
 from monai_wsss.inferers.multi_scale import multi_scale_branches
 from monai_wsss.losses import (
     CrossModalEquivarianceLoss,
@@ -59,9 +60,18 @@ from monai_wsss.networks.pyramid_fusion import PyramidFusionPooling, SignPreserv
 from monai_wsss.networks.resnest import ResNeSt, SplitAttentionConv
 from monai_wsss.networks.resnet38 import PreActivationBlock, PreActivationBottleneck, ResNet38
 from monai_wsss.networks.two_branch import TwoBranchNetwork
-from monai_wsss.refinement import to_mask
+from monai_wsss.networks.vit import VisionTransformer
+from monai_wsss.refinement import LabeledImages, to_mask
 from monai_wsss.refinement.affinity_walk import affinity_labels, propagate_by_affinity, softmax_with_background
+from monai_wsss.refinement.assigned_labels import (
+    class_assignment,
+    perplexity,
+    segmentation_assignment,
+    two_threshold_label,
+)
 from monai_wsss.refinement.confident_labels import confident_label, confident_segmentation_label
+from monai_wsss.refinement.dynamic_threshold import DynamicThreshold
+from monai_wsss.refinement.gaussian_mixture import MixtureFit, assigned_thresholds, mixture_threshold
 from monai_wsss.refinement.pixel_adaptive import (
     PixelAdaptiveRefinement,
     pixel_adaptive_refinement,
@@ -83,10 +93,6 @@ PENDING = {
         "buffer cconv_constant_shared cconv_k3_kp3 cconv_k3_kp3_shared cconv_k3_kp5 cconv_k5_kp4 "
         "cconv_zeropatch_shared csa csa_c2 selayer",
     ),
-    "cosa": (
-        "the CoSA method",
-        "cpl_hard gmm_threshold multiscale_fusion network spl",
-    ),
 }
 REASONS = {f"{paper}/{name}": reason for paper, (reason, names) in PENDING.items() for name in names.split()}
 
@@ -103,11 +109,17 @@ NOT_READ = {
     "bmp/polywarmup": r"source|note|versions",
     # `seg_weightloss`, which nothing in the authors' code calls.
     "cosa/c2s": r"source|note|versions|in_weights|out_weightloss",
+    "cosa/cpl_hard": r"source|note|versions",
     "cosa/csc_paper": r"source|policy|versions",
-    # Maps before they are labels are the work of the makers of labels; Eq. 5 as printed grows with the perplexity.
-    "cosa/raw_c2s_paper": r"source|eps_policy|versions|in_cam|in_y|in_xi_.*|out_validcam|.*_literal_eq5",
+    "cosa/multiscale_fusion": r"source|note|versions",
+    # Eq. 5 as printed grows with the perplexity.
+    "cosa/raw_c2s_paper": r"source|eps_policy|versions|.*_literal_eq5",
     # Variants with maps scaled by their maximum, which nothing in the authors' code calls.
     "cosa/s2c": r"source|note|versions|out_(loss|grad)_v[23]",
+    "cosa/spl": r"source|note|versions",
+    # What "converged" meant to the steps of a fit is not told.
+    "cosa/gmm_threshold": r"source|versions|paper_policy|out_paper_converged_iters",
+    "cosa/network": r"source|note|versions",
     # The network from the image to the target layer is the one of `unetcam`; here its activations are the input.
     "cmer/gradcam": r"x|filters_div|w/(?!classifier\.).*",
     "gland/plf": r"mode",  # the name of the case
@@ -627,6 +639,28 @@ def check_two_branch(z: Vectors) -> None:
             torch.testing.assert_close(network(image), z["out_seg_fullres"], rtol=1e-4, atol=1e-5)
 
 
+def check_two_maps(z: Vectors) -> None:
+    image, classes = z["in_x"], z["out_cls"].shape[1]
+    encoder = VisionTransformer(
+        hidden_size=24, num_layers=5, num_heads=3, patch_size=8, image_size=32, early_block=int(z["in_auxlayer"])
+    )
+    network = TwoBranchNetwork.with_auxiliary(encoder, classes, decoder_width=16).eval()
+    names = {"aux_classifier.weight": "auxiliary.weight"}
+    network.load_state_dict({names.get(key, key): value for key, value in weights_of(z).items()})
+    with torch.no_grad():
+        outputs = network.branches(image, upsample=False)
+        parts = {
+            "cls": outputs.logits,
+            "clsaux": outputs.auxiliary_logits,
+            "feat": encoder(image)[1],
+            "seg": outputs.segmentation,
+            "cam": outputs.seeds,
+            "camaux": outputs.auxiliary_seeds,
+        }
+    for name, got in parts.items():
+        torch.testing.assert_close(got, z[f"out_{name}"], rtol=1e-4, atol=1e-5)
+
+
 def check_affinity(z: Vectors) -> None:
     radius, affinity = int(z["in_radius"].item()), z["in_affpred"].requires_grad_()
     label = z["in_label"][:, ::16, ::16]
@@ -694,6 +728,54 @@ def check_branch_fusion(z: Vectors) -> None:
     )
     torch.testing.assert_close(rescale_maps(seeds), z["out_cam"], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(rescale_maps(segmentation), z["out_seg_minmax"], rtol=1e-4, atol=1e-5)
+
+
+def check_assigned_by_thresholds(z: Vectors) -> None:
+    """As released: two thresholds on maps of half the size, one threshold, and doubt in between."""
+    maps, label = z["in_cam"], z["in_y"]
+    high, low, downscale = z["in_thr_high_low_downscale"].tolist()
+    valid, padding = maps * label[..., None, None], outside_boxes(z["in_boxes"], maps.shape[2:])
+    assert torch.equal(valid, z["out_validcam"])
+    words = {"low": low, "high": high, "downscale": max(downscale, 1), "padding": padding}
+    assert torch.equal(two_threshold_label(maps, label, **words), z["out_cam2mask"].long())
+    held = label.any(0).nonzero()[:, 0]
+    assert torch.equal(two_threshold_label(maps, label, **words, classes=held), z["out_cam2mask"].long())
+    assert torch.equal(class_assignment(valid, 0.5)[0], z["out_cam_to_label_bkg0p5"])
+    doubt = seed_label(valid, low=low, high=high).masked_fill(padding, 255)
+    assert torch.equal(doubt, z["out_cam_to_label_ignoremid"])
+
+
+def check_assigned_with_perplexity(z: Vectors) -> None:
+    threshold, scale, power = z["in_xi_lalpha_lbeta"].tolist()
+    maps = z["in_cam"].double() * z["in_y"][..., None, None]
+    torch.testing.assert_close(maps, z["out_validcam"].double())
+    label, strength = class_assignment(maps, torch.tensor(threshold))
+    assert torch.equal(label, z["out_cpl"])
+    close(perplexity(strength, threshold, scale=scale, power=power), z["out_perplexity"].double())
+
+
+def check_assigned_by_segmentation(z: Vectors) -> None:
+    logits, label, temperature = z["in_seglogits"], z["in_y"], z["in_tau"].item()
+    close(segmentation_assignment(logits, label, temperature), z["out_spl"])
+    every = segmentation_assignment(logits, None, temperature)
+    every[:, 1:] *= label[..., None, None]
+    close(every, z["out_spl_after_softmax"])
+
+
+def check_branches_over_scales(z: Vectors) -> None:
+    """As released: logits summed, auxiliary seeds of the last scale alone."""
+    scales = z["scales"].tolist()
+    stored = iter(
+        SimpleNamespace(seeds=z[f"in_cam_s{n}"], auxiliary_seeds=z[f"in_camaux_s{n}"], segmentation=z[f"in_seg_s{n}"])
+        for n in range(len(scales))
+    )
+    count, classes = len(z["out_cam"]), z["out_cam"].shape[1]
+    images = LabeledImages(torch.zeros(count, 1, *z["hw"].tolist()), torch.ones(count, classes))
+    maps = MultiScaleSeeds(
+        MinMax(), scales, seeds=("seeds", "auxiliary_seeds"), aux_scales="last", sum_logits=True
+    )(SimpleNamespace(branches=lambda _: next(stored)), images)  # fmt: skip
+    for got, name in zip(maps, ("cam", "camaux", "seg"), strict=True):
+        torch.testing.assert_close(got, z[f"out_{name}"], rtol=1e-4, atol=1e-5)
 
 
 def check_polynomial_after_warm_up(z: Vectors) -> None:
@@ -831,6 +913,73 @@ def check_contrastive_separation(z: Vectors) -> None:
     assert not valid[z["in_y"] == 0].any()
 
 
+def check_labels_and_their_weights(vectors: Vectors) -> None:
+    check_assigned_with_perplexity(vectors)
+    check_reliability_weights(vectors)
+
+
+def check_mixture_threshold(z: Vectors) -> None:
+    values, ignored = z["in_queue"].flatten(), z["in_filter"].item()
+    for bins in (None, 512):  # every value by itself, and counted in bins
+        exact = bins is None
+        words = {"ignore_up_to": ignored, "bins": bins}
+        low, high, found = assigned_thresholds(values, **words)
+        assert found
+        near = {"rtol": 0, "atol": 1e-12 if exact else 2e-3}
+        torch.testing.assert_close(torch.stack((low, high)), z["out_official_modal3_low_high"], **near)
+        low = assigned_thresholds(values, components=2, **words).low
+        torch.testing.assert_close(low, z["out_official_modal2"], **near)
+        fit = mixture_threshold(values, start="wide", tolerance=1e-3, **words)
+        torch.testing.assert_close(torch.stack(fit[2:5]), z["out_paper_tol1e-3_w_mu_var"], rtol=0, atol=near["atol"])
+        assert fit.steps == z["out_paper_tol1e-3_iters"]
+        check_cut(values, fit, z["out_paper_crossing_tol1e-3"], z["out_paper_cut_tol1e-3"], near["atol"])
+    for start, bins, near in (("split", 512, 1e-4), ("split", None, 1e-4), ("wide", None, 1e-5)):
+        fit = mixture_threshold(values, start=start, bins=bins, ignore_up_to=ignored, iterations=300)
+        assert fit.found
+        torch.testing.assert_close(torch.stack(fit[2:5]), z["out_paper_converged_w_mu_var"], rtol=0, atol=near)
+        total = check_cut(values, fit, z["out_paper_crossing_converged"], z["out_paper_cut_converged"], near)
+        torch.testing.assert_close(total, z["out_paper_loglik_converged"], rtol=1e-4, atol=1e-2)
+    check_queue(z)
+
+
+def check_cut(
+    values: torch.Tensor, fit: MixtureFit, crossing: torch.Tensor, cut: torch.Tensor, near: float
+) -> torch.Tensor:
+    """Compare the threshold with the crossing, and the cut with a scan over all of them; give the scan's maximum."""
+    if not crossing.isnan():
+        torch.testing.assert_close(fit.threshold, crossing, rtol=0, atol=max(near, 1e-9))
+    else:
+        assert not fit.found
+    ordered = values[values > 0.05].unique()
+    low, high = (
+        torch.distributions.Normal(fit.means[k], fit.variances[k].sqrt()).log_prob(ordered) + fit.weights[k].log()
+        for k in (0, 1)
+    )
+    totals = low.cumsum(0)[:-1] + high.flip(0).cumsum(0).flip(0)[1:]
+    best = totals.argmax()
+    scanned = (ordered[best] + ordered[best + 1]) / 2
+    torch.testing.assert_close(scanned, cut, rtol=0, atol=max(near, 1e-9) + (ordered[best + 1] - ordered[best]).item())
+    if fit.found:
+        assert abs(fit.threshold - cut) < 0.004
+    return totals[best]
+
+
+def check_queue(z: Vectors) -> None:
+    """The oldest leaves first, wherever in its ring the authors' queue holds it; thresholds move by a share."""
+    states, incoming = z["queue_states"], z["queue_in"]
+    size, points = z["queue_init"].shape
+    dynamic = DynamicThreshold(queue=size, points=points).double()
+    dynamic.scores.copy_(z["queue_init"])
+    for step, (rows, expected) in enumerate(zip(incoming, states, strict=True), 1):
+        dynamic.update(rows, torch.ones(len(rows)))
+        assert torch.equal(dynamic.scores, expected.roll(-step * len(rows) % size, 0))
+    initial, decay = z["ematracker_init_decay"].tolist()
+    dynamic = DynamicThreshold(initial, momentum=decay).double()
+    for new, expected in zip(z["ematracker_in"], z["ematracker_out"], strict=True):
+        dynamic._follow(new, torch.tensor(True))
+        torch.testing.assert_close(dynamic(), expected, rtol=1e-7, atol=0)
+
+
 CHECKS: dict[str, Callable[[Vectors], None]] = {
     "bmp/afa_segloss": check_balanced_cross_entropy,
     "bmp/affinity": check_affinity,
@@ -841,6 +990,7 @@ CHECKS: dict[str, Callable[[Vectors], None]] = {
     "bmp/network": check_two_branch,
     "bmp/par": check_par,
     "bmp/polywarmup": check_polynomial_after_warm_up,
+    "cosa/network": check_two_maps,
     "cmer/aspp": check_aspp,
     "cmer/cmer": check_cmer,
     "cmer/er": check_er,
@@ -854,9 +1004,13 @@ CHECKS: dict[str, Callable[[Vectors], None]] = {
     "cmer/unetcam": check_unetcam,
     "cmer/zscore": check_zscore,
     "cosa/c2s": check_released_cross_entropy,
+    "cosa/cpl_hard": check_assigned_by_thresholds,
     "cosa/csc_paper": check_contrastive_separation,
-    "cosa/raw_c2s_paper": check_reliability_weights,
+    "cosa/multiscale_fusion": check_branches_over_scales,
+    "cosa/raw_c2s_paper": check_labels_and_their_weights,
     "cosa/s2c": check_segmentation_to_cam,
+    "cosa/spl": check_assigned_by_segmentation,
+    "cosa/gmm_threshold": check_mixture_threshold,
     "gland/cam": check_cam,
     "gland/resnest101_statedict_index": partial(check_statedict_index, make=partial(ResNeSt, 101)),
     "gland/resnest200_statedict_index": partial(check_statedict_index, make=partial(ResNeSt, 200)),

@@ -3,6 +3,8 @@
 
 """The training loop, schedules and evaluation loop that all methods share. No paper lives here."""
 
+from monai_wsss.engines.branch_evaluation import BranchEvaluation
+from monai_wsss.engines.branch_log import BranchLog
 from monai_wsss.engines.checkpoint import (
     latest_checkpoint,
     load_tensors,
@@ -17,6 +19,7 @@ from monai_wsss.engines.distributed import (
     start_distributed,
     stop_distributed,
 )
+from monai_wsss.engines.ema import WeightAverage
 from monai_wsss.engines.evaluation import SegmentationScores, TrainingLog, case_spacing
 from monai_wsss.engines.overrides import check_command_line, check_overrides, takes_arguments_of
 from monai_wsss.engines.schedules import Progress, WeightRamp, one_cycle, polynomial, polynomial_after_warm_up
@@ -24,6 +27,8 @@ from monai_wsss.engines.terms import LossGate, Term, short_run_sentences
 from monai_wsss.engines.trainer import NonFiniteLossError, WSSSTrainer
 
 __all__ = [
+    "BranchEvaluation",
+    "BranchLog",
     "LossGate",
     "NonFiniteLossError",
     "Progress",
@@ -31,6 +36,7 @@ __all__ = [
     "Term",
     "TrainingLog",
     "WSSSTrainer",
+    "WeightAverage",
     "WeightRamp",
     "case_spacing",
     "check_command_line",

@@ -4,10 +4,23 @@
 """From maps to masks: thresholds, presence gates, pseudo-label refinement."""
 
 from monai_wsss.refinement.affinity_walk import affinity_labels, propagate_by_affinity, softmax_with_background
+from monai_wsss.refinement.assigned_labels import (
+    class_assignment,
+    perplexity,
+    segmentation_assignment,
+    two_threshold_label,
+)
 from monai_wsss.refinement.class_labels import BackgroundAware, ConstantScores, LearnedAffinity
 from monai_wsss.refinement.class_map_refinement import ClassMapRefinement
 from monai_wsss.refinement.confident_labels import confident_label, confident_segmentation_label
 from monai_wsss.refinement.dense_crf import DenseCRF, dense_crf_refinement
+from monai_wsss.refinement.dynamic_threshold import DynamicThreshold
+from monai_wsss.refinement.gaussian_mixture import (
+    AssignedThresholds,
+    MixtureFit,
+    assigned_thresholds,
+    mixture_threshold,
+)
 from monai_wsss.refinement.labeled_images import LabeledImages
 from monai_wsss.refinement.mask_rule import MaskDecision, MaskRule
 from monai_wsss.refinement.mask_transform import ToMaskd
@@ -25,30 +38,49 @@ from monai_wsss.refinement.pseudo_label import (
 )
 from monai_wsss.refinement.region import decide_within
 from monai_wsss.refinement.score_cut import cut_score_maps
+from monai_wsss.refinement.swapped_labels import (
+    ClassLabels,
+    NoiseLabels,
+    SegmentationLabels,
+    ThresholdLabels,
+    TwoThresholdLabels,
+)
 from monai_wsss.refinement.threshold import NegativeResponses, median_reference, negative_quantile, otsu_threshold
 
 __all__ = [
+    "AssignedThresholds",
     "BackgroundAware",
+    "ClassLabels",
     "ClassMapRefinement",
     "ConstantScores",
     "DenseCRF",
+    "DynamicThreshold",
     "LabeledImages",
     "LearnedAffinity",
     "MaskDecision",
     "MaskRule",
+    "MixtureFit",
     "NegativeResponses",
+    "NoiseLabels",
     "PixelAdaptiveRefinement",
+    "SegmentationLabels",
+    "ThresholdLabels",
     "ToMaskd",
+    "TwoThresholdLabels",
     "affinity_labels",
+    "assigned_thresholds",
     "background_aware_scores",
+    "class_assignment",
     "confident_label",
     "confident_segmentation_label",
     "cut_score_maps",
     "decide_within",
     "dense_crf_refinement",
     "median_reference",
+    "mixture_threshold",
     "negative_quantile",
     "otsu_threshold",
+    "perplexity",
     "pixel_adaptive_refinement",
     "pixel_adaptive_weights",
     "propagate_by_affinity",
@@ -56,6 +88,8 @@ __all__ = [
     "refined_seed_label",
     "score_maps",
     "seed_label",
+    "segmentation_assignment",
     "softmax_with_background",
     "to_mask",
+    "two_threshold_label",
 ]
