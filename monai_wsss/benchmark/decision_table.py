@@ -52,6 +52,7 @@ def make_decision_table(
     split: str = "validation",
     side: int | None = None,
     runs: Path | None = None,
+    rows: Sequence[str] = (),
 ) -> BenchmarkTable:
     """Make the table of what is decided from pretrained classifiers.
 
@@ -62,6 +63,7 @@ def make_decision_table(
         split: where to measure.
         side: side of slices, and of patches, as the network sees them, in pixels; None for that of the budget.
         runs: folder with rows of earlier sessions, see :class:`~monai_wsss.benchmark.BenchmarkTable`.
+        rows: which rows to make, see there.
     """
     kind, data = data_of(datalist, split, side)
     budget = BUDGETS[kind]
@@ -85,7 +87,7 @@ def make_decision_table(
     recipes = decision_recipes(budget, classifier=CLASSIFIER, self_trained=SELF_TRAINED)
     columns = encoder_columns(background=budget.background, bounded=False)
     name = named("decisions", data, side=side)
-    return BenchmarkTable(name, data, out, recipes, entries, columns, seeds=seeds, runs=runs)
+    return BenchmarkTable(name, data, out, recipes, entries, columns, seeds=seeds, runs=runs, rows=rows)
 
 
 class _Decisions:

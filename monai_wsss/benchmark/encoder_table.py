@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,9 @@ def make_encoder_table(
     split: str = "validation",
     refine: str = "par",
     side: int | None = None,
+    colors: str = "as_they_are",
     runs: Path | None = None,
+    rows: Sequence[str] = (),
 ) -> BenchmarkTable:
     """Make the table of encoders: from scratch and from ImageNet's weights, up to full supervision.
 
@@ -72,23 +75,19 @@ def make_encoder_table(
         split: where to measure.
         refine: refinement to measure beside none: ``"par"`` or ``"crf"``.
         side: side of slices, and of patches, as the network sees them, in pixels; None for that of the budget.
+        colors: of tiles and the images that they were cut from: ``"as_they_are"``, or ``"standardized"``, see
+            :class:`~monai_wsss.benchmark.tiles.Tiles`.
         runs: folder with rows of earlier sessions, see :class:`~monai_wsss.benchmark.BenchmarkTable`.
+        rows: which rows to make, see there.
 
     Raises:
-        ValueError: another refinement, or a CRF on data whose findings lie in regions.
+        ValueError: another refinement or choice of colors, a CRF on data whose findings lie in regions, or
+            standardized colors of other data than tiles.
     """
-    kind, data = data_of(datalist, split, side)
+    kind, data = data_of(datalist, split, side, colors)
     recipes = encoder_recipes(BUDGETS[kind], refined=refine)
-    return _table(
-        named("encoder", data, side=side, refine=refine),
-        kind,
-        data,
-        out,
-        recipes,
-        seeds=seeds,
-        refine=refine,
-        runs=runs,
-    )
+    name = named("encoder", data, side=side, refine=refine)
+    return replace(_table(name, kind, data, out, recipes, seeds=seeds, refine=refine), runs=runs, rows=rows)
 
 
 def make_lever_table(
@@ -99,7 +98,9 @@ def make_lever_table(
     split: str = "validation",
     refine: str = "par",
     side: int | None = None,
+    colors: str = "as_they_are",
     runs: Path | None = None,
+    rows: Sequence[str] = (),
 ) -> BenchmarkTable:
     """Make the table of the levers of a pretrained classifier: pooling, stride, depth, stem, freezing.
 
@@ -110,13 +111,14 @@ def make_lever_table(
         split: where to measure.
         refine: refinement to measure beside none.
         side: side of slices and patches.
+        colors: of tiles.
         runs: folder with rows of earlier sessions.
+        rows: which rows to make.
     """
-    kind, data = data_of(datalist, split, side)
+    kind, data = data_of(datalist, split, side, colors)
     recipes = lever_recipes(BUDGETS[kind], in_channels=len(data.modalities))
-    return _table(
-        named("levers", data, side=side, refine=refine), kind, data, out, recipes, seeds=seeds, refine=refine, runs=runs
-    )
+    name = named("levers", data, side=side, refine=refine)
+    return replace(_table(name, kind, data, out, recipes, seeds=seeds, refine=refine), runs=runs, rows=rows)
 
 
 def encoder_columns(*, background: bool, bounded: bool = True) -> list[Column]:
@@ -148,24 +150,35 @@ def named(table: str, data: PreparedData, *, side: int | None = None, refine: st
         refine: refinement beside none.
     """
     more = [] if side is None else [str(side)]
+    more += [data.colors] if isinstance(data, Tiles) and data.colors != "as_they_are" else []
     more += [] if refine == "par" else [refine]
     return "_".join([table, data.header["name"], *more])
 
 
-def data_of(datalist: Path, split: str, side: int | None) -> tuple[str, PreparedData]:
+def data_of(datalist: Path, split: str, side: int | None, colors: str = "as_they_are") -> tuple[str, PreparedData]:
     """Read which kind of data a datalist holds.
 
     Args:
         datalist: path of a prepared ``datalist.json``.
         split: where to measure.
         side: side of slices, and of patches, as the network sees them; None for that of the budget.
+        colors: of tiles.
 
     Returns:
         ``"tiles"``, ``"patches"`` or ``"slices"``, and the data.
+
+    Raises:
+        ValueError: standardized colors of other data than tiles, or a side of tiles.
     """
     header = load_header(datalist)
     if header["background"] and header.get("tiles"):
-        return "tiles", Tiles(datalist, split)
+        if side is not None:
+            raise ValueError(f"Expected no `side` for tiles, got {side}: their size was chosen when they were cut.")
+        return "tiles", Tiles(datalist, split, colors=colors)
+    if colors != "as_they_are":
+        raise ValueError(
+            f"Expected `colors` 'as_they_are', got {colors!r}: slices and patches are normalized by subject anyway."
+        )
     kind = "slices" if header["background"] else "patches"
     side = BUDGETS[kind].grid if side is None else side
     assert side is not None
@@ -181,7 +194,6 @@ def _table(
     *,
     seeds: Sequence[int],
     refine: str,
-    runs: Path | None,
 ) -> BenchmarkTable:
     check_choice("refine", refine, ("par", "crf"))
     if refine == "crf" and isinstance(data, Tiles) and data.in_regions:
@@ -193,7 +205,7 @@ def _table(
     ]
     bounded = any(FULL_SUPERVISION in key for key in recipes)
     columns = encoder_columns(background=BUDGETS[kind].background, bounded=bounded)
-    return BenchmarkTable(name, data, out, recipes, entries, columns, seeds=seeds, runs=runs)
+    return BenchmarkTable(name, data, out, recipes, entries, columns, seeds=seeds)
 
 
 def _measured(

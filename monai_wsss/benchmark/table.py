@@ -101,9 +101,12 @@ class BenchmarkTable:
         figures: file name to a function of (table, rows) that gives the SVG.
         settings: what else decides the weights of every recipe, for JSON.
         runs: folder of rows that are kept with the code, or None.
+        rows: which rows to make, by the names of their folders, e.g. ``"cam_from_scratch"``; none: all.  Others are
+            taken where they are finished.
 
     Raises:
         DataError: :meth:`run` finds data of another kind, or weights of other settings in ``out``.
+        ValueError: :meth:`run` is asked for a row that the table does not have.
     """
 
     name: str
@@ -117,6 +120,7 @@ class BenchmarkTable:
     figures: Mapping[str, Callable[[BenchmarkTable, Sequence[Row]], Markup]] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     runs: Path | None = None
+    rows: Sequence[str] = ()
 
     def run(self) -> list[Row]:
         """Train and measure what is missing; write ``<name>.json``, ``<name>.md`` and the figures.
@@ -125,6 +129,9 @@ class BenchmarkTable:
             One row per entry, column and seed, in the order of the table.
         """
         self.data.check()
+        known = {folder_name(self._name(entry)) for entry in self.entries}
+        if unknown := sorted(set(self.rows) - known):
+            raise ValueError(f"Expected `rows` among {', '.join(sorted(known))}, got {', '.join(unknown)}.")
         simulated = bool(self.data.header.get("simulated_supervision", False))
         _claim_folder(self.out, {**self.data.settings, "epochs": self.epochs, **self.settings})
         rows: list[Row] = []
@@ -197,9 +204,12 @@ class BenchmarkTable:
         self.data.write_pseudo_masks(method.network, weights, self.data.pseudo_items(recipe, seed), folder, **words)
         return folder
 
+    def _name(self, entry: Entry) -> str:
+        return entry.name.format(seeds=len(self.seeds))
+
     def _rows(self, entry: Entry, seeds: tuple[int, ...]) -> list[Row]:
         """Give the rows of one group of seeds, measured anew only where they are missing or old."""
-        name = entry.name.format(seeds=len(self.seeds))
+        name = self._name(entry)
         path = self.out / "rows" / self.data.split / folder_name(name) / f"seed{'_'.join(map(str, seeds))}.json"
         weights = [self.folder(entry.recipe, seed) / "model.pt" for seed in seeds] if entry.recipe else []
         words = {**entry.words, **self.data.unusual}
@@ -213,6 +223,8 @@ class BenchmarkTable:
             if kept is not None:
                 write_rows(kept, rows, **told)
             return rows
+        if self.rows and folder_name(name) not in self.rows:
+            return []
         trained = [self.trained(entry.recipe, seed) for seed in seeds] if entry.recipe else []
         seconds = [self._seconds(entry.recipe, seed) for seed in seeds] if entry.recipe else []
         known = [value for value in seconds if value is not None]

@@ -15,21 +15,31 @@ from typing import Any
 
 import torch
 from monai.data import CacheDataset
-from monai.transforms import Compose, RandScaleIntensityd, RandShiftIntensityd, RandSpatialCropd, SpatialPadd
+from monai.transforms import (
+    Compose,
+    RandScaleIntensityd,
+    RandShiftIntensityd,
+    RandSpatialCropd,
+    ScaleIntensityd,
+    ShiftIntensityd,
+    SpatialPadd,
+)
 from torch import nn
 from torch.utils.data import Sampler
 
+from monai_wsss._checks import check_choice
 from monai_wsss._labels import IGNORED
 from monai_wsss.benchmark.prepared import Cases, PreparedData, maps_of
 from monai_wsss.benchmark.recipes import Recipe
 from monai_wsss.data import EpochCacheDataset, LabelBalancedSampler, load_datalist
 from monai_wsss.inferers import PseudoMaskWriter, VolumeInferer
 from monai_wsss.metrics import CaseTable
-from monai_wsss.transforms import LoadOrderedd
+from monai_wsss.transforms import LoadOrderedd, NormalizeSubjectd
 
 __all__ = ["Tiles"]
 
 _SCALES = (0.5, 1.0)
+_STANDARD = (150.0, 50.0)  # mean and standard deviation of standardized channels, in gray levels
 _JITTER = 0.15  # of the intensity, as a factor and as a share of the largest gray level
 
 
@@ -42,6 +52,11 @@ class Tiles(PreparedData):
         samples: tiles per epoch, drawn so that labels are balanced.
         crop: side of the crops of whole images that segmenters learn from, in pixels.
         scales: scales of a whole image over which its maps are averaged.
+        colors: ``"as_they_are"``, or ``"standardized"``: each channel of an image, and so of its tiles, gets the mean
+            150 and the standard deviation 50, by the statistics of the whole image.
+
+    Raises:
+        ValueError: another choice of colors.
     """
 
     def __init__(
@@ -51,8 +66,11 @@ class Tiles(PreparedData):
         samples: int = 480,
         crop: int = 160,
         scales: Sequence[float] = _SCALES,
+        colors: str = "as_they_are",
     ) -> None:
         super().__init__(datalist, split)
+        check_choice("colors", colors, ("as_they_are", "standardized"))
+        self.colors = colors
         self.samples = samples
         self.crop = crop
         self.scales = tuple(scales)
@@ -74,7 +92,8 @@ class Tiles(PreparedData):
     @property
     def settings(self) -> dict[str, Any]:
         """Tell what of the data decides the weights, for JSON."""
-        return {**super().settings, "samples": self.samples, "crop": self.crop}
+        colors = {} if self.colors == "as_they_are" else {"colors": self.colors}
+        return {**super().settings, "samples": self.samples, "crop": self.crop, **colors}
 
     @property
     def unusual(self) -> dict[str, Any]:
@@ -97,8 +116,11 @@ class Tiles(PreparedData):
         return [item for item in items if "region" in item or not self.in_regions]
 
     def reading(self, keys: Sequence[str]) -> list[Any]:
-        """Give the transforms that read images as they are, 0 to 255; a mask may be missing."""
-        return [LoadOrderedd(keys, allow_missing_keys=True)]
+        """Give the transforms that read images, 0 to 255 or standardized; a mask may be missing."""
+        return [
+            LoadOrderedd(keys, allow_missing_keys=True),
+            *(_standardizing() if self.colors != "as_they_are" else []),
+        ]
 
     def sampler(self, items: Cases, dataset: EpochCacheDataset, seed: int) -> Sampler:
         """Draw tiles so that labels are balanced; whole images in random order."""
@@ -162,6 +184,16 @@ class Tiles(PreparedData):
             )  # fmt: skip
         summary = table.summary()
         return {"tile_auroc": summary["presence_auroc"], "tile_clean": summary["healthy_clean"]}
+
+
+def _standardizing() -> list[Any]:
+    """Give the transforms to a common mean and standard deviation of each channel, in gray levels."""
+    mean, std = _STANDARD
+    return [
+        NormalizeSubjectd("image", foreground="tissue"),
+        ScaleIntensityd("image", minv=None, maxv=None, factor=std - 1),
+        ShiftIntensityd("image", mean),
+    ]
 
 
 @torch.no_grad()

@@ -286,6 +286,21 @@ COMMANDS = (
             ),
             Argument("--side", "encoder tables: side of slices and patches in pixels", kind=int, only=_ENCODER_TABLES),
             Argument(
+                "--colors",
+                "encoder tables: colors of tiles",
+                "as_they_are",
+                choices=("as_they_are", "standardized"),
+                only=_REFINED_TABLES,
+            ),
+            Argument(
+                "--rows",
+                "encoder tables: make these rows alone, by the names of their folders, e.g. cam_from_scratch,max",
+                (),
+                names,
+                "A,B",
+                only=_ENCODER_TABLES,
+            ),
+            Argument(
                 "--runs",
                 "encoder tables: rows of earlier runs, kept and added to",
                 kind=Path,

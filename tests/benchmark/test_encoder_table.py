@@ -181,3 +181,34 @@ def test_slices_and_patches_give_maps_of_whole_cases(kind, tmp_path):
     for scores, case in zip(maps, cases, strict=True):
         assert scores.shape[2:] == case["image"].shape[1:]
         assert np.isfinite(scores.numpy()).all()
+
+
+def test_chosen_rows_alone_are_made(skin, tmp_path, short):
+    words = {"seeds": (0,), "runs": tmp_path / "runs"}
+    table = make_encoder_table(skin, tmp_path / "out", rows=("trivial_everything", "cam_from_scratch"), **words)
+    table.data.samples = 4
+    rows = table.run()
+    assert {row.name for row in rows} == {"trivial: everything", "CAM, from scratch"}
+    again = make_encoder_table(skin, tmp_path / "out", rows=("trivial_otsu_on_the_blue_channel",), **words)
+    again.data.samples = 4
+    assert {row.name for row in again.run()} == {row.name for row in rows} | {"trivial: Otsu on the blue channel"}
+    with pytest.raises(ValueError, match=r"cam_from_scratch.*got nothing_such"):
+        make_encoder_table(skin, tmp_path / "out", rows=("nothing_such",)).run()
+
+
+def test_standardized_colors_are_alike_in_all_images(skin, tmp_path):
+    table = make_lever_table(skin, tmp_path / "out", colors="standardized")
+    assert table.name.endswith("_standardized")
+    assert table.data.settings["colors"] == "standardized"
+    images = torch.stack([torch.as_tensor(case["image"]).flatten(1) for case in table.data.cases()])
+    torch.testing.assert_close(images.mean(2), torch.full(images.shape[:2], 150.0), atol=15.0, rtol=0)
+    as_they_are = torch.stack([torch.as_tensor(case["image"]).flatten(1) for case in Tiles(skin).cases()])
+    assert (images.mean(2).std(0) < as_they_are.mean(2).std(0)).all()
+    with pytest.raises(ValueError, match="`colors` 'as_they_are'"):
+        make_lever_table(_slices(tmp_path), tmp_path / "slices", colors="standardized")
+    with pytest.raises(ValueError, match="no `side` for tiles"):
+        make_lever_table(skin, tmp_path / "sized", side=96)
+
+
+def _slices(folder: Path) -> Path:
+    return Path(make_phantoms(folder / "brains", subjects=(2, 2, 0))) / "datalist.json"
