@@ -49,7 +49,7 @@ class MixtureFit(NamedTuple):
         means: (2,).
         variances: (2,).
         steps: 0-d, the number of steps that changed the fit.
-        count: 0-d, the number of values that took part.
+        number: 0-d, how many values took part.
     """
 
     threshold: torch.Tensor
@@ -58,7 +58,7 @@ class MixtureFit(NamedTuple):
     means: torch.Tensor
     variances: torch.Tensor
     steps: torch.Tensor
-    count: torch.Tensor
+    number: torch.Tensor
 
 
 class AssignedThresholds(NamedTuple):
@@ -82,11 +82,11 @@ class _Mixture(NamedTuple):
 
 
 class _Points(NamedTuple):
-    """Places (N,) and the share (N,) of all values that lies at each; ``count`` is the number of values."""
+    """Places (N,) and the share (N,) of all values that lies at each; ``number`` tells how many values there are."""
 
     places: torch.Tensor
     shares: torch.Tensor
-    count: torch.Tensor
+    number: torch.Tensor
 
 
 @torch.no_grad()
@@ -155,11 +155,11 @@ def two_components(
     crossing, crosses = _crossing(mixture)
     found = (
         crosses
-        & (points.count >= FEWEST_VALUES)
+        & (points.number >= FEWEST_VALUES)
         & (mixture.weights.amin() >= SMALLEST_WEIGHT)
         & (mixture.means[1] - mixture.means[0] >= NEAREST_MEANS)
     )
-    return MixtureFit(crossing.where(crosses, 0.5), found, *mixture, steps, points.count)
+    return MixtureFit(crossing.where(crosses, 0.5), found, *mixture, steps, points.number)
 
 
 @torch.no_grad()
@@ -221,7 +221,7 @@ def assigned(
     lowest, highest = taken & (of_component == 0), taken & (of_component == components - 1)
     low = scores.masked_fill(~lowest, -torch.inf).amax()
     high = scores.masked_fill(~highest, torch.inf).amin()
-    found = (points.count >= FEWEST_VALUES) & low.isfinite() & high.isfinite()
+    found = (points.number >= FEWEST_VALUES) & low.isfinite() & high.isfinite()
     return AssignedThresholds(low.where(found, 0.5), high.where(found, 0.5), found)
 
 
@@ -308,8 +308,8 @@ def _fit(
 ) -> tuple[_Mixture, torch.Tensor]:
     """Take steps of expectation and maximization; give the mixture and the number of steps that changed it."""
     powers = _powers(points.places)
-    going = torch.ones_like(points.count, dtype=torch.bool)
-    steps, before = torch.zeros_like(points.count), torch.full_like(points.count, -torch.inf)
+    going = torch.ones_like(points.number, dtype=torch.bool)
+    steps, before = torch.zeros_like(points.number), torch.full_like(points.number, -torch.inf)
     for _ in range(iterations):
         densities = _log_densities(points.places, mixture)
         updated = _of_moments((densities.softmax(dim=0) * points.shares) @ powers, added)
