@@ -26,6 +26,7 @@ from typing import NamedTuple
 import torch
 
 from monai_wsss._checks import check_choice, check_shape, float32_or_wider
+from monai_wsss.cams import normalize_maps
 
 __all__ = ["AssignedThresholds", "MixtureFit", "assigned_thresholds", "mixture_threshold"]
 
@@ -35,6 +36,7 @@ NEAREST_MEANS = 0.1
 SMALLEST_VARIANCE = 1e-4
 BINS = 512
 STEPS = 100
+_IGNORED_SCORES = 0.05
 _ADDED_VARIANCE = 1e-6  # scikit-learn's `reg_covar`, with the start "wide"
 _LEAST = 1e-12  # share of all values below which a component holds nothing
 
@@ -94,7 +96,7 @@ def mixture_threshold(
     values: torch.Tensor,
     *,
     keep: torch.Tensor | None = None,
-    ignore_up_to: float = 0.05,
+    ignore_up_to: float = _IGNORED_SCORES,
     start: str = "split",
     iterations: int = STEPS,
     tolerance: float | None = None,
@@ -168,7 +170,7 @@ def assigned_thresholds(
     *,
     components: int = 3,
     keep: torch.Tensor | None = None,
-    ignore_up_to: float = 0.05,
+    ignore_up_to: float = _IGNORED_SCORES,
     iterations: int = STEPS,
     tolerance: float | None = 1e-3,
     bins: int | None = BINS,
@@ -223,6 +225,18 @@ def assigned(
     high = scores.masked_fill(~highest, torch.inf).amin()
     found = (points.number >= FEWEST_VALUES) & low.isfinite() & high.isfinite()
     return AssignedThresholds(low.where(found, 0.5), high.where(found, 0.5), found)
+
+
+def mixture_levels(maps: torch.Tensor) -> torch.Tensor:
+    """Give the raw response (B, K) at which each map (B, K, *S) is cut: the mixture threshold of its scores alone.
+
+    Scores are those of the rule ``minmax``. Where they do not show two populations, the response is that of 0.5.
+    """
+    scores = normalize_maps(maps, "minmax").flatten(2)
+    fits = [two_components(one, one > _IGNORED_SCORES) for one in scores.flatten(0, 1)]
+    cut = torch.stack([fit.threshold.where(fit.found, 0.5) for fit in fits]).reshape(scores.shape[:2]).to(scores)
+    positive = scores.new_zeros(()).maximum(maps.flatten(2))
+    return torch.lerp(positive.amin(dim=2), positive.amax(dim=2), cut)
 
 
 def _check(
