@@ -111,6 +111,10 @@ def views(run: Run) -> list[str]:
     return [type(step).__name__ for step in strong_and_weak_views().transforms]
 
 
+def blurs(run: Run) -> list[tuple[float, tuple[float, ...]]]:
+    return [(step.prob, step.sigma) for step in strong_and_weak_views().transforms[2:4]]
+
+
 def inference(key: str) -> Callable[[Run], Any]:
     """A word of the inferer, which evaluation and inference have alike."""
 
@@ -136,12 +140,13 @@ LIST = [
     Item("flip axis of (C, rows, columns)", 1, "released: left and right", called("augmentation#0", "spatial_axis")),
     Item(
         "views",
-        ["CopyItemsd", "RandColorOperationd", "RandGaussianSmoothd", "RandGaussianSmoothd", "NormalizeIntensityd"],
+        ["CopyItemsd", "RandColorOperationd", "RandBlurd", "RandBlurd", "NormalizeIntensityd"],
         "released; Sec. 4.1 refers to the supplement",
         views,
     ),
     Item("operations of the strong view", 9, "released", lambda run: len(COLOR_OPERATIONS)),
     Item("their strengths, of 10", (1, 9), "released", lambda run: default_of(RandColorOperationd, "strengths")),
+    Item("blur of both: chance, deviation in pixels", [(0.5, (0.1, 2.0))] * 2, "released", blurs),
     Item("loader", "monai.data.DistributedSampler", "released", called("train#sampler", "_target_")),
     Item("normalization of inference", "monai_wsss.transforms.imagenet_normalization", "released",
          lambda run: run("preprocessing#transforms#1", "inference")["transforms"][1]["_target_"]),
