@@ -24,6 +24,7 @@ from monai_wsss.data import voc
 from monai_wsss.engines import WeightRamp, polynomial_after_warm_up
 from monai_wsss.methods import CoSA
 from monai_wsss.methods.cosa_settings import COSA_NETWORKS, COSA_WORDS, CosaSettings
+from monai_wsss.metrics.definitions import METRIC_DEFINITIONS
 from monai_wsss.networks import VisionTransformer
 from monai_wsss.transforms import COLOR_OPERATIONS, RandColorOperationd, strong_and_weak_views
 
@@ -258,7 +259,9 @@ def test_the_groups_of_the_optimizer_have_the_rates_of_the_released_code():
 
 
 def test_evaluation_reports_the_metric_of_the_paper():
-    """Sec. 4.1: mIoU over the classes and the background, of pixels pooled over the images."""
+    """Sec. 4.1: mIoU over the classes and the background, of pixels pooled over the images; Tab. 4b: C-mIoU."""
+    assert {"miou_pooled", "context_miou_pooled"} <= METRIC_DEFINITIONS.keys()
+    assert Run("paper")("validate#scores")["_target_"] == "monai_wsss.engines.SegmentationScores"
     readme = (BUNDLE / "docs" / "README.md").read_text(encoding="utf-8")
     assert "miou_pooled" in readme
     for count in ("10,582", "1,449", "1,456"):
