@@ -81,9 +81,8 @@ class AtrousSegmenter(nn.Module):
         self.classifiers = nn.ModuleList(
             conv(feature_channels, out_channels, 3, padding=rate, dilation=rate) for rate in dilations
         )
-        for classifier in self.classifiers:
-            nn.init.normal_(classifier.weight, std=0.01)
-            nn.init.zeros_(classifier.bias)
+        for name, parameter in self.classifiers.named_parameters():
+            nn.init.normal_(parameter, std=0.0 if name.endswith("bias") else 0.01)
         self.settings = {"backbone": type(backbone).__name__, "dilations": tuple(dilations), "width": width}
         add_reading_record(self)
 

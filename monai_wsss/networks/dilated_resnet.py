@@ -48,8 +48,8 @@ class DilatedResNet(nn.Sequential):
         if len(blocks) != 4:
             raise ValueError(f"Expected `blocks` of 4 stages, got {tuple(blocks)}.")
         super().__init__(resnet_stages(spatial_dims, in_channels, width, blocks))
-        dilate_stage(self.layer3)
-        dilate_stage(self.layer4, before=2)
+        dilate_stage(self.get_submodule("layer3"))
+        dilate_stage(self.get_submodule("layer4"), before=2)
         self.feature_channels = (32 * width,)
         self.feature_strides = (8,)
         self.spatial_dims = spatial_dims
