@@ -102,6 +102,12 @@ def default_of(function: Callable[..., Any], name: str) -> Any:
     return inspect.signature(function).parameters[name].default
 
 
+def searched(split: str) -> tuple[str, ...]:
+    """Give the lists of VOC that are searched for a split, in their order."""
+    # No public name tells them.
+    return voc._LISTS[split]
+
+
 def transforms(run: Run) -> list[str]:
     return [step["_target_"].rpartition(".")[2] for step in run("train#random_transforms")]
 
@@ -129,8 +135,8 @@ def inference(key: str) -> Callable[[Run], Any]:
 
 LIST = [
     # Data and pipeline
-    Item("training images of VOC", "train_aug", "Sec. 4.1", lambda run: voc._LISTS["training"][0]),
-    Item("validation images of VOC", ("val",), "Sec. 4.1", lambda run: voc._LISTS["validation"]),
+    Item("training images of VOC", "train_aug", "Sec. 4.1", lambda run: searched("training")[0]),
+    Item("validation images of VOC", ("val",), "Sec. 4.1", lambda run: searched("validation")),
     Item("crop", 448, "Sec. 4.1", called("augmentation#1", "crop_size")),
     Item(
         "order", ["RandFlipd", "RandScalePadCropd", "strong_and_weak_views"], "Sec. 4.1: crop, then colors", transforms
