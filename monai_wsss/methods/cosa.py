@@ -163,7 +163,7 @@ class CoSA(TwoBranchMethod):
         cls,
         preset: str = "default",
         *,
-        encoder: nn.Module | None = None,
+        encoder: nn.Module | str | None = None,
         spatial_dims: int = 2,
         in_channels: int = 3,
         num_classes: int = 1,
@@ -175,8 +175,8 @@ class CoSA(TwoBranchMethod):
 
         Args:
             preset: as :meth:`from_preset`; ``num_classes`` is K.
-            encoder: another encoder; ``spatial_dims`` and ``in_channels`` then have no effect.  One that is made for
-                other networks is brought to two maps by :class:`~monai_wsss.networks.TwoFusedMaps`.
+            encoder: the name of another encoder, or the encoder itself, which has dimensions and channels of its own.
+                :class:`~monai_wsss.networks.TwoFusedMaps` brings those of other networks to two maps.
             changes: words of ``cosa_network.py`` to set otherwise.
         """
         return cosa_network(preset, encoder, spatial_dims, in_channels, num_classes, **changes)

@@ -11,7 +11,7 @@ from dataclasses import fields
 import pytest
 import torch
 
-from monai_wsss.engines import WeightRamp, check_overrides
+from monai_wsss.engines import WeightRamp
 from monai_wsss.losses import BalancedCrossEntropyLoss, ReliabilityWeightedLoss
 from monai_wsss.methods import CoSA
 from monai_wsss.methods.cosa_settings import COSA_NETWORKS, COSA_WORDS, CosaSettings, WithoutReliability
@@ -125,14 +125,8 @@ def test_networks_of_the_presets():
     with torch.device("meta"):
         paper = CoSA.network_from_preset("paper", num_classes=20)
         default = CoSA.network_from_preset(num_classes=2)
-        others = (
-            [
-                CoSA.network_from_preset(encoder=None, in_channels=1, **words)
-                for words in ({"encoder_name": "mit_b0"}, {"encoder_name": "conv_pyramid", "spatial_dims": 3})
-            ]
-            if False
-            else []
-        )
+        small = CoSA.network_from_preset(encoder="vit_tiny", in_channels=1, early_block=-4)
+        volumes = CoSA.network_from_preset(encoder="conv_pyramid", spatial_dims=3, in_channels=2, stride=2)
     assert isinstance(paper.encoder, VisionTransformer)
     assert isinstance(paper.decoder, LargeFOV)
     assert paper.classifier.weight.shape == paper.auxiliary.weight.shape == (20, 768, 1, 1)
@@ -140,8 +134,12 @@ def test_networks_of_the_presets():
     assert sum(parameter.numel() for parameter in paper.parameters()) == pytest.approx(92e6, rel=0.02)
     assert isinstance(default.encoder, TwoFusedMaps)
     assert isinstance(default.encoder.fused.encoder, EfficientNetLite)
-    assert not others
+    assert small.encoder.in_channels == 1
+    assert small.settings["encoder"] == "vit_tiny"
+    assert (volumes.spatial_dims, volumes.encoder.feature_strides) == (3, (2, 2))
     assert default.settings["decoder"] == "large_fov"
     changed = CoSA.network_from_preset(encoder=MixTransformer.tiny(2, 1), detach_seeds="features", decoder_width=4)
     assert changed.detach_seeds == "features"
     assert changed.settings["encoder"] == "MixTransformer"
+    with pytest.raises(ValueError, match="`encoder` to be one of vit_tiny"):
+        CoSA.network_from_preset(encoder="resnet")
