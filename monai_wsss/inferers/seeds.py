@@ -41,8 +41,15 @@ class TwoBranches(Protocol):
 class BranchMaps(Protocol):
     """Seeds (B, K, *S) and segmentation logits (B, K + 1, *S)."""
 
-    seeds: torch.Tensor
-    segmentation: torch.Tensor
+    @property
+    def seeds(self) -> torch.Tensor:
+        """Give the class maps."""
+        ...
+
+    @property
+    def segmentation(self) -> torch.Tensor:
+        """Give the logits."""
+        ...
 
 
 class MinMax(nn.Module):
