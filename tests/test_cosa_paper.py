@@ -264,14 +264,19 @@ def test_the_groups_of_the_optimizer_have_the_rates_of_the_released_code():
     assert count == sum(parameter.requires_grad for parameter in method.online.parameters())
 
 
-def test_evaluation_reports_the_metric_of_the_paper():
+def test_evaluation_reports_the_metrics_of_the_paper():
     """Sec. 4.1: mIoU over the classes and the background, of pixels pooled over the images; Tab. 4b: C-mIoU."""
     assert {"miou_pooled", "context_miou_pooled"} <= METRIC_DEFINITIONS.keys()
     assert Run("paper")("validate#scores")["_target_"] == "monai_wsss.engines.SegmentationScores"
+
+
+def test_the_readme_has_the_splits_of_the_paper():
+    """Sec. 4.1: 10,582 images to train on, 1,449 to validate, 1,456 to submit; some 82 000 and 40 000 of COCO."""
     readme = (BUNDLE / "docs" / "README.md").read_text(encoding="utf-8")
-    assert "miou_pooled" in readme
-    for count in ("10,582", "1,449", "1,456"):
-        assert count in readme
+    for text in ("10,582", "1,449", "1,456", "82 000", "40 000", "prepare voc --root", "--test test"):
+        assert text in readme
+    # The released list of COCO leaves out images without any annotation.
+    assert re.search(r"prepare coco .*--annotated-only", readme)
 
 
 def test_every_word_has_a_source_that_the_document_repeats():
