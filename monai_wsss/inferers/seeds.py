@@ -43,11 +43,13 @@ class BranchMaps(Protocol):
 
     @property
     def seeds(self) -> torch.Tensor:
-        """Give the seeds."""
+        """Give the class maps."""
+        ...
 
     @property
     def segmentation(self) -> torch.Tensor:
         """Give the logits."""
+        ...
 
 
 class MinMax(nn.Module):
