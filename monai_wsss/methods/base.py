@@ -14,7 +14,7 @@ from monai_wsss._checks import check_label, check_shape, float32_or_wider
 from monai_wsss._processes import broadcast_buffers, gather_objects
 from monai_wsss.engines.schedules import Progress
 from monai_wsss.networks import ActivationNetwork
-from monai_wsss.networks.attention_pyramid import projections_in
+from monai_wsss.networks.encoder_facts import new_layers_in
 from monai_wsss.refinement import NegativeResponses
 
 __all__ = ["WSSSMethod", "describe"]
@@ -90,8 +90,9 @@ class WSSSMethod(nn.Module):
         Args:
             learning_rate: of all parameters but the encoder's.
             encoder_learning_rate: of the encoder's parameters; None: the same.  They are those with ``encoder`` on
-                their path, or ``backbone`` where the network has no encoder; not the projections of an
-                :class:`~monai_wsss.networks.AttentionPyramid`, which are new.
+                their path, or ``backbone`` where the network has no encoder; not the layers that
+                :class:`~monai_wsss.networks.AttentionPyramid` and :class:`~monai_wsss.networks.TwoFusedMaps` put
+                around one, which are new.
             player: whose parameters.
 
         Returns:
@@ -109,7 +110,7 @@ class WSSSMethod(nn.Module):
         network = self.get_submodule(player)
         if encoder_learning_rate is None:
             return grouped_parameters(network, lambda name: {"lr": learning_rate})
-        part, new = encoder_part(network), projections_in(network)
+        part, new = encoder_part(network), new_layers_in(network)
 
         def options(name: str) -> dict[str, Any]:
             loaded = part in name.split(".") and not name.startswith(new)

@@ -16,7 +16,7 @@ from monai_wsss._resize import resize_linear
 from monai_wsss.inferers import AboveHealthyLevel, MultiScaleSeeds
 from monai_wsss.methods.base import WSSSMethod, grouped_parameters
 from monai_wsss.networks import BranchOutputs, TwoBranchNetwork
-from monai_wsss.networks.attention_pyramid import projections_in
+from monai_wsss.networks.encoder_facts import new_layers_in
 from monai_wsss.refinement import LabeledImages
 
 __all__ = ["TwoBranchMethod"]
@@ -65,7 +65,7 @@ class TwoBranchMethod(WSSSMethod):
     ) -> list[dict[str, Any]]:
         """Split the parameters by rate (AFA, BMP): the encoder's at the given rate, its norms at 0, others at 10 times.
 
-        The projections of an :class:`~monai_wsss.networks.AttentionPyramid` are among the others.
+        The layers that :class:`~monai_wsss.networks.AttentionPyramid` puts around an encoder are among the others.
 
         Args:
             learning_rate: rate of the encoder; 6e-5 in the papers.
@@ -85,7 +85,7 @@ class TwoBranchMethod(WSSSMethod):
             for name, _ in module.named_parameters(recurse=False)
         }
 
-        new = projections_in(self.network)
+        new = new_layers_in(self.network)
 
         def options(name: str) -> dict[str, Any]:
             if name in norms:

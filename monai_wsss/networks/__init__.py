@@ -19,6 +19,7 @@ from monai_wsss.networks.efficientnet_lite import EfficientNetLite
 from monai_wsss.networks.feature_fusion import EncoderLevel, FusedFeatures, FusedSegmenter, fused_cam_network
 from monai_wsss.networks.frozen_encoder import FrozenEncoder
 from monai_wsss.networks.gland_classifier import GlandClassifier, fused_gland_classifier, resnet38_classifier
+from monai_wsss.networks.large_fov import LargeFOV
 from monai_wsss.networks.map_ensemble import MapEnsemble
 from monai_wsss.networks.mix_transformer import MixTransformer
 from monai_wsss.networks.mix_transformer_weights import load_mix_transformer
@@ -38,6 +39,7 @@ from monai_wsss.networks.reading_record import (
 from monai_wsss.networks.resnest import ResNeSt, SplitAttentionConv
 from monai_wsss.networks.resnet38 import ResNet38
 from monai_wsss.networks.two_branch import BranchOutputs, TwoBranchNetwork
+from monai_wsss.networks.two_maps import TwoFusedMaps
 
 __all__ = [
     "POOLINGS",
@@ -61,6 +63,7 @@ __all__ = [
     "FusedFeatures",
     "FusedSegmenter",
     "GlandClassifier",
+    "LargeFOV",
     "MapEnsemble",
     "MixTransformer",
     "ModalityNetworks",
@@ -74,6 +77,7 @@ __all__ = [
     "SignPreservingFusion",
     "SplitAttentionConv",
     "TwoBranchNetwork",
+    "TwoFusedMaps",
     "WeightReport",
     "add_reading_record",
     "dense_features",

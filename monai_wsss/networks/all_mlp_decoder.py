@@ -37,24 +37,27 @@ class _LevelProjection(nn.Module):
 class _Fusion(nn.Module):
     """The weights of the fusing convolution, which the levels apply, and the batch norm after it."""
 
-    def __init__(self, spatial_dims: int, width: int) -> None:
+    def __init__(self, spatial_dims: int, levels: int, width: int) -> None:
         super().__init__()
-        self.conv = Conv[Conv.CONV, spatial_dims](4 * width, width, kernel_size=1, bias=False)
+        self.conv = Conv[Conv.CONV, spatial_dims](levels * width, width, kernel_size=1, bias=False)
         self.bn = Norm[Norm.BATCH, spatial_dims](width)
 
 
 class AllMLPDecoder(nn.Module):
-    """SegFormer's decoder: ``[(B, F_i, *s_i)] of four levels -> (B, out_channels, *s_1)``.
+    """SegFormer's decoder: ``[(B, F_i, *s_i)] -> (B, out_channels, *s_1)``, of four levels in the paper.
 
     A linear layer brings each level to ``width`` channels, which are interpolated to the first level's size.  A 1x1
     convolution with batch norm and ReLU fuses them; dropout of whole channels and a 1x1 convolution give the logits.
 
     Args:
-        feature_channels: F_1 to F_4.
+        feature_channels: F_1 to F_n, of two to four levels.
         out_channels: K + 1.
         spatial_dims: 2 or 3.
         width: of each level and of the fused features.
         dropout: probability that a whole channel of the fused features is dropped.
+
+    Raises:
+        ValueError: another number of levels.
 
     Example:
         >>> import torch
@@ -73,24 +76,30 @@ class AllMLPDecoder(nn.Module):
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
+        levels = len(feature_channels)
+        if not 2 <= levels <= 4:
+            raise ValueError(f"Expected `feature_channels` of two to four levels, got {tuple(feature_channels)}.")
         conv = Conv[Conv.CONV, spatial_dims]
         self.mode = linear_mode(spatial_dims)
-        self.linear_c4 = _LevelProjection(feature_channels[3], width)
-        self.linear_c3 = _LevelProjection(feature_channels[2], width)
+        self.levels = levels
+        self.linear_c4 = _LevelProjection(feature_channels[3], width) if levels > 3 else None
+        self.linear_c3 = _LevelProjection(feature_channels[2], width) if levels > 2 else None
         self.linear_c2 = _LevelProjection(feature_channels[1], width)
         self.linear_c1 = _LevelProjection(feature_channels[0], width)
-        self.linear_fuse = _Fusion(spatial_dims, width)
+        self.linear_fuse = _Fusion(spatial_dims, levels, width)
         self.dropout = Dropout[Dropout.DROPOUT, spatial_dims](dropout)
         self.linear_pred = conv(width, out_channels, kernel_size=1)
 
     def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
         """Decode ``[(B, F_i, *s_i)] -> (B, out_channels, *s_1)``."""
-        # The channels to fuse come from level 4 first and from level 1 last.
-        fuse4, fuse3, fuse2, fuse1 = self.linear_fuse.conv.weight.flatten(1).chunk(4, dim=1)
-        fused = self.linear_c1(features[0], fuse1)
-        fused = fused + self._like(self.linear_c2(features[1], fuse2), fused)
-        fused = fused + self._like(self.linear_c3(features[2], fuse3), fused)
-        fused = fused + self._like(self.linear_c4(features[3], fuse4), fused)
+        # The channels to fuse come from the coarsest level first and from level 1 last.
+        fuse = self.linear_fuse.conv.weight.flatten(1).chunk(self.levels, dim=1)
+        fused = self.linear_c1(features[0], fuse[-1])
+        fused = fused + self._like(self.linear_c2(features[1], fuse[-2]), fused)
+        if self.linear_c3 is not None:
+            fused = fused + self._like(self.linear_c3(features[2], fuse[-3]), fused)
+        if self.linear_c4 is not None:
+            fused = fused + self._like(self.linear_c4(features[3], fuse[-4]), fused)
         return self.linear_pred(self.dropout(F.relu(self.linear_fuse.bn(fused))))
 
     def _like(self, coarse: torch.Tensor, fine: torch.Tensor) -> torch.Tensor:

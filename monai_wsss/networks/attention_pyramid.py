@@ -17,7 +17,7 @@ from monai_wsss.networks.attention_logits import attention_logits
 from monai_wsss.networks.conv_pyramid import ConvPyramid
 from monai_wsss.networks.encoder_facts import encoder_channels, encoder_dims, encoder_in_channels, encoder_strides
 
-__all__ = ["AttentionPyramid", "projections_in"]
+__all__ = ["AttentionPyramid"]
 
 
 class AttentionPyramid(nn.Module):
@@ -47,6 +47,8 @@ class AttentionPyramid(nn.Module):
         >>> [tuple(each.shape) for each in features], pairs[0][0].shape
         ([(1, 64, 16, 16), (1, 128, 8, 8), (1, 256, 4, 4), (1, 512, 2, 2)], torch.Size([1, 8, 4, 64]))
     """
+
+    new_parts = ("query", "key")
 
     def __init__(
         self,
@@ -115,14 +117,3 @@ class AttentionPyramid(nn.Module):
         """
         features, pairs = self.forward_with_queries(image)
         return features, [attention_logits(query, key, features[-1].shape[2:], radius) for query, key in pairs]
-
-
-def projections_in(network: nn.Module) -> tuple[str, ...]:
-    """Give the beginnings of the names of all query and key projections in a network: what is new in its encoder.
-
-    Example:
-        >>> projections_in(nn.Sequential(AttentionPyramid.tiny()))
-        ('0.query.', '0.key.')
-    """
-    pyramids = [path for path, module in network.named_modules() if isinstance(module, AttentionPyramid)]
-    return tuple(f"{path}.{part}.".lstrip(".") for path in pyramids for part in ("query", "key"))

@@ -15,7 +15,10 @@ from torch import nn
 from monai_wsss._checks import check_choice
 from monai_wsss.cams import pool_maps
 
-__all__ = ["ClassHead"]
+__all__ = ["DETACHED", "ClassHead"]
+
+DETACHED = ("none", "features", "weights", "all")
+"""What a loss on class maps may leave untrained: nothing, the features, the classifier's weights, or both."""
 
 
 class ClassHead(nn.Module):
@@ -70,6 +73,26 @@ class ClassHead(nn.Module):
         if self.spatial_dims == 2:
             return F.conv2d(features, self.weight, self.bias)
         return F.conv3d(features, self.weight, self.bias)
+
+    @torch.jit.unused
+    def seeds(self, features: torch.Tensor, detached: str = "none") -> torch.Tensor:
+        """Give the class maps of :meth:`forward` with no gradient to what is ``detached``, one of ``DETACHED``.
+
+        Example:
+            >>> head, features = ClassHead(4, 2), torch.rand(1, 4, 8, 8, requires_grad=True)
+            >>> head.seeds(features, "features").sum().backward()
+            >>> features.grad is None, head.weight.grad is None
+            (True, False)
+        """
+        if detached == "all":
+            return self(features).detach()
+        if detached == "features":
+            return self(features.detach())
+        if detached == "none":
+            return self(features)
+        bias = None if self.bias is None else self.bias.detach()
+        convolve = F.conv2d if self.spatial_dims == 2 else F.conv3d
+        return convolve(features, self.weight.detach(), bias)
 
     @torch.jit.unused
     def classify(self, features: torch.Tensor) -> torch.Tensor:

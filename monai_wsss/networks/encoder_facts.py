@@ -9,7 +9,14 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["encoder_channels", "encoder_dims", "encoder_in_channels", "encoder_name", "encoder_strides"]
+__all__ = [
+    "encoder_channels",
+    "encoder_dims",
+    "encoder_in_channels",
+    "encoder_name",
+    "encoder_strides",
+    "new_layers_in",
+]
 
 
 def encoder_channels(encoder: nn.Module, given: Sequence[int] | None = None) -> tuple[int, ...]:
@@ -65,6 +72,23 @@ def encoder_in_channels(encoder: nn.Module) -> int:
     if first is None:
         raise ValueError(f"Expected an `encoder` with `in_channels`, {type(encoder).__name__} has none.")
     return first.in_channels
+
+
+def new_layers_in(network: nn.Module) -> tuple[str, ...]:
+    """Give the beginnings of the names of all layers that wrap an encoder and have no published weights.
+
+    An encoder that wraps another names them in ``new_parts``.
+
+    Example:
+        >>> from monai_wsss.networks import AttentionPyramid
+        >>> new_layers_in(nn.Sequential(AttentionPyramid.tiny()))
+        ('0.query.', '0.key.')
+    """
+    return tuple(
+        f"{path}.{part}.".lstrip(".")
+        for path, module in network.named_modules()
+        for part in getattr(module, "new_parts", ())
+    )
 
 
 def _first_convolution(encoder: nn.Module) -> nn.Conv2d | nn.Conv3d | None:

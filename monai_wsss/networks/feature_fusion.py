@@ -31,6 +31,14 @@ from monai_wsss.refinement import MaskRule
 __all__ = ["EncoderLevel", "FusedFeatures", "FusedSegmenter", "fused_cam_network"]
 
 
+def sum_of_maps(maps: list[torch.Tensor]) -> torch.Tensor:
+    """Add maps of one shape."""
+    total = maps[0]
+    for each in maps[1:]:
+        total = total + each
+    return total
+
+
 class FusedFeatures(nn.Module):
     """The maps of an encoder as one dense map: ``(B, C, *S) -> (B, width, *s)``.
 
@@ -105,6 +113,10 @@ class FusedFeatures(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Give the fused map: ``(B, C, *S) -> (B, width, *s)``."""
+        return self.dropout(self.fuse(F.relu(sum_of_maps(self.resized_laterals(image)))))
+
+    def resized_laterals(self, image: torch.Tensor) -> list[torch.Tensor]:
+        """Give the laterals of all maps of the encoder at the size of the result, (B, width, *s) each."""
         if self.spatial_dims == 2:
             # Faster on a CPU; only the memory layout differs, the values are the same.
             image = image.contiguous(memory_format=torch.channels_last)
@@ -118,10 +130,7 @@ class FusedFeatures(nn.Module):
         laterals: list[torch.Tensor] = []
         for n, lateral in enumerate(self.laterals):
             laterals.append(F.interpolate(lateral(features[n]), size=size, mode=self.mode, align_corners=False))
-        total = laterals[0]
-        for level in laterals[1:]:
-            total = total + level
-        return self.dropout(self.fuse(F.relu(total)))
+        return laterals
 
     def _levels(self, features: torch.Tensor | Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Turn what the encoder gives into a list of maps, and check their number."""

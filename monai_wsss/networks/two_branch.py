@@ -2,15 +2,17 @@
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 """Two branches on one encoder: a classifier whose class maps are the seeds, and a segmentation decoder.
 
-The network of BMP (Zhu et al., TNNLS, arXiv:2308.04949) and, without the prior, of AFA (Ru et al., CVPR 2022).
+The network of BMP (Zhu et al., TNNLS, arXiv:2308.04949) and, without the prior, of AFA (Ru et al., CVPR 2022); with
+an auxiliary classifier and without an affinity that of CoSA (Yang et al., ECCV 2024), whose letters stand in brackets.
 
 | symbol     | name           | meaning                                                              | shape          |
 |------------|----------------|----------------------------------------------------------------------|----------------|
-| X^1 .. X^n | features       | maps of the encoder, from fine to coarse                             | (B, F_i, *s_i) |
-| c          | `logits`       | image-level logits of the classifier, from X^n                       | (B, K)         |
-| C          | `seeds`        | raw class maps of the classifier, from X^n                           | (B, K, *S)     |
+| X^1 .. X^n | features       | maps of the encoder, from fine to coarse (F† and F)                  | (B, F_i, *s_i) |
+| c          | `logits`       | image-level logits of the classifier, from X^n (z)                   | (B, K)         |
+| C          | `seeds`        | raw class maps of the classifier, from X^n (M)                       | (B, K, *S)     |
+| z†, M†     | `auxiliary_…`  | logits and class maps of a second classifier, from X^(n-1)           | as c, C        |
 | C^m        | `prior`        | max_k a(C_k), a a sigmoid; OFD decodes X^i * C^m, object-aware maps   | (B, 1, *S)     |
-| S^s        | `segmentation` | logits of the decoder, channel 0 background                          | (B, K+1, *S)   |
+| S^s        | `segmentation` | logits of the decoder, channel 0 background (S)                      | (B, K+1, *S)   |
 | A          | `affinity`     | affinity of the tokens of X^n, from the encoder's attention          | (B, N, N)      |
 """
 
@@ -21,12 +23,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from monai_wsss._checks import as_flag
+from monai_wsss._checks import as_flag, check_choice
 from monai_wsss._resize import linear_mode
 from monai_wsss.networks.all_mlp_decoder import AllMLPDecoder
 from monai_wsss.networks.attention_affinity import AttentionAffinity
-from monai_wsss.networks.class_head import ClassHead
+from monai_wsss.networks.class_head import DETACHED, ClassHead
 from monai_wsss.networks.conv_pyramid import ConvPyramid
+from monai_wsss.networks.encoder_facts import encoder_channels, encoder_dims
+from monai_wsss.networks.large_fov import LargeFOV
 from monai_wsss.networks.object_prior import ObjectPrior
 from monai_wsss.networks.reading_record import add_reading_record
 from monai_wsss.refinement import MaskRule
@@ -66,11 +70,16 @@ class TwoBranchNetwork(nn.Module):
         prior: makes C^m for object-aware feature decoding (BMP); None: the decoder gets the features as they are (AFA).
         affinity: gives the affinity between the tokens of the last level; None: there is none.
         auxiliary: a second classifier, of the level before the last (CoSA), or None.
-        detach_seeds: True: losses on the seeds train neither encoder nor classifier (AFA); False: they do (BMP).  The
-            auxiliary classifier's always do.
+        detach_seeds: what losses on the seeds, also the auxiliary ones, do not train: ``none`` of both (BMP, CoSA), the
+            ``features``, the ``weights`` of the classifiers, or ``all`` (AFA); True stands for ``all``, False for
+            ``none``.  The image-level logits train both in any case.
 
     Attributes:
         output_kind: ``"segmentation"``.
+        detach_seeds: ``none``, ``features``, ``weights`` or ``all``.
+
+    Raises:
+        ValueError: another ``detach_seeds``.
 
     Example:
         >>> import torch
@@ -93,7 +102,7 @@ class TwoBranchNetwork(nn.Module):
         prior: ObjectPrior | None = None,
         affinity: AttentionAffinity | None = None,
         auxiliary: ClassHead | None = None,
-        detach_seeds: bool = False,
+        detach_seeds: bool | str = False,
     ) -> None:
         super().__init__()
         self.output_kind = "segmentation"
@@ -107,7 +116,7 @@ class TwoBranchNetwork(nn.Module):
         # The attribute has the name of the authors' checkpoints.
         self.attn_proj = affinity
         self.auxiliary = auxiliary
-        self.detach_seeds = detach_seeds
+        self.detach_seeds = _detached(detach_seeds)
         add_reading_record(self)
 
     @classmethod
@@ -166,8 +175,69 @@ class TwoBranchNetwork(nn.Module):
             classifier,
             prior=prior if as_flag("ofd", ofd) else None,
             affinity=AttentionAffinity(heads) if heads else None,
-            detach_seeds=as_flag("detach_seeds", detach_seeds),
+            detach_seeds=detach_seeds,
         )
+
+    @classmethod
+    def with_auxiliary(
+        cls,
+        encoder: nn.Module,
+        num_classes: int = 1,
+        *,
+        decoder: str = "large_fov",
+        decoder_width: int | None = None,
+        dropout: float = 0.1,
+        pooling: str = "max",
+        pooled: str = "features",
+        topk_share: float = 0.1,
+        detach_seeds: bool | str = "none",
+    ) -> "TwoBranchNetwork":
+        """Make the parts of CoSA around an encoder of two maps or more: two classifiers and a decoder.
+
+        The classifier reads the last map, the auxiliary classifier the one before it; they share no weights.
+
+        Args:
+            encoder: has ``feature_channels``, e.g. :class:`~monai_wsss.networks.VisionTransformer`, or
+                :class:`~monai_wsss.networks.TwoFusedMaps` around any other.
+            num_classes: K, the foreground classes.
+            decoder: ``large_fov``: :class:`~monai_wsss.networks.LargeFOV` on the last map, as in CoSA; ``all_mlp``:
+                :class:`~monai_wsss.networks.AllMLPDecoder` on all maps, as in AFA and BMP; for two to four maps.
+            decoder_width: of the decoder; None: the published one, 512 for ``large_fov``, 256 for ``all_mlp``.
+            dropout: of ``all_mlp``.
+            pooling: of both classifiers, see :class:`~monai_wsss.networks.ClassHead`.
+            pooled: see there; the classifiers have a bias where ``maps`` are pooled.
+            topk_share: see there.
+            detach_seeds: see the class.
+
+        Raises:
+            ValueError: an encoder of one map, K below 1, or an unknown word.
+
+        Example:
+            >>> network = TwoBranchNetwork.with_auxiliary(ConvPyramid.tiny(), 2, decoder_width=8).eval()
+            >>> outputs = network.branches(torch.zeros(1, 1, 32, 32), upsample=False)
+            >>> outputs.auxiliary_seeds.shape, outputs.segmentation.shape
+            (torch.Size([1, 2, 8, 8]), torch.Size([1, 3, 8, 8]))
+        """
+        channels, dims = encoder_channels(encoder), encoder_dims(encoder)
+        if len(channels) < 2:
+            raise ValueError(
+                f"Expected an `encoder` of two maps or more, {type(encoder).__name__} gives one: the auxiliary "
+                "classifier reads the map before the last."
+            )
+        check_choice("decoder", decoder, ("large_fov", "all_mlp"))
+        made: nn.Module
+        if decoder == "large_fov":
+            made = LargeFOV(channels[-1], num_classes + 1, spatial_dims=dims, width=decoder_width or 512)
+        else:
+            width = decoder_width or 256
+            made = AllMLPDecoder(channels, num_classes + 1, spatial_dims=dims, width=width, dropout=dropout)
+        classifier, auxiliary = (
+            ClassHead(
+                channels[level], num_classes, spatial_dims=dims, pooling=pooling, pooled=pooled, topk_share=topk_share
+            )
+            for level in (-1, -2)
+        )
+        return cls(encoder, made, classifier, auxiliary=auxiliary, detach_seeds=detach_seeds)
 
     @classmethod
     def tiny(cls, spatial_dims: int = 2, in_channels: int = 1, num_classes: int = 1) -> "TwoBranchNetwork":
@@ -201,15 +271,21 @@ class TwoBranchNetwork(nn.Module):
         pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
         features, pairs = self._features_and_queries(image) if affinity else (self.encoder(image), pairs)
         logits = self.classifier.classify(features[-1])
-        coarse = self.classifier(features[-1])
+        coarse = self.classifier.seeds(features[-1], self.detach_seeds)
         seeds = self._at_size(coarse, image) if upsample or self.prior is not None else coarse
-        segmentation = self.decoder(self.object_aware(features, seeds) if self.prior is not None else features)
+        decoded = features
+        if self.prior is not None:
+            # What reaches the classifier by way of the prior is the prior's own choice.
+            attached = self.detach_seeds == "none"
+            maps = seeds if attached else self._at_size(self.classifier(features[-1]), image)
+            decoded = self.object_aware(features, maps)
+        segmentation = self.decoder(decoded)
         seeds, segmentation = (seeds, self._at_size(segmentation, image)) if upsample else (coarse, segmentation)
-        outputs = BranchOutputs(logits, seeds.detach() if self.detach_seeds else seeds, segmentation, None)
+        outputs = BranchOutputs(logits, seeds, segmentation, None)
         if affinity and self.attn_proj is not None:
             outputs = outputs._replace(affinity=self.attn_proj.between(pairs, features[-1].shape[2:], radius))
         if self.auxiliary is not None:
-            maps = self.auxiliary(features[-2])
+            maps = self.auxiliary.seeds(features[-2], self.detach_seeds)
             outputs = outputs._replace(
                 auxiliary_logits=self.auxiliary.classify(features[-2]),
                 auxiliary_seeds=self._at_size(maps, image) if upsample else maps,
@@ -249,3 +325,12 @@ class TwoBranchNetwork(nn.Module):
                 f"{type(self.encoder).__name__} lacks them: use one that has them, or train without the affinity."
             )
         return forward_with_queries(image)
+
+
+def _detached(value: bool | str) -> str:
+    """Read ``detach_seeds``, which a bundle's command line may hand over as ``"true"`` or ``"false"``."""
+    if value in DETACHED:
+        return str(value)
+    if str(value).lower() not in ("true", "false"):
+        raise ValueError(f"Expected `detach_seeds` to be one of {', '.join(DETACHED)}, true or false, got {value!r}.")
+    return "all" if as_flag("detach_seeds", value) else "none"

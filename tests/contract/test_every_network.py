@@ -21,6 +21,7 @@ from monai_wsss.networks import (
     AtrousSpatialPyramid,
     AttentionAffinity,
     ClassHead,
+    LargeFOV,
     ObjectPrior,
     PSPHead,
     SignPreservingFusion,
@@ -55,6 +56,10 @@ PARTS: dict[str, Part] = {
     "AtrousSpatialPyramid": (lambda dims: AtrousSpatialPyramid(dims, 4, 4, (1, 2)), features),
     "AttentionAffinity": (lambda dims: AttentionAffinity(2), tokens),
     "ClassHead": (lambda dims: ClassHead(4, 2, spatial_dims=dims), features),
+    "LargeFOV": (
+        lambda dims: LargeFOV(4, 3, spatial_dims=dims, width=4, dilation=2),
+        lambda dims: [features(dims)] * 2,
+    ),
     "ObjectPrior": (lambda dims: ObjectPrior(), features),
     "PSPHead": (lambda dims: PSPHead(4, 2, spatial_dims=dims, channels=4, bins=(1, 2)), features),
     "SignPreservingFusion": (

@@ -34,7 +34,7 @@ def iterations(end: int) -> WeightRamp:
 DEFAULT: dict[str, Any] = {
     # Network.
     "encoder": MixTransformer, "levels": (64, 128, 320, 512), "decoder_width": 256, "dropout": 0.1, "pooling": "max",
-    "pooled": "features", "prior": "sigmoid", "prior_detached": True, "detach_seeds": False,
+    "pooled": "features", "prior": "sigmoid", "prior_detached": True, "detach_seeds": "none",
     # Seeds.
     "seed_scale": MinMax, "scales": (1.0, 0.5, 1.5),
     # Labels.
@@ -57,7 +57,7 @@ WITHOUT_FEEDBACK = dict.fromkeys(
     )
 )  # fmt: skip
 OF_AFA: dict[str, Any] = {
-    **WITHOUT_FEEDBACK, "prior": None, "prior_detached": None, "detach_seeds": True, "c2s_weight": 0.1,
+    **WITHOUT_FEEDBACK, "prior": None, "prior_detached": None, "detach_seeds": "all", "c2s_weight": 0.1,
     "c2s_kind": "balanced", "labels": LearnedAffinity, "class_confidence": None, "background": None, "score": None,
 }  # fmt: skip
 AS_ANY_OTHER_IMAGE = {
