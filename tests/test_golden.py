@@ -33,6 +33,7 @@ from monai_wsss.cams import (
     zscore_images,
 )
 from monai_wsss.engines import Progress, WeightRamp, polynomial_after_warm_up
+from monai_wsss.inferers import MinMax, MultiScaleSeeds
 from monai_wsss.inferers.multi_scale import multi_scale_branches
 from monai_wsss.losses import (
     CrossModalEquivarianceLoss,
@@ -56,8 +57,14 @@ from monai_wsss.networks.pyramid_fusion import PyramidFusionPooling, SignPreserv
 from monai_wsss.networks.resnest import ResNeSt, SplitAttentionConv
 from monai_wsss.networks.resnet38 import PreActivationBlock, PreActivationBottleneck, ResNet38
 from monai_wsss.networks.two_branch import TwoBranchNetwork
-from monai_wsss.refinement import to_mask
+from monai_wsss.refinement import LabeledImages, to_mask
 from monai_wsss.refinement.affinity_walk import affinity_labels, propagate_by_affinity, softmax_with_background
+from monai_wsss.refinement.assigned_labels import (
+    class_assignment,
+    perplexity,
+    segmentation_assignment,
+    two_threshold_label,
+)
 from monai_wsss.refinement.confident_labels import confident_label, confident_segmentation_label
 from monai_wsss.refinement.pixel_adaptive import (
     PixelAdaptiveRefinement,
@@ -82,7 +89,7 @@ PENDING = {
     ),
     "cosa": (
         "the CoSA method",
-        "c2s cpl_hard csc_paper gmm_threshold multiscale_fusion network raw_c2s_paper s2c spl",
+        "c2s csc_paper gmm_threshold network s2c",
     ),
 }
 REASONS = {f"{paper}/{name}": reason for paper, (reason, names) in PENDING.items() for name in names.split()}
@@ -98,6 +105,11 @@ NOT_READ = {
     "bmp/network": r"source|note|versions",
     "bmp/par": r"source|note|versions",
     "bmp/polywarmup": r"source|note|versions",
+    "cosa/cpl_hard": r"source|note|versions",
+    "cosa/multiscale_fusion": r"source|note|versions",
+    # The loss itself is checked with the losses.
+    "cosa/raw_c2s_paper": r"source|eps_policy|versions|in_seglogits|out_(?!cpl|perplexity|validcam).*",
+    "cosa/spl": r"source|note|versions",
     # The network from the image to the target layer is the one of `unetcam`; here its activations are the input.
     "cmer/gradcam": r"x|filters_div|w/(?!classifier\.).*",
     "gland/plf": r"mode",  # the name of the case
@@ -686,6 +698,54 @@ def check_branch_fusion(z: Vectors) -> None:
     torch.testing.assert_close(rescale_maps(segmentation), z["out_seg_minmax"], rtol=1e-4, atol=1e-5)
 
 
+def check_assigned_by_thresholds(z: Vectors) -> None:
+    """As released: two thresholds on maps of half the size, one threshold, and doubt in between."""
+    maps, label = z["in_cam"], z["in_y"]
+    high, low, downscale = z["in_thr_high_low_downscale"].tolist()
+    valid, padding = maps * label[..., None, None], outside_boxes(z["in_boxes"], maps.shape[2:])
+    assert torch.equal(valid, z["out_validcam"])
+    words = {"low": low, "high": high, "downscale": max(downscale, 1), "padding": padding}
+    assert torch.equal(two_threshold_label(maps, label, **words), z["out_cam2mask"].long())
+    held = label.any(0).nonzero()[:, 0]
+    assert torch.equal(two_threshold_label(maps, label, **words, classes=held), z["out_cam2mask"].long())
+    assert torch.equal(class_assignment(valid, 0.5)[0], z["out_cam_to_label_bkg0p5"])
+    doubt = seed_label(valid, low=low, high=high).masked_fill(padding, 255)
+    assert torch.equal(doubt, z["out_cam_to_label_ignoremid"])
+
+
+def check_assigned_with_perplexity(z: Vectors) -> None:
+    threshold, scale, power = z["in_xi_lalpha_lbeta"].tolist()
+    maps = z["in_cam"].double() * z["in_y"][..., None, None]
+    torch.testing.assert_close(maps, z["out_validcam"].double())
+    label, strength = class_assignment(maps, torch.tensor(threshold))
+    assert torch.equal(label, z["out_cpl"])
+    close(perplexity(strength, threshold, scale=scale, power=power), z["out_perplexity"].double())
+
+
+def check_assigned_by_segmentation(z: Vectors) -> None:
+    logits, label, temperature = z["in_seglogits"], z["in_y"], z["in_tau"].item()
+    close(segmentation_assignment(logits, label, temperature), z["out_spl"])
+    every = segmentation_assignment(logits, None, temperature)
+    every[:, 1:] *= label[..., None, None]
+    close(every, z["out_spl_after_softmax"])
+
+
+def check_branches_over_scales(z: Vectors) -> None:
+    """As released: logits summed, auxiliary seeds of the last scale alone."""
+    scales = z["scales"].tolist()
+    stored = iter(
+        SimpleNamespace(seeds=z[f"in_cam_s{n}"], auxiliary_seeds=z[f"in_camaux_s{n}"], segmentation=z[f"in_seg_s{n}"])
+        for n in range(len(scales))
+    )
+    count, classes = len(z["out_cam"]), z["out_cam"].shape[1]
+    images = LabeledImages(torch.zeros(count, 1, *z["hw"].tolist()), torch.ones(count, classes))
+    maps = MultiScaleSeeds(
+        MinMax(), scales, seeds=("seeds", "auxiliary_seeds"), aux_scales="last", sum_logits=True
+    )(SimpleNamespace(branches=lambda _: next(stored)), images)  # fmt: skip
+    for got, name in zip(maps, ("cam", "camaux", "seg"), strict=True):
+        torch.testing.assert_close(got, z[f"out_{name}"], rtol=1e-4, atol=1e-5)
+
+
 def check_polynomial_after_warm_up(z: Vectors) -> None:
     """The rates, and where they take a parameter with AdamW."""
     rate, warm_up, iterations, start, power, floor = z["in_lr_warm_max_ratio_power_minmult"].tolist()
@@ -788,6 +848,10 @@ CHECKS: dict[str, Callable[[Vectors], None]] = {
     "cmer/total_K4": check_total,
     "cmer/unetcam": check_unetcam,
     "cmer/zscore": check_zscore,
+    "cosa/cpl_hard": check_assigned_by_thresholds,
+    "cosa/multiscale_fusion": check_branches_over_scales,
+    "cosa/raw_c2s_paper": check_assigned_with_perplexity,
+    "cosa/spl": check_assigned_by_segmentation,
     "gland/cam": check_cam,
     "gland/resnest101_statedict_index": partial(check_statedict_index, make=partial(ResNeSt, 101)),
     "gland/resnest200_statedict_index": partial(check_statedict_index, make=partial(ResNeSt, 200)),

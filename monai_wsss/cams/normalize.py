@@ -79,11 +79,12 @@ def rescale_maps(maps: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:
     return between_extremes(maps, eps)
 
 
-def between_extremes(maps: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:
-    """Compute :func:`rescale_maps` of arguments that are known to fit."""
+def between_extremes(maps: torch.Tensor, eps: float = 1e-5, *, least: float = 0.0) -> torch.Tensor:
+    """Compute :func:`rescale_maps` of arguments that fit; ranges below ``least`` are not stretched to 1."""
     maps, axes = float32_or_wider(maps), tuple(range(2, maps.ndim))
     lowest = maps.amin(dim=axes, keepdim=True)
-    return (maps - lowest) / (maps.amax(dim=axes, keepdim=True) - lowest + eps)
+    spread = maps.amax(dim=axes, keepdim=True) - lowest
+    return (maps - lowest) / ((spread.clamp(min=least) if least else spread) + eps)
 
 
 def subtract_negative_reference(maps: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:

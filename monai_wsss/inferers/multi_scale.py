@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from monai_wsss._checks import check_choice, check_shape, float32_or_wider
 from monai_wsss._resize import resize_linear
 
-__all__ = ["check_scales", "multi_scale_branches", "sum_over_scales"]
+__all__ = ["check_scales", "join_mirrored", "multi_scale_branches", "sum_over_scales"]
 
 Maps = Callable[[torch.Tensor], Sequence[torch.Tensor]]
 _JOINS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
@@ -75,9 +75,14 @@ def sum_over_scales(
         if scale != 1.0:
             scaled = resize_linear(image, [max(1, int(side * scale)) for side in size])
         for kept, join, both in zip(sums, joins, maps(torch.cat((scaled, scaled.flip(-1)))), strict=True):
-            upright, mirrored = resize_linear(float32_or_wider(both), size).chunk(2)
-            kept.append(_JOINS[join](upright, mirrored.flip(-1)))
+            kept.append(join_mirrored(both, join, size))
     return [torch.stack(kept).sum(0) for kept in sums]
+
+
+def join_mirrored(both: torch.Tensor, join: str, size: Sequence[int]) -> torch.Tensor:
+    """Join maps of images and of the mirrored images, (2B, channels, *t), at a size: (B, channels, *size)."""
+    upright, mirrored = resize_linear(float32_or_wider(both), size).chunk(2)
+    return _JOINS[join](upright, mirrored.flip(-1))
 
 
 def check_scales(scales: Sequence[float]) -> None:

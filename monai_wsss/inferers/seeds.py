@@ -4,7 +4,7 @@
 
     C'   = scale( sum_s ReLU(max(C_s, C_s^f)) )  `MinMax`                                  Zhu et al., BMP, Sec. IV-A
     C'   = scale( mean_s max(C_s, C_s^f) )       `AboveHealthyLevel`; both 0 for classes that the image does not hold
-    S'   = mean_s (S_s + S_s^f) / 2
+    S'   = mean_s (S_s + S_s^f) / 2, or the sum over s of S_s + S_s^f
 
 | ``scale``           | C' = 0 at                             | C' = 1 at        | for                              |
 |---------------------|---------------------------------------|------------------|----------------------------------|
@@ -21,9 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from monai_wsss._checks import check_choice
 from monai_wsss._running import RunningMean
 from monai_wsss.cams.normalize import above_level, between_extremes
-from monai_wsss.inferers.multi_scale import check_scales, sum_over_scales
+from monai_wsss.inferers.multi_scale import check_scales, join_mirrored, sum_over_scales
 from monai_wsss.refinement import LabeledImages
 
 __all__ = ["AboveHealthyLevel", "MinMax", "MultiScaleSeeds"]
@@ -47,6 +48,14 @@ class BranchMaps(Protocol):
 class MinMax(nn.Module):
     """Scale rectified seeds per image and class from their lowest to their highest value.
 
+    Args:
+        min_peak: least height of a peak above the lowest value, in units of the raw seeds, that is scaled to 1; lower
+            peaks stay lower.  A random crop often lacks the object that its image holds; without this bound its
+            strongest pixel would be a certain object (CoSA: 0, no bound).
+
+    Raises:
+        ValueError: a negative bound.
+
     Example:
         >>> MinMax()(torch.tensor([[[[-1.0, 1.0, 2.0]]]])).round(decimals=2).flatten().tolist()
         [0.0, 0.5, 1.0]
@@ -54,9 +63,20 @@ class MinMax(nn.Module):
 
     join: str = "rectified"
 
+    def __init__(self, min_peak: float = 0.0) -> None:
+        super().__init__()
+        if not min_peak >= 0:
+            raise ValueError(f"Expected `min_peak` >= 0, got {min_peak}.")
+        self.min_peak = min_peak
+
+    @property
+    def of_sum(self) -> bool:
+        """Tell whether a sum over scales gives what their mean does: a bound of the peak makes the difference."""
+        return not self.min_peak
+
     def forward(self, seeds: torch.Tensor) -> torch.Tensor:
         """Scale raw seeds: ``(B, K, *S) -> (B, K, *S)`` in [0, 1]."""
-        return between_extremes(F.relu(seeds))
+        return between_extremes(F.relu(seeds), least=self.min_peak)
 
 
 class AboveHealthyLevel(nn.Module):
@@ -79,6 +99,7 @@ class AboveHealthyLevel(nn.Module):
     """
 
     join: str = "strongest"
+    of_sum: bool = False
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -132,10 +153,12 @@ class MultiScaleSeeds(nn.Module):
         scale: brings raw seeds to [0, 1], and says by ``join`` how the mirror image joins them.
         scales: factors of the image's size.
         seeds: which outputs of ``network.branches`` are seeds; CoSA has ``auxiliary_seeds``, too.
-        logits: which are logits, of which the mean is taken.
+        logits: which are logits.
+        aux_scales: of which scales auxiliary seeds are made: ``"all"``, or ``"last"``, as in the released code of CoSA.
+        sum_logits: give the sum of the logits over all 2 s passes (CoSA) instead of their mean.
 
     Raises:
-        ValueError: no positive scale.
+        ValueError: no positive scale, or an unknown choice.
 
     Example:
         >>> from monai_wsss.networks import TwoBranchNetwork
@@ -152,13 +175,18 @@ class MultiScaleSeeds(nn.Module):
         *,
         seeds: Sequence[str] = ("seeds",),
         logits: Sequence[str] = ("segmentation",),
+        aux_scales: str = "all",
+        sum_logits: bool = False,
     ) -> None:
         super().__init__()
         check_scales(scales)
+        check_choice("aux_scales", aux_scales, ("all", "last"))
         self.scale = scale
         self.scales = tuple(scales)
         self.seeds = tuple(seeds)
         self.logits = tuple(logits)
+        self.aux_scales = aux_scales
+        self.sum_logits = sum_logits
 
     @torch.no_grad()
     def forward(self, network: TwoBranches, images: LabeledImages) -> tuple[torch.Tensor, ...]:
@@ -169,16 +197,24 @@ class MultiScaleSeeds(nn.Module):
             images: with their labels.
         """
 
+        size = images.image.shape[2:]
+        last = [name for name in self.seeds if self.aux_scales == "last" and name.startswith("auxiliary")]
+        every = [name for name in (*self.seeds, *self.logits) if name not in last]
+        kept: dict[str, torch.Tensor] = {}
+
         def maps(image: torch.Tensor) -> list[torch.Tensor]:
             outputs = network.branches(image)
-            return [getattr(outputs, name) for name in (*self.seeds, *self.logits)]
+            kept.update({name: getattr(outputs, name) for name in last})
+            return [getattr(outputs, name) for name in every]
 
-        join = str(self.scale.join)
-        joins = [join] * len(self.seeds) + ["average"] * len(self.logits)
-        sums = sum_over_scales(maps, images.image, joins, self.scales)
-        present = images.label.reshape(*images.label.shape, *[1] * (images.image.ndim - 2))
-        count = len(self.scales)
-        # A sum is as good as a mean where its own extremes scale it.
-        of_scales = 1 if join == "rectified" else count
-        seeds = [self.scale(total / of_scales) * present for total in sums[: len(self.seeds)]]
-        return *seeds, *(total / count for total in sums[len(self.seeds) :])
+        join, count = str(self.scale.join), len(self.scales)
+        sums = sum_over_scales(
+            maps, images.image, [join if name in self.seeds else "average" for name in every], self.scales
+        )
+        totals = dict(zip(every, sums, strict=True))
+        counts = dict.fromkeys(every, count) | dict.fromkeys(last, 1)
+        totals |= {name: join_mirrored(maps, join, size) for name, maps in kept.items()}
+        present = images.label.reshape(*images.label.shape, *[1] * len(size))
+        seeds = (totals[name] if self.scale.of_sum else totals[name] / counts[name] for name in self.seeds)
+        logits = (totals[name] * 2 if self.sum_logits else totals[name] / count for name in self.logits)
+        return *(self.scale(maps) * present for maps in seeds), *logits

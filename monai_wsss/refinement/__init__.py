@@ -4,6 +4,12 @@
 """From maps to masks: thresholds, presence gates, pseudo-label refinement."""
 
 from monai_wsss.refinement.affinity_walk import affinity_labels, propagate_by_affinity, softmax_with_background
+from monai_wsss.refinement.assigned_labels import (
+    class_assignment,
+    perplexity,
+    segmentation_assignment,
+    two_threshold_label,
+)
 from monai_wsss.refinement.class_labels import BackgroundAware, ConstantScores, LearnedAffinity
 from monai_wsss.refinement.class_map_refinement import ClassMapRefinement
 from monai_wsss.refinement.confident_labels import confident_label, confident_segmentation_label
@@ -41,6 +47,7 @@ __all__ = [
     "ToMaskd",
     "affinity_labels",
     "background_aware_scores",
+    "class_assignment",
     "confident_label",
     "confident_segmentation_label",
     "cut_score_maps",
@@ -49,6 +56,7 @@ __all__ = [
     "median_reference",
     "negative_quantile",
     "otsu_threshold",
+    "perplexity",
     "pixel_adaptive_refinement",
     "pixel_adaptive_weights",
     "propagate_by_affinity",
@@ -56,6 +64,8 @@ __all__ = [
     "refined_seed_label",
     "score_maps",
     "seed_label",
+    "segmentation_assignment",
     "softmax_with_background",
     "to_mask",
+    "two_threshold_label",
 ]

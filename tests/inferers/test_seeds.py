@@ -233,3 +233,51 @@ def test_a_batch_without_negative_images_leaves_the_level():
     images = LabeledImages(torch.zeros(1, 1, 2, 2), torch.ones(1, 1))
     scale.follow(None, images.of([]))
     assert (scale.level.value.item(), scale.level.filled.item()) == (3.0, True)
+
+
+# ------------------------------------------------------------------------------- options of co-training
+
+
+class Auxiliary(Network):
+    """Also auxiliary seeds, of the other sign."""
+
+    def branches(self, image):
+        maps = super().branches(image)
+        return SimpleNamespace(seeds=maps.seeds, auxiliary_seeds=-maps.seeds, segmentation=maps.segmentation)
+
+
+def test_auxiliary_seeds_of_the_last_scale_alone():
+    images = images_of((8, 12))
+    names = {"seeds": ("seeds", "auxiliary_seeds")}
+    seeds, auxiliary, segmentation = MultiScaleSeeds(MinMax(), (1.0, 0.5), aux_scales="last", **names)(
+        Auxiliary(), images
+    )
+    alone = {"seeds": ("auxiliary_seeds",), "logits": ()}
+    (last,) = MultiScaleSeeds(MinMax(), (0.5,), **alone)(Auxiliary(), images)
+    torch.testing.assert_close(auxiliary, last, rtol=0, atol=0)
+    torch.testing.assert_close(
+        (seeds, segmentation), MultiScaleSeeds(MinMax(), (1.0, 0.5))(Network(), images), rtol=0, atol=0
+    )
+    with pytest.raises(ValueError, match="`aux_scales` to be one of all, last"):
+        MultiScaleSeeds(MinMax(), aux_scales="first")
+
+
+def test_logits_are_summed_over_all_passes_or_averaged():
+    images, scales = images_of((8, 12)), (1.0, 0.5, 1.5)
+    _, total = MultiScaleSeeds(MinMax(), scales, sum_logits=True)(Network(), images)
+    _, mean = MultiScaleSeeds(MinMax(), scales)(Network(), images)
+    torch.testing.assert_close(total, 6 * mean)
+
+
+def test_a_faint_peak_is_not_stretched_to_1():
+    """The bound is in units of the mean over the scales."""
+    maps = torch.tensor([[[[0.0, 0.5, 1.0]], [[0.0, 2.0, 4.0]]]])
+    got = MinMax(min_peak=2.0)(maps)
+    torch.testing.assert_close(got, torch.tensor([[[[0.0, 0.25, 0.5]], [[0.0, 0.5, 1.0]]]]), rtol=1e-4, atol=1e-5)
+    images, strongest = images_of((8, 12)), over_scales(images_of((8, 12)).image, (1.0, 0.5))[0]
+    seeds, _ = MultiScaleSeeds(MinMax(min_peak=100.0), (1.0, 0.5))(Network(), images)
+    mean = sum(maps.clamp(min=0) for maps in strongest) / 2
+    lowest = mean.amin((2, 3), keepdim=True)
+    torch.testing.assert_close(seeds, (mean - lowest) / (100 + 1e-5) * held(images))
+    with pytest.raises(ValueError, match="`min_peak` >= 0"):
+        MinMax(min_peak=-1.0)
