@@ -47,7 +47,10 @@ from monai_wsss.losses import (
 from monai_wsss.losses.affinity import affinity_loss
 from monai_wsss.losses.balanced_cross_entropy import balanced_cross_entropy_loss
 from monai_wsss.losses.confident_pseudo_label import class_to_segmentation_loss, segmentation_to_class_loss
+from monai_wsss.losses.contrastive_separation import contrastive_separation_loss
 from monai_wsss.losses.purified_label import PurifiedLabelLoss, purified_label_loss
+from monai_wsss.losses.reliability_weighted import reliability_weighted_loss
+from monai_wsss.losses.segmentation_to_cam import segmentation_to_cam_loss
 from monai_wsss.methods import CMER
 from monai_wsss.networks import AtrousSpatialPyramid, CAMUNet, ModalityNetworks
 from monai_wsss.networks.consistency_attention import ConsistencyCorrelationAttention
@@ -89,7 +92,7 @@ PENDING = {
     ),
     "cosa": (
         "the CoSA method",
-        "c2s csc_paper gmm_threshold network s2c",
+        "gmm_threshold network",
     ),
 }
 REASONS = {f"{paper}/{name}": reason for paper, (reason, names) in PENDING.items() for name in names.split()}
@@ -105,10 +108,15 @@ NOT_READ = {
     "bmp/network": r"source|note|versions",
     "bmp/par": r"source|note|versions",
     "bmp/polywarmup": r"source|note|versions",
+    # `seg_weightloss`, which nothing in the authors' code calls.
+    "cosa/c2s": r"source|note|versions|in_weights|out_weightloss",
     "cosa/cpl_hard": r"source|note|versions",
+    "cosa/csc_paper": r"source|policy|versions",
     "cosa/multiscale_fusion": r"source|note|versions",
-    # The loss itself is checked with the losses.
-    "cosa/raw_c2s_paper": r"source|eps_policy|versions|in_seglogits|out_(?!cpl|perplexity|validcam).*",
+    # Eq. 5 as printed grows with the perplexity.
+    "cosa/raw_c2s_paper": r"source|eps_policy|versions|.*_literal_eq5",
+    # Variants with maps scaled by their maximum, which nothing in the authors' code calls.
+    "cosa/s2c": r"source|note|versions|out_(loss|grad)_v[23]",
     "cosa/spl": r"source|note|versions",
     # The network from the image to the target layer is the one of `unetcam`; here its activations are the input.
     "cmer/gradcam": r"x|filters_div|w/(?!classifier\.).*",
@@ -826,6 +834,66 @@ def check_confident_losses_of_the_paper(z: Vectors) -> None:
     close(with_background, z["out_paper_s2c_ce_rawSc_as_logits"].nan_to_num())
 
 
+def check_released_cross_entropy(z: Vectors) -> None:
+    """CoSA's, balanced and not; its counts are 1e-6 larger than they are."""
+    logits, label = z["in_seglogits"].requires_grad_(), z["in_label"]
+    loss = balanced_cross_entropy_loss(logits, label, background_weight=1 - z["in_fgalpha"].item())
+    close(loss.detach(), z["out_loss"])
+    close(torch.autograd.grad(loss, logits)[0], z["out_grad"])
+    close(reliability_weighted_loss(logits, label).detach(), z["out_lossv2"])
+
+
+def check_reliability_weights(z: Vectors) -> None:
+    logits, label, perplexity = z["in_seglogits"].requires_grad_(), z["out_cpl"], z["out_perplexity"]
+    loss = reliability_weighted_loss(logits, label, perplexity)
+    close(loss.detach(), z["out_loss"])
+    of_pixels = z["out_perpixel_loss"]
+    close(of_pixels.mean(), z["out_loss"])
+    for_each = torch.nn.functional.cross_entropy(logits.detach(), label, reduction="none")
+    close(z["out_rawweight"] * for_each, of_pixels)
+    close(torch.autograd.grad(loss, logits)[0], z["out_grad_seglogits"])
+    close(reliability_weighted_loss(logits, label).detach(), z["out_unweighted_ce"])
+
+
+def check_segmentation_to_cam(z: Vectors) -> None:
+    maps, probabilities = z["in_camlogits"].requires_grad_(), z["in_spl"]
+    for relu, name in ((True, "v1"), (False, "norelu")):
+        loss = segmentation_to_cam_loss(maps, probabilities, relu=relu)
+        close(loss.detach(), z[f"out_loss_{name}"])
+        close(torch.autograd.grad(loss, maps)[0], z[f"out_grad_{name}"])
+
+
+def check_contrastive_separation(z: Vectors) -> None:
+    maps, label, anchors = z["in_M"].requires_grad_(), z["out_cpl_dagger"], z["out_omega"]
+    _, smallest, temperature, *_ = z["in_xi_eps_tau_lalpha_lbeta"].tolist()
+    assert torch.equal(z["out_perplexity_dagger"] <= smallest, anchors)
+    loss_of = partial(contrastive_separation_loss, maps, label, anchors, temperature=temperature)
+    loss = loss_of()
+    close(loss.detach(), z["out_loss_perimage"])
+    close(torch.autograd.grad(loss, maps)[0], z["out_grad_M_perimage"])
+    for vectors in ("sigmoid", "bgcat"):
+        close(loss_of(kind=vectors).detach(), z[f"out_loss_{vectors}_perimage"])
+    close(loss_of(pairs="batch").detach(), z["out_loss_batch"])
+    of_classes = torch.nn.functional.one_hot(label.flatten(1)) * anchors.flatten(1)[..., None]
+    assert torch.equal((of_classes.sum(1) * (of_classes.sum(1) > 1)).sum(1), z["out_nanchors_perimage"])
+    of_batch = of_classes.sum((0, 1))
+    assert torch.equal((of_batch * (of_batch > 1)).sum()[None], z["out_nanchors_batch"])
+    single = loss_of()
+    torch.testing.assert_close(
+        contrastive_separation_loss(maps.float(), label, anchors, temperature=temperature),
+        single.float(),
+        rtol=1e-4,
+        atol=1e-6,
+    )
+    valid = z["in_Mdagger_valid"]
+    assert not valid[z["in_y"] == 0].any()
+
+
+def check_labels_and_their_weights(vectors: Vectors) -> None:
+    check_assigned_with_perplexity(vectors)
+    check_reliability_weights(vectors)
+
+
 CHECKS: dict[str, Callable[[Vectors], None]] = {
     "bmp/afa_segloss": check_balanced_cross_entropy,
     "bmp/affinity": check_affinity,
@@ -848,9 +916,12 @@ CHECKS: dict[str, Callable[[Vectors], None]] = {
     "cmer/total_K4": check_total,
     "cmer/unetcam": check_unetcam,
     "cmer/zscore": check_zscore,
+    "cosa/c2s": check_released_cross_entropy,
     "cosa/cpl_hard": check_assigned_by_thresholds,
+    "cosa/csc_paper": check_contrastive_separation,
     "cosa/multiscale_fusion": check_branches_over_scales,
-    "cosa/raw_c2s_paper": check_assigned_with_perplexity,
+    "cosa/raw_c2s_paper": check_labels_and_their_weights,
+    "cosa/s2c": check_segmentation_to_cam,
     "cosa/spl": check_assigned_by_segmentation,
     "gland/cam": check_cam,
     "gland/resnest101_statedict_index": partial(check_statedict_index, make=partial(ResNeSt, 101)),

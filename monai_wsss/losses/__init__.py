@@ -11,6 +11,7 @@ from monai_wsss.losses.confident_pseudo_label import (
     class_to_segmentation_loss,
     segmentation_to_class_loss,
 )
+from monai_wsss.losses.contrastive_separation import ContrastiveSeparationLoss, contrastive_separation_loss
 from monai_wsss.losses.cross_modal_equivariance import (
     CrossModalEquivarianceLoss,
     cross_modal_equivariance_loss,
@@ -20,24 +21,32 @@ from monai_wsss.losses.equivariance import EquivarianceLoss, equivariance_loss
 from monai_wsss.losses.mutual_distillation import MutualDistillationLoss, mutual_distillation_loss
 from monai_wsss.losses.peers import peer_weights
 from monai_wsss.losses.purified_label import PurifiedLabelLoss, purified_label_loss
+from monai_wsss.losses.reliability_weighted import ReliabilityWeightedLoss, reliability_weighted_loss
+from monai_wsss.losses.segmentation_to_cam import SegmentationToCamLoss, segmentation_to_cam_loss
 
 __all__ = [
     "AffinityLoss",
     "BalancedCrossEntropyLoss",
     "ClassToSegmentationLoss",
+    "ContrastiveSeparationLoss",
     "CrossModalEquivarianceLoss",
     "EquivarianceLoss",
     "MutualDistillationLoss",
     "PurifiedLabelLoss",
+    "ReliabilityWeightedLoss",
+    "SegmentationToCamLoss",
     "SegmentationToClassLoss",
     "affinity_loss",
     "balanced_cross_entropy_loss",
     "class_to_segmentation_loss",
+    "contrastive_separation_loss",
     "cross_modal_equivariance_loss",
     "equivariance_loss",
     "mutual_distillation_loss",
     "peer_weights",
     "purified_label_loss",
+    "reliability_weighted_loss",
+    "segmentation_to_cam_loss",
     "segmentation_to_class_loss",
     "unit_norm_maps",
 ]

@@ -39,6 +39,10 @@ GIVEN: dict[str, Given] = {
     "AffinityLoss": lambda dims, g: (random(g, 2, 4**dims, 4**dims), (labels(g, dims, 2),)),
     "BalancedCrossEntropyLoss": lambda dims, g: (random(g, 2, 3, *(4,) * dims), (labels(g, dims, 2),)),
     "ClassToSegmentationLoss": lambda dims, g: (random(g, 2, 3, *(4,) * dims), (labels(g, dims, 2),)),
+    "ContrastiveSeparationLoss": lambda dims, g: (
+        random(g, 2, 3, *(4,) * dims),
+        (labels(g, dims, 2), random(g, 2, *(4,) * dims) < 0.8),
+    ),
     "CrossModalEquivarianceLoss": lambda dims, g: (
         random(g, 2, 2, 1, *(4,) * dims),
         (random(g, 2, 2, 1, *(4,) * dims), torch.ones(2, 1), torch.ones(2, 2, 1), PEERS),
@@ -49,6 +53,14 @@ GIVEN: dict[str, Given] = {
     ),
     "MutualDistillationLoss": lambda dims, g: (random(g, 2, 2, 3), (random(g, 2, 2, 3), PEERS)),
     "PurifiedLabelLoss": lambda dims, g: (random(g, 2, 3, *(4,) * dims), (labels(g, dims, 2),)),
+    "ReliabilityWeightedLoss": lambda dims, g: (
+        random(g, 2, 3, *(4,) * dims),
+        (labels(g, dims, 2), 3 * random(g, 2, *(4,) * dims)),
+    ),
+    "SegmentationToCamLoss": lambda dims, g: (
+        random(g, 2, 2, *(4,) * dims),
+        (random(g, 2, 3, *(6,) * dims).softmax(1),),
+    ),
     "SegmentationToClassLoss": lambda dims, g: (random(g, 2, 2, *(4,) * dims), (labels(g, dims, 2),)),
 }
 

@@ -1,0 +1,327 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""CoSA: co-training of a classification and a segmentation branch, whose labels an averaged network assigns and swaps.
+
+Yang et al., "Weakly supervised co-training with swapping assignments for semantic segmentation", ECCV 2024,
+arXiv:2402.17891.  For a weak view x and a strong view x^s of an image with image-level labels y over K classes:
+
+    z, M, z†, M†, S   = online(x^s)                    logits and class maps of two levels, segmentation     Sec. 3.2
+    M', M†', S'       = seeds(network, x)              over scales and the mirror image, no gradient         Sec. 3.2
+    xi, xi†           = follow(M'), follow(M†')        dynamic thresholds                                    Eq. 6
+    Y, P              = labels(M')                     class labels and their perplexity                     Eq. 3-4
+    Y†, P†            = auxiliary_labels(M†')          the same of the earlier level                         Eq. 3-4
+    Y^SPL             = guide(S')                      sharpened segmentation                                Eq. 7
+    L_c2s, L_c2s†     = c2s(S, Y, P), c2s(S, Y†, P†)   class labels teach the segmentation                   Eq. 5
+    L_s2c             = s2c(M, Y^SPL)                  the segmentation guides the class maps                Eq. 8
+    L_csc             = csc(M, Y†, P† <= epsilon)      sure pixels of one label draw M together              Eq. 9-10
+    L                 = L_cls + L_cls† + lambda_c2s (L_c2s + L_c2s†) + lambda_s2c L_s2c + lambda_csc L_csc   Eq. 11
+    theta'            <- m theta' + (1 - m) theta      after each real step: ``average``                     Sec. 3.2
+
+``online`` (theta) is trained.  ``network`` (theta'), the assignment network, makes the labels and is deployed.  The
+rows of the paper's Table 3 are parts left out: ``s2c`` (GC), ``average`` (SA), the weights in ``c2s`` (RAW), ``csc``,
+and the dynamics of the thresholds (DT).  ``energy`` is a term of the released code alone.  The presets stand in
+``cosa_settings.py``.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import cache
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from monai_wsss._checks import check_choice, float32_or_wider, plain_tensor
+from monai_wsss._labels import IGNORED
+from monai_wsss._resize import resize_linear
+from monai_wsss.engines import Progress, Term, WeightAverage, short_run_sentences, takes_arguments_of
+from monai_wsss.inferers import MultiScaleSeeds
+from monai_wsss.methods.base import grouped_parameters
+from monai_wsss.methods.cosa_settings import COSA_NETWORKS, COSA_WORDS, CosaSettings, cosa_network
+from monai_wsss.methods.two_branch_method import TwoBranchMethod
+from monai_wsss.networks import TwoBranchNetwork
+from monai_wsss.networks.encoder_facts import encoder_name, new_layers_in
+from monai_wsss.networks.published_weights import encoder_weights_of
+from monai_wsss.refinement import LabeledImages, SegmentationLabels, ThresholdLabels, TwoThresholdLabels
+
+__all__ = ["CoSA"]
+
+ClassLabelMaker = ThresholdLabels | TwoThresholdLabels
+
+
+class CoSA(TwoBranchMethod):
+    """Co-training with swapped assignments: the averaged network's class maps teach the segmentation, and vice versa.
+
+    A batch may hold ``strong`` (B, C, *S), the strong view: the image with other colors and the same geometry (default:
+    ``image``, the weak view), ``intensity`` (B, C', *S), along which the energy is computed (default: ``image``), and
+    ``boxes`` (B, 2 d): where images are not padding.  Build it by words with :meth:`from_preset`.
+
+    Args:
+        network: two branches with an auxiliary classifier; it becomes the assignment network, a copy of it is trained.
+        seeds: makes M', M†' and S'.
+        labels: makes Y and P of M'.
+        auxiliary_labels: makes Y† and P† of M†', with a threshold of its own.
+        guide: makes Y^SPL.
+        c2s: the term by which Y teaches the segmentation; None leaves it out, as with all terms.
+        auxiliary_c2s: the term by which Y† does.
+        s2c: the term by which Y^SPL guides the class maps.
+        csc: the term that separates the class maps of pixels with different labels.
+        energy: the term by which pixels of similar color get similar segmentations.
+        epsilon: greatest perplexity of the pixels that take part in L_csc.
+        average: moves the assignment network; None: there is one network, which makes its own labels.
+
+    Attributes:
+        online: the network that is trained, the one player; ``network`` itself without ``average``.
+
+    Raises:
+        ValueError: a network without an auxiliary classifier; L_csc of labels without a perplexity; a batch whose
+            strong view, boxes or intensities do not fit.
+
+    Example:
+        >>> batch = {"image": torch.rand(2, 1, 32, 32), "label": torch.tensor([[0.0], [1.0]])}
+        >>> list(CoSA.tiny()(batch, Progress(epoch=9, iteration=9, fraction=0.9)))
+        ['classification', 'auxiliary_classification', 'c2s', 'auxiliary_c2s', 's2c', 'csc']
+    """
+
+    players: ClassVar[tuple[str, ...]] = ("online",)
+
+    def __init__(
+        self,
+        network: TwoBranchNetwork,
+        *,
+        seeds: MultiScaleSeeds,
+        labels: ClassLabelMaker,
+        auxiliary_labels: ClassLabelMaker,
+        guide: SegmentationLabels,
+        c2s: Term | None,
+        auxiliary_c2s: Term | None,
+        s2c: Term | None,
+        csc: Term | None,
+        energy: Term | None,
+        epsilon: float,
+        average: WeightAverage | None,
+    ) -> None:
+        super().__init__(network, seeds=seeds)
+        if network.auxiliary is None:
+            raise ValueError(
+                "Expected a network with an auxiliary classifier: build it by TwoBranchNetwork.with_auxiliary."
+            )
+        if csc is not None and isinstance(auxiliary_labels, TwoThresholdLabels):
+            raise ValueError("Expected `auxiliary_labels` with a perplexity for L_csc: ThresholdLabels, or no `csc`.")
+        self.labels, self.auxiliary_labels, self.guide = labels, auxiliary_labels, guide
+        self.c2s, self.auxiliary_c2s, self.s2c, self.csc, self.energy = c2s, auxiliary_c2s, s2c, csc, energy
+        self.epsilon = epsilon
+        self.online = network if average is None else copy.deepcopy(network)
+        self.average = average
+        if average is not None:
+            network.requires_grad_(False).eval()
+        self._progress: Progress | None = None
+        self.to(next(network.parameters()).device)
+
+    @classmethod
+    def tiny(cls, spatial_dims: int = 2, in_channels: int = 1, num_classes: int = 1) -> CoSA:
+        """Build all terms on the tiny convolutional encoder: overfits one batch in seconds on a CPU."""
+        network = cosa_network({"encoder": "tiny", "decoder_width": 8}, None, spatial_dims, in_channels, num_classes)
+        return cls.from_preset(network=network, momentum=0.9, queue=8)
+
+    @classmethod
+    @takes_arguments_of(CosaSettings)
+    def from_preset(
+        cls,
+        preset: str = "default",
+        *,
+        network: TwoBranchNetwork | None = None,
+        spatial_dims: int = 2,
+        in_channels: int = 3,
+        num_classes: int = 1,
+        **words: Any,
+    ) -> CoSA:
+        """Build the whole method by words.
+
+        Args:
+            preset: see the table of ``cosa_settings.py``.
+            network: another in the place of the preset's; it has dimensions and classes of its own.
+            spatial_dims: 2 or 3, of the preset's network, as are ``in_channels`` and ``num_classes``.
+            words: fields of :class:`~monai_wsss.methods.cosa_settings.CosaSettings` to set otherwise, e.g.
+                ``raw=False``.
+
+        Raises:
+            ValueError: an unknown preset, or words that do not go together; TypeError: an unknown word.
+        """
+        settings = CosaSettings.of_preset(preset, **words)
+        if network is None:
+            network = cls.network_from_preset(
+                preset, spatial_dims=spatial_dims, in_channels=in_channels, num_classes=num_classes
+            )
+        if settings.detach_seeds is not None:
+            network.detach_seeds = settings.detach_seeds
+        method = cls(network, **settings.parts(network.num_classes))
+        method.settings |= {"preset": preset, **settings.record(preset, network.num_classes)}
+        return method
+
+    @classmethod
+    @takes_arguments_of(TwoBranchNetwork.with_auxiliary, "early_block", "width", "stride")
+    def network_from_preset(
+        cls,
+        preset: str = "default",
+        *,
+        encoder: nn.Module | None = None,
+        spatial_dims: int = 2,
+        in_channels: int = 3,
+        num_classes: int = 1,
+        **changes: Any,
+    ) -> TwoBranchNetwork:
+        """Build the network of a preset, around another encoder on request; all weights are random.
+
+        ImageNet weights, which the presets presume, come from :func:`~monai_wsss.networks.load_encoder_weights`.
+
+        Args:
+            preset: as :meth:`from_preset`; ``num_classes`` is K.
+            encoder: another encoder; ``spatial_dims`` and ``in_channels`` then have no effect.  One that is made for
+                other networks is brought to two maps by :class:`~monai_wsss.networks.TwoFusedMaps`.
+            changes: words of :meth:`~monai_wsss.networks.TwoBranchNetwork.with_auxiliary`, ``width`` and ``stride`` of
+                the fused maps, and ``early_block`` of a transformer, to set otherwise.
+        """
+        check_choice("preset", preset, tuple(COSA_NETWORKS))
+        decoding = {name: one.value for name, one in COSA_NETWORKS[preset].items()} | changes
+        network = cosa_network(decoding, encoder, spatial_dims, in_channels, num_classes)
+        if encoder is not None:
+            decoding["encoder"] = encoder_name(encoder)
+        network.settings = {"preset": preset, **decoding}  # type: ignore[assignment]
+        return network
+
+    def losses(self, batch: dict[str, Any], progress: Progress, player: str) -> dict[str, torch.Tensor]:
+        """Give ``classification``, ``auxiliary_classification``, and the terms that are on; weighted."""
+        self._make_equal()
+        self._progress = progress
+        images = LabeledImages.from_batch(batch)
+        outputs = self.online.branches(_strong_view(batch), upsample=False)
+        self.observe(outputs.seeds, images.label)
+        maps, segmentation = float32_or_wider(outputs.seeds), self.at_size(outputs.segmentation, images)
+        grid = maps.shape[2:]
+
+        @cache
+        def assigned() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            """Give M', M†' and S' once a term asks for them: a warm-up costs nothing."""
+            given = self.assignments(images)
+            self.labels.follow(images, resize_linear(given[0], grid))
+            self.auxiliary_labels.follow(images, resize_linear(given[1], grid))
+            return given
+
+        def classes(level: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+            return (self.labels, self.auxiliary_labels)[level](images, assigned()[level])
+
+        losses = {
+            "classification": F.multilabel_soft_margin_loss(float32_or_wider(outputs.logits), images.label),
+            "auxiliary_classification": F.multilabel_soft_margin_loss(
+                float32_or_wider(outputs.auxiliary_logits), images.label
+            ),
+        }
+        terms: dict[str, tuple[Term | None, torch.Tensor, Callable[[Any], torch.Tensor]]] = {
+            "c2s": (self.c2s, segmentation, lambda l_c2s: l_c2s(segmentation, *classes(0))),
+            "auxiliary_c2s": (self.auxiliary_c2s, segmentation, lambda l_c2s: l_c2s(segmentation, *classes(1))),
+            "s2c": (self.s2c, maps, lambda l_s2c: l_s2c(maps, self.guidance(images, assigned()[2], batch))),
+            "csc": (self.csc, maps, lambda l_csc: l_csc(maps, *self._sure(images, resize_linear(assigned()[1], grid)))),
+            "energy": (self.energy, segmentation, lambda l_energy: l_energy(segmentation, images)),
+        }
+        losses |= {
+            name: term(progress, graph, compute)
+            for name, (term, graph, compute) in terms.items()
+            if term is not None
+        }
+        return losses
+
+    def assignments(self, images: LabeledImages) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Give M' and M†' (B, K, *S) in [0, 1], and S' (B, K + 1, *S) of images, by the assignment network."""
+        with self.label_mode():
+            maps, auxiliary_maps, segmentation = self.seeds(self.network, images)
+        return maps, auxiliary_maps, segmentation
+
+    def seeds_and_segmentation(self, images: LabeledImages) -> tuple[torch.Tensor, torch.Tensor]:
+        """Give M' and S' of images, computed in the mode for labels."""
+        maps, _, segmentation = self.assignments(images)
+        return maps, segmentation
+
+    def guidance(self, images: LabeledImages, segmentation: torch.Tensor, batch: dict[str, Any]) -> torch.Tensor:
+        """Give what guides the class maps: Y^SPL (B, K + 1, *S) of S'; the batch is for methods that guide otherwise."""
+        return self.guide(images, segmentation)
+
+    def _sure(self, images: LabeledImages, auxiliary_maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Give Y† (B, *s), and Omega: bool (B, *s), true where P† is at most epsilon."""
+        label, perplexity = self.auxiliary_labels(images, auxiliary_maps)
+        assert perplexity is not None
+        return label, (perplexity <= self.epsilon) & (label != IGNORED)
+
+    def _make_equal(self) -> None:
+        """Begin with equal networks, of the weights that either was filled with after the method was built."""
+        if self.average is None or self.average.started:
+            return
+        given, record = self.network, encoder_weights_of(self.online)
+        if record is not None and encoder_weights_of(self.network) is None:
+            given, self.network.encoder_weights = self.online, record  # type: ignore[assignment]
+        self.average.begin(self.network, self.online, given=given)
+
+    def after_step(self, progress: Progress) -> None:
+        """Move the assignment network toward the online network."""
+        if self.average is not None:
+            self.average.update(self.network, self.online)
+
+    def train(self, mode: bool = True) -> CoSA:
+        """Switch the mode of the online network; the assignment network stays in evaluation mode."""
+        super().train(mode)
+        if self.average is not None:
+            self.network.eval()
+        return self
+
+    def parameter_groups(
+        self, learning_rate: float, *, encoder_learning_rate: float | None = None, player: str = "online"
+    ) -> list[dict[str, Any]]:
+        """Split the online network's parameters by rate: the encoder's at the given rate, others at 10 times.
+
+        Args:
+            learning_rate: rate of the encoder with its norms; 6e-5 in the paper.
+            encoder_learning_rate: the plain division instead: the encoder has this rate, all other layers have
+                ``learning_rate``.
+            player: ``"online"``.
+
+        Returns:
+            At most two groups for ``torch.optim``, without frozen parameters.
+        """
+        if encoder_learning_rate is not None:
+            return super().parameter_groups(learning_rate, encoder_learning_rate=encoder_learning_rate, player=player)
+        new = new_layers_in(self.online)
+
+        def options(name: str) -> dict[str, Any]:
+            loaded = name.startswith("encoder.") and not name.startswith(new)
+            return {"lr": learning_rate * (1 if loaded else 10)}
+
+        return grouped_parameters(self.online, options)
+
+    @property
+    def label_maker(self) -> ClassLabelMaker:
+        """Give what makes Y."""
+        return self.labels
+
+    @property
+    def may_leave_parameters_unused(self) -> bool:
+        """Tell whether nothing trains the decoder."""
+        return self.c2s is None and self.auxiliary_c2s is None and self.energy is None
+
+    def collapse_warnings(self) -> list[str]:
+        """Add to those of every method that the run is shorter than the warm-up."""
+        begun = [term.ramp for term in (self.c2s, self.auxiliary_c2s, self.s2c, self.csc, self.energy) if term]
+        return super().collapse_warnings() + short_run_sentences({"warm_up": begun[0]} if begun else {}, self._progress)
+
+
+def _strong_view(batch: dict[str, Any]) -> torch.Tensor:
+    """Give the strong view of a batch, or the image where it has none."""
+    image, strong = plain_tensor(batch["image"]), plain_tensor(batch.get("strong", batch["image"]))
+    if strong.shape != image.shape:
+        raise ValueError(
+            f"Expected `strong` of the shape of `image`, {tuple(image.shape)}, got {tuple(strong.shape)}: both views "
+            "must show the same crop."
+        )
+    return strong
