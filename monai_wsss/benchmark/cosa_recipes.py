@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
 from monai_wsss.benchmark.cosa_guide import OracleCoSA
@@ -25,6 +26,7 @@ from monai_wsss.benchmark.recipes import FULL_SUPERVISION, AdamWOneCycle, Recipe
 from monai_wsss.methods import (
     AFA,
     BMP,
+    CMER,
     ClassActivationMapping,
     CoSA,
     FullSupervision,
@@ -35,6 +37,7 @@ from monai_wsss.networks import (
     AttentionPyramid,
     EfficientNetLite,
     FusedSegmenter,
+    ModalityNetworks,
     TwoBranchNetwork,
     TwoFusedMaps,
     fused_cam_network,
@@ -139,17 +142,16 @@ ORACLE = "guide: oracle (reads masks, class maps fully supervised)"
 GUIDES: dict[str, Words] = {
     "guide: SPL, F detached": {"detach_seeds": "features"},
     "guide: SPL, W detached": {"detach_seeds": "weights"},
-    "guide: none": {"guide": "none"},
     "guide: noise": {"guide": "noise"},
     ORACLE: {"guide": "oracle"},
 }
-"""Table 4a and Fig. 1, without the row of all of CoSA."""
+"""Table 4a and Fig. 1; no guide is the row of all without GC, and the usual one that of all of CoSA."""
 
 _PRESETS = {f"preset {preset}, run small": {"preset": preset} for preset in ("paper", "released")}
 _SECOND = "CoSA-MS, same encoder"
 _PLAIN = "plain CAM"
 _BOUND = f"{FULL_SUPERVISION} (masks), same network"
-ONE_SEED = (*SUBTRACTIVE, *GUIDES, *_PRESETS, "AFA", "BMP")
+ONE_SEED = (*SUBTRACTIVE, *GUIDES, *_PRESETS, "SEAM's equivariance", "AFA", "BMP")
 """Rows of the first seed alone."""
 
 
@@ -164,6 +166,7 @@ def cosa_recipes(budget: CosaBudget) -> dict[str, Recipe]:
         **{name: _cosa_recipe(budget, words) for name, words in rows.items()},
         _SECOND: _on_masks(budget, _build_student, teacher=ALL, pseudo={"maps": "cpl"}),
         _PLAIN: _weak(budget, "cam", _build_cam),
+        "SEAM's equivariance": _weak(budget, "cam", _build_seam),
         "AFA": _weak(budget, "afa", partial(_build_mutual, kind=AFA)),
         "BMP": _weak(budget, "bmp", partial(_build_mutual, kind=BMP)),
         _BOUND: _on_masks(budget, _build_full),
@@ -255,15 +258,32 @@ def _build_cosa(
     return CoSA.from_preset(preset, network=network, guide=guide, **words)
 
 
-def _build_cam(channels: int, num_classes: int, *, budget: CosaBudget) -> WSSSMethod:
-    network = fused_cam_network(
-        _encoder(budget, channels),
-        num_classes,
-        width=_NETWORK["width"],
-        stride=_NETWORK["stride"],
-        topk_share=budget.topk_share,
+def _class_map_network(budget: CosaBudget, channels: int, num_classes: int) -> Any:
+    return _filled(
+        fused_cam_network(
+            _encoder(budget, channels),
+            num_classes,
+            width=_NETWORK["width"],
+            stride=_NETWORK["stride"],
+            topk_share=budget.topk_share,
+        )
     )
-    return ClassActivationMapping(_filled(network))
+
+
+def _build_cam(channels: int, num_classes: int, *, budget: CosaBudget) -> WSSSMethod:
+    return ClassActivationMapping(_class_map_network(budget, channels, num_classes))
+
+
+class _AllChannels(ModalityNetworks):
+    """One network of all channels in the place of one per modality: CMER's equivariance is then SEAM's."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.members[0](image)
+
+
+def _build_seam(channels: int, num_classes: int, *, budget: CosaBudget) -> WSSSMethod:
+    network = _AllChannels([_class_map_network(budget, channels, num_classes)])
+    return CMER.from_preset(network=network, cross_modal=False, distillation=False)
 
 
 def _build_mutual(channels: int, num_classes: int, *, budget: CosaBudget, kind: type[BMP]) -> WSSSMethod:
