@@ -17,6 +17,7 @@ from monai_wsss.engines.distributed import (
     start_distributed,
     stop_distributed,
 )
+from monai_wsss.engines.ema import WeightAverage
 from monai_wsss.engines.evaluation import SegmentationScores, TrainingLog, case_spacing
 from monai_wsss.engines.overrides import check_command_line, check_overrides, takes_arguments_of
 from monai_wsss.engines.schedules import Progress, WeightRamp, one_cycle, polynomial, polynomial_after_warm_up
@@ -31,6 +32,7 @@ __all__ = [
     "Term",
     "TrainingLog",
     "WSSSTrainer",
+    "WeightAverage",
     "WeightRamp",
     "case_spacing",
     "check_command_line",

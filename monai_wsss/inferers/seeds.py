@@ -33,8 +33,8 @@ __all__ = ["AboveHealthyLevel", "MinMax", "MultiScaleSeeds"]
 class TwoBranches(Protocol):
     """A network that gives ``seeds`` and ``segmentation``, e.g. :class:`~monai_wsss.networks.TwoBranchNetwork`."""
 
-    def branches(self, image: torch.Tensor) -> BranchMaps:
-        """Give seeds and segmentation of images (B, C, *S)."""
+    def branches(self, image: torch.Tensor, *, upsample: bool = True) -> BranchMaps:
+        """Give seeds and segmentation of images (B, C, *S), at their size or at the sizes of the network's levels."""
         ...
 
 
@@ -156,6 +156,8 @@ class MultiScaleSeeds(nn.Module):
         logits: which are logits.
         aux_scales: of which scales auxiliary seeds are made: ``"all"``, or ``"last"``, as in the released code of CoSA.
         sum_logits: give the sum of the logits over all 2 s passes (CoSA) instead of their mean.
+        upsample: whether the network brings its maps to the size of the scaled image before they are brought to that of
+            the image (BMP); False: it does not (CoSA).
 
     Raises:
         ValueError: no positive scale, or an unknown choice.
@@ -177,6 +179,7 @@ class MultiScaleSeeds(nn.Module):
         logits: Sequence[str] = ("segmentation",),
         aux_scales: str = "all",
         sum_logits: bool = False,
+        upsample: bool = True,
     ) -> None:
         super().__init__()
         check_scales(scales)
@@ -187,6 +190,7 @@ class MultiScaleSeeds(nn.Module):
         self.logits = tuple(logits)
         self.aux_scales = aux_scales
         self.sum_logits = sum_logits
+        self.upsample = upsample
 
     @torch.no_grad()
     def forward(self, network: TwoBranches, images: LabeledImages) -> tuple[torch.Tensor, ...]:
@@ -203,7 +207,7 @@ class MultiScaleSeeds(nn.Module):
         kept: dict[str, torch.Tensor] = {}
 
         def maps(image: torch.Tensor) -> list[torch.Tensor]:
-            outputs = network.branches(image)
+            outputs = network.branches(image) if self.upsample else network.branches(image, upsample=False)
             kept.update({name: getattr(outputs, name) for name in last})
             return [getattr(outputs, name) for name in every]
 

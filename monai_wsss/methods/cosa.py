@@ -40,7 +40,7 @@ from monai_wsss._resize import resize_linear
 from monai_wsss.engines import Progress, Term, WeightAverage, short_run_sentences, takes_arguments_of
 from monai_wsss.inferers import MultiScaleSeeds
 from monai_wsss.methods.base import grouped_parameters
-from monai_wsss.methods.cosa_settings import COSA_NETWORKS, COSA_WORDS, CosaSettings, cosa_network
+from monai_wsss.methods.cosa_settings import COSA_NETWORKS, CosaSettings, cosa_network
 from monai_wsss.methods.two_branch_method import TwoBranchMethod
 from monai_wsss.networks import TwoBranchNetwork
 from monai_wsss.networks.encoder_facts import encoder_name, new_layers_in
@@ -77,7 +77,7 @@ class CoSA(TwoBranchMethod):
         online: the network that is trained, the one player; ``network`` itself without ``average``.
 
     Raises:
-        ValueError: a network without an auxiliary classifier; L_csc of labels without a perplexity; a batch whose
+        ValueError: a network without an auxiliary classifier, or none of whose parameters is trained; L_csc of labels without a perplexity; a batch whose
             strong view, boxes or intensities do not fit.
 
     Example:
@@ -109,6 +109,8 @@ class CoSA(TwoBranchMethod):
             raise ValueError(
                 "Expected a network with an auxiliary classifier: build it by TwoBranchNetwork.with_auxiliary."
             )
+        if not any(parameter.requires_grad for parameter in network.parameters()):
+            raise ValueError("Expected a network with parameters to train, got the assignment network of another CoSA?")
         if csc is not None and isinstance(auxiliary_labels, TwoThresholdLabels):
             raise ValueError("Expected `auxiliary_labels` with a perplexity for L_csc: ThresholdLabels, or no `csc`.")
         self.labels, self.auxiliary_labels, self.guide = labels, auxiliary_labels, guide
@@ -201,7 +203,7 @@ class CoSA(TwoBranchMethod):
         outputs = self.online.branches(_strong_view(batch), upsample=False)
         self.observe(outputs.seeds, images.label)
         maps, segmentation = float32_or_wider(outputs.seeds), self.at_size(outputs.segmentation, images)
-        grid = maps.shape[2:]
+        grid, inside = maps.shape[2:], None if images.padding is None else ~images.padding
 
         @cache
         def assigned() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -211,6 +213,7 @@ class CoSA(TwoBranchMethod):
             self.auxiliary_labels.follow(images, resize_linear(given[1], grid))
             return given
 
+        @cache
         def classes(level: int) -> tuple[torch.Tensor, torch.Tensor | None]:
             return (self.labels, self.auxiliary_labels)[level](images, assigned()[level])
 
@@ -224,13 +227,15 @@ class CoSA(TwoBranchMethod):
             "c2s": (self.c2s, segmentation, lambda l_c2s: l_c2s(segmentation, *classes(0))),
             "auxiliary_c2s": (self.auxiliary_c2s, segmentation, lambda l_c2s: l_c2s(segmentation, *classes(1))),
             "s2c": (self.s2c, maps, lambda l_s2c: l_s2c(maps, self.guidance(images, assigned()[2], batch))),
-            "csc": (self.csc, maps, lambda l_csc: l_csc(maps, *self._sure(images, resize_linear(assigned()[1], grid)))),
-            "energy": (self.energy, segmentation, lambda l_energy: l_energy(segmentation, images)),
+            "csc": (self.csc, maps, lambda l_csc: l_csc(maps, *self._sure(images, assigned()[1], grid))),
+            "energy": (
+                self.energy,
+                segmentation,
+                lambda l_energy: l_energy(segmentation, images.intensity, classes(0)[0], inside),
+            ),
         }
         losses |= {
-            name: term(progress, graph, compute)
-            for name, (term, graph, compute) in terms.items()
-            if term is not None
+            name: term(progress, graph, compute) for name, (term, graph, compute) in terms.items() if term is not None
         }
         return losses
 
@@ -249,9 +254,9 @@ class CoSA(TwoBranchMethod):
         """Give what guides the class maps: Y^SPL (B, K + 1, *S) of S'; the batch is for methods that guide otherwise."""
         return self.guide(images, segmentation)
 
-    def _sure(self, images: LabeledImages, auxiliary_maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Give Y† (B, *s), and Omega: bool (B, *s), true where P† is at most epsilon."""
-        label, perplexity = self.auxiliary_labels(images, auxiliary_maps)
+    def _sure(self, images: LabeledImages, maps: torch.Tensor, grid: torch.Size) -> tuple[torch.Tensor, torch.Tensor]:
+        """Give Y† of M† at a grid (B, *s), and Omega: bool (B, *s), true where P† is at most epsilon."""
+        label, perplexity = self.auxiliary_labels(images, resize_linear(maps, grid))
         assert perplexity is not None
         return label, (perplexity <= self.epsilon) & (label != IGNORED)
 

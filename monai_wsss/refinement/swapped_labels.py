@@ -74,8 +74,7 @@ class ThresholdLabels(nn.Module):
         if not self.training:
             return
         padding = _padding(images, maps)
-        strength = maps.amax(1)
-        self.threshold.update(strength if padding is None else strength.masked_fill(padding, 0), images.found)
+        self.threshold.update(maps.amax(1), images.found, valid=None if padding is None else ~padding)
 
     def forward(self, images: LabeledImages, maps: torch.Tensor) -> ClassLabels:
         """Make Y^CPL and P, see the table of this file."""
