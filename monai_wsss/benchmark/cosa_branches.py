@@ -15,7 +15,7 @@ Maps and logits are those that teach: over the scales of the data and the mirror
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -26,11 +26,20 @@ from tqdm import tqdm
 from monai_wsss._resize import resize_linear
 from monai_wsss.benchmark.prepared import Cases
 from monai_wsss.inferers import MultiScaleSeeds
-from monai_wsss.refinement import LabeledImages, MaskRule
+from monai_wsss.inferers.multi_scale import sum_over_scales
+from monai_wsss.refinement import LabeledImages, MaskRule, class_assignment
 
-__all__ = ["ENSEMBLE", "BranchMaps", "Cuts", "LabelMaps", "branch_maps", "branch_masks", "cut_maps", "cuts_of"]
+__all__ = [
+    "BranchMaps",
+    "Cuts",
+    "LabelMaps",
+    "branch_maps",
+    "branch_masks",
+    "cut_maps",
+    "cuts_of",
+    "segmentation_logits",
+]
 
-ENSEMBLE = "ensemble"
 _TOGETHER = 32
 
 
@@ -56,8 +65,12 @@ class BranchMaps(NamedTuple):
 
 
 def cuts_of(method: Any) -> Cuts:
-    """Read the thresholds that a trained method has come to."""
-    return Cuts(float(method.threshold.value), float(method.auxiliary_threshold.value))
+    """Read the thresholds that a trained method has come to; of two, the middle between them."""
+    return Cuts(*(_cut(maker) for maker in (method.labels, method.auxiliary_labels)))
+
+
+def _cut(maker: Any) -> float:
+    return float(maker.threshold()) if hasattr(maker, "threshold") else (maker.low + maker.high) / 2
 
 
 @torch.no_grad()
@@ -72,18 +85,45 @@ def branch_maps(
         cases: with ``image`` (C, *S) and ``label``.
         grid: in-plane size of the network; None for the images' own.
     """
+    # Sums of logits would make probabilities that are too sure.
+    passes = 2 * len(seeds.scales) if seeds.sum_logits else 1
     result: list[BranchMaps] = []
+    for image, label, size in _batches(cases, grid):
+        maps, auxiliary, logits = (resize_linear(each, size) for each in seeds(network, LabeledImages(image, label)))
+        result.extend(map(BranchMaps, maps, auxiliary, logits / passes))
+    return result
+
+
+@torch.no_grad()
+def segmentation_logits(
+    network: nn.Module, cases: Cases, scales: Sequence[float], grid: Sequence[int] | None = None
+) -> list[torch.Tensor]:
+    """Give the logits (K + 1, *S) of any segmenter, over the same scales and the mirror image.
+
+    Args:
+        network: in evaluation mode.
+        cases: see :func:`branch_maps`.
+        scales: factors of the images' size.
+        grid: see :func:`branch_maps`.
+    """
+    result: list[torch.Tensor] = []
+    for image, _, size in _batches(cases, grid):
+        (logits,) = sum_over_scales(lambda scaled: [network(scaled)], image, ["average"], scales)
+        result.extend(resize_linear(logits / len(scales), size))
+    return result
+
+
+def _batches(cases: Cases, grid: Sequence[int] | None) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Size]]:
+    """Give images on the grid, labels and the images' own size; images of one size together."""
     for start in tqdm(range(0, len(cases), _TOGETHER), desc="branches", leave=False):
         images = [torch.as_tensor(case["image"]).float() for case in cases[start : start + _TOGETHER]]
         labels = torch.stack([torch.as_tensor(case["label"]).float() for case in cases[start : start + _TOGETHER]])
-        alike = len({image.shape for image in images}) == 1
-        batches = [(torch.stack(images), labels)] if alike else list(zip([i[None] for i in images], labels.split(1)))
+        if len({image.shape for image in images}) == 1:
+            batches = [(torch.stack(images), labels)]
+        else:
+            batches = [(image[None], label[None]) for image, label in zip(images, labels, strict=True)]
         for image, label in batches:
-            on_grid = image if grid is None else resize_linear(image, grid)
-            found = seeds(network, LabeledImages(on_grid, label))
-            found = tuple(resize_linear(each, image.shape[2:]) for each in found)
-            result.extend(map(BranchMaps, *(each.unbind(0) for each in found)))
-    return result
+            yield image if grid is None else resize_linear(image, grid), label, image.shape[2:]
 
 
 def cut_maps(maps: torch.Tensor, cut: float) -> torch.Tensor:
@@ -93,8 +133,7 @@ def cut_maps(maps: torch.Tensor, cut: float) -> torch.Tensor:
         >>> cut_maps(torch.tensor([[0.2, 0.5, 0.1], [0.1, 0.6, 0.7]]), 0.5).tolist()
         [[0, 2, 2]]
     """
-    strength, winner = maps.max(dim=0, keepdim=True)
-    return torch.where(strength >= cut, winner + 1, 0).to(torch.uint8)
+    return class_assignment(maps[None], cut)[0].to(torch.uint8)
 
 
 def branch_masks(maps: BranchMaps, cuts: Cuts, label: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -105,13 +144,14 @@ def branch_masks(maps: BranchMaps, cuts: Cuts, label: torch.Tensor) -> dict[str,
         cuts: thresholds of both class maps.
         label: (K,), 0/1.
     """
-    absent = F.pad(label == 0, (1, 0)).reshape(-1, *[1] * (maps.logits.ndim - 1))
+    segmentation = {"S": MaskRule(output_kind="segmentation").mask(maps.logits[None])[0]}
+    given = MaskRule(output_kind="segmentation", gate="given").mask(maps.logits[None], label[None])[0]
     return {
         "CPL": cut_maps(maps.maps, cuts.maps),
         "CPL†": cut_maps(maps.auxiliary, cuts.auxiliary),
-        ENSEMBLE: cut_maps((maps.maps + maps.auxiliary) / 2, (cuts.maps + cuts.auxiliary) / 2),
-        "S": maps.logits.argmax(0, keepdim=True).to(torch.uint8),
-        "S given": maps.logits.masked_fill(absent, -torch.inf).argmax(0, keepdim=True).to(torch.uint8),
+        "ensemble": cut_maps((maps.maps + maps.auxiliary) / 2, (cuts.maps + cuts.auxiliary) / 2),
+        **segmentation,
+        "S given": given,
     }
 
 

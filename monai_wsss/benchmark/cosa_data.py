@@ -64,6 +64,8 @@ def _reads_masks(recipe: Recipe) -> bool:
 class CosaTiles(Tiles):
     """Tiles with a strong view."""
 
+    side: tuple[int, int] | None = None
+
     def items(self, recipe: Recipe, seed: int, *, masks: bool = False) -> Cases:
         """Give the training tiles, with their masks for the oracle guide; whole images as :class:`Tiles` does."""
         if _reads_masks(recipe):
@@ -85,6 +87,11 @@ class CosaTiles(Tiles):
 
 class CosaSlices(Slices):
     """Slices with a strong view."""
+
+    @property
+    def side(self) -> tuple[int, int]:
+        """Give the in-plane size of the network."""
+        return self.grid
 
     def items(self, recipe: Recipe, seed: int, *, masks: bool = False) -> Cases:
         """Give the training slices, with their masks for the oracle guide and full supervision."""

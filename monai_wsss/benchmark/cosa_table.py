@@ -109,9 +109,7 @@ def cosa_sections(rows: Sequence[Row]) -> dict[str, str]:
     """
     result = {}
     for title, columns in COSA_SECTIONS.items():
-        names = {
-            row.name for row in rows for column in columns if values_of([row], column.metric, column.of)
-        }
+        names = {row.name for row in rows for column in columns if values_of([row], column.metric, column.of)}
         shown = [row for row in rows if row.name in names]
         if shown:
             result[title] = format_rows(shown, columns)
@@ -174,6 +172,7 @@ def make_cosa_table(
     seeds: Sequence[int] = (0, 1, 2),
     split: str = "validation",
     runs: Path | None = None,
+    rows: Sequence[str] = (),
 ) -> BenchmarkTable:
     """Make the table of CoSA on tiles of photographs or on slices, with one class.
 
@@ -183,6 +182,7 @@ def make_cosa_table(
         seeds: seeds of each row; the subtractive rows, guides, presets, AFA and BMP have the first one alone.
         split: where the unseen images lie.
         runs: folder with rows of earlier sessions, see :class:`~monai_wsss.benchmark.BenchmarkTable`.
+        rows: which rows to make, see there.
     """
     kind, data = cosa_data(datalist, split)
     budget = COSA_BUDGETS[kind]
@@ -192,13 +192,13 @@ def make_cosa_table(
         entries.append(Entry("trivial: Otsu on the blue channel", partial(_blue, data), None))
     columns = next(iter(COSA_SECTIONS.values()))
     name = f"cosa_{data.header['name']}"
-    return CosaTable(name, data, out, recipes, entries, columns, seeds=seeds, runs=runs)
+    return CosaTable(name, data, out, recipes, entries, columns, seeds=seeds, runs=runs, rows=rows)
 
 
 def _entry(data: Data, kind: str, budget: CosaBudget, name: str) -> Entry:
     """Give what is measured of a recipe; the CRF of whole methods alone."""
     words = cosa_recipes(budget)[name].words
-    whole = words["method"] != "cosa" or name == ALL or words["preset"] != "default"
+    whole = words["method"] != "cosa" or name in (ALL, WITHOUT_DT) or words["preset"] != "default"
     measured = {
         "every": _EVERY,
         "scales": list(budget.scales),
@@ -239,15 +239,11 @@ def _by_branch(
                 yield Measured(f"{beginning}{name}{end}", metrics, split)
     # The last ones are those of the assignment network, of the unseen images.
     yield from _with_masks(data, cases, [of_case.logits for of_case in maps])
-    yield from _swept(data, cases, [of_case.maps for of_case in maps], each=table_name(one) == WITHOUT_DT)
+    yield from _swept(
+        data, cases, [of_case.maps for of_case in maps], each=one.recipe.words.get("dt") is False and whole
+    )
     if whole:
         yield _after_crf(data, cases, [of_case.logits for of_case in maps], seconds)
-
-
-def table_name(one: Trained) -> str:
-    """Name the additive row whose recipe was trained, or give an empty text."""
-    found = [name for name, recipe in cosa_recipes(COSA_BUDGETS["tiles"]).items() if _switches(recipe) == _switches(one.recipe)]
-    return found[0] if found else ""
 
 
 def _segmentation(
@@ -260,11 +256,11 @@ def _segmentation(
     logits = segmentation_logits(one.method.network, cases, budget.scales, data.side)
     seconds = (time.process_time() - start) / len(cases)
     rule = MaskRule(output_kind="segmentation")
-    masks = [rule(each[None]).mask[0] for each in logits]
+    masks = [rule.mask(each[None])[0] for each in logits]
     yield Measured("S", _measure(data, cases, masks) | {"cpu_seconds_per_image": {"mean": seconds}})
     given = MaskRule(output_kind="segmentation", gate="given")
     masks = [
-        given(each[None], torch.as_tensor(case["label"])[None]).mask[0]
+        given.mask(each[None], torch.as_tensor(case["label"])[None])[0]
         for each, case in zip(logits, cases, strict=True)
     ]
     yield Measured("S given", _measure(data, cases, masks))
@@ -282,13 +278,9 @@ def _class_maps(
     cases, maps = data.whole_maps(one.recipe, network)
     seconds = (time.process_time() - start) / len(cases)
     rule = rule_of_kind(network, budget.rule, gated=gated)
-    yield Measured(
-        "S", measure_cases(data, cases, maps, rule, None) | {"cpu_seconds_per_image": {"mean": seconds}}
-    )
+    yield Measured("S", measure_cases(data, cases, maps, rule, None) | {"cpu_seconds_per_image": {"mean": seconds}})
     given = MaskRule.of(network, rule=budget.rule, gate="given")
-    masks = [
-        given(each, torch.as_tensor(case["label"])[None]).mask[0] for each, case in zip(maps, cases, strict=True)
-    ]
+    masks = [given.mask(each, torch.as_tensor(case["label"])[None])[0] for each, case in zip(maps, cases, strict=True)]
     yield Measured("CPL", _measure(data, cases, masks))
     start = time.process_time()
     metrics = measure_cases(data, cases, maps, rule, "crf")
