@@ -17,7 +17,7 @@ __all__ = ["OracleCoSA"]
 
 
 class OracleCoSA(CoSA):
-    """CoSA with masks in the place of the segmentation's labels: READS MASKS, so its class maps are fully supervised."""
+    """CoSA guided by masks in the place of the segmentation: READS MASKS, its class maps are fully supervised."""
 
     uses_masks: ClassVar[bool] = True
 

@@ -1,11 +1,11 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""What the table of CoSA trains: the rows of the paper's Tables 3 and 4a, its presets, CoSA-MS, others, and the bound.
+"""What the table of CoSA trains: the rows of the paper's Tables 3 and 4a, presets, CoSA-MS, other methods, the bound.
 
-All rows of CoSA have one network: EfficientNet-Lite0 up to stride 16 with ImageNet's weights, an early and a final fused
-map at stride 4, two classifiers that pool their maps, and LargeFOV of width 64.  Others have the same encoder and as
-many steps.  Steps are fixed here, before any training: the warm-up alone is as long as plain CAM trains in the table of
-encoders.
+All rows of CoSA have one network: EfficientNet-Lite0 up to stride 16 with ImageNet's weights, an early and a final
+fused map at stride 4, two classifiers that pool their maps, and LargeFOV of width 64.  Others have the same encoder and
+as many steps.  Steps are fixed here, before any training: the warm-up alone is as long as plain CAM trains in the table
+of encoders.
 
 What is fixed for 32,000 iterations in the paper is scaled to these short runs: the warm-up is a share of the run, the
 assignment network averages over about the last twentieth of the run, as with 0.9994 over 32,000, and the threshold

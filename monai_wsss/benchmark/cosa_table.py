@@ -15,8 +15,8 @@
 | ``online …``      | both          | the same masks of the online network                                  |
 
 Other methods have ``S``, and plain CAM ``CPL``, its class maps with given labels.  Rows without the dynamic threshold
-have one of 0.5; all without DT shows its class maps cut at each threshold from 0.2 to 0.7 as well.  Those are cuts of one
-training, not trainings.
+have one of 0.5; all without DT shows its class maps cut at each threshold from 0.2 to 0.7 as well.  Those are cuts of
+one training, not trainings.
 """
 
 from __future__ import annotations
