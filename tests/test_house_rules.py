@@ -38,7 +38,6 @@ LINES_PER_FILE = 400
 # At most ten. A file has its path as key; a function has "path::name lines" or "path::name parameters".
 EXCEPTIONS = {
     "refinement/pixel_adaptive.py": "one idea",
-    "refinement/dense_crf.py": "one idea",
     "engines/trainer.py::WSSSTrainer.__init__ parameters": "what a config hands to MONAI's Trainer, and ours",
     "refinement/mask_rule.py::MaskRule parameters": "the words of to_mask, each with a default, as one value",
     "methods/bmp_settings.py::BmpSettings parameters": "a builder's words, the paper's switches",

@@ -3,6 +3,8 @@
 
 """The training loop, schedules and evaluation loop that all methods share. No paper lives here."""
 
+from monai_wsss.engines.branch_evaluation import BranchEvaluation
+from monai_wsss.engines.branch_log import BranchLog
 from monai_wsss.engines.checkpoint import (
     latest_checkpoint,
     load_tensors,
@@ -25,6 +27,8 @@ from monai_wsss.engines.terms import LossGate, Term, short_run_sentences
 from monai_wsss.engines.trainer import NonFiniteLossError, WSSSTrainer
 
 __all__ = [
+    "BranchEvaluation",
+    "BranchLog",
     "LossGate",
     "NonFiniteLossError",
     "Progress",

@@ -17,6 +17,7 @@ from monai_wsss.losses.cross_modal_equivariance import (
     cross_modal_equivariance_loss,
     unit_norm_maps,
 )
+from monai_wsss.losses.dense_energy import DenseEnergyLoss, dense_energy_loss
 from monai_wsss.losses.equivariance import EquivarianceLoss, equivariance_loss
 from monai_wsss.losses.mutual_distillation import MutualDistillationLoss, mutual_distillation_loss
 from monai_wsss.losses.peers import peer_weights
@@ -30,6 +31,7 @@ __all__ = [
     "ClassToSegmentationLoss",
     "ContrastiveSeparationLoss",
     "CrossModalEquivarianceLoss",
+    "DenseEnergyLoss",
     "EquivarianceLoss",
     "MutualDistillationLoss",
     "PurifiedLabelLoss",
@@ -41,6 +43,7 @@ __all__ = [
     "class_to_segmentation_loss",
     "contrastive_separation_loss",
     "cross_modal_equivariance_loss",
+    "dense_energy_loss",
     "equivariance_loss",
     "mutual_distillation_loss",
     "peer_weights",

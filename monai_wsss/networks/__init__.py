@@ -40,6 +40,8 @@ from monai_wsss.networks.resnest import ResNeSt, SplitAttentionConv
 from monai_wsss.networks.resnet38 import ResNet38
 from monai_wsss.networks.two_branch import BranchOutputs, TwoBranchNetwork
 from monai_wsss.networks.two_maps import TwoFusedMaps
+from monai_wsss.networks.vit import VisionTransformer
+from monai_wsss.networks.vit_weights import load_vision_transformer
 
 __all__ = [
     "POOLINGS",
@@ -78,6 +80,7 @@ __all__ = [
     "SplitAttentionConv",
     "TwoBranchNetwork",
     "TwoFusedMaps",
+    "VisionTransformer",
     "WeightReport",
     "add_reading_record",
     "dense_features",
@@ -86,6 +89,7 @@ __all__ = [
     "load_encoder_weights",
     "load_mix_transformer",
     "load_pretrained",
+    "load_vision_transformer",
     "networks_by_modality",
     "reading_order",
     "record_reading",

@@ -33,6 +33,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from monai_wsss._checks import DataError, check_choice
+from monai_wsss.networks.pretrained import spread_rgb_filters
 
 __all__ = ["EfficientNetLite"]
 
@@ -243,9 +244,8 @@ class EfficientNetLite(nn.Module):
         entries = {name: value for name, value in stored.items() if not self._is_left_out(name)}
         stem = entries.get("_conv_stem.weight")
         channels = own["_conv_stem.weight"].shape[1]
-        if stem is not None and stem.ndim == 4 and stem.shape[1] == 3 != channels:
-            spread = stem.mean(1, keepdim=True) * (3 / channels)
-            entries["_conv_stem.weight"] = spread.repeat_interleave(channels, dim=1)
+        if stem is not None and stem.ndim == 4:
+            entries["_conv_stem.weight"] = spread_rgb_filters(stem, channels)
         if self.channel_mix is not None:
             entries.setdefault("channel_mix.weight", own["channel_mix.weight"])
         wrong = [name for name in own if name not in entries or entries[name].shape != own[name].shape]

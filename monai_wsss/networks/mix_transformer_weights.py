@@ -29,9 +29,8 @@ from collections.abc import Mapping
 
 import torch
 
-from monai_wsss._checks import DataError
 from monai_wsss.networks.mix_transformer import MixTransformer
-from monai_wsss.networks.pretrained import WeightReport, load_pretrained
+from monai_wsss.networks.pretrained import WeightReport, check_same_encoder, load_pretrained, spread_rgb_filters
 
 __all__ = ["convert_mix_transformer_weights", "load_mix_transformer"]
 
@@ -84,7 +83,8 @@ def load_mix_transformer(network: MixTransformer, path: str | os.PathLike[str], 
     def convert(stored: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         converted = convert_mix_transformer_weights(stored, network.in_channels)
         if strict:
-            _check_same_encoder(network.state_dict(), converted, path)
+            settings = "size, `spatial_dims` and `in_channels`"
+            check_same_encoder(network.state_dict(), converted, path, settings)
         return converted
 
     return load_pretrained(network, path, convert=convert)
@@ -95,12 +95,9 @@ def convert_mix_transformer_weights(
 ) -> dict[str, torch.Tensor]:
     """Give a checkpoint's encoder the official names, and its first convolution ``in_channels`` channels.
 
-    Filters for RGB become filters for C channels by their mean times 3 / C in each channel, so that an image of C
-    equal channels gives what the RGB filters give for three of them.
-
     Args:
         stored: entries under any of the names at the head of this file.
-        in_channels: C; None or 3 leave the filters as they are.
+        in_channels: C, see :func:`~monai_wsss.networks.pretrained.spread_rgb_filters`; None leaves the filters.
 
     Returns:
         Entries under the official names, without classifiers and decoders.
@@ -126,33 +123,9 @@ def convert_mix_transformer_weights(
         if value in result:
             result[name.replace(".attn.k.", ".attn.kv.")] = torch.cat([result.pop(name), result.pop(value)])
     first = result.get("patch_embed1.proj.weight")
-    if first is not None and in_channels not in (None, 3) and first.shape[1] == 3:
-        spread = first.mean(1, keepdim=True) * (3 / in_channels)
-        result["patch_embed1.proj.weight"] = spread.repeat_interleave(in_channels, dim=1)
+    if first is not None and in_channels is not None:
+        result["patch_embed1.proj.weight"] = spread_rgb_filters(first, in_channels)
     return result
-
-
-def _check_same_encoder(
-    own: Mapping[str, torch.Tensor], converted: Mapping[str, torch.Tensor], path: str | os.PathLike[str]
-) -> None:
-    """Raise ``DataError`` unless names and shapes agree."""
-    misshapen = [name for name in own if name in converted and own[name].shape != converted[name].shape]
-    shapes = [f"{n} {tuple(converted[n].shape)} for {tuple(own[n].shape)}" for n in misshapen]
-    parts = [
-        f"{words} {len(names)} entries, such as {names[0]}"
-        for words, names in (
-            ("lacks", [name for name in own if name not in converted]),
-            ("has in another shape", shapes),
-            ("holds besides", [name for name in converted if name not in own]),
-        )
-        if names
-    ]
-    # For a file without any of these names the message of `load_pretrained` says more.
-    if parts and converted:
-        raise DataError(
-            f"Expected the encoder in {path} to be the network's, but it {'; '.join(parts)}: build the network with "
-            "the file's size, `spatial_dims` and `in_channels`, or take what fits with `strict=False`."
-        )
 
 
 def _official_name(name: str) -> str:

@@ -29,7 +29,7 @@ from torch import nn
 from monai_wsss._checks import DataError
 from monai_wsss.networks.reading_record import is_reading_record
 
-__all__ = ["WeightReport", "load_pretrained"]
+__all__ = ["WeightReport", "check_same_encoder", "load_pretrained", "read_weights", "spread_rgb_filters"]
 
 logger = logging.getLogger(__name__)
 
@@ -113,6 +113,53 @@ def load_pretrained(
     if report.unfilled or report.unexpected:
         logger.warning("%s.", _summary(path, report, own, stored))
     return report
+
+
+def check_same_encoder(
+    own: Mapping[str, torch.Tensor], stored: Mapping[str, torch.Tensor], path: str | os.PathLike[str], settings: str
+) -> None:
+    """Check that a network and a file with its names have the same entries in the same shapes.
+
+    Args:
+        own: entries of the network.
+        stored: entries of the file; none of them passes, since ``load_pretrained`` says more of such a file.
+        path: of the file, for the message.
+        settings: of the network that the file decides, for the message.
+
+    Raises:
+        DataError: they differ.
+    """
+    misshapen = [name for name in own if name in stored and own[name].shape != stored[name].shape]
+    shapes = [f"{n} {tuple(stored[n].shape)} for {tuple(own[n].shape)}" for n in misshapen]
+    parts = [
+        f"{words} {len(names)} entries, such as {names[0]}"
+        for words, names in (
+            ("lacks", [name for name in own if name not in stored]),
+            ("has in another shape", shapes),
+            ("holds besides", [name for name in stored if name not in own]),
+        )
+        if names
+    ]
+    if parts and stored:
+        raise DataError(
+            f"Expected the encoder in {path} to be the network's, but it {'; '.join(parts)}: build the network with "
+            f"the file's {settings}, or take what fits with `strict=False`."
+        )
+
+
+def spread_rgb_filters(filters: torch.Tensor, in_channels: int) -> torch.Tensor:
+    """Turn filters for RGB ``(F, 3, *k)`` into filters for C channels, ``(F, C, *k)``; leave other filters.
+
+    Each channel gets the mean of the three filters times 3 / C, so that an image of C equal channels gives what the RGB
+    filters give for three of them.
+
+    Example:
+        >>> spread_rgb_filters(torch.ones(8, 3, 7, 7), 2).unique()
+        tensor([1.5000])
+    """
+    if filters.shape[1] != 3 or in_channels == 3:
+        return filters
+    return (filters.mean(1, keepdim=True) * (3 / in_channels)).repeat_interleave(in_channels, dim=1)
 
 
 def _renamed(stored: dict[str, torch.Tensor], rename: Mapping[str, str], skip: tuple[str, ...]) -> dict[str, Any]:

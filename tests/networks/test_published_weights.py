@@ -27,6 +27,7 @@ from monai_wsss.networks import (
     ResNeSt,
     ResNet38,
     TwoBranchNetwork,
+    VisionTransformer,
     load_encoder_weights,
     published_weights,
 )
@@ -129,6 +130,7 @@ ENCODERS: dict[str, Any] = {
     "MixTransformer": MixTransformer.tiny,
     "ResNeSt": ResNeSt.tiny,
     "ResNet38": ResNet38.tiny,
+    "VisionTransformer": VisionTransformer.tiny,
     "EfficientNet-Tiny": EfficientNetLite.tiny,
 }
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 from scipy.special import softmax
 
+from monai_wsss.refinement import bilateral
 from monai_wsss.refinement import dense_crf as module
 from monai_wsss.refinement.dense_crf import DenseCRF, dense_crf_refinement
 
@@ -106,7 +107,7 @@ def test_every_setting_reaches_its_place(size):
 def test_exact_in_chunks_equals_all_at_once(monkeypatch):
     image, maps = scene((11, 12))
     whole = dense_crf_refinement(image, maps, method="exact")
-    monkeypatch.setattr(module, "ENTRIES", 1500)
+    monkeypatch.setattr(bilateral, "ENTRIES", 1500)
     torch.testing.assert_close(dense_crf_refinement(image, maps, method="exact"), whole)
 
 

@@ -1,0 +1,236 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""Every branch of every network against masks cut by hand; label filters, CRF, files, and what fills the networks."""
+
+from __future__ import annotations
+
+import csv
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from ignite.engine import Engine
+from torch import nn
+
+from monai_wsss._checks import DataError
+from monai_wsss.engines import BranchEvaluation, BranchLog, save_checkpoint, save_weights
+from monai_wsss.refinement import DenseCRF
+
+CLASSES = ["disk", "ring"]
+
+
+class Network(nn.Module):
+    """Maps of each class are channels of the image; the auxiliary ones are mirrored."""
+
+    def __init__(self, gain: float = 1.0) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor(gain))
+
+    def branches(self, image):
+        return SimpleNamespace(logits=image.amax((2, 3)) - 0.75)
+
+
+def seeds(network, images):
+    assert not network.training
+    maps = (images.image * network.gain).clamp(0, 1) * images.label[..., None, None]
+    segmentation = torch.cat((torch.full_like(maps[:, :1], 0.6), maps), 1)
+    return maps, maps.flip(-1), segmentation
+
+
+def item(seed: int = 0, label: tuple[float, float] = (1.0, 0.0), size: tuple[int, int] = (6, 8)):
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.rand(1, 2, *size, generator=generator)
+    mask = torch.randint(0, 3, (1, 1, *size), generator=generator).to(torch.uint8)
+    return {"image": image, "label": torch.tensor([label]), "mask": mask}
+
+
+def evaluation(**words) -> BranchEvaluation:
+    networks = {"assignment": Network(), "online": Network(0.5)}
+    return BranchEvaluation(networks, seeds, [lambda: torch.tensor(0.4), lambda: 0.6], CLASSES, **words)
+
+
+def mean_iou(pairs) -> float:
+    """Over the classes that some reference holds, pixel by pixel."""
+    ious = []
+    for k in range(3):
+        both = sum(int(((found == k) & (truth == k)).sum()) for found, truth in pairs)
+        either = sum(int(((found == k) | (truth == k)).sum()) for found, truth in pairs)
+        if any(bool((truth == k).any()) for _, truth in pairs):
+            ious.append(both / either)
+    return sum(ious) / len(ious)
+
+
+def by_hand(one, network: Network, branch: str, given: bool):
+    maps = (one["image"] * network.gain.detach()).clamp(0, 1)
+    kept = one["label"][..., None, None] if given else torch.ones(())
+    turned, middle = maps.flip(-1), (maps + maps.flip(-1)) / 2
+    scores, cut = {"M": (maps, 0.4), "M_aux": (turned, 0.6), "M+M_aux": (middle, 0.5), "S": (maps, 0.6)}[branch]
+    strongest, winner = (scores * kept).max(1)
+    return torch.where(strongest > cut, winner + 1, 0), one["mask"][:, 0]
+
+
+def test_every_branch_of_every_network_is_what_it_is_by_hand():
+    one, other = item(0, (1.0, 0.0)), item(1, (1.0, 1.0))
+    measured = evaluation()
+    rows = measured.measure([one, other], split="training")
+    assert len(rows) == 2 * 4 * 2
+    for row in rows:
+        network = measured.networks[row["network"]]
+        pairs = [by_hand(each, network, row["branch"], row["label_filter"] == "given") for each in (one, other)]
+        assert row["miou"] == pytest.approx(mean_iou(pairs)), row
+        assert (row["split"], row["images"], row["left_out"], row["crf"]) == ("training", 2, 0, False)
+        assert row["images_per_second"] > 0
+        assert list(row["iou"]) == ["background", *CLASSES]
+    cuts = {row["branch"]: row["threshold"] for row in rows}
+    assert cuts == pytest.approx({"M": 0.4, "M_aux": 0.6, "M+M_aux": 0.5, "S": None})
+
+
+def test_predicted_labels_are_those_of_each_network():
+    one = item()
+    one["image"][:, 1] *= 0.7  # below 0.75: its logit is negative
+    rows = evaluation(label_filters=("predicted", "given")).measure([one])
+    found = {(row["network"], row["branch"], row["label_filter"]): row["miou"] for row in rows}
+    for branch in ("M", "S"):
+        assert found["assignment", branch, "predicted"] == found["assignment", branch, "given"]
+
+
+def test_healthy_images_need_no_mask_and_others_without_one_are_left_out():
+    healthy = item(2, (0.0, 0.0))
+    del healthy["mask"]
+    unknown = item(3)
+    del unknown["mask"]
+    rows = evaluation(label_filters=("given",)).measure([item(), healthy, unknown])
+    assert {(row["images"], row["left_out"]) for row in rows} == {(2, 1)}
+    alone = evaluation(label_filters=("given",)).measure([healthy])
+    assert {row["miou"] for row in alone} == {None}  # no reference holds a class
+    assert {row["iou"]["background"] for row in alone} == {1.0}
+    with pytest.raises(DataError, match="No image of the split 'test' has a pixel mask"):
+        evaluation().measure([unknown], split="test")
+
+
+def test_the_crf_adds_a_row_beside_each():
+    crf = DenseCRF.from_preset("cosa", intensity_range=1.0)
+    one = item()
+    rows = evaluation(crf=crf).measure([one])
+    assert [row["crf"] for row in rows] == [False, True] * 16
+    nothing = DenseCRF(iterations=0, intensity_range=1.0)
+    for plain, refined in zip(*[iter(evaluation(crf=nothing).measure([one]))] * 2, strict=True):
+        assert plain["branch"] == refined["branch"]
+        assert plain["miou"] == pytest.approx(refined["miou"])
+        assert plain["images_per_second"] != refined["images_per_second"]
+
+
+def test_images_are_squashed_to_a_grid_and_their_maps_brought_back():
+    sizes = []
+
+    def noting(network, images):
+        sizes.append(tuple(images.image.shape[2:]))
+        return seeds(network, images)
+
+    measured = BranchEvaluation({"one": Network()}, noting, [lambda: 0.5] * 2, CLASSES, grid=(4, 4))
+    (row, *_) = measured.measure([item(size=(6, 8))])
+    assert sizes == [(4, 4)]
+    assert row["images"] == 1
+
+
+def test_networks_keep_their_mode():
+    measured = evaluation()
+    measured.networks["assignment"].eval()
+    measured.measure([item()])
+    assert [network.training for network in measured.networks.values()] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [({"label_filters": ("all",)}, "`label_filters` to be one of none"), ({"label_filters": ()}, "one or more")],
+)
+def test_what_does_not_fit_is_refused(words, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        evaluation(**words)
+
+
+# ------------------------------------------------------------------------------------ what fills the networks
+
+
+class CoTraining(nn.Module):
+    def __init__(self, gain: float = 1.0, two: bool = True) -> None:
+        super().__init__()
+        self.network, self.seeds = Network(gain), seeds
+        self.online = Network(gain / 2) if two else self.network
+        self.labels, self.auxiliary_labels = nn.Module(), SimpleNamespace(low=0.2, high=0.7)
+        self.labels.register_buffer("value", torch.tensor(0.5))
+        self.labels.threshold = lambda: self.labels.value
+
+
+@pytest.fixture
+def datalist(tmp_path):
+    path = tmp_path / "datalist.json"
+    content = {"name": "shapes", "modality": {"0": "gray"}, "classes": CLASSES, "training": [], "validation": []}
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_a_method_is_measured_at_its_thresholds_as_they_are(datalist):
+    method = CoTraining()
+    measured = BranchEvaluation.of(method, datalist)
+    assert measured.classes == tuple(CLASSES)
+    assert measured.cuts == pytest.approx({"M": 0.5, "M_aux": 0.45, "M+M_aux": 0.475})
+    method.labels.value.fill_(0.3)
+    assert measured.cuts["M"] == pytest.approx(0.3)
+    assert list(measured.networks) == ["assignment", "online"]
+    assert list(BranchEvaluation.of(CoTraining(two=False), datalist).networks) == ["network"]
+
+
+def test_both_networks_come_from_a_checkpoint_and_one_from_the_weights(datalist, tmp_path, caplog):
+    trained = CoTraining(3.0)
+    trained.labels.value.fill_(0.35)
+    save_checkpoint(tmp_path / "checkpoints", 1, {"method": trained.state_dict()}, keep=1)
+    save_weights(tmp_path / "model.pt", trained.network)
+    measured = BranchEvaluation.of(CoTraining(), datalist, checkpoint_dir=tmp_path / "checkpoints")
+    assert [network.gain.item() for network in measured.networks.values()] == [3.0, 1.5]
+    assert measured.cuts["M"] == pytest.approx(0.35)
+    absent = {"checkpoint_dir": tmp_path / "nothing"}
+    alone = BranchEvaluation.of(CoTraining(), datalist, **absent, weights=tmp_path / "model.pt")
+    assert [(name, network.gain.item()) for name, network in alone.networks.items()] == [("assignment", 3.0)]
+    assert "the deployed network alone is measured" in caplog.text
+    with pytest.raises(DataError, match="train first"):
+        BranchEvaluation.of(CoTraining(), datalist, **absent, weights=tmp_path / "other.pt")
+
+
+# ------------------------------------------------------------------------------------------------ the log
+
+
+def read(path):
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_branches_are_logged_by_interval_and_a_resumed_run_keeps_earlier_rows(tmp_path):
+    log = BranchLog(evaluation(), {"training": [item()], "validation": [item(1)]}, tmp_path, interval=2)
+    trainer = Engine(lambda engine, batch: None)
+    log.attach(trainer)
+    trainer.run([0, 0, 0], max_epochs=5)
+    rows = read(tmp_path / "branches.csv")
+    assert len(rows) == 2 * 2 * 16
+    assert {(row["epoch"], row["iteration"]) for row in rows} == {("2", "6"), ("4", "12")}
+    assert {row["split"] for row in rows} == {"training", "validation"}
+    resumed = Engine(lambda engine, batch: None)
+    BranchLog(evaluation(), {"training": [item()]}, tmp_path, interval=2).attach(resumed)
+    resumed.state.epoch, resumed.state.iteration, resumed.state.max_epochs = 2, 6, None
+    resumed.load_state_dict({"epoch": 2, "epoch_length": 3, "max_epochs": 4})
+    resumed.run([0, 0, 0], max_epochs=4)
+    assert [row["epoch"] for row in read(tmp_path / "branches.csv")] == ["2"] * 32 + ["4"] * 16
+
+
+def test_branches_are_measured_once_without_a_training(tmp_path, caplog):
+    caplog.set_level("INFO")
+    rows = BranchLog(evaluation(), {"validation": [item()]}, tmp_path / "new").measure()
+    content = json.loads((tmp_path / "new" / "branches.json").read_text())
+    assert content["rows"] == rows
+    assert content["reads"] == "pixel masks, to measure only"
+    lines = read(tmp_path / "new" / "branches.csv")
+    assert [float(line["miou"]) for line in lines] == [row["miou"] for row in rows]
+    assert "validation, assignment, M, labels given: mIoU 0." in caplog.text
+    with pytest.raises(ValueError, match="`interval` >= 1"):
+        BranchLog(evaluation(), {}, tmp_path, interval=0)
