@@ -4,9 +4,9 @@
 
     theta' <- m theta' + (1 - m) theta       after each real step of the optimizer
 
-The formula is that of ``torch.optim.swa_utils``.  Its ``AveragedModel`` starts with the first update and either averages
-all buffers or none; here the two networks are made equal before the first batch, whenever either was filled, floating
-buffers are averaged and others, such as counters and flags, are copied.
+The formula is that of ``torch.optim.swa_utils``.  Its ``AveragedModel`` starts with the first update and averages all
+buffers or none.  Here the two networks are made equal before the first batch, whichever was filled before; floating
+buffers are averaged, and others, such as counters and flags, are copied.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from monai_wsss.networks.published_weights import encoder_weights_of
 
 __all__ = ["WeightAverage"]
 
@@ -55,25 +57,21 @@ class WeightAverage(nn.Module):
         self._begun = False  # on the host, so that no step waits for a GPU
         self.register_load_state_dict_post_hook(_read_begun)
 
-    @property
-    def started(self) -> bool:
-        """Tell whether training has begun, from when on the two networks differ."""
-        return self._begun
-
     @torch.no_grad()
-    def begin(self, average: nn.Module, online: nn.Module, *, given: nn.Module | None = None) -> None:
+    def begin(self, average: nn.Module, online: nn.Module) -> None:
         """Make both networks equal before the first training step; later calls do nothing.
 
-        Args:
-            average: the network that holds the average.
-            online: the network that is trained.
-            given: the one of the two whose weights and buffers count; None: ``average``.
+        The weights and buffers of ``average`` count, whatever has filled them until then; those of ``online`` where
+        :func:`~monai_wsss.networks.load_encoder_weights` filled it alone.
         """
         if self._begun:
             return
-        source, target = (online, average) if given is online else (average, online)
-        for copied, kept in zip(_tensors(target), _tensors(source), strict=True):
-            copied.copy_(kept)
+        source, target, record = average, online, encoder_weights_of(online)
+        if record is not None and encoder_weights_of(average) is None:
+            source, target = online, average
+            average.encoder_weights = record  # type: ignore[assignment]
+        for copied, given in zip(_tensors(target), _tensors(source), strict=True):
+            copied.copy_(given)
         if self.training:
             self._begun = True
             self.begun.fill_(True)

@@ -78,12 +78,13 @@ class WSSSMethod(nn.Module):
         """Give K of the network, or of the label where the network is any segmenter without ``num_classes``."""
         return int(getattr(self.network, "num_classes", label.shape[-1]))
 
-    def player_parameters(self, player: str) -> Iterator[nn.Parameter]:
-        """Give the parameters of one player that are trained, for its optimizer and for clipping."""
-        return (parameter for parameter in self.get_submodule(player).parameters() if parameter.requires_grad)
+    def player_parameters(self, player: str | None = None) -> Iterator[nn.Parameter]:
+        """Give the parameters of one player that are trained, for its optimizer and for clipping; None: the first."""
+        part = self.get_submodule(player or self.players[0])
+        return (parameter for parameter in part.parameters() if parameter.requires_grad)
 
     def parameter_groups(
-        self, learning_rate: float, *, encoder_learning_rate: float | None = None, player: str = "network"
+        self, learning_rate: float, *, encoder_learning_rate: float | None = None, player: str | None = None
     ) -> list[dict[str, Any]]:
         """Split the trained parameters of a player by their rate.
 
@@ -93,7 +94,7 @@ class WSSSMethod(nn.Module):
                 their path, or ``backbone`` where the network has no encoder; not the layers that
                 :class:`~monai_wsss.networks.AttentionPyramid` and :class:`~monai_wsss.networks.TwoFusedMaps` put
                 around one, which are new.
-            player: whose parameters.
+            player: whose parameters; None: those of the first player.
 
         Returns:
             Groups for ``torch.optim``, in the order of the network, without frozen parameters and empty groups.
@@ -107,7 +108,7 @@ class WSSSMethod(nn.Module):
             >>> [group["lr"] for group in groups]
             [0.0003, 0.002]
         """
-        network = self.get_submodule(player)
+        network = self.get_submodule(player or self.players[0])
         if encoder_learning_rate is None:
             return grouped_parameters(network, lambda name: {"lr": learning_rate})
         part, new = encoder_part(network), new_layers_in(network)

@@ -17,10 +17,9 @@ arXiv:2402.17891.  For a weak view x and a strong view x^s of an image with imag
     L                 = L_cls + L_cls† + lambda_c2s (L_c2s + L_c2s†) + lambda_s2c L_s2c + lambda_csc L_csc   Eq. 11
     theta'            <- m theta' + (1 - m) theta      after each real step: ``average``                     Sec. 3.2
 
-``online`` (theta) is trained.  ``network`` (theta'), the assignment network, makes the labels and is deployed.  The
-rows of the paper's Table 3 are parts left out: ``s2c`` (GC), ``average`` (SA), the weights in ``c2s`` (RAW), ``csc``,
-and the dynamics of the thresholds (DT).  ``energy`` is a term of the released code alone.  The presets stand in
-``cosa_settings.py``.
+``online`` (theta) is trained; ``network`` (theta'), the assignment network, makes the labels and is deployed.  Rows of
+the paper's Table 3 are parts left out: ``s2c`` (GC), ``average`` (SA), the weights in ``c2s`` (RAW), ``csc``, and what
+moves the thresholds (DT).  Only the released code has the term ``energy``.  The presets: ``cosa_settings.py``.
 """
 
 from __future__ import annotations
@@ -34,18 +33,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from monai_wsss._checks import check_choice, float32_or_wider, plain_tensor
-from monai_wsss._labels import IGNORED
+from monai_wsss._checks import float32_or_wider
 from monai_wsss._resize import resize_linear
 from monai_wsss.engines import Progress, Term, WeightAverage, short_run_sentences, takes_arguments_of
 from monai_wsss.inferers import MultiScaleSeeds
-from monai_wsss.methods.base import grouped_parameters
-from monai_wsss.methods.cosa_settings import COSA_NETWORKS, CosaSettings, cosa_network
+from monai_wsss.methods.cosa_network import ENCODER_WORDS, cosa_network
+from monai_wsss.methods.cosa_settings import CosaSettings
 from monai_wsss.methods.two_branch_method import TwoBranchMethod
-from monai_wsss.networks import TwoBranchNetwork
-from monai_wsss.networks.encoder_facts import encoder_name, new_layers_in
-from monai_wsss.networks.published_weights import encoder_weights_of
+from monai_wsss.networks import ConvPyramid, TwoBranchNetwork
 from monai_wsss.refinement import LabeledImages, SegmentationLabels, ThresholdLabels, TwoThresholdLabels
+from monai_wsss.refinement.labeled_images import strong_view
 
 __all__ = ["CoSA"]
 
@@ -60,7 +57,7 @@ class CoSA(TwoBranchMethod):
     ``boxes`` (B, 2 d): where images are not padding.  Build it by words with :meth:`from_preset`.
 
     Args:
-        network: two branches with an auxiliary classifier; it becomes the assignment network, a copy of it is trained.
+        network: two branches with an auxiliary classifier, which becomes the assignment network; a copy is trained.
         seeds: makes M', M†' and S'.
         labels: makes Y and P of M'.
         auxiliary_labels: makes Y† and P† of M†', with a threshold of its own.
@@ -70,15 +67,14 @@ class CoSA(TwoBranchMethod):
         s2c: the term by which Y^SPL guides the class maps.
         csc: the term that separates the class maps of pixels with different labels.
         energy: the term by which pixels of similar color get similar segmentations.
-        epsilon: greatest perplexity of the pixels that take part in L_csc.
         average: moves the assignment network; None: there is one network, which makes its own labels.
 
     Attributes:
         online: the network that is trained, the one player; ``network`` itself without ``average``.
 
     Raises:
-        ValueError: a network without an auxiliary classifier, or none of whose parameters is trained; L_csc of labels without a perplexity; a batch whose
-            strong view, boxes or intensities do not fit.
+        ValueError: a network without an auxiliary classifier, or one that another method holds as its assignment
+            network; a batch whose strong view, boxes or intensities do not fit.
 
     Example:
         >>> batch = {"image": torch.rand(2, 1, 32, 32), "label": torch.tensor([[0.0], [1.0]])}
@@ -87,6 +83,7 @@ class CoSA(TwoBranchMethod):
     """
 
     players: ClassVar[tuple[str, ...]] = ("online",)
+    trains_norms: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -101,21 +98,16 @@ class CoSA(TwoBranchMethod):
         s2c: Term | None,
         csc: Term | None,
         energy: Term | None,
-        epsilon: float,
         average: WeightAverage | None,
     ) -> None:
         super().__init__(network, seeds=seeds)
-        if network.auxiliary is None:
+        if network.auxiliary is None or not any(parameter.requires_grad for parameter in network.parameters()):
             raise ValueError(
-                "Expected a network with an auxiliary classifier: build it by TwoBranchNetwork.with_auxiliary."
+                "Expected a network with an auxiliary classifier, and with parameters to train: a new one, built by "
+                "TwoBranchNetwork.with_auxiliary."
             )
-        if not any(parameter.requires_grad for parameter in network.parameters()):
-            raise ValueError("Expected a network with parameters to train, got the assignment network of another CoSA?")
-        if csc is not None and isinstance(auxiliary_labels, TwoThresholdLabels):
-            raise ValueError("Expected `auxiliary_labels` with a perplexity for L_csc: ThresholdLabels, or no `csc`.")
         self.labels, self.auxiliary_labels, self.guide = labels, auxiliary_labels, guide
         self.c2s, self.auxiliary_c2s, self.s2c, self.csc, self.energy = c2s, auxiliary_c2s, s2c, csc, energy
-        self.epsilon = epsilon
         self.online = network if average is None else copy.deepcopy(network)
         self.average = average
         if average is not None:
@@ -126,7 +118,8 @@ class CoSA(TwoBranchMethod):
     @classmethod
     def tiny(cls, spatial_dims: int = 2, in_channels: int = 1, num_classes: int = 1) -> CoSA:
         """Build all terms on the tiny convolutional encoder: overfits one batch in seconds on a CPU."""
-        network = cosa_network({"encoder": "tiny", "decoder_width": 8}, None, spatial_dims, in_channels, num_classes)
+        encoder = ConvPyramid(spatial_dims, in_channels, width=4, attention_heads=0)
+        network = cls.network_from_preset(encoder=encoder, num_classes=num_classes, decoder_width=8, width=8, stride=2)
         return cls.from_preset(network=network, momentum=0.9, queue=8)
 
     @classmethod
@@ -165,7 +158,7 @@ class CoSA(TwoBranchMethod):
         return method
 
     @classmethod
-    @takes_arguments_of(TwoBranchNetwork.with_auxiliary, "early_block", "width", "stride")
+    @takes_arguments_of(TwoBranchNetwork.with_auxiliary, *ENCODER_WORDS)
     def network_from_preset(
         cls,
         preset: str = "default",
@@ -184,90 +177,52 @@ class CoSA(TwoBranchMethod):
             preset: as :meth:`from_preset`; ``num_classes`` is K.
             encoder: another encoder; ``spatial_dims`` and ``in_channels`` then have no effect.  One that is made for
                 other networks is brought to two maps by :class:`~monai_wsss.networks.TwoFusedMaps`.
-            changes: words of :meth:`~monai_wsss.networks.TwoBranchNetwork.with_auxiliary`, ``width`` and ``stride`` of
-                the fused maps, and ``early_block`` of a transformer, to set otherwise.
+            changes: words of ``cosa_network.py`` to set otherwise.
         """
-        check_choice("preset", preset, tuple(COSA_NETWORKS))
-        decoding = {name: one.value for name, one in COSA_NETWORKS[preset].items()} | changes
-        network = cosa_network(decoding, encoder, spatial_dims, in_channels, num_classes)
-        if encoder is not None:
-            decoding["encoder"] = encoder_name(encoder)
-        network.settings = {"preset": preset, **decoding}  # type: ignore[assignment]
-        return network
+        return cosa_network(preset, encoder, spatial_dims, in_channels, num_classes, **changes)
 
     def losses(self, batch: dict[str, Any], progress: Progress, player: str) -> dict[str, torch.Tensor]:
         """Give ``classification``, ``auxiliary_classification``, and the terms that are on; weighted."""
-        self._make_equal()
+        if self.average is not None:
+            self.average.begin(self.network, self.online)
         self._progress = progress
         images = LabeledImages.from_batch(batch)
-        outputs = self.online.branches(_strong_view(batch), upsample=False)
+        outputs = self.online.branches(strong_view(batch), upsample=False)
         self.observe(outputs.seeds, images.label)
         maps, segmentation = float32_or_wider(outputs.seeds), self.at_size(outputs.segmentation, images)
-        grid, inside = maps.shape[2:], None if images.padding is None else ~images.padding
+        inside = None if images.padding is None else ~images.padding
 
         @cache
-        def assigned() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-            """Give M', M†' and S' once a term asks for them: a warm-up costs nothing."""
+        def assigned() -> tuple[torch.Tensor, ...]:
+            """Give M', M†', S' and M†' at the size of M, once a term asks for them: a warm-up costs nothing."""
             given = self.assignments(images)
-            self.labels.follow(images, resize_linear(given[0], grid))
-            self.auxiliary_labels.follow(images, resize_linear(given[1], grid))
-            return given
+            small, small_auxiliary = (resize_linear(each, maps.shape[2:]) for each in given[:2])
+            self.labels.follow(images, small)
+            self.auxiliary_labels.follow(images, small_auxiliary)
+            return *given, small_auxiliary
 
-        @cache
-        def classes(level: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-            return (self.labels, self.auxiliary_labels)[level](images, assigned()[level])
+        classes = cache(lambda: self.labels(images, assigned()[0]))
+        auxiliary_classes = cache(lambda: self.auxiliary_labels(images, assigned()[1]))
+        terms: dict[str, tuple[torch.Tensor, Callable[[Any], torch.Tensor]]] = {
+            "c2s": (segmentation, lambda l_c2s: l_c2s(segmentation, *classes())),
+            "auxiliary_c2s": (segmentation, lambda l_c2s: l_c2s(segmentation, *auxiliary_classes())),
+            "s2c": (maps, lambda l_s2c: l_s2c(maps, self.guidance(images, assigned()[2], batch))),
+            "csc": (maps, lambda l_csc: l_csc(maps, *self.auxiliary_labels.sure(images, assigned()[3]))),
+            "energy": (segmentation, lambda l_e: l_e(segmentation, images.intensity, classes().label, inside)),
+        }
+        losses = {"classification": _l_cls(outputs.logits, images.label)}
+        losses["auxiliary_classification"] = _l_cls(outputs.auxiliary_logits, images.label)
+        on = {name: getattr(self, name) for name in terms if getattr(self, name) is not None}
+        return losses | {name: term(progress, *terms[name]) for name, term in on.items()}
 
-        losses = {
-            "classification": F.multilabel_soft_margin_loss(float32_or_wider(outputs.logits), images.label),
-            "auxiliary_classification": F.multilabel_soft_margin_loss(
-                float32_or_wider(outputs.auxiliary_logits), images.label
-            ),
-        }
-        terms: dict[str, tuple[Term | None, torch.Tensor, Callable[[Any], torch.Tensor]]] = {
-            "c2s": (self.c2s, segmentation, lambda l_c2s: l_c2s(segmentation, *classes(0))),
-            "auxiliary_c2s": (self.auxiliary_c2s, segmentation, lambda l_c2s: l_c2s(segmentation, *classes(1))),
-            "s2c": (self.s2c, maps, lambda l_s2c: l_s2c(maps, self.guidance(images, assigned()[2], batch))),
-            "csc": (self.csc, maps, lambda l_csc: l_csc(maps, *self._sure(images, assigned()[1], grid))),
-            "energy": (
-                self.energy,
-                segmentation,
-                lambda l_energy: l_energy(segmentation, images.intensity, classes(0)[0], inside),
-            ),
-        }
-        losses |= {
-            name: term(progress, graph, compute) for name, (term, graph, compute) in terms.items() if term is not None
-        }
-        return losses
-
-    def assignments(self, images: LabeledImages) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def assignments(self, images: LabeledImages) -> tuple[torch.Tensor, ...]:
         """Give M' and M†' (B, K, *S) in [0, 1], and S' (B, K + 1, *S) of images, by the assignment network."""
         with self.label_mode():
-            maps, auxiliary_maps, segmentation = self.seeds(self.network, images)
-        return maps, auxiliary_maps, segmentation
-
-    def seeds_and_segmentation(self, images: LabeledImages) -> tuple[torch.Tensor, torch.Tensor]:
-        """Give M' and S' of images, computed in the mode for labels."""
-        maps, _, segmentation = self.assignments(images)
-        return maps, segmentation
+            return self.seeds(self.network, images)
 
     def guidance(self, images: LabeledImages, segmentation: torch.Tensor, batch: dict[str, Any]) -> torch.Tensor:
-        """Give what guides the class maps: Y^SPL (B, K + 1, *S) of S'; the batch is for methods that guide otherwise."""
+        """Give Y^SPL (B, K + 1, *S) of S', which guides the class maps; other guides may read the batch."""
         return self.guide(images, segmentation)
-
-    def _sure(self, images: LabeledImages, maps: torch.Tensor, grid: torch.Size) -> tuple[torch.Tensor, torch.Tensor]:
-        """Give Y† of M† at a grid (B, *s), and Omega: bool (B, *s), true where P† is at most epsilon."""
-        label, perplexity = self.auxiliary_labels(images, resize_linear(maps, grid))
-        assert perplexity is not None
-        return label, (perplexity <= self.epsilon) & (label != IGNORED)
-
-    def _make_equal(self) -> None:
-        """Begin with equal networks, of the weights that either was filled with after the method was built."""
-        if self.average is None or self.average.started:
-            return
-        given, record = self.network, encoder_weights_of(self.online)
-        if record is not None and encoder_weights_of(self.network) is None:
-            given, self.network.encoder_weights = self.online, record  # type: ignore[assignment]
-        self.average.begin(self.network, self.online, given=given)
 
     def after_step(self, progress: Progress) -> None:
         """Move the assignment network toward the online network."""
@@ -280,30 +235,6 @@ class CoSA(TwoBranchMethod):
         if self.average is not None:
             self.network.eval()
         return self
-
-    def parameter_groups(
-        self, learning_rate: float, *, encoder_learning_rate: float | None = None, player: str = "online"
-    ) -> list[dict[str, Any]]:
-        """Split the online network's parameters by rate: the encoder's at the given rate, others at 10 times.
-
-        Args:
-            learning_rate: rate of the encoder with its norms; 6e-5 in the paper.
-            encoder_learning_rate: the plain division instead: the encoder has this rate, all other layers have
-                ``learning_rate``.
-            player: ``"online"``.
-
-        Returns:
-            At most two groups for ``torch.optim``, without frozen parameters.
-        """
-        if encoder_learning_rate is not None:
-            return super().parameter_groups(learning_rate, encoder_learning_rate=encoder_learning_rate, player=player)
-        new = new_layers_in(self.online)
-
-        def options(name: str) -> dict[str, Any]:
-            loaded = name.startswith("encoder.") and not name.startswith(new)
-            return {"lr": learning_rate * (1 if loaded else 10)}
-
-        return grouped_parameters(self.online, options)
 
     @property
     def label_maker(self) -> ClassLabelMaker:
@@ -321,12 +252,5 @@ class CoSA(TwoBranchMethod):
         return super().collapse_warnings() + short_run_sentences({"warm_up": begun[0]} if begun else {}, self._progress)
 
 
-def _strong_view(batch: dict[str, Any]) -> torch.Tensor:
-    """Give the strong view of a batch, or the image where it has none."""
-    image, strong = plain_tensor(batch["image"]), plain_tensor(batch.get("strong", batch["image"]))
-    if strong.shape != image.shape:
-        raise ValueError(
-            f"Expected `strong` of the shape of `image`, {tuple(image.shape)}, got {tuple(strong.shape)}: both views "
-            "must show the same crop."
-        )
-    return strong
+def _l_cls(logits: Any, label: torch.Tensor) -> torch.Tensor:
+    return F.multilabel_soft_margin_loss(float32_or_wider(logits), label)

@@ -33,14 +33,6 @@ from monai_wsss.losses import (
     ReliabilityWeightedLoss,
     SegmentationToCamLoss,
 )
-from monai_wsss.networks import (
-    ConvPyramid,
-    EfficientNetLite,
-    MixTransformer,
-    TwoBranchNetwork,
-    TwoFusedMaps,
-    VisionTransformer,
-)
 from monai_wsss.refinement import (
     DynamicThreshold,
     NoiseLabels,
@@ -49,7 +41,7 @@ from monai_wsss.refinement import (
     TwoThresholdLabels,
 )
 
-__all__ = ["COSA_NETWORKS", "COSA_WORDS", "CosaSettings", "Sourced", "cosa_network"]
+__all__ = ["COSA_NETWORKS", "COSA_WORDS", "CosaSettings", "Sourced"]
 
 logger = logging.getLogger(__name__)
 
@@ -272,12 +264,10 @@ class CosaSettings:
         check_choice("csc_vector", self.csc_vector, ("cosine", "sigmoid", "bgcat"))
         if self.raw and (self.c2s_loss == "balanced" or self.thresholds == "two"):
             raise ValueError(
-                "Expected `raw` False for `c2s_loss` 'balanced' or `thresholds` 'two': there is no perplexity to weight by."
+                "Expected `raw` False for `c2s_loss` 'balanced' or `thresholds` 'two': neither has its weights."
             )
-        if self.thresholds == "two" and (self.csc or self.dt):
-            raise ValueError(
-                "Expected `csc` and `dt` False for `thresholds` 'two': two fixed thresholds have no perplexity."
-            )
+        if self.thresholds == "two" and self.dt:
+            raise ValueError("Expected `dt` False for `thresholds` 'two': `low` and `high` are fixed.")
 
     @classmethod
     def of_preset(cls, preset: str = "default", **words: Any) -> CosaSettings:
@@ -345,7 +335,6 @@ class CosaSettings:
             ),
             "csc": words._term(csc, words.csc_weight, words.csc),
             "energy": words._term(energy, words.energy_weight, words.energy),
-            "epsilon": words.epsilon,
             "average": WeightAverage(words.momentum) if words.sa else None,
         }
 
@@ -364,7 +353,9 @@ class CosaSettings:
             over_processes=self.over_processes,
             kind="mixture" if self.dt else "fixed",
         )
-        return ThresholdLabels(threshold, scale=self.perplexity_scale, power=self.perplexity_power)
+        return ThresholdLabels(
+            threshold, scale=self.perplexity_scale, power=self.perplexity_power, epsilon=self.epsilon
+        )
 
     def record(self, preset: str, num_classes: int) -> dict[str, Any]:
         """Give the words as values that JSON can hold, and under ``sources`` where each is from."""
@@ -381,41 +372,6 @@ class CosaSettings:
         words["warm_up"] = f"{ramp.shape} until {ramp.end:g}" if ramp.shape != "none" else "none"
         words["scales"] = list(self.scales)
         return {**words, "sources": sources}
-
-
-def cosa_network(
-    decoding: dict[str, Any],
-    encoder: nn.Module | None,
-    spatial_dims: int,
-    in_channels: int,
-    num_classes: int,
-) -> TwoBranchNetwork:
-    """Build a network by words of ``TwoBranchNetwork.with_auxiliary``, around an encoder, or one that they name.
-
-    Args:
-        decoding: the words; ``encoder`` is ``vit_tiny``, ``vit_small``, ``vit_base``, ``mit_b0`` to ``mit_b5``,
-            ``lite0`` to ``lite2``, ``conv_pyramid`` or ``tiny``; ``early_block`` is that of a transformer, ``width``
-            and ``stride`` are those of :class:`~monai_wsss.networks.TwoFusedMaps` around others.
-        encoder: another encoder.
-        spatial_dims: 2 or 3.
-        in_channels: C.
-        num_classes: K.
-    """
-    words = dict(decoding)
-    name, early = words.pop("encoder", "lite0"), words.pop("early_block", -3)
-    fused = {word: words.pop(word) for word in ("width", "stride") if word in words}
-    if encoder is None and name.startswith("vit"):
-        encoder = VisionTransformer.from_preset(name, spatial_dims, in_channels, early_block=early)
-    elif encoder is None and name.startswith("mit"):
-        encoder = MixTransformer.from_preset(name, spatial_dims, in_channels)
-    elif encoder is None and name.startswith("lite"):
-        encoder = EfficientNetLite(name, in_channels, spatial_dims=spatial_dims)
-    elif encoder is None:
-        check_choice("encoder", name, ("conv_pyramid", "tiny"))
-        encoder = ConvPyramid(spatial_dims, in_channels, width=4 if name == "tiny" else 16, attention_heads=0)
-    if not isinstance(encoder, (VisionTransformer, TwoFusedMaps)):
-        encoder = TwoFusedMaps(encoder, **fused)
-    return TwoBranchNetwork.with_auxiliary(encoder, num_classes, **words)
 
 
 def _warm_up(given: Any) -> WeightRamp:

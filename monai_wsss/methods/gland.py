@@ -141,7 +141,7 @@ class GlandClassification(WSSSMethod):
         return {"classification": F.binary_cross_entropy_with_logits(logits, label)}
 
     def parameter_groups(
-        self, learning_rate: float, *, encoder_learning_rate: float | None = None, player: str = "network"
+        self, learning_rate: float, *, encoder_learning_rate: float | None = None, player: str | None = None
     ) -> list[dict[str, Any]]:
         """Split the parameters by rate, as in the code that the paper builds on.
 
@@ -152,7 +152,7 @@ class GlandClassification(WSSSMethod):
             learning_rate: rate of the backbone's weights.
             encoder_learning_rate: the plain division instead: the encoder has this rate, all other layers have
                 ``learning_rate``.
-            player: ``"network"``.
+            player: the one player, or None.
 
         Returns:
             At most four groups for ``torch.optim``, without frozen parameters.

@@ -25,6 +25,9 @@ __all__ = ["TwoBranchMethod"]
 class TwoBranchMethod(WSSSMethod):
     """Base of methods whose network has a classification and a segmentation branch.
 
+    Attributes:
+        trains_norms: whether :meth:`parameter_groups` trains the normalizations of the encoder as its other layers.
+
     Args:
         network: the two branches.
         seeds: makes seeds and segmentation over scales, without gradient.
@@ -38,6 +41,7 @@ class TwoBranchMethod(WSSSMethod):
 
     network: TwoBranchNetwork
     makes_views: ClassVar[bool] = True
+    trains_norms: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -61,31 +65,34 @@ class TwoBranchMethod(WSSSMethod):
         self.train_mode_labels = train_mode_labels
 
     def parameter_groups(
-        self, learning_rate: float, *, encoder_learning_rate: float | None = None, player: str = "network"
+        self, learning_rate: float, *, encoder_learning_rate: float | None = None, player: str | None = None
     ) -> list[dict[str, Any]]:
-        """Split the parameters by rate (AFA, BMP): the encoder's at the given rate, its norms at 0, others at 10 times.
+        """Split the parameters by rate: the encoder's at the given rate, others at 10 times.
 
-        The layers that :class:`~monai_wsss.networks.AttentionPyramid` puts around an encoder are among the others.
+        The encoder's norms are frozen at rate 0 (AFA, BMP), or have the encoder's rate (CoSA).  The layers that
+        :class:`~monai_wsss.networks.AttentionPyramid` or :class:`~monai_wsss.networks.TwoFusedMaps` puts around an
+        encoder are among the others.
 
         Args:
             learning_rate: rate of the encoder; 6e-5 in the papers.
             encoder_learning_rate: the plain division instead: the encoder, with its norms, has this rate, all other
                 layers have ``learning_rate``.
-            player: ``"network"``.
+            player: the one player, or None.
 
         Returns:
             At most three groups for ``torch.optim``, without frozen parameters.
         """
         if encoder_learning_rate is not None:
             return super().parameter_groups(learning_rate, encoder_learning_rate=encoder_learning_rate, player=player)
+        network: Any = self.get_submodule(player or self.players[0])
         norms = {
             f"encoder.{path}.{name}"
-            for path, module in self.network.encoder.named_modules()
-            if isinstance(module, (nn.LayerNorm, nn.modules.batchnorm._NormBase))
+            for path, module in network.encoder.named_modules()
+            if isinstance(module, (nn.LayerNorm, nn.modules.batchnorm._NormBase)) and not self.trains_norms
             for name, _ in module.named_parameters(recurse=False)
         }
 
-        new = new_layers_in(self.network)
+        new = new_layers_in(network)
 
         def options(name: str) -> dict[str, Any]:
             if name in norms:
@@ -93,7 +100,7 @@ class TwoBranchMethod(WSSSMethod):
             loaded = name.startswith("encoder.") and not name.startswith(new)
             return {"lr": learning_rate * (1 if loaded else 10)}
 
-        return grouped_parameters(self.network, options)
+        return grouped_parameters(network, options)
 
     @torch.no_grad()
     def measure_negative_reference(self, train_data_loader: Iterable, device: torch.device | str = "cpu") -> None:
@@ -141,7 +148,8 @@ class TwoBranchMethod(WSSSMethod):
     def seeds_and_segmentation(self, images: LabeledImages) -> tuple[torch.Tensor, torch.Tensor]:
         """Give C' and S' of images, computed in the mode for labels."""
         with self.label_mode():
-            return self.seeds(self.network, images)
+            seeds, *_, segmentation = self.seeds(self.network, images)
+        return seeds, segmentation
 
     @torch.no_grad()
     def follow_healthy_level(self, images: LabeledImages) -> None:

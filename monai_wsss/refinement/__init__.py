@@ -38,11 +38,19 @@ from monai_wsss.refinement.pseudo_label import (
 )
 from monai_wsss.refinement.region import decide_within
 from monai_wsss.refinement.score_cut import cut_score_maps
+from monai_wsss.refinement.swapped_labels import (
+    ClassLabels,
+    NoiseLabels,
+    SegmentationLabels,
+    ThresholdLabels,
+    TwoThresholdLabels,
+)
 from monai_wsss.refinement.threshold import NegativeResponses, median_reference, negative_quantile, otsu_threshold
 
 __all__ = [
     "AssignedThresholds",
     "BackgroundAware",
+    "ClassLabels",
     "ClassMapRefinement",
     "ConstantScores",
     "DenseCRF",
@@ -53,8 +61,12 @@ __all__ = [
     "MaskRule",
     "MixtureFit",
     "NegativeResponses",
+    "NoiseLabels",
     "PixelAdaptiveRefinement",
+    "SegmentationLabels",
+    "ThresholdLabels",
     "ToMaskd",
+    "TwoThresholdLabels",
     "affinity_labels",
     "assigned_thresholds",
     "background_aware_scores",

@@ -17,7 +17,7 @@ import torch
 from monai_wsss._checks import check_label, plain_tensor
 from monai_wsss.refinement.spreading import Region, box_regions, outside_regions
 
-__all__ = ["LabeledImages"]
+__all__ = ["LabeledImages", "strong_view"]
 
 
 class LabeledImages:
@@ -132,3 +132,18 @@ class LabeledImages:
         if self.regions is None:
             return None
         return outside_regions(self.regions, self.image.shape[2:], self.image.device)
+
+
+def strong_view(batch: Mapping[str, Any]) -> torch.Tensor:
+    """Give the strong view of a method's batch, ``strong`` (B, C, *S), or its image where it has none.
+
+    Raises:
+        ValueError: a strong view of another shape than the image.
+    """
+    image, strong = plain_tensor(batch["image"]), plain_tensor(batch.get("strong", batch["image"]))
+    if strong.shape != image.shape:
+        raise ValueError(
+            f"Expected `strong` of the shape of `image`, {tuple(image.shape)}, got {tuple(strong.shape)}: both views "
+            "must show the same crop."
+        )
+    return strong

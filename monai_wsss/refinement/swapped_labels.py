@@ -21,6 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from monai_wsss._labels import IGNORED
 from monai_wsss._resize import resize_nearest
 from monai_wsss.refinement.assigned_labels import (
     class_assignment,
@@ -53,6 +54,7 @@ class ThresholdLabels(nn.Module):
         threshold: gives xi.
         scale: lambda_a of the perplexity, see :func:`~monai_wsss.refinement.perplexity`.
         power: lambda_b.
+        epsilon: greatest perplexity of a sure label.
 
     Example:
         >>> from monai_wsss.refinement import DynamicThreshold
@@ -62,12 +64,15 @@ class ThresholdLabels(nn.Module):
         [[[0, 0, 1]]]
     """
 
-    def __init__(self, threshold: DynamicThreshold, *, scale: float = 0.8, power: float = 1.0) -> None:
+    def __init__(
+        self, threshold: DynamicThreshold, *, scale: float = 0.8, power: float = 1.0, epsilon: float = 1.0
+    ) -> None:
         super().__init__()
         perplexity(torch.zeros(1), 0.5, scale=scale, power=power)  # refuses what is out of range
         self.threshold = threshold
         self.scale = scale
         self.power = power
+        self.epsilon = epsilon
 
     def follow(self, images: LabeledImages, maps: torch.Tensor) -> None:
         """Let the threshold follow maps (B, K, *s) of a training step; every process of a run has to call it."""
@@ -81,6 +86,12 @@ class ThresholdLabels(nn.Module):
         threshold = self.threshold()
         label, strength = class_assignment(maps, threshold, padding=_padding(images, maps))
         return ClassLabels(label, perplexity(strength, threshold, scale=self.scale, power=self.power))
+
+    def sure(self, images: LabeledImages, maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Make Y^CPL (B, *s), and bool (B, *s): the pixels outside of padding whose P is at most ``epsilon``."""
+        label, doubt = self(images, maps)
+        assert doubt is not None
+        return label, (doubt <= self.epsilon) & (label != IGNORED)
 
     def mask(self, images: LabeledImages, maps: torch.Tensor, segmentation: torch.Tensor) -> torch.Tensor:
         """Label every pixel: (B, *s), 0..K."""
@@ -119,22 +130,25 @@ class TwoThresholdLabels(nn.Module):
 
     def forward(self, images: LabeledImages, maps: torch.Tensor) -> ClassLabels:
         """Make Y^CPL, see the table of this file."""
-        return ClassLabels(self._label(images, maps, self.low, self.high), None)
-
-    def mask(self, images: LabeledImages, maps: torch.Tensor, segmentation: torch.Tensor) -> torch.Tensor:
-        """Label every pixel, by the middle between the thresholds: (B, *s), 0..K."""
-        return class_assignment(maps, (self.low + self.high) / 2)[0]
-
-    def _label(self, images: LabeledImages, maps: torch.Tensor, low: float, high: float) -> torch.Tensor:
-        return two_threshold_label(
+        assigned = two_threshold_label(
             maps,
             images.label,
-            low=low,
-            high=high,
+            low=self.low,
+            high=self.high,
             downscale=self.downscale,
             classes=images.classes,
             padding=_padding(images, maps),
         )
+        return ClassLabels(assigned, None)
+
+    def sure(self, images: LabeledImages, maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Make Y^CPL (B, *s), and bool (B, *s): the pixels that it labels."""
+        label, _ = self(images, maps)
+        return label, label != IGNORED
+
+    def mask(self, images: LabeledImages, maps: torch.Tensor, segmentation: torch.Tensor) -> torch.Tensor:
+        """Label every pixel, by the middle between the thresholds: (B, *s), 0..K."""
+        return class_assignment(maps, (self.low + self.high) / 2)[0]
 
 
 class SegmentationLabels(nn.Module):
