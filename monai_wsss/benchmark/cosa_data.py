@@ -26,6 +26,7 @@ from monai.transforms import (
     RandRotate90d,
     RandScaleIntensityd,
     RandShiftIntensityd,
+    ThresholdIntensityd,
 )
 
 from monai_wsss.benchmark.cosa_recipes import COSA_BUDGETS
@@ -46,7 +47,10 @@ def _strong_view(modalities: Sequence[str], recipe: Recipe) -> list[Any]:
         return []
     copy = CopyItemsd("image", names="strong")
     if list(modalities) == _COLORS:
-        return [copy, RandColorOperationd("strong")]
+        # The jitter of the weak view may leave the range of the color operations.
+        black = ThresholdIntensityd("strong", threshold=0.0, above=True, cval=0.0)
+        white = ThresholdIntensityd("strong", threshold=255.0, above=False, cval=255.0)
+        return [copy, black, white, RandColorOperationd("strong")]
     return [
         copy,
         RandScaleIntensityd("strong", 0.3, prob=0.5),

@@ -9,7 +9,8 @@ of encoders.
 
 What is fixed for 32,000 iterations in the paper is scaled to these short runs: the warm-up is a share of the run, the
 assignment network averages over about the last twentieth of the run, as with 0.9994 over 32,000, and the threshold
-follows in the same time.  This holds for the presets ``paper`` and ``released``, too: these rows are run small.
+follows in the same time.  The presets ``paper`` and ``released`` have their own poolings, scales and threshold, but this
+network's encoder and width, and the warm-up and average of these runs: they are run small.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from monai_wsss.methods import (
     PseudoMaskSupervision,
     WSSSMethod,
 )
+from monai_wsss.methods.cosa_settings import COSA_NETWORKS
 from monai_wsss.networks import (
     AttentionPyramid,
     EfficientNetLite,
@@ -176,21 +178,19 @@ def cosa_recipes(budget: CosaBudget) -> dict[str, Recipe]:
 
 def _cosa_recipe(budget: CosaBudget, words: Words) -> Recipe:
     """Give the recipe of one row of CoSA; its words are recorded, with what the budget adds."""
-    told = {
-        "preset": "default",
-        "warm_up": budget.warm_up,
-        "momentum": budget.momentum,
-        "dt_momentum": budget.dt_momentum,
-        "scales": list(budget.scales),
-        **words,
-    }
+    told: Words = {"preset": "default", "warm_up": budget.warm_up, "momentum": budget.momentum, **words}
+    branches = dict(_BRANCHES)
+    if told["preset"] == "default":
+        told |= {"dt_momentum": budget.dt_momentum, "scales": list(budget.scales)}
+    else:
+        branches |= {name: COSA_NETWORKS[told["preset"]][name].value for name in ("pooling", "pooled")}
     return Recipe(
-        partial(_build_cosa, budget=budget, **told),
+        partial(_build_cosa, budget=budget, branches=branches, **told),
         _OPTIMIZER,
         batch_size=budget.batch_size,
         views="none",
         epochs=budget.epochs,
-        words={"method": "cosa", "strong": True, **_network_words(budget), **_BRANCHES, **told},
+        words={"method": "cosa", "strong": True, **_network_words(budget), **branches, **told},
     )
 
 
@@ -234,12 +234,12 @@ def _filled(network: nn.Module) -> Any:
 
 
 def _two_branches(
-    budget: CosaBudget, channels: int, num_classes: int, *, detach_seeds: str = "none"
+    budget: CosaBudget, channels: int, num_classes: int, *, detach_seeds: str = "none", **branches: Any
 ) -> TwoBranchNetwork:
     encoder = TwoFusedMaps(_encoder(budget, channels), width=_NETWORK["width"], stride=_NETWORK["stride"])
     return _filled(
         TwoBranchNetwork.with_auxiliary(
-            encoder, num_classes, topk_share=budget.topk_share, detach_seeds=detach_seeds, **_BRANCHES
+            encoder, num_classes, topk_share=budget.topk_share, detach_seeds=detach_seeds, **{**_BRANCHES, **branches}
         )
     )
 
@@ -249,12 +249,13 @@ def _build_cosa(
     num_classes: int,
     *,
     budget: CosaBudget,
+    branches: Words,
     preset: str,
     guide: str = "spl",
     detach_seeds: str = "none",
     **words: Any,
 ) -> WSSSMethod:
-    network = _two_branches(budget, channels, num_classes, detach_seeds=detach_seeds)
+    network = _two_branches(budget, channels, num_classes, detach_seeds=detach_seeds, **branches)
     if guide == "oracle":
         return OracleCoSA.from_preset(preset, network=network, **words)
     return CoSA.from_preset(preset, network=network, guide=guide, **words)
