@@ -23,6 +23,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -158,9 +159,9 @@ def _binned(rows: Sequence[Row], metric: str, part: str) -> np.ndarray:
 def _accuracy_chart(
     metric: str, edges: Sequence[float], label: str, table: BenchmarkTable, rows: Sequence[Row]
 ) -> Markup:
-    """Draw the share of right labels by bins, which bins without pixels are left out of."""
+    """Draw the share of right labels by bins; those without pixels are left out."""
     lines = []
-    middles = [(low + min(high, 2 * low + 1)) / 2 for low, high in zip(edges[:-1], edges[1:], strict=True)]
+    middles = [(low + min(high, 2 * low + 1)) / 2 for low, high in pairwise(edges)]
     for iteration, found in _shown(_by_iteration(rows, _WITH)).items():
         pixels, right = _binned(found, metric, "pixels"), _binned(found, metric, "right")
         filled = np.flatnonzero(pixels)
@@ -178,7 +179,7 @@ def _accuracy_chart(
 def _confidence_chart(table: BenchmarkTable, rows: Sequence[Row]) -> Markup:
     """Draw how the confidence is distributed above 0.05, as the threshold sees it, with a ring in the bin of xi."""
     lines = []
-    middles = [(low + high) / 2 for low, high in zip(CONFIDENCE[1:-1], CONFIDENCE[2:], strict=True)]
+    middles = [(low + high) / 2 for low, high in pairwise(CONFIDENCE[1:])]
     for iteration, found in _shown(_by_iteration(rows, _WITH)).items():
         pixels = _binned(found, "by_confidence", "pixels")[1:]
         share = pixels / max(pixels.sum(), 1)

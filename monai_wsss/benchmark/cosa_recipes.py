@@ -9,8 +9,8 @@ of encoders.
 
 What is fixed for 32,000 iterations in the paper is scaled to these short runs: the warm-up is a share of the run, the
 assignment network averages over about the last twentieth of the run, as with 0.9994 over 32,000, and the threshold
-follows in the same time.  The presets ``paper`` and ``released`` have their own poolings, scales and threshold, but this
-network's encoder and width, and the warm-up and average of these runs: they are run small.
+follows in the same time.  The presets ``paper`` and ``released`` have poolings, scales and thresholds of their own, but
+the encoder, the width, the warm-up and the average of these runs: they are run small.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ def cosa_recipes(budget: CosaBudget) -> dict[str, Recipe]:
         **{name: _cosa_recipe(budget, words) for name, words in rows.items()},
         _SECOND: _on_masks(budget, _build_student, teacher=ALL, pseudo={"maps": "cpl"}),
         _PLAIN: _weak(budget, "cam", _build_cam),
-        "SEAM's equivariance": _weak(budget, "cam", _build_seam),
+        "SEAM's equivariance": _weak(budget, "seam", _build_seam),
         "AFA": _weak(budget, "afa", partial(_build_mutual, kind=AFA)),
         "BMP": _weak(budget, "bmp", partial(_build_mutual, kind=BMP)),
         _BOUND: _on_masks(budget, _build_full),

@@ -204,7 +204,7 @@ def _entry(data: Data, kind: str, budget: CosaBudget, name: str) -> Entry:
         "scales": list(budget.scales),
         "refinement": ClassMapRefinement("crf").settings if whole else None,
     }
-    part = {"cosa": _by_branch, "cam": _class_maps}.get(words["method"], _segmentation)
+    part = {"cosa": _by_branch, "cam": _class_maps, "seam": _class_maps}.get(words["method"], _segmentation)
     # Only slices are gated by presence: a photograph is measured where the finding is known to be.
     measure = partial(part, data, budget, kind == "slices", whole)
     return Entry(name, measure, name, "first" if name in ONE_SEED else "each", words=measured)
