@@ -47,7 +47,7 @@ from monai_wsss.reports import box_chart
 from monai_wsss.reports.charts import ChartLine, line_chart
 from monai_wsss.reports.panels import render_comparison
 
-__all__ = ["COSA_FIGURES", "CosaFigures", "make_cosa_figures"]
+__all__ = ["COSA_FIGURES", "CosaFigures", "final_labels", "make_cosa_figures"]
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +81,16 @@ class CosaFigures(CosaTable):
 
     def format(self, rows: Sequence[Row]) -> str:
         """Give the last measurements as Markdown."""
-        return f"{format_rows(rows, self.columns)}\n\nMasks of unseen images are read, to measure."
+        return final_labels(rows)
+
+
+def final_labels(rows: Sequence[Row]) -> str:
+    """Give the last measurements of followed trainings as Markdown.
+
+    Args:
+        rows: rows of all seeds.
+    """
+    return f"{format_rows(rows, _COLUMNS)}\n\nMasks of unseen images are read, to measure."
 
 
 def make_cosa_figures(

@@ -188,7 +188,7 @@ def make_cosa_table(
     budget = COSA_BUDGETS[kind]
     recipes = cosa_recipes(budget)
     entries = [_entry(data, kind, budget, name) for name in recipes]
-    if "blue" in data.modalities:
+    if isinstance(data, CosaTiles) and "blue" in data.modalities:
         entries.append(Entry("trivial: Otsu on the blue channel", partial(_blue, data), None))
     columns = next(iter(COSA_SECTIONS.values()))
     name = f"cosa_{data.header['name']}"
@@ -288,7 +288,7 @@ def _class_maps(
     yield Measured("S + CRF", metrics | {"cpu_seconds_per_image": {"mean": seconds}})
 
 
-def _blue(data: Data, table: BenchmarkTable, trained: Sequence[Trained]) -> Iterator[Measured]:
+def _blue(data: CosaTiles, table: BenchmarkTable, trained: Sequence[Trained]) -> Iterator[Measured]:
     """Measure Otsu's threshold of the dark part of the blue channel."""
     cases = data.cases()
     channel = data.modalities.index("blue")
