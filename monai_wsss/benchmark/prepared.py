@@ -37,8 +37,10 @@ from monai_wsss.metrics import CaseTable
 from monai_wsss.refinement import MaskRule
 from monai_wsss.transforms import LoadOrderedd, NormalizeSubjectd, ResizeInPlaned
 
-__all__ = ["Cases", "PreparedData", "Slices", "add_case", "maps_of", "rule_of"]
+__all__ = ["MIXTURE_OF_ALL", "Cases", "PreparedData", "Slices", "add_case", "maps_of", "rule_of"]
 
+MIXTURE_OF_ALL = "mixture, all images"
+"""The column, or end of a row's name, of the cut that a mixture finds in the scores of all images; no mask is read."""
 _STATISTICS = ("intensity_mean", "intensity_std")
 
 Cases = list[dict[str, Any]]

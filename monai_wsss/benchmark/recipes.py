@@ -78,7 +78,7 @@ class Recipe:
     batch_size: int = 32
     by_subject: bool = True
     views: str = "dihedral"
-    rules: tuple[str | None, ...] = ("negative_reference", "negative_quantile", "logit", "minmax", "otsu")
+    rules: tuple[str | None, ...] = ("negative_reference", "negative_quantile", "logit", "minmax", "otsu", "mixture")
     share: float = 1.0
     teacher: str | None = None
     begin: Path | None = None

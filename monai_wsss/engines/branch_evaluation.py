@@ -198,6 +198,8 @@ class BranchEvaluation:
         for name, network in self.networks.items():
             start = time.perf_counter()
             branches, predicted = self._branches(network, image, size)
+            if image.is_cuda:
+                torch.cuda.synchronize(image.device)
             _add(seconds, name, start)
             allowed = {"none": None, "predicted": predicted, "given": label.to(self.device)}
             for branch, (rule, scores) in branches.items():
@@ -207,12 +209,12 @@ class BranchEvaluation:
                         start = time.perf_counter()
                         decide, chosen = MaskRule(**rule, gate=gate), allowed[label_filter]
                         if refine is None:
-                            mask = decide.mask(scores, chosen)
+                            mask = decide.mask(scores, chosen)[0].cpu()
                         else:
-                            mask = refine(decide, scores, resize_linear(image, size), chosen).mask
+                            mask = refine(decide, scores, resize_linear(image, size), chosen).mask[0].cpu()
                         key = (name, branch, label_filter, with_crf)
                         _add(seconds, key, start)
-                        yield key, mask[0].cpu()
+                        yield key, mask
 
     def _branches(
         self, network: Any, image: torch.Tensor, size: Sequence[int]

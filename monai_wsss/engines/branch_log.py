@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from ignite.engine import Engine, Events
 
 from monai_wsss._files import atomic_path, make_directory, write_json
@@ -81,7 +82,9 @@ class BranchLog:
         if not is_main_process():
             return
         now = {"epoch": engine.state.epoch, "iteration": engine.state.iteration}
-        self._lines += [now | _line(row) for row in self._measured()]
+        # A loader draws from torch's global generator: the training goes on as if nobody had measured.
+        with torch.random.fork_rng(devices=[]):
+            self._lines += [now | _line(row) for row in self._measured()]
         make_directory(self.output_dir)
         self._write(self._lines)
 

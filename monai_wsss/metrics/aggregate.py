@@ -82,6 +82,7 @@ class CaseTable:
         spacing: Sequence[float] | None = None,
         presence: torch.Tensor | np.ndarray | None = None,
         cam: torch.Tensor | np.ndarray | None = None,
+        label_filter: str | None = None,
     ) -> None:
         """Measure one case, an image or a volume, and keep its row.
 
@@ -96,6 +97,8 @@ class CaseTable:
             spacing: pixel size in mm per axis of S; None measures distances in pixels.
             presence: ``(K,)`` image-level scores, any monotone scale.
             cam: score maps ``(K, *S)`` in [0, 1], for the threshold sweep and the pixel AUROC.
+            label_filter: name of what removed classes from a segmentation, see
+                :class:`~monai_wsss.refinement.ToMaskd`; for the table and its notes.
 
         Raises:
             ValueError: an ``id`` that is there already, or an array of the wrong shape or range.
@@ -107,6 +110,8 @@ class CaseTable:
         self._check("prediction", found.ndim in (3, 4) and len(found) == 1, found)
         truth = "mask" if reference is not None else ("unknown" if labels.any() else "empty by label")
         row: Row = {"id": str(id), "subject": str(subject), "truth": truth, "unit": "px" if spacing is None else "mm"}
+        if label_filter is not None:
+            row["label_filter"] = label_filter
         row |= self._by_class("label", labels.astype(int).tolist())
         if presence is not None:
             scores = convert_to_numpy(presence)
@@ -302,6 +307,7 @@ class CaseTable:
         mean = ["dice"] if len(self.scheme.classes) > 1 else []
         return [
             *("row", "id", "subject", "truth", "unit"),
+            *(["label_filter"] if any("label_filter" in row for row in self.rows) else []),
             *(key(name, k) for k in labels for name in image),
             *("finding", "healthy", "found", *mean),
             *(key(name, k) for k in labels for name in pixels),

@@ -220,6 +220,13 @@ def sweep_content(arrays: CaseArrays) -> dict[str, Any]:
     return {"thresholds": SWEEP_THRESHOLDS.tolist(), "cases": _number(arrays.swept), "classes": classes}
 
 
+_LABEL_FILTERS = {
+    "none": "masks may hold every class",
+    "predicted": "masks hold the classes that the network itself finds in the image",
+    "given": "masks hold the classes of the image's label alone, which a user does not have",
+}
+
+
 def coverage_notes(arrays: CaseArrays) -> list[str]:
     """Say what the numbers cover and how many cases fell under which rule, without names of cases."""
     truth = [row["truth"] for row in arrays.rows]
@@ -239,6 +246,11 @@ def coverage_notes(arrays: CaseArrays) -> list[str]:
     )
     for k in arrays.scheme.labels:
         notes += _class_notes(arrays, k)
+    filters = [row["label_filter"] for row in arrays.rows if "label_filter" in row]
+    for name in sorted(set(filters)):
+        notes.append(
+            f"Label filter of the segmentations: {name} ({filters.count(name)} cases; {_LABEL_FILTERS[name]})."
+        )
     if arrays.swept.any():
         notes.append(
             f"The threshold sweep ({_number(arrays.swept)} cases) and every oracle_ number read reference masks: "

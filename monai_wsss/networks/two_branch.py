@@ -225,11 +225,11 @@ class TwoBranchNetwork(nn.Module):
                 "classifier reads the map before the last."
             )
         check_choice("decoder", decoder, ("large_fov", "all_mlp"))
+        width = {"large_fov": 512, "all_mlp": 256}[decoder] if decoder_width is None else decoder_width
         made: nn.Module
         if decoder == "large_fov":
-            made = LargeFOV(channels[-1], num_classes + 1, spatial_dims=dims, width=decoder_width or 512)
+            made = LargeFOV(channels[-1], num_classes + 1, spatial_dims=dims, width=width)
         else:
-            width = decoder_width or 256
             made = AllMLPDecoder(channels, num_classes + 1, spatial_dims=dims, width=width, dropout=dropout)
         classifier, auxiliary = (
             ClassHead(

@@ -26,6 +26,7 @@ from typing import NamedTuple
 import torch
 
 from monai_wsss._checks import check_choice, check_shape, float32_or_wider
+from monai_wsss.cams import normalize_maps
 
 __all__ = ["AssignedThresholds", "MixtureFit", "assigned_thresholds", "mixture_threshold"]
 
@@ -35,6 +36,7 @@ NEAREST_MEANS = 0.1
 SMALLEST_VARIANCE = 1e-4
 BINS = 512
 STEPS = 100
+_IGNORED_SCORES = 0.05
 _ADDED_VARIANCE = 1e-6  # scikit-learn's `reg_covar`, with the start "wide"
 _LEAST = 1e-12  # share of all values below which a component holds nothing
 
@@ -49,7 +51,7 @@ class MixtureFit(NamedTuple):
         means: (2,).
         variances: (2,).
         steps: 0-d, the number of steps that changed the fit.
-        count: 0-d, the number of values that took part.
+        number: 0-d, how many values took part.
     """
 
     threshold: torch.Tensor
@@ -58,7 +60,7 @@ class MixtureFit(NamedTuple):
     means: torch.Tensor
     variances: torch.Tensor
     steps: torch.Tensor
-    count: torch.Tensor
+    number: torch.Tensor
 
 
 class AssignedThresholds(NamedTuple):
@@ -82,11 +84,11 @@ class _Mixture(NamedTuple):
 
 
 class _Points(NamedTuple):
-    """Places (N,) and the share (N,) of all values that lies at each; ``count`` is the number of values."""
+    """Places (N,) and the share (N,) of all values that lies at each; ``number`` tells how many values there are."""
 
     places: torch.Tensor
     shares: torch.Tensor
-    count: torch.Tensor
+    number: torch.Tensor
 
 
 @torch.no_grad()
@@ -94,7 +96,7 @@ def mixture_threshold(
     values: torch.Tensor,
     *,
     keep: torch.Tensor | None = None,
-    ignore_up_to: float = 0.05,
+    ignore_up_to: float = _IGNORED_SCORES,
     start: str = "split",
     iterations: int = STEPS,
     tolerance: float | None = None,
@@ -155,11 +157,11 @@ def two_components(
     crossing, crosses = _crossing(mixture)
     found = (
         crosses
-        & (points.count >= FEWEST_VALUES)
+        & (points.number >= FEWEST_VALUES)
         & (mixture.weights.amin() >= SMALLEST_WEIGHT)
         & (mixture.means[1] - mixture.means[0] >= NEAREST_MEANS)
     )
-    return MixtureFit(crossing.where(crosses, 0.5), found, *mixture, steps, points.count)
+    return MixtureFit(crossing.where(crosses, 0.5), found, *mixture, steps, points.number)
 
 
 @torch.no_grad()
@@ -168,7 +170,7 @@ def assigned_thresholds(
     *,
     components: int = 3,
     keep: torch.Tensor | None = None,
-    ignore_up_to: float = 0.05,
+    ignore_up_to: float = _IGNORED_SCORES,
     iterations: int = STEPS,
     tolerance: float | None = 1e-3,
     bins: int | None = BINS,
@@ -221,8 +223,20 @@ def assigned(
     lowest, highest = taken & (of_component == 0), taken & (of_component == components - 1)
     low = scores.masked_fill(~lowest, -torch.inf).amax()
     high = scores.masked_fill(~highest, torch.inf).amin()
-    found = (points.count >= FEWEST_VALUES) & low.isfinite() & high.isfinite()
+    found = (points.number >= FEWEST_VALUES) & low.isfinite() & high.isfinite()
     return AssignedThresholds(low.where(found, 0.5), high.where(found, 0.5), found)
+
+
+def mixture_levels(maps: torch.Tensor) -> torch.Tensor:
+    """Give the raw response (B, K) at which each map (B, K, *S) is cut: the mixture threshold of its scores alone.
+
+    Scores are those of the rule ``minmax``. Where they do not show two populations, the response is that of 0.5.
+    """
+    scores = normalize_maps(maps, "minmax").flatten(2)
+    fits = [two_components(one, one > _IGNORED_SCORES) for one in scores.flatten(0, 1)]
+    cut = torch.stack([fit.threshold.where(fit.found, 0.5) for fit in fits]).reshape(scores.shape[:2]).to(scores)
+    positive = scores.new_zeros(()).maximum(maps.flatten(2))
+    return torch.lerp(positive.amin(dim=2), positive.amax(dim=2), cut)
 
 
 def _check(
@@ -308,8 +322,8 @@ def _fit(
 ) -> tuple[_Mixture, torch.Tensor]:
     """Take steps of expectation and maximization; give the mixture and the number of steps that changed it."""
     powers = _powers(points.places)
-    going = torch.ones_like(points.count, dtype=torch.bool)
-    steps, before = torch.zeros_like(points.count), torch.full_like(points.count, -torch.inf)
+    going = torch.ones_like(points.number, dtype=torch.bool)
+    steps, before = torch.zeros_like(points.number), torch.full_like(points.number, -torch.inf)
     for _ in range(iterations):
         densities = _log_densities(points.places, mixture)
         updated = _of_moments((densities.softmax(dim=0) * points.shares) @ powers, added)

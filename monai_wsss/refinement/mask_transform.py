@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -33,8 +34,10 @@ class ToMaskd(MapTransform):
         network: deployable network, see :meth:`MaskRule.of <monai_wsss.refinement.MaskRule.of>`.
         rule: see :class:`~monai_wsss.refinement.MaskRule`; None for the rule that the pooling calls for.
         threshold: see there.
-        gate: ``predicted`` (default for activations), ``given`` (by ``label_key``) or ``none`` (default for
-            segmentations).
+        gate: ``predicted`` (default for activations), ``given`` (by ``label_key``) or ``none``. For segmentations it
+            is the label filter, ``none`` by default, and the item gets its name as ``label_filter``. ``predicted`` asks
+            the classifier of a network that has ``branches``, at the image's own size, and adds its logits as
+            ``presence``; for other segmenters see :class:`~monai_wsss.refinement.MaskRule`.
         fusion: see there.
         reliable_only: leave out the groups that the network's training found unreliable; False fuses all of them.
         label_key: image-level label (K,), read with ``gate="given"`` alone.
@@ -82,6 +85,8 @@ class ToMaskd(MapTransform):
         reliable_only = as_flag("reliable_only", reliable_only)
         used = "none" if self.refinement is None else self.refinement.settings
         self.settings = {**self.words, "reliable_only": reliable_only, "refine": used}
+        if getattr(network, "output_kind", None) == "segmentation":
+            self.settings["label_filter"] = gate or "none"
         if not reliable_only:
             self.words["reliable"] = None
         if presence_level is not None:
@@ -90,7 +95,12 @@ class ToMaskd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
         rule = MaskRule.of(self.network, **self.words)
-        label = torch.as_tensor(item[self.label_key])[None] if rule.gate == "given" else None
+        gate = rule.gate
+        label = torch.as_tensor(item[self.label_key])[None] if gate == "given" else None
+        logits = self._classified(item, rule)
+        if logits is not None:
+            level = 0.0 if rule.presence_level is None else rule.presence_level
+            rule, label = replace(rule, gate="given"), (logits > torch.as_tensor(level).to(logits)).float()
         for key in self.key_iterator(item):
             scores = plain_tensor(item[key])[None]
             if self.refinement is None:
@@ -102,4 +112,26 @@ class ToMaskd(MapTransform):
             item[key] = mask[0]
             if cam is not None and presence is not None:
                 item["cam"], item["presence"] = cam[0], presence[0]
+        if rule.output_kind == "segmentation":
+            item["label_filter"] = gate
+            if logits is not None:
+                item["presence"] = logits[0].cpu()
         return item
+
+    @torch.no_grad()
+    def _classified(self, item: Mapping[Hashable, Any], rule: MaskRule) -> torch.Tensor | None:
+        """Give the logits (1, K) of a segmenter's own classifier where the label filter asks it, else None."""
+        branches = getattr(self.network, "branches", None)
+        if rule.output_kind != "segmentation" or rule.gate != "predicted" or branches is None:
+            return None
+        if "image" not in item:
+            raise ValueError("The label filter 'predicted' reads the key 'image' of an item: keep it.")
+        image = plain_tensor(torch.as_tensor(item["image"]))[None].float()
+        dims = int(getattr(self.network, "spatial_dims", 2))
+        if image.ndim - 2 != dims:
+            raise ValueError(
+                f"Expected an image of {dims} dimensions for the label filter 'predicted', which asks the network's "
+                f"classifier, got {image.ndim - 2}: take 'none' or 'given'."
+            )
+        logits: torch.Tensor = branches(image.to(next(self.network.parameters()).device)).logits
+        return logits.float()

@@ -276,7 +276,7 @@ class RunFolder(RunRecord):
 
 
 class InferenceLog(RunRecord):
-    """Write ``run.json`` and ``predictions.csv``: for each case its mask file, presence scores and volumes.
+    """Write ``run.json`` and ``predictions.csv``: for each case its mask file, label filter, presence and volumes.
 
     Volumes are in milliliters where the spacing of a study is known, else in pixels.
     ``replaced`` names a sequence that the data lack and the one in its place, as ``T1<-FLAIR``.
@@ -306,6 +306,8 @@ class InferenceLog(RunRecord):
                 "mask": os.path.relpath(result["pred_path"], self.output_dir),
                 "replaced": " ".join(f"{name}<-{other}" for name, other in self.replaced.items()),
             }
+            if "label_filter" in result:
+                row["label_filter"] = result["label_filter"]
             spacing = case_spacing(result["image"])
             unit, size = ("px", 1.0) if spacing is None or len(spacing) < 3 else ("ml", float(np.prod(spacing)) / 1000)
             for number, name in enumerate(self._classes, start=1):

@@ -112,6 +112,7 @@ def test_small_runs_leave_tables_and_figures_and_train_nothing_twice(datalist, t
     for group in ("T1", "FLAIR", "fused", "fused, reliable"):
         assert all(f"{name} / {group}" in labels for name in CMER_RECIPES)
         assert f"plain CAM, Grad-CAM++ (one view, half of the maximum) / {group}" in labels
+        assert f"plain CAM, mixture, all images / {group}" in labels
     assert [Row(**row) for row in json.loads((out / "cmer.json").read_text())] == rows
     trained = {path: path.stat().st_mtime_ns for path in out.glob("*/seed0/model.pt")}
     for make in (make_cmer_errors, make_cmer_thresholds, make_cmer_transforms):

@@ -192,7 +192,7 @@ def test_chosen_rows_alone_are_made(skin, tmp_path, short):
     again = make_encoder_table(skin, tmp_path / "out", rows=("trivial_otsu_on_the_blue_channel",), **words)
     again.data.samples = 4
     assert {row.name for row in again.run()} == {row.name for row in rows} | {"trivial: Otsu on the blue channel"}
-    with pytest.raises(ValueError, match="cam_from_scratch.*got nothing_such"):
+    with pytest.raises(ValueError, match=r"cam_from_scratch.*got nothing_such"):
         make_encoder_table(skin, tmp_path / "out", rows=("nothing_such",)).run()
 
 

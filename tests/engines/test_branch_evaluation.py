@@ -12,6 +12,7 @@ import pytest
 import torch
 from ignite.engine import Engine
 from torch import nn
+from torch.utils.data import DataLoader
 
 from monai_wsss._checks import DataError
 from monai_wsss.engines import BranchEvaluation, BranchLog, save_checkpoint, save_weights
@@ -234,3 +235,15 @@ def test_branches_are_measured_once_without_a_training(tmp_path, caplog):
     assert "validation, assignment, M, labels given: mIoU 0." in caplog.text
     with pytest.raises(ValueError, match="`interval` >= 1"):
         BranchLog(evaluation(), {}, tmp_path, interval=0)
+
+
+def test_measuring_does_not_change_the_training(tmp_path):
+    loader = DataLoader([{name: value[0] for name, value in item(seed).items()} for seed in range(2)])
+    drawn = []
+    for handlers in ([], [BranchLog(evaluation(), {"training": loader}, tmp_path)]):
+        trainer = Engine(lambda engine, batch: drawn.append(torch.rand(1).item()))
+        for handler in handlers:
+            handler.attach(trainer)
+        torch.manual_seed(0)
+        trainer.run([0, 0], max_epochs=2)
+    assert drawn[:4] == drawn[4:]

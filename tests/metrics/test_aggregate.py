@@ -508,3 +508,19 @@ def test_bad_tables(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="Cannot write"):
         table_of(cases()).write(tmp_path / "file", bootstrap=1)
+
+
+def test_the_label_filter_of_segmentations_is_named_in_the_table_and_its_notes(tmp_path):
+    table = CaseTable(["lesion"])
+    mask = np.ones((1, 4, 4), dtype=np.uint8)
+    for number, name in enumerate(["given", "given", "none"]):
+        words = {"label": np.ones(1), "prediction": mask, "reference": mask, "label_filter": name}
+        table.add(id=f"{number}", subject=f"{number}", **words)
+    table.write(tmp_path, bootstrap=10)
+    rows = list(csv.DictReader((tmp_path / "per_case.csv").open()))
+    assert [row["label_filter"] for row in rows] == ["given", "given", "none"]
+    notes = (tmp_path / "notes.txt").read_text()
+    assert (
+        "Label filter of the segmentations: given (2 cases; masks hold the classes of the image's label alone" in notes
+    )
+    assert "Label filter of the segmentations: none (1 cases; masks may hold every class)." in notes

@@ -21,9 +21,10 @@ def at_size(maps: torch.Tensor, size) -> torch.Tensor:
 
 @DIMENSIONS
 @pytest.mark.parametrize("mode", [True, False])
-def test_decoder_agrees_with_the_order_of_the_paper(spatial_dims, mode):
+@pytest.mark.parametrize("levels", [4, 3, 2])
+def test_decoder_agrees_with_the_order_of_the_paper(spatial_dims, mode, levels):
     torch.manual_seed(0)
-    channels, sizes = (3, 4, 5, 6), ((9, 7, 5), (5, 4, 3), (3, 2, 2), (3, 2, 1))
+    channels, sizes = (3, 4, 5, 6)[:levels], ((9, 7, 5), (5, 4, 3), (3, 2, 2), (3, 2, 1))[:levels]
     decoder = AllMLPDecoder(channels, 3, spatial_dims=spatial_dims, width=4, dropout=0.0).double().train(mode)
     bn = decoder.linear_fuse.bn
     randomize_norms(decoder)
@@ -31,7 +32,7 @@ def test_decoder_agrees_with_the_order_of_the_paper(spatial_dims, mode):
         torch.randn(2, f, *size[:spatial_dims], dtype=torch.float64) for f, size in zip(channels, sizes, strict=True)
     ]
     parts = []
-    for n in (4, 3, 2, 1):
+    for n in (4, 3, 2, 1)[-levels:]:
         linear = getattr(decoder, f"linear_c{n}").proj
         projected = linear(features[n - 1].movedim(1, -1)).movedim(-1, 1)
         parts.append(at_size(projected, features[0].shape[2:]))
@@ -66,10 +67,17 @@ def test_dropout_takes_whole_channels_in_training(spatial_dims):
 
 
 @DIMENSIONS
-def test_torchscript_and_export_agree(spatial_dims):
+@pytest.mark.parametrize("count", [4, 2])
+def test_torchscript_and_export_agree(spatial_dims, count):
     torch.manual_seed(0)
-    decoder = AllMLPDecoder((1, 2, 3, 4), 2, spatial_dims=spatial_dims, width=4).eval()
+    decoder = AllMLPDecoder((1, 2, 3, 4)[:count], 2, spatial_dims=spatial_dims, width=4).eval()
     randomize_norms(decoder)
-    levels = [torch.randn(2, n, *[9 - n, 7, 5][:spatial_dims]) for n in (1, 2, 3, 4)]
+    levels = [torch.randn(2, n, *[9 - n, 7, 5][:spatial_dims]) for n in (1, 2, 3, 4)[:count]]
     torch.testing.assert_close(torch.jit.script(decoder)(levels), decoder(levels))
     torch.testing.assert_close(torch.export.export(decoder, (levels,)).module()(levels), decoder(levels))
+
+
+@pytest.mark.parametrize("channels", [(4,), (1, 2, 3, 4, 5)])
+def test_other_numbers_of_levels_are_refused(channels):
+    with pytest.raises(ValueError, match="`feature_channels` of two to four levels, got "):
+        AllMLPDecoder(channels, 2)

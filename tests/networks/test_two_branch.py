@@ -19,8 +19,11 @@ from network_checks import with_and_without_neighbor
 from torch import nn
 
 from monai_wsss.methods import BMP
+from monai_wsss.networks.all_mlp_decoder import AllMLPDecoder
 from monai_wsss.networks.class_head import ClassHead
 from monai_wsss.networks.conv_pyramid import ConvPyramid
+from monai_wsss.networks.feature_fusion import FusedFeatures
+from monai_wsss.networks.large_fov import LargeFOV
 from monai_wsss.networks.mix_transformer import MixTransformer
 from monai_wsss.networks.object_prior import ObjectPrior
 from monai_wsss.networks.two_branch import TwoBranchNetwork
@@ -169,6 +172,62 @@ def test_seeds_train_in_bmp_and_not_in_afa(detach):
     outputs = make("transformer", detach_seeds=detach).branches(picture())
     assert outputs.seeds.requires_grad != detach
     assert outputs.logits.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("detach", "reached"),
+    [
+        ("none", {"encoder", "weights"}), (False, {"encoder", "weights"}), ("false", {"encoder", "weights"}),
+        ("features", {"weights"}), ("weights", {"encoder"}), ("all", set()), (True, set()), ("True", set()),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", ["bmp", "cosa"])
+@pytest.mark.parametrize("pooled", ["features", "maps"])
+def test_losses_on_the_seeds_train_what_is_not_detached(detach, reached, kind, pooled):
+    torch.manual_seed(0)
+    build = TwoBranchNetwork.build if kind == "bmp" else TwoBranchNetwork.with_auxiliary
+    network = build(ConvPyramid.tiny(), 2, decoder_width=4, pooled=pooled, detach_seeds=detach)
+    image = picture()
+    for upsample in (True, False):
+        outputs = network.branches(image, upsample=upsample)
+        torch.testing.assert_close(outputs.seeds, make_attached(network).branches(image, upsample=upsample).seeds)
+        # Each classifier's own seeds: gradients of one must not hide those of the other.
+        for head, seeds in ((network.classifier, outputs.seeds), (network.auxiliary, outputs.auxiliary_seeds)):
+            if head is None:
+                continue
+            network.zero_grad()
+            if seeds.requires_grad:
+                seeds.square().sum().backward(retain_graph=True)
+            found = {"weights"} if head.weight.grad is not None else set()
+            assert head.bias is None or (head.bias.grad is not None) == bool(found)
+            found |= {"encoder"} if any(p.grad is not None for p in network.encoder.parameters()) else set()
+            assert found == reached
+    # Logits and segmentation train as ever.
+    network.zero_grad()
+    outputs = network.branches(image)
+    auxiliary = outputs.segmentation.sum() if outputs.auxiliary_logits is None else outputs.auxiliary_logits.sum()
+    (outputs.logits.sum() + auxiliary).backward()
+    assert network.classifier.weight.grad is not None
+    assert network.auxiliary is None or network.auxiliary.weight.grad is not None
+    assert network.encoder.levels[0][1].conv_0.conv.weight.grad is not None
+
+
+def make_attached(network: TwoBranchNetwork) -> TwoBranchNetwork:
+    """Give the network with nothing detached."""
+    parts = {"prior": network.prior, "affinity": network.attn_proj, "auxiliary": network.auxiliary}
+    return TwoBranchNetwork(network.encoder, network.decoder, network.classifier, **parts)
+
+
+def test_what_reaches_the_classifier_through_the_prior_is_the_prior_s_choice():
+    """Detached seeds leave the gradient of object-aware decoding as it is."""
+    gradients = {}
+    for detach in ("none", "features", "weights", "all"):
+        network = make("pyramid", num_classes=2, ofd_detach=False, detach_seeds=detach)
+        network.branches(picture()).segmentation.square().sum().backward()
+        gradients[detach] = network.classifier.weight.grad
+        assert gradients[detach].abs().sum() > 0
+    for other in ("features", "weights", "all"):
+        torch.testing.assert_close(gradients[other], gradients["none"])
 
 
 @ENCODERS
@@ -378,6 +437,38 @@ def test_an_auxiliary_head_classifies_the_level_before_the_last(spatial_dims, up
     assert all(parameter.grad is not None for parameter in network.parameters())
 
 
+@DIMENSIONS
+@pytest.mark.parametrize("decoder", ["large_fov", "all_mlp"])
+@pytest.mark.parametrize("levels", [2, 3, 4])
+def test_two_classifiers_and_either_decoder_stand_on_two_maps_or_more(decoder, levels, spatial_dims):
+    torch.manual_seed(0)
+    encoder = Levels((3, 4, 5, 6)[:levels], spatial_dims)
+    encoder.feature_channels = (3, 4, 5, 6)[:levels]
+    network = TwoBranchNetwork.with_auxiliary(encoder, 2, decoder=decoder, decoder_width=4).eval()
+    image = picture(spatial_dims)
+    outputs, features = network.branches(image, upsample=False), encoder(image)
+    torch.testing.assert_close(outputs.seeds, network.classifier(features[-1]))
+    torch.testing.assert_close(outputs.auxiliary_seeds, network.auxiliary(features[-2]))
+    pooled = features[-2].flatten(2).amax(2)
+    torch.testing.assert_close(outputs.auxiliary_logits, pooled @ network.auxiliary.weight.flatten(1).T)
+    assert network.classifier.bias is None
+    assert network.auxiliary.bias is None
+    assert network.auxiliary.weight is not network.classifier.weight
+    assert type(network.decoder) is {"large_fov": LargeFOV, "all_mlp": AllMLPDecoder}[decoder]
+    assert outputs.segmentation.shape[2:] == features[-1 if decoder == "large_fov" else 0].shape[2:]
+    torch.testing.assert_close(torch.jit.script(network)(image), network(image))
+    # Both classifiers, the decoder and the encoder learn.
+    sum(part.square().sum() for part in network.branches(image) if part is not None).backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())
+
+
+def test_decoders_have_their_published_widths_unless_told():
+    with torch.device("meta"):
+        for decoder, width in (("large_fov", 512), ("all_mlp", 256)):
+            made = TwoBranchNetwork.with_auxiliary(ConvPyramid.tiny(), decoder=decoder).decoder
+            assert (made.conv8 if decoder == "large_fov" else made.linear_pred).in_channels == width
+
+
 def test_shipped_weights_load_strictly():
     """Names and shapes are those of the weights that the bundle ships."""
     network = BMP.network_from_preset("scratch", in_channels=3)
@@ -398,6 +489,18 @@ def test_shipped_weights_load_strictly():
         (lambda: make("pyramid", pooled="logits"), "`pooled` to be one of features, maps, got 'logits'"),
         (lambda: make("pyramid", pooling="lse"), "`pooling` to be one of max, average, topk, got 'lse'"),
         (lambda: make("pyramid", ofd_activation="relu"), "`activation` to be one of sigmoid, minmax, none, got 'relu'"),
+        (
+            lambda: make("pyramid", detach_seeds="seeds"),
+            "`detach_seeds` to be one of none, features, weights, all, true or false, got 'seeds'",
+        ),
+        (
+            lambda: TwoBranchNetwork.with_auxiliary(FusedFeatures.tiny()),
+            "`encoder` of two maps or more, FusedFeatures gives one: the auxiliary classifier reads the map before",
+        ),
+        (
+            lambda: TwoBranchNetwork.with_auxiliary(ConvPyramid.tiny(), decoder="unet"),
+            "`decoder` to be one of large_fov, all_mlp, got 'unet'",
+        ),
         (lambda: make("pyramid", ofd="maybe"), "`ofd` to be true or false, got 'maybe'"),
         (lambda: make("pyramid").branches(picture(), affinity=True, radius=-1), "`radius` of at least 0 tokens"),
     ],

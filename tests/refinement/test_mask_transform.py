@@ -4,12 +4,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from monai.data import MetaTensor
 
 from monai_wsss.methods import SegmentationNetwork
-from monai_wsss.networks import CAMEncoder, ModalityNetworks
+from monai_wsss.networks import CAMEncoder, ModalityNetworks, TwoBranchNetwork
 from monai_wsss.refinement import DenseCRF, ToMaskd, to_mask
 
 
@@ -19,7 +21,7 @@ def network(pooling: str = "max", num_classes: int = 1, reference: float = -3.0)
     return made
 
 
-@pytest.mark.parametrize("rule", [None, "logit", "minmax", "otsu", "negative_quantile"])
+@pytest.mark.parametrize("rule", [None, "logit", "minmax", "otsu", "mixture", "negative_quantile"])
 @pytest.mark.parametrize("shape", [(9, 7), (6, 5, 4)])
 def test_it_agrees_with_to_mask_and_adds_map_and_presence(rule, shape):
     scores = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
@@ -152,3 +154,69 @@ def test_a_crf_moves_masks_to_the_edges_of_the_image():
     assert ToMaskd("pred", segmenter)(item)["pred"][0, 0].tolist() == [0, 0, 0, 1, 1, 1, 1, 1]
     refined = ToMaskd("pred", segmenter, refine=DenseCRF.from_preset("bmp"))(item)
     assert refined["pred"][0, 0].tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
+
+
+# -------------------------------------------------------------------------- the label filter of segmentations
+
+
+class TwoBranches(torch.nn.Module):
+    """Its classifier finds the classes whose channel of the image exceeds 0.5."""
+
+    output_kind, spatial_dims = "segmentation", 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(()))
+
+    def branches(self, image):
+        return SimpleNamespace(logits=image.amax((2, 3)) - 0.5 * self.weight)
+
+
+SCORES = torch.tensor([[[0.0, 0.0, 3.0]], [[1.0, 2.0, 1.0]], [[2.0, 1.0, 0.0]]])  # argmax: 2, 1, 0
+
+
+@pytest.mark.parametrize(
+    ("gate", "mask"), [(None, [2, 1, 0]), ("none", [2, 1, 0]), ("given", [2, 2, 0]), ("predicted", [1, 1, 0])]
+)
+@pytest.mark.parametrize("refine", ["none", DenseCRF(iterations=0, intensity_range=1.0)])
+def test_the_label_filter_leaves_classes_out_and_is_named(gate, mask, refine):
+    image = torch.tensor([[[0.1, 0.2, 0.9]], [[0.1, 0.4, 0.3]]])
+    transform = ToMaskd("pred", TwoBranches(), gate=gate, refine=refine)
+    item = transform({"pred": SCORES, "image": image, "label": torch.tensor([0.0, 1.0])})
+    assert item["pred"].flatten().tolist() == mask
+    assert item["label_filter"] == transform.settings["label_filter"] == (gate or "none")
+    assert ("presence" in item) == (gate == "predicted")
+    if gate == "predicted":
+        torch.testing.assert_close(item["presence"], torch.tensor([0.4, -0.1]))
+
+
+def test_the_classifier_has_to_exceed_the_presence_level():
+    image = torch.full((2, 1, 3), 0.9)
+    transform = ToMaskd("pred", TwoBranches(), gate="predicted", presence_level=(0.0, 0.45))
+    assert transform({"pred": SCORES, "image": image})["pred"].flatten().tolist() == [1, 1, 0]
+
+
+def test_the_classifier_needs_an_image_of_its_dimensions():
+    transform = ToMaskd("pred", TwoBranches(), gate="predicted")
+    with pytest.raises(ValueError, match="Expected an image of 2 dimensions for the label filter 'predicted'"):
+        transform({"pred": torch.zeros(3, 4, 4, 4), "image": torch.zeros(2, 4, 4, 4)})
+    with pytest.raises(ValueError, match="reads the key 'image' of an item"):
+        transform({"pred": SCORES})
+
+
+def test_a_real_network_with_two_branches_and_one_without():
+    image = torch.rand(1, 16, 16)
+    item = ToMaskd("pred", TwoBranchNetwork.tiny().eval(), gate="predicted")(
+        {"pred": image.repeat(2, 1, 1), "image": image}
+    )
+    assert item["presence"].shape == (1,)
+    assert item["pred"].any() <= (item["presence"] > 0).any()
+    alone = ToMaskd("pred", SegmentationNetwork.tiny(), gate="predicted")({"pred": image.repeat(2, 1, 1)})
+    assert alone["label_filter"] == "predicted"
+    assert "presence" not in alone
+
+
+def test_activations_have_no_label_filter():
+    transform = ToMaskd("pred", network())
+    assert "label_filter" not in transform({"pred": torch.zeros(1, 4, 4)})
+    assert "label_filter" not in transform.settings

@@ -373,15 +373,16 @@ def test_an_empty_split_is_refused(datalist, phantoms, tmp_path):
         evaluate(phantoms, "training", tmp_path, [InferenceLog(tmp_path, datalist)], masks=False)
 
 
-def test_a_formula_as_an_id_is_quoted(datalist, tmp_path):
+def test_a_formula_as_an_id_is_quoted_and_the_label_filter_named(datalist, tmp_path):
     log = InferenceLog(tmp_path, datalist)
     engine = Engine(lambda *_: None)
     log.attach(engine)
     engine.fire_event(Events.STARTED)
     engine.state.batch = [{"id": "=1+1"}]
     image = torch.zeros(1, 4, 4)
-    engine.state.output = [{"image": image, "pred": image, "pred_path": str(tmp_path / "masks" / "a.png")}]
+    paths = {"pred_path": str(tmp_path / "masks" / "a.png")}
+    engine.state.output = [{"image": image, "pred": image, "label_filter": "given", **paths}]
     engine.fire_event(Events.ITERATION_COMPLETED)
     engine.fire_event(Events.COMPLETED)
     with open(tmp_path / "predictions.csv", newline="") as file:
-        assert [row["id"] for row in csv.DictReader(file)] == ["'=1+1"]
+        assert [(row["id"], row["label_filter"]) for row in csv.DictReader(file)] == [("'=1+1", "given")]
