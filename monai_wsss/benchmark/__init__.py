@@ -20,6 +20,7 @@ from monai_wsss.benchmark.formatting import Column, format_rows
 from monai_wsss.benchmark.gland_table import make_gland_adaptation, make_gland_table
 from monai_wsss.benchmark.patches import Patches
 from monai_wsss.benchmark.prepared import Slices
+from monai_wsss.benchmark.published_numbers import PublishedRow, PublishedTable, published_tables
 from monai_wsss.benchmark.recipes import AdamWOneCycle, Recipe
 from monai_wsss.benchmark.rows import Measured, Row
 from monai_wsss.benchmark.table import BenchmarkTable, Entry, Trained
@@ -32,6 +33,8 @@ __all__ = [
     "Entry",
     "Measured",
     "Patches",
+    "PublishedRow",
+    "PublishedTable",
     "Recipe",
     "Row",
     "Slices",
@@ -52,4 +55,5 @@ __all__ = [
     "make_gland_adaptation",
     "make_gland_table",
     "make_lever_table",
+    "published_tables",
 ]
