@@ -13,6 +13,7 @@ from monai_wsss.benchmark.cosa_table import cosa_sections
 from monai_wsss.benchmark.encoder_recipes import BUDGETS, encoder_recipes, lever_recipes
 from monai_wsss.benchmark.encoder_table import encoder_columns
 from monai_wsss.benchmark.formatting import Column, format_rows, values_of
+from monai_wsss.benchmark.published_numbers import published_tables
 from monai_wsss.benchmark.rows import Row, read_kept_rows
 
 HERE = Path(__file__).parent
@@ -27,6 +28,9 @@ def generate(page: str) -> str:
 
 
 def _table(name: str) -> str:
+    if name.startswith("published"):
+        tables = published_tables(name.removeprefix("published_")).items()
+        return "\n\n".join(f"**Table {number}: {told.title}**\n\n{told.markdown()}" for number, told in tables)
     rows = _in_order(read_kept_rows(HERE / "runs" / name / "validation"))
     if not rows:
         return NOTHING

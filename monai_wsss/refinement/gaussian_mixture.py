@@ -78,6 +78,8 @@ class AssignedThresholds(NamedTuple):
 
 
 class _Mixture(NamedTuple):
+    """Columns (C, 1): the loop below spends its time on small operations, not on numbers."""
+
     weights: torch.Tensor
     means: torch.Tensor
     variances: torch.Tensor
@@ -152,8 +154,8 @@ def two_components(
     points = counted if bins else _as_points(scores, taken)
     added = _ADDED_VARIANCE if start == "wide" else None
     mixture, steps = _fit(points, begin, iterations, tolerance, added)
-    order = mixture.means.argsort()
-    mixture = _Mixture(*(part[order] for part in mixture))
+    order = mixture.means.flatten().argsort()
+    mixture = _Mixture(*(part.flatten()[order] for part in mixture))
     crossing, crosses = _crossing(mixture)
     found = (
         crosses
@@ -284,7 +286,7 @@ def _powers(places: torch.Tensor) -> torch.Tensor:
 
 def _of_moments(moments: torch.Tensor, added: float | None) -> _Mixture:
     """Give weights, means and variances of the sums (C, 3) of shares, shares times x, and shares times x^2."""
-    weights, first, second = moments.clamp_min(_LEAST).unbind(1)
+    weights, first, second = moments.clamp_min(_LEAST).split(1, dim=1)
     means = first / weights
     variances = torch.addcmul(second / weights, means, means, value=-1)
     variances = variances.clamp_min(SMALLEST_VARIANCE) if added is None else variances.clamp_min(0) + added
@@ -306,15 +308,14 @@ def _wide(scores: torch.Tensor, taken: torch.Tensor, components: int) -> _Mixtur
     if components == 3:
         middle = scores.masked_fill(~taken, torch.nan)
         means.insert(1, (middle.nanmedian() - (-middle).nanmedian()) / 2)  # each gives the lower of two middle values
-    center = torch.stack(means).double().nan_to_num(0.0, 1.0, 0.0)
+    center = torch.stack(means).double().nan_to_num(0.0, 1.0, 0.0)[:, None]
     return _Mixture(torch.full_like(center, 1 / components), center, torch.ones_like(center))
 
 
 def _log_densities(places: torch.Tensor, mixture: _Mixture) -> torch.Tensor:
     """Give log(pi N(x; mu, var)), but for a constant: (C, N)."""
     heights = mixture.weights.log() - 0.5 * mixture.variances.log()
-    away = places - mixture.means[:, None]
-    return torch.addcmul(heights[:, None], away.square(), (-0.5 / mixture.variances)[:, None])
+    return torch.addcmul(heights, (places - mixture.means).square_(), mixture.variances.reciprocal(), value=-0.5)
 
 
 def _fit(
@@ -338,7 +339,7 @@ def _fit(
 
 
 def _crossing(mixture: _Mixture) -> tuple[torch.Tensor, torch.Tensor]:
-    """Give where the density of the higher of two components begins to exceed the other's, and if between the means.
+    """Give where the higher of two components, rows (2,), begins to be denser than the other, and if between the means.
 
     Their logarithms differ by a t^2 + b t + c at the distance t from the lower mean, with b > 0. Of its roots the one
     where it grows is -2 c / (b + sqrt(b^2 - 4 a c)). It lies between the means where c < 0 and the difference at the
