@@ -180,7 +180,7 @@ def _accuracy_chart(
         lines,
         title=f"Accuracy of CPL by {label} (reads masks)",
         x_label=label,
-        y_label="share of right labels",
+        y_label="share of right labels (reads masks)",
         y_range=(0.0, 1.0),
     )
 
@@ -206,7 +206,9 @@ def _curves(names: dict[str, tuple[str, str]], what: str, table: BenchmarkTable,
         points = _by_iteration(rows, name)
         if points:
             lines.append(ChartLine(legend, list(points), [_mean(found, metric) for found in points.values()]))
-    return line_chart(lines, title=f"{what} by iteration (reads masks)", x_label="iteration", y_label=what)
+    return line_chart(
+        lines, title=f"{what} by iteration (reads masks)", x_label="iteration", y_label=f"{what} (reads masks)"
+    )
 
 
 def _networks_of(metric: str) -> dict[str, tuple[str, str]]:
@@ -229,7 +231,7 @@ def _raw_boxes(table: BenchmarkTable, rows: Sequence[Row]) -> Markup:
         distance = [(abs(1 - own) + value) / 2 for own, value in zip(miou, doubt, strict=True)]
         for group, values in zip(groups.values(), (miou, doubt, distance), strict=True):
             group[legend] = values
-    return box_chart(groups, title="CPL of each image with and without RAW (reads masks)")
+    return box_chart(groups, title="CPL with and without RAW (reads masks)", y_label="CPL of each image (reads masks)")
 
 
 COSA_FIGURES: dict[str, Callable[[BenchmarkTable, Sequence[Row]], Markup]] = {
