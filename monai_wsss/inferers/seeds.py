@@ -222,3 +222,17 @@ class MultiScaleSeeds(nn.Module):
         seeds = (totals[name] if self.scale.of_sum else totals[name] / counts[name] for name in self.seeds)
         logits = (totals[name] * 2 if self.sum_logits else totals[name] / count for name in self.logits)
         return *(self.scale(maps) * present for maps in seeds), *logits
+
+    @torch.no_grad()
+    def of_found(self, network: TwoBranches, images: LabeledImages) -> tuple[torch.Tensor, ...]:
+        """Give what :meth:`forward` gives, with zeros for healthy images, which the network does not have to see."""
+        found, classes = images.with_findings, images.label.shape[1]
+        if len(found) == len(images):
+            return self(network, images)
+        size, dtype = images.image.shape[2:], torch.promote_types(images.image.dtype, torch.float32)
+        channels = [classes] * len(self.seeds) + [classes + 1] * len(self.logits)
+        wholes = tuple(images.image.new_zeros((len(images), each, *size), dtype=dtype) for each in channels)
+        if found:
+            for whole, part in zip(wholes, self(network, images.of(found)), strict=True):
+                whole[images.index(found)] = part.to(dtype)
+        return wholes

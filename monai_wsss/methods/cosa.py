@@ -147,10 +147,7 @@ class CoSA(TwoBranchMethod):
             ValueError: an unknown preset, or words that do not go together; TypeError: an unknown word.
         """
         settings = CosaSettings.of_preset(preset, **words)
-        if network is None:
-            network = cls.network_from_preset(
-                preset, spatial_dims=spatial_dims, in_channels=in_channels, num_classes=num_classes
-            )
+        network = network or cosa_network(preset, None, spatial_dims, in_channels, num_classes)
         if settings.detach_seeds is not None:
             network.detach_seeds = settings.detach_seeds
         method = cls(network, **settings.parts(network.num_classes))
@@ -163,7 +160,7 @@ class CoSA(TwoBranchMethod):
         cls,
         preset: str = "default",
         *,
-        encoder: nn.Module | None = None,
+        encoder: nn.Module | str | None = None,
         spatial_dims: int = 2,
         in_channels: int = 3,
         num_classes: int = 1,
@@ -171,12 +168,12 @@ class CoSA(TwoBranchMethod):
     ) -> TwoBranchNetwork:
         """Build the network of a preset, around another encoder on request; all weights are random.
 
-        ImageNet weights, which the presets presume, come from :func:`~monai_wsss.networks.load_encoder_weights`.
+        The presets presume ImageNet weights, see :func:`~monai_wsss.networks.load_encoder_weights`.
 
         Args:
             preset: as :meth:`from_preset`; ``num_classes`` is K.
-            encoder: another encoder; ``spatial_dims`` and ``in_channels`` then have no effect.  One that is made for
-                other networks is brought to two maps by :class:`~monai_wsss.networks.TwoFusedMaps`.
+            encoder: the name of another encoder, or the encoder itself, which has dimensions and channels of its own.
+                :class:`~monai_wsss.networks.TwoFusedMaps` brings those of other networks to two maps.
             changes: words of ``cosa_network.py`` to set otherwise.
         """
         return cosa_network(preset, encoder, spatial_dims, in_channels, num_classes, **changes)
@@ -216,9 +213,9 @@ class CoSA(TwoBranchMethod):
         return losses | {name: term(progress, *terms[name]) for name, term in on.items()}
 
     def assignments(self, images: LabeledImages) -> tuple[torch.Tensor, ...]:
-        """Give M' and M†' (B, K, *S) in [0, 1], and S' (B, K + 1, *S) of images, by the assignment network."""
+        """Give M' and M†' (B, K, *S) in [0, 1] and S' (B, K + 1, *S), all 0 for healthy images."""
         with self.label_mode():
-            return self.seeds(self.network, images)
+            return self.seeds.of_found(self.network, images)
 
     def guidance(self, images: LabeledImages, segmentation: torch.Tensor, batch: dict[str, Any]) -> torch.Tensor:
         """Give Y^SPL (B, K + 1, *S) of S', which guides the class maps; other guides may read the batch."""
