@@ -206,9 +206,8 @@ def _curves(names: dict[str, tuple[str, str]], what: str, table: BenchmarkTable,
         points = _by_iteration(rows, name)
         if points:
             lines.append(ChartLine(legend, list(points), [_mean(found, metric) for found in points.values()]))
-    return line_chart(
-        lines, title=f"{what} by iteration (reads masks)", x_label="iteration", y_label=f"{what} (reads masks)"
-    )
+    what = f"{what} (reads masks)"
+    return line_chart(lines, title=f"{what} by iteration", x_label="iteration", y_label=what)
 
 
 def _networks_of(metric: str) -> dict[str, tuple[str, str]]:

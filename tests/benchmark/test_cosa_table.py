@@ -177,7 +177,7 @@ def test_sections_leave_out_rows_without_a_value():
     main, *_ = sections = list(cosa_sections(rows).values())
     assert main.splitlines()[2].endswith("| 0.75 |")
     swept = next(text for title, text in cosa_sections(rows).items() if "cut elsewhere" in title)
-    assert swept.splitlines()[2:] == [f"| {WITHOUT_DT} | – | 0.500 | – | – | – | – |"]
+    assert swept.splitlines()[2:] == [f"| {WITHOUT_DT} | – | 0.500 | – | – | – | – | – |"]
     assert len(sections) == 5
 
 
@@ -194,7 +194,8 @@ def test_a_small_run_measures_both_branches_of_both_networks(kind, skin, brain, 
     branches = {"CPL", "CPL†", "ensemble", "S", "S given"}
     assert columns >= branches | {f"online {name} train" for name in branches} | {"CPL at 0.2", "S + CRF"}
     chosen = {row.column for row in rows if row.name == WITHOUT_DT and row.reads_masks}
-    assert chosen == {"S, best cut (chosen with masks)", "CPL, best xi (chosen with masks)"}
+    assert len(chosen) == 3
+    assert all("chosen with masks" in column for column in chosen)
     assert all(row.reads_masks for row in rows if row.name in (ORACLE, BOUND))
     text = (tmp_path / "out" / f"{table.name}.md").read_text()
     assert f"Read masks in training: {BOUND}; {ORACLE}." in text
