@@ -124,8 +124,8 @@ def quick(bundle: Path, kind: str) -> dict[str, Any]:
 
 
 MASK_VALUES = {"brain": {0, 1}, "gland": {1, 2}, "skin": {0, 1}}
-SUPERVISION = {"skin": ["simulated supervision"]}
-"""What `uses_masks` of a record begins with, by the kind of the phantoms: tags of tiles are made from masks."""
+SUPERVISION = {kind: ["simulated supervision"] for kind in ("gland", "skin")}
+"""What `uses_masks` of a record begins with, by the kind of the phantoms: tags of patches are made from masks."""
 
 
 def supervision(record: dict[str, Any]) -> list[str]:

@@ -161,7 +161,12 @@ class PreparedData:
     def case_table(self) -> CaseTable:
         """Start an empty table of cases."""
         header = self.header
-        return CaseTable(header["classes"], background=header["background"], scored_class=header.get("scored_class"))
+        return CaseTable(
+            header["classes"],
+            background=header["background"],
+            scored_class=header.get("scored_class"),
+            context=tuple(header.get("context", {})),
+        )
 
     def write_pseudo_masks(self, network: nn.Module, weights: Path, items: Cases, folder: Path, **words: Any) -> None:
         """Write the pseudo-masks of training items for the recipes that have a teacher; ``words`` are the writer's."""
