@@ -183,10 +183,22 @@ class BenchmarkTable:
                 items = attach_pseudo_masks(items, pseudo_masks)
             epochs = settings.epochs or self.epochs
             loader = self.data.loader(items, settings, seed)
-            seconds = _train(method, settings, loader, folder, epochs, self.data.header)
+            handlers = self.handlers(recipe, method, folder, epochs * len(loader))
+            seconds = _train(method, settings, loader, folder, epochs, self.data.header, handlers)
             logger.info("%s, seed %d: %.1f s per epoch", recipe, seed, seconds / epochs)
         method.eval()
         return Trained(settings, seed, method)
+
+    def handlers(self, recipe: str, method: WSSSMethod, folder: Path, steps: int) -> list[Any]:
+        """Give further handlers of a training, which must not change it; none by default.
+
+        Args:
+            recipe: its key.
+            method: what is trained.
+            folder: of its weights.
+            steps: of the whole training.
+        """
+        return []
 
     def pseudo_masks(self, teacher: str, seed: int, **words: Any) -> Path:
         """Give the folder of a teacher's pseudo-masks of its training items; missing ones are written.
@@ -323,7 +335,13 @@ def _claim_folder(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def _train(
-    method: WSSSMethod, recipe: Recipe, loader: DataLoader, folder: Path, epochs: int, header: Mapping[str, Any]
+    method: WSSSMethod,
+    recipe: Recipe,
+    loader: DataLoader,
+    folder: Path,
+    epochs: int,
+    header: Mapping[str, Any],
+    handlers: Sequence[Any] = (),
 ) -> float:
     """Train a method, or go on from its last checkpoint; give the seconds.
 
@@ -339,7 +357,11 @@ def _train(
         loader,
         epochs,
         lr_schedulers=scheduler,
-        train_handlers=[LrScheduleHandler(scheduler, print_lr=False, epoch_level=False), TrainingLog(folder)],
+        train_handlers=[
+            LrScheduleHandler(scheduler, print_lr=False, epoch_level=False),
+            TrainingLog(folder),
+            *handlers,
+        ],
         checkpoint_dir=folder / "checkpoints",
         model_path=folder / "model.pt",
         resume=True,
