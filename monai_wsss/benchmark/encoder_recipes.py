@@ -17,7 +17,7 @@ from monai_wsss.benchmark.recipes import FULL_SUPERVISION, AdamWOneCycle, Recipe
 from monai_wsss.methods import ClassActivationMapping, FullSupervision, PseudoMaskSupervision, WSSSMethod
 from monai_wsss.networks import EfficientNetLite, FrozenEncoder, FusedSegmenter, fused_cam_network, load_encoder_weights
 
-__all__ = ["BUDGETS", "Budget", "decision_recipes", "encoder_recipes", "lever_recipes"]
+__all__ = ["BUDGETS", "Budget", "decision_recipes", "default_lever", "encoder_recipes", "lever_recipes"]
 
 _NETWORK: dict[str, Any] = {"encoder": "lite0", "levels": [2, 3, 4], "stride": 4, "width": 48, "norm_momentum": 0.1}
 _FROM_SCRATCH = AdamWOneCycle(learning_rate=2e-3)
@@ -119,6 +119,16 @@ def lever_recipes(budget: Budget, *, in_channels: int = 3) -> dict[str, Recipe]:
     if in_channels not in (1, 3):
         levers |= {f"{stem} stem": {"stem": stem} for stem in ("average", "learned")}
     return {name: _classifier(budget, "imagenet", **words) for name, words in levers.items()}
+
+
+def default_lever(budget: Budget) -> str:
+    """Name the lever that is no change: the classifier of the table of encoders.
+
+    Example:
+        >>> default_lever(BUDGETS["slices"]) in lever_recipes(BUDGETS["slices"])
+        True
+    """
+    return f"top {budget.topk_share:.0%}".replace("%", " %")
 
 
 def decision_recipes(budget: Budget, *, classifier: str, self_trained: str) -> dict[str, Recipe]:

@@ -99,6 +99,33 @@ def test_levers_differ_in_what_their_names_say():
     assert not any(frozen)
     settings = [json.dumps(recipe.settings, sort_keys=True) for recipe in levers.values()]
     assert len(set(settings)) == len(settings)
+    assert not [name for name in levers if "stem" in name], "three channels need no other stem"
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_the_stem_is_a_lever_of_images_of_other_than_one_and_three_channels(channels):
+    """Both stems begin alike, from the same filters; one row then learns three channels from all."""
+    recipes = encoder_recipes.lever_recipes(encoder_recipes.BUDGETS["slices"], in_channels=channels)
+    average, learned = (recipes[f"{stem} stem"].build(channels, 1).network.eval() for stem in ("average", "learned"))
+    assert average.backbone.encoder.channel_mix is None
+    assert learned.backbone.encoder.channel_mix.weight.shape == (3, channels, 1, 1)
+    assert {record["pretrained"] for record in (average.encoder_weights, learned.encoder_weights)} == {"imagenet"}
+    image = torch.rand(1, channels, 48, 48)
+    for own, other in zip(average.backbone.encoder(image), learned.backbone.encoder(image), strict=True):
+        torch.testing.assert_close(own, other, atol=1e-4, rtol=1e-4)
+    assert recipes["average stem"].settings != recipes["learned stem"].settings
+
+
+def test_both_stems_are_trained_and_measured(tmp_path, short):
+    folder = Path(make_phantoms(tmp_path / "brain", subjects=(2, 2, 0), modalities=("T1", "T1c", "T2", "FLAIR")))
+    rows = ("average_stem", "learned_stem")
+    table = make_lever_table(folder / "datalist.json", tmp_path / "out", seeds=(0,), side=32, rows=rows)
+    measured = {row.name: row.metrics for row in table.run() if row.column == "as they are"}
+    assert set(measured) == {"average stem", "learned stem"}
+    assert all({"presence_auroc", "healthy_clean", "dice_pooled"} <= set(metrics) for metrics in measured.values())
+    weights = torch.load(table.folder("learned stem", 0) / "model.pt", weights_only=True)
+    mix = weights["backbone.encoder.channel_mix.weight"]
+    assert not torch.allclose(mix, torch.full_like(mix, 0.25), atol=1e-6), "the mix of the channels must learn"
 
 
 def test_regions_are_measured_alone(skin):
