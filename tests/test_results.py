@@ -7,12 +7,15 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from monai_wsss.benchmark import Row
+from monai_wsss.benchmark.decision_table import CLASSIFIER, SELF_TRAINED
+from monai_wsss.benchmark.encoder_recipes import BUDGETS, decision_recipes, encoder_recipes, lever_recipes
 from monai_wsss.benchmark.rows import write_rows
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
@@ -74,3 +77,25 @@ def test_kept_rows_hold_no_paths_and_no_identifiers():
         assert all(re.fullmatch(r"[0-9a-f]{64}", digest) for digest in content["source"].values())
         assert [Row(**row) for row in content["rows"]]
         assert not re.search(r"\"/|\.png|\.npz|\.jpg|\.pt\b", text), path
+
+
+def test_kept_rows_are_those_of_the_recipes_of_today():
+    """A page must not show rows that the command would make anew."""
+    for path in sorted((RESULTS / "runs").rglob("*.json")):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        told = content["settings"]
+        digest = sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+        assert digest == content["source"]["settings_sha256"], path
+        data = told["data"]
+        kind = "patches" if "every" in data else "tiles" if "crop" in data else "slices"
+        budget = BUDGETS[kind]
+        recipes = {
+            **encoder_recipes(budget, refined=told["measured"].get("refine", "par")),
+            **lever_recipes(budget, in_channels=4),
+            **decision_recipes(budget, classifier=CLASSIFIER, self_trained=SELF_TRAINED),
+        }
+        assert told["measured"]["rule"] == budget.rule or told["row"].startswith(("rule", "healthy")), path
+        if told["recipe"] is not None:
+            recipe = recipes[told["row"] if told["row"] in recipes else CLASSIFIER]
+            own = {name: value for name, value in told["recipe"].items() if name != "teacher"}
+            assert own == json.loads(json.dumps({**recipe.settings, **recipe.unusual})), path
