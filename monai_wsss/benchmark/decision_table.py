@@ -6,7 +6,7 @@
 |----------------------------|-------------------------------------------------------------------------------|
 | scales …                   | maps averaged over these scales; as they are, refined by PAR, by a CRF        |
 | rule …                     | the same maps, cut by another rule                                            |
-| healthy quantile …         | slices: the level of the rule, another quantile of negative training pixels   |
+| healthy quantile …         | slices: cut at this quantile of what negative training pixels respond         |
 | ensemble                   | mean maps of the seeds without those whose image-level AUROC falls behind     |
 | self-training              | a third training, on the second stage's masks of the training images, which   |
 |                            | keep the classes of their labels alone                                        |

@@ -306,7 +306,10 @@ def _everything(
 ) -> Iterator[Measured]:
     """Measure the mask that covers all, of the scored class."""
     cases, _ = data.whole_maps(None, None)
-    maps = [torch.ones(1, 1, *case["image"].shape[1:]) for case in cases]
+    classes = data.header["classes"]
+    scored = torch.zeros(1, len(classes), 1, 1)
+    scored[:, classes.index(data.header.get("scored_class") or classes[0])] = 1
+    maps = [scored.repeat(1, 1, *case["image"].shape[1:]) for case in cases]
     yield Measured("", measure_cases(data, cases, maps, MaskRule(rule="fixed", threshold=0.5, gate="none"), None))
 
 

@@ -131,7 +131,7 @@ def test_the_stem_is_a_lever_of_images_of_other_than_one_and_three_channels(chan
 
 
 def test_both_stems_are_trained_and_measured(tmp_path, short):
-    folder = Path(make_phantoms(tmp_path / "brain", subjects=(2, 2, 0), modalities=("T1", "T1c", "T2", "FLAIR")))
+    folder = Path(make_phantoms(tmp_path / "brain", subjects=(1, 1, 0), modalities=("T1", "T1c", "T2", "FLAIR")))
     rows = ("average_stem", "learned_stem")
     table = make_lever_table(folder / "datalist.json", tmp_path / "out", seeds=(0,), side=32, rows=rows)
     measured = {row.name: row.metrics for row in table.run() if row.column == "as they are"}
@@ -153,6 +153,18 @@ def test_regions_are_measured_alone(skin):
     wrong_outside = torch.where(region > 0, mask > 0, mask == 0)[None].float()
     rule = MaskRule(rule="fixed", threshold=0.5, gate="none")
     assert measure_cases(data, [case], [wrong_outside], rule, None)["dice_pooled"]["mean"] == 1.0
+
+
+def test_everything_is_of_the_scored_class(tmp_path):
+    folder = Path(make_phantoms(tmp_path / "gland", kind="gland", subjects=(1, 1, 0)))
+    content = json.loads((folder / "datalist.json").read_text())
+    sensitivity = []
+    for scored in content["classes"]:
+        (folder / "scored.json").write_text(json.dumps({**content, "scored_class": scored}))
+        table = make_encoder_table(folder / "scored.json", tmp_path / scored, seeds=(0,), rows=("trivial_everything",))
+        (row,) = table.run()
+        sensitivity.append(row.metrics["sensitivity"]["mean"])
+    assert sensitivity == [1.0, 1.0]
 
 
 def test_windows_of_patches_are_as_large_as_the_network_s_patches(tmp_path):
