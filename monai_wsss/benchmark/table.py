@@ -348,7 +348,8 @@ def _train(
     Leaves ``model.pt``, ``training_log.csv``, ``seconds.json`` and checkpoints in ``folder``.
     """
     start, cpu_start = time.perf_counter(), time.process_time()
-    forget_peak_memory()
+    # Where the peak does not begin anew it may be that of an earlier training.
+    begins_anew = forget_peak_memory()
     optimizer, scheduler = recipe.optimizer(method, epochs, loader)
     timed: list[int] = []
     trainer = WSSSTrainer(
@@ -371,12 +372,12 @@ def _train(
     trainer.run()
     seconds = time.perf_counter() - start
     steps = {"steps": epochs * len(loader), "timed_steps": len(timed)}
-    # Seconds of the processor do not count other processes, nor a pause.
+    # Seconds of the processor are those of all threads; they do not count other processes, nor a pause.
     costs = {
         "seconds": seconds,
         "cpu_seconds": time.process_time() - cpu_start,
         **steps,
-        "peak_memory_mb": peak_memory_mb(),
+        "peak_memory_mb": peak_memory_mb() if begins_anew else None,
     }
     write_json(folder / "seconds.json", {name: value for name, value in costs.items() if value is not None})
     return seconds
