@@ -58,9 +58,9 @@ def short(monkeypatch):
         monkeypatch.setitem(COSA_BUDGETS, kind, few)
 
 
-def batch() -> dict[str, torch.Tensor]:
+def batch(side: int = 32) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    image = torch.rand(4, 3, 32, 32, generator=generator) * 255
+    image = torch.rand(4, 3, side, side, generator=generator) * 255
     return {"image": image, "strong": image.flip(1), "label": torch.tensor([[0.0], [1.0], [1.0], [0.0]])}
 
 
@@ -264,12 +264,12 @@ def test_panels_show_the_additive_rows_that_are_trained(skin, tmp_path, short):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", cosa_recipes(COSA_BUDGETS["tiles"]))
-def test_every_recipe_trains(name, short):
+def test_every_recipe_trains(name):
     method = cosa_recipes(COSA_BUDGETS["tiles"])[name].build(3, 1)
-    data = batch()
+    data = batch(64)  # AFA's label needs a grid of tokens
     if method.uses_masks:
-        data["mask"] = torch.zeros(4, 1, 32, 32, dtype=torch.uint8)
+        data["mask"] = torch.zeros(4, 1, 64, 64, dtype=torch.uint8)
     if "MS" in name:
-        data["pseudo_mask"] = torch.zeros(4, 1, 32, 32, dtype=torch.uint8)
+        data["pseudo_mask"] = torch.zeros(4, 1, 64, 64, dtype=torch.uint8)
     torch.stack(list(method(data, LATE, method.players[0]).values())).sum().backward()
     assert all(bool(p.grad.isfinite().all()) for p in method.parameters() if p.grad is not None)
