@@ -106,8 +106,11 @@ def test_healthy_images_need_no_mask_and_others_without_one_are_left_out():
     alone = evaluation(label_filters=("given",)).measure([healthy])
     assert {row["miou"] for row in alone} == {None}  # no reference holds a class
     assert {row["iou"]["background"] for row in alone} == {1.0}
-    with pytest.raises(DataError, match="No image of the split 'test' has a pixel mask"):
-        evaluation().measure([unknown], split="test")
+    unlabeled = item(4)
+    del unlabeled["label"]
+    for alone in (unknown, unlabeled):
+        with pytest.raises(DataError, match="No image of the split 'test' has a pixel mask"):
+            evaluation().measure([alone], split="test")
 
 
 def test_the_crf_adds_a_row_beside_each():
@@ -120,6 +123,36 @@ def test_the_crf_adds_a_row_beside_each():
         assert plain["branch"] == refined["branch"]
         assert plain["miou"] == pytest.approx(refined["miou"])
         assert plain["images_per_second"] != refined["images_per_second"]
+
+
+@pytest.mark.parametrize(("unit", "reads_intensity"), [(255.0, True), (None, False)])
+def test_the_crf_reads_the_image_before_its_normalization_unless_it_is_set_for_the_network_s_input(
+    unit, reads_intensity
+):
+    crf = DenseCRF(iterations=2, bilateral_intensity_std=40.0 if unit else 0.2, intensity_range=unit)
+    one, generator = item(size=(8, 8)), torch.Generator().manual_seed(1)
+    found = []
+    for _ in range(2):
+        one["intensity"] = torch.randint(0, 256, (1, 3, 8, 8), generator=generator).float()
+        rows = evaluation(crf=crf, label_filters=("none",)).measure([one])
+        found.append([row["iou"] for row in rows if row["crf"]])
+    assert (found[0] != found[1]) == reads_intensity
+
+
+def test_words_switch_the_crf():
+    assert list(evaluation(crf="none").refinements) == list(evaluation().refinements) == [False]
+    assert isinstance(evaluation(crf="crf").refinements[True].part, DenseCRF)
+
+
+def test_images_of_other_dimensions_are_refused():
+    measured = evaluation()
+    measured.networks["online"].spatial_dims = 3
+    with pytest.raises(
+        ValueError, match=r"images of 3 dimensions, as the network takes them, .* got \(6, 8\) and None"
+    ):
+        measured.measure([item()])
+    with pytest.raises(ValueError, match=r"a `grid` of as many, got \(6, 8\) and \(4, 4, 4\)"):
+        evaluation(grid=(4, 4, 4)).measure([item()])
 
 
 def test_images_are_squashed_to_a_grid_and_their_maps_brought_back():
@@ -144,7 +177,11 @@ def test_networks_keep_their_mode():
 
 @pytest.mark.parametrize(
     ("words", "sentence"),
-    [({"label_filters": ("all",)}, "`label_filters` to be one of none"), ({"label_filters": ()}, "one or more")],
+    [
+        ({"label_filters": ("all",)}, "`label_filters` to be one of none"),
+        ({"label_filters": ()}, r"one or more `networks` and `label_filters`, got .* and \[\]"),
+        ({"crf": "par"}, "`crf` to be a DenseCRF, 'crf' or 'none', got 'par'"),
+    ],
 )
 def test_what_does_not_fit_is_refused(words, sentence):
     with pytest.raises(ValueError, match=sentence):
@@ -181,6 +218,8 @@ def test_a_method_is_measured_at_its_thresholds_as_they_are(datalist):
     assert measured.cuts["M"] == pytest.approx(0.3)
     assert list(measured.networks) == ["assignment", "online"]
     assert list(BranchEvaluation.of(CoTraining(two=False), datalist).networks) == ["network"]
+    with pytest.raises(ValueError, match="a co-training method, such as CoSA, got Network"):
+        BranchEvaluation.of(Network(), datalist)
 
 
 def test_both_networks_come_from_a_checkpoint_and_one_from_the_weights(datalist, tmp_path, caplog):
