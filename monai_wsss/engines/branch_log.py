@@ -23,13 +23,14 @@ __all__ = ["BranchLog"]
 logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
+_LOG = "branches.csv"
 
 
 class BranchLog:
     """A handler that measures all branches during a training, by interval, and writes ``branches.csv``.
 
-    A resumed run keeps the rows of the epochs before it.  :meth:`measure` measures once, without a training, and also
-    writes ``branches.json``.
+    A resumed run keeps the rows of the epochs before it.  :meth:`measure` measures once, without a training, and writes
+    ``branches_once.csv`` and ``branches.json``, so that the log of a training in the same folder stays.
 
     Args:
         evaluation: what measures.
@@ -63,16 +64,16 @@ class BranchLog:
         engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self._log)
 
     def measure(self) -> list[Row]:
-        """Measure now, write ``branches.json`` and ``branches.csv``, and give the rows."""
-        rows = self._measured()
+        """Measure now, write ``branches.json`` and ``branches_once.csv``, and give the rows."""
         make_directory(self.output_dir)
+        rows = self._measured()
         content = {"reads": "pixel masks, to measure only", "metric": "mIoU of pooled pixels", "rows": rows}
         write_json(self.output_dir / "branches.json", content)
-        self._write([_line(row) for row in rows])
+        self._write("branches_once.csv", [_line(row) for row in rows])
         return rows
 
     def _start(self, engine: Engine) -> None:
-        path = self.output_dir / "branches.csv"
+        path = self.output_dir / _LOG
         if engine.state.epoch and path.is_file():
             with open(path, newline="", encoding="utf-8") as file:
                 lines = list(csv.DictReader(file))
@@ -86,7 +87,7 @@ class BranchLog:
         with torch.random.fork_rng(devices=[]):
             self._lines += [now | _line(row) for row in self._measured()]
         make_directory(self.output_dir)
-        self._write(self._lines)
+        self._write(_LOG, self._lines)
 
     def _measured(self) -> list[Row]:
         rows = [row for split, loader in self.loaders.items() for row in self.evaluation.measure(loader, split=split)]
@@ -99,10 +100,10 @@ class BranchLog:
             )
         return rows
 
-    def _write(self, lines: Sequence[Mapping[str, Any]]) -> None:
+    def _write(self, file_name: str, lines: Sequence[Mapping[str, Any]]) -> None:
         names = list(dict.fromkeys(name for line in lines for name in line))
         with (
-            atomic_path(self.output_dir / "branches.csv") as temporary,
+            atomic_path(self.output_dir / file_name) as temporary,
             open(temporary, "w", newline="", encoding="utf-8") as file,
         ):
             writer = csv.DictWriter(file, names, restval="")

@@ -71,9 +71,8 @@ class ThresholdLabels(nn.Module):
         self, threshold: DynamicThreshold, *, scale: float = 0.8, power: float = 1.0, epsilon: float = 1.0
     ) -> None:
         super().__init__()
-        lowest = perplexity(
-            torch.zeros(1, device="cpu"), 0.5, scale=scale, power=power
-        ).item()  # refuses what is out of range
+        # Refuses what is out of range.
+        lowest = perplexity(torch.zeros(1, device="cpu"), 0.5, scale=scale, power=power).item()
         if not epsilon >= lowest:
             raise ValueError(
                 f"Expected `epsilon` of at least {lowest:.2g}, the perplexity of the clearest label, got {epsilon}: no "
@@ -127,8 +126,9 @@ class TwoThresholdLabels(nn.Module):
 
     def __init__(self, *, low: float = 0.25, high: float = 0.7, downscale: float = 2.0) -> None:
         super().__init__()
-        none = torch.zeros(1, 1, 1, 1, device="cpu")
-        two_threshold_label(none, none[..., 0, 0], low=low, high=high, downscale=downscale)  # refuses what does not fit
+        # Refuses what does not fit.
+        pixel = torch.zeros(1, 1, 1, 1, device="cpu")
+        two_threshold_label(pixel, pixel[..., 0, 0], low=low, high=high, downscale=downscale)
         self.low = low
         self.high = high
         self.downscale = downscale
@@ -176,9 +176,8 @@ class SegmentationLabels(nn.Module):
 
     def __init__(self, temperature: float = 0.01) -> None:
         super().__init__()
-        segmentation_assignment(
-            torch.zeros(1, 2, 1, 1, device="cpu"), temperature=temperature
-        )  # refuses what does not fit
+        # Refuses what does not fit.
+        segmentation_assignment(torch.zeros(1, 2, 1, 1, device="cpu"), temperature=temperature)
         self.temperature = temperature
 
     def forward(self, images: LabeledImages, logits: torch.Tensor) -> torch.Tensor:

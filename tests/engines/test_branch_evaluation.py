@@ -261,6 +261,8 @@ def test_branches_are_logged_by_interval_and_a_resumed_run_keeps_earlier_rows(tm
     resumed.load_state_dict({"epoch": 2, "epoch_length": 3, "max_epochs": 4})
     resumed.run([0, 0, 0], max_epochs=4)
     assert [row["epoch"] for row in read(tmp_path / "branches.csv")] == ["2"] * 32 + ["4"] * 16
+    BranchLog(evaluation(), {"training": [item()]}, tmp_path).measure()
+    assert len(read(tmp_path / "branches.csv")) == 48  # the log of the training stays
 
 
 def test_branches_are_measured_once_without_a_training(tmp_path, caplog):
@@ -269,7 +271,7 @@ def test_branches_are_measured_once_without_a_training(tmp_path, caplog):
     content = json.loads((tmp_path / "new" / "branches.json").read_text())
     assert content["rows"] == rows
     assert content["reads"] == "pixel masks, to measure only"
-    lines = read(tmp_path / "new" / "branches.csv")
+    lines = read(tmp_path / "new" / "branches_once.csv")
     assert [float(line["miou"]) for line in lines] == [row["miou"] for row in rows]
     assert "validation, assignment, M, labels given: mIoU 0." in caplog.text
     with pytest.raises(ValueError, match="`interval` >= 1"):
