@@ -160,7 +160,8 @@ class MultiScaleSeeds(nn.Module):
             the image (BMP); False: it does not (CoSA).
 
     Raises:
-        ValueError: no positive scale, or an unknown choice.
+        ValueError: no positive scale, an unknown choice, several kinds of seeds for one healthy level, or a network
+            that does not give one of the outputs.
 
     Example:
         >>> from monai_wsss.networks import TwoBranchNetwork
@@ -184,6 +185,11 @@ class MultiScaleSeeds(nn.Module):
         super().__init__()
         check_scales(scales)
         check_choice("aux_scales", aux_scales, ("all", "last"))
+        if isinstance(scale, AboveHealthyLevel) and len(seeds) > 1:
+            raise ValueError(
+                f"Expected one kind of `seeds` above a healthy level, which is that of one classifier, got "
+                f"{', '.join(seeds)}: take MinMax."
+            )
         self.scale = scale
         self.scales = tuple(scales)
         self.seeds = tuple(seeds)
@@ -200,7 +206,6 @@ class MultiScaleSeeds(nn.Module):
             network: in evaluation mode; in training mode its dropout acts and its batch statistics change.
             images: with their labels.
         """
-
         size = images.image.shape[2:]
         last = [name for name in self.seeds if self.aux_scales == "last" and name.startswith("auxiliary")]
         every = [name for name in (*self.seeds, *self.logits) if name not in last]
@@ -208,8 +213,8 @@ class MultiScaleSeeds(nn.Module):
 
         def maps(image: torch.Tensor) -> list[torch.Tensor]:
             outputs = network.branches(image) if self.upsample else network.branches(image, upsample=False)
-            kept.update({name: getattr(outputs, name) for name in last})
-            return [getattr(outputs, name) for name in every]
+            kept.update(zip(last, _named(outputs, last), strict=True))
+            return _named(outputs, every)
 
         join, count = str(self.scale.join), len(self.scales)
         sums = sum_over_scales(
@@ -222,3 +227,14 @@ class MultiScaleSeeds(nn.Module):
         seeds = (totals[name] if self.scale.of_sum else totals[name] / counts[name] for name in self.seeds)
         logits = (totals[name] * 2 if self.sum_logits else totals[name] / count for name in self.logits)
         return *(self.scale(maps) * present for maps in seeds), *logits
+
+
+def _named(outputs: BranchMaps, names: Sequence[str]) -> list[torch.Tensor]:
+    """Give outputs of a network by name."""
+    lacking = [name for name in names if getattr(outputs, name, None) is None]
+    if lacking:
+        raise ValueError(
+            f"Expected a network whose branches give {', '.join(names)}, it lacks {', '.join(lacking)}: build it with "
+            "such a classifier."
+        )
+    return [getattr(outputs, name) for name in names]
