@@ -170,7 +170,7 @@ class SegmentationLabels(nn.Module):
 
     Example:
         >>> images = LabeledImages(torch.zeros(1, 1, 1, 2), torch.ones(1, 1))
-        >>> SegmentationLabels(0.01)(images, torch.tensor([[[[0.0, 1.0]], [[1.0, 0.0]]]]))[:, 1].tolist()
+        >>> SegmentationLabels(0.01)(images, torch.tensor([[[[0.0, 1.0]], [[1.0, 0.0]]]]))[:, 1].round().tolist()
         [[[1.0, 0.0]]]
     """
 
