@@ -28,6 +28,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,9 +38,10 @@ from tqdm import tqdm
 from monai_wsss._checks import DataError, check_choice, plain_tensor
 from monai_wsss._resize import resize_linear
 from monai_wsss.data import load_header
-from monai_wsss.engines.checkpoint import latest_checkpoint, load_tensors
+from monai_wsss.engines.checkpoint import latest_checkpoint, load_tensors, with_weights
 from monai_wsss.metrics import PixelCounts, count_pixels, iou_score, miou_pooled
 from monai_wsss.metrics.segmentation import where_referenced
+from monai_wsss.networks.reading_record import check_order
 from monai_wsss.refinement import ClassMapRefinement, DenseCRF, LabeledImages, MaskRule
 
 __all__ = ["BranchEvaluation"]
@@ -134,19 +136,20 @@ class BranchEvaluation:
 
         Raises:
             ValueError: a method without these parts.
-            DataError: neither a checkpoint nor the weights exist, though one of them was named.
+            DataError: neither a checkpoint nor the weights exist, though one of them was named; they are of another
+                network or method, or of images in another order than the datalist's.
         """
         core = getattr(method, "module", method)
         if not hasattr(core, "online") or not hasattr(core, "auxiliary_labels"):
             raise ValueError(f"Expected a co-training method, such as CoSA, got {type(core).__name__}.")
-        networks = {"assignment": core.network, "online": core.online}
+        header, networks = load_header(datalist), {"assignment": core.network, "online": core.online}
         if checkpoint_dir is not None or weights is not None:
             path = None if checkpoint_dir is None else latest_checkpoint(checkpoint_dir)
             if path is not None:
-                core.load_state_dict(load_tensors(path)["method"])
+                _fill(core, path)
                 logger.info("Both networks and their thresholds are those of %s.", path)
             elif weights is not None and os.path.isfile(weights):
-                core.network.load_state_dict(load_tensors(weights))
+                with_weights(core.network, weights)
                 del networks["online"]
                 logger.warning(
                     "No checkpoint: of %s the deployed network alone is measured, at the thresholds of the preset.",
@@ -154,9 +157,9 @@ class BranchEvaluation:
                 )
             else:
                 raise DataError(f"Expected a checkpoint in {checkpoint_dir} or the weights {weights}: train first.")
+            check_order(core.network, header, path or str(weights))
         if core.online is core.network:
             networks = {"network": core.network}
-        header = load_header(datalist)
         thresholds = [_threshold_of(maker) for maker in (core.labels, core.auxiliary_labels)]
         words = {"background": header.get("background", True), **words}
         return cls(networks, core.seeds, thresholds, header["classes"], **words)
@@ -287,6 +290,16 @@ class BranchEvaluation:
                 for name, iou in zip(("background", *self.classes), ious, strict=True)
             },
         }
+
+
+def _fill(method: Any, checkpoint: Path) -> None:
+    """Load the state of a method from a checkpoint of its training."""
+    try:
+        method.load_state_dict(load_tensors(checkpoint)["method"])
+    except RuntimeError as error:
+        raise DataError(
+            f"{checkpoint} holds another method: measure with the settings of its training. {error}"
+        ) from error
 
 
 def _threshold_of(maker: Any) -> Callable[[], Any]:

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from monai_wsss._checks import DataError
 from monai_wsss.engines import BranchEvaluation, BranchLog, save_checkpoint, save_weights
+from monai_wsss.networks.reading_record import add_reading_record, record_reading
 from monai_wsss.refinement import DenseCRF
 
 CLASSES = ["disk", "ring"]
@@ -236,6 +237,22 @@ def test_both_networks_come_from_a_checkpoint_and_one_from_the_weights(datalist,
     assert "the deployed network alone is measured" in caplog.text
     with pytest.raises(DataError, match="train first"):
         BranchEvaluation.of(CoTraining(), datalist, **absent, weights=tmp_path / "other.pt")
+
+
+def test_checkpoints_and_weights_that_do_not_fit_are_named(datalist, tmp_path):
+    trained = CoTraining()
+    add_reading_record(trained.network)
+    record_reading(trained.network, {"order": "rows_columns"})
+    save_weights(tmp_path / "model.pt", trained.network)
+    save_checkpoint(tmp_path / "checkpoints", 1, {"method": trained.state_dict()}, keep=1)
+    for given in ({"weights": tmp_path / "model.pt"}, {"checkpoint_dir": tmp_path / "checkpoints"}):
+        fitting, other = CoTraining(), CoTraining()
+        add_reading_record(fitting.network)
+        with pytest.raises(DataError, match="in the order rows_columns, but the data now say xy"):
+            BranchEvaluation.of(fitting, datalist, **given)
+        del other.network.gain
+        with pytest.raises(DataError, match=r"of another network|holds another method"):
+            BranchEvaluation.of(other, datalist, **given)
 
 
 # ------------------------------------------------------------------------------------------------ the log
