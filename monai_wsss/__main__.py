@@ -160,7 +160,10 @@ def _tell_prepared(path: Path) -> None:
     rows: list[list[object]] = [["split", "images", "subjects", *(f"{name} = 1" for name in classes)]]
     for split in SPLITS:
         items = datalist[split]
-        positives = [sum(item["label"][index] for item in items) for index in range(len(classes))]
+        labeled = [item for item in items if item["label"] is not None]
+        positives: list[object] = [sum(item["label"][index] for item in labeled) for index in range(len(classes))]
+        if items and not labeled:
+            positives = ["no labels"] * len(classes)
         rows.append([split, len(items), len({item["subject"] for item in items}), *positives])
     for row in rows if len(classes) <= _FEW_CLASSES else zip(*rows, strict=True):
         _print_row(*row)
@@ -173,7 +176,7 @@ def _print_next(folder: Path, datalist: dict[str, Any]) -> None:
         _print_training(_TISSUE_BUNDLE, f"--dataset_dir {shlex.quote(str(folder))}", folder)
         return
     names = [datalist["modality"][str(channel)] for channel in range(len(datalist["modality"]))]
-    bundle = _TILE_BUNDLE if "tiles" in datalist and names == _CHANNELS[_TILE_BUNDLE] else _BUNDLE
+    bundle = _TILE_BUNDLE if "tiles" in datalist else _BUNDLE
     needed = ""
     if names != _CHANNELS[bundle]:
         needed += f" --modalities {_quoted(names)} --in_channels {len(names)}"
@@ -190,6 +193,10 @@ def _print_next(folder: Path, datalist: dict[str, Any]) -> None:
         print(f"Next, to segment them{', with the folder RUN of a training on such slices' if needed else ''}:")
         _print_bundle(_BUNDLE, "inference", f"{data} --output_dir {shlex.quote(f'{folder}_masks')}")
     else:
+        if bundle == _TILE_BUNDLE and needed:
+            print(
+                "The bundle for tiles ships weights for color images of skin: these tiles need a training of their own."
+            )
         _print_training(bundle, data, folder)
 
 

@@ -2,16 +2,18 @@
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 """The cost of contrastive separation, forward and backward, at 56^2 pixels and batch 4.
 
-    python speed/contrastive_separation.py [--threads 1] [--repeats 5] [--batch 4] [--sides 56] [--classes 20] [--width 256]
+    python speed/contrastive_separation.py [--threads 1] [--repeats 5] [--batch 4] [--sides 56]
+                                           [--classes 20] [--width 256]
 
 Two tables. With `bgcat`: the package beside the same equation with all N x N similarities at once ("whole"). With
-features: the package beside the bare matrix of similarities and its gradient ("bare"), which has the same three products
-of N x N. Every pixel is an anchor, the worst case. "no less" is the form to beat: with `bgcat` at most 2 times "whole",
-with features at most 3 times "bare", and less than 100 MiB.
+features: the package beside the bare matrix of similarities and its gradient ("bare"), which has the same three
+products of N x N. Every pixel is an anchor, the worst case. To hold: with `bgcat` at most 2 times "whole", with
+features at most 3 times "bare", and less than 100 MiB.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -56,8 +58,8 @@ def build(which: str, kind: str, batch: int, side: int, channels: int) -> Step:
     maps = torch.randn(batch, channels, side, side, requires_grad=True)
     label = F.interpolate(torch.rand(batch, 4, 7, 7), size=(side, side), mode="bilinear").argmax(1)
     anchors = torch.ones_like(label, dtype=torch.bool)
-    forms = {
-        "package": lambda: contrastive_separation_loss(maps, label, anchors, kind=kind, temperature=TEMPERATURE),
+    forms: dict[str, Callable[[], torch.Tensor]] = {
+        "package": partial(contrastive_separation_loss, maps, label, anchors, kind=kind, temperature=TEMPERATURE),
         "whole": partial(whole_loss, maps, label, kind),
         "bare": partial(bare_similarities, maps, label, kind),
     }

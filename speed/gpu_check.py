@@ -30,6 +30,7 @@ from monai_wsss.methods import (
     BMP,
     CMER,
     ClassActivationMapping,
+    CoSA,
     FullSupervision,
     GlandClassification,
     PseudoMaskSupervision,
@@ -41,7 +42,7 @@ from monai_wsss.transforms import RandPhotometricDistortiond, RandScalePadCropd,
 
 CPU = torch.device("cpu")
 TINY: tuple[type[WSSSMethod], ...] = (
-    ClassActivationMapping, CMER, BMP, AFA, GlandClassification, PseudoMaskSupervision, FullSupervision,
+    ClassActivationMapping, CMER, BMP, AFA, CoSA, GlandClassification, PseudoMaskSupervision, FullSupervision,
 )  # fmt: skip
 FULL: dict[str, Callable[[], WSSSMethod]] = {
     "ClassActivationMapping": lambda: ClassActivationMapping.from_preset(in_channels=3),

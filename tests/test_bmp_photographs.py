@@ -64,6 +64,9 @@ def make_voc(root: Path) -> None:
     lists = root / "ImageSets" / "Segmentation"
     (lists / "train_aug.txt").write_text("\n".join(TRAINING))
     (lists / "val.txt").write_text("d\ne")
+    # As the test list comes: neither annotation nor mask.
+    Image.fromarray(pixels("d")[:, ::-1]).save(root / "JPEGImages" / "f.jpg")
+    (lists / "test.txt").write_text("f")
 
 
 def make_coco(root: Path) -> None:

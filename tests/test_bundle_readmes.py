@@ -27,7 +27,7 @@ from test_bmp_photographs import make_coco, make_voc
 from test_every_bundle import BUNDLES, call, environment, phantom_kind, read_json, read_rows
 
 from monai_wsss.data import load_datalist, make_phantoms
-from monai_wsss.networks import MixTransformer, ResNeSt, resnet38_classifier
+from monai_wsss.networks import MixTransformer, ResNeSt, VisionTransformer, resnet38_classifier
 
 __all__ = ["environment"]  # one thread, no GPU, no network
 
@@ -54,6 +54,14 @@ NARROW_PHOTOGRAPHS = {
     "batch_size": "2",
 }
 """The paper's crops of photographs take a GPU, too."""
+
+NARROW_COSA = {
+    "network_def#encoder": "{'_target_': 'monai_wsss.networks.VisionTransformer.tiny', 'in_channels': 3}",
+    "network_def#decoder_width": "8",
+    "crop": "48",
+    "batch_size": "2",
+}
+"""So do those of CoSA, and its ViT-B."""
 
 DRIVER = """
 import functools, json, logging, runpy, sys
@@ -165,6 +173,10 @@ def prepare_surroundings(bundle: Path, mine: Path) -> None:
         return
     make_phantoms(mine / "data", kind=kind, subjects=(2, 1, 1))
     if kind == "skin":
+        if "cosa" in bundle.name:
+            make_voc(mine / "VOCdevkit" / "VOC2012")
+            make_coco(mine / "coco2014")
+            torch.save(VisionTransformer.tiny(2, 3).state_dict(), mine / "vit_b.pth")
         shutil.copytree(mine / "data" / "raw", bundle / "ph2_dermoscopy")
         tagged_skin(mine / "data", mine / "skin")
         return
@@ -186,13 +198,16 @@ def adapted(words: list[str], bundle: Path, mine: Path) -> list[str]:
         return words
     files, gland = words[words.index("--config_file") + 1], "histology" in bundle.name
     default = words[-1] == "./out" or files.endswith("'configs/evaluate.json']")  # both are looked at
-    if "paper.json" in files:
+    training = "configs/train" in files and not re.search(r"evaluate|generate_pseudo|score_pseudo", files)
+    if "cosa" in bundle.name and re.search(r"paper|released", files):
+        words += [word for name, value in NARROW_COSA.items() for word in (f"--{name}", value)]
+        words += ["--iterations", "2"] if training else []
+    elif "paper.json" in files:
         more = NARROW_PAPER if gland else {"network_def#width": "4"} if "cmer" in bundle.name else {}
         if "paper_voc.json" in files or "paper_coco.json" in files:
-            training = "evaluate" not in files and "inference" not in files
             more = NARROW_PHOTOGRAPHS | ({"iterations": "2"} if training else {})
         words += [word for name, value in more.items() for word in (f"--{name}", value)]
-    if "configs/train" in files and not re.search(r"evaluate|generate_pseudo|score_pseudo", files):
+    if training:
         words += [*SHORT, *(["--samples", "64"] if phantom_kind(bundle) != "brain" else [])]
     if "slide.json" in files:
         words += ["--backend", "tifffile"]

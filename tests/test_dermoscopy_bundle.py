@@ -21,6 +21,7 @@ from monai_wsss.refinement.dense_crf import has_gray_levels
 from monai_wsss.transforms import LoadOrderedd
 
 BUNDLE = ROOT / "bundles" / "dermoscopy_cam_segmentation"
+BUNDLES = (BUNDLE, ROOT / "bundles" / "dermoscopy_cosa_segmentation")
 QUICK: dict[str, Any] = {"epochs": 1, "samples": 32, "val_interval": 1}
 
 pytestmark = pytest.mark.filterwarnings("ignore:Epoch .* maps of positive images")
@@ -137,9 +138,9 @@ def otsu_on_blue(datalist: Path) -> dict[str, Any]:
     return table.summary()
 
 
-def stated_column(head: str) -> dict[str, float]:
+def stated_column(bundle: Path, head: str) -> dict[str, float]:
     """The README's numbers of one column, by metric."""
-    text = (BUNDLE / "docs" / "README.md").read_text(encoding="utf-8")
+    text = (bundle / "docs" / "README.md").read_text(encoding="utf-8")
     found = re.search(r"<!-- numbers -->\n(.*?)\n\n", text, flags=re.DOTALL)
     assert found is not None
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in found[1].splitlines()]
@@ -147,9 +148,9 @@ def stated_column(head: str) -> dict[str, float]:
     return {row[0]: float(row[place]) for row in rows[2:]}
 
 
-def check_the_trivial_answer(datalist: Path, block: str) -> None:
-    measured, stated = otsu_on_blue(datalist), stated_column(f"{block}, Otsu on blue")
-    metadata = read_json(BUNDLE / "configs" / "metadata.json")
+def check_the_trivial_answer(bundle: Path, datalist: Path, block: str) -> None:
+    measured, stated = otsu_on_blue(datalist), stated_column(bundle, f"{block}, Otsu on blue")
+    metadata = read_json(bundle / "configs" / "metadata.json")
     assert stated.keys() == metadata["eval_metrics"][block].keys()
     for name, value in stated.items():
         assert measured[name]["mean"] == pytest.approx(value, abs=1e-3), (block, name)
@@ -157,15 +158,17 @@ def check_the_trivial_answer(datalist: Path, block: str) -> None:
     assert f"{stated['dice_pooled']}" in metadata["description"]
 
 
-def test_the_trivial_answer_stands_beside_every_number(tmp_path):
-    check_the_trivial_answer(Path(make_phantoms(tmp_path, kind="skin")) / "datalist.json", "phantom")
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
+def test_the_trivial_answer_stands_beside_every_number(bundle, tmp_path):
+    check_the_trivial_answer(bundle, Path(make_phantoms(tmp_path, kind="skin")) / "datalist.json", "phantom")
 
 
 @pytest.mark.slow
 @pytest.mark.skipif("WSSS_DATA" not in os.environ, reason="WSSS_DATA does not point to the folder with the real data")
-def test_the_trivial_answer_on_real_data(tmp_path):
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
+def test_the_trivial_answer_on_real_data(bundle, tmp_path):
     block = "ph2_dermoscopy"
-    check_the_trivial_answer(PREPARE[block](Path(os.environ["WSSS_DATA"]) / block, tmp_path), block)
+    check_the_trivial_answer(bundle, PREPARE[block](Path(os.environ["WSSS_DATA"]) / block, tmp_path), block)
 
 
 # ---- the frozen encoder ----------------------------------------------------------------------------------------------

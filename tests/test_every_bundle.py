@@ -120,12 +120,13 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory, drawing: dict[str, Any]) 
 def quick(bundle: Path, kind: str) -> dict[str, Any]:
     """Overrides for a training of one epoch in which every loss takes part."""
     more: dict[str, Any] = {"samples": 64} if kind != "brain" else AT_ONCE if "bmp" in bundle.name else {}
+    more |= {"method#warm_up": 1e-3} if "cosa" in bundle.name else {}
     return {"epochs": 1, "val_interval": 1, **more}
 
 
 MASK_VALUES = {"brain": {0, 1}, "gland": {1, 2}, "skin": {0, 1}}
-SUPERVISION = {"skin": ["simulated supervision"]}
-"""What `uses_masks` of a record begins with, by the kind of the phantoms: tags of tiles are made from masks."""
+SUPERVISION = {kind: ["simulated supervision"] for kind in ("gland", "skin")}
+"""What `uses_masks` of a record begins with, by the kind of the phantoms: tags of patches are made from masks."""
 
 
 def supervision(record: dict[str, Any]) -> list[str]:
@@ -291,6 +292,15 @@ LONGER = {
     ("brain_mri_bmp_segmentation", "paper_voc.json"): 40,  # another augmentation, of photographs
     ("brain_mri_bmp_segmentation", "paper_coco.json"): 55,  # the same, weights and warm-ups
     ("dermoscopy_cam_segmentation", "frozen.json"): 40,  # another dataset around another encoder
+    **{
+        ("dermoscopy_cosa_segmentation", f"{name}.json"): most
+        for name, most in {
+            "paper": 100,  # optimizer, schedule, views, normalization and inference of photographs
+            "released": 100,
+            "evaluate_branches": 50,  # what measures, and on what
+            "log_branches": 50,
+        }.items()
+    },
     ("histology_gland_segmentation", "train.json"): 470,  # two stages, and the pseudo-masks between them
     ("histology_gland_segmentation", "paper.json"): 125,  # another input pipeline, both networks and optimizers
 }
@@ -420,7 +430,7 @@ def test_evaluation_fills_the_run_folder(evaluation, phantoms, bundle, modalitie
     record = read_json(evaluation / "run.json")
     assert supervision(record) == SUPERVISION.get(kind, [])
     told = {"bundle": bundle.name, "split": "validation", "views": "none", "modalities": modalities}
-    presets = {"bmp": "scratch", "cmer": "default", "gland": "default"}
+    presets = {"bmp": "scratch", "cosa": "default", "cmer": "default", "gland": "default"}
     told |= next(({"preset": preset} for part, preset in presets.items() if part in bundle.name), {})
     assert told.items() <= record["config"].items()
     assert {"rule", "gate", "refine"} <= record["config"].keys()
@@ -479,7 +489,7 @@ def test_training_writes_a_checkpoint_and_the_network(training, bundle, kind):
         assert bool(torch.isfinite(network.negative_reference).all())
     (row,) = read_rows(training / "training_log.csv")
     assert float(row["loss"]) > 0
-    assert all(float(row[name]) > 0 for name in ("c2s", "s2c", "affinity") if name in row)
+    assert all(float(row[name]) > 0 for name in ("c2s", "auxiliary_c2s", "s2c", "affinity") if name in row)
     assert "val_dice_subject" in row
     record = read_json(training / "run.json")
     assert record["weights_sha256"] is None
@@ -494,6 +504,7 @@ def test_training_writes_a_checkpoint_and_the_network(training, bundle, kind):
     own: dict[str, dict[str, Any]] = {
         "bmp": {"batch_size": 16, "method": "BMP"},
         "gland": {"learning_rate": [0.0003, 0.002]},
+        "cosa": {"learning_rate": [0.0003, 0.002], "method": "CoSA", "preset": "default"},
         "dermoscopy": {"learning_rate": [0.0003, 0.002], "encoder": "EfficientNetLite"},
     }
     told |= next((changes for part, changes in own.items() if part in bundle.name), {})

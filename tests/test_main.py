@@ -268,7 +268,7 @@ def test_prepare_voc_with_lists_and_classes_of_ones_own(photographs, capsys):
     assert main([*arguments, *options]) == 0
     captured = capsys.readouterr()
     assert ["cat", "=", "1", "1", "1", "0"] in [line.split() for line in captured.out.splitlines()]
-    assert "simulated from masks for 1 of 2 images: present with any pixel" in captured.err
+    assert "simulated: labels of 1 of 2 images from masks (present with any pixel)" in captured.err
 
 
 def test_prepare_coco(photographs, capsys):

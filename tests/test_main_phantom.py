@@ -67,6 +67,31 @@ def test_after_tiles_of_skin_comes_the_bundle_of_dermoscopy(few, tmp_path, capsy
     assert words[words.index("--dataset_dir") :] == ["--dataset_dir", str(prepared), "--output_dir", f"{prepared}_run"]
 
 
+def test_gray_tiles_get_the_bundle_for_tiles_with_its_channels(tmp_path, capsys):
+    root = tmp_path / "xrays"
+    lesion = np.zeros((64, 96), dtype=np.uint8)
+    lesion[16:48, 48:80] = 255
+    for name in ("images", "masks"):
+        (root / name).mkdir(parents=True)
+    Image.fromarray(np.random.default_rng(0).integers(90, 200, lesion.shape).astype(np.uint8)).save(
+        root / "images/a.png"
+    )
+    Image.fromarray(lesion).save(root / "masks" / "a.png")
+    (root / "labels.csv").write_text("id,case,label,split\na,a,1,train\n")
+    tiles = ["--tiles", "32", "--labels-from-masks", "--out", str(tmp_path / "out")]
+    assert main(["prepare", "cases", "--root", str(root), *tiles]) == 0
+    text = capsys.readouterr().out
+    assert "ships weights for color images of skin: these tiles need a training of their own." in text
+    bundle, words = command_after(text)
+    assert bundle == "bundles/dermoscopy_cam_segmentation"
+    assert words[words.index("--modalities") :][:4] == ["--modalities", "['image']", "--in_channels", "1"]
+
+
+def test_scenes_are_drawn_by_the_command(few, tmp_path, capsys):
+    assert main(["phantom", "--kind", "scene", "--out", str(tmp_path)]) == 0
+    assert "classes:    bird, train, kite" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("option", "words"),
     [

@@ -12,12 +12,15 @@ from monai_wsss.benchmark.cmer_table import (
     make_cmer_thresholds,
     make_cmer_transforms,
 )
+from monai_wsss.benchmark.cosa_figures import make_cosa_figures
+from monai_wsss.benchmark.cosa_table import make_cosa_table
 from monai_wsss.benchmark.decision_table import make_decision_table
 from monai_wsss.benchmark.encoder_table import make_encoder_table, make_lever_table
 from monai_wsss.benchmark.formatting import Column, format_rows
 from monai_wsss.benchmark.gland_table import make_gland_adaptation, make_gland_table
 from monai_wsss.benchmark.patches import Patches
 from monai_wsss.benchmark.prepared import Slices
+from monai_wsss.benchmark.published_numbers import PublishedRow, PublishedTable, published_tables
 from monai_wsss.benchmark.recipes import AdamWOneCycle, Recipe
 from monai_wsss.benchmark.rows import Measured, Row
 from monai_wsss.benchmark.table import BenchmarkTable, Entry, Trained
@@ -30,6 +33,8 @@ __all__ = [
     "Entry",
     "Measured",
     "Patches",
+    "PublishedRow",
+    "PublishedTable",
     "Recipe",
     "Row",
     "Slices",
@@ -43,9 +48,12 @@ __all__ = [
     "make_cmer_table",
     "make_cmer_thresholds",
     "make_cmer_transforms",
+    "make_cosa_figures",
+    "make_cosa_table",
     "make_decision_table",
     "make_encoder_table",
     "make_gland_adaptation",
     "make_gland_table",
     "make_lever_table",
+    "published_tables",
 ]

@@ -41,7 +41,7 @@ CAM_RECIPES = {
     "lse": Recipe(partial(_encoder, pooling="lse")),
     "average": Recipe(
         partial(_encoder, pooling="average"),
-        rules=("minmax", "negative_reference", "negative_quantile", "logit", "otsu"),
+        rules=("minmax", "negative_reference", "negative_quantile", "logit", "otsu", "mixture"),
     ),
     "plain (paper): average": Recipe(_plain, by_subject=False, views="none", rules=("minmax",)),
     f"{FULL_SUPERVISION} (masks)": Recipe(_full_supervision, rules=(None,)),

@@ -13,14 +13,14 @@ import torch
 
 from monai_wsss.benchmark.cam_recipes import CAM_RECIPES
 from monai_wsss.benchmark.formatting import Column
-from monai_wsss.benchmark.prepared import Cases, Slices, maps_of, rule_of
+from monai_wsss.benchmark.prepared import MIXTURE_OF_ALL, Cases, Slices, maps_of, rule_of
 from monai_wsss.benchmark.recipes import Recipe
 from monai_wsss.benchmark.rows import Measured
 from monai_wsss.benchmark.table import BenchmarkTable, Entry, Trained
 from monai_wsss.inferers import GradientCAMInferer, VolumeInferer
 from monai_wsss.methods import ClassActivationMapping
 from monai_wsss.networks import MapEnsemble
-from monai_wsss.refinement import MaskRule
+from monai_wsss.refinement import MaskRule, mixture_rule
 from monai_wsss.refinement.oracle import oracle_raw_threshold
 from monai_wsss.transforms import resize_in_plane
 
@@ -54,10 +54,15 @@ def make_cam_table(
         grid: in-plane size of the networks, in pixels.
     """
     data = Slices(datalist, split, grid)
-    entries = [Entry(name, partial(_by_rule, data), name) for name in CAM_RECIPES]
+    entries = [
+        Entry(name, partial(_by_rule, data), name, words={"rules": [*recipe.rules]})
+        for name, recipe in CAM_RECIPES.items()
+    ]
     entries += [
         Entry("max / Grad-CAM++, max-norm 0.5", partial(_gradient, data), "max"),
-        Entry("max, mean of {seeds} seeds", partial(_ensemble, data), "max", "all"),
+        Entry(
+            "max, mean of {seeds} seeds", partial(_ensemble, data), "max", "all", {"rules": [*CAM_RECIPES["max"].rules]}
+        ),
         *(Entry(f"trivial: FLAIR > {level} SD", partial(_flair, data, level), None) for level in _LEVELS),
         Entry("trivial: whole slice where the network sees a finding", partial(_whole, data), "max", "first"),
     ]
@@ -84,6 +89,9 @@ def _rules(data: Slices, recipe: Recipe, network: torch.nn.Module) -> Iterator[M
     maps = data.maps(cases, network, recipe.views)
     for rule in recipe.rules:
         yield Measured(rule or "argmax", data.measure_maps(cases, maps, rule_of(network, rule)).summary())
+    if "mixture" in recipe.rules:
+        together = mixture_rule(rule_of(network, "minmax"), maps)
+        yield Measured(MIXTURE_OF_ALL, data.measure_maps(cases, maps, together).summary())
     if recipe.rules[0] == "negative_reference":
         summary = data.measure_maps(cases, maps, _oracle_rule(network, cases, maps)).summary()
         yield Measured("ORACLE raw threshold (chosen on the masks)", summary, oracle=True)

@@ -34,12 +34,12 @@ from monai_wsss.benchmark.cmer_recipes import (
     TRANSFORM_RECIPES,
 )
 from monai_wsss.benchmark.formatting import Column, values_of
-from monai_wsss.benchmark.prepared import Slices, rule_of
+from monai_wsss.benchmark.prepared import MIXTURE_OF_ALL, Slices, rule_of
 from monai_wsss.benchmark.recipes import Recipe
 from monai_wsss.benchmark.rows import Measured, Row
 from monai_wsss.benchmark.table import BenchmarkTable, Entry, Trained
 from monai_wsss.inferers import GradientCAMInferer
-from monai_wsss.refinement import MaskRule
+from monai_wsss.refinement import MaskRule, mixture_rule
 from monai_wsss.reports import bar_chart
 from monai_wsss.reports.charts import ChartLine, line_chart
 
@@ -98,6 +98,8 @@ def make_cmer_table(
         for recipe in ("plain CAM", _DEFAULT):
             title = f"{recipe}, Grad-CAM++ (one view, half of the maximum)"
             entries.append(Entry(title, partial(_gradient, data), recipe))
+        for recipe in ("plain CAM", _DEFAULT):
+            entries.append(Entry(f"{recipe}, {MIXTURE_OF_ALL}", partial(_mixture, data), recipe))
         entries += [Entry(recipe, partial(_bound, data), recipe) for recipe in BOUND_RECIPES]
         columns += [Column(f"ratio, {group}", "dice_subject", group, "ratio", bound="fused") for group in _FUSED]
     figures = {} if figure is None else {f"{name}.svg": partial(figure, data)}
@@ -138,6 +140,16 @@ def _gradient(data: Slices, table: BenchmarkTable, trained: Sequence[Trained]) -
     for group in (*data.modalities, *_FUSED):
         reliable = _rule_of_group(data, one, group).reliable
         rule = MaskRule(rule="max", gate="none", groups=network.groups, reliable=reliable)
+        yield Measured(group, data.measure_maps(cases, maps, rule).summary())
+
+
+def _mixture(data: Slices, table: BenchmarkTable, trained: Sequence[Trained]) -> Iterator[Measured]:
+    """Measure each modality and the fusions at the cut that a mixture finds in the scores of all images."""
+    (one,) = trained
+    cases = data.cases(one.recipe)
+    maps = data.maps(cases, one.method.network, one.recipe.views)
+    for group in (*data.modalities, *_FUSED):
+        rule = mixture_rule(_rule_of_group(data, one, group), maps)
         yield Measured(group, data.measure_maps(cases, maps, rule).summary())
 
 

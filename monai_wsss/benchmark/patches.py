@@ -19,7 +19,7 @@ from monai_wsss.benchmark.prepared import Cases, PreparedData, add_case
 from monai_wsss.benchmark.recipes import Recipe
 from monai_wsss.data import EpochCacheDataset, LabelBalancedSampler, draw_share, load_datalist
 from monai_wsss.inferers import PseudoMaskWriter, VolumeInferer, score_pseudo_masks
-from monai_wsss.refinement import to_mask
+from monai_wsss.refinement import pooled_mixture, to_mask
 from monai_wsss.transforms import LoadOrderedd, NormalizeSubjectd, ResizeInPlaned
 
 __all__ = ["Patches"]
@@ -154,4 +154,30 @@ class Patches(PreparedData):
             add_case(
                 table, case, to_mask(self._maps(network, case), output_kind=output_kind, rule="argmax", gate="none")[0]
             )
+        return table.summary()
+
+    @torch.no_grad()
+    def measure_mixture(self, network: nn.Module) -> dict[str, dict[str, Any]]:
+        """Measure the scored one of two classes where its probability exceeds what a mixture finds; no mask is read.
+
+        The mixture is fitted to the probabilities of all images together; without two populations the cut is 0.5, the
+        argmax.
+
+        Args:
+            network: a network of class maps, on the CPU.
+
+        Returns:
+            the summary; empty where there are more than two classes.
+        """
+        classes = list(self.header["classes"])
+        if len(classes) != 2:
+            return {}
+        cases, maps = self.whole_maps(None, network)
+        scored = classes.index(self.header["scored_class"])
+        shares = [of_image.softmax(dim=1)[:, scored : scored + 1] for of_image in maps]
+        fit = pooled_mixture(shares)
+        cut = fit.threshold.item() if fit.found else 0.5
+        table = self.case_table()
+        for case, share in zip(cases, shares, strict=True):
+            add_case(table, case, torch.where(share > cut, scored + 1, 2 - scored).to(torch.uint8)[0])
         return table.summary()

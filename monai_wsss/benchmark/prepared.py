@@ -37,8 +37,10 @@ from monai_wsss.metrics import CaseTable
 from monai_wsss.refinement import MaskRule
 from monai_wsss.transforms import LoadOrderedd, NormalizeSubjectd, ResizeInPlaned
 
-__all__ = ["Cases", "PreparedData", "Slices", "add_case", "maps_of", "rule_of"]
+__all__ = ["MIXTURE_OF_ALL", "Cases", "PreparedData", "Slices", "add_case", "maps_of", "rule_of"]
 
+MIXTURE_OF_ALL = "mixture, all images"
+"""The column, or end of a row's name, of the cut that a mixture finds in the scores of all images; no mask is read."""
 _STATISTICS = ("intensity_mean", "intensity_std")
 
 Cases = list[dict[str, Any]]
@@ -159,7 +161,12 @@ class PreparedData:
     def case_table(self) -> CaseTable:
         """Start an empty table of cases."""
         header = self.header
-        return CaseTable(header["classes"], background=header["background"], scored_class=header.get("scored_class"))
+        return CaseTable(
+            header["classes"],
+            background=header["background"],
+            scored_class=header.get("scored_class"),
+            context=tuple(header.get("context", {})),
+        )
 
     def write_pseudo_masks(self, network: nn.Module, weights: Path, items: Cases, folder: Path, **words: Any) -> None:
         """Write the pseudo-masks of training items for the recipes that have a teacher; ``words`` are the writer's."""

@@ -43,11 +43,11 @@ class AdamWOneCycle:
         """Build the optimizer and the schedule of one training.
 
         Args:
-            method: the method to train, with the one player ``network``.
+            method: the method to train, with one player.
             epochs: epochs of the training.
             loader: the batches of an epoch.
         """
-        groups: Any = method.player_parameters("network")
+        groups: Any = method.player_parameters()
         if self.encoder_learning_rate is not None:
             groups = method.parameter_groups(self.learning_rate, encoder_learning_rate=self.encoder_learning_rate)
         optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, weight_decay=self.weight_decay)
@@ -78,7 +78,7 @@ class Recipe:
     batch_size: int = 32
     by_subject: bool = True
     views: str = "dihedral"
-    rules: tuple[str | None, ...] = ("negative_reference", "negative_quantile", "logit", "minmax", "otsu")
+    rules: tuple[str | None, ...] = ("negative_reference", "negative_quantile", "logit", "minmax", "otsu", "mixture")
     share: float = 1.0
     teacher: str | None = None
     begin: Path | None = None

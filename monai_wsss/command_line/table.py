@@ -46,31 +46,46 @@ def _tissue(splits: tuple[str, ...], fractions: Any) -> tuple[Argument, ...]:
     )
 
 
-def _photographs(listed: str) -> tuple[Argument, ...]:
-    """Give the arguments that the commands for photographs share; ``listed`` names the list of a split."""
+def _photographs(listed: str, unlabeled: str) -> tuple[Argument, ...]:
+    """Give the arguments that the commands for photographs share.
+
+    Args:
+        listed: the help of the list of a split.
+        unlabeled: the help of test images without label.
+    """
     return (
         _ROOT,
         _OUT,
         Argument("--training", f"{listed} to train on (default: the usual name)", metavar="NAME"),
         Argument("--validation", f"{listed} to evaluate on (default: the usual name)", metavar="NAME"),
-        Argument("--test", f"{listed} to test on (default none)", metavar="NAME"),
+        Argument("--test", f"{listed} to test on (default none){unlabeled}", metavar="NAME"),
     )
 
 
-_TILES = (
-    Argument("--tiles", "cut images/ into tiles of N pixels, with and without the finding", kind=int),
-    Argument("--labels-from-masks", "simulate the labels of tiles from masks (recorded)", False),
-    Argument("--tile-stride", "step from tile to tile (default half a tile)", kind=int),
-    Argument("--scale", "scale images by this factor first", kind=float),
-    Argument("--longest-side", "scale images to this length of the longer side first", kind=int),
-    Argument("--tile-presence", "a finding is present if it covers a larger share of a tile", 0.05, float),
-    Argument("--tile-margin", "a tile without finding has none in this many pixels around it", 8, int),
-    Argument("--region", "folder of masks, e.g. lungs, in which tiles must lie", metavar="NAME"),
-    Argument("--region-share", "least share of a tile within the region", 0.9, float),
-    Argument("--keep-dark-corners", "keep tiles with dark corners, a shortcut", True, parameter="skip_dark_corners"),
-    Argument("--full-size", "do not scale the images that are measured", False),
-)
-"""The arguments of tiles; a test compares them with the fields of :class:`~monai_wsss.data.crops.TileRule`."""
+def _tiles(size: int | None, text: str, side: str) -> tuple[Argument, ...]:
+    """Give the arguments of tiles; a test compares them with the fields of :class:`~monai_wsss.data.crops.TileRule`.
+
+    Args:
+        size: the default size.
+        text: the help of the size.
+        side: the help of the default side of images.
+    """
+    return (
+        Argument("--tiles", text, size, int),
+        Argument("--labels-from-masks", "simulate the labels of tiles from masks (recorded)", False),
+        Argument("--tile-stride", "step from tile to tile (default half a tile)", kind=int),
+        Argument("--scale", "scale images by this factor first", kind=float),
+        Argument("--longest-side", f"scale images to this length of the longer side first{side}", kind=int),
+        Argument("--tile-presence", "a finding is present if it covers a larger share of a tile", 0.05, float),
+        Argument("--tile-margin", "a tile without finding has none in this many pixels around it", 8, int),
+        Argument("--region", "folder of masks, e.g. lungs, in which tiles must lie", metavar="NAME"),
+        Argument("--region-share", "least share of a tile within the region", 0.9, float),
+        Argument(
+            "--keep-dark-corners", "keep tiles with dark corners, a shortcut", True, parameter="skip_dark_corners"
+        ),
+        Argument("--full-size", "do not scale the images that are measured", False),
+    )
+
 
 LAYOUTS = (
     Command(
@@ -137,7 +152,7 @@ LAYOUTS = (
             _OUT,
             Argument("--label-columns", "columns with 0/1 labels", ("label",), names),
             Argument("--modalities", "names of the stored channels, in their order", kind=names),
-            *_TILES,
+            *_tiles(None, "cut images/ into tiles of N pixels, with and without the finding", ""),
         ),
     ),
     Command(
@@ -171,12 +186,26 @@ LAYOUTS = (
         arguments=_tissue(("specimen", "image"), (0.7, 0.1, 0.2)),
     ),
     Command(
+        "isic",
+        "ISIC 2016, 2017 or 2018: the folders of images and of masks, as the archives unpack",
+        "monai-wsss prepare isic --root isic2018 --labels-from-masks --out prepared",
+        function="monai_wsss.data.isic.prepare_isic",
+        arguments=(
+            _ROOT,
+            _OUT,
+            Argument("--edition", "year of the challenge (default the only one that is there)", kind=int),
+            Argument("--validation-share", "2016: share of the training images taken for validation", 0.0, float),
+            Argument("--seed", "seed of that draw", 0, int),
+            *_tiles(64, "size of the tiles, with and without the lesion", " (default 256)"),
+        ),
+    ),
+    Command(
         "voc",
         "VOC: JPEGImages/, Annotations/, ImageSets/Segmentation/, optionally SegmentationClass/ or …Aug/",
         "monai-wsss prepare voc --root voc --out prepared",
         function="monai_wsss.data.voc.prepare_voc",
         arguments=(
-            *_photographs("list of images, e.g. trainaug, or a .txt file,"),
+            *_photographs("list of images, e.g. trainaug, or a .txt file,", "; labels may be missing"),
             Argument(
                 "--classes",
                 "classes, in the order of their values in masks",
@@ -192,8 +221,9 @@ LAYOUTS = (
         "monai-wsss prepare coco --root coco --out prepared",
         function="monai_wsss.data.coco.prepare_coco",
         arguments=(
-            *_photographs("set, e.g. train2014,"),
+            *_photographs("set, e.g. train2014,", ""),
             Argument("--masks", "draw masks from the outlines; used for evaluation only", False),
+            Argument("--annotated-only", "leave out images without annotation, as papers do (recorded)", False),
         ),
     ),
 )
@@ -207,6 +237,8 @@ _TABLES = {
     "cmer-errors": "make_cmer_errors",
     "cmer-thresholds": "make_cmer_thresholds",
     "cmer-transforms": "make_cmer_transforms",
+    "cosa": "make_cosa_table",
+    "cosa-figures": "make_cosa_figures",
     "decisions": "make_decision_table",
     "encoder": "make_encoder_table",
     "gland": "make_gland_table",
@@ -215,18 +247,20 @@ _TABLES = {
 }
 _REFINED_TABLES = ("encoder", "levers")
 _ENCODER_TABLES = ("encoder", "levers", "decisions")
+_COSA_TABLES = ("cosa", "cosa-figures")
+_FIXED_TABLES = (*_COSA_TABLES, *_ENCODER_TABLES)
 
 COMMANDS = (
     Command(
         "phantom",
         "generate phantom studies with exact masks: MRI of brains with tumors, stained sections with glands, "
-        "or dermoscopy of pigmented lesions",
+        "dermoscopy of pigmented lesions, or scenes whose classes have an unlabeled context",
         "monai-wsss phantom --kind brain --modalities T1,FLAIR --out phantoms\n"
         "  monai-wsss phantom --kind gland --out phantoms\n"
         "  monai-wsss phantom --kind skin --out phantoms",
         function="monai_wsss.data.phantoms.make_phantoms",
         arguments=(
-            Argument("--kind", "kind of the phantoms", "brain", choices=("brain", "gland", "skin")),
+            Argument("--kind", "kind of the phantoms", "brain", choices=("brain", "gland", "scene", "skin")),
             Argument("--out", "the folder to write", REQUIRED, metavar="DIR", parameter="directory"),
             Argument("--spatial-dims", "brains: slices (2) or volumes (3)", 2, int, choices=(2, 3)),
             Argument("--modalities", "brains: any of T1, T1c, T2, FLAIR", kind=names),
@@ -256,7 +290,7 @@ COMMANDS = (
                 "epochs of every training",
                 8,
                 int,
-                only=tuple(name for name in _TABLES if name not in _ENCODER_TABLES),
+                only=tuple(name for name in _TABLES if name not in _FIXED_TABLES),
                 other_defaults={"gland": 6},
             ),
             Argument("--seeds", "seeds of every recipe", (0, 1, 2), whole_numbers),
@@ -294,18 +328,18 @@ COMMANDS = (
             ),
             Argument(
                 "--rows",
-                "encoder tables: make these rows alone, by the names of their folders, e.g. cam_from_scratch,max",
+                "encoder and CoSA tables: make these rows alone, by the names of their folders, e.g. base,gc",
                 (),
                 names,
                 "A,B",
-                only=_ENCODER_TABLES,
+                only=_FIXED_TABLES,
             ),
             Argument(
                 "--runs",
-                "encoder tables: rows of earlier runs, kept and added to",
+                "encoder and CoSA tables: rows of earlier runs, kept and added to",
                 kind=Path,
                 metavar="DIR",
-                only=_ENCODER_TABLES,
+                only=_FIXED_TABLES,
             ),
         ),
     ),

@@ -11,6 +11,7 @@ from monai_wsss.data.dataset import EpochCacheDataset
 from monai_wsss.data.ebhi import prepare_ebhi
 from monai_wsss.data.folder import prepare_folder
 from monai_wsss.data.glas import prepare_glas
+from monai_wsss.data.isic import prepare_isic
 from monai_wsss.data.modalities import sort_modalities
 from monai_wsss.data.phantoms import make_phantoms
 from monai_wsss.data.prog import prepare_prog
@@ -40,6 +41,7 @@ __all__ = [
     "prepare_ebhi",
     "prepare_folder",
     "prepare_glas",
+    "prepare_isic",
     "prepare_prog",
     "prepare_voc",
     "pseudo_mask_path",

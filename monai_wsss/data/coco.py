@@ -7,9 +7,11 @@ The folder holds ``annotations/instances_<set>.json`` and the images of each set
 and measure on val2014.
 
 The label of an image names the categories of all its annotations, crowds too.  An image without annotations is all
-background.  Masks, for evaluation only, are drawn from the outlines if asked, smaller objects over larger ones.  Pixels
-of a crowd that belong to no single object are 255, ignored: the outline of a crowd is rough, and COCO's own evaluation
-ignores it.
+background, or is left out if asked, as papers do it (82,081 of the 82,783 images of train2014 have annotations, 40,137
+of the 40,504 of val2014).
+
+Masks, for evaluation only, are drawn from the outlines if asked, smaller objects over larger ones.  Pixels of a crowd
+that belong to no single object are 255, ignored: the outline of a crowd is rough, and COCO's own evaluation ignores it.
 """
 
 from __future__ import annotations
@@ -175,13 +177,17 @@ def _draw_mask(
     return mask[None]
 
 
-def _to_photographs(root: Path, instances: _Instances, split: str, masks: bool) -> list[Photograph]:
+def _to_photographs(
+    root: Path, instances: _Instances, split: str, masks: bool, annotated_only: bool
+) -> list[Photograph]:
     """List the images of a set with their labels."""
     folder = _image_folder(root, instances.path)
     numbers = {category: number for number, category in enumerate(instances.categories, start=1)}
     photographs = []
     for key, (where, entry) in instances.images.items():
         annotations = instances.annotations.get(key, [])
+        if annotated_only and not annotations:
+            continue
         present = {numbers[annotation["category_id"]] for _, annotation in annotations}
         label = [int(number in present) for number in numbers.values()]
         image = path_inside(folder, entry["file_name"], where)
@@ -199,6 +205,7 @@ def prepare_coco(
     validation: str | None = None,
     test: str | None = None,
     masks: bool = False,
+    annotated_only: bool = False,
 ) -> Path:
     """Turn COCO, or data annotated in its format, into a prepared folder; every image is a subject of its own.
 
@@ -212,6 +219,8 @@ def prepare_coco(
         validation: the set to evaluate on; None takes the only one whose name begins with "val", if there is one.
         test: a set with annotations to test on; None takes none, since those of COCO have no annotations.
         masks: whether to draw masks from the outlines, for evaluation.
+        annotated_only: whether images without any annotation are left out of all splits.  The datalist says so and how
+            many there were (``"left_out"``).
 
     Returns:
         The path of ``datalist.json``.
@@ -242,6 +251,7 @@ def prepare_coco(
     target = check_output(out, folder)
     photographs: list[Photograph] = []
     first: _Instances | None = None
+    left_out: dict[str, int] = {}
     for split, name in {"training": training, "validation": validation, "test": test}.items():
         path = _find_set(folder, split, name)
         if path is None:
@@ -250,8 +260,13 @@ def prepare_coco(
         first = first or instances
         if instances.categories != first.categories:
             raise DataError(f"{path} has other categories than {first.path}: take sets with the same categories.")
-        photographs += _to_photographs(folder, instances, split, masks)
+        listed = _to_photographs(folder, instances, split, masks, annotated_only)
+        photographs += listed
         _logger.info("The %s images are those of %s.", split, path)
+        if annotated_only:
+            left_out[split] = len(instances.images) - len(listed)
+            _logger.info("%s: %d images without annotation were left out.", split, left_out[split])
     classes = check_classes(list(first.categories.values()) if first else [])
     labels = "of the image, from its annotations of instances"
-    return write_photographs(target, photographs, classes, labels=labels)
+    entries = {"left_out": {"images without annotation": left_out}} if annotated_only else {}
+    return write_photographs(target, photographs, classes, labels=labels, entries=entries)

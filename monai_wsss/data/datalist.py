@@ -103,7 +103,8 @@ def _check_exists(path: str, item: Mapping[str, Any], kind: str, source: str) ->
 def write_datalist(directory: str | os.PathLike[str], datalist: Mapping[str, Any]) -> Path:
     """Check a datalist and write it as ``directory/datalist.json``, whole or not at all.
 
-    An item holds ``id``, ``image``, ``label``, ``subject`` and optionally ``mask``.  Its entry ``statistics`` is the
+    An item holds ``id``, ``image``, ``label``, ``subject`` and optionally ``mask``.  The label of a test case may be
+    None: nobody knows it, so the case is predicted and not measured.  Its entry ``statistics`` is the
     key of its intensity statistics; without this entry the key is its ``subject``.  The item of a patch may name the
     image from which it was cut, ``source``, and its first column and row there, ``origin``, which is [x, y] in any
     ``order``.
@@ -111,7 +112,8 @@ def write_datalist(directory: str | os.PathLike[str], datalist: Mapping[str, Any
     Args:
         directory: the folder of the list; relative paths in it are relative to this folder.
         datalist: ``name``, ``modality`` ({"0": "T1", …}), ``classes``, ``background``, optionally ``scored_class``,
-            ``statistics`` ({key: {"mean": [C], "std": [C]}}) and ``order``, and the splits ``training``, ``validation``
+            ``statistics`` ({key: {"mean": [C], "std": [C]}}), ``context`` ({class: what always accompanies it and has
+            no label}) and ``order``, and the splits ``training``, ``validation``
             and ``test``, each a list of items.  ``order`` says how networks get 2D images: "rows_columns" is
             (C, rows, columns), right for photographs, tiles and X-rays; "xy" is (C, x, y), right for slices cut from
             volumes.
@@ -244,9 +246,9 @@ def load_datalist(
 
     Returns:
         One dictionary per item: ``id``, ``subject``, ``image`` (an absolute path, or one per modality) and ``label``
-        float32 (K,); ``mask`` and ``region`` (absolute paths), if asked for and in the list; ``intensity_mean`` and
-        ``intensity_std`` float32 (C,), if the list has statistics of the item or its subject; ``source`` and ``origin``
-        of a patch, if the list has them; ``order``, if the list says it, for
+        float32 (K,), which a test case without label lacks; ``mask`` and ``region`` (absolute paths), if asked for and
+        in the list; ``intensity_mean`` and ``intensity_std`` float32 (C,), if the list has statistics of the item or
+        its subject; ``source`` and ``origin`` of a patch, if the list has them; ``order``, if the list says it, for
         :class:`~monai_wsss.transforms.LoadOrderedd`.
 
     Raises:
@@ -285,7 +287,8 @@ def load_datalist(
         for image in files:
             _check_exists(image, entry, "image", str(file))
         item = {"id": entry["id"], "subject": entry["subject"], "image": files[0] if len(files) == 1 else files}
-        item["label"] = np.asarray(entry["label"], dtype=np.float32)
+        if entry["label"] is not None:
+            item["label"] = np.asarray(entry["label"], dtype=np.float32)
         for key, wanted in (("mask", masks), ("region", regions)):
             if wanted and key in entry:
                 item[key] = os.path.normpath(file.parent / entry[key])

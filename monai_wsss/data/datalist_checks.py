@@ -73,6 +73,16 @@ def check_header(datalist: Mapping[str, Any], source: str) -> None:
             f'{source}: "background" is false, so "scored_class" must name one of the classes '
             f"{', '.join(map(str, classes))}; got {scored!r}."
         )
+    context = datalist.get("context", {})
+    if (
+        not isinstance(context, dict)
+        or not set(context) <= set(classes)
+        or (context and not _are_names([*context.values()]))
+    ):
+        raise DataError(
+            f'{source}: "context" must map classes to what always accompanies them and has no label, as '
+            f'{{"bird": "branch"}}; the classes are {", ".join(map(str, classes))}; got {context!r:.80}.'
+        )
     statistics = datalist.get("statistics", {})
     if not isinstance(statistics, dict):
         raise DataError(
@@ -93,7 +103,7 @@ def placed_items(datalist: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[s
             yield split, f"{name}[{index}]", item
 
 
-def _check_item(item: Any, datalist: Mapping[str, Any], where: str) -> None:
+def _check_item(item: Any, datalist: Mapping[str, Any], split: str, where: str) -> None:
     """Check one item by itself."""
     missing = [key for key in _REQUIRED if not isinstance(item, dict) or key not in item]
     if missing:
@@ -101,7 +111,28 @@ def _check_item(item: Any, datalist: Mapping[str, Any], where: str) -> None:
     for key in ("id", "subject", *(key for key in ("mask", "region") if key in item)):
         if not _are_names([item[key]]):
             raise DataError(f'{where} has {key} {item[key]!r}: give a text in quotes, as "{key}": "a1".')
+    _check_label(item, datalist, split, where)
+    image, modality = item["image"], datalist["modality"]
+    if not _are_names(image if isinstance(image, list) else [image]):
+        raise DataError(f'{where} (id "{item["id"]}") has image {image!r}: give a path, or a list of one per modality.')
+    if isinstance(image, list) and len(image) != len(modality):
+        raise DataError(
+            f'{where} (id "{item["id"]}") names {len(image)} image files, "modality" has {len(modality)} names: '
+            "give one file per modality."
+        )
+    _check_patch(item, where)
+
+
+def _check_label(item: Mapping[str, Any], datalist: Mapping[str, Any], split: str, where: str) -> None:
+    """Check the label of an item; None, which is not known, is for test cases alone."""
     label, classes = item["label"], datalist["classes"]
+    if label is None and split == "test":
+        return
+    if label is None:
+        raise DataError(
+            f'{where} (id "{item["id"]}") has no label (null), which only cases of the test split may lack: give it '
+            "one, or put the case into the test split."
+        )
     if not isinstance(label, list) or len(label) != len(classes) or any(value not in (0, 1) for value in label):
         raise DataError(
             f'{where} (id "{item["id"]}") has label {label!r}: '
@@ -112,15 +143,6 @@ def _check_item(item: Any, datalist: Mapping[str, Any], where: str) -> None:
             f'{where} (id "{item["id"]}") has a label of zeros, but "background" is false, so that every pixel belongs '
             f"to one of {', '.join(map(str, classes))}: give it the classes that it shows, or leave it out."
         )
-    image, modality = item["image"], datalist["modality"]
-    if not _are_names(image if isinstance(image, list) else [image]):
-        raise DataError(f'{where} (id "{item["id"]}") has image {image!r}: give a path, or a list of one per modality.')
-    if isinstance(image, list) and len(image) != len(modality):
-        raise DataError(
-            f'{where} (id "{item["id"]}") names {len(image)} image files, "modality" has {len(modality)} names: '
-            "give one file per modality."
-        )
-    _check_patch(item, where)
 
 
 def _check_patch(item: Mapping[str, Any], where: str) -> None:
@@ -147,7 +169,7 @@ def check_datalist(datalist: Mapping[str, Any], source: str) -> None:
     seen: dict[str, str] = {}
     split_of: dict[str, str] = {}
     for split, place, item in placed_items(datalist):
-        _check_item(item, datalist, f"{source}: {place}")
+        _check_item(item, datalist, split, f"{source}: {place}")
         if item["id"] in seen:
             raise DataError(f'{source}: id "{item["id"]}" stands in {seen[item["id"]]} and in {place}: ids are unique.')
         seen[item["id"]] = place

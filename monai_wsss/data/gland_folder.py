@@ -4,8 +4,8 @@
 
 The classes are gland and other tissue, both real, without background; a mask holds 1 for gland and 2 for the rest.  The
 training split consists of patches, tagged by the classes that their masks show; validation and test keep whole images.
-The tags are simulated, and the datalist says so under ``"labels"``.  The color statistics are those of the tissue of
-the whole image, so that a patch is standardized as its image.
+The tags are simulated, and the datalist says so (``"simulated_supervision"``, ``"labels"``).  The color statistics are
+those of the tissue of the whole image, so that a patch is standardized as its image.
 
 Transparent pixels become white, gray images get three channels, CMYK images become RGB.  Networks get all of them as
 (C, rows, columns).
@@ -240,7 +240,8 @@ def empty_gland_list(rule: PatchRule, subjects: str) -> dict[str, Any]:
         "background": False,
         "scored_class": GLAND_CLASSES[0],
         "order": ROWS_COLUMNS,
-        "labels": f"simulated from masks: present above {100 * rule.presence:g} %",
+        "labels": f"simulated: tags from masks (present above {100 * rule.presence:g} % of a patch)",
+        "simulated_supervision": True,
         "subjects": subjects,
         "statistics": {},
         **{split: [] for split in SPLITS},

@@ -22,7 +22,7 @@ from monai_wsss._checks import DataError, check_choice
 from monai_wsss._files import atomic_path, make_directory
 from monai_wsss._intensity import foreground_statistics, tissue_statistics
 from monai_wsss._orientation import axes_of, slicing_entry
-from monai_wsss._pictures import XY
+from monai_wsss._pictures import ROWS_COLUMNS, XY
 from monai_wsss.data.crops import TileRule
 from monai_wsss.data.datalist import modality_entry, statistics_entry, write_datalist
 from monai_wsss.data.datalist_checks import SPLIT_OF_LIST
@@ -31,14 +31,16 @@ from monai_wsss.data.label_table import WHOLE, LabeledRow
 from monai_wsss.data.modalities import COLORS, sort_modalities
 from monai_wsss.data.phantom_brain import BRAIN_AFFINE, CONTRAST, BrainStudy, draw_brain
 from monai_wsss.data.phantom_gland import draw_gland, draw_laboratory
+from monai_wsss.data.phantom_scene import CLASSES, CONTEXT, draw_scene
 from monai_wsss.data.phantom_skin import draw_skin
+from monai_wsss.data.photographs import PHOTOGRAPH_STATISTICS
 from monai_wsss.data.splits import SPLITS
 from monai_wsss.data.tile_folder import TileSource, TileWriter, tile_header
 from monai_wsss.data.writing import write_nifti, write_picture
 
 __all__ = ["PHANTOM_KINDS", "make_phantoms"]
 
-GENERATOR_VERSION = 2
+GENERATOR_VERSION = 3
 """Version of the drawings, raised with every change: folders of another version are drawn anew."""
 
 _LEAST_ORGAN = 0.02  # share of a slice that the organ must cover for the slice to be written
@@ -149,6 +151,31 @@ def _generate_skin(folder: Path, marker: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _generate_scene(folder: Path, marker: dict[str, Any]) -> dict[str, Any]:
+    """Draw and write scenes; all combinations of the classes take turns."""
+    datalist: dict[str, Any] = {
+        "modality": modality_entry(COLORS),
+        "classes": list(CLASSES),
+        "background": True,
+        "context": CONTEXT,
+        "order": ROWS_COLUMNS,
+        "statistics": PHOTOGRAPH_STATISTICS,
+    }
+    for stream, (split, count) in enumerate(zip(SPLITS, marker["subjects"], strict=True)):
+        datalist[split] = []
+        for number in range(count):
+            bird, train, kite = (number >> place & 1 for place in range(3))
+            drawn = draw_scene(np.random.default_rng([marker["seed"], stream, number]), label=(bird, train, kite))
+            name = f"scene{marker['seed']}-{split}-{number:03d}"
+            item = {"id": name, "subject": name, "image": f"images/{name}.png", "mask": f"masks/{name}.png"}
+            write_picture(folder / item["image"], drawn.image)
+            write_picture(folder / item["mask"], drawn.mask)
+            datalist[split].append(
+                {**item, "label": [bird, train, kite], "statistics": next(iter(PHOTOGRAPH_STATISTICS))}
+            )
+    return datalist
+
+
 def _is_diseased(split: str, number: int) -> bool:
     return number % 4 != 2 if split == "test" else number % 2 == 0
 
@@ -219,11 +246,12 @@ def _color_marker(modalities: Sequence[str] | None, spatial_dims: int) -> dict[s
 PHANTOM_KINDS: dict[str, Callable[[Path, dict[str, Any]], dict[str, Any]]] = {
     "brain": _generate_brain,
     "gland": _generate_gland,
+    "scene": _generate_scene,
     "skin": _generate_skin,
 }
 """Kind → function ``(folder, marker) -> datalist`` that draws and writes all subjects."""
 
-_SUBJECTS = {"brain": (24, 8, 4), "gland": (6, 3, 3), "skin": (16, 6, 6)}
+_SUBJECTS = {"brain": (24, 8, 4), "gland": (6, 3, 3), "scene": (48, 16, 16), "skin": (16, 6, 6)}
 
 
 def make_phantoms(
@@ -246,6 +274,10 @@ def make_phantoms(
     of 112 pixels, labeled [gland, other] as ``prepare glas`` labels them.  Validation and test are whole sections, some
     of them without glands.  The statistics are those of the tissue of the whole section.
 
+    "scene": color images of 96 pixels with birds, trains and kites, one per subject.  A bird always sits on a branch
+    and a train always stands on rails, which have no label.  The datalist says so under ``"context"``, and the
+    evaluation measures these classes apart (``context_miou_pooled``).
+
     "skin": dermoscopy in colors, one image per subject, each with one lesion.  Training is tiles of 64 pixels, with and
     without lesion, as ``prepare cases --tiles 64 --labels-from-masks`` cuts them from the folder ``raw``, which holds
     the images as a real set.  Validation and test are whole images, beside their tiles.
@@ -254,11 +286,11 @@ def make_phantoms(
 
     Args:
         directory: the folder to write, created if needed.  A phantom folder for other arguments is replaced.
-        kind: "brain", "gland" or "skin".
+        kind: "brain", "gland", "scene" or "skin".
         modalities: any of T1, T1c, T2, FLAIR; None is T1, T1c, FLAIR.  Only for "brain".
         spatial_dims: 2, or for "brain" 3.
         subjects: numbers of subjects for training, validation and test; None is 24, 8, 4 for "brain", 6, 3, 3 for
-            "gland" and 16, 6, 6 for "skin".
+            "gland", 48, 16, 16 for "scene" and 16, 6, 6 for "skin".
         seed: seed of all chance; another seed gives other subjects.
 
     Returns:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,9 +35,9 @@ from monai_wsss.data.reading import check_mask_fits, read_labels
 from monai_wsss.data.splits import SPLITS
 from monai_wsss.data.writing import copy_file, fits_picture, write_picture
 
-__all__ = ["Photograph", "check_classes", "path_inside", "read_indices", "write_photographs"]
+__all__ = ["PHOTOGRAPH_STATISTICS", "Photograph", "check_classes", "path_inside", "read_indices", "write_photographs"]
 
-_STATISTICS = {"imagenet": {"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375]}}
+PHOTOGRAPH_STATISTICS = {"imagenet": {"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375]}}
 """Red, green, blue, 0 to 255: the statistics with which checkpoints such as ``mit_b1`` were trained on ImageNet."""
 
 _LONGEST = 200
@@ -54,7 +54,8 @@ class Photograph:
         where: file and line or entry that name it, for messages.
         id: its name, unique in the data set.
         split: "training", "validation" or "test".
-        label: 0/1 per class, (K); None takes the classes that the mask shows.
+        label: 0/1 per class, (K); None takes the classes that the mask shows.  Without a mask either, which only test
+            images may lack, the label is not known.
         image: the file.
         mask: function from the image as read, (3, x, y), to its mask (1, x, y) uint8, 0..K and 255; None where there is
             no mask.
@@ -201,7 +202,15 @@ def _write_item(out: Path, photograph: Photograph, num_classes: int) -> tuple[di
     return {**item, "label": label}, tuple(image.shape[1:]), agrees
 
 
-def write_photographs(out: Path, photographs: Sequence[Photograph], classes: Sequence[str], *, labels: str) -> Path:
+def write_photographs(
+    out: Path,
+    photographs: Sequence[Photograph],
+    classes: Sequence[str],
+    *,
+    labels: str,
+    simulated: bool = False,
+    entries: Mapping[str, Any] | None = None,
+) -> Path:
     """Write the photographs and masks, and last the datalist.
 
     Args:
@@ -209,6 +218,8 @@ def write_photographs(out: Path, photographs: Sequence[Photograph], classes: Seq
         photographs: the photographs of all splits.
         classes: names of the classes, (K).
         labels: the origin of the labels, for the entry ``"labels"`` of the datalist.
+        simulated: whether labels come from masks, for the entry ``"simulated_supervision"``.
+        entries: further entries of the datalist.
 
     Returns:
         The path of ``datalist.json``.
@@ -222,9 +233,11 @@ def write_photographs(out: Path, photographs: Sequence[Photograph], classes: Seq
         "modality": modality_entry(COLORS),
         "classes": list(classes),
         "labels": labels,
+        "simulated_supervision": simulated,
         "subjects": "images",
         "order": ROWS_COLUMNS,
-        "statistics": _STATISTICS,
+        **(entries or {}),
+        "statistics": PHOTOGRAPH_STATISTICS,
         **{split: [] for split in SPLITS},
     }
     sizes: set[tuple[int, ...]] = set()
@@ -237,6 +250,9 @@ def write_photographs(out: Path, photographs: Sequence[Photograph], classes: Seq
     for split in SPLITS:
         masks = sum("mask" in item for item in datalist[split])
         _logger.info("%s: %d images, %d with a mask.", split, len(datalist[split]), masks)
+        unknown = sum(item["label"] is None for item in datalist[split])
+        if unknown:
+            _logger.warning("%s: %d images have no label: they can be predicted, not measured.", split, unknown)
     log_sizes(sizes)
     warn_of_contradictions(contradictions)
     return write_datalist(out, datalist)

@@ -49,7 +49,7 @@ from monai_wsss.data.prepared_folder import check_targets, warn_of_contradiction
 from monai_wsss.data.tile_table import ListedTiles, read_tile_table
 from monai_wsss.data.writing import fits_picture, write_picture
 
-__all__ = ["TileSource", "TileWriter", "prepare_tiles", "tile_header"]
+__all__ = ["TileFiles", "TileSource", "TileWriter", "prepare_tiles", "tile_header"]
 
 _TILES_OF = {"training": "training", "validation": "validation_tiles", "test": "test_tiles"}
 """Split → list that its tiles go into."""
@@ -194,24 +194,42 @@ class TileWriter:
         return items
 
 
-def _read_sources(
-    root: Path, table: LabelTable, rule: TileRule, modalities: Sequence[str] | None
-) -> Iterator[TileSource]:
-    """Read all images with their masks and regions, subject by subject."""
-    found = find_images(root / "images", table)
-    names = common_modalities(found, table.rows, modalities)
-    color = modalities is None and any(is_color_picture(path) for files in found.values() for path in files.values())
+@dataclass(frozen=True)
+class TileFiles:
+    """Files of a data set, by the ids of its images.
+
+    Attributes:
+        images: id → modality → file.
+        masks: id → file, for the images that have a mask.
+        regions: id → mask of the organ in which tiles must lie, for the images that have one.
+    """
+
+    images: Mapping[str, Mapping[str, Path]]
+    masks: Mapping[str, Path]
+    regions: Mapping[str, Path]
+
+
+def _find_files(root: Path, table: LabelTable, rule: TileRule) -> TileFiles:
+    """Find the files of all rows in ``images/``, ``masks/`` and the folder of the region."""
     truth = [row for row in table.rows if row.values.get("has_pixel_truth", "1") != "0"]
     masks = find_masks(root / "masks", truth) if (root / "masks").is_dir() and truth else {}
     regions = {} if rule.region is None else find_masks(root / rule.region, table.rows)
+    return TileFiles(find_images(root / "images", table), masks, regions)
+
+
+def _read_sources(files: TileFiles, table: LabelTable, modalities: Sequence[str] | None) -> Iterator[TileSource]:
+    """Read all images with their masks and regions, subject by subject."""
+    names = common_modalities(files.images, table.rows, modalities)
+    pictures = (path for of_image in files.images.values() for path in of_image.values())
+    color = modalities is None and any(map(is_color_picture, pictures))
     first: ImageCase | None = None
     for rows in tqdm(table.by_subject().values(), desc="subjects", disable=None):
         for row in rows:
-            files = {name: found[row.id][name] for name in names}
-            case = read_case(files, channel_names=modalities, color=color)
+            channels = {name: files.images[row.id][name] for name in names}
+            case = read_case(channels, channel_names=modalities, color=color)
             first = first or case
             check_like_first(row, case, first)
-            yield _to_source(row, case, masks.get(row.id), regions.get(row.id), table.classes)
+            yield _to_source(row, case, files.masks.get(row.id), files.regions.get(row.id), table.classes)
 
 
 def _describe(writer: TileWriter, classes: Sequence[str]) -> None:
@@ -257,6 +275,8 @@ def prepare_tiles(
     *,
     labels_from_masks: bool = False,
     modalities: Sequence[str] | None = None,
+    files: TileFiles | None = None,
+    entries: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write tiles for training and whole images for evaluation, and last the datalist.
 
@@ -267,6 +287,8 @@ def prepare_tiles(
         rule: the rule of cutting and tagging.
         labels_from_masks: whether the tags of tiles come from the masks; ``tiles.csv`` is not read then.
         modalities: see :func:`~monai_wsss.data.cases.prepare_cases`.
+        files: the files of the images, for another layout; None finds them in ``root``.
+        entries: further entries of the datalist.
 
     Returns:
         The path of ``datalist.json``.
@@ -281,7 +303,8 @@ def prepare_tiles(
     statistics: dict[str, dict[str, list[float]]] = {}
     contradictions: list[str] = []
     names: Sequence[str] = ()
-    for _, sources in groupby(_read_sources(root, table, rule, modalities), key=lambda source: source.row.subject):
+    found = _find_files(root, table, rule) if files is None else files
+    for _, sources in groupby(_read_sources(found, table, modalities), key=lambda source: source.row.subject):
         gray: list[np.ndarray] = []
         for source in sources:
             scaled, names = _scaled(source, rule), source.names
@@ -308,6 +331,7 @@ def prepare_tiles(
         "classes": table.classes,
         "background": True,
         **tile_header(rule, labels_from_masks=labels_from_masks),
+        **(entries or {}),
         "statistics": statistics,
         **writer.lists,
     }

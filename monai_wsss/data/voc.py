@@ -8,7 +8,8 @@ two paths such as ``/JPEGImages/a.jpg /SegmentationClassAug/a.png``.  Papers tra
 (or ``trainaug``) and evaluate on the 1,449 of ``val``.
 
 The labels are the names of the objects in the annotations, difficult and truncated ones too; parts of objects (head,
-hand, foot) do not count as objects.  Masks are for evaluation, and no label comes from them unless asked.
+hand, foot) do not count as objects.  Masks are for evaluation, and no label comes from them unless asked.  The images
+of VOC's test list have neither: their labels are not known, and they can be predicted, not measured.
 """
 
 from __future__ import annotations
@@ -178,9 +179,11 @@ def _without_lost_masks(lines: Sequence[_Line]) -> list[_Line]:
 
 
 def _to_photograph(root: Path, line: _Line, classes: Sequence[str], labels_from_masks: bool) -> Photograph:
-    """Give a line its label; None where the label is taken from the mask."""
+    """Give a line its label; None where the label is taken from the mask, or is not known."""
     annotation = root / "Annotations" / f"{line.id}.xml"
     label = _label(annotation, line.id, classes) if annotation.is_file() else None
+    if label is None and line.mask is None and line.split == "test":
+        return Photograph(line.where, line.id, line.split, None, line.image, None)
     if label is None and not labels_from_masks:
         raise DataError(
             f'{line.where}: the annotation {annotation} does not exist, so the image "{line.id}" has no label: add it, '
@@ -218,9 +221,10 @@ def prepare_voc(
         training: the list of the training images, a name in ``ImageSets/Segmentation`` or the path of a ``.txt`` file;
             None takes the first of train_aug, trainaug and train that exists.
         validation: the list of the validation images; None takes val, if it exists.
-        test: the list of the test images; None takes none, since those of VOC have no annotations.
+        test: the list of the test images, e.g. "test"; None takes none.  An image without annotation and mask, as those
+            of VOC's test list, gets the label None, which is not known.
         labels_from_masks: whether an image without annotation is labeled with the classes of which its mask shows any
-            pixel.  Such labels are simulated, and the datalist says so under ``"labels"``.
+            pixel.  Such labels are simulated, and the datalist says so (``"simulated_supervision"``, ``"labels"``).
 
     Returns:
         The path of ``datalist.json``.
@@ -255,9 +259,9 @@ def prepare_voc(
             lines += _read_list(folder, path, split)
             _logger.info("The %s images are those of %s.", split, path)
     photographs = [_to_photograph(folder, line, names, labels_from_masks) for line in _without_lost_masks(lines)]
-    simulated = sum(photograph.label is None for photograph in photographs)
+    simulated = sum(photograph.label is None and photograph.mask is not None for photograph in photographs)
     labels = "of the image, from its annotation"
     if simulated:
-        labels = f"simulated from masks for {simulated} of {len(photographs)} images: present with any pixel"
+        labels = f"simulated: labels of {simulated} of {len(photographs)} images from masks (present with any pixel)"
     _logger.info("The labels are %s.", labels)
-    return write_photographs(target, photographs, names, labels=labels)
+    return write_photographs(target, photographs, names, labels=labels, simulated=simulated > 0)

@@ -70,8 +70,17 @@ def distribute_method(method: nn.Module) -> DistributedDataParallel:
 
     The trainer moves batches to the device, except what methods read on the host.  So DDP gets no device to move them
     to.
+
+    A part with a false attribute ``over_processes`` keeps its buffers; all others become those of rank 0 in each step.
     """
     device = local_device()
+    own = [
+        f"{name}.{buffer}" if name else buffer
+        for name, part in method.named_modules()
+        if not getattr(part, "over_processes", True)
+        for buffer, _ in part.named_buffers(recurse=False)
+    ]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(method, own)
     players = getattr(method, "players", ("network",))
     return DistributedDataParallel(
         method.to(device),

@@ -14,6 +14,7 @@ import torch
 from ignite.engine import Engine, Events
 from ignite.metrics import Metric
 
+from monai_wsss._checks import DataError
 from monai_wsss._files import atomic_path, make_directory
 from monai_wsss._processes import gather_objects, is_main_process
 from monai_wsss.data import load_header
@@ -41,7 +42,7 @@ class SegmentationScores(Metric):
     ``presence`` and ``label_filter`` where they exist.
 
     Args:
-        datalist: path of the datalist, for the names of the classes.
+        datalist: path of the datalist, for the names of the classes and their context.
         bootstrap: resamplings of the subjects for the intervals.
         seed: seed of the resampling.
     """
@@ -56,7 +57,10 @@ class SegmentationScores(Metric):
         """Start an empty table."""
         header = load_header(self.datalist)
         self.table = CaseTable(
-            header["classes"], background=header.get("background", True), scored_class=header.get("scored_class")
+            header["classes"],
+            background=header.get("background", True),
+            scored_class=header.get("scored_class"),
+            context=tuple(header.get("context", {})),
         )
 
     def update(self, output: tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]]) -> None:
@@ -66,6 +70,11 @@ class SegmentationScores(Metric):
             output: the engine's decollated batch and output.
         """
         for item, result in zip(*output, strict=True):
+            if "label" not in item:
+                raise DataError(
+                    f'The case "{item["id"]}" has no label, so it cannot be measured: predict it (inference), or '
+                    "choose another split."
+                )
             self.table.add(
                 id=str(item["id"]),
                 subject=str(item["subject"]),

@@ -53,8 +53,9 @@ def multi_view_maps(
     Args:
         network: gives maps at its input's size, one or a tuple of them: ``(B, C, *S) -> (B, K, *S)``.
         image: ``(B, C, *S)``.
-        views: ``none``; ``flips``, all 2^d combinations of axis flips; ``dihedral``, the quarter turns of the first two
-            spatial axes and their mirror images (8 views).
+        views: ``none``; ``mirror``, the image and its mirror image along the last axis, left and right of a photograph;
+            ``flips``, all 2^d combinations of axis flips; ``dihedral``, the quarter turns of the first two spatial axes
+            and their mirror images (8 views).
         scales: factors of the image's size; maps are brought back by linear interpolation.
         reduction: over views and scales: ``mean`` or ``sum``.
 
@@ -71,7 +72,7 @@ def multi_view_maps(
         >>> [maps.shape[1] for maps in multi_view_maps(lambda x: (x, x[:, :1]), torch.rand(1, 2, 8, 6), views="flips")]
         [2, 1]
     """
-    check_choice("views", views, ("none", "flips", "dihedral"))
+    check_choice("views", views, ("none", "mirror", "flips", "dihedral"))
     check_choice("reduction", reduction, ("mean", "sum"))
     check_scales(scales)
     size = image.shape[2:]
@@ -102,6 +103,8 @@ def _views(views: str, spatial_dims: int) -> Iterator[tuple[_View, _View]]:
     """Yield pairs of a view and its inverse: quarter turns first, then flips; back in the reverse order."""
     if views == "dihedral":
         chosen = [(turns, axes) for turns, axes in product(range(4), ([], [2]))]
+    elif views == "mirror":
+        chosen = [(0, []), (0, [1 + spatial_dims])]
     else:
         flips = [()] if views == "none" else product((False, True), repeat=spatial_dims)
         chosen = [(0, [2 + axis for axis, flip in enumerate(flipped) if flip]) for flipped in flips]

@@ -44,6 +44,7 @@ class VolumeInferer(Inferer):
         overlap: share by which windows overlap, in [0, 1).
         views: see :func:`~monai_wsss.inferers.multi_view_maps`.
         scales: see there.
+        reduction: see there.
         cam: how a map is taken from an image or window, e.g. a
             :class:`~monai_wsss.inferers.GradientCAMInferer`; None for the network's own output.
 
@@ -68,6 +69,7 @@ class VolumeInferer(Inferer):
         overlap: float = 0.25,
         views: str = "none",
         scales: Sequence[float] = (1.0,),
+        reduction: str = "mean",
         cam: Inferer | None = None,
     ) -> None:
         super().__init__()
@@ -83,6 +85,7 @@ class VolumeInferer(Inferer):
             self.windows = SlidingWindowInferer(roi_size, at_once, overlap=overlap, mode="gaussian")
         self.views = views
         self.scales = tuple(scales)
+        self.reduction = reduction
         self.cam = cam
         self._told: set[str] = set()
 
@@ -97,7 +100,7 @@ class VolumeInferer(Inferer):
             return network(view, *args, **kwargs) if self.cam is None else self.cam(view, network, *args, **kwargs)
 
         def whole(patch: torch.Tensor) -> torch.Tensor:
-            return multi_view_maps(view_maps, patch, views=self.views, scales=self.scales)
+            return multi_view_maps(view_maps, patch, views=self.views, scales=self.scales, reduction=self.reduction)
 
         def maps(patch: torch.Tensor) -> torch.Tensor:
             return whole(patch) if self.windows is None else self.windows(patch, whole)

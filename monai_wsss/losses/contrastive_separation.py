@@ -110,13 +110,13 @@ def contrastive_separation_loss(
             f"{tuple(anchors.shape)} of {anchors.dtype}: bring them to the size of the vectors."
         )
     with torch.autocast(vectors.device.type, enabled=False):
-        unit = _unit_vectors(float32_or_wider(vectors), kind)
+        compared = _compared(float32_or_wider(vectors), kind)
         anchors = (anchors & (label != ignore_index)).flatten(1)
         classes = label.flatten(1)
         if pairs == "batch":
-            unit, classes, anchors = (each.flatten(0, 1)[None] for each in (unit, classes, anchors))
-        unit, classes, anchors = _kept(unit, classes, anchors, max_anchors)
-        loss, counted = _Separation.apply(unit, classes, anchors, temperature)
+            compared, classes, anchors = (each.flatten(0, 1)[None] for each in (compared, classes, anchors))
+        compared, classes, anchors = _kept(compared, classes, anchors, max_anchors)
+        loss, counted = _Separation.apply(compared, classes, anchors, temperature)
         images = (counted > 0).sum().to(loss)
         if over_processes:
             images, _ = mean_of_processes(images, torch.ones_like(images, dtype=torch.bool))
@@ -187,19 +187,17 @@ def _check_options(kind: str, temperature: float, pairs: str, max_anchors: int |
         raise ValueError(f"Expected `max_anchors` >= 2 or None, got {max_anchors}: one anchor has no pair.")
 
 
-def _unit_vectors(maps: torch.Tensor, kind: str) -> torch.Tensor:
-    """Give the vectors to compare, (B, N, C), of length 1, or 0 where they have no direction."""
+def _compared(maps: torch.Tensor, kind: str) -> torch.Tensor:
+    """Give the vectors to compare, (B, N, C), of any length."""
     if kind in ("sigmoid", "bgcat"):
         maps = maps.sigmoid()
     if kind == "bgcat":
         maps = torch.cat((1 - maps.amax(1, keepdim=True), maps), 1)
-    maps = maps.flatten(2).transpose(1, 2).contiguous()
-    length = maps.norm(dim=2, keepdim=True)
-    return maps * (length > _SHORTEST) / length.clamp(min=_SHORTEST)
+    return maps.flatten(2).transpose(1, 2)
 
 
 def _kept(
-    unit: torch.Tensor, classes: torch.Tensor, anchors: torch.Tensor, max_anchors: int | None
+    vectors: torch.Tensor, classes: torch.Tensor, anchors: torch.Tensor, max_anchors: int | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Leave pixels out: anchors beyond the wanted number, and on the host all that are no anchors in any image."""
     pixels = anchors.shape[1]
@@ -207,11 +205,11 @@ def _kept(
     needed = pixels if anchors.is_cuda else max(1, int(anchors.sum(1).max()))
     wanted = min(needed, max_anchors or needed)
     if wanted == pixels:
-        return unit, classes, anchors
+        return vectors, classes, anchors
     order = torch.rand(anchors.shape, device=anchors.device) if wanted < needed else torch.ones(anchors.shape)
     index = order.masked_fill(~anchors, -1).topk(wanted, dim=1).indices
-    rows = index[:, :, None].expand(-1, -1, unit.shape[2])
-    return unit.gather(1, rows), classes.gather(1, index), anchors.gather(1, index)
+    rows = index[:, :, None].expand(-1, -1, vectors.shape[2])
+    return vectors.gather(1, rows), classes.gather(1, index), anchors.gather(1, index)
 
 
 class _Separation(torch.autograd.Function):
@@ -219,9 +217,12 @@ class _Separation(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, unit: torch.Tensor, classes: torch.Tensor, anchors: torch.Tensor, temperature: float
+        ctx: Any, vectors: torch.Tensor, classes: torch.Tensor, anchors: torch.Tensor, temperature: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
         images, pixels = anchors.shape
+        length = vectors.norm(dim=2, keepdim=True)
+        per_length = (1 / length.clamp(min=_SHORTEST)).mul_(length > _SHORTEST)
+        unit = (vectors * per_length).contiguous()
         loss, counted = unit.new_zeros(images), unit.new_zeros(images)
         gradient = torch.zeros_like(unit)
         own, partner = (classes.long().masked_fill(~anchors, nobody) for nobody in (_NOBODY, _NOWHERE))
@@ -238,7 +239,9 @@ class _Separation(torch.autograd.Function):
             counted += (positives > 0).sum(1)
             gradient[:, first : first + step] += pull @ unit
             gradient.baddbmm_(pull.transpose(1, 2), rows)
-        ctx.save_for_backward(gradient.div_(temperature))
+        # From the unit vectors to those given: what changes the length alone is no gradient.
+        gradient.addcmul_(unit, (gradient * unit).sum(2, keepdim=True), value=-1).mul_(per_length / temperature)
+        ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(counted)
         return loss, counted
 

@@ -44,7 +44,7 @@ LITE = ("lite0", "lite1", "lite2")
 
 def cosa_network(
     preset: str,
-    encoder: nn.Module | None,
+    encoder: nn.Module | str | None,
     spatial_dims: int,
     in_channels: int,
     num_classes: int,
@@ -57,6 +57,8 @@ def cosa_network(
     """
     check_choice("preset", preset, tuple(COSA_NETWORKS))
     words = {name: one.value for name, one in COSA_NETWORKS[preset].items()} | changes
+    if isinstance(encoder, str):
+        words["encoder"], encoder = encoder, None
     told = dict(words)
     own = {word: words.pop(word) for word in ENCODER_WORDS if word in words}
     if encoder is None:

@@ -45,13 +45,16 @@ class CaseTable:
         background: True if label 0 is the background; False if all K classes are real tissue.
         scored_class: the class whose metrics get the plain names where ``background`` is false; else the plain name is
             the mean over the classes.
+        context: the classes that something unlabeled always accompanies, as branches accompany birds; their mean IoU
+            is ``context_miou_pooled``.
 
     Attributes:
         rows: one plain dict per case, in the order of adding; ``per_case.csv`` numbers them from 1.
         notes: sentences with counts that say what was left out and by which rule; renewed by :meth:`summary`.
 
     Raises:
-        ValueError: class names that are not unique, or a ``scored_class`` that is missing or unknown.
+        ValueError: class names that are not unique, a ``scored_class`` that is missing or unknown, or an unknown class
+            in ``context``.
 
     Example:
         >>> table = CaseTable(["tumor"])
@@ -65,8 +68,15 @@ class CaseTable:
         1.0
     """
 
-    def __init__(self, classes: Sequence[str], *, background: bool = True, scored_class: str | None = None) -> None:
-        self.scheme = ClassScheme(tuple(classes), background=background, scored_class=scored_class)
+    def __init__(
+        self,
+        classes: Sequence[str],
+        *,
+        background: bool = True,
+        scored_class: str | None = None,
+        context: Sequence[str] = (),
+    ) -> None:
+        self.scheme = ClassScheme(tuple(classes), background, scored_class, tuple(context))
         self.rows: list[Row] = []
         self.notes: list[str] = []
         self._ids: set[str] = set()

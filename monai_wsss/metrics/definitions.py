@@ -14,6 +14,8 @@ METRIC_DEFINITIONS = {
     "iou_pooled": "Intersection over union of the foreground, pixels of the whole set pooled.",
     "miou_pooled": "Mean over the classes, the background among them if there is one, of the pooled intersection over "
     "union; a class that no reference holds does not enter.",
+    "context_miou_pooled": "C-mIoU: mean of the pooled intersection over union over the classes that something "
+    "unlabeled always accompanies, as the datalist says; a class that no reference holds does not enter.",
     "dice_macro_pooled": "Mean over the classes, the background among them if there is one, of the pooled Dice "
     "(class-averaged F1). With a background an empty mask reaches nearly 0.5 by it.",
     "f1": "F1 of the foreground pixels, pooled: the same number as dice_pooled under its other name.",

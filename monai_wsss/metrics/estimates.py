@@ -45,15 +45,17 @@ _POOLED: dict[str, Callable[[PixelCounts], np.ndarray]] = {
 class ClassScheme:
     """The classes of a dataset, and the names of their columns.
 
-    The three fields are the arguments of :class:`~monai_wsss.metrics.CaseTable`.
+    The fields are the arguments of :class:`~monai_wsss.metrics.CaseTable`.
 
     Raises:
-        ValueError: class names that are not unique, or a ``scored_class`` that is missing or unknown.
+        ValueError: class names that are not unique, a ``scored_class`` that is missing or unknown, or an unknown class
+            in ``context``.
     """
 
     classes: tuple[str, ...]
     background: bool = True
     scored_class: str | None = None
+    context: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.classes or len({*self.classes, "background"}) != len(self.classes) + 1:
@@ -64,6 +66,8 @@ class ClassScheme:
                 "Expected `scored_class` to be one of the classes where `background` is false, and None otherwise, "
                 f"got {self.scored_class!r} with background={self.background}."
             )
+        if not set(self.context) <= set(self.classes):
+            raise ValueError(f"Expected `context` to name classes, got {', '.join(self.context)}.")
 
     @property
     def labels(self) -> range:
@@ -151,6 +155,10 @@ def metric_estimates(arrays: CaseArrays) -> dict[str, Estimate]:
             estimates |= {f"{name}/{label}": estimate for label, estimate in group.items()}
     miou = partial(segmentation.miou_pooled, background=scheme.background)
     macro = partial(segmentation.dice_macro_pooled, background=scheme.background)
+    if scheme.context:
+        numbers = [label for label in scheme.labels if scheme.classes[label - 1] in scheme.context]
+        of_context = partial(segmentation.class_miou_pooled, labels=numbers)
+        estimates["context_miou_pooled"] = pooled_estimate(arrays.counts, of_context)
     healthy = arrays.column("healthy")
     clean = arrays.subject_sum(healthy * (1 - arrays.column("found")))
     return estimates | {
@@ -250,6 +258,11 @@ def coverage_notes(arrays: CaseArrays) -> list[str]:
     for name in sorted(set(filters)):
         notes.append(
             f"Label filter of the segmentations: {name} ({filters.count(name)} cases; {_LABEL_FILTERS[name]})."
+        )
+    if arrays.scheme.context:
+        notes.append(
+            f"context_miou_pooled (C-mIoU) covers {', '.join(arrays.scheme.context)}, which something unlabeled always "
+            "accompanies by the datalist."
         )
     if arrays.swept.any():
         notes.append(

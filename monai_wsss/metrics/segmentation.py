@@ -11,7 +11,7 @@ has no overlap if no reference holds a pixel of it (:func:`where_referenced`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +24,7 @@ __all__ = [
     "EMPTY_RULE",
     "PixelCounts",
     "accuracy",
+    "class_miou_pooled",
     "count_pixels",
     "dice_macro_pooled",
     "dice_score",
@@ -164,12 +165,16 @@ def where_referenced(scores: np.ndarray, counts: PixelCounts) -> np.ndarray:
     return np.where(counts.tp + counts.fn > 0, scores, np.nan)
 
 
+def _known_mean(scores: np.ndarray) -> np.ndarray:
+    """Average over the last axis, NaN left out; NaN where nothing else is there."""
+    known = ~np.isnan(scores)
+    return _ratio(np.where(known, scores, 0.0).sum(-1), known.sum(-1), empty=np.nan)
+
+
 def _class_mean(scores: np.ndarray, counts: PixelCounts, background: bool) -> np.ndarray:
     """Average over the classes that some reference holds; NaN where the references hold nothing but background."""
     defined = where_referenced(scores, counts)
-    averaged = defined[..., 0 if background else 1 :]
-    known = ~np.isnan(averaged)
-    means = _ratio(np.where(known, averaged, 0.0).sum(-1), known.sum(-1), empty=np.nan)
+    means = _known_mean(defined[..., 0 if background else 1 :])
     return np.where(np.isnan(defined[..., 1:]).all(-1), np.nan, means)
 
 
@@ -235,6 +240,27 @@ def miou_pooled(counts: PixelCounts, *, background: bool = True) -> np.ndarray:
         0.5833
     """
     return _class_mean(iou_score(counts), counts, background)
+
+
+def class_miou_pooled(counts: PixelCounts, labels: Sequence[int]) -> np.ndarray:
+    """Average IoU over some of the classes on pooled counts, such as those that come with an unlabeled context.
+
+    The C-mIoU of CoSA (Yang et al., ECCV 2024) is this number over the classes that something unlabeled always
+    accompanies (bird and branch, train and rails).  A class does not enter if no reference holds a pixel of it.
+
+    Args:
+        counts: counts summed over the whole set, ``(..., K+1)``.
+        labels: the classes to average over, 1..K.
+
+    Returns:
+        ``(...)``, in [0, 1]; NaN where no reference holds a pixel of these classes.
+
+    Example:
+        >>> counts = count_pixels(np.array([1, 1, 2, 0]), np.array([1, 0, 2, 2]), num_classes=2)
+        >>> float(class_miou_pooled(counts, [1])), float(miou_pooled(counts))
+        (0.5, 0.3333333333333333)
+    """
+    return _known_mean(where_referenced(iou_score(counts), counts)[..., list(labels)])
 
 
 def dice_macro_pooled(counts: PixelCounts, *, background: bool = True) -> np.ndarray:

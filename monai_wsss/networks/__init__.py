@@ -6,6 +6,7 @@
 from monai_wsss.networks.activation import POOLINGS, ActivationNetwork
 from monai_wsss.networks.all_mlp_decoder import AllMLPDecoder
 from monai_wsss.networks.aspp_resnet import ASPPResNet, AtrousSpatialPyramid
+from monai_wsss.networks.atrous_segmenter import AtrousSegmenter, deeplab_segmenter, resnet38_segmenter
 from monai_wsss.networks.attention_affinity import AttentionAffinity
 from monai_wsss.networks.attention_pyramid import AttentionPyramid
 from monai_wsss.networks.cam_adapter import CAMAdapter, dense_features
@@ -15,6 +16,7 @@ from monai_wsss.networks.class_head import ClassHead
 from monai_wsss.networks.consistency_attention import ConsistencyCorrelationAttention
 from monai_wsss.networks.conv_pyramid import ConvPyramid
 from monai_wsss.networks.criss_cross import CrissCrossAttention
+from monai_wsss.networks.dilated_resnet import DilatedResNet
 from monai_wsss.networks.efficientnet_lite import EfficientNetLite
 from monai_wsss.networks.feature_fusion import EncoderLevel, FusedFeatures, FusedSegmenter, fused_cam_network
 from monai_wsss.networks.frozen_encoder import FrozenEncoder
@@ -25,6 +27,7 @@ from monai_wsss.networks.mix_transformer import MixTransformer
 from monai_wsss.networks.mix_transformer_weights import load_mix_transformer
 from monai_wsss.networks.modality_networks import ModalityNetworks, networks_by_modality
 from monai_wsss.networks.object_prior import ObjectPrior
+from monai_wsss.networks.padded_segmenter import PaddedSegmenter, swin_segmenter
 from monai_wsss.networks.position_attention import PositionAttention
 from monai_wsss.networks.pretrained import WeightReport, load_pretrained
 from monai_wsss.networks.psp import PSPHead, PyramidSceneParsing
@@ -48,6 +51,7 @@ __all__ = [
     "ASPPResNet",
     "ActivationNetwork",
     "AllMLPDecoder",
+    "AtrousSegmenter",
     "AtrousSpatialPyramid",
     "AttentionAffinity",
     "AttentionPyramid",
@@ -59,6 +63,7 @@ __all__ = [
     "ConsistencyCorrelationAttention",
     "ConvPyramid",
     "CrissCrossAttention",
+    "DilatedResNet",
     "EfficientNetLite",
     "EncoderLevel",
     "FrozenEncoder",
@@ -71,6 +76,7 @@ __all__ = [
     "ModalityNetworks",
     "ObjectPrior",
     "PSPHead",
+    "PaddedSegmenter",
     "PositionAttention",
     "PyramidFusionPooling",
     "PyramidSceneParsing",
@@ -83,6 +89,7 @@ __all__ = [
     "VisionTransformer",
     "WeightReport",
     "add_reading_record",
+    "deeplab_segmenter",
     "dense_features",
     "fused_cam_network",
     "fused_gland_classifier",
@@ -95,4 +102,6 @@ __all__ = [
     "record_reading",
     "recorded_reading",
     "resnet38_classifier",
+    "resnet38_segmenter",
+    "swin_segmenter",
 ]

@@ -18,17 +18,16 @@ ImageNet weights (2D) and MedicalNet weights (3D) by name. Nothing is downloaded
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from monai.networks.blocks import Convolution
 from monai.networks.layers.factories import Conv
-from monai.networks.nets.resnet import ResNet, ResNetBottleneck
 from torch import nn
 
 from monai_wsss.networks.activation import ActivationNetwork
+from monai_wsss.networks.dilated_resnet import dilate_stage, resnet_stages
 from monai_wsss.networks.pooled_norm import PooledBatchNorm
 from monai_wsss.networks.pretrained import load_pretrained
 
@@ -121,10 +120,10 @@ class ASPPResNet(ActivationNetwork):
         if output_stride not in (8, 16):
             raise ValueError(f"Expected `output_stride` to be 8 or 16, got {output_stride}.")
         self.output_stride = output_stride
-        self.backbone = _three_stages(spatial_dims, in_channels, width, blocks)
+        self.backbone = nn.Sequential(resnet_stages(spatial_dims, in_channels, width, blocks))
         dilations = (6, 12, 18)
         if output_stride == 8:
-            _dilate(self.backbone[-1])
+            dilate_stage(self.backbone[-1])
             dilations = (12, 24, 36)
         self.pyramid = AtrousSpatialPyramid(spatial_dims, 16 * width, 4 * width, dilations)
         self.head = Conv[Conv.CONV, spatial_dims](4 * width, num_classes, kernel_size=1)
@@ -186,33 +185,3 @@ def _conv_norm_relu(
         spatial_dims, in_channels, out_channels,
         kernel_size=kernel_size, dilation=dilation, act="relu", norm="batch", bias=False,
     )  # fmt: skip
-
-
-def _three_stages(spatial_dims: int, in_channels: int, width: int, blocks: tuple[int, int, int]) -> nn.Sequential:
-    """Build a bottleneck ResNet without fourth stage and classifier, as a chain under the children's own names."""
-    resnet = ResNet(
-        ResNetBottleneck,
-        [*blocks, 1],
-        [width, 2 * width, 4 * width, 8 * width],
-        spatial_dims=spatial_dims,
-        n_input_channels=in_channels,
-        conv1_t_stride=2,
-        feed_forward=False,
-        bias_downsample=False,
-    )
-    names = ("conv1", "bn1", "act", "maxpool", "layer1", "layer2", "layer3")
-    return nn.Sequential(OrderedDict((name, getattr(resnet, name)) for name in names))
-
-
-def _dilate(stage: nn.Module) -> None:
-    """Give a stage of stride 2 the stride 1, in place; its old outputs are every second one of the new outputs.
-
-    The first 3x3 convolution still reads features of the old density and only loses its stride, as the shortcut does.
-    The later ones read features twice as dense and take steps of two.
-    """
-    for name, conv in stage.named_modules():
-        if not isinstance(conv, (nn.Conv2d, nn.Conv3d)):
-            continue
-        conv.stride = tuple(1 for _ in conv.stride)
-        if conv.kernel_size[0] == 3 and not name.startswith("0."):
-            conv.dilation = conv.padding = tuple(2 for _ in conv.dilation)

@@ -11,6 +11,7 @@
 | `VisionTransformer`      | none: give a file                  | the file's                           |
 | `ResNet38`, `ResNeSt`    | none: give a file                  | the file's                           |
 | `ASPPResNet`             | none: give a file                  | the file's                           |
+| `DilatedResNet`          | none: give a file                  | the file's                           |
 
 Nothing is downloaded, and no code of these packages runs: the file is looked up in the installed package, compared with
 its SHA-256, and read as tensors.
@@ -30,6 +31,7 @@ from torch import nn
 from monai_wsss._checks import DataError, check_choice
 from monai_wsss._files import file_sha256
 from monai_wsss.networks.aspp_resnet import ASPPResNet
+from monai_wsss.networks.dilated_resnet import DilatedResNet
 from monai_wsss.networks.efficientnet_lite import EfficientNetLite
 from monai_wsss.networks.mix_transformer import PRESETS, MixTransformer
 from monai_wsss.networks.mix_transformer_weights import load_mix_transformer
@@ -84,6 +86,10 @@ def _fill_aspp_resnet(encoder: ASPPResNet, path: str | os.PathLike[str]) -> None
     encoder.load_backbone(path)
 
 
+def _fill_dilated_resnet(encoder: DilatedResNet, path: str | os.PathLike[str]) -> None:
+    load_pretrained(encoder, path, skip=("fc.",))
+
+
 # How each kind of encoder reads a file of its published weights.
 _FILL: dict[type[nn.Module], Callable[[Any, str | os.PathLike[str]], Any]] = {
     EfficientNetLite: _fill_efficientnet,
@@ -92,6 +98,7 @@ _FILL: dict[type[nn.Module], Callable[[Any, str | os.PathLike[str]], Any]] = {
     ResNet38: load_pretrained,
     ResNeSt: load_pretrained,
     ASPPResNet: _fill_aspp_resnet,
+    DilatedResNet: _fill_dilated_resnet,
 }
 
 
@@ -179,8 +186,8 @@ def encoder_weights_of(network: nn.Module) -> dict[str, str | None] | None:
 def unfilled_encoder(network: nn.Module) -> str | None:
     """Name an encoder that presumes published weights, where no record says whether it has them; else give None.
 
-    A MixTransformer, VisionTransformer, EfficientNetLite, ResNeSt or ASPPResNet of a published size presumes them, and
-    a ResNet38 with frozen stages.
+    A MixTransformer, VisionTransformer, EfficientNetLite, ResNeSt, ASPPResNet or DilatedResNet of a published size
+    presumes them, and a ResNet38 with frozen stages.
     """
     if encoder_weights_of(network) is not None:
         return None
@@ -215,6 +222,8 @@ def _presumes_weights(encoder: nn.Module) -> bool:
         return encoder.stage_channels[-1] == 2048
     if isinstance(encoder, ASPPResNet):
         return encoder.head.in_channels == 256
+    if isinstance(encoder, DilatedResNet):
+        return encoder.feature_channels[-1] == 2048
     return isinstance(encoder, ResNet38) and encoder.frozen == "paper"
 
 

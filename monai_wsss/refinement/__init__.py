@@ -30,6 +30,7 @@ from monai_wsss.refinement.pixel_adaptive import (
     pixel_adaptive_refinement,
     pixel_adaptive_weights,
 )
+from monai_wsss.refinement.pooled_rule import mixture_rule, pooled_mixture
 from monai_wsss.refinement.pseudo_label import (
     background_aware_scores,
     propagated_seed_label,
@@ -77,12 +78,14 @@ __all__ = [
     "decide_within",
     "dense_crf_refinement",
     "median_reference",
+    "mixture_rule",
     "mixture_threshold",
     "negative_quantile",
     "otsu_threshold",
     "perplexity",
     "pixel_adaptive_refinement",
     "pixel_adaptive_weights",
+    "pooled_mixture",
     "propagate_by_affinity",
     "propagated_seed_label",
     "refined_seed_label",

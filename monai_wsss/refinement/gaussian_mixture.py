@@ -26,6 +26,7 @@ from typing import NamedTuple
 import torch
 
 from monai_wsss._checks import check_choice, check_shape, float32_or_wider
+from monai_wsss.cams import normalize_maps
 
 __all__ = ["AssignedThresholds", "MixtureFit", "assigned_thresholds", "mixture_threshold"]
 
@@ -35,6 +36,7 @@ NEAREST_MEANS = 0.1
 SMALLEST_VARIANCE = 1e-4
 BINS = 512
 STEPS = 100
+_IGNORED_SCORES = 0.05
 _ADDED_VARIANCE = 1e-6  # scikit-learn's `reg_covar`, with the start "wide"
 _LEAST = 1e-12  # share of all values below which a component holds nothing
 
@@ -49,7 +51,7 @@ class MixtureFit(NamedTuple):
         means: (2,).
         variances: (2,).
         steps: 0-d, the number of steps that changed the fit.
-        count: 0-d, the number of values that took part.
+        number: 0-d, how many values took part.
     """
 
     threshold: torch.Tensor
@@ -58,7 +60,7 @@ class MixtureFit(NamedTuple):
     means: torch.Tensor
     variances: torch.Tensor
     steps: torch.Tensor
-    count: torch.Tensor
+    number: torch.Tensor
 
 
 class AssignedThresholds(NamedTuple):
@@ -76,17 +78,19 @@ class AssignedThresholds(NamedTuple):
 
 
 class _Mixture(NamedTuple):
+    """Columns (C, 1): the loop below spends its time on small operations, not on numbers."""
+
     weights: torch.Tensor
     means: torch.Tensor
     variances: torch.Tensor
 
 
 class _Points(NamedTuple):
-    """Places (N,) and the share (N,) of all values that lies at each; ``count`` is the number of values."""
+    """Places (N,) and the share (N,) of all values that lies at each; ``number`` tells how many values there are."""
 
     places: torch.Tensor
     shares: torch.Tensor
-    count: torch.Tensor
+    number: torch.Tensor
 
 
 @torch.no_grad()
@@ -94,7 +98,7 @@ def mixture_threshold(
     values: torch.Tensor,
     *,
     keep: torch.Tensor | None = None,
-    ignore_up_to: float = 0.05,
+    ignore_up_to: float = _IGNORED_SCORES,
     start: str = "split",
     iterations: int = STEPS,
     tolerance: float | None = None,
@@ -150,16 +154,16 @@ def two_components(
     points = counted if bins else _as_points(scores, taken)
     added = _ADDED_VARIANCE if start == "wide" else None
     mixture, steps = _fit(points, begin, iterations, tolerance, added)
-    order = mixture.means.argsort()
-    mixture = _Mixture(*(part[order] for part in mixture))
+    order = mixture.means.flatten().argsort()
+    mixture = _Mixture(*(part.flatten()[order] for part in mixture))
     crossing, crosses = _crossing(mixture)
     found = (
         crosses
-        & (points.count >= FEWEST_VALUES)
+        & (points.number >= FEWEST_VALUES)
         & (mixture.weights.amin() >= SMALLEST_WEIGHT)
         & (mixture.means[1] - mixture.means[0] >= NEAREST_MEANS)
     )
-    return MixtureFit(crossing.where(crosses, 0.5), found, *mixture, steps, points.count)
+    return MixtureFit(crossing.where(crosses, 0.5), found, *mixture, steps, points.number)
 
 
 @torch.no_grad()
@@ -168,7 +172,7 @@ def assigned_thresholds(
     *,
     components: int = 3,
     keep: torch.Tensor | None = None,
-    ignore_up_to: float = 0.05,
+    ignore_up_to: float = _IGNORED_SCORES,
     iterations: int = STEPS,
     tolerance: float | None = 1e-3,
     bins: int | None = BINS,
@@ -221,8 +225,20 @@ def assigned(
     lowest, highest = taken & (of_component == 0), taken & (of_component == components - 1)
     low = scores.masked_fill(~lowest, -torch.inf).amax()
     high = scores.masked_fill(~highest, torch.inf).amin()
-    found = (points.count >= FEWEST_VALUES) & low.isfinite() & high.isfinite()
+    found = (points.number >= FEWEST_VALUES) & low.isfinite() & high.isfinite()
     return AssignedThresholds(low.where(found, 0.5), high.where(found, 0.5), found)
+
+
+def mixture_levels(maps: torch.Tensor) -> torch.Tensor:
+    """Give the raw response (B, K) at which each map (B, K, *S) is cut: the mixture threshold of its scores alone.
+
+    Scores are those of the rule ``minmax``. Where they do not show two populations, the response is that of 0.5.
+    """
+    scores = normalize_maps(maps, "minmax").flatten(2)
+    fits = [two_components(one, one > _IGNORED_SCORES) for one in scores.flatten(0, 1)]
+    cut = torch.stack([fit.threshold.where(fit.found, 0.5) for fit in fits]).reshape(scores.shape[:2]).to(scores)
+    positive = scores.new_zeros(()).maximum(maps.flatten(2))
+    return torch.lerp(positive.amin(dim=2), positive.amax(dim=2), cut)
 
 
 def _check(
@@ -270,7 +286,7 @@ def _powers(places: torch.Tensor) -> torch.Tensor:
 
 def _of_moments(moments: torch.Tensor, added: float | None) -> _Mixture:
     """Give weights, means and variances of the sums (C, 3) of shares, shares times x, and shares times x^2."""
-    weights, first, second = moments.clamp_min(_LEAST).unbind(1)
+    weights, first, second = moments.clamp_min(_LEAST).split(1, dim=1)
     means = first / weights
     variances = torch.addcmul(second / weights, means, means, value=-1)
     variances = variances.clamp_min(SMALLEST_VARIANCE) if added is None else variances.clamp_min(0) + added
@@ -292,15 +308,14 @@ def _wide(scores: torch.Tensor, taken: torch.Tensor, components: int) -> _Mixtur
     if components == 3:
         middle = scores.masked_fill(~taken, torch.nan)
         means.insert(1, (middle.nanmedian() - (-middle).nanmedian()) / 2)  # each gives the lower of two middle values
-    center = torch.stack(means).double().nan_to_num(0.0, 1.0, 0.0)
+    center = torch.stack(means).double().nan_to_num(0.0, 1.0, 0.0)[:, None]
     return _Mixture(torch.full_like(center, 1 / components), center, torch.ones_like(center))
 
 
 def _log_densities(places: torch.Tensor, mixture: _Mixture) -> torch.Tensor:
     """Give log(pi N(x; mu, var)), but for a constant: (C, N)."""
     heights = mixture.weights.log() - 0.5 * mixture.variances.log()
-    away = places - mixture.means[:, None]
-    return torch.addcmul(heights[:, None], away.square(), (-0.5 / mixture.variances)[:, None])
+    return torch.addcmul(heights, (places - mixture.means).square_(), mixture.variances.reciprocal(), value=-0.5)
 
 
 def _fit(
@@ -308,8 +323,8 @@ def _fit(
 ) -> tuple[_Mixture, torch.Tensor]:
     """Take steps of expectation and maximization; give the mixture and the number of steps that changed it."""
     powers = _powers(points.places)
-    going = torch.ones_like(points.count, dtype=torch.bool)
-    steps, before = torch.zeros_like(points.count), torch.full_like(points.count, -torch.inf)
+    going = torch.ones_like(points.number, dtype=torch.bool)
+    steps, before = torch.zeros_like(points.number), torch.full_like(points.number, -torch.inf)
     for _ in range(iterations):
         densities = _log_densities(points.places, mixture)
         updated = _of_moments((densities.softmax(dim=0) * points.shares) @ powers, added)
@@ -324,7 +339,7 @@ def _fit(
 
 
 def _crossing(mixture: _Mixture) -> tuple[torch.Tensor, torch.Tensor]:
-    """Give where the density of the higher of two components begins to exceed the other's, and if between the means.
+    """Give where the higher of two components, rows (2,), begins to be denser than the other, and if between the means.
 
     Their logarithms differ by a t^2 + b t + c at the distance t from the lower mean, with b > 0. Of its roots the one
     where it grows is -2 c / (b + sqrt(b^2 - 4 a c)). It lies between the means where c < 0 and the difference at the

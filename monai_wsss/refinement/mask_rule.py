@@ -13,11 +13,14 @@ from that level to the peak. Above (strictly) is foreground.
 | `logit`              | 0: a pixel's own logit                    | of all classes      | 0                |
 | `negative_quantile`  | high quantile of negative pixels          | of all classes      | 0                |
 | `otsu`               | Otsu's threshold of this image and class  | of all classes      | 0                |
+| `mixture`            | where two Gaussians of its scores cross   | of all classes      | 0                |
 | `fixed`              | `threshold`, on the raw map               | of all classes      | 0                |
 | `argmax`             | none: two or more real classes, no background; the class with the largest signed response     |
 
 The rules of the upper half compare classes that compete for a pixel as shares of their own peak. Those of the lower
-half compare how far the raw responses exceed the level.
+half compare how far the raw responses exceed the level. `mixture` fits the scores of `minmax`, for each image and
+class, and where they do not show two populations it cuts at their 0.5; :func:`~monai_wsss.refinement.mixture_rule` fits
+those of many images together.
 
 Every rule but `logit`, `negative_quantile` and `fixed` stretches whatever map it gets. So an image has to pass the
 presence gate first: its map, pooled as the network was trained, must exceed the *presence level* of the class. That
@@ -36,6 +39,7 @@ import torch.nn.functional as F
 from monai_wsss._checks import check_choice, check_label, check_shape, float32_or_wider
 from monai_wsss._labels import IGNORED
 from monai_wsss.cams import decision_rule, fuse_groups, normalize_maps, pool_maps, subtract_negative_reference
+from monai_wsss.refinement.gaussian_mixture import mixture_levels
 from monai_wsss.refinement.score_cut import RAW, SHARE_OF_PEAK, cut_of, cut_score_maps, of_pixels
 from monai_wsss.refinement.threshold import otsu_threshold
 
@@ -320,6 +324,8 @@ class MaskRule:
         channels = maps.flatten(1, 2)
         if self.rule == "otsu":
             level = otsu_threshold(channels)
+        elif self.rule == "mixture":
+            level = mixture_levels(channels)
         elif self.rule == "negative_quantile":
             level = self._reference(maps)[None]
         else:

@@ -21,7 +21,7 @@ import torch
 __all__ = ["cut_of", "cut_score_maps", "probabilities_of", "score_maps_of", "signed_share"]
 
 SHARE_OF_PEAK = ("minmax", "max", "negative_reference")
-RAW = ("logit", "negative_quantile", "otsu", "fixed")
+RAW = ("logit", "negative_quantile", "otsu", "mixture", "fixed")
 
 
 def cut_score_maps(shares: torch.Tensor, rule: str, threshold: float | None = None) -> torch.Tensor:

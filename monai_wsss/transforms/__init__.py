@@ -3,6 +3,7 @@
 
 """Transforms that MONAI lacks: of items, and of batches inside autograd. None reads a label file or trains."""
 
+from monai_wsss.transforms.blur import RandBlurd
 from monai_wsss.transforms.color_operations import COLOR_OPERATIONS, RandColorOperationd, change_color
 from monai_wsss.transforms.in_plane import ResizeInPlaned, resize_in_plane
 from monai_wsss.transforms.load_ordered import LoadOrderedd
@@ -31,6 +32,7 @@ __all__ = [
     "NormalizeSubjectd",
     "PairedSpatialTransform",
     "QuarterTurnStep",
+    "RandBlurd",
     "RandColorOperationd",
     "RandPhotometricDistortiond",
     "RandScalePadCropd",

@@ -208,5 +208,5 @@ class RandColorOperationd(RandomizableTransform, MapTransform):
             operation, strength = self._drawn
             change = partial(change_color, operation=operation, strength=strength, white=self.white)
             for key in self.key_iterator(item):
-                item[key] = change_picture(change, str(key), item[key], self.white)
+                item[key] = change_picture(change, key, item, self.white)
         return item

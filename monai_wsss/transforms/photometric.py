@@ -155,5 +155,5 @@ class RandPhotometricDistortiond(RandomizableTransform, MapTransform):
         self.randomize()
         if self._do_transform:
             for key in self.key_iterator(item):
-                item[key] = change_picture(self._distort, str(key), item[key], self.white)
+                item[key] = change_picture(self._distort, key, item, self.white)
         return item

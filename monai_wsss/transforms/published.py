@@ -5,8 +5,9 @@
 from __future__ import annotations
 
 from monai.config import KeysCollection
-from monai.transforms import Compose, CopyItemsd, NormalizeIntensityd, RandFlipd, RandGaussianSmoothd
+from monai.transforms import Compose, CopyItemsd, NormalizeIntensityd, RandFlipd
 
+from monai_wsss.transforms.blur import RandBlurd
 from monai_wsss.transforms.color_operations import RandColorOperationd
 from monai_wsss.transforms.photometric import RandPhotometricDistortiond
 
@@ -45,15 +46,16 @@ def gland_augmentation(image: str = "image", label: str | None = "pseudo_mask") 
     """
     keys = [image] if label is None else [image, label]
     flips = [RandFlipd(keys, prob=0.5, spatial_axis=axis, allow_missing_keys=True) for axis in (0, 1)]
-    blur = RandGaussianSmoothd(image, prob=0.5, sigma_x=(0.1, 2.0), sigma_y=(0.1, 2.0))
+    blur = RandBlurd(image, prob=0.5, sigma=(0.1, 2.0))
     return Compose([*flips, RandPhotometricDistortiond(image), blur, imagenet_normalization(image)])
 
 
 def strong_and_weak_views(image: str = "image", strong: str = "strong", *, normalize: bool = True) -> Compose:
     """Give the two views of CoSA (Yang et al., ECCV 2024), which differ in color alone, and then their normalization.
 
-    The weak view is blurred with chance one half, by 0.1 to 2 pixels.  The strong view is a copy that one random color
-    operation changes and that is blurred likewise.  Flip, scale and crop come before: both views have one geometry.
+    The weak view is blurred with chance one half, by a standard deviation of 0.1 to 2 pixels.  The strong view is a
+    copy that one random color operation changes and that is blurred likewise.  Flip, scale and crop come before: both
+    views have one geometry.
 
     Args:
         image: key of the color image (3, H, W), 0 to 255, which becomes the weak view.
@@ -67,6 +69,6 @@ def strong_and_weak_views(image: str = "image", strong: str = "strong", *, norma
         >>> item["image"].shape == item["strong"].shape, bool((item["image"] == item["strong"]).all())
         (True, False)
     """
-    blurs = [RandGaussianSmoothd(key, prob=0.5, sigma_x=(0.1, 2.0), sigma_y=(0.1, 2.0)) for key in (image, strong)]
+    blurs = [RandBlurd(key, prob=0.5, sigma=(0.1, 2.0)) for key in (image, strong)]
     last = [imagenet_normalization([image, strong])] if normalize else []
     return Compose([CopyItemsd(image, names=strong), RandColorOperationd(strong), *blurs, *last])

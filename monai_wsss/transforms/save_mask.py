@@ -16,29 +16,61 @@ from monai.config import KeysCollection
 from monai.data import PILWriter
 from monai.data.meta_tensor import MetaTensor
 from monai.transforms import MapTransform
+from PIL import Image
 
-from monai_wsss._checks import check_shape
+from monai_wsss._checks import check_choice, check_shape
 from monai_wsss._files import atomic_path, case_file_name, make_directory
 from monai_wsss._pictures import ROWS_COLUMNS, as_stored, has_geometry
 
 __all__ = ["SaveMaskd", "has_geometry", "write_mask"]
 
 
-def write_mask(path: str | os.PathLike[str], mask: torch.Tensor, affine: np.ndarray | None = None) -> None:
+PALETTES = ("none", "voc")
+"""Colors of masks that are pictures: the labels as gray values, or as indices of VOC's colors."""
+
+
+def _voc_palette() -> list[int]:
+    """Give the colors of PASCAL VOC, red, green, blue of the labels 0 to 255, (768).
+
+    The bits 0, 1, 2 of a label become the highest bits of red, green and blue, the bits 3, 4, 5 the next ones, and so
+    on: 0 is black, 1 dark red, 255 a light gray.
+    """
+    return [
+        sum((label >> (3 * place + channel) & 1) << (7 - place) for place in range(3))
+        for label in range(256)
+        for channel in range(3)
+    ]
+
+
+def write_mask(
+    path: str | os.PathLike[str], mask: torch.Tensor, affine: np.ndarray | None = None, *, palette: str = "none"
+) -> None:
     """Write a mask (1, *S) of 0..K as uint8: PNG for 2D without geometry, NIfTI with ``affine`` (RAS+) otherwise.
 
     The axes are (1, x, y) or (1, x, y, z); the columns of a PNG are x.
 
+    Args:
+        path: ``….png`` or ``….nii.gz``.
+        mask: the mask.
+        affine: indices to RAS millimeters, for NIfTI.
+        palette: "none", a gray PNG with the labels as values; "voc", a PNG with a palette of VOC's colors and the
+            labels as indices, as VOC's server and tools read it.  NIfTI has no colors.
+
     Raises:
-        ValueError: another shape, or more than 255 classes.
+        ValueError: another shape, more than 255 classes, or an unknown palette.
         DataError: the file cannot be written.
     """
+    check_choice("palette", palette, PALETTES)
     check_shape("mask", mask, "(1, *S)")
     if int(mask.max()) > 255:
         raise ValueError(f"Expected `mask` of at most 255 classes, got the value {int(mask.max())}.")
     array = mask.detach().cpu().to(torch.uint8).numpy()
     with atomic_path(path) as temporary:
-        if str(path).endswith(".png"):
+        if str(path).endswith(".png") and palette == "voc":
+            picture = Image.fromarray(np.ascontiguousarray(array[0].T))
+            picture.putpalette(_voc_palette())
+            picture.save(temporary)
+        elif str(path).endswith(".png"):
             writer = PILWriter(output_dtype=np.uint8, scale=None)
             writer.set_data_array(array, channel_dim=0)
             writer.write(str(temporary))
@@ -59,6 +91,7 @@ class SaveMaskd(MapTransform):
         output_dir: folder of the run.
         image_key: the source image, a MetaTensor that knows its file and affine.
         allow_missing_keys: skip keys that an item lacks.
+        palette: "none" for gray PNG files, "voc" for VOC's colors, see :func:`write_mask`.
 
     Raises:
         ValueError: the mask has another size than its source image, or the image has lost its metadata.
@@ -71,8 +104,11 @@ class SaveMaskd(MapTransform):
         output_dir: str | os.PathLike[str],
         image_key: str = "image",
         allow_missing_keys: bool = False,
+        palette: str = "none",
     ) -> None:
         super().__init__(keys, allow_missing_keys)
+        check_choice("palette", palette, PALETTES)
+        self.palette = palette
         self.output_dir = Path(output_dir)
         self.image_key = image_key
 
@@ -94,6 +130,6 @@ class SaveMaskd(MapTransform):
             stored, affine = as_stored(mask, image)
             name = case_file_name(item["id"]) + (".png" if affine is None else ".nii.gz")
             folder = make_directory(self.output_dir / "masks")
-            write_mask(folder / name, stored, affine)
+            write_mask(folder / name, stored, affine, palette=self.palette)
             item[f"{key}_path"] = str(folder / name)
         return item

@@ -54,6 +54,7 @@ _HED = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78))
 """Hematoxylin, eosin, DAB, one per row (Ruifrok and Johnston 2001); in H&E the third takes the remainder."""
 
 _ROUNDING = 1e-4  # of white, by which a resampled image may exceed its range
+_NEARLY_BLACK = 0.05  # largest value of an image from 0 to 1 in which nothing can be seen
 _LEAST_DENSITY = 0.15  # beta of Macenko et al.: pixels that are paler in any channel say little about the stains
 _LEAST_SHARE = 0.01  # share of the pixels that must be denser
 _LEAST_PIXELS = 64
@@ -61,13 +62,19 @@ _LEAST_ANGLE = math.radians(5.0)  # between the two stains; a single color gives
 _LARGEST_SAMPLE = 200_000  # pixels that an estimate uses: enough for percentiles, and bounded on slides
 
 
-def check_color_picture(name: str, picture: torch.Tensor, white: float) -> None:
+def check_color_picture(
+    name: str, picture: torch.Tensor, white: float, mean: torch.Tensor | np.ndarray | Sequence[float] | None = None
+) -> None:
     """Check that this is a color image with values from 0 to ``white``.
+
+    Fractions up to 1 where 255 is white are an image from 0 to 1, or a nearly black crop.  The mean that the datalist
+    holds tells which.  Without it, only a crop that is nearly black by either reading passes.
 
     Args:
         name: the image's key, for the message.
         picture: the image.
         white: the value of white, 255 or 1.
+        mean: the mean of the whole image or of its subject, (3), as the datalist holds it (``intensity_mean``), if any.
 
     Raises:
         ValueError: another shape than (3, H, W), values outside of [0, white] by more than rounding, or values from 0
@@ -88,16 +95,21 @@ def check_color_picture(name: str, picture: torch.Tensor, white: float) -> None:
             f"Expected `{name}` to hold values from 0 to {white:g}, got {low:.4g} to {high:.4g}: put transforms of "
             "color before those that normalize, and give the value of white as `white`."
         )
-    if white > 1 and 0 < high <= 1 and bool((picture != picture.round()).any()):
+    from_0_to_1 = high > _NEARLY_BLACK if mean is None else float(torch.as_tensor(mean).max()) <= 1
+    if white > 1 and 0 < high <= 1 and from_0_to_1 and bool((picture != picture.round()).any()):
         raise ValueError(f"Expected `{name}` to hold values from 0 to {white:g}, got 0 to 1: give `white=1`.")
 
 
 def change_picture(
-    function: Callable[[torch.Tensor], torch.Tensor], name: str, picture: torch.Tensor | np.ndarray, white: float
+    function: Callable[[torch.Tensor], torch.Tensor], key: Hashable, item: Mapping[Hashable, Any], white: float
 ) -> torch.Tensor | np.ndarray:
-    """Check a color image and apply a function of plain tensors to it; type and metadata stay, values are float32."""
+    """Check a color image of an item and apply a function of plain tensors to it.
+
+    Type and metadata stay, values are float32.
+    """
+    picture: torch.Tensor | np.ndarray = item[key]
     plain = convert_to_tensor(picture, dtype=torch.float32, track_meta=False)
-    check_color_picture(name, plain, white)
+    check_color_picture(str(key), plain, white, item.get("intensity_mean"))
     return convert_to_dst_type(function(plain.clamp(0, white)), picture, dtype=torch.float32)[0]
 
 
@@ -280,7 +292,7 @@ class NormalizeStaind(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
         for key in self.key_iterator(item):
-            item[key] = change_picture(self._normalize, str(key), item[key], self.white)
+            item[key] = change_picture(self._normalize, key, item, self.white)
         return item
 
 
@@ -373,5 +385,5 @@ class RandStainJitterd(RandomizableTransform, MapTransform):
         jitter = partial(jitter_stains, scale=self._factors, shift=self._added, white=self.white)
         if self._do_transform:
             for key in self.key_iterator(item):
-                item[key] = change_picture(jitter, str(key), item[key], self.white)
+                item[key] = change_picture(jitter, key, item, self.white)
         return item

@@ -44,6 +44,9 @@ def test_a_small_table_is_whole_and_is_not_trained_twice(tmp_path, caplog):
         seeds.setdefault(row.label, []).append(row.seed)
     assert seeds["max / negative_reference"] == [0, 1]
     assert seeds["max, mean of 2 seeds / negative_reference"] == [None]
+    for rule in ("mixture", "mixture, all images"):
+        assert seeds[f"max / {rule}"] == seeds[f"average / {rule}"] == [0, 1]
+    assert "plain (paper): average / mixture" not in seeds
     assert seeds["trivial: FLAIR > 0.0 SD"] == [None]
     for part in ("Grad-CAM++", "full supervision (masks)", "trivial: FLAIR", "trivial: whole slice", "plain (paper)"):
         assert any(part in label for label in seeds)

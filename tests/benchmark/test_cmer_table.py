@@ -23,6 +23,7 @@ from monai_wsss.benchmark.cmer_table import (
     make_cmer_thresholds,
     make_cmer_transforms,
 )
+from monai_wsss.benchmark.table import Trained
 from monai_wsss.data import make_phantoms
 from monai_wsss.engines import Progress
 
@@ -112,6 +113,7 @@ def test_small_runs_leave_tables_and_figures_and_train_nothing_twice(datalist, t
     for group in ("T1", "FLAIR", "fused", "fused, reliable"):
         assert all(f"{name} / {group}" in labels for name in CMER_RECIPES)
         assert f"plain CAM, Grad-CAM++ (one view, half of the maximum) / {group}" in labels
+        assert f"plain CAM, mixture, all images / {group}" in labels
     assert [Row(**row) for row in json.loads((out / "cmer.json").read_text())] == rows
     trained = {path: path.stat().st_mtime_ns for path in out.glob("*/seed0/model.pt")}
     for make in (make_cmer_errors, make_cmer_thresholds, make_cmer_transforms):
@@ -121,3 +123,14 @@ def test_small_runs_leave_tables_and_figures_and_train_nothing_twice(datalist, t
     assert all(len(curve["threshold"]) == len(curve["dice_subject"]) for curve in curves.values())
     for figure in ("cmer_thresholds.svg", "cmer_transforms.svg"):
         assert (out / figure).read_text(encoding="utf-8").startswith("<svg")
+
+
+def test_the_mixture_cuts_each_modality_and_the_fusions(datalist, tmp_path):
+    table = make_cmer_table(datalist, tmp_path / "out", grid=(32, 32))
+    (entry,) = [entry for entry in table.entries if entry.name == "plain CAM, mixture, all images"]
+    recipe = CMER_RECIPES["plain CAM"]
+    method = recipe.build(2, 1).eval()
+    measured = list(entry.measure(table, [Trained(recipe, 0, method)]))
+    assert [one.column for one in measured] == ["T1", "FLAIR", "fused", "fused, reliable"]
+    assert not any(one.oracle for one in measured)
+    assert all("dice_subject" in one.metrics for one in measured)

@@ -8,12 +8,16 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from monai_wsss._checks import DataError
-from monai_wsss.benchmark import Row
+from monai_wsss.benchmark import Row, patches
 from monai_wsss.benchmark.gland_recipes import CLASSIFIERS, GLAND_BOUND, SEGMENTERS
 from monai_wsss.benchmark.gland_table import make_gland_adaptation, make_gland_table
+from monai_wsss.benchmark.patches import Patches
 from monai_wsss.data import make_phantoms
+from monai_wsss.metrics import CaseTable
+from monai_wsss.refinement import pooled_mixture
 
 pytestmark = pytest.mark.filterwarnings("ignore:Epoch .* maps of positive images")
 SMALL = {"epochs": 1, "samples": 16, "batch_size": 8, "width": 4}
@@ -67,6 +71,37 @@ def test_the_folders_of_the_rows_keep_their_names(datalist, tmp_path):
     }
 
 
+class Contrast(torch.nn.Module):
+    """The first channel against 0: maps of two classes without training."""
+
+    def forward(self, image):
+        return torch.cat((image[:, :1], torch.zeros_like(image[:, :1])), dim=1)
+
+
+def test_the_mixture_parts_two_classes_by_one_cut_for_all_images(datalist, monkeypatch):
+    data = Patches(datalist)
+    cases, maps = data.whole_maps(None, Contrast())
+    probabilities = [image.sigmoid()[:, :1] for image in (of_image[:, :1] - of_image[:, 1:] for of_image in maps)]
+    fit = pooled_mixture(probabilities)
+    chosen = []
+    monkeypatch.setattr(patches, "add_case", lambda table, case, mask: chosen.append(mask))
+    monkeypatch.setattr(CaseTable, "summary", lambda table: {"miou_pooled": {"mean": 0.0}})
+    assert data.measure_mixture(Contrast())
+    scored = data.header["classes"].index(data.header["scored_class"])
+    cut = fit.threshold.item() if fit.found else 0.5
+    assert len(chosen) == len(cases) > 0
+    for mask, share in zip(chosen, probabilities, strict=True):
+        expected = (share[0] if scored == 0 else 1 - share[0]) > (cut if scored == 0 else 1 - cut)
+        assert torch.equal(mask == scored + 1, expected)
+        assert set(mask.unique().tolist()) <= {1, 2}
+
+
+def test_more_than_two_classes_have_no_mixture(datalist, monkeypatch):
+    data = Patches(datalist)
+    monkeypatch.setitem(data.header, "classes", ["a", "b", "c"])
+    assert data.measure_mixture(Contrast()) == {}
+
+
 @pytest.mark.slow
 def test_small_runs_are_whole_and_fine_tuned(datalist, tmp_path, caplog):
     table = make_gland_table(datalist, tmp_path / "out", seeds=(0,), **SMALL)
@@ -74,6 +109,7 @@ def test_small_runs_are_whole_and_fine_tuned(datalist, tmp_path, caplog):
     assert [row.name for row in rows] == [*CLASSIFIERS, *SEGMENTERS, GLAND_BOUND]
     assert [Row(**row) for row in json.loads((tmp_path / "out" / "gland.json").read_text())] == rows
     assert [row.name for row in rows if row.reads_masks] == [GLAND_BOUND]
+    assert {row.name for row in rows if "map_miou_mixture" in row.metrics} == set(CLASSIFIERS)
     weights = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("model.pt")}
     assert table.run() == rows
     assert all(path.stat().st_mtime_ns == before for path, before in weights.items())

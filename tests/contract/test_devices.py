@@ -39,10 +39,13 @@ from monai_wsss.networks import CAMEncoder, TwoBranchNetwork
 from monai_wsss.refinement import (
     ClassMapRefinement,
     DenseCRF,
+    DynamicThreshold,
     LabeledImages,
     MaskRule,
     PixelAdaptiveRefinement,
+    assigned_thresholds,
     decide_within,
+    mixture_threshold,
 )
 from monai_wsss.transforms import (
     COLOR_OPERATIONS,
@@ -235,6 +238,18 @@ def test_every_inferer_leaves_maps_on_the_device_of_the_image(name, device):
 
 
 PAR = PixelAdaptiveRefinement(dilations=(1, 2), iterations=2, row_stochastic=True)
+
+
+def updated_thresholds(image: torch.Tensor) -> list[torch.Tensor]:
+    """Give both kinds of thresholds after one batch."""
+    given = []
+    for words in ({}, {"kind": "three_components", "initial": (0.2, 0.7)}):
+        threshold = DynamicThreshold(momentum=0.0, points=100, **words).to(image.device)
+        threshold.update(image[:, 0], torch.ones(len(image)), valid=image[:, 0] > 0.1)
+        given.append(threshold())
+    return given
+
+
 REFINEMENTS: dict[str, Callable[[torch.Tensor], Any]] = {
     "DenseCRF": lambda image: DenseCRF(iterations=2)(255 * image, image.softmax(1)),
     "ClassMapRefinement": lambda image: [
@@ -244,9 +259,12 @@ REFINEMENTS: dict[str, Callable[[torch.Tensor], Any]] = {
     ],
     "MaskRule": lambda image: [
         *MaskRule(output_kind="activation", pooling="max", rule="otsu")(image[:, :1] - 0.5),
+        *MaskRule(output_kind="activation", pooling="max", rule="mixture")(image[:, :1] - 0.5),
         MaskRule(output_kind="activation", pooling="average", gate="given").mask(image[:, :1] - 0.5, LABEL),
     ],
     "PixelAdaptiveRefinement": lambda image: PixelAdaptiveRefinement(iterations=2)(image, image[:, :2]),
+    "DynamicThreshold": updated_thresholds,
+    "mixture_threshold": lambda image: [*mixture_threshold(image.flatten()), *assigned_thresholds(image.flatten())],
     "decide_within": lambda image: decide_within(
         MaskRule(rule="otsu"),
         image[:1, :1] - 0.5,

@@ -23,6 +23,7 @@ from monai_wsss.transforms import (
     NormalizeStaind,
     NormalizeSubjectd,
     PairedSpatialTransform,
+    RandBlurd,
     RandColorOperationd,
     RandPhotometricDistortiond,
     RandScalePadCropd,
@@ -68,6 +69,7 @@ def network() -> CAMEncoder:
 MADE: dict[str, tuple[Callable[[Path], Any], dict[str, Any]]] = {
     "NormalizeStaind": (lambda folder: NormalizeStaind("image"), {"image": color()}),
     "NormalizeSubjectd": (lambda folder: NormalizeSubjectd("image"), {"image": color()}),
+    "RandBlurd": (lambda folder: RandBlurd("image", 1.0), {"image": color()}),
     "RandColorOperationd": (
         lambda folder: RandColorOperationd("image", operations=["color", "brightness"]),
         {"image": color()},

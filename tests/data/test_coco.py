@@ -90,10 +90,19 @@ def test_the_datalist_says_what_it_is(tmp_path):
         "modality": {"0": "red", "1": "green", "2": "blue"},
         "classes": ["person", "cat", "dog"],
         "labels": "of the image, from its annotations of instances",
+        "simulated_supervision": False,
         "subjects": "images",
         "order": "rows_columns",
     }
     check_trainable(load_datalist(path, "training"))
+
+
+def test_images_without_annotation_are_left_out_on_request_and_the_datalist_says_so(tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        path = prepare(make_coco(tmp_path / "coco"), annotated_only=True)
+    assert [item["id"] for item in load_datalist(path, "training")] == ["000000000001", "000000000002"]
+    assert load_header(path)["left_out"] == {"images without annotation": {"training": 1, "validation": 0}}
+    assert "training: 1 images without annotation were left out." in caplog.text
 
 
 @pytest.mark.parametrize("layout", ["{}", "images/{}", "images"])

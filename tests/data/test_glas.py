@@ -70,7 +70,8 @@ def test_the_datalist_says_what_it_is(tmp_path):
         "background": False,
         "scored_class": "gland",
         "order": "rows_columns",
-        "labels": "simulated from masks: present above 5 %",
+        "labels": "simulated: tags from masks (present above 5 % of a patch)",
+        "simulated_supervision": True,
         "subjects": "patients",
         "patches": {"size": 16, "stride": 8},
     }
@@ -105,7 +106,7 @@ def test_patches_of_white_background_are_left_out_and_counted(tmp_path, caplog):
     assert len(items) == 2 * 4 * 3
     assert max(item["origin"][0] for item in items) == 24
     text = caplog.text
-    assert "6 patches of white background were left out; the labels are simulated from masks: present above 5 %" in text
+    assert "6 patches of white background were left out; the labels are simulated: tags from masks (present" in text
     assert "training: 24 patches of 2 images (6 gland alone, 6 other alone, 12 both)" in text
     assert "validation: 1 whole images (0 gland alone, 0 other alone, 1 both)" in text
     everything = prepare_glas(tmp_path / "glas", tmp_path / "all", patch=16, stride=8, white=1.0)

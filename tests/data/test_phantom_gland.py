@@ -149,7 +149,8 @@ def test_the_datalist_is_that_of_a_prepared_gland_folder(folder):
     assert datalist["classes"] == ["gland", "other"]
     assert datalist["scored_class"] == "gland"
     assert datalist["modality"] == {"0": "red", "1": "green", "2": "blue"}
-    assert datalist["labels"] == "simulated from masks: present above 5 %"
+    assert datalist["labels"] == "simulated: tags from masks (present above 5 % of a patch)"
+    assert datalist["simulated_supervision"] is True
     assert set(datalist["statistics"]) == {
         item["statistics"] for split in ("training", "validation", "test") for item in datalist[split]
     }

@@ -78,6 +78,7 @@ def test_the_datalist_says_what_it_is(tmp_path):
         "modality": {"0": "red", "1": "green", "2": "blue"},
         "classes": ["cat", "dog", "person"],
         "labels": "of the image, from its annotation",
+        "simulated_supervision": False,
         "subjects": "images",
         "order": "rows_columns",
     }
@@ -174,7 +175,28 @@ def test_labels_from_masks_are_simulated_and_say_so(tmp_path):
     path = prepare(root, labels_from_masks=True)
     labels = [item["label"].tolist() for item in load_datalist(path, "training")]
     assert labels == [[1, 0, 0], [0, 1, 1]]  # a has an annotation, which goes before its mask
-    assert load_header(path)["labels"] == "simulated from masks for 1 of 4 images: present with any pixel"
+    header = load_header(path)
+    assert header["labels"] == "simulated: labels of 1 of 4 images from masks (present with any pixel)"
+    assert header["simulated_supervision"] is True
+
+
+@pytest.mark.parametrize("labels_from_masks", [False, True])
+def test_the_test_list_needs_neither_annotation_nor_mask(tmp_path, caplog, labels_from_masks):
+    root = make_voc(tmp_path / "voc")
+    for name in "ef":
+        Image.fromarray(np.arange(9 * 14 * 3, dtype=np.uint8).reshape(9, 14, 3)).save(
+            root / "JPEGImages" / f"{name}.jpg"
+        )
+    write_lists(root, test="e\nf\n")
+    path = prepare(root, test="test", labels_from_masks=labels_from_masks)
+    items = load_datalist(path, "test", masks=True)
+    assert [item["id"] for item in items] == ["e", "f"]
+    assert all("label" not in item and "mask" not in item for item in items)
+    assert load_header(path)["simulated_supervision"] is False
+    assert "test: 2 images have no label: they can be predicted, not measured." in caplog.text
+    write_lists(root, val="c\ne\n", test="f\n")
+    with pytest.raises(DataError, match='the image "e" has n'):
+        prepare_voc(root, tmp_path / "other", classes=CLASSES, test="test", labels_from_masks=labels_from_masks)
 
 
 def test_a_contour_alone_is_no_class(tmp_path):

@@ -1,73 +1,96 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""The moving average of a network against the formula; which of the two networks counts at first; its state."""
+"""The moving average of weights: its formula, its buffers, its beginning, its state."""
 
 from __future__ import annotations
+
+import copy
 
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from monai_wsss.engines import WeightAverage
 from monai_wsss.networks import TwoBranchNetwork
 
 
-class Network(nn.Module):
-    """A weight, a float and an integer buffer, and a buffer that no checkpoint holds."""
+class Counting(nn.Module):
+    """Parameters of two types, a floating buffer, a counter and a flag."""
 
-    def __init__(self, value: float) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.full((2,), value))
-        self.register_buffer("mean", torch.full((2,), 10 * value))
-        self.register_buffer("count", torch.tensor(int(value)))
-        self.register_buffer("passing", torch.full((1,), -value), persistent=False)
+        self.norm = nn.BatchNorm1d(3)
+        self.wide = nn.Linear(3, 2).double()
+        self.register_buffer("filled", torch.tensor(False))
 
 
-def values(network: Network) -> tuple[float, float, int, float]:
-    return network.weight[0].item(), network.mean[0].item(), network.count.item(), network.passing.item()
+def change(network: nn.Module, step: int) -> None:
+    generator = torch.Generator().manual_seed(step)
+    with torch.no_grad():
+        for tensor in (*network.parameters(), network.norm.running_mean, network.norm.running_var):
+            tensor.add_(torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype))
+    network.norm.num_batches_tracked += 1
+    network.filled.fill_(True)
 
 
-def test_floats_are_averaged_and_integers_copied():
-    average, online, ema = Network(0.0), Network(4.0), WeightAverage(0.75)
-    ema.update(average, online)
-    assert values(average) == pytest.approx((1.0, 10.0, 4, -1.0))
-    ema.update(average, online)
-    assert values(average) == pytest.approx((1.75, 17.5, 4, -1.75))
-    assert values(online) == (4.0, 40.0, 4, -4.0)
-    assert not average.weight.grad_fn
-    assert online.weight.requires_grad
+def test_it_is_the_average_of_torch_with_counters_copied():
+    online = Counting()
+    average, ema = copy.deepcopy(online), WeightAverage(0.9)
+    theirs = AveragedModel(online, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+    theirs.update_parameters(online)  # the first of their updates copies
+    for step in range(4):
+        change(online, step)
+        ema.update(average, online)
+        theirs.update_parameters(online)
+    for name, value in theirs.module.state_dict().items():
+        if value.is_floating_point():
+            torch.testing.assert_close(average.state_dict()[name], value)
+    assert average.norm.num_batches_tracked == 4
+    assert average.filled
 
 
-def test_several_dtypes_are_averaged_side_by_side():
-    average, online = (nn.ModuleList([nn.Linear(1, 1), nn.Linear(1, 1).double()]) for _ in range(2))
-    for network, value in ((average, 0.0), (online, 1.0)):
-        for parameter in network.parameters():
-            nn.init.constant_(parameter, value)
-    WeightAverage(0.9).update(average, online)
-    assert [parameter.dtype for parameter in average.parameters()] == [torch.float32] * 2 + [torch.float64] * 2
-    for parameter in average.parameters():
-        torch.testing.assert_close(parameter, torch.full_like(parameter, 0.1))
-
-
-def test_the_networks_begin_as_one_whatever_filled_the_average():
-    average, online, ema = Network(3.0), Network(1.0), WeightAverage(0.9)
+def test_both_begin_alike_once():
+    """The averaged network counts; what training has changed is never set back."""
+    online, average, ema = Counting(), Counting(), WeightAverage(0.5)
+    given = average.wide.weight.clone()
     ema.begin(average, online)
-    assert values(online) == values(average) == (3.0, 30.0, 3, -3.0)
-    nn.init.constant_(online.weight, 7.0)
-    ema.begin(average, online)  # a second time
-    assert online.weight[0] == 7.0
-    assert average.weight[0] == 3.0
+    assert torch.equal(online.wide.weight, given)
+    change(online, 1)
+    ema.begin(average, online)
+    assert not torch.equal(online.wide.weight, given)
+
+
+def test_looking_before_training_begins_nothing():
+    online, average, ema = Counting(), Counting(), WeightAverage(0.5).eval()
+    ema.begin(average, online)
+    assert not ema.begun
+    change(average, 2)  # such as weights that are read from a file
+    ema.train().begin(average, online)
+    assert ema.begun
+    assert torch.equal(online.wide.weight, average.wide.weight)
+
+
+def test_a_resumed_average_does_not_begin_again():
+    ema, other = WeightAverage(0.5), WeightAverage(0.5)
+    ema.begin(Counting(), Counting())
+    other.load_state_dict(ema.state_dict())
+    online, average = Counting(), Counting()
+    before = online.wide.weight.clone()
+    other.begin(average, online)
+    assert torch.equal(online.wide.weight, before)
+
+
+@pytest.mark.parametrize("momentum", [-0.1, 1.0])
+def test_a_momentum_out_of_range_is_refused(momentum):
+    with pytest.raises(ValueError, match=r"Expected `momentum` in \[0, 1\), got"):
+        WeightAverage(momentum)
 
 
 @pytest.mark.parametrize("filled", ["online", "average", "both"])
-def test_encoder_weights_reach_both_networks(filled, tmp_path):
-    torch.manual_seed(0)
-    networks = {name: TwoBranchNetwork.tiny() for name in ("average", "online")}
-    torch.save(networks["average"].encoder.state_dict(), tmp_path / "encoder.pt")
-    for network in networks.values():
-        for parameter in network.parameters():
-            nn.init.normal_(parameter)
-    published = torch.load(tmp_path / "encoder.pt", weights_only=True)
+def test_encoder_weights_reach_both_networks_whichever_they_filled(filled):
+    networks = {"average": TwoBranchNetwork.tiny(), "online": TwoBranchNetwork.tiny()}
+    published = TwoBranchNetwork.tiny().encoder.state_dict()
     for name in networks if filled == "both" else [filled]:
         networks[name].encoder.load_state_dict(published)
         networks[name].encoder_weights = {"pretrained": "file"}
@@ -76,29 +99,3 @@ def test_encoder_weights_reach_both_networks(filled, tmp_path):
         assert all(torch.equal(value, published[key]) for key, value in network.encoder.state_dict().items())
     one, other = (network.state_dict() for network in networks.values())
     assert all(torch.equal(value, other[key]) for key, value in one.items())
-
-
-def test_a_loss_outside_of_training_leaves_the_beginning_open():
-    average, online, ema = Network(3.0), Network(1.0), WeightAverage(0.9)
-    ema.eval().begin(average, online)
-    assert not ema.begun
-    nn.init.constant_(average.weight, 5.0)
-    ema.train().begin(average, online)
-    assert ema.begun
-    assert online.weight[0] == 5.0
-
-
-def test_a_resumed_run_does_not_begin_again():
-    average, online, ema = Network(3.0), Network(1.0), WeightAverage(0.9)
-    ema.begin(average, online)
-    resumed = WeightAverage(0.9)
-    resumed.load_state_dict(ema.state_dict())
-    nn.init.constant_(online.weight, 7.0)
-    resumed.begin(average, online)
-    assert online.weight[0] == 7.0
-
-
-@pytest.mark.parametrize("momentum", [-0.1, 1.0, 2.0])
-def test_the_momentum_is_a_share(momentum):
-    with pytest.raises(ValueError, match=r"`momentum` in \[0, 1\), got"):
-        WeightAverage(momentum)

@@ -58,14 +58,17 @@ def test_a_one_slice_study_works_and_an_image_for_a_3d_network_does_not():
         VolumeInferer(3)(torch.rand(1, 1, 8, 8), CAMEncoder.tiny(3))
 
 
-@pytest.mark.parametrize(("views", "shape"), [("flips", (9, 7)), ("flips", (6, 5, 4)), ("dihedral", (9, 7))])
+@pytest.mark.parametrize(
+    ("views", "shape"),
+    [("mirror", (9, 7)), ("mirror", (6, 5, 4)), ("flips", (9, 7)), ("flips", (6, 5, 4)), ("dihedral", (9, 7))],
+)
 def test_views_are_turned_back(views, shape):
     """Average a pointwise map over views: it stays that map; a wrong inverse would smear it."""
     image = torch.rand(1, 1, *shape)
     torch.testing.assert_close(multi_view_maps(lambda x: 3 * x, image, views=views), 3 * image)
 
 
-@pytest.mark.parametrize(("views", "count"), [("none", 1), ("flips", 4), ("dihedral", 8)])
+@pytest.mark.parametrize(("views", "count"), [("none", 1), ("mirror", 2), ("flips", 4), ("dihedral", 8)])
 def test_views_make_the_map_equivariant(views, count):
     calls = []
 
@@ -79,7 +82,8 @@ def test_views_make_the_map_equivariant(views, count):
     assert len(calls) == count
     assert len({tuple(call.flatten().tolist()) for call in calls}) == count
     if views != "none":
-        torch.testing.assert_close(multi_view_maps(network, image.flip(2), views=views), maps.flip(2))
+        axis = 3 if views == "mirror" else 2
+        torch.testing.assert_close(multi_view_maps(network, image.flip(axis), views=views), maps.flip(axis))
     if views == "dihedral":
         turned = multi_view_maps(network, image.rot90(1, (2, 3)), views=views)
         torch.testing.assert_close(turned, maps.rot90(1, (2, 3)))
@@ -96,6 +100,19 @@ def test_scales_are_averaged_at_the_size_of_the_image():
     maps = multi_view_maps(network, image, scales=(0.5, 1.0, 1.5))
     assert sizes == [(8, 6), (16, 12), (24, 18)]
     torch.testing.assert_close(maps, torch.full_like(image, 16.0))
+
+
+def test_views_and_scales_are_summed_on_request_at_the_size_of_the_grid():
+    """CoSA's inference: an image is squeezed into a square, and the logits of five scales, mirrored too, are summed."""
+    image, sizes = torch.rand(1, 1, 12, 30), []
+
+    def network(x):
+        sizes.append(tuple(x.shape[2:]))
+        return torch.ones_like(x)
+
+    inferer = VolumeInferer(grid=(16, 16), views="mirror", scales=(0.5, 0.75, 1.0, 1.25, 1.5), reduction="sum")
+    torch.testing.assert_close(inferer(image, network), torch.full_like(image, 10.0))
+    assert sizes == [(side, side) for side in (8, 12, 16, 20, 24) for _ in range(2)]
 
 
 def test_maps_are_differentiable_and_float32_under_autocast():

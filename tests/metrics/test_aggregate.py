@@ -461,7 +461,7 @@ def test_rows_are_plain(tmp_path):
 
 
 def test_every_metric_has_a_definition():
-    metrics = table_of(cases(classes=2), ("core", "edema")).summary(bootstrap=2)
+    metrics = table_of(cases(classes=2), ("core", "edema"), context=("core",)).summary(bootstrap=2)
     assert all(metric_definition(name) for name in metrics)
     assert {name.split("/")[0].removesuffix("_px") for name in metrics} == set(METRIC_DEFINITIONS)
     assert metric_definition("unknown") == ""
@@ -524,3 +524,18 @@ def test_the_label_filter_of_segmentations_is_named_in_the_table_and_its_notes(t
         "Label filter of the segmentations: given (2 cases; masks hold the classes of the image's label alone" in notes
     )
     assert "Label filter of the segmentations: none (1 cases; masks may hold every class)." in notes
+
+
+def test_classes_with_a_context_have_a_mean_of_their_own():
+    classes = ("bird", "train", "kite")
+    made = cases(classes=3)
+    table = table_of(made, classes, context=("bird", "train"))
+    metrics = table.summary(bootstrap=20)
+    own = [metrics[f"iou_pooled/{name}"]["mean"] for name in ("bird", "train")]
+    assert metrics["context_miou_pooled"]["mean"] == pytest.approx(np.mean(own))
+    low, high = metrics["context_miou_pooled"]["ci95"]
+    assert low <= metrics["context_miou_pooled"]["mean"] <= high
+    assert any(note.startswith("context_miou_pooled (C-mIoU) covers bird, train") for note in table.notes)
+    assert "context_miou_pooled" not in table_of(made, classes).summary(bootstrap=20)
+    with pytest.raises(ValueError, match="Expected `context` to name classes, got boat"):
+        CaseTable(classes, context=["boat"])

@@ -181,3 +181,16 @@ def test_no_pixel_at_all():
     counts = seg.count_pixels(np.zeros((0, 4)), np.zeros((0, 4)))
     assert seg.dice_score(counts)[1] == 1
     assert np.isnan(seg.accuracy(counts)[1])
+
+
+# --- classes with a context
+
+
+def test_the_mean_over_some_classes_leaves_out_background_and_classes_without_reference():
+    reference = np.array([1, 1, 0, 0, 3, 3, 3, 0])
+    prediction = np.array([1, 1, 1, 1, 3, 0, 0, 2])
+    counts = seg.count_pixels(prediction, reference, num_classes=3)
+    assert seg.class_miou_pooled(counts, [1]) == pytest.approx(1 / 2)
+    assert seg.class_miou_pooled(counts, [1, 3]) == pytest.approx((1 / 2 + 1 / 3) / 2)
+    assert seg.class_miou_pooled(counts, [1, 2]) == pytest.approx(1 / 2)  # no reference holds class 2
+    assert np.isnan(seg.class_miou_pooled(counts, [2]))

@@ -25,9 +25,10 @@ from monai_wsss.refinement import (
     otsu_threshold,
     pixel_adaptive_refinement,
 )
+from monai_wsss.refinement.gaussian_mixture import mixture_levels
 
 SHARES = ("minmax", "max", "negative_reference")
-CUTS = (*SHARES, "logit", "negative_quantile", "otsu", "fixed")
+CUTS = (*SHARES, "logit", "negative_quantile", "otsu", "mixture", "fixed")
 PAR = {"dilations": (1, 2), "iterations": 3, "row_stochastic": True}
 
 
@@ -161,6 +162,7 @@ def slow_probabilities(rule: MaskRule, scores: torch.Tensor) -> torch.Tensor:
             "logit": 0.0,
             "fixed": rule.threshold,
             "otsu": otsu_threshold(scores)[0, channel].item(),
+            "mixture": mixture_levels(scores)[0, channel].item(),
             "negative_quantile": None if rule.negative_quantile is None else rule.negative_quantile[channel].item(),
         }[str(rule.rule)]
         rows.append(response - level)

@@ -73,7 +73,7 @@ def test_bins_and_values_agree_with_a_plain_fit(low, high, share):
     np.testing.assert_allclose(torch.stack(exact[2:5]).numpy(), expected, atol=1e-7)
     np.testing.assert_allclose(torch.stack(binned[2:5]).numpy(), expected, atol=1e-3)
     assert abs(exact.threshold - binned.threshold) < 1e-3
-    assert exact.count == binned.count == (values > 0.05).sum()
+    assert exact.number == binned.number == (values > 0.05).sum()
 
 
 def test_the_densities_are_equal_at_the_threshold():

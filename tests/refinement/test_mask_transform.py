@@ -21,7 +21,7 @@ def network(pooling: str = "max", num_classes: int = 1, reference: float = -3.0)
     return made
 
 
-@pytest.mark.parametrize("rule", [None, "logit", "minmax", "otsu", "negative_quantile"])
+@pytest.mark.parametrize("rule", [None, "logit", "minmax", "otsu", "mixture", "negative_quantile"])
 @pytest.mark.parametrize("shape", [(9, 7), (6, 5, 4)])
 def test_it_agrees_with_to_mask_and_adds_map_and_presence(rule, shape):
     scores = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))

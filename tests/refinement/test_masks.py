@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from monai.data import MetaTensor
 
 from monai_wsss.networks import CAMEncoder
-from monai_wsss.refinement import MaskRule, cut_score_maps, score_maps, to_mask
+from monai_wsss.refinement import MaskRule, cut_score_maps, mixture_threshold, score_maps, to_mask
 
 REFERENCES = {"negative_reference": torch.tensor([-1.0, -0.5]), "negative_quantile": torch.tensor([0.3, 0.6])}
-RULES = ("minmax", "max", "logit", "negative_reference", "negative_quantile", "otsu", "fixed")
+RULES = ("minmax", "max", "logit", "negative_reference", "negative_quantile", "otsu", "mixture", "fixed")
 
 
 def random_scores(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -37,6 +37,10 @@ def numpy_rule(channel: np.ndarray, rule: str, k: int) -> np.ndarray:
     positive = np.maximum(channel, 0)
     if rule == "minmax":
         return (positive - positive.min()) / (positive.max() - positive.min()) > 0.5
+    if rule == "mixture":
+        share = (positive - positive.min()) / (positive.max() - positive.min())
+        fit = mixture_threshold(torch.from_numpy(share).flatten())
+        return share > (fit.threshold.item() if fit.found else 0.5)
     if rule == "max":
         return positive > 0.5 * positive.max()
     if rule == "logit":
@@ -225,7 +229,7 @@ def test_scores_are_differentiable() -> None:
 @pytest.mark.parametrize("value", [0.0, -2.0, 3.0])
 def test_constant_maps(rule: str, value: float) -> None:
     mask = to_mask(torch.full((1, 1, 4, 4), value), gate="none", **options(rule, 1))
-    everywhere = value == 3.0 and rule not in ("minmax", "otsu")
+    everywhere = value == 3.0 and rule not in ("minmax", "otsu", "mixture")
     # A map of zeros is a response above a healthy level of -1, and there is no background to tell it from.
     everywhere |= value == 0.0 and rule == "negative_reference"
     assert mask.float().mean() == float(everywhere)
@@ -245,7 +249,7 @@ def test_half_precision(dtype: torch.dtype) -> None:
 
 def test_meta_tensor_batches() -> None:
     scores = random_scores(2, 2, 5, 5)
-    for rule in ("minmax", "otsu", "argmax"):
+    for rule in ("minmax", "otsu", "mixture", "argmax"):
         assert torch.equal(torch.as_tensor(to_mask(MetaTensor(scores), rule=rule)), to_mask(scores, rule=rule))
 
 
@@ -279,7 +283,7 @@ def test_absent_classes_never_appear_and_batches_do_not_mix(seed: int, rule: str
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.integers(0, 10**6), st.floats(1e-3, 1e3), st.sampled_from(["minmax", "max", "logit", "otsu"]))
+@given(st.integers(0, 10**6), st.floats(1e-3, 1e3), st.sampled_from(["minmax", "max", "logit", "otsu", "mixture"]))
 def test_scale_of_the_map_does_not_matter(seed: int, factor: float, rule: str) -> None:
     scores = random_scores(1, 1, 5, 5, seed=seed)
     shares, scaled = score_maps(scores, rule=rule), score_maps(scores * factor, rule=rule)

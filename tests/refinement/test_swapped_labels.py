@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Makers of swapped labels against the functions that they stand for; padding at any size; when thresholds follow."""
+"""Makers of CoSA's labels: thresholds that follow training, padding at any size, two thresholds, guides."""
 
 from __future__ import annotations
 
@@ -19,101 +19,91 @@ from monai_wsss.refinement import (
     segmentation_assignment,
 )
 
-SIZES = pytest.mark.parametrize("size", [(8, 12), (4, 8, 12)])
-LABEL = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
+
+def make_images(spatial_dims: int = 2, boxes: list[list[int]] | None = None) -> LabeledImages:
+    image = torch.zeros(2, 1, *(8,) * spatial_dims)
+    return LabeledImages(
+        image, torch.tensor([[1.0, 0.0], [0.0, 0.0]]), boxes=None if boxes is None else torch.tensor(boxes)
+    )
 
 
-def images_of(size: tuple[int, ...], boxed: bool = True) -> LabeledImages:
-    """Give one image with class 1 whose last third along the last axis is padding, and a healthy one without any."""
-    ends = [end for side in size for end in (0, side)]
-    boxes = torch.tensor([[*ends[:-1], size[-1] * 2 // 3], ends]) if boxed else None
-    return LabeledImages(torch.zeros(2, 1, *size), LABEL, boxes=boxes)
+def make_maps(size: int = 8, spatial_dims: int = 2) -> torch.Tensor:
+    maps = torch.zeros(2, 2, *(size,) * spatial_dims)
+    maps[0, 0] = torch.linspace(0, 1, size**spatial_dims).reshape((size,) * spatial_dims)
+    return maps
 
 
-def maps_of(size: tuple[int, ...]) -> torch.Tensor:
-    maps = torch.rand(2, 2, *size, generator=torch.Generator().manual_seed(0))
-    return maps * LABEL.reshape(2, 2, *[1] * len(size))
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_labels_and_their_perplexity(spatial_dims):
+    images, maps = make_images(spatial_dims), make_maps(8, spatial_dims)
+    maker = ThresholdLabels(DynamicThreshold(0.4), scale=0.7, power=2.0, epsilon=0.5)
+    label, strength = class_assignment(maps, 0.4)
+    doubt = perplexity(strength, 0.4, scale=0.7, power=2.0)
+    made = maker(images, maps)
+    assert torch.equal(made.label, label)
+    torch.testing.assert_close(made.perplexity, doubt)
+    kept, sure = maker.sure(images, maps)
+    assert torch.equal(kept, label)
+    assert torch.equal(sure, doubt <= 0.5)
+    assert 0 < sure[0].float().mean() < 1
+    assert torch.equal(maker.mask(images, maps, maps), label)
 
 
-@SIZES
-@pytest.mark.parametrize("scale", [1, 4])
-def test_labels_and_their_perplexity_at_any_size_of_the_maps(size, scale):
-    """Padding is found at the size of the maps."""
-    images, maps = images_of(size), maps_of(tuple(side // scale for side in size))
-    maker = ThresholdLabels(DynamicThreshold(0.4), scale=0.9, power=2.0, epsilon=0.5)
-    label, doubt = maker(images, maps)
-    expected, strength = class_assignment(maps, 0.4)
-    padding = torch.zeros_like(label, dtype=torch.bool)
-    padding[0, ..., maps.shape[-1] * 2 // 3 :] = True
-    assert torch.equal(label, expected.masked_fill(padding, 255))
-    torch.testing.assert_close(doubt, perplexity(strength, 0.4, scale=0.9, power=2.0))
-    again, sure = maker.sure(images, maps)
-    assert torch.equal(again, label)
-    assert torch.equal(sure, (doubt <= 0.5) & ~padding)
-    assert 0 < sure[0].float().mean() < 0.7
-    assert sure[1].all()  # healthy: certain background
-    assert torch.equal(maker.mask(images, maps, maps), expected)
+@pytest.mark.parametrize("size", [8, 4])
+def test_padding_is_ignored_at_every_size(size):
+    images = make_images(boxes=[[0, 8, 0, 4], [0, 8, 0, 8]])
+    for maker in (ThresholdLabels(DynamicThreshold()), TwoThresholdLabels(downscale=1)):
+        label, sure = maker.sure(images, make_maps(size))
+        assert (label[0, :, size // 2 :] == 255).all()
+        assert not sure[0, :, size // 2 :].any()
+        assert not (label[1] == 255).any()
 
 
-def test_the_threshold_follows_in_training_alone_and_healthy_images_and_padding_tell_it_nothing():
-    images, seen = images_of((8, 12)), []
-
-    class Noting(DynamicThreshold):
-        def update(self, strength, found, *, valid=None):
-            seen.append((strength, found, valid))
-
-    maker, maps = ThresholdLabels(Noting(0.5)), maps_of((8, 12))
+def test_thresholds_follow_in_training_alone():
+    images, maker = make_images(), ThresholdLabels(DynamicThreshold(queue=1, momentum=0.0))
+    maps = torch.zeros(2, 2, 8, 32)
+    maps[0, 0, :, :16] = torch.linspace(0.1, 0.2, 128).reshape(8, 16)
+    maps[0, 0, :, 16:] = torch.linspace(0.6, 0.7, 128).reshape(8, 16)
     maker.eval().follow(images, maps)
-    assert not seen
+    assert maker.threshold() == 0.5
     maker.train().follow(images, maps)
-    ((strength, found, valid),) = seen
-    assert torch.equal(strength, maps.amax(1))
-    assert found.tolist() == [True, False]
-    assert torch.equal(valid, ~images.padding)
-    maker.follow(images_of((8, 12), boxed=False), maps)
-    assert seen[1][2] is None
+    assert 0.2 < maker.threshold() < 0.5
+    fixed = TwoThresholdLabels()
+    fixed.follow(images, maps)
+    assert not fixed.state_dict()
 
 
-@SIZES
-def test_two_thresholds_leave_doubt_and_padding_out(size):
-    images, maps = images_of(size), maps_of(size)
-    maker = TwoThresholdLabels(low=0.3, high=0.6, downscale=1)
-    label, doubt = maker(images, maps)
-    assert doubt is None
-    strongest = maps[:, 0]
-    expected = torch.where(strongest > 0.6, 1, torch.where(strongest <= 0.3, 0, 255))
-    assert torch.equal(label, expected.masked_fill(images.padding, 255))
-    again, sure = maker.sure(images, maps)
-    assert torch.equal(again, label)
-    assert torch.equal(sure, label != 255)
-    assert torch.equal(maker.mask(images, maps, maps), (strongest >= 0.45).long())
+def test_two_thresholds_leave_out_what_lies_between():
+    label = TwoThresholdLabels(low=0.25, high=0.75, downscale=1)(make_images(), make_maps()).label
+    strength = make_maps()[0, 0]
+    assert torch.equal(label[0] == 255, (strength > 0.25) & (strength <= 0.75))
+    assert torch.equal(label[0] == 1, strength > 0.75)
+    assert not label[1].any()
+    with pytest.raises(ValueError, match="Expected 0 <= `low` <= `high` <= 1"):
+        TwoThresholdLabels(low=0.8, high=0.7)
 
 
-@SIZES
-def test_the_guides(size):
-    images = images_of(size)
-    logits = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(SegmentationLabels(0.1)(images, logits), segmentation_assignment(logits, LABEL, 0.1))
+def test_guides():
+    images, logits = make_images(), torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(
+        SegmentationLabels(0.5)(images, logits), segmentation_assignment(logits, images.label, 0.5)
+    )
     torch.manual_seed(0)
-    noise = NoiseLabels(0.01)
-    one, other = noise(images, logits), noise(images, 100 * logits)
-    for drawn in (one, other):
-        torch.testing.assert_close(drawn.sum(1), torch.ones(2, *size))
-        assert not drawn[:, 2].any()  # a class that no image holds
-        assert (drawn[1, 0] == 1).all()  # healthy
-        assert 0.2 < drawn[0, 1].mean() < 0.8
+    one, other = NoiseLabels()(images, logits), NoiseLabels()(images, logits)
     assert not torch.equal(one, other)
+    assert not one[0, 2].any()
+    assert torch.equal(one[1, 0], torch.ones(8, 8))
+    with pytest.raises(ValueError, match="Expected `temperature` > 0"):
+        NoiseLabels(0.0)
 
 
 @pytest.mark.parametrize(
     ("make", "words"),
     [
         (lambda: ThresholdLabels(DynamicThreshold(), scale=1.5), r"`scale` in \(0, 1\]"),
-        (lambda: ThresholdLabels(DynamicThreshold(), epsilon=0.1), "`epsilon` of at least 0.22, .* got 0.1: no label"),
-        (lambda: TwoThresholdLabels(low=0.8, high=0.7), "0 <= `low` <= `high` <= 1 .* got 0.8, 0.7 and 2.0"),
-        (lambda: TwoThresholdLabels(downscale=0.5), "`downscale` >= 1"),
-        (lambda: SegmentationLabels(0.0), "`temperature` > 0, got 0.0"),
-        (lambda: NoiseLabels(-1.0), "`temperature` > 0, got -1.0"),
+        (lambda: ThresholdLabels(DynamicThreshold(), epsilon=0.1), r"`epsilon` of at least 0.22, .* got 0.1: no label"),
+        (lambda: TwoThresholdLabels(downscale=0.5), r"`downscale` >= 1, got 0.25, 0.7 and 0.5"),
+        (lambda: SegmentationLabels(0.0), r"`temperature` > 0, got 0.0"),
     ],
 )
 def test_what_does_not_fit_is_refused(make, words):

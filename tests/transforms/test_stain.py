@@ -259,6 +259,15 @@ def test_pictures_that_are_none(transform, picture, words):
         transform({"image": picture})
 
 
+@pytest.mark.parametrize("transform", [NormalizeStaind("image"), RandStainJitterd("image", prob=1.0)])
+def test_the_datalist_tells_a_nearly_black_crop_from_an_image_from_0_to_1(transform):
+    crop = torch.rand(3, 8, 8)
+    assert transform({"image": crop, "intensity_mean": np.array([180.0, 120.0, 160.0])})["image"].shape == crop.shape
+    with pytest.raises(ValueError, match=FRACTIONS):
+        transform({"image": crop, "intensity_mean": np.array([0.7, 0.5, 0.6])})
+    assert transform({"image": 0.04 * crop})["image"].shape == crop.shape, "nearly black by either reading"
+
+
 def test_a_volume_is_no_picture():
     with pytest.raises(ValueError, match=r"color picture \(3, H, W\), got \(3, 4, 4, 4\)"):
         estimate_stains(torch.zeros(3, 4, 4, 4))

@@ -151,3 +151,34 @@ def test_a_mask_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch, cod
     with pytest.raises(DataError, match=words):
         write_mask(tmp_path / "a.png", torch.zeros(1, 4, 4))
     assert list(tmp_path.iterdir()) == []
+
+
+# --- colors of masks
+
+
+def test_voc_colors_are_those_of_voc_and_indices_are_the_labels(tmp_path):
+    """The colors that VOC's development kit names for its classes, and for contours."""
+    mask = torch.tensor([[[0, 1, 2], [20, 15, 255]]])  # x, then y
+    write_mask(tmp_path / "a.png", mask, palette="voc")
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.mode == "P"
+        np.testing.assert_array_equal(np.asarray(picture), mask[0].T.numpy())
+        colors = np.asarray(picture.convert("RGB"))
+    expected = {
+        0: (0, 0, 0),
+        1: (128, 0, 0),
+        2: (0, 128, 0),
+        15: (192, 128, 128),
+        20: (0, 64, 128),
+        255: (224, 224, 192),
+    }
+    for label, color in expected.items():
+        np.testing.assert_array_equal(colors[np.asarray(mask[0].T) == label], [color])
+
+
+def test_palettes_leave_volumes_alone_and_are_checked(tmp_path):
+    volume = torch.ones(1, 2, 3, 4)
+    write_mask(tmp_path / "a.nii.gz", volume, np.eye(4), palette="voc")
+    assert (np.asarray(nibabel.load(tmp_path / "a.nii.gz").dataobj) == 1).all()
+    with pytest.raises(ValueError, match="Expected `palette` to be one of none, voc, got 'coco'"):
+        SaveMaskd("pred", tmp_path, palette="coco")

@@ -1,0 +1,95 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""The rule `mixture` of one image, and of many together."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from test_gaussian_mixture import two_populations
+
+from monai_wsss.refinement import MaskRule, mixture_rule, mixture_threshold, pooled_mixture
+
+
+def maps(share: float, seed: int = 0, scale: float = 5.0) -> torch.Tensor:
+    """Draw raw maps (1, 1, 40, 40) of two populations, with 0 at the lowest pixel and ``scale`` at the highest."""
+    scores = two_populations(0.15, 0.6, share, 1600, seed=seed).reshape(1, 1, 40, 40)
+    scores[..., 0, 0], scores[..., -1, -1] = 0.0, 1.0
+    return scores * scale
+
+
+def test_one_image_is_cut_between_its_populations():
+    rule = MaskRule(pooling="max", rule="mixture")
+    image = maps(0.3)
+    mask, cam, _ = rule(image)
+    expected = mixture_threshold((image / 5).flatten())
+    assert expected.found
+    assert torch.equal(mask == 1, image / 5 > expected.threshold)
+    assert torch.equal(mask == 1, cam > 0)
+    half = replace(rule, rule="minmax")(image).mask
+    assert not torch.equal(mask, half)
+
+
+def test_each_image_and_class_has_its_own_cut():
+    rule = MaskRule(pooling="max", rule="mixture", gate="none")
+    one, other = maps(0.5), maps(0.1, seed=1) + 2.0
+    both = rule(torch.cat((one, other))).mask
+    assert torch.equal(both[:1], rule(one).mask)
+    assert torch.equal(both[1:], rule(other).mask)
+    classes = rule(torch.cat((one, other), dim=1)).mask
+    assert torch.equal(classes > 0, (both[:1] > 0) | (both[1:] > 0))
+
+
+def test_without_two_populations_the_cut_is_that_of_minmax():
+    ramp = torch.linspace(0, 3, 1600).reshape(1, 1, 40, 40).square()  # no cut between two
+    rule = MaskRule(pooling="max", rule="mixture")
+    few = torch.rand(1, 1, 7, 7, generator=torch.Generator().manual_seed(0))
+    for image in (few, ramp[..., :7, :7]):
+        assert torch.equal(rule(image).mask, replace(rule, rule="minmax")(image).mask)
+
+
+def test_the_rule_takes_no_threshold():
+    with pytest.raises(ValueError, match="Rule 'mixture' takes no `threshold`"):
+        MaskRule(rule="mixture", threshold=0.4)
+
+
+def test_many_images_have_one_cut_whatever_their_scale():
+    images = [maps(share, seed, scale) for seed, (share, scale) in enumerate(((0.3, 1.0), (0.02, 4.0), (0.5, 30.0)))]
+    rule = MaskRule(pooling="max")
+    found = mixture_rule(rule, images)
+    expected = mixture_threshold(torch.cat([(image / image.max()).flatten() for image in images]))
+    assert found.rule == "minmax"
+    assert found.threshold == pytest.approx(expected.threshold.item(), abs=1e-6)
+    assert found.pooling == "max"
+
+
+def test_absent_classes_take_no_part():
+    rule, image = MaskRule(pooling="max"), maps(0.3)
+    noise = torch.rand(1, 1, 40, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 2  # below 0
+    assert mixture_rule(rule, [image, noise]).threshold == mixture_rule(rule, [image]).threshold
+
+
+def test_large_images_are_thinned(monkeypatch):
+    image = maps(0.3)
+    whole = mixture_rule(MaskRule(pooling="max"), [image]).threshold
+    monkeypatch.setattr("monai_wsss.refinement.pooled_rule.SCORES_PER_IMAGE", 400)
+    thinned = pooled_mixture([image / 5])
+    assert thinned.number <= 400
+    assert thinned.threshold.item() == pytest.approx(whole, abs=0.05)
+
+
+def test_without_two_populations_the_default_cut_stays():
+    assert mixture_rule(MaskRule(pooling="max"), [torch.full((1, 1, 9, 9), -1.0)]).threshold is None
+
+
+@pytest.mark.parametrize("rule", [MaskRule(rule="argmax"), MaskRule(output_kind="segmentation")])
+def test_what_is_not_cut_is_refused(rule):
+    with pytest.raises(ValueError, match="Expected a rule that cuts class maps"):
+        mixture_rule(rule, [maps(0.3)])
+
+
+def test_no_images_are_refused():
+    with pytest.raises(ValueError, match="at least one image"):
+        pooled_mixture([])
