@@ -112,6 +112,7 @@ class BranchEvaluation:
         self.refinements = {False: None} if refinement is None else {False: None, True: refinement}
         self.grid = grid
         self.device = device
+        self._measure_level: Callable[..., None] | None = None
 
     @classmethod
     def of(
@@ -162,7 +163,26 @@ class BranchEvaluation:
             networks = {"network": core.network}
         thresholds = [_threshold_of(maker) for maker in (core.labels, core.auxiliary_labels)]
         words = {"background": header.get("background", True), **words}
-        return cls(networks, core.seeds, thresholds, header["classes"], **words)
+        evaluation = cls(networks, core.seeds, thresholds, header["classes"], **words)
+        evaluation._measure_level = getattr(core, "measure_negative_reference", None)
+        return evaluation
+
+    @property
+    def ready(self) -> bool:
+        """Tell whether class maps can be scaled: those above a healthy level wait until it is known."""
+        return bool(getattr(self.seeds, "ready", True))
+
+    def prepare(self, train_data_loader: Iterable[Mapping[str, Any]]) -> None:
+        """Measure the healthy level of the class maps where it is needed and not known, by image-level labels alone.
+
+        Checkpoints hold it from the end of the warm-up on; the weights of the deployed network do not.
+
+        Args:
+            train_data_loader: training images, batches with ``image`` and ``label``.
+        """
+        if not self.ready and self._measure_level is not None:
+            logger.info("The healthy level of the class maps is measured on the training images, by their labels.")
+            self._measure_level(train_data_loader, self.device)
 
     @torch.no_grad()
     def measure(self, loader: Iterable[Mapping[str, Any]], *, split: str = "") -> list[Row]:

@@ -30,7 +30,9 @@ class BranchLog:
     """A handler that measures all branches during a training, by interval, and writes ``branches.csv``.
 
     A resumed run keeps the rows of the epochs before it.  :meth:`measure` measures once, without a training, and writes
-    ``branches_once.csv`` and ``branches.json``, so that the log of a training in the same folder stays.
+    ``branches_once.csv`` and ``branches.json``, so that the log of a training in the same folder stays.  Where class
+    maps need a healthy level, the log begins when training knows it, and :meth:`measure` gets it from the images of the
+    split ``training``.
 
     Args:
         evaluation: what measures.
@@ -66,6 +68,8 @@ class BranchLog:
     def measure(self) -> list[Row]:
         """Measure now, write ``branches.json`` and ``branches_once.csv``, and give the rows."""
         make_directory(self.output_dir)
+        if "training" in self.loaders:
+            self.evaluation.prepare(self.loaders["training"])
         rows = self._measured()
         content = {"reads": "pixel masks, to measure only", "metric": "mIoU of pooled pixels", "rows": rows}
         write_json(self.output_dir / "branches.json", content)
@@ -81,6 +85,11 @@ class BranchLog:
 
     def _log(self, engine: Engine) -> None:
         if not is_main_process():
+            return
+        if not self.evaluation.ready:
+            logger.warning(
+                "Epoch %d: no branch is measured, the class maps have no healthy level yet.", engine.state.epoch
+            )
             return
         now = {"epoch": engine.state.epoch, "iteration": engine.state.iteration}
         # A loader draws from torch's global generator: the training goes on as if nobody had measured.

@@ -295,6 +295,42 @@ def test_branches_are_measured_once_without_a_training(tmp_path, caplog):
         BranchLog(evaluation(), {}, tmp_path, interval=0)
 
 
+class Waiting:
+    """Seeds that wait for a healthy level."""
+
+    ready = False
+
+    def __call__(self, network, images):
+        assert self.ready
+        return seeds(network, images)
+
+
+def test_the_log_begins_once_the_healthy_level_is_known(tmp_path, caplog):
+    waiting = Waiting()
+    measured = BranchEvaluation({"one": Network()}, waiting, [lambda: 0.5] * 2, CLASSES)
+    trainer = Engine(lambda engine, batch: setattr(waiting, "ready", engine.state.epoch > 1))
+    BranchLog(measured, {"training": [item()]}, tmp_path).attach(trainer)
+    trainer.run([0], max_epochs=2)
+    assert {row["epoch"] for row in read(tmp_path / "branches.csv")} == {"2"}
+    assert "Epoch 1: no branch is measured, the class maps have no healthy level yet." in caplog.text
+
+
+def test_weights_alone_get_the_healthy_level_from_training_images(datalist, tmp_path):
+    method, loaders = CoTraining(), {"training": [item()], "validation": [item(1)]}
+    method.seeds, given = Waiting(), []
+
+    def level(loader, device):
+        given.append((loader, device))
+        method.seeds.ready = True
+
+    method.measure_negative_reference = level
+    save_weights(tmp_path / "model.pt", method.network)
+    log = BranchLog(BranchEvaluation.of(method, datalist, weights=tmp_path / "model.pt"), loaders, tmp_path)
+    for _ in range(2):  # known the second time
+        assert log.measure()
+        assert given == [(loaders["training"], "cpu")]
+
+
 def test_measuring_does_not_change_the_training(tmp_path):
     loader = DataLoader([{name: value[0] for name, value in item(seed).items()} for seed in range(2)])
     drawn = []
