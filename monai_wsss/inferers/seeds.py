@@ -173,7 +173,7 @@ class MultiScaleSeeds(nn.Module):
 
     Raises:
         ValueError: no positive scale, an unknown choice, seeds of two kinds that would share a healthy level, or
-            seeds that are joined in different ways.
+            seeds that are joined in different ways; a network that does not give one of the outputs.
 
     Example:
         >>> from monai_wsss.networks import TwoBranchNetwork
@@ -237,7 +237,6 @@ class MultiScaleSeeds(nn.Module):
             network: in evaluation mode; in training mode its dropout acts and its batch statistics change.
             images: with their labels.
         """
-
         size = images.image.shape[2:]
         last = [name for name in self.seeds if self.aux_scales == "last" and name.startswith("auxiliary")]
         every = [name for name in (*self.seeds, *self.logits) if name not in last]
@@ -245,8 +244,8 @@ class MultiScaleSeeds(nn.Module):
 
         def maps(image: torch.Tensor) -> list[torch.Tensor]:
             outputs = network.branches(image) if self.upsample else network.branches(image, upsample=False)
-            kept.update({name: getattr(outputs, name) for name in last})
-            return [getattr(outputs, name) for name in every]
+            kept.update(zip(last, _named(outputs, last), strict=True))
+            return _named(outputs, every)
 
         join, count = str(self.scale.join), len(self.scales)
         sums = sum_over_scales(
@@ -273,3 +272,14 @@ class MultiScaleSeeds(nn.Module):
             for whole, part in zip(wholes, self(network, images.of(found)), strict=True):
                 whole[images.index(found)] = part.to(dtype)
         return wholes
+
+
+def _named(outputs: BranchMaps, names: Sequence[str]) -> list[torch.Tensor]:
+    """Give outputs of a network by name."""
+    lacking = [name for name in names if getattr(outputs, name, None) is None]
+    if lacking:
+        raise ValueError(
+            f"Expected a network whose branches give {', '.join(names)}, it lacks {', '.join(lacking)}: build it with "
+            "such a classifier."
+        )
+    return [getattr(outputs, name) for name in names]
