@@ -694,7 +694,10 @@ def test_a_short_training_beats_no_training_and_trivial_rules(bundle, drawing, b
         "train_datalist": "$monai_wsss.data.load_datalist(@datalist, 'training', modalities=@modalities)[::4]"
     }
     epochs = SHORT
-    if kind == "skin":
+    if "cosa" in bundle.name:
+        # Its first steps train the classifier alone; unrefined, 160 of them had a Dice of 0.81.
+        epochs, small, few, narrow = 8, {"samples": 160, "batch_size": 8}, {"samples": 64}, {"refine": "par"}
+    elif kind == "skin":
         epochs, few = 3, {"samples": 64}  # ImageNet's weights learn the tiles of 16 images by heart soon after
     elif kind == "gland":
         epochs, small, few = 6, {"samples": 320}, {"samples": 64, "encoder_learning_rate": 1e-12}
