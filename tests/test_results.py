@@ -7,21 +7,65 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from monai_wsss.benchmark import Row
+from monai_wsss.benchmark.decision_table import CLASSIFIER, SELF_TRAINED
+from monai_wsss.benchmark.encoder_recipes import BUDGETS, decision_recipes, encoder_recipes, lever_recipes
+from monai_wsss.benchmark.rows import write_rows
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 
 
-def test_tables_are_written_from_the_kept_rows():
+@pytest.fixture(scope="module")
+def generator() -> Any:
     spec = importlib.util.spec_from_file_location("generate_results", RESULTS / "generate.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    page = (RESULTS / "encoders.md").read_text(encoding="utf-8")
-    assert module.generate(page) == page, "run `python docs/results/generate.py`"
+    return module
+
+
+def test_tables_are_written_from_the_kept_rows(generator):
+    assert {path.name for path in generator.PAGES} == {"encoders.md", "cosa.md"}
+    for path in generator.PAGES:
+        page = path.read_text(encoding="utf-8")
+        assert generator.generate(page) == page, "run `python docs/results/generate.py`"
+
+
+def keep(runs: Path, table: str, name: str, values: tuple[float, float], metrics: tuple[str, str]) -> None:
+    for seed in range(3):
+        row = Row(
+            name, "as they are", "validation", seed, {m: {"mean": v} for m, v in zip(metrics, values, strict=True)}
+        )
+        write_rows(runs / table / "validation" / name / f"seed{seed}.json", [row], {})
+
+
+@pytest.mark.parametrize(
+    ("metrics", "default"),
+    [(("tile_auroc", "tile_clean"), "top 25 %"), (("presence_auroc", "healthy_clean"), "top 10 %")],
+)
+def test_the_rule_of_defaults_is_applied_to_the_kept_rows(generator, tmp_path, metrics, default):
+    """Tables at another size or in standardized colors are held against the same default."""
+    assert generator._rule("levers_some", tmp_path) == "No row yet."
+    keep(tmp_path, "levers_some", default, (0.90, 0.90), metrics)
+    keep(tmp_path, "levers_some", "max", (0.95, 0.90), metrics)
+    keep(tmp_path, "levers_some", "stride 8", (0.95, 0.80), metrics)
+    keep(tmp_path, "levers_some_128", default, (0.92, 0.90), metrics)
+    keep(tmp_path, "levers_some_crf", default, (0.99, 0.90), metrics)
+    page = generator.generate("<!-- rule levers_some -->\nold\n<!-- end -->\n", tmp_path)
+    assert page.splitlines()[3:] == [
+        f"| {default} | 3 | 0.900 |  | 0.900 |  | the default |",
+        "| max | 3 | 0.950 | +0.050 | 0.900 | +0.000 | preferred |",
+        "| stride 8 | 3 | 0.950 | +0.050 | 0.800 | -0.100 | not preferred |",
+        f"| {default}, 128 | 3 | 0.920 | +0.020 | 0.900 | +0.000 | preferred |",
+        "<!-- end -->",
+    ]
 
 
 def test_kept_rows_hold_no_paths_and_no_identifiers():
@@ -35,3 +79,25 @@ def test_kept_rows_hold_no_paths_and_no_identifiers():
         assert all(re.fullmatch(r"[0-9a-f]{64}", digest) for digest in content["source"].values())
         assert [Row(**row) for row in content["rows"]]
         assert not re.search(r"\"/|\.png|\.npz|\.jpg|\.pt\b", text), path
+
+
+def test_kept_rows_are_those_of_the_recipes_of_today():
+    """A page must not show rows that the command would make anew."""
+    for path in sorted((RESULTS / "runs").rglob("*.json")):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        told = content["settings"]
+        digest = sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+        assert digest == content["source"]["settings_sha256"], path
+        data = told["data"]
+        kind = "patches" if "every" in data else "tiles" if "crop" in data else "slices"
+        budget = BUDGETS[kind]
+        recipes = {
+            **encoder_recipes(budget, refined=told["measured"].get("refine", "par")),
+            **lever_recipes(budget, in_channels=4),
+            **decision_recipes(budget, classifier=CLASSIFIER, self_trained=SELF_TRAINED),
+        }
+        assert told["measured"]["rule"] == budget.rule or told["row"].startswith(("rule", "healthy")), path
+        if told["recipe"] is not None:
+            recipe = recipes[told["row"] if told["row"] in recipes else CLASSIFIER]
+            own = {name: value for name, value in told["recipe"].items() if name != "teacher"}
+            assert own == json.loads(json.dumps({**recipe.settings, **recipe.unusual})), path

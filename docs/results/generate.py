@@ -1,41 +1,78 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Write the tables of `encoders.md` from the rows in `runs/`: `python docs/results/generate.py`, after new rows."""
+"""Write the tables of some pages from the rows in `runs/`: `python docs/results/generate.py`, after new rows.
+
+`<!-- table NAME -->` marks the place of a table, `<!-- rule NAME -->` that of the verdicts on its rows by the rule of
+defaults: of levers, and of ImageNet's weights against none in a table of encoders.
+"""
 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
-from monai_wsss.benchmark.encoder_recipes import BUDGETS, encoder_recipes, lever_recipes
+from monai_wsss.benchmark.cosa_figures import final_labels
+from monai_wsss.benchmark.cosa_recipes import COSA_BUDGETS, cosa_recipes
+from monai_wsss.benchmark.cosa_table import cosa_sections
+from monai_wsss.benchmark.encoder_recipes import BUDGETS, default_lever, encoder_recipes, lever_recipes
 from monai_wsss.benchmark.encoder_table import encoder_columns
 from monai_wsss.benchmark.formatting import Column, format_rows, values_of
+from monai_wsss.benchmark.lever_rule import format_lever_rule
+from monai_wsss.benchmark.published_numbers import published_tables
 from monai_wsss.benchmark.rows import Row, read_kept_rows
 
 HERE = Path(__file__).parent
-PAGE = HERE / "encoders.md"
+PAGES = [HERE / name for name in ("encoders.md", "cosa.md")]
 NOTHING = "No row yet."
 
 
-def generate(page: str) -> str:
-    """Give the page with the text between each pair of marks replaced by the table that the first mark names."""
-    marks = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-    return marks.sub(lambda found: f"{found[1]}{_table(found[2])}\n{found[3]}", page)
+def generate(page: str, runs: Path = HERE / "runs") -> str:
+    """Give the page with the text between each pair of marks replaced by what the first mark names."""
+    marks = re.compile(r"(<!-- (table|rule) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+    write = {"table": _table, "rule": _rule}
+    return marks.sub(lambda found: f"{found[1]}{write[found[2]](found[3], runs)}\n{found[4]}", page)
 
 
-def _table(name: str) -> str:
-    rows = _in_order(read_kept_rows(HERE / "runs" / name / "validation"))
+def _table(name: str, runs: Path) -> str:
+    if name.startswith("published"):
+        tables = published_tables(name.removeprefix("published_")).items()
+        return "\n\n".join(f"**Table {number}: {told.title}**\n\n{told.markdown()}" for number, told in tables)
+    rows = _in_order(read_kept_rows(runs / name / "validation"))
     if not rows:
         return NOTHING
-    columns = encoder_columns(background=not name.endswith("glas"), bounded=name.startswith("encoder"))
+    if name.startswith("cosa_figures"):
+        return final_labels(rows)
+    if name.startswith("cosa"):
+        return "\n\n".join(f"**{title}**\n\n{table}" for title, table in cosa_sections(rows).items())
+    columns = encoder_columns(background="glas" not in name.split("_"), bounded=name.startswith("encoder"))
     counted = Column("seeds", "dice_pooled", kind="count")
     return format_rows(rows, [counted, *(column for column in columns if _is_filled(column, rows))])
+
+
+def _rule(name: str, runs: Path) -> str:
+    """Hold the rows of a table, and of the same table at another size or in standardized colors, against its default.
+
+    A table with a CRF instead of PAR has the same classifiers, so it says nothing more.
+    """
+    rows = _in_order(read_kept_rows(runs / name / "validation"))
+    for folder in sorted(runs.glob(f"{name}_*")):
+        more = folder.name.removeprefix(f"{name}_").replace("_", " ")
+        if "crf" not in more.split():
+            kept = _in_order(read_kept_rows(folder / "validation"))
+            rows += [replace(row, name=f"{row.name}, {more}") for row in kept]
+    if not rows:
+        return NOTHING
+    kind = "tiles" if values_of(rows, "tile_auroc") else "slices" if values_of(rows, "presence_auroc") else "patches"
+    default = "CAM, from scratch" if name.startswith("encoder") else default_lever(BUDGETS[kind])
+    return format_lever_rule(rows, default)
 
 
 def _in_order(rows: list[Row]) -> list[Row]:
     """Sort rows as the command does: trivial ones last."""
     names = [name for budget in BUDGETS.values() for name in encoder_recipes(budget, refined="par")]
     names += ["scales 1", "scales 0.5, 1", "scales 0.5, 1, 1.5"]
+    names += list(cosa_recipes(COSA_BUDGETS["tiles"]))
     names += [name for budget in BUDGETS.values() for name in lever_recipes(budget, in_channels=4)]
     return sorted(rows, key=lambda row: names.index(row.name) if row.name in names else len(names))
 
@@ -45,4 +82,5 @@ def _is_filled(column: Column, rows: list[Row]) -> bool:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(generate(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in PAGES:
+        page.write_text(generate(page.read_text(encoding="utf-8")), encoding="utf-8")

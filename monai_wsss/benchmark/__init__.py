@@ -12,6 +12,8 @@ from monai_wsss.benchmark.cmer_table import (
     make_cmer_thresholds,
     make_cmer_transforms,
 )
+from monai_wsss.benchmark.cosa_figures import make_cosa_figures
+from monai_wsss.benchmark.cosa_table import make_cosa_table
 from monai_wsss.benchmark.decision_table import make_decision_table
 from monai_wsss.benchmark.encoder_table import make_encoder_table, make_lever_table
 from monai_wsss.benchmark.formatting import Column, format_rows
@@ -46,6 +48,8 @@ __all__ = [
     "make_cmer_table",
     "make_cmer_thresholds",
     "make_cmer_transforms",
+    "make_cosa_figures",
+    "make_cosa_table",
     "make_decision_table",
     "make_encoder_table",
     "make_gland_adaptation",

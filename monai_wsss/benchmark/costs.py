@@ -11,12 +11,13 @@ __all__ = ["forget_peak_memory", "peak_memory_mb"]
 _PROCESS = Path("/proc/self")
 
 
-def forget_peak_memory() -> None:
-    """Let the peak begin anew at the present size; nothing happens where the system has no such count."""
+def forget_peak_memory() -> bool:
+    """Let the peak begin anew at the present size; tell whether the system does so."""
     try:
         (_PROCESS / "clear_refs").write_text("5")
     except OSError:
-        return
+        return False
+    return True
 
 
 def peak_memory_mb() -> float | None:

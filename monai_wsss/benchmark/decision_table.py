@@ -6,7 +6,7 @@
 |----------------------------|-------------------------------------------------------------------------------|
 | scales …                   | maps averaged over these scales; as they are, refined by PAR, by a CRF        |
 | rule …                     | the same maps, cut by another rule                                            |
-| healthy quantile …         | slices: the level of the rule, another quantile of negative training pixels   |
+| healthy quantile …         | slices: cut at this quantile of what negative training pixels respond         |
 | ensemble                   | mean maps of the seeds without those whose image-level AUROC falls behind     |
 | self-training              | a third training, on the second stage's masks of the training images, which   |
 |                            | keep the classes of their labels alone                                        |
@@ -22,14 +22,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from monai_wsss._checks import DataError
 from monai_wsss.benchmark.encoder_recipes import BUDGETS, decision_recipes
 from monai_wsss.benchmark.encoder_table import data_of, encoder_columns, measure_cases, named, rule_of_kind
 from monai_wsss.benchmark.prepared import PreparedData
 from monai_wsss.benchmark.rows import Measured
 from monai_wsss.benchmark.table import BenchmarkTable, Entry, Trained
 from monai_wsss.benchmark.tiles import Tiles
+from monai_wsss.metrics import presence_auroc
 from monai_wsss.networks import MapEnsemble
 from monai_wsss.refinement import ClassMapRefinement, NegativeResponses
 
@@ -82,7 +85,8 @@ def make_decision_table(
     for quantile in _QUANTILES if kind == "slices" else ():
         more = {**words, "rule": "negative_quantile", "quantile": quantile}
         entries.append(Entry(f"healthy quantile {quantile:g}", measure(quantile=quantile), CLASSIFIER, words=more))
-    entries.append(Entry("ensemble of {seeds} seeds", measure(), CLASSIFIER, "all", words={**words, "behind": _BEHIND}))
+    together = {**words, "behind": _BEHIND, **({"compared_on": "training patches"} if kind == "patches" else {})}
+    entries.append(Entry("ensemble of {seeds} seeds", measure(), CLASSIFIER, "all", words=together))
     entries.append(Entry(SELF_TRAINED, measure(), SELF_TRAINED, words=words))
     recipes = decision_recipes(budget, classifier=CLASSIFIER, self_trained=SELF_TRAINED)
     columns = encoder_columns(background=budget.background, bounded=False)
@@ -140,19 +144,37 @@ class _Decisions:
     def _kept(self, trained: Sequence[Trained]) -> list[Trained]:
         """Leave out the seeds whose image-level AUROC, by labels alone, falls behind the best one's."""
         scores = [self._auroc(one) for one in trained]
-        return [one for one, score in zip(trained, scores, strict=True) if score >= max(scores) - _BEHIND]
+        if None in scores:
+            raise DataError(
+                f"The seeds of an ensemble are compared on images with and without the class, and the split "
+                f"{self.data.split} of {self.data.datalist} lacks one of them: choose another `split`."
+            )
+        return [one for one, score in zip(trained, scores, strict=True) if score >= max(scores) - _BEHIND]  # type: ignore[type-var, operator]
 
-    def _auroc(self, one: Trained) -> float:
-        """Give the AUROC of presence on the measured split: of tiles, or of slices."""
+    def _auroc(self, one: Trained) -> float | None:
+        """Give the AUROC of presence on the measured split, of tiles or of slices; of patches on those of the training.
+
+        Whole images of tissue all hold every class: only patches tell a training that failed.
+        """
         network = one.method.network
         if isinstance(self.data, Tiles):
             return float(self.data.presence(network)["tile_auroc"]["mean"])
         if self.kind == "patches":
-            # Whole images of tissue all hold every class: nothing to compare seeds by.
-            return 1.0
+            return self._auroc_of_training(one)
         cases, maps = self.data.whole_maps(one.recipe, network)
         rule = rule_of_kind(network, BUDGETS[self.kind].rule, gated=True)
-        return float(measure_cases(self.data, cases, maps, rule, None)["presence_auroc"]["mean"])
+        found = measure_cases(self.data, cases, maps, rule, None).get("presence_auroc")
+        return None if found is None else float(found["mean"])
+
+    @torch.no_grad()
+    def _auroc_of_training(self, one: Trained) -> float | None:
+        """Give the mean AUROC over the classes, on the training patches of an epoch; None without a negative one."""
+        network: Any = one.method.network
+        batches = list(self.data.loader(self.data.items(one.recipe, 0), one.recipe, 0))
+        logits = torch.cat([network.pool(network(batch["image"])) for batch in batches])
+        labels = torch.cat([torch.as_tensor(batch["label"]) for batch in batches])
+        areas = [presence_auroc(*of_class)[0] for of_class in zip(logits.T, labels.T, strict=True)]
+        return float(np.mean(areas)) if np.isfinite(areas).all() else None
 
     @torch.no_grad()
     def _level(self, one: Trained, quantile: float) -> Any:

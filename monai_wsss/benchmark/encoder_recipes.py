@@ -17,9 +17,10 @@ from monai_wsss.benchmark.recipes import FULL_SUPERVISION, AdamWOneCycle, Recipe
 from monai_wsss.methods import ClassActivationMapping, FullSupervision, PseudoMaskSupervision, WSSSMethod
 from monai_wsss.networks import EfficientNetLite, FrozenEncoder, FusedSegmenter, fused_cam_network, load_encoder_weights
 
-__all__ = ["BUDGETS", "Budget", "decision_recipes", "encoder_recipes", "lever_recipes"]
+__all__ = ["BUDGETS", "Budget", "decision_recipes", "default_lever", "encoder_recipes", "lever_recipes"]
 
 _NETWORK: dict[str, Any] = {"encoder": "lite0", "levels": [2, 3, 4], "stride": 4, "width": 48, "norm_momentum": 0.1}
+_FUSED = {name: _NETWORK[name] for name in ("width", "stride")}
 _FROM_SCRATCH = AdamWOneCycle(learning_rate=2e-3)
 _FINE_TUNED = AdamWOneCycle(learning_rate=2e-3, encoder_learning_rate=3e-4)
 
@@ -121,6 +122,16 @@ def lever_recipes(budget: Budget, *, in_channels: int = 3) -> dict[str, Recipe]:
     return {name: _classifier(budget, "imagenet", **words) for name, words in levers.items()}
 
 
+def default_lever(budget: Budget) -> str:
+    """Name the lever that is no change: the classifier of the table of encoders.
+
+    Example:
+        >>> default_lever(BUDGETS["slices"]) in lever_recipes(BUDGETS["slices"])
+        True
+    """
+    return f"top {budget.topk_share:.0%}".replace("%", " %")
+
+
 def decision_recipes(budget: Budget, *, classifier: str, self_trained: str) -> dict[str, Recipe]:
     """Give the pretrained classifier of the table of encoders, its second stage, and a third training on their masks.
 
@@ -182,14 +193,15 @@ def _encoder(in_channels: int, words: dict[str, Any]) -> EfficientNetLite:
 def _build_cam(in_channels: int, num_classes: int, *, pretrained: str, **words: Any) -> WSSSMethod:
     frozen = words.pop("frozen", False)
     encoder = _encoder(in_channels, words)
-    network = fused_cam_network(FrozenEncoder(encoder) if frozen else encoder, num_classes, **words)
+    fused = {**_FUSED, **words}
+    network = fused_cam_network(FrozenEncoder(encoder) if frozen else encoder, num_classes, **fused)
     load_encoder_weights(network, pretrained)
     return ClassActivationMapping(network)
 
 
 def _build_segmenter(in_channels: int, num_classes: int, pretrained: str, input_range: str, background: bool) -> Any:
     encoder = _encoder(in_channels, {"input_range": input_range})
-    network = FusedSegmenter(encoder, num_classes + background)
+    network = FusedSegmenter(encoder, num_classes + background, **_FUSED)
     load_encoder_weights(network, pretrained)
     return network
 

@@ -183,10 +183,22 @@ class BenchmarkTable:
                 items = attach_pseudo_masks(items, pseudo_masks)
             epochs = settings.epochs or self.epochs
             loader = self.data.loader(items, settings, seed)
-            seconds = _train(method, settings, loader, folder, epochs, self.data.header)
+            handlers = self.handlers(recipe, method, folder, epochs * len(loader))
+            seconds = _train(method, settings, loader, folder, epochs, self.data.header, handlers)
             logger.info("%s, seed %d: %.1f s per epoch", recipe, seed, seconds / epochs)
         method.eval()
         return Trained(settings, seed, method)
+
+    def handlers(self, recipe: str, method: WSSSMethod, folder: Path, steps: int) -> list[Any]:
+        """Give further handlers of a training, which must not change it; none by default.
+
+        Args:
+            recipe: its key.
+            method: what is trained.
+            folder: of its weights.
+            steps: of the whole training.
+        """
+        return []
 
     def pseudo_masks(self, teacher: str, seed: int, **words: Any) -> Path:
         """Give the folder of a teacher's pseudo-masks of its training items; missing ones are written.
@@ -323,14 +335,21 @@ def _claim_folder(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def _train(
-    method: WSSSMethod, recipe: Recipe, loader: DataLoader, folder: Path, epochs: int, header: Mapping[str, Any]
+    method: WSSSMethod,
+    recipe: Recipe,
+    loader: DataLoader,
+    folder: Path,
+    epochs: int,
+    header: Mapping[str, Any],
+    handlers: Sequence[Any] = (),
 ) -> float:
     """Train a method, or go on from its last checkpoint; give the seconds.
 
     Leaves ``model.pt``, ``training_log.csv``, ``seconds.json`` and checkpoints in ``folder``.
     """
     start, cpu_start = time.perf_counter(), time.process_time()
-    forget_peak_memory()
+    # Where the peak does not begin anew it may be that of an earlier training.
+    begins_anew = forget_peak_memory()
     optimizer, scheduler = recipe.optimizer(method, epochs, loader)
     timed: list[int] = []
     trainer = WSSSTrainer(
@@ -339,7 +358,11 @@ def _train(
         loader,
         epochs,
         lr_schedulers=scheduler,
-        train_handlers=[LrScheduleHandler(scheduler, print_lr=False, epoch_level=False), TrainingLog(folder)],
+        train_handlers=[
+            LrScheduleHandler(scheduler, print_lr=False, epoch_level=False),
+            TrainingLog(folder),
+            *handlers,
+        ],
         checkpoint_dir=folder / "checkpoints",
         model_path=folder / "model.pt",
         resume=True,
@@ -349,12 +372,12 @@ def _train(
     trainer.run()
     seconds = time.perf_counter() - start
     steps = {"steps": epochs * len(loader), "timed_steps": len(timed)}
-    # Seconds of the processor do not count other processes, nor a pause.
+    # Seconds of the processor are those of all threads; they do not count other processes, nor a pause.
     costs = {
         "seconds": seconds,
         "cpu_seconds": time.process_time() - cpu_start,
         **steps,
-        "peak_memory_mb": peak_memory_mb(),
+        "peak_memory_mb": peak_memory_mb() if begins_anew else None,
     }
     write_json(folder / "seconds.json", {name: value for name, value in costs.items() if value is not None})
     return seconds

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from monai.data import CacheDataset
 from monai.transforms import (
@@ -27,7 +28,7 @@ from monai.transforms import (
 from torch import nn
 from torch.utils.data import Sampler
 
-from monai_wsss._checks import check_choice
+from monai_wsss._checks import DataError, check_choice
 from monai_wsss._labels import IGNORED
 from monai_wsss.benchmark.prepared import Cases, PreparedData, maps_of
 from monai_wsss.benchmark.recipes import Recipe
@@ -77,12 +78,20 @@ class Tiles(PreparedData):
         self._read: dict[str, Cases] = {}
 
     def check(self) -> None:
-        """Refuse data without tiles, with several classes, or whose tiles are all positive or all negative.
+        """Refuse several classes, and tiles to train on or to measure that are all positive or all negative.
 
         Raises:
             DataError: the table cannot be made of this data.
         """
         self.check_one_class()
+        if self.split == "training":
+            raise DataError("Tiles are measured on images that they were not cut from: choose another `split`.")
+        tiles = load_datalist(self.datalist, f"{self.split}_tiles")
+        if {bool(np.any(tile["label"])) for tile in tiles} != {True, False}:
+            raise DataError(
+                f"The tiles of the split {self.split} of {self.datalist} must be with and without the finding, since "
+                "presence is measured on them: cut more tiles, or choose another `split`."
+            )
 
     @property
     def in_regions(self) -> bool:

@@ -237,6 +237,8 @@ _TABLES = {
     "cmer-errors": "make_cmer_errors",
     "cmer-thresholds": "make_cmer_thresholds",
     "cmer-transforms": "make_cmer_transforms",
+    "cosa": "make_cosa_table",
+    "cosa-figures": "make_cosa_figures",
     "decisions": "make_decision_table",
     "encoder": "make_encoder_table",
     "gland": "make_gland_table",
@@ -245,6 +247,8 @@ _TABLES = {
 }
 _REFINED_TABLES = ("encoder", "levers")
 _ENCODER_TABLES = ("encoder", "levers", "decisions")
+_COSA_TABLES = ("cosa", "cosa-figures")
+_FIXED_TABLES = (*_COSA_TABLES, *_ENCODER_TABLES)
 
 COMMANDS = (
     Command(
@@ -286,7 +290,7 @@ COMMANDS = (
                 "epochs of every training",
                 8,
                 int,
-                only=tuple(name for name in _TABLES if name not in _ENCODER_TABLES),
+                only=tuple(name for name in _TABLES if name not in _FIXED_TABLES),
                 other_defaults={"gland": 6},
             ),
             Argument("--seeds", "seeds of every recipe", (0, 1, 2), whole_numbers),
@@ -324,18 +328,18 @@ COMMANDS = (
             ),
             Argument(
                 "--rows",
-                "encoder tables: make these rows alone, by the names of their folders, e.g. cam_from_scratch,max",
+                "encoder and CoSA tables: make these rows alone, by the names of their folders, e.g. base,gc",
                 (),
                 names,
                 "A,B",
-                only=_ENCODER_TABLES,
+                only=_FIXED_TABLES,
             ),
             Argument(
                 "--runs",
-                "encoder tables: rows of earlier runs, kept and added to",
+                "encoder and CoSA tables: rows of earlier runs, kept and added to",
                 kind=Path,
                 metavar="DIR",
-                only=_ENCODER_TABLES,
+                only=_FIXED_TABLES,
             ),
         ),
     ),

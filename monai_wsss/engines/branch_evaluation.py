@@ -9,7 +9,8 @@
 | `M+M_aux`      | the mean of both, cut at the mean of both xi                    |         |
 | `S`            | the segmentation: the argmax                                    | S'      |
 
-Each branch is measured by every ``label_filter`` and, on request, after a CRF.  The number is the mean IoU over the K
+Each branch is measured by every ``label_filter`` and, on request, after a CRF, which reads the image as it was before
+its normalization where a batch has that (``intensity``).  The number is the mean IoU over the K
 classes and the background, of pixels pooled over the images, as in the papers.
 
 | ``label_filter`` | classes that a mask may hold                                                        |
@@ -27,6 +28,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,9 +38,11 @@ from tqdm import tqdm
 from monai_wsss._checks import DataError, check_choice, plain_tensor
 from monai_wsss._resize import resize_linear
 from monai_wsss.data import load_header
-from monai_wsss.engines.checkpoint import latest_checkpoint, load_tensors
+from monai_wsss.engines.checkpoint import latest_checkpoint, load_tensors, with_weights
 from monai_wsss.metrics import PixelCounts, count_pixels, iou_score, miou_pooled
-from monai_wsss.refinement import ClassMapRefinement, LabeledImages, MaskRule
+from monai_wsss.metrics.segmentation import where_referenced
+from monai_wsss.networks.reading_record import check_order
+from monai_wsss.refinement import ClassMapRefinement, DenseCRF, LabeledImages, MaskRule
 
 __all__ = ["BranchEvaluation"]
 
@@ -58,12 +62,13 @@ class BranchEvaluation:
         classes: names of the K classes.
         background: average over the background, too.
         label_filters: of the table above.
-        crf: a :class:`~monai_wsss.refinement.DenseCRF`, whose masks are measured besides; None: no CRF.
+        crf: a :class:`~monai_wsss.refinement.DenseCRF`, or ``"crf"`` for one with its defaults, whose masks are
+            measured besides; None or ``"none"``: no CRF.
         grid: size to which images are brought, regardless of their proportions; maps are brought back. None: their own.
         device: of the networks.
 
     Raises:
-        ValueError: no network, or an unknown filter.
+        ValueError: no network or filter, an unknown filter, or another ``crf``.
 
     Example:
         >>> from monai_wsss.inferers import MinMax, MultiScaleSeeds
@@ -85,12 +90,14 @@ class BranchEvaluation:
         *,
         background: bool = True,
         label_filters: Sequence[str] = ("none", "given"),
-        crf: Any = None,
+        crf: DenseCRF | str | None = None,
         grid: Sequence[int] | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         if not networks or not label_filters:
-            raise ValueError(f"Expected one or more `networks` and `label_filters`, got {list(networks)}.")
+            raise ValueError(
+                f"Expected one or more `networks` and `label_filters`, got {list(networks)} and {list(label_filters)}."
+            )
         for label_filter in label_filters:
             check_choice("label_filters", label_filter, _FILTERS)
         self.networks = dict(networks)
@@ -99,9 +106,13 @@ class BranchEvaluation:
         self.classes = tuple(classes)
         self.background = background
         self.label_filters = tuple(label_filters)
-        self.refinements = {False: None} if crf is None else {False: None, True: ClassMapRefinement(crf)}
+        refinement = ClassMapRefinement.of(crf, next(iter(self.networks.values())))
+        if refinement is not None and not isinstance(refinement.part, DenseCRF):
+            raise ValueError(f"Expected `crf` to be a DenseCRF, 'crf' or 'none', got {crf!r}.")
+        self.refinements = {False: None} if refinement is None else {False: None, True: refinement}
         self.grid = grid
         self.device = device
+        self._measure_level: Callable[..., None] | None = None
 
     @classmethod
     def of(
@@ -125,17 +136,21 @@ class BranchEvaluation:
             words: further arguments of the class.
 
         Raises:
-            DataError: neither a checkpoint nor the weights exist, though one of them was named.
+            ValueError: a method without these parts.
+            DataError: neither a checkpoint nor the weights exist, though one of them was named; they are of another
+                network or method, or of images in another order than the datalist's.
         """
         core = getattr(method, "module", method)
-        networks = {"assignment": core.network, "online": core.online}
+        if not hasattr(core, "online") or not hasattr(core, "auxiliary_labels"):
+            raise ValueError(f"Expected a co-training method, such as CoSA, got {type(core).__name__}.")
+        header, networks = load_header(datalist), {"assignment": core.network, "online": core.online}
         if checkpoint_dir is not None or weights is not None:
             path = None if checkpoint_dir is None else latest_checkpoint(checkpoint_dir)
             if path is not None:
-                core.load_state_dict(load_tensors(path)["method"])
+                _fill(core, path)
                 logger.info("Both networks and their thresholds are those of %s.", path)
             elif weights is not None and os.path.isfile(weights):
-                core.network.load_state_dict(load_tensors(weights))
+                with_weights(core.network, weights)
                 del networks["online"]
                 logger.warning(
                     "No checkpoint: of %s the deployed network alone is measured, at the thresholds of the preset.",
@@ -143,20 +158,40 @@ class BranchEvaluation:
                 )
             else:
                 raise DataError(f"Expected a checkpoint in {checkpoint_dir} or the weights {weights}: train first.")
+            check_order(core.network, header, path or str(weights))
         if core.online is core.network:
             networks = {"network": core.network}
-        header = load_header(datalist)
         thresholds = [_threshold_of(maker) for maker in (core.labels, core.auxiliary_labels)]
         words = {"background": header.get("background", True), **words}
-        return cls(networks, core.seeds, thresholds, header["classes"], **words)
+        evaluation = cls(networks, core.seeds, thresholds, header["classes"], **words)
+        evaluation._measure_level = getattr(core, "measure_negative_reference", None)
+        return evaluation
+
+    @property
+    def ready(self) -> bool:
+        """Tell whether class maps can be scaled: those above a healthy level wait until it is known."""
+        return bool(getattr(self.seeds, "ready", True))
+
+    def prepare(self, train_data_loader: Iterable[Mapping[str, Any]]) -> None:
+        """Measure the healthy level of the class maps where it is needed and not known, by image-level labels alone.
+
+        Checkpoints hold it from the end of the warm-up on; the weights of the deployed network do not.
+
+        Args:
+            train_data_loader: training images, batches with ``image`` and ``label``.
+        """
+        if not self.ready and self._measure_level is not None:
+            logger.info("The healthy level of the class maps is measured on the training images, by their labels.")
+            self._measure_level(train_data_loader, self.device)
 
     @torch.no_grad()
     def measure(self, loader: Iterable[Mapping[str, Any]], *, split: str = "") -> list[Row]:
         """Measure all branches on the images of a split.
 
         Args:
-            loader: batches, or single items in a batch axis, with ``image`` (B, C, *S), ``label`` (B, K) and ``mask``
-                (B, 1, *S).  Images of a class without a mask are left out; healthy images need none.
+            loader: batches, or single items in a batch axis, with ``image`` (B, C, *S), ``label`` (B, K), ``mask``
+                (B, 1, *S) and, for the CRF, ``intensity`` (B, C', *S).  Images without a label are left out, and those
+                of a class without a mask; healthy images need none.
             split: name for the rows.
 
         Returns:
@@ -166,6 +201,7 @@ class BranchEvaluation:
 
         Raises:
             DataError: no image can be measured.
+            ValueError: images of other dimensions than a network or the grid.
         """
         counts: dict[tuple[str, str, str, bool], list[PixelCounts]] = {}
         seconds: dict[Any, float] = {}
@@ -175,12 +211,12 @@ class BranchEvaluation:
             network.eval()
         try:
             for batch in tqdm(loader, desc=f"branches {split}".strip(), disable=None):
-                for image, label, reference in _cases(batch):
+                for item, label, reference in _cases(batch):
                     if reference is None:
                         left_out += 1
                         continue
                     images += 1
-                    for key, mask in self._masks(image, label, reference.shape[1:], seconds):
+                    for key, mask in self._masks(item, label, reference.shape[1:], seconds):
                         counts.setdefault(key, []).append(count_pixels(mask, reference, num_classes=len(self.classes)))
         finally:
             for name, network in self.networks.items():
@@ -191,10 +227,10 @@ class BranchEvaluation:
         return [self._row(key, counts[key], seconds, common) for key in counts]
 
     def _masks(
-        self, image: torch.Tensor, label: torch.Tensor, size: Sequence[int], seconds: dict[Any, float]
+        self, item: Mapping[str, torch.Tensor], label: torch.Tensor, size: Sequence[int], seconds: dict[Any, float]
     ) -> Iterator[tuple[tuple[str, str, str, bool], torch.Tensor]]:
-        """Give the masks (1, *S) of one image (1, C, *S), of all branches, at the size of its reference."""
-        image = image.to(self.device)
+        """Give the masks (1, *S) of one image, of all branches, at the size of its reference."""
+        image = item["image"][None].to(self.device)
         for name, network in self.networks.items():
             start = time.perf_counter()
             branches, predicted = self._branches(network, image, size)
@@ -211,7 +247,8 @@ class BranchEvaluation:
                         if refine is None:
                             mask = decide.mask(scores, chosen)[0].cpu()
                         else:
-                            mask = refine(decide, scores, resize_linear(image, size), chosen).mask[0].cpu()
+                            shown = resize_linear(refine.image_of(item), size)
+                            mask = refine(decide, scores, shown, chosen).mask[0].cpu()
                         key = (name, branch, label_filter, with_crf)
                         _add(seconds, key, start)
                         yield key, mask
@@ -220,6 +257,12 @@ class BranchEvaluation:
         self, network: Any, image: torch.Tensor, size: Sequence[int]
     ) -> tuple[dict[str, tuple[dict[str, Any], torch.Tensor]], torch.Tensor | None]:
         """Give each branch's rule and scores at a size, of all classes; and the predicted label where it is asked."""
+        dims = int(getattr(network, "spatial_dims", image.ndim - 2))
+        if image.ndim - 2 != dims or len(self.grid or image.shape[2:]) != dims:
+            raise ValueError(
+                f"Expected images of {dims} dimensions, as the network takes them, and a `grid` of as many, got "
+                f"{tuple(image.shape[2:])} and {self.grid}: measure a network of slices on slices."
+            )
         given = image if self.grid is None else resize_linear(image, self.grid)
         every = LabeledImages(given, given.new_ones(1, len(self.classes)), validate_args=False)
         *maps, logits = (resize_linear(each, size) for each in self.seeds(network, every))
@@ -250,9 +293,8 @@ class BranchEvaluation:
         common: Row,
     ) -> Row:
         network, branch, label_filter, with_crf = key
-        total = PixelCounts(*(np.sum(part, axis=0) for part in zip(*counts, strict=True)))
-        referenced = total.tp + total.fn > 0
-        ious = dict(zip(("background", *self.classes), iou_score(total).tolist(), strict=True))
+        total = PixelCounts.sum_of(counts)
+        ious = where_referenced(iou_score(total), total).tolist()
         miou = float(miou_pooled(total, background=self.background))
         return {
             **common,
@@ -263,8 +305,21 @@ class BranchEvaluation:
             "threshold": self.cuts.get(branch),
             "images_per_second": common["images"] / max(seconds[network] + seconds[key], 1e-9),
             "miou": None if np.isnan(miou) else miou,
-            "iou": {name: iou if known else None for (name, iou), known in zip(ious.items(), referenced, strict=True)},
+            "iou": {
+                name: None if np.isnan(iou) else iou
+                for name, iou in zip(("background", *self.classes), ious, strict=True)
+            },
         }
+
+
+def _fill(method: Any, checkpoint: Path) -> None:
+    """Load the state of a method from a checkpoint of its training."""
+    try:
+        method.load_state_dict(load_tensors(checkpoint)["method"])
+    except RuntimeError as error:
+        raise DataError(
+            f"{checkpoint} holds another method: measure with the settings of its training. {error}"
+        ) from error
 
 
 def _threshold_of(maker: Any) -> Callable[[], Any]:
@@ -275,15 +330,21 @@ def _threshold_of(maker: Any) -> Callable[[], Any]:
     return lambda: torch.as_tensor(threshold()).float().mean()
 
 
-def _cases(batch: Mapping[str, Any]) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
-    """Give image (1, C, *S), label (1, K) and reference (1, *S), or None where pixels are unknown."""
-    images, labels = plain_tensor(batch["image"]).float(), plain_tensor(batch["label"]).float()
-    for place, (image, label) in enumerate(zip(images, labels, strict=True)):
-        if "mask" in batch:
-            yield image[None], label[None], plain_tensor(batch["mask"])[place]
-        else:
-            healthy = torch.zeros(1, *image.shape[1:], dtype=torch.uint8)
-            yield image[None], label[None], None if label.any() else healthy
+def _cases(
+    batch: Mapping[str, Any],
+) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor | None]]:
+    """Give image and intensity (C, *S), label (1, K) and reference (1, *S), or None where an image is left out."""
+    shown = {name: plain_tensor(batch[name]).float() for name in ("image", "intensity") if name in batch}
+    labels = plain_tensor(batch["label"]).float() if "label" in batch else None
+    for place in range(len(shown["image"])):
+        item = {name: images[place] for name, images in shown.items()}
+        label = torch.zeros(1, 0) if labels is None else labels[place : place + 1]
+        reference: torch.Tensor | None = None
+        if labels is not None and "mask" in batch:
+            reference = plain_tensor(batch["mask"])[place]
+        elif labels is not None and not label.any():
+            reference = torch.zeros(1, *item["image"].shape[1:], dtype=torch.uint8)
+        yield item, label, reference
 
 
 def _add(seconds: dict[Any, float], key: Any, start: float) -> None:

@@ -23,13 +23,16 @@ __all__ = ["BranchLog"]
 logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
+_LOG = "branches.csv"
 
 
 class BranchLog:
     """A handler that measures all branches during a training, by interval, and writes ``branches.csv``.
 
-    A resumed run keeps the rows of the epochs before it.  :meth:`measure` measures once, without a training, and also
-    writes ``branches.json``.
+    A resumed run keeps the rows of the epochs before it.  :meth:`measure` measures once, without a training, and writes
+    ``branches_once.csv`` and ``branches.json``, so that the log of a training in the same folder stays.  Where class
+    maps need a healthy level, the log begins when training knows it, and :meth:`measure` gets it from the images of the
+    split ``training``.
 
     Args:
         evaluation: what measures.
@@ -63,16 +66,18 @@ class BranchLog:
         engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self._log)
 
     def measure(self) -> list[Row]:
-        """Measure now, write ``branches.json`` and ``branches.csv``, and give the rows."""
-        rows = self._measured()
+        """Measure now, write ``branches.json`` and ``branches_once.csv``, and give the rows."""
         make_directory(self.output_dir)
+        if "training" in self.loaders:
+            self.evaluation.prepare(self.loaders["training"])
+        rows = self._measured()
         content = {"reads": "pixel masks, to measure only", "metric": "mIoU of pooled pixels", "rows": rows}
         write_json(self.output_dir / "branches.json", content)
-        self._write([_line(row) for row in rows])
+        self._write("branches_once.csv", [_line(row) for row in rows])
         return rows
 
     def _start(self, engine: Engine) -> None:
-        path = self.output_dir / "branches.csv"
+        path = self.output_dir / _LOG
         if engine.state.epoch and path.is_file():
             with open(path, newline="", encoding="utf-8") as file:
                 lines = list(csv.DictReader(file))
@@ -81,12 +86,17 @@ class BranchLog:
     def _log(self, engine: Engine) -> None:
         if not is_main_process():
             return
+        if not self.evaluation.ready:
+            logger.warning(
+                "Epoch %d: no branch is measured, the class maps have no healthy level yet.", engine.state.epoch
+            )
+            return
         now = {"epoch": engine.state.epoch, "iteration": engine.state.iteration}
         # A loader draws from torch's global generator: the training goes on as if nobody had measured.
         with torch.random.fork_rng(devices=[]):
             self._lines += [now | _line(row) for row in self._measured()]
         make_directory(self.output_dir)
-        self._write(self._lines)
+        self._write(_LOG, self._lines)
 
     def _measured(self) -> list[Row]:
         rows = [row for split, loader in self.loaders.items() for row in self.evaluation.measure(loader, split=split)]
@@ -99,10 +109,10 @@ class BranchLog:
             )
         return rows
 
-    def _write(self, lines: Sequence[Mapping[str, Any]]) -> None:
+    def _write(self, file_name: str, lines: Sequence[Mapping[str, Any]]) -> None:
         names = list(dict.fromkeys(name for line in lines for name in line))
         with (
-            atomic_path(self.output_dir / "branches.csv") as temporary,
+            atomic_path(self.output_dir / file_name) as temporary,
             open(temporary, "w", newline="", encoding="utf-8") as file,
         ):
             writer = csv.DictWriter(file, names, restval="")

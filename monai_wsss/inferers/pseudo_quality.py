@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -67,7 +66,7 @@ def score_pseudo_masks(
         counts.append(count_pixels(found, truth, num_classes=len(classes)))
     if not counts:
         raise DataError("No case of the split has a pixel mask: the quality of its pseudo-masks cannot be measured.")
-    total = PixelCounts(*(np.sum(part, axis=0) for part in zip(*counts, strict=True)))
+    total = PixelCounts.sum_of(counts)
     miou = float(miou_pooled(total, background=background))
     by_class = {f"iou_pooled/{name}": float(iou) for name, iou in zip(classes, iou_score(total)[1:], strict=True)}
     content = {

@@ -114,11 +114,15 @@ class AboveHealthyLevel(nn.Module):
         self._filled = False
         self.register_load_state_dict_post_hook(_look_again)
 
+    @property
+    def ready(self) -> bool:
+        """Tell whether every class has a level: read from the device until it is so, then never again."""
+        self._filled = self._filled or bool(self.level.filled.all())
+        return self._filled
+
     def forward(self, seeds: torch.Tensor) -> torch.Tensor:
         """Scale raw seeds: ``(B, K, *S) -> (B, K, *S)`` in [0, 1]."""
-        # Read from the device until it is so, then never again.
-        self._filled = self._filled or bool(self.level.filled.all())
-        if not self._filled:
+        if not self.ready:
             raise ValueError(
                 "Expected training images without each class before labels are made, which `seed_scale='reference'` "
                 "needs: take 'minmax', or for weights read from a file call `measure_negative_reference` first."
@@ -159,6 +163,7 @@ class MultiScaleSeeds(nn.Module):
     Args:
         scale: brings raw seeds to [0, 1], and says by ``join`` how the mirror image joins them.
         scales: factors of the image's size.
+        auxiliary_scale: does so for all seeds but the first; None: ``scale`` does.
         seeds: which outputs of ``network.branches`` are seeds; CoSA has ``auxiliary_seeds``, too.
         logits: which are logits.
         aux_scales: of which scales auxiliary seeds are made: ``"all"``, or ``"last"``, as in the released code of CoSA.
@@ -167,7 +172,8 @@ class MultiScaleSeeds(nn.Module):
             the image (BMP); False: it does not (CoSA).
 
     Raises:
-        ValueError: no positive scale, or an unknown choice.
+        ValueError: no positive scale, an unknown choice, seeds of two kinds that would share a healthy level, or
+            seeds that are joined in different ways; a network that does not give one of the outputs.
 
     Example:
         >>> from monai_wsss.networks import TwoBranchNetwork
@@ -182,6 +188,7 @@ class MultiScaleSeeds(nn.Module):
         scale: MinMax | AboveHealthyLevel,
         scales: Sequence[float] = (1.0, 0.5, 1.5),
         *,
+        auxiliary_scale: MinMax | AboveHealthyLevel | None = None,
         seeds: Sequence[str] = ("seeds",),
         logits: Sequence[str] = ("segmentation",),
         aux_scales: str = "all",
@@ -191,13 +198,36 @@ class MultiScaleSeeds(nn.Module):
         super().__init__()
         check_scales(scales)
         check_choice("aux_scales", aux_scales, ("all", "last"))
+        if auxiliary_scale is None and len(seeds) > 1 and isinstance(scale, AboveHealthyLevel):
+            raise ValueError("Expected an `auxiliary_scale`: each kind of seeds has a healthy level of its own.")
+        if auxiliary_scale is not None and auxiliary_scale.join != scale.join:
+            raise ValueError(
+                f"Expected an `auxiliary_scale` of the kind of `scale`, got {type(auxiliary_scale).__name__} and "
+                f"{type(scale).__name__}."
+            )
         self.scale = scale
+        self.auxiliary_scale = auxiliary_scale
         self.scales = tuple(scales)
         self.seeds = tuple(seeds)
         self.logits = tuple(logits)
         self.aux_scales = aux_scales
         self.sum_logits = sum_logits
         self.upsample = upsample
+
+    def scale_of(self, name: str) -> MinMax | AboveHealthyLevel:
+        """Give what scales a kind of seeds."""
+        return self.scale if self.auxiliary_scale is None or name == self.seeds[0] else self.auxiliary_scale
+
+    @property
+    def healthy_levels(self) -> dict[str, AboveHealthyLevel]:
+        """Give the scales that follow a healthy level, by the kind of their seeds."""
+        scales = {name: self.scale_of(name) for name in self.seeds}
+        return {name: scale for name, scale in scales.items() if isinstance(scale, AboveHealthyLevel)}
+
+    @property
+    def ready(self) -> bool:
+        """Tell whether every healthy level is known; a GPU is waited for until it is so, then never again."""
+        return all(scale.ready for scale in self.healthy_levels.values())
 
     @torch.no_grad()
     def forward(self, network: TwoBranches, images: LabeledImages) -> tuple[torch.Tensor, ...]:
@@ -207,7 +237,6 @@ class MultiScaleSeeds(nn.Module):
             network: in evaluation mode; in training mode its dropout acts and its batch statistics change.
             images: with their labels.
         """
-
         size = images.image.shape[2:]
         last = [name for name in self.seeds if self.aux_scales == "last" and name.startswith("auxiliary")]
         every = [name for name in (*self.seeds, *self.logits) if name not in last]
@@ -215,8 +244,8 @@ class MultiScaleSeeds(nn.Module):
 
         def maps(image: torch.Tensor) -> list[torch.Tensor]:
             outputs = network.branches(image) if self.upsample else network.branches(image, upsample=False)
-            kept.update({name: getattr(outputs, name) for name in last})
-            return [getattr(outputs, name) for name in every]
+            kept.update(zip(last, _named(outputs, last), strict=True))
+            return _named(outputs, every)
 
         join, count = str(self.scale.join), len(self.scales)
         sums = sum_over_scales(
@@ -226,9 +255,9 @@ class MultiScaleSeeds(nn.Module):
         counts = dict.fromkeys(every, count) | dict.fromkeys(last, 1)
         totals |= {name: join_mirrored(maps, join, size) for name, maps in kept.items()}
         present = images.label.reshape(*images.label.shape, *[1] * len(size))
-        seeds = (totals[name] if self.scale.of_sum else totals[name] / counts[name] for name in self.seeds)
+        seeds = ((name, totals[name] / (1 if self.scale_of(name).of_sum else counts[name])) for name in self.seeds)
         logits = (totals[name] * 2 if self.sum_logits else totals[name] / count for name in self.logits)
-        return *(self.scale(maps) * present for maps in seeds), *logits
+        return *(self.scale_of(name)(maps) * present for name, maps in seeds), *logits
 
     @torch.no_grad()
     def of_found(self, network: TwoBranches, images: LabeledImages) -> tuple[torch.Tensor, ...]:
@@ -243,3 +272,14 @@ class MultiScaleSeeds(nn.Module):
             for whole, part in zip(wholes, self(network, images.of(found)), strict=True):
                 whole[images.index(found)] = part.to(dtype)
         return wholes
+
+
+def _named(outputs: BranchMaps, names: Sequence[str]) -> list[torch.Tensor]:
+    """Give outputs of a network by name."""
+    lacking = [name for name in names if getattr(outputs, name, None) is None]
+    if lacking:
+        raise ValueError(
+            f"Expected a network whose branches give {', '.join(names)}, it lacks {', '.join(lacking)}: build it with "
+            "such a classifier."
+        )
+    return [getattr(outputs, name) for name in names]

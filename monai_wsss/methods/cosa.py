@@ -113,6 +113,7 @@ class CoSA(TwoBranchMethod):
         if average is not None:
             network.requires_grad_(False).eval()
         self._progress: Progress | None = None
+        self._waits = False
         self.to(next(network.parameters()).device)
 
     @classmethod
@@ -120,7 +121,7 @@ class CoSA(TwoBranchMethod):
         """Build all terms on the tiny convolutional encoder: overfits one batch in seconds on a CPU."""
         encoder = ConvPyramid(spatial_dims, in_channels, width=4, attention_heads=0)
         network = cls.network_from_preset(encoder=encoder, num_classes=num_classes, decoder_width=8, width=8, stride=2)
-        return cls.from_preset(network=network, momentum=0.9, queue=8)
+        return cls.from_preset(network=network, momentum=0.9, queue=8, seed_scale="minmax")
 
     @classmethod
     @takes_arguments_of(CosaSettings)
@@ -210,7 +211,10 @@ class CoSA(TwoBranchMethod):
         losses = {"classification": _l_cls(outputs.logits, images.label)}
         losses["auxiliary_classification"] = _l_cls(outputs.auxiliary_logits, images.label)
         on = {name: getattr(self, name) for name in terms if getattr(self, name) is not None}
-        return losses | {name: term(progress, *terms[name]) for name, term in on.items()}
+        if begun := Term.any_begun(progress, *on.values()):
+            self.follow_healthy_level(images)
+        self._waits = begun and not self.seeds.ready
+        return losses | {name: term(progress, *terms[name], when=not self._waits) for name, term in on.items()}
 
     def assignments(self, images: LabeledImages) -> tuple[torch.Tensor, ...]:
         """Give M' and M†' (B, K, *S) in [0, 1] and S' (B, K + 1, *S), all 0 for healthy images."""
@@ -244,9 +248,14 @@ class CoSA(TwoBranchMethod):
         return self.c2s is None and self.auxiliary_c2s is None and self.energy is None
 
     def collapse_warnings(self) -> list[str]:
-        """Add to those of every method that the run is shorter than the warm-up."""
+        """Add to those of every method that the run is shorter than the warm-up, and that there is no healthy level."""
+        waits = ["no image without each class has come yet, so the branches teach nothing."] if self._waits else []
         begun = [term.ramp for term in (self.c2s, self.auxiliary_c2s, self.s2c, self.csc, self.energy) if term]
-        return super().collapse_warnings() + short_run_sentences({"warm_up": begun[0]} if begun else {}, self._progress)
+        return (
+            super().collapse_warnings()
+            + waits
+            + short_run_sentences({"warm_up": begun[0]} if begun else {}, self._progress)
+        )
 
 
 def _l_cls(logits: Any, label: torch.Tensor) -> torch.Tensor:

@@ -25,7 +25,7 @@ from torch import nn
 from monai_wsss._checks import as_flag, check_choice
 from monai_wsss._labels import IGNORED
 from monai_wsss.engines import Term, WeightAverage, WeightRamp
-from monai_wsss.inferers import MinMax, MultiScaleSeeds
+from monai_wsss.inferers import AboveHealthyLevel, MinMax, MultiScaleSeeds
 from monai_wsss.losses import (
     BalancedCrossEntropyLoss,
     ContrastiveSeparationLoss,
@@ -117,6 +117,11 @@ COSA_WORDS = _table(
         "csc_temperature": ((0.5, "ours: the paper gives none"),),
         "csc_pairs": (("image", "ours"),),
         "csc_max_anchors": ((None, "Eq. 9: all"),),
+        "seed_scale": (
+            ("minmax", "Sec. 3.1"),
+            ("minmax", "released"),
+            ("reference", "ours: as in BMP trained on small data; chosen by Dice on validation images of PH2"),
+        ),
         "min_peak": ((0.0, "released"),),
         "over_processes": ((True, "ours: the released code has one threshold per process"),),
     }
@@ -199,6 +204,9 @@ class CosaSettings:
         csc_temperature: tau of L_csc.
         csc_pairs: pairs of pixels within each ``"image"``, or within the ``"batch"``.
         csc_max_anchors: at most so many pixels per image, drawn at random; None: all.
+        seed_scale: ``"minmax"``: class maps are scaled per image and class from 0 to the image's peak; ``"reference"``:
+            they are 0 at the level of images without the class, which training follows, for networks with
+            ``pooled="maps"``.
         min_peak: class maps that peak lower are not scaled to 1, see :class:`~monai_wsss.inferers.MinMax`.
         over_processes: whether thresholds, weights and separation are those of the batch of all processes.
 
@@ -243,6 +251,7 @@ class CosaSettings:
     csc_temperature: float
     csc_pairs: str
     csc_max_anchors: int | None
+    seed_scale: str
     min_peak: float
     over_processes: bool
 
@@ -261,6 +270,7 @@ class CosaSettings:
         check_choice("guide", self.guide, ("spl", "noise", "none"))
         check_choice("c2s_loss", self.c2s_loss, ("ce", "balanced"))
         check_choice("thresholds", self.thresholds, ("one", "two"))
+        check_choice("seed_scale", self.seed_scale, ("minmax", "reference"))
         check_choice("csc_vector", self.csc_vector, ("cosine", "sigmoid", "bgcat"))
         if self.raw and (self.c2s_loss == "balanced" or self.thresholds == "two"):
             raise ValueError(
@@ -318,8 +328,9 @@ class CosaSettings:
         )
         return {
             "seeds": MultiScaleSeeds(
-                MinMax(words.min_peak),
+                words._scale(num_classes),
                 words.scales,
+                auxiliary_scale=words._scale(num_classes),
                 seeds=("seeds", "auxiliary_seeds"),
                 aux_scales=words.aux_scales,
                 sum_logits=True,
@@ -337,6 +348,9 @@ class CosaSettings:
             "energy": words._term(energy, words.energy_weight, words.energy),
             "average": WeightAverage(words.momentum) if words.sa else None,
         }
+
+    def _scale(self, num_classes: int) -> MinMax | AboveHealthyLevel:
+        return MinMax(self.min_peak) if self.seed_scale == "minmax" else AboveHealthyLevel(num_classes)
 
     def _term(self, loss: nn.Module, weight: float, on: bool = True) -> Term | None:
         assert isinstance(self.warm_up, WeightRamp)

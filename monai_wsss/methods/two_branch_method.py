@@ -13,7 +13,7 @@ from torch import nn
 
 from monai_wsss._checks import check_label, float32_or_wider
 from monai_wsss._resize import resize_linear
-from monai_wsss.inferers import AboveHealthyLevel, MultiScaleSeeds
+from monai_wsss.inferers import MultiScaleSeeds
 from monai_wsss.methods.base import WSSSMethod, grouped_parameters
 from monai_wsss.networks import BranchOutputs, TwoBranchNetwork
 from monai_wsss.networks.encoder_facts import new_layers_in
@@ -112,14 +112,18 @@ class TwoBranchMethod(WSSSMethod):
             train_data_loader: batches with ``image`` and ``label``.
             device: of the network.
         """
-        scale = self.seeds.scale
-        if isinstance(scale, AboveHealthyLevel):
+        levels = self.seeds.healthy_levels
+        if not levels:
+            return
 
-            def seeds(image: torch.Tensor) -> torch.Tensor:
-                return self.network.branches(image, upsample=False).seeds
+        def seeds(image: torch.Tensor) -> torch.Tensor:
+            outputs = self.network.branches(image, upsample=False)
+            return torch.cat([getattr(outputs, name) for name in levels], dim=1)
 
-            responses = self._negative_responses(seeds, self.network.num_classes, train_data_loader, device)
-            scale.set_level(responses.reference())
+        channels = len(levels) * self.network.num_classes
+        responses = self._negative_responses(seeds, channels, train_data_loader, device)
+        for scale, level in zip(levels.values(), responses.reference().chunk(len(levels)), strict=True):
+            scale.set_level(level)
 
     @property
     def label_maker(self) -> Any:
@@ -157,14 +161,16 @@ class TwoBranchMethod(WSSSMethod):
 
         The pass runs in the mode for labels: with the statistics of the batch the responses would differ.
         """
-        if not isinstance(self.seeds.scale, AboveHealthyLevel) or not self.training:
+        levels = self.seeds.healthy_levels
+        if not levels or not self.training:
             return
-        some, maps = images.of(images.without_some), None
+        some, outputs = images.of(images.without_some), None
         if len(some):
             with self.label_mode():
-                maps = self.at_size(self.network.branches(some.image, upsample=False).seeds, some)
-        # Also where no image lacks a class: the other processes of a run wait for this one.
-        self.seeds.scale.follow(maps, some)
+                outputs = self.network.branches(some.image, upsample=False)
+        for name, scale in levels.items():
+            # Also where no image lacks a class: the other processes of a run wait for this one.
+            scale.follow(None if outputs is None else self.at_size(getattr(outputs, name), some), some)
 
     @contextmanager
     def label_mode(self) -> Iterator[None]:

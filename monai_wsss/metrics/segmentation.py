@@ -11,7 +11,7 @@ has no overlap if no reference holds a pixel of it (:func:`where_referenced`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -57,6 +57,17 @@ class PixelCounts(NamedTuple):
     fp: np.ndarray
     fn: np.ndarray
     tn: np.ndarray
+
+    @classmethod
+    def sum_of(cls, counts: Iterable[PixelCounts]) -> PixelCounts:
+        """Add up the counts of one or more cases, for pooled metrics.
+
+        Example:
+            >>> one = count_pixels(np.array([1, 0]), np.array([1, 1]))
+            >>> PixelCounts.sum_of([one, one]).fn.tolist()
+            [0, 2]
+        """
+        return cls(*(np.sum(part, axis=0) for part in zip(*counts, strict=True)))
 
 
 def count_pixels(

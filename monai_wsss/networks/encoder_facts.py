@@ -39,11 +39,13 @@ def encoder_name(encoder: nn.Module) -> str:
     """Name an encoder and what wraps it, for the record of a run.
 
     Example:
-        >>> from monai_wsss.networks import AttentionPyramid, ConvPyramid, FrozenEncoder
+        >>> from monai_wsss.networks import AttentionPyramid, ConvPyramid, FrozenEncoder, TwoFusedMaps
         >>> encoder_name(AttentionPyramid(FrozenEncoder(ConvPyramid.tiny()), heads=2))
         'AttentionPyramid of FrozenEncoder (all) of ConvPyramid'
+        >>> encoder_name(TwoFusedMaps.tiny())
+        'TwoFusedMaps of FusedFeatures of ConvPyramid'
     """
-    frozen, inner = getattr(encoder, "frozen", None), getattr(encoder, "encoder", None)
+    frozen, inner = getattr(encoder, "frozen", None), getattr(encoder, "encoder", getattr(encoder, "fused", None))
     name = type(encoder).__name__ + (f" ({frozen})" if isinstance(frozen, str) else "")
     return f"{name} of {encoder_name(inner)}" if isinstance(inner, nn.Module) else name
 

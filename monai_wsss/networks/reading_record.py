@@ -165,7 +165,7 @@ def check_order(network: nn.Module, header: Mapping[str, Any], checkpoint: str |
     began, now = recorded_reading(network)["order"], header.get("order") or XY
     if began not in (None, now):
         raise DataError(
-            f"{checkpoint} is of a training on images in the order {began}, but the data now say {now}: resume with "
+            f"{checkpoint} is of a training on images in the order {began}, but the data now say {now}: go on with "
             "the same data, or begin anew."
         )
 

@@ -158,6 +158,8 @@ class VisionTransformer(nn.Module):
                 "Expected `in_channels`, `num_heads` and `patch_size` of at least 1 and a `hidden_size` that the heads "
                 f"divide, got {in_channels}, {num_heads}, {patch_size} and {hidden_size}."
             )
+        if not mlp_ratio > 0:
+            raise ValueError(f"Expected `mlp_ratio` > 0, got {mlp_ratio}.")
         if image_size < patch_size or image_size % patch_size:
             raise ValueError(f"Expected `image_size` as a multiple of the patch {patch_size}, got {image_size}.")
         if not -num_layers <= early_block < num_layers:

@@ -56,6 +56,9 @@ class ThresholdLabels(nn.Module):
         power: lambda_b.
         epsilon: greatest perplexity of a sure label.
 
+    Raises:
+        ValueError: a scale or a power out of range, or an ``epsilon`` below every perplexity.
+
     Example:
         >>> from monai_wsss.refinement import DynamicThreshold
         >>> images = LabeledImages(torch.zeros(1, 1, 1, 3), torch.ones(1, 1))
@@ -68,7 +71,13 @@ class ThresholdLabels(nn.Module):
         self, threshold: DynamicThreshold, *, scale: float = 0.8, power: float = 1.0, epsilon: float = 1.0
     ) -> None:
         super().__init__()
-        perplexity(torch.zeros(1), 0.5, scale=scale, power=power)  # refuses what is out of range
+        # Refuses what is out of range.
+        lowest = perplexity(torch.zeros(1, device="cpu"), 0.5, scale=scale, power=power).item()
+        if not epsilon >= lowest:
+            raise ValueError(
+                f"Expected `epsilon` of at least {lowest:.2g}, the perplexity of the clearest label, got {epsilon}: no "
+                "label would be sure."
+            )
         self.threshold = threshold
         self.scale = scale
         self.power = power
@@ -117,10 +126,9 @@ class TwoThresholdLabels(nn.Module):
 
     def __init__(self, *, low: float = 0.25, high: float = 0.7, downscale: float = 2.0) -> None:
         super().__init__()
-        if not 0 <= low <= high <= 1 or downscale < 1:
-            raise ValueError(
-                f"Expected 0 <= `low` <= `high` <= 1 and `downscale` >= 1, got {low}, {high} and {downscale}."
-            )
+        # Refuses what does not fit.
+        pixel = torch.zeros(1, 1, 1, 1, device="cpu")
+        two_threshold_label(pixel, pixel[..., 0, 0], low=low, high=high, downscale=downscale)
         self.low = low
         self.high = high
         self.downscale = downscale
@@ -168,8 +176,8 @@ class SegmentationLabels(nn.Module):
 
     def __init__(self, temperature: float = 0.01) -> None:
         super().__init__()
-        if not temperature > 0:
-            raise ValueError(f"Expected `temperature` > 0, got {temperature}.")
+        # Refuses what does not fit.
+        segmentation_assignment(torch.zeros(1, 2, 1, 1, device="cpu"), temperature=temperature)
         self.temperature = temperature
 
     def forward(self, images: LabeledImages, logits: torch.Tensor) -> torch.Tensor:

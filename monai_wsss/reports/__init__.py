@@ -6,7 +6,7 @@
 from monai_wsss.reports.box_chart import box_chart
 from monai_wsss.reports.charts import bar_chart, write_svg
 from monai_wsss.reports.page import write_report
-from monai_wsss.reports.panels import choose_cases, render_panel
+from monai_wsss.reports.panels import choose_cases, render_comparison, render_panel
 from monai_wsss.reports.provenance import collect_provenance, write_run
 from monai_wsss.reports.run_folder import InferenceLog, RunFolder, RunRecord
 
@@ -18,6 +18,7 @@ __all__ = [
     "box_chart",
     "choose_cases",
     "collect_provenance",
+    "render_comparison",
     "render_panel",
     "write_report",
     "write_run",

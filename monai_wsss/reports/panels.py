@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 from monai_wsss._intensity import USUAL_STAIN
 from monai_wsss._pictures import ROWS_COLUMNS, order_of
 
-__all__ = ["MASK_COLOR", "REFERENCE_COLOR", "choose_cases", "render_panel"]
+__all__ = ["MASK_COLOR", "REFERENCE_COLOR", "choose_cases", "render_comparison", "render_panel"]
 
 REFERENCE_COLOR = "#4da3ff"
 """Outline of the reference."""
@@ -128,6 +128,48 @@ def render_panel(
     if wanted is not None:
         expected = _resize(wanted.astype(np.float64), size, Image.Resampling.NEAREST).astype(int)
         tiles.append(("reference / mask", _draw_outlines(base, expected, labels)))
+    return _strip(tiles, size)
+
+
+def render_comparison(
+    image: torch.Tensor | np.ndarray,
+    masks: Mapping[str, torch.Tensor | np.ndarray],
+    reference: torch.Tensor | np.ndarray,
+    *,
+    channel_names: Sequence[str],
+) -> bytes:
+    """Draw several masks of a 2D case side by side: the last channel, each mask's outline and that of the reference.
+
+    Args:
+        image: ``(C, x, y)``, or ``(C, rows, columns)``, as of :func:`render_panel`.
+        masks: title of the tile to mask ``(x, y)``, labels 0..K.
+        reference: ``(x, y)``, labels 0..K.
+        channel_names: C names.
+
+    Returns:
+        The bytes of a PNG file.
+
+    Raises:
+        ValueError: the shapes do not fit one another.
+
+    Example:
+        >>> image, mask = np.random.rand(1, 32, 24), np.zeros((32, 24))
+        >>> render_comparison(image, {"base": mask, "all": mask}, mask, channel_names=["FLAIR"])[1:4]
+        b'PNG'
+    """
+    picture, wanted = convert_to_numpy(image), convert_to_numpy(reference)
+    found = {name: convert_to_numpy(mask) for name, mask in masks.items()}
+    for mask in found.values():
+        _check_shapes(picture, None, mask, wanted, channel_names)
+    if order_of(image) == ROWS_COLUMNS:
+        picture, wanted = picture.transpose(0, 2, 1), wanted.T
+        found = {name: mask.T for name, mask in found.items()}
+    size = (int(np.clip(round(_HEIGHT * wanted.shape[0] / wanted.shape[1]), _HEIGHT // 3, 3 * _HEIGHT)), _HEIGHT)
+    tiles = _channel_tiles(picture, channel_names, size)[-1:]
+    expected = _resize(wanted.astype(np.float64), size, Image.Resampling.NEAREST).astype(int)
+    for name, mask in found.items():
+        labels = _resize(mask.astype(np.float64), size, Image.Resampling.NEAREST).astype(int)
+        tiles.append((name, _draw_outlines(tiles[0][1], expected, labels)))
     return _strip(tiles, size)
 
 

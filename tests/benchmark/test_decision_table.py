@@ -6,10 +6,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
-from monai_wsss.benchmark import decision_table, encoder_recipes, make_decision_table
+from monai_wsss._checks import DataError
+from monai_wsss.benchmark import Trained, decision_table, encoder_recipes, make_decision_table
+from monai_wsss.benchmark.decision_table import CLASSIFIER
 from monai_wsss.data import make_phantoms
 
 pytestmark = pytest.mark.filterwarnings("ignore:Epoch .* maps of positive images")
@@ -70,3 +74,37 @@ def test_a_seed_that_falls_behind_takes_no_part(tmp_path, monkeypatch):
     assert next(measured.column for measured in ensemble.measure(table, trained)) == "as they are of 1 kept"
     scores[1] = 0.86
     assert next(measured.column for measured in ensemble.measure(table, trained)) == "as they are of 2 kept"
+
+
+def test_a_failed_training_of_patches_takes_no_part(tmp_path):
+    """Whole images of tissue hold every class, so the patches of the training tell."""
+    table = make("gland", tmp_path)
+    (ensemble,) = [entry for entry in table.entries if entry.draws == "all"]
+
+    class Telling(torch.nn.Module):
+        """Answers by the brightness of an image: the label itself, or its opposite."""
+
+        def __init__(self, sign: float) -> None:
+            super().__init__()
+            self.sign = sign
+
+        def forward(self, image):
+            return self.sign * image[:, :2]
+
+        def pool(self, maps):
+            return maps.flatten(2).mean(2)
+
+    batches = [
+        {"image": torch.tensor(label, dtype=torch.float32)[:, :, None, None], "label": torch.tensor(label)}
+        for label in ([[1, 0], [0, 1]], [[1, 1], [1, 0]])
+    ]
+    table.data.loader = lambda *_: batches
+    trained = [
+        Trained(table.recipes[CLASSIFIER], seed, SimpleNamespace(network=Telling(sign)))
+        for seed, sign in ((0, 1.0), (1, -1.0))
+    ]
+    assert [ensemble.measure._auroc(one) for one in trained] == [1.0, 0.0]
+    assert ensemble.measure._kept(trained) == trained[:1]
+    table.data.loader = lambda *_: batches[1:]
+    with pytest.raises(DataError, match=r"with and without the class, and the split validation of .* lacks"):
+        ensemble.measure._kept(trained)

@@ -4,18 +4,30 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from monai_wsss._checks import DataError
-from monai_wsss.benchmark import Patches, Tiles, encoder_recipes, make_encoder_table, make_lever_table
+from monai_wsss.benchmark import (
+    Patches,
+    Tiles,
+    decision_table,
+    encoder_recipes,
+    make_encoder_table,
+    make_lever_table,
+    patches,
+    tiles,
+)
 from monai_wsss.benchmark.encoder_table import measure_cases
 from monai_wsss.data import load_datalist, make_phantoms
+from monai_wsss.networks import EfficientNetLite, FusedSegmenter, fused_cam_network
 from monai_wsss.refinement import MaskRule
 
 pytestmark = pytest.mark.filterwarnings("ignore:Epoch .* maps of positive images")
@@ -57,6 +69,8 @@ def test_every_row_is_trained_and_measured(skin, tmp_path, short):
     cams = [row for row in rows if row.name.startswith("CAM")]
     assert [row.column for row in cams] == ["as they are", "par"] * 2
     assert all({"tile_auroc", "tile_clean", "cpu_seconds_per_image"} <= set(row.metrics) for row in cams)
+    seconds = [[row.metrics[f"cpu_seconds_{of}"]["mean"] for of in ("to_mask", "per_image")] for row in cams]
+    assert all(0 < to_mask <= per_image for to_mask, per_image in seconds), "measuring a mask is no part of making it"
     text = (tmp_path / "out" / f"{table.name}.md").read_text()
     assert "to the best bound" in text
     kept = list((tmp_path / "runs").rglob("*.json"))
@@ -99,6 +113,33 @@ def test_levers_differ_in_what_their_names_say():
     assert not any(frozen)
     settings = [json.dumps(recipe.settings, sort_keys=True) for recipe in levers.values()]
     assert len(set(settings)) == len(settings)
+    assert not [name for name in levers if "stem" in name], "three channels need no other stem"
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_the_stem_is_a_lever_of_images_of_other_than_one_and_three_channels(channels):
+    """Both stems begin alike, from the same filters; one row then learns three channels from all."""
+    recipes = encoder_recipes.lever_recipes(encoder_recipes.BUDGETS["slices"], in_channels=channels)
+    average, learned = (recipes[f"{stem} stem"].build(channels, 1).network.eval() for stem in ("average", "learned"))
+    assert average.backbone.encoder.channel_mix is None
+    assert learned.backbone.encoder.channel_mix.weight.shape == (3, channels, 1, 1)
+    assert {record["pretrained"] for record in (average.encoder_weights, learned.encoder_weights)} == {"imagenet"}
+    image = torch.rand(1, channels, 48, 48)
+    for own, other in zip(average.backbone.encoder(image), learned.backbone.encoder(image), strict=True):
+        torch.testing.assert_close(own, other, atol=1e-4, rtol=1e-4)
+    assert recipes["average stem"].settings != recipes["learned stem"].settings
+
+
+def test_both_stems_are_trained_and_measured(tmp_path, short):
+    folder = Path(make_phantoms(tmp_path / "brain", subjects=(1, 1, 0), modalities=("T1", "T1c", "T2", "FLAIR")))
+    rows = ("average_stem", "learned_stem")
+    table = make_lever_table(folder / "datalist.json", tmp_path / "out", seeds=(0,), side=32, rows=rows)
+    measured = {row.name: row.metrics for row in table.run() if row.column == "as they are"}
+    assert set(measured) == {"average stem", "learned stem"}
+    assert all({"presence_auroc", "healthy_clean", "dice_pooled"} <= set(metrics) for metrics in measured.values())
+    weights = torch.load(table.folder("learned stem", 0) / "model.pt", weights_only=True)
+    mix = weights["backbone.encoder.channel_mix.weight"]
+    assert not torch.allclose(mix, torch.full_like(mix, 0.25), atol=1e-6), "the mix of the channels must learn"
 
 
 def test_regions_are_measured_alone(skin):
@@ -112,6 +153,18 @@ def test_regions_are_measured_alone(skin):
     wrong_outside = torch.where(region > 0, mask > 0, mask == 0)[None].float()
     rule = MaskRule(rule="fixed", threshold=0.5, gate="none")
     assert measure_cases(data, [case], [wrong_outside], rule, None)["dice_pooled"]["mean"] == 1.0
+
+
+def test_everything_is_of_the_scored_class(tmp_path):
+    folder = Path(make_phantoms(tmp_path / "gland", kind="gland", subjects=(1, 1, 0)))
+    content = json.loads((folder / "datalist.json").read_text())
+    sensitivity = []
+    for scored in content["classes"]:
+        (folder / "scored.json").write_text(json.dumps({**content, "scored_class": scored}))
+        table = make_encoder_table(folder / "scored.json", tmp_path / scored, seeds=(0,), rows=("trivial_everything",))
+        (row,) = table.run()
+        sensitivity.append(row.metrics["sensitivity"]["mean"])
+    assert sensitivity == [1.0, 1.0]
 
 
 def test_windows_of_patches_are_as_large_as_the_network_s_patches(tmp_path):
@@ -166,6 +219,13 @@ def test_data_that_a_table_is_not_for_is_refused(skin, tmp_path):
     broken.write_text(json.dumps(content))
     with pytest.raises(DataError, match="negative"):
         make_lever_table(broken, tmp_path, seeds=(0,)).run()
+    content = json.loads(skin.read_text())
+    content["validation_tiles"] = [item for item in content["validation_tiles"] if any(item["label"])]
+    broken.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"tiles of the split validation of .* must be with and without the finding"):
+        make_lever_table(broken, tmp_path, seeds=(0,)).run()
+    with pytest.raises(DataError, match="not cut from: choose another `split`"):
+        make_lever_table(skin, tmp_path, split="training").run()
 
 
 @pytest.mark.parametrize("kind", ["brain", "gland"])
@@ -212,3 +272,60 @@ def test_standardized_colors_are_alike_in_all_images(skin, tmp_path):
 
 def _slices(folder: Path) -> Path:
     return Path(make_phantoms(folder / "brains", subjects=(2, 2, 0))) / "datalist.json"
+
+
+def _defaults(*parts: Any) -> dict[str, Any]:
+    """Give the defaults of callables by ``name.argument``."""
+    return {
+        f"{part.__qualname__}.{name}": one.default
+        for part in parts
+        for name, one in inspect.signature(part).parameters.items()
+        if one.default not in (one.empty, None)
+    }
+
+
+def test_what_kept_rows_do_not_tell_is_as_it_was():
+    """A kept row is found by the settings that it tells: a change of any other must be told, or the rows made anew.
+
+    Tell it in ``words`` or ``unusual`` where it differs from the value here; then the rows that lie in
+    ``docs/results/runs`` stay what they are, and the new value gets rows of its own.
+    """
+    assert (tiles._SCALES, tiles._STANDARD, tiles._JITTER) == ((0.5, 1.0), (150.0, 50.0), 0.15)
+    assert patches._WINDOW == 112
+    assert decision_table._BEHIND == 0.05
+    assert _defaults(fused_cam_network, FusedSegmenter, EfficientNetLite) == {
+        "fused_cam_network.num_classes": 1,
+        "fused_cam_network.width": 48,
+        "fused_cam_network.stride": 4,
+        "fused_cam_network.dropout": 0.1,
+        "fused_cam_network.pooling": "topk",
+        "fused_cam_network.topk_share": 0.25,
+        "fused_cam_network.lse_sharpness": 5.0,
+        "fused_cam_network.norm": "batch",
+        "FusedSegmenter.out_channels": 2,
+        "FusedSegmenter.width": 48,
+        "FusedSegmenter.stride": 4,
+        "FusedSegmenter.dropout": 0.1,
+        "FusedSegmenter.norm": "batch",
+        "EfficientNetLite.name": "lite0",
+        "EfficientNetLite.in_channels": 3,
+        "EfficientNetLite.spatial_dims": 2,
+        "EfficientNetLite.levels": (2, 3, 4, 5),
+        "EfficientNetLite.output_stride": 32,
+        "EfficientNetLite.input_range": "pixels",
+        "EfficientNetLite.stem": "average",
+    }
+    assert _defaults(Patches, Tiles) == {
+        "Patches.split": "validation",
+        "Patches.every": 1,
+        "Patches.samples": 1600,
+        "Patches.window": 112,
+        "Tiles.split": "validation",
+        "Tiles.samples": 480,
+        "Tiles.crop": 160,
+        "Tiles.scales": (0.5, 1.0),
+        "Tiles.colors": "as_they_are",
+    }
+    network = encoder_recipes.encoder_recipes(encoder_recipes.BUDGETS["tiles"], refined="par")["CAM, from scratch"]
+    norms = [part for part in network.build(3, 1).network.modules() if isinstance(part, torch.nn.BatchNorm2d)]
+    assert {norm.momentum for norm in norms} == {encoder_recipes._NETWORK["norm_momentum"]}

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from monai_wsss._checks import DataError
 from monai_wsss.engines import BranchEvaluation, BranchLog, save_checkpoint, save_weights
+from monai_wsss.networks.reading_record import add_reading_record, record_reading
 from monai_wsss.refinement import DenseCRF
 
 CLASSES = ["disk", "ring"]
@@ -106,8 +107,11 @@ def test_healthy_images_need_no_mask_and_others_without_one_are_left_out():
     alone = evaluation(label_filters=("given",)).measure([healthy])
     assert {row["miou"] for row in alone} == {None}  # no reference holds a class
     assert {row["iou"]["background"] for row in alone} == {1.0}
-    with pytest.raises(DataError, match="No image of the split 'test' has a pixel mask"):
-        evaluation().measure([unknown], split="test")
+    unlabeled = item(4)
+    del unlabeled["label"]
+    for alone in (unknown, unlabeled):
+        with pytest.raises(DataError, match="No image of the split 'test' has a pixel mask"):
+            evaluation().measure([alone], split="test")
 
 
 def test_the_crf_adds_a_row_beside_each():
@@ -120,6 +124,36 @@ def test_the_crf_adds_a_row_beside_each():
         assert plain["branch"] == refined["branch"]
         assert plain["miou"] == pytest.approx(refined["miou"])
         assert plain["images_per_second"] != refined["images_per_second"]
+
+
+@pytest.mark.parametrize(("unit", "reads_intensity"), [(255.0, True), (None, False)])
+def test_the_crf_reads_the_image_before_its_normalization_unless_it_is_set_for_the_network_s_input(
+    unit, reads_intensity
+):
+    crf = DenseCRF(iterations=2, bilateral_intensity_std=40.0 if unit else 0.2, intensity_range=unit)
+    one, generator = item(size=(8, 8)), torch.Generator().manual_seed(1)
+    found = []
+    for _ in range(2):
+        one["intensity"] = torch.randint(0, 256, (1, 3, 8, 8), generator=generator).float()
+        rows = evaluation(crf=crf, label_filters=("none",)).measure([one])
+        found.append([row["iou"] for row in rows if row["crf"]])
+    assert (found[0] != found[1]) == reads_intensity
+
+
+def test_words_switch_the_crf():
+    assert list(evaluation(crf="none").refinements) == list(evaluation().refinements) == [False]
+    assert isinstance(evaluation(crf="crf").refinements[True].part, DenseCRF)
+
+
+def test_images_of_other_dimensions_are_refused():
+    measured = evaluation()
+    measured.networks["online"].spatial_dims = 3
+    with pytest.raises(
+        ValueError, match=r"images of 3 dimensions, as the network takes them, .* got \(6, 8\) and None"
+    ):
+        measured.measure([item()])
+    with pytest.raises(ValueError, match=r"a `grid` of as many, got \(6, 8\) and \(4, 4, 4\)"):
+        evaluation(grid=(4, 4, 4)).measure([item()])
 
 
 def test_images_are_squashed_to_a_grid_and_their_maps_brought_back():
@@ -144,7 +178,11 @@ def test_networks_keep_their_mode():
 
 @pytest.mark.parametrize(
     ("words", "sentence"),
-    [({"label_filters": ("all",)}, "`label_filters` to be one of none"), ({"label_filters": ()}, "one or more")],
+    [
+        ({"label_filters": ("all",)}, "`label_filters` to be one of none"),
+        ({"label_filters": ()}, r"one or more `networks` and `label_filters`, got .* and \[\]"),
+        ({"crf": "par"}, "`crf` to be a DenseCRF, 'crf' or 'none', got 'par'"),
+    ],
 )
 def test_what_does_not_fit_is_refused(words, sentence):
     with pytest.raises(ValueError, match=sentence):
@@ -181,6 +219,8 @@ def test_a_method_is_measured_at_its_thresholds_as_they_are(datalist):
     assert measured.cuts["M"] == pytest.approx(0.3)
     assert list(measured.networks) == ["assignment", "online"]
     assert list(BranchEvaluation.of(CoTraining(two=False), datalist).networks) == ["network"]
+    with pytest.raises(ValueError, match="a co-training method, such as CoSA, got Network"):
+        BranchEvaluation.of(Network(), datalist)
 
 
 def test_both_networks_come_from_a_checkpoint_and_one_from_the_weights(datalist, tmp_path, caplog):
@@ -197,6 +237,22 @@ def test_both_networks_come_from_a_checkpoint_and_one_from_the_weights(datalist,
     assert "the deployed network alone is measured" in caplog.text
     with pytest.raises(DataError, match="train first"):
         BranchEvaluation.of(CoTraining(), datalist, **absent, weights=tmp_path / "other.pt")
+
+
+def test_checkpoints_and_weights_that_do_not_fit_are_named(datalist, tmp_path):
+    trained = CoTraining()
+    add_reading_record(trained.network)
+    record_reading(trained.network, {"order": "rows_columns"})
+    save_weights(tmp_path / "model.pt", trained.network)
+    save_checkpoint(tmp_path / "checkpoints", 1, {"method": trained.state_dict()}, keep=1)
+    for given in ({"weights": tmp_path / "model.pt"}, {"checkpoint_dir": tmp_path / "checkpoints"}):
+        fitting, other = CoTraining(), CoTraining()
+        add_reading_record(fitting.network)
+        with pytest.raises(DataError, match="in the order rows_columns, but the data now say xy"):
+            BranchEvaluation.of(fitting, datalist, **given)
+        del other.network.gain
+        with pytest.raises(DataError, match=r"of another network|holds another method"):
+            BranchEvaluation.of(other, datalist, **given)
 
 
 # ------------------------------------------------------------------------------------------------ the log
@@ -222,6 +278,8 @@ def test_branches_are_logged_by_interval_and_a_resumed_run_keeps_earlier_rows(tm
     resumed.load_state_dict({"epoch": 2, "epoch_length": 3, "max_epochs": 4})
     resumed.run([0, 0, 0], max_epochs=4)
     assert [row["epoch"] for row in read(tmp_path / "branches.csv")] == ["2"] * 32 + ["4"] * 16
+    BranchLog(evaluation(), {"training": [item()]}, tmp_path).measure()
+    assert len(read(tmp_path / "branches.csv")) == 48  # the log of the training stays
 
 
 def test_branches_are_measured_once_without_a_training(tmp_path, caplog):
@@ -230,11 +288,47 @@ def test_branches_are_measured_once_without_a_training(tmp_path, caplog):
     content = json.loads((tmp_path / "new" / "branches.json").read_text())
     assert content["rows"] == rows
     assert content["reads"] == "pixel masks, to measure only"
-    lines = read(tmp_path / "new" / "branches.csv")
+    lines = read(tmp_path / "new" / "branches_once.csv")
     assert [float(line["miou"]) for line in lines] == [row["miou"] for row in rows]
     assert "validation, assignment, M, labels given: mIoU 0." in caplog.text
     with pytest.raises(ValueError, match="`interval` >= 1"):
         BranchLog(evaluation(), {}, tmp_path, interval=0)
+
+
+class Waiting:
+    """Seeds that wait for a healthy level."""
+
+    ready = False
+
+    def __call__(self, network, images):
+        assert self.ready
+        return seeds(network, images)
+
+
+def test_the_log_begins_once_the_healthy_level_is_known(tmp_path, caplog):
+    waiting = Waiting()
+    measured = BranchEvaluation({"one": Network()}, waiting, [lambda: 0.5] * 2, CLASSES)
+    trainer = Engine(lambda engine, batch: setattr(waiting, "ready", engine.state.epoch > 1))
+    BranchLog(measured, {"training": [item()]}, tmp_path).attach(trainer)
+    trainer.run([0], max_epochs=2)
+    assert {row["epoch"] for row in read(tmp_path / "branches.csv")} == {"2"}
+    assert "Epoch 1: no branch is measured, the class maps have no healthy level yet." in caplog.text
+
+
+def test_weights_alone_get_the_healthy_level_from_training_images(datalist, tmp_path):
+    method, loaders = CoTraining(), {"training": [item()], "validation": [item(1)]}
+    method.seeds, given = Waiting(), []
+
+    def level(loader, device):
+        given.append((loader, device))
+        method.seeds.ready = True
+
+    method.measure_negative_reference = level
+    save_weights(tmp_path / "model.pt", method.network)
+    log = BranchLog(BranchEvaluation.of(method, datalist, weights=tmp_path / "model.pt"), loaders, tmp_path)
+    for _ in range(2):  # known the second time
+        assert log.measure()
+        assert given == [(loaders["training"], "cpu")]
 
 
 def test_measuring_does_not_change_the_training(tmp_path):

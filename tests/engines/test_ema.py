@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from monai_wsss.engines import WeightAverage
+from monai_wsss.networks import TwoBranchNetwork
 
 
 class Counting(nn.Module):
@@ -84,3 +85,17 @@ def test_a_resumed_average_does_not_begin_again():
 def test_a_momentum_out_of_range_is_refused(momentum):
     with pytest.raises(ValueError, match=r"Expected `momentum` in \[0, 1\), got"):
         WeightAverage(momentum)
+
+
+@pytest.mark.parametrize("filled", ["online", "average", "both"])
+def test_encoder_weights_reach_both_networks_whichever_they_filled(filled):
+    networks = {"average": TwoBranchNetwork.tiny(), "online": TwoBranchNetwork.tiny()}
+    published = TwoBranchNetwork.tiny().encoder.state_dict()
+    for name in networks if filled == "both" else [filled]:
+        networks[name].encoder.load_state_dict(published)
+        networks[name].encoder_weights = {"pretrained": "file"}
+    WeightAverage(0.9).begin(networks["average"], networks["online"])
+    for network in networks.values():
+        assert all(torch.equal(value, published[key]) for key, value in network.encoder.state_dict().items())
+    one, other = (network.state_dict() for network in networks.values())
+    assert all(torch.equal(value, other[key]) for key, value in one.items())

@@ -281,3 +281,11 @@ def test_a_faint_peak_is_not_stretched_to_1():
     torch.testing.assert_close(seeds, (mean - lowest) / (100 + 1e-5) * held(images))
     with pytest.raises(ValueError, match="`min_peak` >= 0"):
         MinMax(min_peak=-1.0)
+
+
+def test_seeds_that_nothing_gives_are_told():
+    names = ("seeds", "auxiliary_seeds")
+    network = SimpleNamespace(branches=lambda image: SimpleNamespace(seeds=image, segmentation=image))
+    for aux_scales in ("all", "last"):
+        with pytest.raises(ValueError, match=r"branches give .*auxiliary_seeds.*, it lacks auxiliary_seeds: build it"):
+            MultiScaleSeeds(MinMax(), seeds=names, aux_scales=aux_scales)(network, images_of((8, 12)))

@@ -45,7 +45,7 @@ def network_of(classes: int = 2, *, spatial_dims: int = 2, norm: str = "batch", 
 
 
 def method_of(classes: int = 2, preset: str = "default", *, norm: str = "batch", **words: Any) -> CoSA:
-    words = {"warm_up": "none", "momentum": 0.9, "queue": 4} | words
+    words = {"warm_up": "none", "momentum": 0.9, "queue": 4, "seed_scale": "minmax"} | words
     return CoSA.from_preset(preset, network=network_of(classes, norm=norm), **words)
 
 
@@ -310,7 +310,7 @@ def test_another_guide_reads_the_batch():
             return F.one_hot(batch["truth"], 3).movedim(-1, 1).float()
 
     batch = make_batch() | {"truth": torch.zeros(3, 32, 32, dtype=torch.long)}
-    method = Guided.from_preset(network=network_of(), warm_up="none").eval()
+    method = Guided.from_preset(network=network_of(), warm_up="none", seed_scale="minmax").eval()
     expected = 0.05 * F.softplus(method.online.branches(batch["strong"], upsample=False).seeds).mean()
     torch.testing.assert_close(method(batch, LATE)["s2c"], expected)
 
@@ -331,6 +331,57 @@ def test_a_warm_up_costs_nothing():
     assert all(parameter.grad is not None for parameter in method.online.parameters())
     method(batch, LATE)
     assert passes == {"online": 2, "network": 3}
+
+
+def test_class_maps_begin_at_the_level_of_images_without_the_class():
+    method, batch = method_of(warm_up=0.5, seed_scale="reference"), make_batch()
+    levels = method.seeds.healthy_levels
+    assert list(levels) == ["seeds", "auxiliary_seeds"]
+    method(batch, EARLY)
+    assert not method.seeds.ready  # a warm-up costs nothing
+    losses = method(batch, LATE)
+    assert method.seeds.ready
+    assert all(losses[name] > 0 for name in TERMS)
+    own, other = (scale.level.value for scale in levels.values())
+    assert not torch.equal(own, other)
+    images = LabeledImages.from_batch(batch)
+    with torch.no_grad(), method.label_mode():
+        outputs = method.network.branches(batch["image"], upsample=False)
+    for name, scale in levels.items():
+        maps = method.at_size(getattr(outputs, name), images)
+        for k in range(2):
+            healthy = maps[batch["label"][:, k] == 0, k]
+            torch.testing.assert_close(scale.level.value[k], healthy.median())
+    given = assigned_of(method, batch)[0]
+    assert given.amin() >= 0
+    assert given[batch["label"] > 0].amax((1, 2)).allclose(torch.ones(2))
+
+
+def test_branches_wait_for_an_image_without_each_class():
+    method, batch = method_of(classes=1, seed_scale="reference"), make_batch(classes=1)
+    batch["label"] = torch.ones(3, 1)
+    losses = method(batch, LATE)
+    assert [name for name, loss in losses.items() if loss != 0] == CLASSIFIERS
+    sum(losses.values()).backward()
+    assert all(parameter.grad is not None for parameter in method.online.parameters())
+    assert any("no image without each class" in text for text in method.collapse_warnings())
+    method(make_batch(classes=1), LATE)
+    assert method.seeds.ready
+    assert not any("no image without each class" in text for text in method.collapse_warnings())
+
+
+def test_a_healthy_level_can_be_measured_for_weights_from_a_file():
+    method, batch = method_of(seed_scale="reference").eval(), make_batch()
+    with pytest.raises(ValueError, match="measure_negative_reference"):
+        assigned_of(method, batch)
+    method.measure_negative_reference([batch])
+    assert method.seeds.ready
+    images = LabeledImages.from_batch(batch)
+    with torch.no_grad():
+        maps = method.network.branches(images.image, upsample=False).auxiliary_seeds
+    healthy = maps[batch["label"][:, 1] == 0, 1]
+    level = method.seeds.healthy_levels["auxiliary_seeds"].level.value[1]
+    torch.testing.assert_close(level, healthy.quantile(0.5))
 
 
 def test_a_run_shorter_than_its_warm_up_is_told():
@@ -509,7 +560,15 @@ def test_masks_of_the_classification_branch_are_its_labels():
 
 def test_both_branches_learn_to_segment():
     """Squares, bright and dark, from labels alone; the assignment network finds them on images it has seen."""
-    words = {"momentum": 0.9, "warm_up": 0.3, "queue": 20, "c2s_weight": 1.0, "s2c_weight": 0.5, "scales": (1.0,)}
+    words = {
+        "seed_scale": "minmax",
+        "momentum": 0.9,
+        "warm_up": 0.3,
+        "queue": 20,
+        "c2s_weight": 1.0,
+        "s2c_weight": 0.5,
+        "scales": (1.0,),
+    }
     method = CoSA.from_preset(network=network_of(), **words)
     torch.manual_seed(0)
     batch = make_batch(images=5) | {"id": list("abcde")}
@@ -537,7 +596,9 @@ class Dropping(nn.Module):
         return self.decoder([F.dropout(each, 0.3, self.training) for each in features])
 
 
-@pytest.mark.parametrize("words", [{}, {"guide": "noise", "dt_interval": 2}, {"sa": False}])
+@pytest.mark.parametrize(
+    "words", [{}, {"guide": "noise", "dt_interval": 2}, {"sa": False}, {"seed_scale": "reference"}]
+)
 def test_a_resumed_run_ends_bit_for_bit_as_the_whole_one(tmp_path, words):
     batches = [make_batch() | {"id": list("abc"), "image": make_batch()["image"] + n / 10} for n in range(3)]
 

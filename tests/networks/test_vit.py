@@ -179,6 +179,7 @@ def test_half_precision_stays_near():
         ({"num_heads": 7}, "a `hidden_size` that the heads divide, got 3, 7, 16 and 768"),
         ({"patch_size": 0}, "`patch_size` of at least 1"),
         ({"image_size": 100}, "`image_size` as a multiple of the patch 16, got 100"),
+        ({"mlp_ratio": 0.0}, "`mlp_ratio` > 0, got 0.0"),
         ({"early_block": 12}, "`early_block` among the 12 blocks, got 12"),
     ],
 )

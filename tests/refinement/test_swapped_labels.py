@@ -95,3 +95,17 @@ def test_guides():
     assert torch.equal(one[1, 0], torch.ones(8, 8))
     with pytest.raises(ValueError, match="Expected `temperature` > 0"):
         NoiseLabels(0.0)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: ThresholdLabels(DynamicThreshold(), scale=1.5), r"`scale` in \(0, 1\]"),
+        (lambda: ThresholdLabels(DynamicThreshold(), epsilon=0.1), r"`epsilon` of at least 0.22, .* got 0.1: no label"),
+        (lambda: TwoThresholdLabels(downscale=0.5), r"`downscale` >= 1, got 0.25, 0.7 and 0.5"),
+        (lambda: SegmentationLabels(0.0), r"`temperature` > 0, got 0.0"),
+    ],
+)
+def test_what_does_not_fit_is_refused(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()

@@ -1,0 +1,190 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""The masks of both branches of both networks of CoSA, of whole images.
+
+| name         | mask                                                                              | labels |
+|--------------|-----------------------------------------------------------------------------------|--------|
+| ``CPL``      | class maps M' above the dynamic threshold                                         | given  |
+| ``CPL†``     | auxiliary class maps M†' above their own                                          | given  |
+| ``ensemble`` | the mean of both maps above the mean of both thresholds                           | given  |
+| ``S``        | segmentation                                                                      | none   |
+| ``S given``  | segmentation without the classes that the image does not hold (the paper's column)| given  |
+
+Maps and logits are those that teach: over the scales of the data and the mirror image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from tqdm import tqdm
+
+from monai_wsss._resize import resize_linear
+from monai_wsss.benchmark.prepared import Cases
+from monai_wsss.inferers import MultiScaleSeeds
+from monai_wsss.inferers.multi_scale import sum_over_scales
+from monai_wsss.refinement import LabeledImages, MaskRule, class_assignment
+
+__all__ = [
+    "BranchMaps",
+    "Cuts",
+    "LabelMaps",
+    "branch_maps",
+    "branch_masks",
+    "cut_maps",
+    "cuts_of",
+    "segmentation_logits",
+]
+
+_TOGETHER = 32
+
+
+class Cuts(NamedTuple):
+    """The thresholds of the class maps and of the auxiliary class maps, in (0, 1)."""
+
+    maps: float
+    auxiliary: float
+
+
+class BranchMaps(NamedTuple):
+    """What both branches of one network say of one image.
+
+    Attributes:
+        maps: M' (K, *S) in [0, 1], 0 for classes that the image does not hold.
+        auxiliary: M†', likewise.
+        logits: segmentation logits (K + 1, *S).
+    """
+
+    maps: torch.Tensor
+    auxiliary: torch.Tensor
+    logits: torch.Tensor
+
+
+def cuts_of(method: Any) -> Cuts:
+    """Read the thresholds that a trained method has come to; of two, the middle between them."""
+    return Cuts(*(_cut(maker) for maker in (method.labels, method.auxiliary_labels)))
+
+
+def _cut(maker: Any) -> float:
+    return float(maker.threshold()) if hasattr(maker, "threshold") else (maker.low + maker.high) / 2
+
+
+@torch.no_grad()
+def branch_maps(
+    seeds: MultiScaleSeeds, network: Any, cases: Cases, grid: Sequence[int] | None = None
+) -> list[BranchMaps]:
+    """Give the maps of cases, those of one size together.
+
+    Args:
+        seeds: gives M', M†' and the logits over scales; what teaches in the training.
+        network: the assignment or the online network, in evaluation mode.
+        cases: with ``image`` (C, *S) and ``label``.
+        grid: in-plane size of the network; None for the images' own.
+    """
+    # Sums of logits would make probabilities that are too sure.
+    passes = 2 * len(seeds.scales) if seeds.sum_logits else 1
+    result: list[BranchMaps] = []
+    for image, label, size in _batches(cases, grid):
+        maps, auxiliary, logits = (resize_linear(each, size) for each in seeds(network, LabeledImages(image, label)))
+        result.extend(map(BranchMaps, maps, auxiliary, logits / passes))
+    return result
+
+
+@torch.no_grad()
+def segmentation_logits(
+    network: nn.Module, cases: Cases, scales: Sequence[float], grid: Sequence[int] | None = None
+) -> list[torch.Tensor]:
+    """Give the logits (K + 1, *S) of any segmenter, over the same scales and the mirror image.
+
+    Args:
+        network: in evaluation mode.
+        cases: see :func:`branch_maps`.
+        scales: factors of the images' size.
+        grid: see :func:`branch_maps`.
+    """
+    result: list[torch.Tensor] = []
+    for image, _, size in _batches(cases, grid):
+        (logits,) = sum_over_scales(lambda scaled: [network(scaled)], image, ["average"], scales)
+        result.extend(resize_linear(logits / len(scales), size))
+    return result
+
+
+def _batches(cases: Cases, grid: Sequence[int] | None) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Size]]:
+    """Give images on the grid, labels and the images' own size; images of one size together."""
+    for start in tqdm(range(0, len(cases), _TOGETHER), desc="branches", leave=False):
+        images = [torch.as_tensor(case["image"]).float() for case in cases[start : start + _TOGETHER]]
+        labels = torch.stack([torch.as_tensor(case["label"]).float() for case in cases[start : start + _TOGETHER]])
+        if len({image.shape for image in images}) == 1:
+            batches = [(torch.stack(images), labels)]
+        else:
+            batches = [(image[None], label[None]) for image, label in zip(images, labels, strict=True)]
+        for image, label in batches:
+            yield image if grid is None else resize_linear(image, grid), label, image.shape[2:]
+
+
+def cut_maps(maps: torch.Tensor, cut: float) -> torch.Tensor:
+    """Cut maps (K, *S): the mask (1, *S), 0 below the cut, else the strongest class 1..K.
+
+    Example:
+        >>> cut_maps(torch.tensor([[0.2, 0.5, 0.1], [0.1, 0.6, 0.7]]), 0.5).tolist()
+        [[0, 2, 2]]
+    """
+    return class_assignment(maps[None], cut)[0].to(torch.uint8)
+
+
+def branch_masks(maps: BranchMaps, cuts: Cuts, label: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Give the masks (1, *S) of one image by name.
+
+    Args:
+        maps: of the image.
+        cuts: thresholds of both class maps.
+        label: (K,), 0/1.
+    """
+    segmentation = {"S": MaskRule(output_kind="segmentation").mask(maps.logits[None])[0]}
+    given = MaskRule(output_kind="segmentation", gate="given").mask(maps.logits[None], label[None])[0]
+    return {
+        "CPL": cut_maps(maps.maps, cuts.maps),
+        "CPL†": cut_maps(maps.auxiliary, cuts.auxiliary),
+        "ensemble": cut_maps((maps.maps + maps.auxiliary) / 2, (cuts.maps + cuts.auxiliary) / 2),
+        **segmentation,
+        "S given": given,
+    }
+
+
+class LabelMaps(nn.Module):
+    """A network's rectified class maps as a network of their own: they become the pseudo-masks of CoSA-MS.
+
+    Args:
+        network: of two branches.
+        cut: threshold of the maps, scaled from their lowest to their highest value.
+
+    Example:
+        >>> from monai_wsss.networks import TwoBranchNetwork
+        >>> LabelMaps(TwoBranchNetwork.tiny(), 0.4)(torch.zeros(1, 1, 16, 16)).shape
+        torch.Size([1, 1, 16, 16])
+    """
+
+    output_kind = "activation"
+
+    def __init__(self, network: nn.Module, cut: float) -> None:
+        super().__init__()
+        self.network = network
+        self.cut = cut
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Give ReLU(max(M, mirrored M)): ``(B, C, *S) -> (B, K, *S)``."""
+        network: Any = self.network
+        mirrored = network.branches(image.flip(-1)).seeds.flip(-1)
+        return F.relu(torch.maximum(network.branches(image).seeds, mirrored))
+
+    def mask_rule(self) -> MaskRule:
+        """Give the rule of the maps: min-max, cut at :attr:`cut`."""
+        return MaskRule(rule="minmax", threshold=self.cut)
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        """Load the weights of the network itself, as they lie in its file."""
+        return self.network.load_state_dict(state_dict, strict, assign)

@@ -1,0 +1,275 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""The table and the figures of CoSA: what rows differ in, which of them read masks, and small runs of both."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from monai_wsss._checks import DataError
+from monai_wsss.benchmark import Row, make_cosa_figures, make_cosa_table
+from monai_wsss.benchmark.cosa_branches import BranchMaps, Cuts, branch_masks
+from monai_wsss.benchmark.cosa_data import CosaSlices, CosaTiles, cosa_data
+from monai_wsss.benchmark.cosa_figures import COSA_FIGURES
+from monai_wsss.benchmark.cosa_guide import OracleCoSA
+from monai_wsss.benchmark.cosa_recipes import (
+    ADDITIVE,
+    ALL,
+    COSA_BUDGETS,
+    ORACLE,
+    SUBTRACTIVE,
+    WITHOUT_DT,
+    cosa_recipes,
+)
+from monai_wsss.benchmark.cosa_table import cosa_sections
+from monai_wsss.benchmark.rows import folder_name
+from monai_wsss.data import make_phantoms
+from monai_wsss.engines import Progress
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Epoch .* maps of positive images"),
+    pytest.mark.filterwarnings("ignore:Epoch .* will not end in this run"),
+]
+LATE = Progress(epoch=20, iteration=20, fraction=0.9)
+BOUND = "full supervision (masks), same network"
+SWITCHES = ("gc", "sa", "raw", "csc", "dt")
+
+
+@pytest.fixture(scope="module")
+def skin(tmp_path_factory) -> Path:
+    return Path(make_phantoms(tmp_path_factory.mktemp("skin"), kind="skin", subjects=(3, 2, 0))) / "datalist.json"
+
+
+@pytest.fixture(scope="module")
+def brain(tmp_path_factory) -> Path:
+    return Path(make_phantoms(tmp_path_factory.mktemp("brain"), subjects=(2, 2, 0))) / "datalist.json"
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """One or two steps per training, of few items, all terms from the first on."""
+    for kind, budget in list(COSA_BUDGETS.items()):
+        few = replace(budget, epochs=1, full=1, warm_up=0.0, batch_size=4, image_batch_size=2, scales=(1.0,))
+        monkeypatch.setitem(COSA_BUDGETS, kind, few)
+
+
+def batch(side: int = 32) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(4, 3, side, side, generator=generator) * 255
+    return {"image": image, "strong": image.flip(1), "label": torch.tensor([[0.0], [1.0], [1.0], [0.0]])}
+
+
+def test_the_ladder_climbs_by_one_part_but_for_the_fifth_row():
+    recipes = cosa_recipes(COSA_BUDGETS["tiles"])
+    on = {
+        name: {switch for switch in SWITCHES if recipes[name].words.get(switch, True)}
+        for name in (*ADDITIVE, *SUBTRACTIVE)
+    }
+    for name in ("base", ALL):
+        method = recipes[name].build(3, 1)
+        assert {switch for switch in SWITCHES if method.settings[switch]} == on[name]
+        assert [method.csc is None, method.online is method.network] == [name == "base"] * 2
+    assert list(on.values())[:7] == [
+        set(),
+        {"gc"},
+        {"gc", "sa"},
+        {"gc", "sa", "raw"},
+        {"gc", "sa", "csc"},
+        {"gc", "sa", "raw", "csc"},
+        set(SWITCHES),
+    ]
+    assert [set(SWITCHES) - on[name] for name in (*SUBTRACTIVE, WITHOUT_DT)] == [
+        {"csc"},
+        {"raw"},
+        {"sa"},
+        {"gc"},
+        {"dt"},
+    ]
+
+
+def test_rows_differ_in_what_their_names_say():
+    recipes = cosa_recipes(COSA_BUDGETS["slices"])
+    settings = [json.dumps(recipe.settings, sort_keys=True) for recipe in recipes.values()]
+    assert len(set(settings)) == len(settings)
+    detached = {name: recipes[name].build(3, 1).network.detach_seeds for name in recipes if "detached" in name}
+    assert list(detached.values()) == ["features", "weights"]
+    for name in ("preset paper, run small", "preset released, run small"):
+        method = recipes[name].build(3, 1)
+        assert method.settings["preset"] in name
+        assert method.network.classifier.pooling == "max"
+    steps = {recipe.words["method"]: recipe.epochs for recipe in recipes.values() if recipe.batch_size == 32}
+    assert len(set(steps.values())) == 1, "other methods have the budget of CoSA"
+
+
+def test_only_the_oracle_and_the_bound_read_masks(skin, brain):
+    for data in (CosaTiles(skin), CosaSlices(brain)):
+        kind = "tiles" if isinstance(data, CosaTiles) else "slices"
+        for name, recipe in cosa_recipes(COSA_BUDGETS[kind]).items():
+            reads = name in (ORACLE, BOUND)
+            items = data.items(recipe, 0, masks=reads)
+            assert items
+            assert any("mask" in item for item in items) == reads, name
+
+
+def test_the_oracle_guides_by_masks():
+    method = OracleCoSA.tiny(in_channels=3)
+    assert method.uses_masks
+    told = batch()
+    with pytest.raises(ValueError, match="needs `mask` in its batch"):
+        method(told, LATE, "online")
+    mask = torch.zeros(4, 1, 32, 32, dtype=torch.uint8)
+    mask[1, :, :8] = 1
+    mask[1, :, 30:] = 255
+    guide = method.guidance(None, torch.zeros(4, 2, 32, 32), {"mask": mask})
+    assert torch.equal(guide[:, 1], (mask[:, 0] == 1).float())
+    assert torch.equal(guide.sum(1), torch.ones(4, 32, 32))
+    losses = method({**told, "mask": mask}, LATE, "online")
+    assert losses["s2c"] > 0
+
+
+def likeness(images: torch.Tensor, others: torch.Tensor) -> float:
+    """Give the mean absolute correlation of the first channels."""
+    pairs = torch.stack((images[:, 0].flatten(1), others[:, 0].flatten(1)), dim=1)
+    return float(torch.stack([torch.corrcoef(pair)[0, 1].abs() for pair in pairs]).nanmean())
+
+
+def test_both_views_have_one_geometry(skin, brain):
+    """The strong view differs from the image, and is like it pixel by pixel."""
+    for data, kind in ((CosaTiles(skin), "tiles"), (CosaSlices(brain), "slices")):
+        recipe = cosa_recipes(COSA_BUDGETS[kind])[ALL]
+        loader = data.loader(data.items(recipe, 0)[:16], recipe, 0)
+        loader.dataset.set_epoch(1)
+        item = next(iter(loader))
+        assert not torch.equal(item["image"], item["strong"])
+        assert likeness(item["image"], item["strong"]) > likeness(item["image"], item["strong"].flip(-1))
+
+
+def test_masks_of_branches():
+    maps = BranchMaps(
+        torch.tensor([[[0.9, 0.2, 0.0]]]),
+        torch.tensor([[[0.5, 0.9, 0.0]]]),
+        torch.tensor([[[0.0, 0, 1]], [[1.0, 1, 0]]]),
+    )
+    masks = branch_masks(maps, Cuts(0.5, 0.6), torch.ones(1))
+    shown = {name: mask.flatten().tolist() for name, mask in masks.items()}
+    assert shown == {"CPL": [1, 0, 0], "CPL†": [0, 1, 0], "ensemble": [1, 1, 0], "S": [1, 1, 0], "S given": [1, 1, 0]}
+    healthy = branch_masks(maps, Cuts(0.5, 0.6), torch.zeros(1))
+    assert healthy["S"].any()
+    assert not healthy["S given"].any()
+
+
+def row(name: str, column: str, **metrics: float) -> Row:
+    return Row(name, column, "validation", 0, {key: {"mean": value} for key, value in metrics.items()})
+
+
+def test_sections_leave_out_rows_without_a_value():
+    rows = [
+        row(ALL, "S", dice_pooled=0.6, miou_pooled=0.7, cpu_seconds_per_image=0.1),
+        row(ALL, "CPL", miou_pooled=0.6, xi=0.4),
+        row(WITHOUT_DT, "CPL at 0.3", miou_pooled=0.5),
+        row(BOUND, "S", dice_pooled=0.8, miou_pooled=0.9),
+    ]
+    main, *_ = sections = list(cosa_sections(rows).values())
+    assert main.splitlines()[2].endswith("| 0.75 |")
+    swept = next(text for title, text in cosa_sections(rows).items() if "cut elsewhere" in title)
+    assert swept.splitlines()[2:] == [f"| {WITHOUT_DT} | – | 0.500 | – | – | – | – | – |"]
+    assert len(sections) == 5
+
+
+@pytest.mark.parametrize("kind", ["tiles", pytest.param("slices", marks=pytest.mark.slow)])
+def test_a_small_run_measures_both_branches_of_both_networks(kind, skin, brain, tmp_path, short):
+    few = [folder_name(name) for name in (WITHOUT_DT, ORACLE, BOUND)]
+    table = make_cosa_table(
+        skin if kind == "tiles" else brain, tmp_path / "out", seeds=(0,), runs=tmp_path / "runs", rows=few
+    )
+    if kind == "tiles":
+        table.data.samples = 4
+    rows = table.run()
+    columns = {row.column for row in rows if row.name == WITHOUT_DT}
+    branches = {"CPL", "CPL†", "ensemble", "S", "S given"}
+    assert columns >= branches | {f"online {name} train" for name in branches} | {"CPL at 0.2", "S + CRF"}
+    chosen = {row.column for row in rows if row.name == WITHOUT_DT and row.reads_masks}
+    assert len(chosen) == 3
+    assert all("chosen with masks" in column for column in chosen)
+    assert all(row.reads_masks for row in rows if row.name in (ORACLE, BOUND))
+    text = (tmp_path / "out" / f"{table.name}.md").read_text()
+    assert f"Read masks in training: {BOUND}; {ORACLE}." in text
+    assert text.count("Simulated supervision") == (kind == "tiles")
+    assert text.count("S: Dice per subject") == 1
+    again = make_cosa_table(table.data.datalist, tmp_path / "elsewhere", seeds=(0,), runs=tmp_path / "runs", rows=few)
+    again.data.samples = 4
+    assert again.run() == rows
+    assert not (tmp_path / "elsewhere" / folder_name(ORACLE)).exists()
+
+
+def test_both_networks_and_thresholds_are_restored(skin, tmp_path, short):
+    table = make_cosa_table(skin, tmp_path, seeds=(0,))
+    table.data.samples = 4
+    first = table.trained(ALL, 0).method
+    first.labels.threshold.value.fill_(0.3)
+    again = table.trained(ALL, 0).method
+    assert not torch.equal(*(next(network.parameters()) for network in (again.network, again.online)))
+    for name, value in again.online.state_dict().items():
+        assert torch.equal(value, first.online.state_dict()[name]), name
+    for path in (tmp_path / folder_name(ALL) / "seed0" / "checkpoints").glob("*.pt"):
+        path.unlink()
+    with pytest.raises(DataError, match="without a checkpoint"):
+        table.trained(ALL, 0)
+
+
+def test_a_second_stage_learns_from_class_maps(skin, tmp_path, short):
+    table = make_cosa_table(skin, tmp_path, seeds=(0,))
+    table.data.samples = 4
+    assert not table.trained("CoSA-MS, same encoder", 0).method.uses_masks
+    folder = tmp_path / folder_name(ALL) / "seed0" / "pseudo_masks_cpl"
+    settings = json.loads((folder / "settings.json").read_text())
+    assert settings["weights_sha256"]
+    assert len(list(folder.glob("*.png"))) == 3
+
+
+def test_the_kind_of_the_data_is_known(skin, brain):
+    assert cosa_data(skin, "validation")[0] == "tiles"
+    assert cosa_data(brain, "validation")[0] == "slices"
+
+
+def test_figures_are_drawn_from_rows_and_say_that_they_read_masks(brain, tmp_path, short):
+    table = make_cosa_figures(brain, tmp_path / "out", seeds=(0,), runs=tmp_path / "runs")
+    rows = table.run()
+    assert {row.name for row in rows} == {f"all {what}, followed" for what in ("of CoSA", "without SA", "without RAW")}
+    assert all(row.metrics["by_confidence"]["pixels"] for row in rows)
+    for name in COSA_FIGURES:
+        chart = (tmp_path / "out" / f"{name}.svg").read_text()
+        assert chart.startswith("<svg")
+        assert "reads masks" in chart or name == "confidence"
+    again = make_cosa_figures(brain, tmp_path / "elsewhere", seeds=(0,), runs=tmp_path / "runs")
+    assert again.run() == rows
+
+
+@pytest.mark.slow
+def test_panels_show_the_additive_rows_that_are_trained(skin, tmp_path, short):
+    few = [folder_name(name) for name in ("base", ALL)]
+    table = make_cosa_table(skin, tmp_path, seeds=(0,), rows=few)
+    table.data.samples = 4
+    table.run()
+    figures = make_cosa_figures(skin, tmp_path, seeds=(0,))
+    figures.data.samples = 4
+    figures.run()
+    assert len(list((tmp_path / "panels").glob("*.png"))) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", cosa_recipes(COSA_BUDGETS["tiles"]))
+def test_every_recipe_trains(name):
+    method = cosa_recipes(COSA_BUDGETS["tiles"])[name].build(3, 1)
+    data = batch(64)  # AFA's label needs a grid of tokens
+    if method.uses_masks:
+        data["mask"] = torch.zeros(4, 1, 64, 64, dtype=torch.uint8)
+    if "MS" in name:
+        data["pseudo_mask"] = torch.zeros(4, 1, 64, 64, dtype=torch.uint8)
+    torch.stack(list(method(data, LATE, method.players[0]).values())).sum().backward()
+    assert all(bool(p.grad.isfinite().all()) for p in method.parameters() if p.grad is not None)
