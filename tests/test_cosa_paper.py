@@ -179,6 +179,7 @@ LIST = [
     Item("momentum of the assignment network", 0.9994, "Sec. 4.1", word("momentum")),
     # Labels
     Item("scales of the labels", (1.0, 0.5, 1.5), "released", word("scales")),
+    Item("scale of the class maps", "minmax", "released; Sec. 3.1", word("seed_scale")),
     Item("lambda_a", 0.8, "Sec. 4.1", word("perplexity_scale")),
     Item("lambda_b", 1.0, "Sec. 4.1", word("perplexity_power")),
     Item("epsilon", 1.0, "Sec. 4.1", word("epsilon")),
