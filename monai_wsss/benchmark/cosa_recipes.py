@@ -34,7 +34,7 @@ from monai_wsss.methods import (
     PseudoMaskSupervision,
     WSSSMethod,
 )
-from monai_wsss.methods.cosa_settings import COSA_NETWORKS
+from monai_wsss.methods.cosa_settings import COSA_NETWORKS, CosaSettings
 from monai_wsss.networks import (
     AttentionPyramid,
     EfficientNetLite,
@@ -190,8 +190,15 @@ def _cosa_recipe(budget: CosaBudget, words: Words) -> Recipe:
         batch_size=budget.batch_size,
         views="none",
         epochs=budget.epochs,
-        words={"method": "cosa", "strong": True, **_network_words(budget), **branches, **told},
+        words={"method": "cosa", "strong": True, **_network_words(budget), **branches, **told, "values": _values(told)},
     )
+
+
+def _values(told: Words) -> Words:
+    """Give the values of all words of the method: kept rows are not found again once a preset has changed."""
+    words = {name: value for name, value in told.items() if name != "preset" and value != "oracle"}
+    settings = CosaSettings.of_preset(told["preset"], **words)
+    return {name: value for name, value in settings.record(told["preset"], 1).items() if name != "sources"}
 
 
 def _weak(budget: CosaBudget, method: str, build: Any) -> Recipe:
