@@ -280,10 +280,7 @@ class CosaSettings:
         if self.thresholds == "two" and self.dt:
             raise ValueError("Expected `dt` False for `thresholds` 'two': `low` and `high` are fixed.")
         if self.min_peak and self.seed_scale == "reference":
-            raise ValueError(
-                f"Expected `min_peak` 0 for `seed_scale` 'reference', got {self.min_peak}: take `seed_scale` 'minmax', "
-                "which alone has a least peak."
-            )
+            raise ValueError("Expected `min_peak` 0 for `seed_scale` 'reference': only 'minmax' has a least peak.")
 
     @classmethod
     def of_preset(cls, preset: str = "default", **words: Any) -> CosaSettings:
