@@ -245,6 +245,14 @@ def test_a_second_stage_learns_from_class_maps(skin, tmp_path, short):
     assert len(list(folder.glob("*.png"))) == 3
 
 
+def test_the_energy_of_the_released_code_is_in_the_unit_of_the_images():
+    stds = {}
+    for kind in COSA_BUDGETS:
+        settings = cosa_recipes(COSA_BUDGETS[kind])["preset released, run small"].build(3, 1).energy.loss.settings
+        stds[kind] = (settings["intensity_std"], settings["intensity_range"])
+    assert stds == {"tiles": (15.0, 255.0), "slices": (0.3, None)}
+
+
 def test_class_maps_of_the_second_stage_are_scaled_as_those_that_teach():
     """Of one scale, and of an image in which some pixel is healthy, they are the same."""
     with torch.random.fork_rng():
