@@ -197,6 +197,14 @@ def test_branches_are_logged_by_interval(training):
     assert {row["crf"] for row in rows} == {"False", "True"}
 
 
+def test_the_log_and_several_processes_go_together():
+    """Of two overlays that set one id the later one alone would count."""
+    log, several = (read_json(BUNDLE / "configs" / f"{name}.json") for name in ("log_branches", "multi_gpu_train"))
+    assert not log.keys() & several.keys()
+    # The first process measures alone: the loader that several processes share would give it some images only.
+    assert "@validate#dataloader" not in json.dumps(log)
+
+
 def test_branches_are_measured_by_one_command(training, phantoms, tmp_path, monkeypatch):
     monkeypatch.setattr(monai_wsss.data, "load_datalist", few_training_items(monai_wsss.data.load_datalist))
     small = {name: value for name, value in SMALL.items() if name != "pretrained"}

@@ -10,7 +10,8 @@
 | ``S``        | segmentation                                                                      | none   |
 | ``S given``  | segmentation without the classes that the image does not hold (the paper's column)| given  |
 
-Maps and logits are those that teach: over the scales of the data and the mirror image.
+Maps and logits are those that teach: over the scales of the data and the mirror image.  Logits are summed over all
+these passes, as the released code does, before a CRF reads their softmax as well.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class BranchMaps(NamedTuple):
     Attributes:
         maps: M' (K, *S) in [0, 1], 0 for classes that the image does not hold.
         auxiliary: M†', likewise.
-        logits: segmentation logits (K + 1, *S).
+        logits: segmentation logits (K + 1, *S), summed over the passes.
     """
 
     maps: torch.Tensor
@@ -85,12 +86,10 @@ def branch_maps(
         cases: with ``image`` (C, *S) and ``label``.
         grid: in-plane size of the network; None for the images' own.
     """
-    # Sums of logits would make probabilities that are too sure.
-    passes = 2 * len(seeds.scales) if seeds.sum_logits else 1
     result: list[BranchMaps] = []
     for image, label, size in _batches(cases, grid):
         maps, auxiliary, logits = (resize_linear(each, size) for each in seeds(network, LabeledImages(image, label)))
-        result.extend(map(BranchMaps, maps, auxiliary, logits / passes))
+        result.extend(map(BranchMaps, maps, auxiliary, logits))
     return result
 
 
@@ -98,7 +97,7 @@ def branch_maps(
 def segmentation_logits(
     network: nn.Module, cases: Cases, scales: Sequence[float], grid: Sequence[int] | None = None
 ) -> list[torch.Tensor]:
-    """Give the logits (K + 1, *S) of any segmenter, over the same scales and the mirror image.
+    """Give the logits (K + 1, *S) of any segmenter, summed over the same scales and the mirror image.
 
     Args:
         network: in evaluation mode.
@@ -109,7 +108,7 @@ def segmentation_logits(
     result: list[torch.Tensor] = []
     for image, _, size in _batches(cases, grid):
         (logits,) = sum_over_scales(lambda scaled: [network(scaled)], image, ["average"], scales)
-        result.extend(resize_linear(logits / len(scales), size))
+        result.extend(resize_linear(2 * logits, size))  # two mirror images, of which it is the mean
     return result
 
 
@@ -156,11 +155,12 @@ def branch_masks(maps: BranchMaps, cuts: Cuts, label: torch.Tensor) -> dict[str,
 
 
 class LabelMaps(nn.Module):
-    """A network's rectified class maps as a network of their own: they become the pseudo-masks of CoSA-MS.
+    """A network's class maps as a network of their own: they become the pseudo-masks of CoSA-MS.
 
     Args:
         network: of two branches.
-        cut: threshold of the maps, scaled from their lowest to their highest value.
+        cut: threshold of the maps, scaled from 0, or from the healthy level, to their peak, as those that teach.
+        level: the healthy level (K,) that the class maps begin at; None: they begin at 0.
 
     Example:
         >>> from monai_wsss.networks import TwoBranchNetwork
@@ -170,16 +170,19 @@ class LabelMaps(nn.Module):
 
     output_kind = "activation"
 
-    def __init__(self, network: nn.Module, cut: float) -> None:
+    def __init__(self, network: nn.Module, cut: float, level: torch.Tensor | None = None) -> None:
         super().__init__()
         self.network = network
         self.cut = cut
+        self.level = level
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Give ReLU(max(M, mirrored M)): ``(B, C, *S) -> (B, K, *S)``."""
+        """Give ReLU(max(M, mirrored M)), or max(M, mirrored M) - level: ``(B, C, *S) -> (B, K, *S)``."""
         network: Any = self.network
-        mirrored = network.branches(image.flip(-1)).seeds.flip(-1)
-        return F.relu(torch.maximum(network.branches(image).seeds, mirrored))
+        maps = torch.maximum(network.branches(image).seeds, network.branches(image.flip(-1)).seeds.flip(-1))
+        if self.level is None:
+            return F.relu(maps)
+        return maps - self.level.to(maps).reshape(1, -1, *[1] * (maps.ndim - 2))
 
     def mask_rule(self) -> MaskRule:
         """Give the rule of the maps: min-max, cut at :attr:`cut`."""

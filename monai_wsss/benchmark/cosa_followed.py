@@ -2,7 +2,8 @@
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 """What the class labels of a training of CoSA are like as it goes on, measured on unseen images.  It READS MASKS.
 
-At each of some iterations, over the images that hold the class:
+At each of some iterations, over the images that hold the class, and not before the class maps have the healthy level
+that they may begin at:
 
     xi, and mIoU of CPL and of S, of both networks
     by_confidence    pixels, and rightly labeled ones, by nu = max_c M'_c, in twenty bins from 0 to 1
@@ -68,6 +69,8 @@ class Follower:
 
     def __call__(self, engine: Engine) -> None:
         """Measure, and add the result to the file; a training that was resumed measures its last iterations anew."""
+        if not self.method.seeds.ready:
+            return
         found = json.loads(self.path.read_text(encoding="utf-8")) if self.path.is_file() else {}
         was_training = self.method.training
         self.method.eval()
@@ -129,4 +132,4 @@ _EDGES = {"by_confidence": CONFIDENCE, "by_perplexity": PERPLEXITY}
 
 
 def _miou(counts: Sequence[PixelCounts]) -> float:
-    return float(miou_pooled(PixelCounts(*(np.sum(part, axis=0) for part in zip(*counts, strict=True)))))
+    return float(miou_pooled(PixelCounts.sum_of(counts)))

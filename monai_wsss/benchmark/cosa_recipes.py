@@ -34,7 +34,7 @@ from monai_wsss.methods import (
     PseudoMaskSupervision,
     WSSSMethod,
 )
-from monai_wsss.methods.cosa_settings import COSA_NETWORKS, CosaSettings
+from monai_wsss.methods.cosa_settings import COSA_NETWORKS, COSA_WORDS, CosaSettings
 from monai_wsss.networks import (
     AttentionPyramid,
     EfficientNetLite,
@@ -184,6 +184,9 @@ def _cosa_recipe(budget: CosaBudget, words: Words) -> Recipe:
         told |= {"dt_momentum": budget.dt_momentum, "scales": list(budget.scales)}
     else:
         branches |= {name: COSA_NETWORKS[told["preset"]][name].value for name in ("pooling", "pooled")}
+        if budget.input_range == "z_scores":
+            # The energy of the preset `released` is one of gray levels, among which all z-scores are alike.
+            told |= {name: COSA_WORDS["default"][name].value for name in ("intensity_std", "intensity_range")}
     return Recipe(
         partial(_build_cosa, budget=budget, branches=branches, **told),
         _OPTIMIZER,

@@ -148,7 +148,8 @@ class CosaTable(BenchmarkTable):
             return super().pseudo_masks(teacher, seed, **words)
         recipe, _, method = self.trained(teacher, seed)
         folder = self.folder(teacher, seed)
-        network = LabelMaps(method.network, cuts_of(method).maps).eval()
+        scale = method.seeds.healthy_levels.get("seeds")
+        network = LabelMaps(method.network, cuts_of(method).maps, scale and scale.level.value).eval()
         items = self.data.pseudo_items(recipe, seed)
         self.data.write_pseudo_masks(network, folder / "model.pt", items, folder / "pseudo_masks_cpl")
         return folder / "pseudo_masks_cpl"
@@ -240,7 +241,7 @@ def _by_branch(
                     metrics["cpu_seconds_per_image"] = {"mean": seconds}
                 yield Measured(f"{beginning}{name}{end}", metrics, split)
     # The last ones are those of the assignment network, of the unseen images.
-    yield from _with_masks(data, cases, [of_case.logits for of_case in maps])
+    yield from _with_masks(cases, [of_case.logits for of_case in maps], 2 * len(method.seeds.scales))
     yield from _swept(
         data, cases, [of_case.maps for of_case in maps], each=one.recipe.words.get("dt") is False and whole
     )
@@ -266,7 +267,7 @@ def _segmentation(
         for each, case in zip(logits, cases, strict=True)
     ]
     yield Measured("S given", _measure(data, cases, masks))
-    yield from _with_masks(data, cases, logits)
+    yield from _with_masks(cases, logits, 2 * len(budget.scales))
     yield _after_crf(data, cases, logits, seconds)
 
 
@@ -315,10 +316,10 @@ def _after_crf(data: Data, cases: Cases, logits: Sequence[torch.Tensor], seconds
     return Measured("S + CRF", metrics | {"cpu_seconds_per_image": {"mean": seconds}})
 
 
-def _with_masks(data: Data, cases: Cases, logits: Sequence[torch.Tensor]) -> Iterator[Measured]:
-    """Choose with masks the best cut of the foreground's probability."""
+def _with_masks(cases: Cases, logits: Sequence[torch.Tensor], passes: int) -> Iterator[Measured]:
+    """Choose with masks the best cut of the foreground's probability, that of the mean logits over the passes."""
     known = [(each, case) for each, case in zip(logits, cases, strict=True) if case.get("mask") is not None]
-    scores = [1 - each.softmax(0)[:1] for each, _ in known]
+    scores = [1 - (each / passes).softmax(0)[:1] for each, _ in known]
     masks = [torch.as_tensor(case["mask"]) for _, case in known]
     cuts = [n / 20 for n in range(1, 20)]
     best = oracle_raw_threshold(scores, masks, cuts)

@@ -9,9 +9,10 @@
 | `M+M_aux`      | the mean of both, cut at the mean of both xi                    |         |
 | `S`            | the segmentation: the argmax                                    | S'      |
 
-Each branch is measured by every ``label_filter`` and, on request, after a CRF, which reads the image as it was before
-its normalization where a batch has that (``intensity``).  The number is the mean IoU over the K
-classes and the background, of pixels pooled over the images, as in the papers.
+Each branch is measured by every ``label_filter`` and, on request, after a CRF.  It reads the image as it was before
+its normalization where a batch has that (``intensity``), and the softmax of logits.  CoSA's logits are sums over scales
+and mirror images, as in its released code.  The number is the mean IoU over the K classes and the background, of pixels
+pooled over the images, as in the papers.
 
 | ``label_filter`` | classes that a mask may hold                                                        |
 |------------------|-------------------------------------------------------------------------------------|

@@ -206,7 +206,7 @@ def _kept(
     wanted = min(needed, max_anchors or needed)
     if wanted == pixels:
         return vectors, classes, anchors
-    order = torch.rand(anchors.shape, device=anchors.device) if wanted < needed else torch.ones(anchors.shape)
+    order = (torch.rand if wanted < needed else torch.ones)(anchors.shape, device=anchors.device)
     index = order.masked_fill(~anchors, -1).topk(wanted, dim=1).indices
     rows = index[:, :, None].expand(-1, -1, vectors.shape[2])
     return vectors.gather(1, rows), classes.gather(1, index), anchors.gather(1, index)

@@ -251,11 +251,8 @@ class CoSA(TwoBranchMethod):
         """Add to those of every method that the run is shorter than the warm-up, and that there is no healthy level."""
         waits = ["no image without each class has come yet, so the branches teach nothing."] if self._waits else []
         begun = [term.ramp for term in (self.c2s, self.auxiliary_c2s, self.s2c, self.csc, self.energy) if term]
-        return (
-            super().collapse_warnings()
-            + waits
-            + short_run_sentences({"warm_up": begun[0]} if begun else {}, self._progress)
-        )
+        short = short_run_sentences({"warm_up": begun[0]} if begun else {}, self._progress)
+        return super().collapse_warnings() + waits + short
 
 
 def _l_cls(logits: Any, label: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,9 @@
 |----------------------------|----------------------------------------------------------------------------------------|
 | ``encoder``                | ``vit_tiny`` .. ``vit_base``, ``mit_b0`` .. ``mit_b5``, ``lite0`` .. ``lite2``,        |
 |                            | ``conv_pyramid``                                                                       |
-| ``early_block``            | of ``vit``: see :class:`~monai_wsss.networks.VisionTransformer`                        |
+| ``early_block``,           | of ``vit``: see :class:`~monai_wsss.networks.VisionTransformer`                        |
+| ``patch_size``,            |                                                                                        |
+| ``image_size``             |                                                                                        |
 | ``input_range``            | of ``lite``: see :class:`~monai_wsss.networks.EfficientNetLite`                        |
 | ``width``, ``stride``      | around all but ``vit``: see :class:`~monai_wsss.networks.TwoFusedMaps`                 |
 | ``decoder`` and all others | see :meth:`~monai_wsss.networks.TwoBranchNetwork.with_auxiliary`                       |
@@ -36,7 +38,7 @@ from monai_wsss.networks.vit import PRESETS as VIT
 
 __all__ = ["ENCODER_WORDS", "cosa_network"]
 
-ENCODER_WORDS = ("encoder", "early_block", "input_range", "width", "stride")
+ENCODER_WORDS = ("encoder", "early_block", "patch_size", "image_size", "input_range", "width", "stride")
 """Words that are not those of ``TwoBranchNetwork.with_auxiliary``."""
 
 LITE = ("lite0", "lite1", "lite2")
@@ -76,8 +78,8 @@ def _encoder(words: dict[str, Any], spatial_dims: int, in_channels: int) -> nn.M
     name = words["encoder"]
     check_choice("encoder", name, (*VIT, *MIT, *LITE, "conv_pyramid"))
     if name in VIT:
-        early = words.get("early_block", -3)
-        return VisionTransformer.from_preset(name, spatial_dims, in_channels, early_block=early)
+        own = {word: words[word] for word in ("early_block", "patch_size", "image_size") if word in words}
+        return VisionTransformer.from_preset(name, spatial_dims, in_channels, **own)
     if name in MIT:
         return MixTransformer.from_preset(name, spatial_dims, in_channels)
     if name in LITE:

@@ -207,7 +207,8 @@ class CosaSettings:
         seed_scale: ``"minmax"``: class maps are scaled per image and class from 0 to the image's peak; ``"reference"``:
             they are 0 at the level of images without the class, which training follows, for networks with
             ``pooled="maps"``.
-        min_peak: class maps that peak lower are not scaled to 1, see :class:`~monai_wsss.inferers.MinMax`.
+        min_peak: class maps that peak lower are not scaled to 1, see :class:`~monai_wsss.inferers.MinMax`; for
+            ``seed_scale="minmax"`` alone.
         over_processes: whether thresholds, weights and separation are those of the batch of all processes.
 
     Raises:
@@ -278,6 +279,8 @@ class CosaSettings:
             )
         if self.thresholds == "two" and self.dt:
             raise ValueError("Expected `dt` False for `thresholds` 'two': `low` and `high` are fixed.")
+        if self.min_peak and self.seed_scale == "reference":
+            raise ValueError("Expected `min_peak` 0 for `seed_scale` 'reference': only 'minmax' has a least peak.")
 
     @classmethod
     def of_preset(cls, preset: str = "default", **words: Any) -> CosaSettings:

@@ -10,12 +10,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from ignite.engine import Engine
 
 from monai_wsss._checks import DataError
 from monai_wsss.benchmark import Row, make_cosa_figures, make_cosa_table
-from monai_wsss.benchmark.cosa_branches import BranchMaps, Cuts, branch_masks
+from monai_wsss.benchmark.cosa_branches import (
+    BranchMaps,
+    Cuts,
+    LabelMaps,
+    branch_maps,
+    branch_masks,
+    cut_maps,
+    segmentation_logits,
+)
 from monai_wsss.benchmark.cosa_data import CosaSlices, CosaTiles, cosa_data
 from monai_wsss.benchmark.cosa_figures import COSA_FIGURES
+from monai_wsss.benchmark.cosa_followed import Follower
 from monai_wsss.benchmark.cosa_guide import OracleCoSA
 from monai_wsss.benchmark.cosa_recipes import (
     ADDITIVE,
@@ -30,6 +40,9 @@ from monai_wsss.benchmark.cosa_table import cosa_sections
 from monai_wsss.benchmark.rows import folder_name
 from monai_wsss.data import make_phantoms
 from monai_wsss.engines import Progress
+from monai_wsss.inferers import AboveHealthyLevel, MinMax, MultiScaleSeeds
+from monai_wsss.networks import ConvPyramid, TwoBranchNetwork, TwoFusedMaps
+from monai_wsss.refinement import LabeledImages
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Epoch .* maps of positive images"),
@@ -232,6 +245,47 @@ def test_a_second_stage_learns_from_class_maps(skin, tmp_path, short):
     assert len(list(folder.glob("*.png"))) == 3
 
 
+def test_the_energy_of_the_released_code_is_in_the_unit_of_the_images():
+    stds = {}
+    for kind in COSA_BUDGETS:
+        settings = cosa_recipes(COSA_BUDGETS[kind])["preset released, run small"].build(3, 1).energy.loss.settings
+        stds[kind] = (settings["intensity_std"], settings["intensity_range"])
+    assert stds == {"tiles": (15.0, 255.0), "slices": (0.3, None)}
+
+
+def test_class_maps_of_the_second_stage_are_scaled_as_those_that_teach():
+    """Of one scale, and of an image in which some pixel is healthy, they are the same."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network, image = TwoBranchNetwork.tiny().eval(), torch.rand(1, 1, 16, 16)
+    with torch.no_grad():
+        network.classifier.weight *= 1000  # as of a trained network: far above the small numbers of the scaling
+        level = network.branches(image).seeds.flatten().quantile(0.6)[None]
+    above = AboveHealthyLevel(1)
+    above.set_level(level)
+    for scale, begins in ((above, level), (MinMax(), None)):
+        maps, _ = MultiScaleSeeds(scale, (1.0,))(network, LabeledImages(image, torch.ones(1, 1)))
+        own = LabelMaps(network, 0.4, begins)
+        with torch.no_grad():
+            mask = replace(own.mask_rule(), gate="given").mask(own(image), torch.ones(1, 1))[0]
+        assert torch.equal(mask, cut_maps(maps[0], 0.4))
+        assert 0 < mask.float().mean() < 1
+
+
+def test_a_training_is_followed_once_its_class_maps_can_be_scaled(tmp_path):
+    """The default begins them at the healthy level, which is unknown during the warm-up."""
+    method = cosa_recipes(COSA_BUDGETS["slices"])[ALL].build(3, 1)
+    case = {"image": torch.rand(3, 32, 32), "label": torch.ones(1), "mask": torch.ones(1, 32, 32, dtype=torch.uint8)}
+    follower, engine = Follower(method, [case], None, tmp_path, 1), Engine(lambda *_: None)
+    engine.state.iteration = 3
+    follower(engine)
+    assert not follower.path.exists()
+    for scale in method.seeds.healthy_levels.values():
+        scale.set_level(torch.zeros(1))
+    follower(engine)
+    assert list(json.loads(follower.path.read_text())) == ["000003"]
+
+
 def test_the_kind_of_the_data_is_known(skin, brain):
     assert cosa_data(skin, "validation")[0] == "tiles"
     assert cosa_data(brain, "validation")[0] == "slices"
@@ -248,6 +302,23 @@ def test_figures_are_drawn_from_rows_and_say_that_they_read_masks(brain, tmp_pat
         assert "reads masks" in chart or name == "confidence"
     again = make_cosa_figures(brain, tmp_path / "elsewhere", seeds=(0,), runs=tmp_path / "runs")
     assert again.run() == rows
+
+
+def test_logits_are_summed_over_scales_and_mirror_images_as_the_label_makers_are():
+    network = TwoBranchNetwork.with_auxiliary(
+        TwoFusedMaps(ConvPyramid(2, 1, width=4, attention_heads=0), width=8, stride=2), 1, decoder_width=8
+    ).eval()
+    case = {"image": torch.rand(1, 16, 16), "label": torch.ones(1)}
+    seeds = MultiScaleSeeds(MinMax(), (0.5, 1.0), seeds=("seeds", "auxiliary_seeds"), sum_logits=True)
+    (own,) = branch_maps(seeds, network, [case])
+    (other,) = segmentation_logits(network, [case], (0.5, 1.0))
+    torch.testing.assert_close(own.logits, other)
+    with torch.no_grad():
+        image = case["image"][None]
+        small = torch.nn.functional.interpolate(image, scale_factor=0.5, mode="bilinear")
+        maps = [network(one) for one in (image, small)] + [network(one.flip(-1)).flip(-1) for one in (image, small)]
+        expected = sum(torch.nn.functional.interpolate(one, (16, 16), mode="bilinear") for one in maps)
+    torch.testing.assert_close(other, expected[0])
 
 
 @pytest.mark.slow

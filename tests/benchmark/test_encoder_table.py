@@ -290,9 +290,10 @@ def test_what_kept_rows_do_not_tell_is_as_it_was():
     Tell it in ``words`` or ``unusual`` where it differs from the value here; then the rows that lie in
     ``docs/results/runs`` stay what they are, and the new value gets rows of its own.
     """
+    # Settings that nothing else tells, so that no public name holds them.
     assert (tiles._SCALES, tiles._STANDARD, tiles._JITTER) == ((0.5, 1.0), (150.0, 50.0), 0.15)
-    assert patches._WINDOW == 112
-    assert decision_table._BEHIND == 0.05
+    assert patches._WINDOW == 112  # likewise
+    assert decision_table._BEHIND == 0.05  # likewise
     assert _defaults(fused_cam_network, FusedSegmenter, EfficientNetLite) == {
         "fused_cam_network.num_classes": 1,
         "fused_cam_network.width": 48,
@@ -328,4 +329,5 @@ def test_what_kept_rows_do_not_tell_is_as_it_was():
     }
     network = encoder_recipes.encoder_recipes(encoder_recipes.BUDGETS["tiles"], refined="par")["CAM, from scratch"]
     norms = [part for part in network.build(3, 1).network.modules() if isinstance(part, torch.nn.BatchNorm2d)]
+    # The rows' words show it, but not on their own.
     assert {norm.momentum for norm in norms} == {encoder_recipes._NETWORK["norm_momentum"]}

@@ -110,6 +110,12 @@ def test_words_that_do_not_fit_are_refused(words, message):
         CosaSettings.of_preset("best")
 
 
+def test_a_least_peak_that_would_do_nothing_is_refused():
+    with pytest.raises(ValueError, match="`min_peak` 0 for `seed_scale` 'reference'"):
+        CosaSettings.of_preset("default", min_peak=0.5)
+    assert CosaSettings.of_preset("default", min_peak=0.5, seed_scale="minmax").min_peak == 0.5
+
+
 def test_the_record_tells_sources_and_what_was_set_otherwise():
     method = CoSA.from_preset("paper", network=CoSA.tiny(2, 1, 2).online, csc_temperature=0.2)
     told = json.loads(json.dumps(method.settings))
@@ -136,6 +142,11 @@ def test_networks_of_the_presets():
     assert isinstance(default.encoder.fused.encoder, EfficientNetLite)
     assert small.encoder.in_channels == 1
     assert small.settings["encoder"] == "vit_tiny"
+    with torch.device("meta"):
+        fine = CoSA.network_from_preset("paper", encoder="vit_tiny", patch_size=8, image_size=64)
+    assert fine.encoder.feature_strides == (8, 8)
+    assert fine.encoder.grid == [8, 8]
+    assert (fine.settings["patch_size"], fine.settings["image_size"]) == (8, 64)
     assert (volumes.spatial_dims, volumes.encoder.feature_strides) == (3, (2, 2))
     assert default.settings["decoder"] == "large_fov"
     changed = CoSA.network_from_preset(encoder=MixTransformer.tiny(2, 1), detach_seeds="features", decoder_width=4)
