@@ -129,8 +129,8 @@ def cut_maps(maps: torch.Tensor, cut: float) -> torch.Tensor:
     """Cut maps (K, *S): the mask (1, *S), 0 below the cut, else the strongest class 1..K.
 
     Example:
-        >>> cut_maps(torch.tensor([[0.2, 0.5, 0.1], [0.1, 0.6, 0.7]]), 0.5).tolist()
-        [[0, 2, 2]]
+        >>> cut_maps(torch.tensor([[[0.2, 0.5, 0.1]], [[0.1, 0.6, 0.7]]]), 0.5).tolist()
+        [[[0, 2, 2]]]
     """
     return class_assignment(maps[None], cut)[0].to(torch.uint8)
 

@@ -31,6 +31,7 @@ import numpy as np
 import torch
 from markupsafe import Markup
 
+from monai_wsss._checks import DataError
 from monai_wsss._files import atomic_path, case_file_name, make_directory
 from monai_wsss.benchmark.cosa_branches import branch_maps, branch_masks, cuts_of
 from monai_wsss.benchmark.cosa_data import CosaSlices, CosaTiles, cosa_data
@@ -123,10 +124,18 @@ def make_cosa_figures(
 
 
 def _points(name: str, table: BenchmarkTable, trained: Sequence[Trained]) -> Iterator[Measured]:
-    """Give what was measured while a row was trained, point by point, and its last point again as its end."""
+    """Give what was measured while a row was trained, point by point, and its last point again as its end.
+
+    Raises:
+        DataError: nothing was measured.
+    """
     (one,) = trained
-    text = (table.folder(name, one.seed) / FOLLOWED).read_text(encoding="utf-8")
-    points = sorted(json.loads(text).items())
+    path = table.folder(name, one.seed) / FOLLOWED
+    if not path.is_file():
+        raise DataError(
+            f"{path} is missing: the class maps had no healthy level until the training ended. Train for more steps."
+        )
+    points = sorted(json.loads(path.read_text(encoding="utf-8")).items())
     for iteration, metrics in points:
         yield Measured(f"iteration {int(iteration)}", metrics)
     yield Measured("end", points[-1][1])

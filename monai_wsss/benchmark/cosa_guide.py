@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""CoSA whose class maps are guided by pixel masks: the oracle of its Fig. 1 and Table 4a, which no user may want."""
+"""CoSA whose class maps are guided by pixel masks: the oracle of its Fig. 1 and Table 4a, not for use."""
 
 from __future__ import annotations
 

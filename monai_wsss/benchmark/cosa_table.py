@@ -26,7 +26,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -48,6 +48,7 @@ from monai_wsss.benchmark.recipes import FULL_SUPERVISION
 from monai_wsss.benchmark.rows import Measured, Row
 from monai_wsss.benchmark.table import BenchmarkTable, Entry, Trained
 from monai_wsss.engines.checkpoint import latest_checkpoint, load_tensors
+from monai_wsss.methods import CoSA
 from monai_wsss.refinement import ClassMapRefinement, MaskRule
 from monai_wsss.refinement.oracle import oracle_raw_threshold
 
@@ -146,10 +147,11 @@ class CosaTable(BenchmarkTable):
         """Give the folder of a teacher's class maps, cut at its threshold, of the training images; labels are given."""
         if words.get("maps") != "cpl":
             return super().pseudo_masks(teacher, seed, **words)
-        recipe, _, method = self.trained(teacher, seed)
-        folder = self.folder(teacher, seed)
+        recipe, _, trained = self.trained(teacher, seed)
+        method, folder = cast(CoSA, trained), self.folder(teacher, seed)
         scale = method.seeds.healthy_levels.get("seeds")
-        network = LabelMaps(method.network, cuts_of(method).maps, scale and scale.level.value).eval()
+        level = None if scale is None else scale.level.value
+        network = LabelMaps(method.network, cuts_of(method).maps, level).eval()
         items = self.data.pseudo_items(recipe, seed)
         self.data.write_pseudo_masks(network, folder / "model.pt", items, folder / "pseudo_masks_cpl")
         return folder / "pseudo_masks_cpl"

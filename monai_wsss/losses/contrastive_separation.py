@@ -55,8 +55,8 @@ ENTRIES = 2**20
 _KINDS = ("cosine", "sigmoid", "bgcat", "feature")
 _PAIRS = ("image", "batch")
 _SHORTEST = 1e-6  # length of a vector that has a direction
-_NOWHERE = -1  # class of a pixel that is no anchor, as a partner
-_NOBODY = -2  # and as the pixel whose partners are looked for
+_NOWHERE = -1  # class of a pixel that is no anchor, in a column of the similarities
+_NOBODY = -2  # the same in a row
 
 
 def contrastive_separation_loss(
@@ -226,7 +226,7 @@ class _Separation(torch.autograd.Function):
         loss, counted = unit.new_zeros(images), unit.new_zeros(images)
         gradient = torch.zeros_like(unit)
         own, partner = (classes.long().masked_fill(~anchors, nobody) for nobody in (_NOBODY, _NOWHERE))
-        # Those who are no anchors are infinitely far from everybody.
+        # Pixels that are no anchors are infinitely far from all others.
         offset = unit.new_zeros(images, 1, pixels).masked_fill_(~anchors[:, None], -torch.inf)
         columns = unit.transpose(1, 2)
         step = max(1, ENTRIES // (images * pixels))

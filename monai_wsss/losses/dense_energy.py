@@ -111,7 +111,7 @@ class DenseEnergyLoss(nn.Module):
         gate: whether sure pixels are left alone.
         method: ``"auto"``, ``"exact"`` or ``"lattice"``.
         ignore_index: the label without a class.
-        validate_args: whether each call checks its tensors, which waits for a GPU.
+        validate_args: whether each call checks its tensors, which waits for a GPU; False: the first one alone does.
 
     Raises:
         ValueError: a setting out of range.
@@ -148,6 +148,7 @@ class DenseEnergyLoss(nn.Module):
             "ignore_index": ignore_index,
         }
         self.validate_args = validate_args
+        self._checked = False
 
     def forward(
         self,
@@ -157,8 +158,10 @@ class DenseEnergyLoss(nn.Module):
         inside: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Compute the energy of logits (B, K+1, *S) on an image (B, C, *S), see :func:`dense_energy_loss`."""
-        if self.validate_args:
-            return dense_energy_loss(logits, image, label, inside, **self.settings)
+        if self.validate_args or not self._checked:
+            energy = dense_energy_loss(logits, image, label, inside, **self.settings)
+            self._checked = True
+            return energy
         chosen = self.settings
         intensity_range = chosen["intensity_range"]
         levels = chosen["intensity_std"] * (1.0 if intensity_range is None else intensity_range / 255)

@@ -153,7 +153,12 @@ def test_bad_input():
         dense_energy_loss(logits, image, label, inside[:, 1:])
     with pytest.raises(ValueError, match=r"`image` in 0\.\.255 \(`intensity_range`\), got other values: give"):
         dense_energy_loss(logits, image / 255)
-    assert DenseEnergyLoss(validate_args=False)(logits, image / 255).isfinite()
+    first_alone = DenseEnergyLoss(validate_args=False)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="`intensity_range`"):
+            first_alone(logits, image / 255)
+    first_alone(logits, image)
+    assert first_alone(logits, image / 255).isfinite()
     with pytest.raises(ValueError, match="`method` to be one of auto, exact, lattice"):
         DenseEnergyLoss(method="fast")
     with pytest.raises(ValueError, match="`intensity_std` and `intensity_range` > 0"):

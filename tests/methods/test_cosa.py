@@ -531,7 +531,7 @@ def test_one_class_is_separated_from_its_background(caplog):
 
 @pytest.mark.parametrize("preset", ["default", "paper", "released"])
 def test_healthy_images_are_background(preset):
-    method, batch = method_of(preset=preset), make_batch()
+    method, batch = method_of(preset=preset, intensity_range=None), make_batch()
     batch["label"] = torch.zeros(3, 2)
     images = LabeledImages.from_batch(batch)
     maps, _, segmentation = method.assignments(images)
