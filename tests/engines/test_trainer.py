@@ -223,7 +223,9 @@ def test_nothing_to_resume_is_said(tmp_path, caplog):
 def test_a_training_does_not_go_on_with_images_in_another_order(tmp_path):
     make_trainer(tmp_path, epochs=1, reading={"order": "xy"}).run()
     make_trainer(tmp_path, epochs=1, resume=True, reading={}).run()
-    with pytest.raises(DataError, match="on images in the order xy, but the data now say rows_columns: go on with the same data"):
+    with pytest.raises(
+        DataError, match="on images in the order xy, but the data now say rows_columns: go on with the same data"
+    ):
         make_trainer(tmp_path, epochs=1, resume=True, reading={"order": "rows_columns"}).run()
 
 
