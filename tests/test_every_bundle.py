@@ -479,7 +479,7 @@ def training(bundle: Path, phantoms: Path, quick: dict[str, Any], tmp_path_facto
     return run(bundle, "train", tmp_path_factory.mktemp("training") / "out", phantoms, **quick)
 
 
-def test_training_writes_a_checkpoint_and_the_network(training, bundle, kind):
+def test_training_writes_a_checkpoint_and_the_network(training, bundle, phantoms, kind):
     (checkpoint,) = (training / "checkpoints").iterdir()
     assert torch.load(checkpoint, weights_only=True)["epoch"] == 1
     network = start(bundle, "inference").network_def
@@ -497,7 +497,7 @@ def test_training_writes_a_checkpoint_and_the_network(training, bundle, kind):
     read = ("xy", "SI", "LP") if kind == "brain" else ("rows_columns", None, None)
     assert tuple(record["reading"].values()) == read
     assert recorded_reading(network) == record["reading"]
-    evaluator = start(bundle, "inference", ckpt_dir=str(training)).parser
+    evaluator = start(bundle, "inference", ckpt_dir=str(training), dataset_dir=str(phantoms)).parser
     assert evaluator.get_parsed_content("preprocessing").transforms[0].order == read[0]
     assert record["encoder_weights"]["pretrained"] == ("imagenet" if kind in ("skin", "gland") else "none")
     told = {"epochs": 1, "batch_size": 32, "optimizer": "AdamW", "learning_rate": 0.001, "lr_scheduler": "OneCycleLR"}
