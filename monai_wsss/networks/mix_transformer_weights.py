@@ -30,7 +30,7 @@ from collections.abc import Mapping
 import torch
 
 from monai_wsss.networks.mix_transformer import MixTransformer
-from monai_wsss.networks.pretrained import WeightReport, check_same_encoder, load_pretrained, spread_rgb_filters
+from monai_wsss.networks.pretrained import WeightReport, load_converted, spread_rgb_filters
 
 __all__ = ["convert_mix_transformer_weights", "load_mix_transformer"]
 
@@ -74,20 +74,14 @@ def load_mix_transformer(network: MixTransformer, path: str | os.PathLike[str], 
         DataError: the file's encoder is another one, or the file cannot be read, as in ``load_pretrained``; the network
             then stays as it is.
     """
-    if not isinstance(network, MixTransformer):
-        raise TypeError(
-            f"Expected `network` to be a MixTransformer, got {type(network).__name__}: of a whole network give its "
-            "`encoder`."
-        )
-
-    def convert(stored: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        converted = convert_mix_transformer_weights(stored, network.in_channels)
-        if strict:
-            settings = "size, `spatial_dims` and `in_channels`"
-            check_same_encoder(network.state_dict(), converted, path, settings)
-        return converted
-
-    return load_pretrained(network, path, convert=convert)
+    return load_converted(
+        network,
+        path,
+        lambda stored: convert_mix_transformer_weights(stored, network.in_channels),
+        kind=MixTransformer,
+        settings="size, `spatial_dims` and `in_channels`",
+        strict=strict,
+    )
 
 
 def convert_mix_transformer_weights(

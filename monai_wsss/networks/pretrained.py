@@ -115,6 +115,44 @@ def load_pretrained(
     return report
 
 
+def load_converted(
+    network: nn.Module,
+    path: str | os.PathLike[str],
+    convert: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]],
+    *,
+    kind: type[nn.Module],
+    settings: str,
+    strict: bool,
+) -> WeightReport:
+    """Fill an encoder from a public checkpoint whose entries have other names.
+
+    Args:
+        network: the encoder.
+        path: see :func:`load_pretrained`.
+        convert: (entries of the file) to entries with the names of the network.
+        kind: what the encoder has to be.
+        settings: of the network that the file decides, for messages.
+        strict: refuse a file whose encoder differs from the network in any entry.
+
+    Raises:
+        TypeError: another network.
+        DataError: see :func:`load_pretrained` and :func:`check_same_encoder`.
+    """
+    if not isinstance(network, kind):
+        raise TypeError(
+            f"Expected `network` to be a {kind.__name__}, got {type(network).__name__}: of a whole network give its "
+            "`encoder`."
+        )
+
+    def checked(stored: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        converted = convert(stored)
+        if strict:
+            check_same_encoder(network.state_dict(), converted, path, settings)
+        return converted
+
+    return load_pretrained(network, path, convert=checked)
+
+
 def check_same_encoder(
     own: Mapping[str, torch.Tensor], stored: Mapping[str, torch.Tensor], path: str | os.PathLike[str], settings: str
 ) -> None:

@@ -30,7 +30,7 @@ from collections.abc import Mapping
 import torch
 
 from monai_wsss._checks import DataError
-from monai_wsss.networks.pretrained import WeightReport, check_same_encoder, load_pretrained, spread_rgb_filters
+from monai_wsss.networks.pretrained import WeightReport, load_converted, spread_rgb_filters
 from monai_wsss.networks.vit import VisionTransformer
 
 __all__ = ["convert_vision_transformer_weights", "load_vision_transformer"]
@@ -76,11 +76,6 @@ def load_vision_transformer(
         DataError: weights of images for a network of volumes; the file's encoder is another one, or the file cannot be
             read, as in ``load_pretrained``; the network then stays as it is.
     """
-    if not isinstance(network, VisionTransformer):
-        raise TypeError(
-            f"Expected `network` to be a VisionTransformer, got {type(network).__name__}: of a whole network give its "
-            "`encoder`."
-        )
 
     def convert(stored: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         converted = convert_vision_transformer_weights(stored, network.in_channels)
@@ -90,12 +85,10 @@ def load_vision_transformer(
                 f"The weights in {path} are for images, the network is for volumes: build it with `spatial_dims` 2, "
                 "whose VolumeInferer goes through volumes slice by slice, or train it without them."
             )
-        if strict:
-            settings = "size, `patch_size`, `image_size`, `spatial_dims` and `in_channels`"
-            check_same_encoder(network.state_dict(), converted, path, settings)
         return converted
 
-    return load_pretrained(network, path, convert=convert)
+    settings = "size, `patch_size`, `image_size`, `spatial_dims` and `in_channels`"
+    return load_converted(network, path, convert, kind=VisionTransformer, settings=settings, strict=strict)
 
 
 def convert_vision_transformer_weights(
