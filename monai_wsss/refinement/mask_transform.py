@@ -13,7 +13,7 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform
 from torch import nn
 
-from monai_wsss._checks import as_flag, plain_tensor
+from monai_wsss._checks import DataError, as_flag, plain_tensor
 from monai_wsss.refinement.class_map_refinement import ClassMapRefinement
 from monai_wsss.refinement.dense_crf import DenseCRF
 from monai_wsss.refinement.mask_rule import MaskRule
@@ -53,6 +53,7 @@ class ToMaskd(MapTransform):
 
     Raises:
         ValueError: as :class:`~monai_wsss.refinement.MaskRule` and its call.
+        DataError: an item without the label that ``gate="given"`` needs.
 
     Example:
         >>> from monai_wsss.networks import CAMEncoder
@@ -96,6 +97,11 @@ class ToMaskd(MapTransform):
         item = dict(data)
         rule = MaskRule.of(self.network, **self.words)
         gate = rule.gate
+        if gate == "given" and self.label_key not in item:
+            raise DataError(
+                f"Case {item.get('id', '?')} has no `{self.label_key}` to filter its classes by: take `gate` 'predicted' "
+                "or 'none'."
+            )
         label = torch.as_tensor(item[self.label_key])[None] if gate == "given" else None
         logits = self._classified(item, rule)
         if logits is not None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
+from monai_wsss._checks import DataError
 from monai_wsss.methods import SegmentationNetwork
 from monai_wsss.networks import CAMEncoder, ModalityNetworks, TwoBranchNetwork
 from monai_wsss.refinement import DenseCRF, ToMaskd, to_mask
@@ -220,3 +221,9 @@ def test_activations_have_no_label_filter():
     transform = ToMaskd("pred", network())
     assert "label_filter" not in transform({"pred": torch.zeros(1, 4, 4)})
     assert "label_filter" not in transform.settings
+
+
+def test_a_case_without_the_label_that_it_is_filtered_by_is_told():
+    item = {"pred": torch.zeros(1, 4, 4), "id": "2012_000001"}
+    with pytest.raises(DataError, match="Case 2012_000001 has no `label`"):
+        ToMaskd("pred", network(), gate="given")(item)
