@@ -99,8 +99,8 @@ class ToMaskd(MapTransform):
         gate = rule.gate
         if gate == "given" and self.label_key not in item:
             raise DataError(
-                f"Case {item.get('id', '?')} has no `{self.label_key}` to filter its classes by: take `gate` 'predicted' "
-                "or 'none'."
+                f"Case {item.get('id', '?')} has no `{self.label_key}` to filter its classes by: take `gate` "
+                "'predicted' or 'none'."
             )
         label = torch.as_tensor(item[self.label_key])[None] if gate == "given" else None
         logits = self._classified(item, rule)
