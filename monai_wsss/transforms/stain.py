@@ -54,6 +54,7 @@ _HED = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78))
 """Hematoxylin, eosin, DAB, one per row (Ruifrok and Johnston 2001); in H&E the third takes the remainder."""
 
 _ROUNDING = 1e-4  # of white, by which a resampled image may exceed its range
+_AS_BRIGHT = 0.25  # share of the mean of its whole image that a crop of it has at least, but for dark corners
 _NEARLY_BLACK = 0.05  # largest value of an image from 0 to 1 in which nothing can be seen
 _LEAST_DENSITY = 0.15  # beta of Macenko et al.: pixels that are paler in any channel say little about the stains
 _LEAST_SHARE = 0.01  # share of the pixels that must be denser
@@ -68,7 +69,8 @@ def check_color_picture(
     """Check that this is a color image with values from 0 to ``white``.
 
     Fractions up to 1 where 255 is white are an image from 0 to 1, or a nearly black crop.  The mean that the datalist
-    holds tells which.  Without it, only a crop that is nearly black by either reading passes.
+    holds tells which: an image that was scaled to 1 meanwhile is about as bright as that mean, scaled likewise.
+    Without it, only a crop that is nearly black by either reading passes.
 
     Args:
         name: the image's key, for the message.
@@ -95,8 +97,15 @@ def check_color_picture(
             f"Expected `{name}` to hold values from 0 to {white:g}, got {low:.4g} to {high:.4g}: put transforms of "
             "color before those that normalize, and give the value of white as `white`."
         )
-    from_0_to_1 = high > _NEARLY_BLACK if mean is None else float(torch.as_tensor(mean).max()) <= 1
-    if white > 1 and 0 < high <= 1 and from_0_to_1 and bool((picture != picture.round()).any()):
+    if not white > 1 or not 0 < high <= 1 or bool((picture == picture.round()).all()):
+        return
+    told = None if mean is None else torch.as_tensor(mean).float()
+    if told is None:
+        from_0_to_1 = high > _NEARLY_BLACK
+    else:
+        as_bright = float(picture.mean()) > _AS_BRIGHT * float(told.mean()) / white
+        from_0_to_1 = as_bright or float(told.max()) <= 1
+    if from_0_to_1:
         raise ValueError(f"Expected `{name}` to hold values from 0 to {white:g}, got 0 to 1: give `white=1`.")
 
 

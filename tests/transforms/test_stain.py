@@ -261,8 +261,11 @@ def test_pictures_that_are_none(transform, picture, words):
 
 @pytest.mark.parametrize("transform", [NormalizeStaind("image"), RandStainJitterd("image", prob=1.0)])
 def test_the_datalist_tells_a_nearly_black_crop_from_an_image_from_0_to_1(transform):
-    crop = torch.rand(3, 8, 8)
-    assert transform({"image": crop, "intensity_mean": np.array([180.0, 120.0, 160.0])})["image"].shape == crop.shape
+    crop, levels = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0)), np.array([180.0, 120.0, 160.0])
+    black = 0.2 * crop  # of 255; neither reading leaves it unseen
+    assert transform({"image": black, "intensity_mean": levels})["image"].shape == crop.shape
+    with pytest.raises(ValueError, match=FRACTIONS):  # scaled to 1 meanwhile: as bright as its mean says
+        transform({"image": crop, "intensity_mean": levels})
     with pytest.raises(ValueError, match=FRACTIONS):
         transform({"image": crop, "intensity_mean": np.array([0.7, 0.5, 0.6])})
     assert transform({"image": 0.04 * crop})["image"].shape == crop.shape, "nearly black by either reading"
