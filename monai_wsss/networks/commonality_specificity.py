@@ -355,7 +355,7 @@ def _scaled_as(maps: torch.Tensor, model: torch.Tensor) -> torch.Tensor:
 
 def _standardized(maps: torch.Tensor) -> torch.Tensor:
     centered = maps - maps.mean(-1, keepdim=True)
-    return centered / (centered.square().mean(-1, keepdim=True).sqrt() + 1e-8)
+    return centered / (centered.square().mean(-1, keepdim=True).sqrt() + 1e-12)
 
 
 @torch.jit.unused
