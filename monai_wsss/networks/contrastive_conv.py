@@ -170,7 +170,7 @@ class ContrastiveConvolution(nn.Module):
             return sharp
         bounded = difference / (size + 1e-3)  # finite where nothing responds
         smooth = ((self.lam - bounded) / self.temperature).sigmoid()
-        return smooth if self.gate_gradient == "soft" else sharp + smooth - smooth.detach()
+        return smooth if self.gate_gradient == "soft" else sharp + (smooth - smooth.detach())
 
     def _outer_weight(self) -> torch.Tensor:
         outer = self.epz_weight
