@@ -176,8 +176,10 @@ def test_an_image_with_little_contrast_has_an_empty_mask():
     heat = torch.zeros(2, 1, 8, 8)
     heat[0, :, 2:4, 2:4], heat[1, :, 2:4, 2:4] = 0.2, 0.3
     assert rule(heat).mask.sum((1, 2, 3)).tolist() == [0, 4]
+    assert not rule(torch.full_like(heat, 0.5)).mask.any(), "Otsu's threshold has nothing to separate"
     network.presence_level.fill_(0.5)
-    assert not MaskRule.of(network, rule="otsu")(heat).mask.any()
+    for made in (network, torch.jit.script(network)):
+        assert not MaskRule.of(made, rule="otsu")(heat).mask.any()
 
 
 def test_the_words_of_the_difference():
