@@ -13,6 +13,7 @@ from monai_wsss.networks import CycleGenerator
 from monai_wsss.refinement import MaskRule
 
 SMALL = {"width": 4, "num_res_blocks": 1}
+NEITHER = {"use_ca": False, "use_sa": False}
 
 
 def images(count: int = 2, channels: int = 1, side: int = 32, dims: int = 2) -> torch.Tensor:
@@ -104,13 +105,14 @@ def test_translation_is_the_composition_of_the_parts():
         {"attention": {"use_ca": False}},
         {},
         {"contrastive": None},
+        {"attention": NEITHER},
     ],
-    ids=["backbone", "contrastive", "commonality", "specificity", "all", "attention alone"],
+    ids=["backbone", "contrastive", "commonality", "specificity", "all", "attention alone", "neither"],
 )
 def test_every_part_can_be_left_out(words):
     network = build(**words)
     reference = network.reference_of(images(3))
-    assert (reference is None) is (words.get("attention", {}) is None)
+    assert (reference is None) is (words.get("attention", {}) in (None, NEITHER))
     network.translate(images(), reference).square().mean().backward()
     without = {name for name, parameter in network.named_parameters() if parameter.grad is None}
     unused = set(network.state_dict()) & {
