@@ -119,6 +119,13 @@ class WSSSMethod(nn.Module):
 
         return grouped_parameters(network, options)
 
+    def monitors(self, player: str) -> dict[str, torch.Tensor]:
+        """Give scalars to log beside the :meth:`losses` that this player has just had; none by default.
+
+        Nothing minimizes them, and they may have any value.
+        """
+        return {}
+
     def after_step(self, progress: Progress) -> None:
         """Do what follows a step of all players, e.g. average weights; nothing by default.
 
