@@ -5,8 +5,7 @@
 No value is ever NaN, since an average over the weights of several sites would spread it to all of them.
 """
 
-from __future__ import annotations
-
+# Real types, not strings: TorchScript reads them, so this file does without `from __future__ import annotations`.
 from typing import Any
 
 import torch

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -53,7 +54,9 @@ from monai_wsss.losses.reliability_weighted import reliability_weighted_loss
 from monai_wsss.losses.segmentation_to_cam import segmentation_to_cam_loss
 from monai_wsss.methods import CMER
 from monai_wsss.networks import AtrousSpatialPyramid, CAMUNet, ModalityNetworks
+from monai_wsss.networks.commonality_specificity import SPECIFICITIES, AverageBuffer, CommonalitySpecificityAttention
 from monai_wsss.networks.consistency_attention import ConsistencyCorrelationAttention
+from monai_wsss.networks.contrastive_conv import ContrastiveConvolution
 from monai_wsss.networks.criss_cross import CrissCrossAttention
 from monai_wsss.networks.mix_transformer import MixTransformer
 from monai_wsss.networks.pyramid_fusion import PyramidFusionPooling, SignPreservingFusion
@@ -87,13 +90,7 @@ from monai_wsss.transforms import SpatialRecord
 
 GOLDEN = Path(os.environ.get("WSSS_GOLDEN") or Path(__file__).parents[2] / "shared" / "golden")
 
-PENDING = {
-    "coingan": (
-        "the CoinGAN method",
-        "buffer cconv_constant_shared cconv_k3_kp3 cconv_k3_kp3_shared cconv_k3_kp5 cconv_k5_kp4 "
-        "cconv_zeropatch_shared csa csa_c2 selayer",
-    ),
-}
+PENDING: dict[str, tuple[str, str]] = {}
 REASONS = {f"{paper}/{name}": reason for paper, (reason, names) in PENDING.items() for name in names.split()}
 
 # Arrays that a check leaves to others, by regular expression.
@@ -980,6 +977,104 @@ def check_queue(z: Vectors) -> None:
         torch.testing.assert_close(dynamic(), expected, rtol=1e-7, atol=0)
 
 
+def check_contrastive_convolution(z: Vectors) -> None:
+    """Zones, gates and outputs in float64, and the same gates in float32, also with the weights shared."""
+    k, epz, shared = int(z["k"]), int(z["k_prime"]), bool(z["shared"])
+    x, weights = z["x"], {"weight": z["w_ifz"], "epz_weight": z["w_epz"]}
+    words = {"kernel_size": k, "epz_kernel_size": epz, "lam": z["lam"].item(), "match_kernel_sums": False}
+    for padding in ("zeros", "reflect"):
+        for gate in ("channel", "spatial"):
+            for share in (False, True) if shared else (False,):
+                layer = ContrastiveConvolution(
+                    x.shape[1], len(z["w_ifz"]), share_weights=share, padding_mode=padding, gate=gate, **words
+                ).double()
+                layer.load_state_dict({name: weights[name] for name in dict(layer.named_parameters())}, strict=False)
+                responses = layer.responses(x)
+                torch.testing.assert_close(responses[0], z[f"f_ifz_{padding}"])
+                torch.testing.assert_close(responses[1], z[f"f_epz_{padding}"])
+                torch.testing.assert_close(responses[1] - responses[0], z[f"f_c_{padding}"])
+                expected = z[f"C_{gate}_{padding}"]
+                expected = expected if gate == "channel" else expected[:, None]
+                torch.testing.assert_close(layer.gate_of(*responses), expected, rtol=0, atol=0)
+                torch.testing.assert_close(layer(x), z[f"out_{gate}_{padding}"])
+                single = layer.float().gate_of(*layer.responses(x.float()))
+                torch.testing.assert_close(single, expected.float(), rtol=0, atol=0)
+
+
+def check_average_buffer(z: Vectors) -> None:
+    buffer = AverageBuffer(6, inference="last_batch").double()
+    for name in ("1", "2"):
+        torch.testing.assert_close(buffer(z[f"batch{name}"]), z[f"mean{name}"])
+        torch.testing.assert_close(buffer.stored([5, 4]), z[f"mean{name}"])
+    buffer.calibrate([z["batch1"][:1], z["batch1"][1:]])
+    torch.testing.assert_close(buffer.stored([5, 4]), z["mean1"])
+
+
+def attention_of(channels: int, weights: list[torch.Tensor], **words: Any) -> CommonalitySpecificityAttention:
+    """Build the attention with the weights of a file."""
+    w1, b1, w2, b2 = weights
+    attention = CommonalitySpecificityAttention(channels, se_reduction=channels // len(b1), **words).double()
+    state = {"fc.0.weight": w1, "fc.0.bias": b1, "fc.2.weight": w2, "fc.2.bias": b2}
+    attention.excitation.load_state_dict(state)
+    return attention
+
+
+def check_excitation(z: Vectors) -> None:
+    mean = z["A_bar"]
+    attention = attention_of(len(mean), [z[name] for name in ("w1", "b1", "w2", "b2")])
+    assert len(z["b1"]) == len(mean) // z["reduction"].item()
+    torch.testing.assert_close(mean.mean((1, 2)), z["z"])
+    torch.testing.assert_close(attention.excitation.fc(z["z"]), z["z_hat"])
+    torch.testing.assert_close(attention.excite(mean), z["B"])
+
+
+# Names of the readings of Eq. 6 in the files.
+READINGS: dict[str, dict[str, Any]] = {
+    "refchan": {"incidence": "reference_channel"},
+    "refpos": {"incidence": "reference_position"},
+    "affref": {"incidence": "affinity", "affinity_scale": False},
+    "affrefscaled": {"incidence": "affinity"},
+    "affpath": {"incidence": "affinity_path", "affinity_scale": False},
+}
+
+
+def check_attention(z: Vectors) -> None:
+    """Every reading of Eq. 6 with every reading of Eq. 8, both scales, and its parts alone."""
+    own, mean = z["P"], AverageBuffer(z["P"].shape[1]).double()(z["H"])
+    weights = [z[f"se_{name}"] for name in ("w1", "b1", "w2", "b2")]
+    torch.testing.assert_close(mean, z["A_bar"])
+    torch.testing.assert_close(mean.mean((1, 2)), z["z"])
+    make = partial(attention_of, own.shape[1], weights)
+    excited = make().excite(mean)
+    torch.testing.assert_close(make().excitation.fc(z["z"]), z["z_hat"])
+    torch.testing.assert_close(excited, z["B"])
+    torch.testing.assert_close(excited.flatten(1).T @ own.flatten(2), z["affinity_logits"])
+    for name, words in READINGS.items():
+        attention = make(**words)
+        common = attention.commonality(own, mean)
+        torch.testing.assert_close(attention.incidence_matrix(own, mean), z[f"R_{name}"])
+        torch.testing.assert_close(common, z[f"Mc_{name}"])
+        only_common = make(**words, use_sa=False)(own, mean)
+        torch.testing.assert_close(only_common, own + z[f"Mcrms_{name}"], rtol=1e-6, atol=1e-9)
+        for reading in SPECIFICITIES:
+            attention = make(**words, specificity=reading)
+            case = f"{name}_{reading}"
+            probability = attention.probability(common, own)
+            torch.testing.assert_close(probability, z[f"q_{case}"].expand_as(own), rtol=1e-6, atol=1e-9)
+            assert torch.equal((probability < 0.5).double(), z[f"mask_{case}"].expand_as(own))
+            specific = make(**words, specificity=reading, use_ca=False)(own, mean)
+            torch.testing.assert_close(specific, own - z[f"Ms_{case}"])
+            near = {"rtol": 1e-6, "atol": 1e-9}
+            torch.testing.assert_close(attention(own, mean), z[f"Fcsarms_{case}"], **near)
+            literal = make(**words, specificity=reading, commonality_scale="none")(own, mean)
+            if reading == "twoway":  # there the file keeps the scaled map
+                assert torch.equal(z[f"Fcsa_{case}"], z[f"Fcsarms_{case}"])
+            else:
+                torch.testing.assert_close(literal, z[f"Fcsa_{case}"], **near)
+            single = attention.float()(own.float(), mean.float())
+            torch.testing.assert_close(single, z[f"Fcsarms_{case}"].float(), rtol=1e-4, atol=1e-5)
+
+
 CHECKS: dict[str, Callable[[Vectors], None]] = {
     "bmp/afa_segloss": check_balanced_cross_entropy,
     "bmp/affinity": check_affinity,
@@ -1003,6 +1098,16 @@ CHECKS: dict[str, Callable[[Vectors], None]] = {
     "cmer/total_K4": check_total,
     "cmer/unetcam": check_unetcam,
     "cmer/zscore": check_zscore,
+    "coingan/buffer": check_average_buffer,
+    "coingan/cconv_constant_shared": check_contrastive_convolution,
+    "coingan/cconv_k3_kp3": check_contrastive_convolution,
+    "coingan/cconv_k3_kp3_shared": check_contrastive_convolution,
+    "coingan/cconv_k3_kp5": check_contrastive_convolution,
+    "coingan/cconv_k5_kp4": check_contrastive_convolution,
+    "coingan/cconv_zeropatch_shared": check_contrastive_convolution,
+    "coingan/csa": check_attention,
+    "coingan/csa_c2": check_attention,
+    "coingan/selayer": check_excitation,
     "cosa/c2s": check_released_cross_entropy,
     "cosa/cpl_hard": check_assigned_by_thresholds,
     "cosa/csc_paper": check_contrastive_separation,

@@ -3,6 +3,7 @@
 
 """Class activation maps: extraction, pooling, normalization, fusion. Tensors in, tensors out; no paper, no cuts."""
 
+from monai_wsss.cams.differences import difference_map
 from monai_wsss.cams.extract import gradient_activation_maps, head_activation_maps, resize_maps
 from monai_wsss.cams.fuse import average_ensemble, fuse_groups
 from monai_wsss.cams.normalize import normalize_maps, rescale_maps, subtract_negative_reference, zscore_images
@@ -11,6 +12,7 @@ from monai_wsss.cams.pooling import decision_rule, pool_maps
 __all__ = [
     "average_ensemble",
     "decision_rule",
+    "difference_map",
     "fuse_groups",
     "gradient_activation_maps",
     "head_activation_maps",

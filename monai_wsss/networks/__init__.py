@@ -13,9 +13,12 @@ from monai_wsss.networks.cam_adapter import CAMAdapter, dense_features
 from monai_wsss.networks.cam_encoder import CAMEncoder
 from monai_wsss.networks.cam_unet import CAMUNet
 from monai_wsss.networks.class_head import ClassHead
+from monai_wsss.networks.commonality_specificity import AverageBuffer, CommonalitySpecificityAttention
 from monai_wsss.networks.consistency_attention import ConsistencyCorrelationAttention
+from monai_wsss.networks.contrastive_conv import ContrastiveConvolution
 from monai_wsss.networks.conv_pyramid import ConvPyramid
 from monai_wsss.networks.criss_cross import CrissCrossAttention
+from monai_wsss.networks.cycle_generator import CycleGenerator
 from monai_wsss.networks.dilated_resnet import DilatedResNet
 from monai_wsss.networks.efficientnet_lite import EfficientNetLite
 from monai_wsss.networks.feature_fusion import EncoderLevel, FusedFeatures, FusedSegmenter, fused_cam_network
@@ -55,14 +58,18 @@ __all__ = [
     "AtrousSpatialPyramid",
     "AttentionAffinity",
     "AttentionPyramid",
+    "AverageBuffer",
     "BranchOutputs",
     "CAMAdapter",
     "CAMEncoder",
     "CAMUNet",
     "ClassHead",
+    "CommonalitySpecificityAttention",
     "ConsistencyCorrelationAttention",
+    "ContrastiveConvolution",
     "ConvPyramid",
     "CrissCrossAttention",
+    "CycleGenerator",
     "DilatedResNet",
     "EfficientNetLite",
     "EncoderLevel",
