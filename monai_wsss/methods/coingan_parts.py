@@ -1,32 +1,63 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""What CoinGAN does besides its losses: it watches for a collapse, and keeps the two players apart."""
+"""Parts of CoinGAN around its losses: the way back, the watch for a collapse, and what keeps two players apart."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from monai_wsss._checks import float32_or_wider
+from monai_wsss.engines import ImagePool, Term
+from monai_wsss.networks import CycleGenerator
 
-__all__ = ["CollapseWatch", "frozen", "healthy_part", "judged"]
+__all__ = ["CollapseWatch", "Made", "WayBack", "away", "frozen", "healthy_part", "judged"]
 
 LEAST_SPREAD = 0.3
 LEAST_RATIO = 1.15
 
 
+class Made(NamedTuple):
+    """What the generators made of a batch in their step, for the step of the discriminators.
+
+    Attributes:
+        key: the images of the batch, by which it is known again.
+        converted: of the diseased images.
+        diseased: of the healthy images, where there is a way back.
+    """
+
+    key: torch.Tensor
+    converted: torch.Tensor
+    diseased: torch.Tensor | None
+
+
+class WayBack(nn.Module):
+    """Hold what the way back from healthy to diseased images needs.
+
+    Args:
+        generator: G', one that needs no healthy images beside its own.
+        discriminator: D', which tells diseased images from those that G' made.
+        cycle: the term by which images that went there and back are what they were.
+        pool: images that G' made earlier, for D'.
+    """
+
+    def __init__(self, generator: CycleGenerator, discriminator: nn.Module, cycle: Term, pool: ImagePool) -> None:
+        super().__init__()
+        self.generator, self.discriminator, self.cycle, self.pool = generator, discriminator, cycle, pool
+
+
 class CollapseWatch:
     """Measure the signs that a generator collapsed, to one image or to the identity.
 
-    | value              | meaning                                                        | warned of                      |
-    |--------------------|----------------------------------------------------------------|--------------------------------|
-    | `output_spread`    | how much converted images differ, as a share of what images do | below 0.3: G gives one image   |
-    | `difference_ratio` | mean change of diseased images over that of healthy ones       | below 1.15: nothing, or all    |
-    | `gate_open`        | share of open gates of contrastive convolutions                | below 0.01 or above 0.99       |
+    | value              | meaning                                                        | warned of                    |
+    |--------------------|----------------------------------------------------------------|------------------------------|
+    | `output_spread`    | how much converted images differ, as a share of what images do | below 0.3: one image         |
+    | `difference_ratio` | mean change of diseased images over that of healthy ones       | below 1.15: nothing, or all  |
+    | `gate_open`        | share of open gates of contrastive convolutions                | below 0.01 or above 0.99     |
 
     The limits are those of a toy task.  They are necessary signs alone: a generator above both may still be poor.
     """
@@ -115,12 +146,18 @@ def healthy_part(batches: Iterable) -> Iterator[dict[str, torch.Tensor]]:
             yield {"image": image[well.to(image.device)], "label": label[well]}
 
 
-def judged(discriminator: nn.Module | None, image: torch.Tensor | None) -> torch.Tensor:
+def judged(discriminator: nn.Module, image: torch.Tensor) -> torch.Tensor:
     """Give a discriminator's logits; MONAI's gives a list of features, and the logits last."""
-    assert discriminator is not None and image is not None
     given = discriminator(image)
     logits: torch.Tensor = given[-1] if isinstance(given, (list, tuple)) else given
     return logits
+
+
+def away(loss: nn.Module, made: torch.Tensor | None, image: torch.Tensor) -> torch.Tensor:
+    """Tell how far an image that was made is from the one that it should be, in float32 or wider."""
+    assert made is not None
+    distance: torch.Tensor = loss(float32_or_wider(made), float32_or_wider(image))
+    return distance
 
 
 @contextmanager

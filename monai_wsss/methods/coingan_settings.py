@@ -2,10 +2,10 @@
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 """CoinGAN by words: all values of its presets with their sources, and the parts that the words stand for.
 
-``COINGAN_WORDS`` is the table of the losses, ``COINGAN_OPTIMIZERS`` that of the optimizers.  A value has one of these
-sources:
+``COINGAN_WORDS`` is the table of the losses, ``COINGAN_NETWORKS`` that of the generator, ``COINGAN_OPTIMIZERS`` that of
+the optimizers.  A value has one of these sources:
 
-- a section, an equation or an appendix of the paper;
+- a section, an equation, a table or a figure of the paper;
 - ``CycleGAN``: Zhu et al. 2017, the backbone that the paper names, or its code;
 - ``ours``: where neither says anything, or is not what small medical data need.
 
@@ -28,9 +28,11 @@ from torch.optim import Optimizer
 from monai_wsss._checks import as_flag, check_choice
 from monai_wsss.engines import ImagePool, Term
 from monai_wsss.losses import LeastSquaresAdversarialLoss, MinimaxAdversarialLoss, NonSaturatingAdversarialLoss
+from monai_wsss.methods.coingan_parts import WayBack
 from monai_wsss.methods.cosa_settings import Sourced
+from monai_wsss.networks import CycleGenerator
 
-__all__ = ["COINGAN_OPTIMIZERS", "COINGAN_WORDS", "CoinganSettings", "coingan_optimizers"]
+__all__ = ["COINGAN_NETWORKS", "COINGAN_OPTIMIZERS", "COINGAN_WORDS", "CoinganSettings", "coingan_optimizers"]
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +70,36 @@ COINGAN_WORDS = _table(
         "seed": ((0, "ours"),),
     },
 )
+COINGAN_NETWORKS = _table(
+    tuple(COINGAN_WORDS),
+    {
+        "width": ((64, "CycleGAN"), (64, "CycleGAN"), (64, "CycleGAN"), (24, "ours: for small data")),
+        "num_down": ((3, "Implementation Details"),),
+        "num_res_blocks": ((9, "Implementation Details"),),
+        "embed_stride": ((1, "ours: zones of 5 pixels are those of borders at full resolution alone"),),
+        "csa_position": (("stem", "Eq. 1: upstream of the deep network"),),
+        "output": (("image", "CycleGAN"),),
+        "use_cconv": ((True, "Table 6"),),
+        "use_ca": ((True, "Table 6"),),
+        "use_sa": ((True, "Table 6"),),
+        "kernel_size": ((3, "ours: the least that 2 k' - k >= 3 allows"),),
+        "epz_kernel_size": ((3, "ours: the same"),),
+        "lam": ((0.3, "Fig. 4"),),
+        "gate": (("channel", "Eq. 5: channels are omitted"),),
+        "share_weights": ((True, "Eq. 2 and 4: one letter W"),),
+        "padding_mode": (("reflect", "ours: zeros make borders"),),
+        "gate_gradient": (("none", "Eq. 5"),),
+        "se_reduction": ((16, "ours: as Hu et al. 2018"),),
+        "incidence": (("reference_channel", "Eq. 6"),),
+        "specificity": (("channel", "Eq. 8"), ("channel", "Eq. 8"), ("sigmoid", "ours: 0.5 is a cut")),
+        "commonality_scale": (("none", "Eq. 7"), ("none", "Eq. 7"), ("rms", "ours: M_c grows with the pixels")),
+        "commonality_values": (("pathological", "Eq. 7"),),
+        "detach": ((False, "ours"),),
+        "inference": (("calibrated", "ours: the paper says nothing"),),
+    },
+)
 COINGAN_WORDS["default"] = COINGAN_WORDS["identity"]
+COINGAN_NETWORKS["default"] = COINGAN_NETWORKS["identity"]
 COINGAN_OPTIMIZERS = _table(
     ("paper", "adam"),
     {
@@ -152,8 +183,8 @@ class CoinganSettings:
                 "terms: it may stay there. Choose output 'image', or the preset 'identity'."
             )
 
-    def parts(self, spatial_dims: int, in_channels: int) -> dict[str, Any]:
-        """Build the parts that :class:`~monai_wsss.methods.coingan.CoinGAN` receives, but for the generators."""
+    def parts(self, spatial_dims: int, in_channels: int, reverse: CycleGenerator | None) -> dict[str, Any]:
+        """Build the parts that :class:`~monai_wsss.methods.CoinGAN` receives; the cycle needs ``reverse``, G'."""
 
         def discriminator() -> PatchDiscriminator:
             return PatchDiscriminator(
@@ -163,15 +194,18 @@ class CoinganSettings:
         def pool(seed: int) -> ImagePool:
             return ImagePool(self.pool_size, share=self.pool_share, seed=seed, over_processes=self.over_processes)
 
-        there_and_back = self.w_cycle > 0
+        discriminators = [discriminator() for _ in range(2 if self.w_cycle > 0 else 1)]
+        back = None
+        if self.w_cycle > 0:
+            assert reverse is not None
+            cycle = Term(nn.L1Loss(), self.w_cycle)
+            back = WayBack(reverse, discriminators[1], cycle, pool(2 * self.seed + 1))
         return {
-            "discriminator": discriminator(),
+            "discriminator": discriminators[0],
             "adversarial": Term(ADVERSARIAL[self.gan_mode](reduction=self.adv_reduction), self.w_adversarial),
             "identity": Term(nn.L1Loss(), self.w_identity) if self.w_identity > 0 else None,
-            "cycle": Term(nn.L1Loss(), self.w_cycle) if there_and_back else None,
-            "reverse_discriminator": discriminator() if there_and_back else None,
+            "back": back,
             "pool": pool(2 * self.seed),
-            "reverse_pool": pool(2 * self.seed + 1),
             "judge_diseased": self.judge_diseased,
             "presence_quantile": self.presence_quantile,
         }
@@ -201,7 +235,7 @@ def coingan_optimizers(method: Any, preset: str = "adam", **words: Any) -> dict[
         ValueError: an unknown preset or optimizer; TypeError: an unknown word.
 
     Example:
-        >>> from monai_wsss.methods.coingan import CoinGAN
+        >>> from monai_wsss.methods import CoinGAN
         >>> optimizers = coingan_optimizers(CoinGAN.tiny(), "paper", generator_rate=1e-3)
         >>> {player: (type(one).__name__, one.param_groups[0]["lr"]) for player, one in optimizers.items()}
         {'generator': ('SGD', 0.001), 'discriminator': ('Adam', 0.0001)}
@@ -213,7 +247,9 @@ def coingan_optimizers(method: Any, preset: str = "adam", **words: Any) -> dict[
     told = {word: one.value for word, one in COINGAN_OPTIMIZERS[preset].items()} | words
     check_choice("generator", told["generator"], ("sgd", "adam"))
     rate, betas = float(told["generator_rate"]), tuple(map(float, told["betas"]))
-    groups = _by_decay(method.part_of("generator"), float(told["weight_decay"]), as_flag("decay_all", told["decay_all"]))
+    groups = _by_decay(
+        method.part_of("generator"), float(told["weight_decay"]), as_flag("decay_all", told["decay_all"])
+    )
     generator: Optimizer = torch.optim.Adam(groups, lr=rate, betas=betas)
     if told["generator"] == "sgd":
         generator = torch.optim.SGD(groups, lr=rate, momentum=float(told["momentum"]))
