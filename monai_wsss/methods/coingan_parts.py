@@ -53,11 +53,12 @@ class WayBack(nn.Module):
 class CollapseWatch:
     """Measure the signs that a generator collapsed, to one image or to the identity.
 
-    | value              | meaning                                                        | warned of                    |
-    |--------------------|----------------------------------------------------------------|------------------------------|
-    | `output_spread`    | how much converted images differ, as a share of what images do | below 0.3: one image         |
-    | `difference_ratio` | mean change of diseased images over that of healthy ones       | below 1.15: nothing, or all  |
-    | `gate_open`        | share of open gates of contrastive convolutions                | below 0.01 or above 0.99     |
+    | value              | meaning                                                      | warned of                    |
+    |--------------------|--------------------------------------------------------------|------------------------------|
+    | `output_spread`    | how much converted images differ, as a share of what the     | below 0.3: one image         |
+    |                    | diseased images do                                           |                              |
+    | `difference_ratio` | mean change of diseased images over that of healthy ones     | below 1.15: nothing, or all  |
+    | `gate_open`        | share of open gates of contrastive convolutions              | below 0.01 or above 0.99     |
 
     The limits are those of a toy task.  They are necessary signs alone: a generator above both may still be poor.
     """

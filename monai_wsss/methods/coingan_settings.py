@@ -246,10 +246,10 @@ def coingan_optimizers(method: Any, preset: str = "adam", **words: Any) -> dict[
         raise TypeError(f"Expected words of {', '.join(COINGAN_OPTIMIZERS[preset])}, got {', '.join(sorted(unknown))}.")
     told = {word: one.value for word, one in COINGAN_OPTIMIZERS[preset].items()} | words
     check_choice("generator", told["generator"], ("sgd", "adam"))
-    rate, betas = float(told["generator_rate"]), tuple(map(float, told["betas"]))
-    groups = _by_decay(
-        method.part_of("generator"), float(told["weight_decay"]), as_flag("decay_all", told["decay_all"])
-    )
+    rate, (first, second) = float(told["generator_rate"]), told["betas"]
+    betas = (float(first), float(second))
+    decay, decay_all = float(told["weight_decay"]), as_flag("decay_all", told["decay_all"])
+    groups = _by_decay(method.part_of("generator"), decay, decay_all)
     generator: Optimizer = torch.optim.Adam(groups, lr=rate, betas=betas)
     if told["generator"] == "sgd":
         generator = torch.optim.SGD(groups, lr=rate, momentum=float(told["momentum"]))
