@@ -133,27 +133,21 @@ class ContrastiveConvolution(nn.Module):
         """
         if features.dim() != self.spatial_dims + 2:
             raise ValueError(f"Expected `features` with {self.spatial_dims} spatial axes, got {features.shape}.")
-        # One border for both zones, as wide as the outer one asks.
-        border = self.epz_kernel_size - 1
         if self.padding_mode == "reflect":
             for side in features.shape[2:]:
-                if side <= border:
+                if side < self.epz_kernel_size:
                     raise ValueError(
-                        f"Expected sides above k' - 1 = {border}, which are reflected, got {features.shape}."
+                        f"Expected sides above k' - 1 = {self.epz_kernel_size - 1}, which are reflected, got "
+                        f"{features.shape}."
                     )
-            padded = F.pad(features, [border, border] * self.spatial_dims, mode="reflect")
-        else:
-            padded = F.pad(features, [border, border] * self.spatial_dims)
-        inner = padded
-        before = border - self.kernel_size // 2
-        for axis in range(2, features.dim()):
-            inner = inner.narrow(axis, before, features.shape[axis] + self.kernel_size - 1)
-        ifz = self._convolve(inner, self.weight, 1)
+        before = self.kernel_size // 2
+        ifz = self._convolve(features, self.weight, 1, before, self.kernel_size - 1 - before)
+        border = self.epz_kernel_size - 1
         if self.gate_gradient == "none":
             with torch.no_grad():
-                epz = self._convolve(padded, self._outer_weight(), 2)
+                epz = self._convolve(features, self._outer_weight(), 2, border, border)
         else:
-            epz = self._convolve(padded, self._outer_weight(), 2)
+            epz = self._convolve(features, self._outer_weight(), 2, border, border)
         return ifz, epz
 
     def gate_of(self, ifz: torch.Tensor, epz: torch.Tensor) -> torch.Tensor:
@@ -170,7 +164,7 @@ class ContrastiveConvolution(nn.Module):
             return sharp
         bounded = difference / (size + 1e-3)  # finite where nothing responds
         smooth = ((self.lam - bounded) / self.temperature).sigmoid()
-        return smooth if self.gate_gradient == "soft" else sharp + smooth - smooth.detach()
+        return smooth if self.gate_gradient == "soft" else sharp + (smooth - smooth.detach())
 
     def _outer_weight(self) -> torch.Tensor:
         outer = self.epz_weight
@@ -183,7 +177,11 @@ class ContrastiveConvolution(nn.Module):
             [outer.shape[0], outer.shape[1]] + [1] * self.spatial_dims
         )
 
-    def _convolve(self, padded: torch.Tensor, weight: torch.Tensor, dilation: int) -> torch.Tensor:
+    def _convolve(
+        self, features: torch.Tensor, weight: torch.Tensor, dilation: int, before: int, after: int
+    ) -> torch.Tensor:
+        mode = "reflect" if self.padding_mode == "reflect" else "constant"
+        padded = F.pad(features, [before, after] * self.spatial_dims, mode=mode)
         if self.spatial_dims == 2:
             return F.conv2d(padded, weight, dilation=dilation)
         return F.conv3d(padded, weight, dilation=dilation)

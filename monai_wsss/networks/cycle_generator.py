@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from monai.networks.layers.factories import Conv, Norm
 from torch import nn
 
-from monai_wsss._checks import check_choice
+from monai_wsss._checks import check_choice, plain_tensor
 from monai_wsss.cams.differences import check_difference_words, difference_map
 from monai_wsss.networks.activation import ActivationNetwork
 from monai_wsss.networks.commonality_specificity import AverageBuffer, CommonalitySpecificityAttention
@@ -119,6 +119,7 @@ class CycleGenerator(ActivationNetwork):
         self.output = output
         self.csa_position = csa_position
         self.stride = embed_stride * 2**num_down
+        self.least = 2  # positions per side at the deepest stride: instance norm needs several
         deepest = width * 2**num_down
         self.stem = nn.Sequential(*_step(spatial_dims, in_channels, width, 7, embed_stride))
         self.downs = nn.Sequential(
@@ -145,6 +146,8 @@ class CycleGenerator(ActivationNetwork):
         self.contrastive, self.attention, self.buffer = None, None, None
         if contrastive is not None:
             self.contrastive = ContrastiveConvolution(channels, channels, dims, **contrastive)
+            if self.csa_position == "bottleneck":  # where it reflects its input
+                self.least = max(self.least, self.contrastive.epz_kernel_size)
         if attention is None:
             return
         self.attention = CommonalitySpecificityAttention(channels, dims, **attention)
@@ -248,13 +251,15 @@ class CycleGenerator(ActivationNetwork):
         device, training = self.presence_level.device, self.training
         self.eval()
         try:
-            self.buffer.calibrate(self.represent(batch.to(device)) for batch in islice(healthy, max_batches))
+            self.buffer.calibrate(
+                self.represent(plain_tensor(batch).to(device)) for batch in islice(healthy, max_batches)
+            )
         finally:
             self.train(training)
 
     def _padded_size(self, size: list[int]) -> list[int]:
-        """Round sides up to multiples of the deepest stride, at least two: instance norm needs several positions."""
-        return [max(2, -(-side // self.stride)) * self.stride for side in size]
+        """Round sides up to multiples of the deepest stride."""
+        return [max(self.least, -(-side // self.stride)) * self.stride for side in size]
 
 
 class _ResidualBlock(nn.Module):
