@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
+from monai_wsss.data import UnpairedSampler
 from monai_wsss.engines import ImagePool, Progress, Term, WSSSTrainer, polynomial
 from monai_wsss.losses import LeastSquaresAdversarialLoss, MinimaxAdversarialLoss
 from monai_wsss.methods import CoinGAN
@@ -314,6 +316,50 @@ def test_a_killed_and_resumed_run_ends_bit_for_bit_as_the_unkilled_one(tmp_path)
     assert {"generator/difference_ratio", "generator/cycle", "discriminator/reverse_adversarial"} <= set(
         whole.state.output
     )
+
+
+def blobs(count: int, seed: int, size: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw smooth fields with noise, and a bright blob in every other one; gives the images and where the blobs are."""
+    draw = torch.Generator().manual_seed(seed)
+    y, x = torch.meshgrid(torch.linspace(-1, 1, size), torch.linspace(-1, 1, size), indexing="ij")
+    images, masks = [], []
+    for number in range(count):
+        a, b, c, row, column = (torch.rand(5, generator=draw) - 0.5).tolist()
+        image = -0.5 + 0.4 * a * x + 0.4 * b * y + 0.3 * torch.cos(3 * x + 6 * c)
+        image = image + 0.03 * torch.randn(size, size, generator=draw)
+        distance = (y - row) ** 2 + (x - column) ** 2
+        if number % 2:
+            image = image + 0.7 * torch.exp(-distance / (2 * 0.12**2))
+        images.append(image.clamp(-1, 1))
+        masks.append((distance < 0.14**2) & bool(number % 2))
+    return torch.stack(images)[:, None], torch.stack(masks)[:, None]
+
+
+@pytest.mark.slow
+def test_it_learns_where_the_blobs_are_without_seeing_any_mask():
+    torch.manual_seed(0)
+    images, _ = blobs(200, seed=0)
+    items = [{"image": image, "label": torch.tensor([float(place % 2)])} for place, image in enumerate(images)]
+    loader = DataLoader(items, batch_size=8, sampler=UnpairedSampler(items))  # type: ignore[arg-type]
+    network = CoinGAN.network_from_preset(width=8, num_res_blocks=2, num_down=2)
+    method = CoinGAN.from_preset(network=network, ndf=16)
+    optimizers = coingan_optimizers(method, generator_rate=5e-4, discriminator_rate=5e-4)
+    WSSSTrainer(method, optimizers, loader, 8, max_iterations=200, progress_bar=False).run()
+    images, masks = blobs(60, seed=9)
+    network.eval()
+    with torch.no_grad():
+        maps, converted = network(images), network.translate(images)
+    diseased, where = maps[1::2].flatten(), masks[1::2].flatten()
+    ranks = torch.empty_like(diseased)
+    ranks[diseased.argsort()] = torch.arange(float(len(diseased)))
+    count = where.sum()
+    auroc = (ranks[where].sum() - count * (count - 1) / 2) / (count * (len(ranks) - count))
+    assert auroc > 0.9
+    # The generator that gives one image whatever it gets may pass the above.
+    assert converted[1::2].std(0).mean() > 0.3 * images[1::2].std(0).mean()
+    decided = network.mask_rule()(maps).mask.flatten(1).any(1)
+    assert decided[1::2].float().mean() > 0.8
+    assert decided[::2].float().mean() < 0.4
 
 
 # ---- presets and optimizers ------------------------------------------------------------------------------------------
