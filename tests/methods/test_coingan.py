@@ -344,7 +344,7 @@ def test_it_learns_where_the_blobs_are_without_seeing_any_mask():
     network = CoinGAN.network_from_preset(width=8, num_res_blocks=2, num_down=2)
     method = CoinGAN.from_preset(network=network, ndf=16)
     optimizers = coingan_optimizers(method, generator_rate=5e-4, discriminator_rate=5e-4)
-    WSSSTrainer(method, optimizers, loader, 8, max_iterations=200, progress_bar=False).run()
+    WSSSTrainer(method, optimizers, loader, 4, max_iterations=100, progress_bar=False).run()
     images, masks = blobs(60, seed=9)
     network.eval()
     with torch.no_grad():
