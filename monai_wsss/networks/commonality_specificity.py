@@ -348,9 +348,9 @@ class _SumOverProcesses(torch.autograd.Function):
 
 def _scaled_as(maps: torch.Tensor, model: torch.Tensor) -> torch.Tensor:
     """Give maps ``(B, c, L)`` the root mean square of ``model``, for each image; differentiable also at zero."""
-    tiny = 1e-12
-    wanted = model.square().mean(dim=[1, 2], keepdim=True) + tiny
-    return maps * (wanted / (maps.square().mean(dim=[1, 2], keepdim=True) + tiny)).sqrt()
+    wanted = torch.linalg.vector_norm(model, dim=[1, 2], keepdim=True)
+    given = torch.linalg.vector_norm(maps, dim=[1, 2], keepdim=True)
+    return maps * ((wanted + 1e-10) / (given + 1e-10))
 
 
 def _standardized(maps: torch.Tensor) -> torch.Tensor:

@@ -36,7 +36,7 @@ from monai_wsss.networks.contrastive_conv import ContrastiveConvolution
 
 __all__ = ["CycleGenerator"]
 
-DEFAULTS: Mapping[str, Any] = MappingProxyType({})
+_DEFAULTS: Mapping[str, Any] = MappingProxyType({})
 
 
 class CycleGenerator(ActivationNetwork):
@@ -55,7 +55,8 @@ class CycleGenerator(ActivationNetwork):
         csa_position: ``"stem"`` or ``"bottleneck"``, see the table.
         output: ``"image"``, G(I) = tanh; ``"residual"``, G(I) = I + tanh.
         contrastive: words of :class:`~monai_wsss.networks.ContrastiveConvolution`; None leaves it out.
-        attention: words of :class:`~monai_wsss.networks.CommonalitySpecificityAttention`; None leaves it out.
+        attention: words of :class:`~monai_wsss.networks.CommonalitySpecificityAttention`; None, or neither ``use_ca``
+            nor ``use_sa``, leaves it out, and no reference is needed.
         reference: words of :class:`~monai_wsss.networks.AverageBuffer`; instead of its ``size``, ``image_size``, the
             size of the images.
         heat: ``reduction``, ``sign`` and ``smooth`` of :func:`~monai_wsss.cams.difference_map`; ``pooling`` (``max``)
@@ -92,10 +93,10 @@ class CycleGenerator(ActivationNetwork):
         embed_stride: int = 1,
         csa_position: str = "stem",
         output: str = "image",
-        contrastive: Mapping[str, Any] | None = DEFAULTS,
-        attention: Mapping[str, Any] | None = DEFAULTS,
-        reference: Mapping[str, Any] = DEFAULTS,
-        heat: Mapping[str, Any] = DEFAULTS,
+        contrastive: Mapping[str, Any] | None = _DEFAULTS,
+        attention: Mapping[str, Any] | None = _DEFAULTS,
+        reference: Mapping[str, Any] = _DEFAULTS,
+        heat: Mapping[str, Any] = _DEFAULTS,
     ) -> None:
         words = _heat_words(**heat)
         super().__init__(
@@ -148,7 +149,7 @@ class CycleGenerator(ActivationNetwork):
             self.contrastive = ContrastiveConvolution(channels, channels, dims, **contrastive)
             if self.csa_position == "bottleneck":  # where it reflects its input
                 self.least = max(self.least, self.contrastive.epz_kernel_size)
-        if attention is None:
+        if attention is None or not (attention.get("use_ca", True) or attention.get("use_sa", True)):
             return
         self.attention = CommonalitySpecificityAttention(channels, dims, **attention)
         if self.csa_position == "stem" and self.attention.incidence.startswith("affinity"):

@@ -4,15 +4,22 @@
 
 from __future__ import annotations
 
+import os
+import socket
+
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from monai.networks.utils import copy_model_state
 from torch import nn
 
+from monai_wsss.engines.distributed import distribute_method
 from monai_wsss.networks import CycleGenerator
 from monai_wsss.refinement import MaskRule
 
 SMALL = {"width": 4, "num_res_blocks": 1}
+NEITHER = {"use_ca": False, "use_sa": False}
 
 
 def images(count: int = 2, channels: int = 1, side: int = 32, dims: int = 2) -> torch.Tensor:
@@ -104,13 +111,14 @@ def test_translation_is_the_composition_of_the_parts():
         {"attention": {"use_ca": False}},
         {},
         {"contrastive": None},
+        {"attention": NEITHER},
     ],
-    ids=["backbone", "contrastive", "commonality", "specificity", "all", "attention alone"],
+    ids=["backbone", "contrastive", "commonality", "specificity", "all", "attention alone", "neither"],
 )
 def test_every_part_can_be_left_out(words):
     network = build(**words)
     reference = network.reference_of(images(3))
-    assert (reference is None) is (words.get("attention", {}) is None)
+    assert (reference is None) is (words.get("attention", {}) in (None, NEITHER))
     network.translate(images(), reference).square().mean().backward()
     without = {name for name, parameter in network.named_parameters() if parameter.grad is None}
     unused = set(network.state_dict()) & {
@@ -230,3 +238,48 @@ def test_a_tiny_network_learns_one_batch():
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
+
+
+class Converting(nn.Module):
+    """Loss of a generator alone, with the mean of the healthy batch that is stored for inference."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = build(reference={"inference": "last_batch"}).double()
+
+    def forward(self, image: torch.Tensor, healthy: torch.Tensor) -> torch.Tensor:
+        reference = self.generator.reference_of(healthy)
+        identity = (self.generator.translate(healthy, reference) - healthy).abs().mean()
+        return self.generator.translate(image, reference).square().mean() + identity
+
+
+def trained(method: nn.Module, image: torch.Tensor, healthy: torch.Tensor) -> dict[str, torch.Tensor]:
+    optimizer = torch.optim.SGD(method.parameters(), 0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        method(image, healthy).backward()
+        optimizer.step()
+    return {name.removeprefix("module."): value for name, value in method.state_dict().items()}
+
+
+def work(rank: int, port: int, folder: str) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    image, healthy = images(4, side=16).double(), images(6, side=16).double()[2:]
+    own = slice(2 * rank, 2 * rank + 2)
+    torch.save(trained(distribute_method(Converting()), image[own], healthy[own]), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    mp.spawn(work, args=(port, str(tmp_path)), nprocs=2)
+    image, healthy = images(4, side=16).double(), images(6, side=16).double()[2:]
+    expected = trained(Converting(), image, healthy)
+    for rank in (0, 1):
+        torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), expected)
+    assert expected["generator.buffer.reference"].shape == (4, 16, 16)
