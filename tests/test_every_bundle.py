@@ -287,7 +287,7 @@ def test_what_the_bundles_have_in_common_is_as_generated():
     assert not differing, "run `make bundles`"
 
 
-MOST_LINES = {"train.json": 300, "inference.json": 155, "evaluate.json": 55, "multi_gpu_train.json": 30}
+MOST_LINES = {"train.json": 305, "inference.json": 155, "evaluate.json": 55, "multi_gpu_train.json": 30}
 LONGER = {
     ("brain_mri_bmp_segmentation", "paper_voc.json"): 40,  # another augmentation, of photographs
     ("brain_mri_bmp_segmentation", "paper_coco.json"): 55,  # the same, weights and warm-ups
@@ -301,7 +301,7 @@ LONGER = {
             "log_branches": 50,
         }.items()
     },
-    ("histology_gland_segmentation", "train.json"): 470,  # two stages, and the pseudo-masks between them
+    ("histology_gland_segmentation", "train.json"): 480,  # two stages, and the pseudo-masks between them
     ("histology_gland_segmentation", "paper.json"): 125,  # another input pipeline, both networks and optimizers
 }
 
@@ -328,6 +328,29 @@ def test_random_transforms_run_where_it_is_told(bundle):
     datasets = [block for block in blocks(config) if block.get("_target_") == "monai_wsss.data.EpochCacheDataset"]
     assert datasets
     assert all(block["device"] == "@transform_device" for block in datasets)
+
+
+def test_wrong_labels_are_those_of_training_alone_and_are_recorded(bundle, phantoms, tmp_path):
+    config = read_json(bundle / "configs" / "train.json")
+    records = [block for block in blocks(config["train"]) if block.get("_target_") == "monai_wsss.reports.RunRecord"]
+    assert records
+    assert all("@noise" in block["parts"] for block in records)
+    folders = {"dataset_dir": str(phantoms), "output_dir": str(tmp_path)}
+    clean, noisy = (start(bundle, "train", label_noise=share, seed=1, **folders) for share in (0.0, 0.5))
+    trained = "patches" if "patches" in config else "train_datalist"
+    labels = [
+        [np.asarray(item["label"]).tolist() for item in started.parser.get_parsed_content(trained)]
+        for started in (clean, noisy)
+    ]
+    wrong = sum(one != other for one, other in zip(*labels, strict=True))
+    assert wrong == round(0.5 * len(labels[0]))
+    record = noisy.parser.get_parsed_content("noise").settings["label_noise"]
+    assert (record["share"], record["seed"], record["lost"] + record["gained"]) == (0.5, 1, wrong)
+    validated = [
+        [np.asarray(item["label"]).tolist() for item in started.parser.get_parsed_content("val_datalist")]
+        for started in (clean, noisy)
+    ]
+    assert validated[0] == validated[1]
 
 
 def test_mixed_precision_follows_the_device_and_no_paper_uses_it(bundle):
@@ -507,7 +530,9 @@ def test_training_writes_a_checkpoint_and_the_network(training, bundle, phantoms
         "cosa": {"learning_rate": [0.0003, 0.002], "method": "CoSA", "preset": "default"},
         "dermoscopy": {"learning_rate": [0.0003, 0.002], "encoder": "EfficientNetLite"},
     }
-    told |= next((changes for part, changes in own.items() if part in bundle.name), {})
+    told |= next((changes for part, changes in own.items() if part in bundle.name), {}) | {
+        "label_noise": {"share": 0.0}
+    }
     assert told.items() <= record["config"].items()
 
 

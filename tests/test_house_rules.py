@@ -42,6 +42,7 @@ EXCEPTIONS = {
     "refinement/mask_rule.py::MaskRule parameters": "the words of to_mask, each with a default, as one value",
     "methods/bmp_settings.py::BmpSettings parameters": "a builder's words, the paper's switches",
     "methods/cmer_settings.py::CmerSettings parameters": "a builder's words, the paper's switches",
+    "methods/coingan_settings.py::CoinganSettings parameters": "a builder's words, the paper's switches",
     "methods/cosa_settings.py::CosaSettings parameters": "a builder's words, the paper's switches",
 }
 # An algorithm box that no one can take in at a glance is none.

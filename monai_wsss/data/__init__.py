@@ -12,6 +12,7 @@ from monai_wsss.data.ebhi import prepare_ebhi
 from monai_wsss.data.folder import prepare_folder
 from monai_wsss.data.glas import prepare_glas
 from monai_wsss.data.isic import prepare_isic
+from monai_wsss.data.label_noise import LabelNoise
 from monai_wsss.data.modalities import sort_modalities
 from monai_wsss.data.phantoms import make_phantoms
 from monai_wsss.data.prog import prepare_prog
@@ -20,6 +21,7 @@ from monai_wsss.data.reading import read_image
 from monai_wsss.data.sampler import LabelBalancedSampler
 from monai_wsss.data.share import draw_share
 from monai_wsss.data.splits import split_by_subject
+from monai_wsss.data.unpaired_sampler import UnpairedSampler
 from monai_wsss.data.variant_cache import VariantCacheDataset
 from monai_wsss.data.voc import VOC_CLASSES, prepare_voc
 
@@ -27,6 +29,8 @@ __all__ = [
     "VOC_CLASSES",
     "EpochCacheDataset",
     "LabelBalancedSampler",
+    "LabelNoise",
+    "UnpairedSampler",
     "VariantCacheDataset",
     "attach_pseudo_masks",
     "check_pseudo_masks",

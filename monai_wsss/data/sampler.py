@@ -116,15 +116,26 @@ class LabelBalancedSampler(Sampler[int]):
         indices = np.empty(total, dtype=np.int64)
         for number, members in enumerate(self.groups.values()):
             dealt = draws % len(self.groups) == number
-            indices[dealt] = self._draw(number, members, draws[dealt] // len(self.groups))
+            indices[dealt] = draw_in_passes(members, draws[dealt] // len(self.groups), (self.seed, number + 1))
         order = np.random.default_rng((self.seed, 0, self.epoch)).permutation(total)
         return iter(indices[order][self.rank :: self.num_replicas].tolist())
 
-    def _draw(self, number: int, members: np.ndarray, places: np.ndarray) -> np.ndarray:
-        """Give the items at these places in the endless sequence of passes of one combination over its items."""
-        passes, position = np.divmod(places, len(members))
-        drawn = np.empty_like(places)
-        for which in np.unique(passes).tolist():
-            order = np.random.default_rng((self.seed, number + 1, which)).permutation(members)
-            drawn[passes == which] = order[position[passes == which]]
-        return drawn
+
+def draw_in_passes(members: np.ndarray, places: np.ndarray, seed: tuple[int, ...]) -> np.ndarray:
+    """Give the items at these places in the endless sequence of passes over the members, each in an order of its own.
+
+    Args:
+        members: indices of items.
+        places: numbers in that sequence, from 0.
+        seed: of the sequence.
+
+    Example:
+        >>> draw_in_passes(np.array([4, 7, 9]), np.arange(6), (0,)).tolist()
+        [9, 4, 7, 9, 4, 7]
+    """
+    passes, position = np.divmod(places, len(members))
+    drawn = np.empty_like(places)
+    for which in np.unique(passes).tolist():
+        order = np.random.default_rng((*seed, which)).permutation(members)
+        drawn[passes == which] = order[position[passes == which]]
+    return drawn

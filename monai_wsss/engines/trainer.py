@@ -27,7 +27,6 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from monai_wsss._checks import DataError, as_flag, plain_tensor
 from monai_wsss._labels import ON_HOST
@@ -43,6 +42,7 @@ from monai_wsss.engines.checkpoint import (
     save_checkpoint,
     save_weights,
 )
+from monai_wsss.engines.progress_bar import ProgressBar
 from monai_wsss.engines.schedules import Progress, epochs_of
 from monai_wsss.networks import record_reading
 from monai_wsss.networks.published_weights import unfilled_sentence
@@ -60,8 +60,8 @@ class NonFiniteLossError(ArithmeticError):
 class WSSSTrainer(Trainer):
     """Train any :class:`~monai_wsss.methods.WSSSMethod` from image-level labels.
 
-    ``engine.state.output`` holds ``loss`` (the sum) and every named loss as floats; with several players the names
-    are ``player/loss``.
+    ``engine.state.output`` holds ``loss`` (the sum), every named loss and the method's ``monitors`` as floats; with
+    several players the names are ``player/loss``.
 
     Args:
         method: maps a batch to named losses; may be wrapped in ``DistributedDataParallel``.
@@ -146,7 +146,7 @@ class WSSSTrainer(Trainer):
         if finalize_interval is not None:
             self.add_event_handler(Events.EPOCH_COMPLETED(every=finalize_interval), self._finalize)
         if progress_bar and is_main_process():
-            _ProgressBar().attach(self)
+            ProgressBar().attach(self)
         self._register_handlers(train_handlers or ())
         # Added last, so that a checkpoint holds what the other handlers did in its epoch.
         self.add_event_handler(Events.EPOCH_COMPLETED, self._end_epoch)
@@ -219,11 +219,12 @@ class WSSSTrainer(Trainer):
                 losses = self.method(batch, self.progress, player)
             self.fire_event(IterationEvents.FORWARD_COMPLETED)
             prefix = f"{player}/" if len(self.optimizers) > 1 else ""
-            each = torch.stack([plain_tensor(loss).float() for loss in losses.values()])
-            total = each.sum()
-            values = self._finite(list(losses), torch.cat((each.detach(), total.detach()[None])), batch)
-            output |= {prefix + name: value for name, value in zip(losses, values, strict=False)}
-            output["loss"] += values[-1]
+            total = torch.stack([plain_tensor(loss).float() for loss in losses.values()]).sum()
+            logged = losses | self.core.monitors(player)
+            read = torch.stack([plain_tensor(value).detach().float() for value in (*logged.values(), total)])
+            *values, of_player = self._finite(list(losses), read, batch)
+            output |= {prefix + name: value for name, value in zip(logged, values, strict=True)}
+            output["loss"] += of_player
             self.fire_event(IterationEvents.LOSS_COMPLETED)
             self._step(player, optimizer, total)
         # Updated once for all players: another scale would not fit the gradients that later players have accumulated.
@@ -270,7 +271,7 @@ class WSSSTrainer(Trainer):
             self.scaler.step(optimizer)
 
     def _finite(self, names: list[str], values: torch.Tensor, batch: dict[str, Any]) -> list[float]:
-        """Read the losses and their sum from the device, at once, and check the losses."""
+        """Read the losses and what is logged beside them from the device, at once, and check the losses."""
         read = values.tolist()
         for name, value in zip(names, read, strict=False):
             if not math.isfinite(value):
@@ -373,25 +374,3 @@ def _by_player(name: str, given: Any, players: tuple[str, ...]) -> dict[str, Any
     if set(table) != set(players):
         raise ValueError(f"Expected `{name}` for the players {', '.join(players)}, got {', '.join(table)}.")
     return {player: table[player] for player in players}
-
-
-class _ProgressBar:
-    """A tqdm bar per epoch with the present loss."""
-
-    def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.EPOCH_STARTED, self._open)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._update)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self._close)
-
-    def _open(self, engine: Engine) -> None:
-        title = f"epoch {engine.state.epoch}/{engine.state.max_epochs}"
-        total, most = engine.state.epoch_length, getattr(engine, "max_iterations", None)
-        left = total if most is None else min(total, most - engine.state.iteration)
-        self._bar = tqdm(total=left, desc=title, mininterval=1.0, leave=True)
-
-    def _update(self, engine: Engine) -> None:
-        self._bar.set_postfix(loss=f"{engine.state.output['loss']:.3f}", refresh=False)
-        self._bar.update()
-
-    def _close(self, engine: Engine) -> None:
-        self._bar.close()

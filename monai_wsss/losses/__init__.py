@@ -3,6 +3,14 @@
 
 """Losses, one per file: a pure function and its Module."""
 
+from monai_wsss.losses.adversarial import (
+    LeastSquaresAdversarialLoss,
+    MinimaxAdversarialLoss,
+    NonSaturatingAdversarialLoss,
+    least_squares_adversarial_loss,
+    minimax_adversarial_loss,
+    non_saturating_adversarial_loss,
+)
 from monai_wsss.losses.affinity import AffinityLoss, affinity_loss
 from monai_wsss.losses.balanced_cross_entropy import BalancedCrossEntropyLoss, balanced_cross_entropy_loss
 from monai_wsss.losses.confident_pseudo_label import (
@@ -33,7 +41,10 @@ __all__ = [
     "CrossModalEquivarianceLoss",
     "DenseEnergyLoss",
     "EquivarianceLoss",
+    "LeastSquaresAdversarialLoss",
+    "MinimaxAdversarialLoss",
     "MutualDistillationLoss",
+    "NonSaturatingAdversarialLoss",
     "PurifiedLabelLoss",
     "ReliabilityWeightedLoss",
     "SegmentationToCamLoss",
@@ -45,7 +56,10 @@ __all__ = [
     "cross_modal_equivariance_loss",
     "dense_energy_loss",
     "equivariance_loss",
+    "least_squares_adversarial_loss",
+    "minimax_adversarial_loss",
     "mutual_distillation_loss",
+    "non_saturating_adversarial_loss",
     "peer_weights",
     "purified_label_loss",
     "reliability_weighted_loss",

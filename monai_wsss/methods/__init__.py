@@ -8,6 +8,7 @@ from monai_wsss.methods.base import WSSSMethod
 from monai_wsss.methods.bmp import BMP
 from monai_wsss.methods.cam import ClassActivationMapping
 from monai_wsss.methods.cmer import CMER
+from monai_wsss.methods.coingan import CoinGAN
 from monai_wsss.methods.cosa import CoSA
 from monai_wsss.methods.full_supervision import FullSupervision, SegmentationNetwork
 from monai_wsss.methods.gland import GlandClassification
@@ -19,6 +20,7 @@ __all__ = [
     "CMER",
     "ClassActivationMapping",
     "CoSA",
+    "CoinGAN",
     "FullSupervision",
     "GlandClassification",
     "PseudoMaskSupervision",

@@ -78,10 +78,13 @@ class WSSSMethod(nn.Module):
         """Give K of the network, or of the label where the network is any segmenter without ``num_classes``."""
         return int(getattr(self.network, "num_classes", label.shape[-1]))
 
+    def part_of(self, player: str | None = None) -> nn.Module:
+        """Give the part that one player optimizes: the submodule of its name; None: of the first."""
+        return self.get_submodule(player or self.players[0])
+
     def player_parameters(self, player: str | None = None) -> Iterator[nn.Parameter]:
         """Give the parameters of one player that are trained, for its optimizer and for clipping; None: the first."""
-        part = self.get_submodule(player or self.players[0])
-        return (parameter for parameter in part.parameters() if parameter.requires_grad)
+        return (parameter for parameter in self.part_of(player).parameters() if parameter.requires_grad)
 
     def parameter_groups(
         self, learning_rate: float, *, encoder_learning_rate: float | None = None, player: str | None = None
@@ -108,7 +111,7 @@ class WSSSMethod(nn.Module):
             >>> [group["lr"] for group in groups]
             [0.0003, 0.002]
         """
-        network = self.get_submodule(player or self.players[0])
+        network = self.part_of(player)
         if encoder_learning_rate is None:
             return grouped_parameters(network, lambda name: {"lr": learning_rate})
         part, new = encoder_part(network), new_layers_in(network)
@@ -118,6 +121,13 @@ class WSSSMethod(nn.Module):
             return {"lr": encoder_learning_rate if loaded else learning_rate}
 
         return grouped_parameters(network, options)
+
+    def monitors(self, player: str) -> dict[str, torch.Tensor]:
+        """Give scalars to log beside the :meth:`losses` that this player has just had; none by default.
+
+        Nothing minimizes them, and they may have any value.
+        """
+        return {}
 
     def after_step(self, progress: Progress) -> None:
         """Do what follows a step of all players, e.g. average weights; nothing by default.

@@ -17,6 +17,7 @@ from elsewhere import ELSEWHERE, Distant, elsewhere
 from monai.data import DataLoader, set_track_meta
 from monai.transforms import Compose, Lambdad, RandFlipd, RandGaussianNoised, RandRotate90d
 from test_every_method import LATE, METHODS, make_batch
+from test_every_method import tiny as tiny_method
 from test_every_transform import FUNCTIONS, MADE, apply, fresh
 from torch import nn
 
@@ -289,7 +290,7 @@ def test_refinement_stays_on_the_device(name, device):
 def step(method: type[WSSSMethod], device: torch.device) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Give the losses of a tiny method and their gradients; labels stay on the host, as the trainer leaves them."""
     torch.manual_seed(0)
-    made = method.tiny(2, 3, 2).to(device)
+    made = tiny_method(method).to(device)
     batch = {key: value.to(device) for key, value in make_batch(method, 2, 3, 2, 32).items() if key != "label"}
     batch["label"] = make_batch(method, 2, 3, 2, 32)["label"]
     torch.manual_seed(1)

@@ -55,7 +55,10 @@ GIVEN: dict[str, Given] = {
         random(g, 2, 2, *(4,) * dims),
         (random(g, 2, 2, *(4,) * dims), torch.ones(2, 2)),
     ),
+    "LeastSquaresAdversarialLoss": lambda dims, g: (random(g, 2, 1, *(4,) * dims), (random(g, 2, 1, *(4,) * dims),)),
+    "MinimaxAdversarialLoss": lambda dims, g: (random(g, 2, 1, *(4,) * dims), (random(g, 2, 1, *(4,) * dims),)),
     "MutualDistillationLoss": lambda dims, g: (random(g, 2, 2, 3), (random(g, 2, 2, 3), PEERS)),
+    "NonSaturatingAdversarialLoss": lambda dims, g: (random(g, 2, 1, *(4,) * dims), (random(g, 2, 1, *(4,) * dims),)),
     "PurifiedLabelLoss": lambda dims, g: (random(g, 2, 3, *(4,) * dims), (labels(g, dims, 2),)),
     "ReliabilityWeightedLoss": lambda dims, g: (
         random(g, 2, 3, *(4,) * dims),

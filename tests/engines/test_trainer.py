@@ -597,3 +597,22 @@ def test_the_log_says_where_and_with_which_numbers_it_trains(amp, precision, tmp
         trainer.run()
     assert f"Training on cpu, precision: {precision}." in caplog.text
     assert settings_of(trainer).items() >= {"amp": amp, "precision": precision}.items()
+
+
+class Watched(ClassActivationMapping):
+    """A method that tells of a value that nothing minimizes."""
+
+    def monitors(self, player: str) -> dict[str, torch.Tensor]:
+        return {"players": torch.tensor(float(len(player))), "unknown": torch.tensor(torch.nan)}
+
+
+def test_monitors_are_logged_and_no_part_of_the_loss():
+    torch.manual_seed(0)
+    method = Watched(CAMEncoder(2, 1, 1, width=2))
+    optimizer = torch.optim.AdamW(method.player_parameters("network"), lr=0.01)
+    trainer = WSSSTrainer(method, optimizer, make_loader(make_items()), 1, progress_bar=False)
+    trainer.run()
+    output = trainer.state.output
+    assert output["players"] == len("network")
+    assert output["unknown"] != output["unknown"]
+    assert output["loss"] == pytest.approx(sum(output[name] for name in output.keys() - {"loss", "players", "unknown"}))

@@ -1,0 +1,80 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""CoinGAN's generators by words: those of the networks' parts in one list, and the switches of the paper's Table 6.
+
+| word                                       | of                                                              |
+|--------------------------------------------|-----------------------------------------------------------------|
+| ``use_cconv``                              | whether there is a contrastive convolution                      |
+| ``use_ca``, ``use_sa``                     | the attention; without both there is none                       |
+| ``kernel_size`` .. ``gate_gradient``       | :class:`~monai_wsss.networks.ContrastiveConvolution`            |
+| ``se_reduction`` .. ``commonality_values`` | :class:`~monai_wsss.networks.CommonalitySpecificityAttention`   |
+| ``detach``, ``inference``, ``resize``,     | ``reference`` of :class:`~monai_wsss.networks.CycleGenerator`   |
+| ``image_size``                             |                                                                 |
+| ``reduction`` .. ``min_contrast``          | ``heat`` of :class:`~monai_wsss.networks.CycleGenerator`        |
+| all others                                 | :class:`~monai_wsss.networks.CycleGenerator`                    |
+
+The values of the presets stand in ``COINGAN_NETWORKS`` of ``coingan_settings.py``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from monai_wsss._checks import as_flag, check_choice
+from monai_wsss.methods.coingan_settings import COINGAN_NETWORKS
+from monai_wsss.networks import CycleGenerator
+
+__all__ = ["NETWORK_WORDS", "coingan_network", "reverse_of"]
+
+CONTRASTIVE = (
+    "kernel_size", "epz_kernel_size", "lam", "gate", "share_weights", "match_kernel_sums", "padding_mode",
+    "gate_gradient", "temperature",
+)  # fmt: skip
+ATTENTION = (
+    "se_reduction", "incidence", "specificity", "commonality_scale", "commonality_values", "affinity_scale",
+    "max_attention_elements",
+)  # fmt: skip
+REFERENCE = ("inference", "resize", "detach", "over_processes", "image_size")
+HEAT = ("reduction", "sign", "smooth", "pooling", "topk_share", "min_contrast")
+SWITCHES = ("use_cconv", "use_ca", "use_sa")
+NETWORK_WORDS = (*SWITCHES, *CONTRASTIVE, *ATTENTION, *REFERENCE, *HEAT)
+"""Words that are not those of ``CycleGenerator`` itself."""
+
+
+def coingan_network(preset: str, spatial_dims: int, in_channels: int, **changes: Any) -> CycleGenerator:
+    """Build the generator of a preset with some words set otherwise.
+
+    Raises:
+        ValueError: an unknown preset or choice; TypeError: an unknown word.
+    """
+    check_choice("preset", preset, tuple(COINGAN_NETWORKS))
+    words = {name: one.value for name, one in COINGAN_NETWORKS[preset].items()} | changes
+    # Zones of two sides cannot share weights; only who asks for both is told so.
+    if "share_weights" not in changes and words["kernel_size"] != words["epz_kernel_size"]:
+        words["share_weights"] = False
+    told = dict(words)
+    use_cconv, use_ca, use_sa = (as_flag(name, words.pop(name)) for name in SWITCHES)
+    parts = [
+        {name: words.pop(name) for name in of_part if name in words}
+        for of_part in (CONTRASTIVE, ATTENTION, REFERENCE, HEAT)
+    ]
+    contrastive, attention, reference, heat = parts
+    network = CycleGenerator(
+        spatial_dims,
+        in_channels,
+        contrastive=contrastive if use_cconv else None,
+        attention={**attention, "use_ca": use_ca, "use_sa": use_sa} if use_ca or use_sa else None,
+        reference=reference,
+        heat=heat,
+        **words,
+    )
+    network.settings = {"preset": preset, **told}  # type: ignore[assignment]
+    return network
+
+
+def reverse_of(network: nn.Module, preset: str, spatial_dims: int, in_channels: int) -> CycleGenerator:
+    """Build G' of the size of G, plain: what diseased images have in common with one another is not defined."""
+    told = {name: value for name, value in getattr(network, "settings", {}).items() if name != "preset"}
+    return coingan_network(preset, spatial_dims, in_channels, **(told | dict.fromkeys(SWITCHES, False)))
