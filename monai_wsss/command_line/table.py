@@ -253,14 +253,14 @@ _FIXED_TABLES = (*_COSA_TABLES, *_ENCODER_TABLES)
 COMMANDS = (
     Command(
         "phantom",
-        "generate phantom studies with exact masks: MRI of brains with tumors, stained sections with glands, "
-        "dermoscopy of pigmented lesions, or scenes whose classes have an unlabeled context",
+        "generate phantom studies with exact masks: MRI of brains with tumors, chest X-rays with opacities, stained "
+        "sections with glands, dermoscopy of pigmented lesions, or scenes whose classes have an unlabeled context",
         "monai-wsss phantom --kind brain --modalities T1,FLAIR --out phantoms\n"
         "  monai-wsss phantom --kind gland --out phantoms\n"
         "  monai-wsss phantom --kind skin --out phantoms",
         function="monai_wsss.data.phantoms.make_phantoms",
         arguments=(
-            Argument("--kind", "kind of the phantoms", "brain", choices=("brain", "gland", "scene", "skin")),
+            Argument("--kind", "kind of the phantoms", "brain", choices=("brain", "chest", "gland", "scene", "skin")),
             Argument("--out", "the folder to write", REQUIRED, metavar="DIR", parameter="directory"),
             Argument("--spatial-dims", "brains: slices (2) or volumes (3)", 2, int, choices=(2, 3)),
             Argument("--modalities", "brains: any of T1, T1c, T2, FLAIR", kind=names),
