@@ -5,7 +5,7 @@
 ====================================  ================================================================================
 ``…/Images/<name>.png``               X-rays with pneumonia; ``Train Set`` or ``Test Set`` above names the split
 ``…/Ground-truths/mask_<name>.png``   their masks, beside ``Images``, which serve evaluation
-``…Control…/….png``                   X-rays of the control group, in folders whose names hold "control" or "normal"
+``…Control…/….png``                   X-rays of the controls; folders may also say "normal" or "healthy"
 ====================================  ================================================================================
 
 The two versions of the set share images, so keep one of them below the folder.  Where a name holds the subject
@@ -42,7 +42,7 @@ _PAPER = (0.8, 0.0, 0.2)
 
 _CHANNEL = "image"
 _SUBJECT = re.compile(r"sub-([A-Za-z0-9]+)")
-_CONTROL = re.compile(r"control|normal|healthy", re.IGNORECASE)
+_CONTROL = re.compile(r"control|(?<!ab)normal|healthy", re.IGNORECASE)
 _SPLIT_FOLDER = re.compile(r"(train|test)[ _-]?(set|ing)?", re.IGNORECASE)
 _DEPTH = 6  # folders below the root that are searched
 

@@ -104,6 +104,12 @@ def test_a_prepared_folder_inside_the_root_is_not_read(root):
     assert splits_of(first) == splits_of(second)
 
 
+def test_an_abnormal_image_is_no_control(root, tmp_path):
+    (root / "QaTa-COV19-v2").rename(root / "Abnormal")
+    splits = splits_of(prepare_qata(root, tmp_path / "out"))
+    assert splits.keys() == {*SICK, *CONTROLS}
+
+
 def test_bad_folders_are_refused_before_anything_is_written(root, tmp_path):
     out = tmp_path / "out"
     with pytest.raises(DataError, match='holds no folder "Images"'):

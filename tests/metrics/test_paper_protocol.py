@@ -6,7 +6,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from monai.data import MetaTensor
 
+from monai_wsss.data import write_datalist
 from monai_wsss.engines import SegmentationScores
 from monai_wsss.metrics import (
     CaseTable,
@@ -176,3 +179,17 @@ def test_the_definitions_name_the_protocol():
     assert metric_definition("paper_dice_macro_pooled").startswith("In the evaluation of CoinGAN's tables")
     assert metric_definition("paper_assd_px").endswith(metric_definition("assd_px"))
     assert metric_definition("paper_unknown") == ""
+
+
+def test_an_evaluation_adds_the_metrics_of_the_protocol(tmp_path):
+    (tmp_path / "a.png").touch()
+    case = {"id": "a", "image": "a.png", "label": [1], "subject": "a"}
+    datalist = write_datalist(tmp_path, {"modality": {"0": "image"}, "classes": ["lesion"], "test": [case]})
+    mask = torch.zeros(1, 8, 8)
+    mask[:, :4] = 1
+    item = {"id": "a", "subject": "a", "label": torch.ones(1), "mask": mask, "image": MetaTensor(torch.zeros(1, 8, 8))}
+    for protocol in (None, "paper"):
+        scores = SegmentationScores(datalist, bootstrap=5, protocol=protocol, grid=(4, 4))
+        scores.update(([item], [{"pred": mask}]))
+        assert scores.compute() == 1.0
+        assert ("paper_dice_macro_pooled" in scores.summary) == (protocol == "paper")
