@@ -13,15 +13,20 @@ from monai_wsss.data.folder import prepare_folder
 from monai_wsss.data.glas import prepare_glas
 from monai_wsss.data.isic import prepare_isic
 from monai_wsss.data.label_noise import LabelNoise
+from monai_wsss.data.isic_background import prepare_isic_background
+from monai_wsss.data.mela import lesion_boxes, prepare_mela
 from monai_wsss.data.modalities import sort_modalities
+from monai_wsss.data.monuseg import prepare_monuseg
 from monai_wsss.data.phantoms import make_phantoms
 from monai_wsss.data.prog import prepare_prog
 from monai_wsss.data.pseudo_masks import attach_pseudo_masks, check_pseudo_masks, pseudo_mask_path
+from monai_wsss.data.qata import prepare_qata
 from monai_wsss.data.reading import read_image
 from monai_wsss.data.sampler import LabelBalancedSampler
 from monai_wsss.data.share import draw_share
 from monai_wsss.data.splits import split_by_subject
 from monai_wsss.data.unpaired_sampler import UnpairedSampler
+from monai_wsss.data.splits import split_by_subject, take_validation
 from monai_wsss.data.variant_cache import VariantCacheDataset
 from monai_wsss.data.voc import VOC_CLASSES, prepare_voc
 
@@ -36,6 +41,7 @@ __all__ = [
     "check_pseudo_masks",
     "check_trainable",
     "draw_share",
+    "lesion_boxes",
     "load_datalist",
     "load_header",
     "make_phantoms",
@@ -46,11 +52,16 @@ __all__ = [
     "prepare_folder",
     "prepare_glas",
     "prepare_isic",
+    "prepare_isic_background",
+    "prepare_mela",
+    "prepare_monuseg",
     "prepare_prog",
+    "prepare_qata",
     "prepare_voc",
     "pseudo_mask_path",
     "read_image",
     "sort_modalities",
     "split_by_subject",
+    "take_validation",
     "write_datalist",
 ]

@@ -32,6 +32,9 @@ from monai_wsss.data.writing import copy_file, is_bare_nifti, scale_to_16_bit, w
 
 __all__ = ["prepare_brats"]
 
+_PAPER = (0.8, 0.1, 0.1)
+"""Shares of the split of CoinGAN's tables."""
+
 _logger = logging.getLogger(__name__)
 
 Piece = tuple[LabeledRow, dict[str, Any]]
@@ -232,6 +235,7 @@ def prepare_brats(
     min_brain_fraction: float = 0.02,
     min_tumor_pixels: int = 1,
     percentiles: tuple[float, float] = (0.5, 99.5),
+    split: str = "drawn",
     fractions: Sequence[float] = (0.7, 0.15, 0.15),
     seed: int = 0,
 ) -> Path:
@@ -257,7 +261,10 @@ def prepare_brats(
         min_brain_fraction: share of a slice that the brain must cover, 0 to 1.
         min_tumor_pixels: least number of mask pixels (voxels for volumes) of a positive image.
         percentiles: the percentiles of the brain, 0 to 100, that become black and white; for slices.
-        fractions: shares of the subjects for training, validation and test.
+        split: "drawn" draws the split by ``fractions``.  "paper" is that of CoinGAN's tables, 8:1:1, drawn anew; the
+            tables are scored on its validation subjects.  Their images are FLAIR slices, here those with brain on at
+            least a tenth: ``modalities=("FLAIR",), as_slices=True, min_brain_fraction=0.1``.
+        fractions: shares of the subjects for training, validation and test; for "drawn".
         seed: seed of the split.
 
     Returns:
@@ -276,6 +283,8 @@ def prepare_brats(
         >>> prepare_brats(root, root / "prepared").name
         'datalist.json'
     """
+    check_choice("split", split, ("drawn", "paper"))
+    shares = fractions if split == "drawn" else _PAPER
     rule = _Rule(as_slices, slice_step, min_brain_fraction, min_tumor_pixels, percentiles)
     rule.check()
     cases = find_brats_cases(root)
@@ -292,4 +301,7 @@ def prepare_brats(
     _logger.info("%d %s of %s: %d with, %d without tumor", len(rows), rule, root, positives, len(rows) - positives)
     table = LabelTable(Path(root), ["tumor"], rows)
     files = {row.id: item for row, item in pieces}
-    return write_prepared(folder, table, files, chosen, statistics, order=XY, fractions=fractions, seed=seed, cut=cut)
+    entries = {"split": split} | ({"scored_split": "validation"} if split == "paper" else {})
+    return write_prepared(
+        folder, table, files, chosen, statistics, order=XY, fractions=shares, seed=seed, cut=cut, entries=entries
+    )

@@ -35,10 +35,10 @@ from monai_wsss.data.crops import TileOptions, TileRule
 from monai_wsss.data.find_files import find_masks, visible_entries
 from monai_wsss.data.label_table import LabeledRow, LabelTable
 from monai_wsss.data.prepared_folder import check_output
-from monai_wsss.data.splits import SPLITS, split_by_subject
+from monai_wsss.data.splits import SPLITS, take_validation
 from monai_wsss.data.tile_folder import TileFiles, prepare_tiles
 
-__all__ = ["prepare_isic"]
+__all__ = ["find_isic", "prepare_isic"]
 
 _IMAGE = re.compile(r"ISIC_\d+\.(jpe?g|png)", re.IGNORECASE)
 _MASK = re.compile(r"ISIC_\d+_segmentation\.png", re.IGNORECASE)
@@ -158,6 +158,27 @@ def _find_all(folders: Mapping[str, Sequence[Path]], edition: int) -> tuple[list
     return rows, TileFiles(images, masks, {})
 
 
+def find_isic(root: Path, edition: int | None) -> tuple[int, list[LabeledRow], TileFiles]:
+    """Find the images and masks of a challenge.
+
+    Args:
+        root: the folder in which its archives were unpacked.
+        edition: its year; None takes the only one whose images are there.
+
+    Returns:
+        The year, the rows with the released splits, and the files.
+
+    Raises:
+        DataError: no challenge is there, or several, or an image is there twice.
+        ValueError: an unknown year.
+    """
+    if edition is not None and edition not in _LAYOUTS:
+        raise ValueError(f"Expected `edition` to be one of {', '.join(map(str, _LAYOUTS))}, got {edition}.")
+    folders = _named_folders(root)
+    year = _find_edition(root, folders, edition)
+    return year, *_find_all(folders, year)
+
+
 def _with_validation(rows: Sequence[LabeledRow], share: float, seed: int, edition: int) -> list[LabeledRow]:
     """Take validation images from the training images; challenges with validation images refuse it."""
     if any(row.split == "validation" for row in rows):
@@ -169,10 +190,9 @@ def _with_validation(rows: Sequence[LabeledRow], share: float, seed: int, editio
     if not share:
         _logger.info("ISIC %d has no validation images: --validation-share 0.1 takes some for training.", edition)
         return list(rows)
-    names = [row.id for row in rows if row.split == "training"]
-    drawn = split_by_subject(names, [[1]] * len(names), fractions=(1 - share, share, 0.0), seed=seed)
-    split_of = dict(zip(names, drawn, strict=True))
-    return [replace(row, split=split_of.get(row.id, row.split)) for row in rows]
+    names, labels, given = [row.id for row in rows], [row.label for row in rows], [str(row.split) for row in rows]
+    drawn = take_validation(names, labels, given, share=share, seed=seed)
+    return [replace(row, split=split) for row, split in zip(rows, drawn, strict=True)]
 
 
 def prepare_isic(
@@ -226,17 +246,13 @@ def prepare_isic(
         >>> prepare_isic(root, root / "prepared", tiles=32, longest_side=96, labels_from_masks=True).name
         'datalist.json'
     """
-    if edition is not None and edition not in _LAYOUTS:
-        raise ValueError(f"Expected `edition` to be one of {', '.join(map(str, _LAYOUTS))}, got {edition}.")
-    if not 0 <= validation_share < 1:
+    if not 0 <= validation_share < 1:  # before anything is read
         raise ValueError(f"Expected `validation_share` from 0 to below 1, got {validation_share:g}.")
     if tiling.get("scale") is None and tiling.get("longest_side") is None:
         tiling["longest_side"] = 256
     rule = TileRule(tiles, **tiling)
     folder = Path(root)
-    folders = _named_folders(folder)
-    year = _find_edition(folder, folders, edition)
-    rows, files = _find_all(folders, year)
+    year, rows, files = find_isic(folder, edition)
     rows = _with_validation(rows, validation_share, seed, year)
     if rule.region is not None:
         files = replace(files, regions=find_masks(folder / rule.region, rows))

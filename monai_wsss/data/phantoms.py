@@ -30,6 +30,7 @@ from monai_wsss.data.gland_folder import GlandImage, PatchRule, add_gland_image,
 from monai_wsss.data.label_table import WHOLE, LabeledRow
 from monai_wsss.data.modalities import COLORS, sort_modalities
 from monai_wsss.data.phantom_brain import BRAIN_AFFINE, CONTRAST, BrainStudy, draw_brain
+from monai_wsss.data.phantom_chest import draw_chest
 from monai_wsss.data.phantom_gland import draw_gland, draw_laboratory
 from monai_wsss.data.phantom_scene import CLASSES, CONTEXT, draw_scene
 from monai_wsss.data.phantom_skin import draw_skin
@@ -176,6 +177,29 @@ def _generate_scene(folder: Path, marker: dict[str, Any]) -> dict[str, Any]:
     return datalist
 
 
+def _generate_chest(folder: Path, marker: dict[str, Any]) -> dict[str, Any]:
+    """Draw and write chest X-rays; return the datalist."""
+    datalist: dict[str, Any] = {
+        "modality": modality_entry(["image"]),
+        "classes": ["opacity"],
+        "background": True,
+        "order": ROWS_COLUMNS,
+        "statistics": {},
+    }
+    for stream, (split, count) in enumerate(zip(SPLITS, marker["subjects"], strict=True)):
+        datalist[split] = []
+        for number in range(count):
+            diseased = _is_diseased(split, number)
+            drawn = draw_chest(np.random.default_rng([marker["seed"], stream, number]), diseased=diseased)
+            name = f"chest{marker['seed']}-{split}-{number:03d}"
+            item = {"id": name, "subject": name, "image": f"images/{name}.png", "mask": f"masks/{name}.png"}
+            write_picture(folder / item["image"], drawn.image)
+            write_picture(folder / item["mask"], drawn.mask)
+            datalist[split].append({**item, "label": [int(diseased)]})
+            datalist["statistics"][name] = statistics_entry(*foreground_statistics(drawn.image))
+    return datalist
+
+
 def _is_diseased(split: str, number: int) -> bool:
     return number % 4 != 2 if split == "test" else number % 2 == 0
 
@@ -234,24 +258,25 @@ def _brain_marker(modalities: Sequence[str] | None, spatial_dims: int) -> dict[s
     return {"modalities": chosen, "spatial_dims": spatial_dims}
 
 
-def _color_marker(modalities: Sequence[str] | None, spatial_dims: int) -> dict[str, Any]:
+def _refuse_brain_arguments(kind: str, modalities: Sequence[str] | None, spatial_dims: int) -> None:
     """Refuse the arguments that only brains have."""
+    images = "X-rays" if kind == "chest" else "color images"
     if modalities is not None:
-        raise ValueError(f"Expected no `modalities` for color images, got {', '.join(modalities)}.")
+        raise ValueError(f"Expected no `modalities` for {images}, got {', '.join(modalities)}.")
     if spatial_dims != 2:
-        raise ValueError(f"Expected `spatial_dims` to be 2 for color images, got {spatial_dims}.")
-    return {}
+        raise ValueError(f"Expected `spatial_dims` to be 2 for {images}, got {spatial_dims}.")
 
 
 PHANTOM_KINDS: dict[str, Callable[[Path, dict[str, Any]], dict[str, Any]]] = {
     "brain": _generate_brain,
+    "chest": _generate_chest,
     "gland": _generate_gland,
     "scene": _generate_scene,
     "skin": _generate_skin,
 }
 """Kind → function ``(folder, marker) -> datalist`` that draws and writes all subjects."""
 
-_SUBJECTS = {"brain": (24, 8, 4), "gland": (6, 3, 3), "scene": (48, 16, 16), "skin": (16, 6, 6)}
+_SUBJECTS = {"brain": (24, 8, 4), "chest": (48, 16, 16), "gland": (6, 3, 3), "scene": (48, 16, 16), "skin": (16, 6, 6)}
 
 
 def make_phantoms(
@@ -270,6 +295,9 @@ def make_phantoms(
     studies.  Every other training and validation subject is healthy, and every fourth test subject (the third, the
     seventh, …).  The statistics of a subject are those of its whole volume.
 
+    "chest": X-rays of 96 pixels, one per subject, in gray.  Every other subject has opacities in the lungs; of the test
+    subjects three of four.
+
     "gland": color images of stained sections, two per subject; each subject has stains of its own.  Training is patches
     of 112 pixels, labeled [gland, other] as ``prepare glas`` labels them.  Validation and test are whole sections, some
     of them without glands.  The statistics are those of the tissue of the whole section.
@@ -286,19 +314,19 @@ def make_phantoms(
 
     Args:
         directory: the folder to write, created if needed.  A phantom folder for other arguments is replaced.
-        kind: "brain", "gland", "scene" or "skin".
+        kind: "brain", "chest", "gland", "scene" or "skin".
         modalities: any of T1, T1c, T2, FLAIR; None is T1, T1c, FLAIR.  Only for "brain".
         spatial_dims: 2, or for "brain" 3.
-        subjects: numbers of subjects for training, validation and test; None is 24, 8, 4 for "brain", 6, 3, 3 for
-            "gland", 48, 16, 16 for "scene" and 16, 6, 6 for "skin".
+        subjects: numbers of subjects for training, validation and test; None is 24, 8, 4 for "brain", 48, 16,
+            16 for "chest" and "scene", 6, 3, 3 for "gland" and 16, 6, 6 for "skin".
         seed: seed of all chance; another seed gives other subjects.
 
     Returns:
         ``directory`` as a string: the folder that holds ``datalist.json``.
 
     Raises:
-        ValueError: the kind or a modality is unknown, color images are asked for with modalities or in three
-            dimensions, or ``subjects`` is not three numbers of at least 0.
+        ValueError: the kind or a modality is unknown, another kind than "brain" is asked for with modalities or in
+            three dimensions, or ``subjects`` is not three numbers of at least 0.
         DataError: the folder holds a datalist that is not of phantoms, or cannot be written.
 
     Example:
@@ -311,10 +339,12 @@ def make_phantoms(
     subjects = _SUBJECTS[kind] if subjects is None else subjects
     if len(subjects) != len(SPLITS) or any(int(number) != number or number < 0 for number in subjects):
         raise ValueError(f"Expected `subjects` to be three numbers for {', '.join(SPLITS)}, got {tuple(subjects)}.")
+    if kind != "brain":
+        _refuse_brain_arguments(kind, modalities, spatial_dims)
     marker = {
         "version": GENERATOR_VERSION,
         "kind": kind,
-        **(_brain_marker if kind == "brain" else _color_marker)(modalities, spatial_dims),
+        **(_brain_marker(modalities, spatial_dims) if kind == "brain" else {}),
         "subjects": [int(number) for number in subjects],
         "seed": seed,
     }

@@ -95,6 +95,7 @@ def write_prepared(
     fractions: Sequence[float] = (0.7, 0.15, 0.15),
     seed: int = 0,
     cut: Iterable[str | None] = (),
+    entries: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write the datalist, the last file of a preparation; draw the splits where the table has none.
 
@@ -110,6 +111,7 @@ def write_prepared(
         fractions: shares of training, validation and test where splits are drawn.
         seed: seed of the draw.
         cut: the axes of every volume that was cut into slices, see :func:`~monai_wsss._orientation.axes_of`.
+        entries: further entries of the datalist.
 
     Returns:
         The path of ``datalist.json``.
@@ -130,6 +132,7 @@ def write_prepared(
         "background": table.scored_class is None,
         "order": order,
         **slicing_entry(cut),
+        **(entries or {}),
     }
     if table.scored_class is not None:
         datalist["scored_class"] = table.scored_class

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-__all__ = ["SPLITS", "split_by_subject"]
+__all__ = ["SPLITS", "split_by_subject", "take_validation"]
 
 SPLITS = ("training", "validation", "test")
 """The three splits of every datalist, by their keys in the JSON."""
@@ -69,3 +69,49 @@ def split_by_subject(
         names = np.repeat(SPLITS, counts.astype(int)).tolist()
         split_of.update(zip(members, names, strict=True))
     return [split_of[subject] for subject in subjects]
+
+
+def take_validation(
+    subjects: Sequence[str],
+    labels: Sequence[Sequence[float]] | np.ndarray,
+    splits: Sequence[str],
+    *,
+    share: float,
+    seed: int = 0,
+) -> list[str]:
+    """Take validation items from the training items, by subject; other splits stay as they are.
+
+    The splits that papers give have a test set and often no validation set.  Validation never comes from a test set.
+
+    Args:
+        subjects: the subject of every item, (N).
+        labels: 0/1 labels of every item, (N, K).
+        splits: the split of every item, (N).
+        share: share of the training subjects, from 0 to below 1; 0 takes none.
+        seed: the seed of the draw.
+
+    Returns:
+        The new split of every item, (N).
+
+    Raises:
+        ValueError: the share is out of range.
+
+    Example:
+        >>> take_validation(["a", "b", "c"], [[1], [1], [1]], ["training", "training", "test"], share=0.5)
+        ['training', 'validation', 'test']
+    """
+    if not 0 <= share < 1:
+        raise ValueError(f"Expected `validation_share` from 0 to below 1, got {share:g}.")
+    places = [index for index, split in enumerate(splits) if split == "training"]
+    if not share or not places:
+        return list(splits)
+    drawn = split_by_subject(
+        [subjects[index] for index in places],
+        [labels[index] for index in places],
+        fractions=(1 - share, share, 0.0),
+        seed=seed,
+    )
+    changed = list(splits)
+    for index, split in zip(places, drawn, strict=True):
+        changed[index] = split
+    return changed

@@ -20,11 +20,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
-from xml.etree import ElementTree
+from typing import Any
 
 from monai_wsss._checks import DataError
 from monai_wsss.data.photographs import Photograph, check_classes, path_inside, read_indices, write_photographs
+from monai_wsss.data.plain_xml import read_plain_xml
 from monai_wsss.data.prepared_folder import check_output
 from monai_wsss.data.reading import image_stem
 
@@ -77,22 +77,9 @@ class _Line:
         return image_stem(self.image)
 
 
-class _PlainTree(ElementTree.TreeBuilder):
-    """A builder that refuses a document type, and thereby entities that grow or read files."""
-
-    def doctype(self, name: str, pubid: str | None, system: str | None) -> NoReturn:
-        raise DataError(f'it has a document type ("<!DOCTYPE {name}>"), which no annotation needs: take it out')
-
-
 def _read_annotation(path: Path, name: str) -> list[str]:
     """Read the class names of all objects in an annotation, which must belong to the image ``name``."""
-    try:
-        # S314 is about entities; _PlainTree refuses the document type that would declare them.
-        root = ElementTree.fromstring(path.read_bytes(), ElementTree.XMLParser(target=_PlainTree()))  # noqa: S314
-    except DataError as error:
-        raise DataError(f"{path} is not read, for {error}.") from error
-    except (ElementTree.ParseError, LookupError, ValueError) as error:
-        raise DataError(f"{path} is no XML ({error}): copy or export the annotation again.") from error
+    root = read_plain_xml(path)
     if root.tag != "annotation":
         raise DataError(f"{path} is no annotation of VOC but a <{root.tag}>: give <annotation> with its <object>s.")
     named = (root.findtext("filename") or name).strip()

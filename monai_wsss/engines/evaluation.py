@@ -14,11 +14,11 @@ import torch
 from ignite.engine import Engine, Events
 from ignite.metrics import Metric
 
-from monai_wsss._checks import DataError
+from monai_wsss._checks import DataError, check_choice
 from monai_wsss._files import atomic_path, make_directory
 from monai_wsss._processes import gather_objects, is_main_process
 from monai_wsss.data import load_header
-from monai_wsss.metrics import CaseTable
+from monai_wsss.metrics import PAPER_GRID, CaseTable
 from monai_wsss.transforms import has_geometry
 
 __all__ = ["SegmentationScores", "TrainingLog", "case_spacing"]
@@ -45,9 +45,23 @@ class SegmentationScores(Metric):
         datalist: path of the datalist, for the names of the classes and their context.
         bootstrap: resamplings of the subjects for the intervals.
         seed: seed of the resampling.
+        protocol: None, or "paper" for the metrics of CoinGAN's tables beside all others, under names with ``paper_``
+            in front (:mod:`monai_wsss.metrics.paper_protocol`).
+        grid: the resized grid of that protocol, in pixels.
     """
 
-    def __init__(self, datalist: str | os.PathLike[str], bootstrap: int = 1000, seed: int = 0) -> None:
+    def __init__(
+        self,
+        datalist: str | os.PathLike[str],
+        bootstrap: int = 1000,
+        seed: int = 0,
+        *,
+        protocol: str | None = None,
+        grid: Sequence[int] = PAPER_GRID,
+    ) -> None:
+        if protocol is not None:
+            check_choice("protocol", protocol, ("paper",))
+        self.paper_grid = None if protocol is None else tuple(grid)
         self.datalist = datalist
         self.bootstrap = bootstrap
         self.seed = seed
@@ -61,6 +75,7 @@ class SegmentationScores(Metric):
             background=header.get("background", True),
             scored_class=header.get("scored_class"),
             context=tuple(header.get("context", {})),
+            paper_grid=self.paper_grid,
         )
 
     def update(self, output: tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]]) -> None:

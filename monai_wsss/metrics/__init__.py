@@ -14,6 +14,7 @@ from monai_wsss.metrics.cam_quality import (
 )
 from monai_wsss.metrics.comparison import WelchTest, welch_t_test
 from monai_wsss.metrics.definitions import METRIC_DEFINITIONS, metric_definition
+from monai_wsss.metrics.paper_protocol import PAPER_GRID, counts_from_rates, prevalence_from_rates
 from monai_wsss.metrics.segmentation import (
     EMPTY_RULE,
     PixelCounts,
@@ -36,6 +37,7 @@ from monai_wsss.metrics.surface import SurfaceDistances, surface_distances
 __all__ = [
     "EMPTY_RULE",
     "METRIC_DEFINITIONS",
+    "PAPER_GRID",
     "SWEEP_THRESHOLDS",
     "CaseTable",
     "PixelCounts",
@@ -44,6 +46,7 @@ __all__ = [
     "accuracy",
     "class_miou_pooled",
     "count_pixels",
+    "counts_from_rates",
     "dice_macro_pooled",
     "dice_score",
     "f1_from_miou",
@@ -54,6 +57,7 @@ __all__ = [
     "oracle_threshold",
     "pixel_auroc",
     "presence_auroc",
+    "prevalence_from_rates",
     "r_over",
     "r_under",
     "sensitivity",

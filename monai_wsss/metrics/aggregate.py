@@ -28,6 +28,7 @@ from monai_wsss.metrics import segmentation
 from monai_wsss.metrics.bootstrap import bootstrap_interval, bootstrap_weights
 from monai_wsss.metrics.cam_quality import pixel_auroc, sweep_counts
 from monai_wsss.metrics.estimates import CaseArrays, ClassScheme, coverage_notes, metric_estimates, sweep_content
+from monai_wsss.metrics.paper_protocol import paper_estimates, paper_note, paper_row
 from monai_wsss.metrics.segmentation import PixelCounts, count_pixels, where_referenced
 from monai_wsss.metrics.surface import SurfaceDistances, surface_distances
 
@@ -47,6 +48,8 @@ class CaseTable:
             the mean over the classes.
         context: the classes that something unlabeled always accompanies, as branches accompany birds; their mean IoU
             is ``context_miou_pooled``.
+        paper_grid: the resized grid, (rows, columns), on which the metrics of CoinGAN's tables are measured beside all
+            others (:mod:`monai_wsss.metrics.paper_protocol`); None leaves them out.
 
     Attributes:
         rows: one plain dict per case, in the order of adding; ``per_case.csv`` numbers them from 1.
@@ -54,7 +57,7 @@ class CaseTable:
 
     Raises:
         ValueError: class names that are not unique, a ``scored_class`` that is missing or unknown, or an unknown class
-            in ``context``.
+            in ``context``; ``paper_grid`` is not two sizes, or there is no background.
 
     Example:
         >>> table = CaseTable(["tumor"])
@@ -75,8 +78,15 @@ class CaseTable:
         background: bool = True,
         scored_class: str | None = None,
         context: Sequence[str] = (),
+        paper_grid: Sequence[int] | None = None,
     ) -> None:
         self.scheme = ClassScheme(tuple(classes), background, scored_class, tuple(context))
+        if paper_grid is not None and (not background or len(paper_grid) != 2 or min(paper_grid) < 1):
+            raise ValueError(
+                f"Expected `paper_grid` as two sizes in pixels, for classes with a background, got {paper_grid} with "
+                f"background={background}."
+            )
+        self.paper_grid = None if paper_grid is None else tuple(paper_grid)
         self.rows: list[Row] = []
         self.notes: list[str] = []
         self._ids: set[str] = set()
@@ -133,6 +143,8 @@ class CaseTable:
             row |= self._overlap(found, wanted, healthy=not labels.any())
             row |= self._distances(found[0], wanted[0], spacing)
             row |= self._map_quality(cam, wanted[0])
+            if self.paper_grid is not None and labels.any() and row["finding"]:
+                row |= paper_row(found[0], wanted[0], self.paper_grid)
         self._ids.add(row["id"])
         self.rows.append(row)
 
@@ -225,7 +237,11 @@ class CaseTable:
         self.notes = [*coverage_notes(arrays), _interval_note(len(arrays.subjects), bootstrap, seed)]
         missing = []
         undefined: dict[int, list[str]] = {}
-        for name, estimate in metric_estimates(arrays).items():
+        estimates = metric_estimates(arrays)
+        if self.paper_grid is not None:
+            estimates |= paper_estimates(arrays)
+            self.notes.insert(-1, paper_note(arrays, self.paper_grid))
+        for name, estimate in estimates.items():
             interval = bootstrap_interval(estimate, weights)
             if interval is None:
                 missing.append(name)

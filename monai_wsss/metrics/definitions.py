@@ -37,6 +37,9 @@ METRIC_DEFINITIONS = {
 }
 """One sentence per metric, by its name without unit and class."""
 
+_PAPER = "paper_"
+_PAPER_SENTENCE = "In the evaluation of CoinGAN's tables (positive images alone, on the resized grid): "
+
 
 def metric_definition(name: str) -> str:
     """Give the definition of a metric of ``metrics.json``, whatever its unit or class; empty for an unknown name.
@@ -46,4 +49,5 @@ def metric_definition(name: str) -> str:
         'The larger of the two directed 95th percentiles of the surface distances.'
     """
     base = name.split("/", 1)[0].removesuffix("_mm").removesuffix("_px")
-    return METRIC_DEFINITIONS.get(base, "")
+    known = METRIC_DEFINITIONS.get(base.removeprefix(_PAPER), "")
+    return _PAPER_SENTENCE + known if known and base.startswith(_PAPER) else known

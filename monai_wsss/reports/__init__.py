@@ -5,6 +5,7 @@
 
 from monai_wsss.reports.box_chart import box_chart
 from monai_wsss.reports.charts import bar_chart, write_svg
+from monai_wsss.reports.conversions import render_conversions
 from monai_wsss.reports.page import write_report
 from monai_wsss.reports.panels import choose_cases, render_comparison, render_panel
 from monai_wsss.reports.provenance import collect_provenance, write_run
@@ -19,6 +20,7 @@ __all__ = [
     "choose_cases",
     "collect_provenance",
     "render_comparison",
+    "render_conversions",
     "render_panel",
     "write_report",
     "write_run",

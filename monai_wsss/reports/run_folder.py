@@ -243,6 +243,7 @@ class RunFolder(RunRecord):
         return {
             "background": scheme.background,
             "scored_class": scheme.scored_class,
+            "paper_grid": self.scores.table.paper_grid,
             "training_log_sha256": None if log is None else file_sha256(log),
             "training_log_copied": log is not None and not self._in_training_folder,
         }

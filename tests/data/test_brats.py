@@ -526,3 +526,18 @@ def test_wrong_arguments(tmp_path, wrong, words):
     plain_case(tmp_path / "source" / "anna")
     with pytest.raises(ValueError, match=words):
         prepare_brats(tmp_path / "source", tmp_path / "out", as_slices=True, **wrong)
+
+
+def test_the_split_of_the_paper_is_8_to_1_to_1_and_scored_on_validation(tmp_path):
+    for number in range(10):
+        plain_case(tmp_path / "source" / f"subject{number}")
+    slices = {"modalities": ["FLAIR"], "as_slices": True, "min_brain_fraction": 0.1}
+    file = prepare_brats(tmp_path / "source", tmp_path / "out", split="paper", fractions=(0.0, 0.5, 0.5), **slices)
+    subjects = [
+        {item["subject"] for item in load_datalist(file, split)} for split in ("training", "validation", "test")
+    ]
+    assert [len(group) for group in subjects] == [8, 1, 1]
+    header = json.loads(file.read_text())
+    assert (header["split"], header["scored_split"], header["modality"]) == ("paper", "validation", {"0": "FLAIR"})
+    with pytest.raises(ValueError, match="`split`"):
+        prepare_brats(tmp_path / "source", tmp_path / "two", split="given")

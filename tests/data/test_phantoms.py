@@ -304,7 +304,7 @@ def test_a_folder_of_real_data_is_not_overwritten(tmp_path, content):
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"kind": "heart"}, r"`kind` to be one of brain, gland, scene, skin, got 'heart'"),
+        ({"kind": "heart"}, r"`kind` to be one of brain, chest, gland, scene, skin, got 'heart'"),
         ({"modalities": ["T1", "ADC"]}, r"`modalities` to be one of T1, T1c, T2, FLAIR, got 'ADC'"),
         ({"modalities": []}, "`modalities` to name at least one"),
         ({"spatial_dims": 4}, "`spatial_dims` to be 2 or 3, got 4"),
