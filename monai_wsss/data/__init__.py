@@ -12,8 +12,8 @@ from monai_wsss.data.ebhi import prepare_ebhi
 from monai_wsss.data.folder import prepare_folder
 from monai_wsss.data.glas import prepare_glas
 from monai_wsss.data.isic import prepare_isic
-from monai_wsss.data.label_noise import LabelNoise
 from monai_wsss.data.isic_background import prepare_isic_background
+from monai_wsss.data.label_noise import LabelNoise
 from monai_wsss.data.mela import lesion_boxes, prepare_mela
 from monai_wsss.data.modalities import sort_modalities
 from monai_wsss.data.monuseg import prepare_monuseg
@@ -24,9 +24,8 @@ from monai_wsss.data.qata import prepare_qata
 from monai_wsss.data.reading import read_image
 from monai_wsss.data.sampler import LabelBalancedSampler
 from monai_wsss.data.share import draw_share
-from monai_wsss.data.splits import split_by_subject
-from monai_wsss.data.unpaired_sampler import UnpairedSampler
 from monai_wsss.data.splits import split_by_subject, take_validation
+from monai_wsss.data.unpaired_sampler import UnpairedSampler
 from monai_wsss.data.variant_cache import VariantCacheDataset
 from monai_wsss.data.voc import VOC_CLASSES, prepare_voc
 
