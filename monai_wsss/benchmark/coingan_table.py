@@ -41,7 +41,7 @@ from monai_wsss.benchmark.coingan_recipes import (
 )
 from monai_wsss.benchmark.formatting import Column, format_rows, values_of
 from monai_wsss.benchmark.prepared import Cases, rule_of
-from monai_wsss.benchmark.recipes import FULL_SUPERVISION
+from monai_wsss.benchmark.recipes import FULL_SUPERVISION, Recipe
 from monai_wsss.benchmark.rows import Measured, Row
 from monai_wsss.benchmark.table import BenchmarkTable, Entry, Trained
 from monai_wsss.metrics import pixel_auroc
@@ -54,6 +54,7 @@ __all__ = [
     "CoinganTable",
     "coingan_entries",
     "coingan_sections",
+    "deployed_rule",
     "lambda_rows",
     "make_coingan_table",
 ]
@@ -233,6 +234,16 @@ def coingan_entries(data: CoinganSlices) -> list[Entry]:
     return sorted(entries, key=lambda entry: COINGAN_ROWS.index(entry.name))
 
 
+def deployed_rule(network: torch.nn.Module, recipe: Recipe) -> MaskRule:
+    """Give the rule by which the map or segmentation of a row becomes its mask.
+
+    Args:
+        network: with the weights of the row.
+        recipe: the first of its rules is the one.
+    """
+    return rule_of(network, recipe.rules[0])
+
+
 # ---- measuring -------------------------------------------------------------------------------------------------------
 
 
@@ -242,7 +253,7 @@ def _conversion(data: CoinganSlices, table: BenchmarkTable, trained: Sequence[Tr
     network: Any = one.method.network
     cases = data.measured_cases(one.recipe)
     maps = data.maps(cases, network, one.recipe.views)
-    yield from _differences(data, cases, maps, MaskRule.of(network, rule="otsu"))
+    yield from _differences(data, cases, maps, deployed_rule(network, one.recipe))
 
 
 def _differences(data: CoinganSlices, cases: Cases, maps: Maps, rule: MaskRule) -> Iterator[Measured]:
@@ -264,7 +275,7 @@ def _deployed(data: CoinganSlices, table: BenchmarkTable, trained: Sequence[Trai
     cases = data.measured_cases(one.recipe)
     maps = data.maps(cases, network, one.recipe.views)
     heat = [each.softmax(1)[:, 1:] for each in maps] if network.output_kind == "segmentation" else maps
-    rule = rule_of(network, one.recipe.rules[0])
+    rule = deployed_rule(network, one.recipe)
     yield Measured(_MASK, data.measure(cases, maps, rule) | _heat(cases, heat))
     yield _oracle(data, cases, heat, _BEST_CUT)
 

@@ -26,6 +26,7 @@ _TABLES = {
     "cmer-thresholds": "make_cmer_thresholds",
     "cmer-transforms": "make_cmer_transforms",
     "coingan": "make_coingan_table",
+    "coingan-figures": "make_coingan_figures",
     "cosa": "make_cosa_table",
     "cosa-figures": "make_cosa_figures",
     "decisions": "make_decision_table",
@@ -36,7 +37,7 @@ _TABLES = {
 }
 _REFINED_TABLES = ("encoder", "levers")
 _ENCODER_TABLES = ("encoder", "levers", "decisions")
-_KEPT_TABLES = ("coingan", "cosa", "cosa-figures")
+_KEPT_TABLES = ("coingan", "coingan-figures", "cosa", "cosa-figures")
 _FIXED_TABLES = (*_KEPT_TABLES, *_ENCODER_TABLES)
 
 COMMANDS = (

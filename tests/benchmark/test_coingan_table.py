@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from monai_wsss._checks import DataError
-from monai_wsss.benchmark import Row, coingan_table, make_coingan_table
+from monai_wsss.benchmark import Row, coingan_table, make_coingan_figures, make_coingan_table
 from monai_wsss.benchmark.coingan_data import CoinganSlices
+from monai_wsss.benchmark.coingan_figures import lambda_chart
 from monai_wsss.benchmark.coingan_recipes import (
     ALL,
     COINGAN_BUDGET,
@@ -238,6 +239,27 @@ def test_the_first_seed_alone_but_for_the_ladder_plain_cam_and_the_bounds(brain)
     each = {entry.name for entry in coingan_entries(CoinganSlices(brain)) if entry.draws == "each" and entry.recipe}
     assert each == {name for name in RECIPES if several_seeds(name)}
     assert each == {*LADDER, "plain CAM", *(f"{FULL_SUPERVISION} (masks), {of}" for of in ("same network", "U-Net"))}
+
+
+def test_the_chart_of_lambda_has_two_axes():
+    rows = [row(name, **of(value / 2)) for value, name in LAMBDAS.items()]
+    chart = str(lambda_chart(rows))
+    assert ">DSC, left<" in chart
+    assert ">JC, right<" in chart
+    assert chart.count("<polyline") == 2
+    assert chart.count("<circle") == 2, "a ring at 0.3 on both"
+
+
+def test_figures_take_the_rows_and_weights_of_the_table(brain, tmp_path, short):
+    table = make_coingan_figures(brain, tmp_path, seeds=(0, 1), rows=[folder_name(LAMBDAS[0.9]), folder_name(ALL)])
+    assert [entry.name for entry in table.entries] == sorted(LAMBDAS.values(), key=list(RECIPES).index)
+    assert (table.name, table.seeds) == (make_coingan_table(brain, tmp_path).name, (0,))
+    rows = table.run()
+    assert {one.name for one in rows} == {ALL, LAMBDAS[0.9]}
+    assert (tmp_path / "lambda.svg").read_text().startswith("<svg")
+    assert (tmp_path / "conversions.png").read_bytes()[1:4] == b"PNG"
+    assert list((tmp_path / "panels").glob("*.png"))
+    assert not (tmp_path / f"{table.name}.md").exists(), "that is the table's"
 
 
 @pytest.mark.slow

@@ -48,10 +48,8 @@ def test_differences_that_the_paper_of_coingan_prints():
     ladder = [dsc for (dsc,) in values("6", "coingan").values()]
     assert [round(ladder[place] - ladder[before], 2) for before, place in ((0, 1), (4, 5))] == [3.14, 0.98]
     noise = values("9", "coingan")
-    changes = {
-        name: [round(a - b, 2) for a, b in zip(noise[f"{name}, 10 % wrong labels"], noise[f"{name}, clean labels"])]
-        for name in ("FPR", "CoinGAN")
-    }
+    pairs = {name: (noise[f"{name}, 10 % wrong labels"], noise[f"{name}, clean labels"]) for name in ("FPR", "CoinGAN")}
+    changes = {name: [round(a - b, 2) for a, b in zip(*pair, strict=True)] for name, pair in pairs.items()}
     assert changes == {"FPR": [-1.62, -2.54, 0.28, -4.34], "CoinGAN": [-1.65, -1.52, 0.58, -0.23]}
     assert [len(table.rows) for table in published_tables("coingan").values()] == [14, 14, 14, 7, 7, 6, 3, 2, 4]
     for clean, number in ((noise["CoinGAN, clean labels"], "1"), (noise["FPR, clean labels"], "1")):
