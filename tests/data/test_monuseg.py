@@ -18,6 +18,7 @@ from monai_wsss.data.monuseg import prepare_monuseg
 from monai_wsss.data.reading import read_image, read_labels
 
 NAMES = [f"TCGA-{part}-01Z-00-DX{slide}" for part in ("18-5592", "21-5784", "AR-A1AK") for slide in (1, 2)]
+"""Two tiles per patient; the tiles of the last one are the released test set."""
 NUCLEI = ((4, 6, 12, 16), (30, 20, 38, 29), (10, 40, 20, 46))  # first x and y, last x and y
 SPLITS = ("training", "validation", "test")
 
@@ -105,6 +106,7 @@ def test_the_test_split_holds_real_crops_alone(root):
 
 
 def test_a_patient_is_in_one_split_and_validation_comes_from_training(root):
+    (root / "MoNuSeg Test Data").rename(root / "more")
     file = prepare(root, "out", split="paper", validation_share=0.5)
     patients = [{item["subject"] for item in load_datalist(file, split)} for split in SPLITS]
     assert [len(group) for group in patients] == [1, 1, 1]
