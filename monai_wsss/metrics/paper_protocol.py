@@ -145,8 +145,8 @@ def paper_note(arrays: CaseArrays, grid: Sequence[int]) -> str:
     return (
         f"The paper_ metrics cover the {images} images with a finding in label and reference alone, resized to "
         f"{' x '.join(map(str, grid))} pixels, {share:.2f} % of which are lesion. {healthy} healthy images are left "
-        f"out, whose false alarms do not show, and {others} images whose reference is unknown or contradicts the label. "
-        "An empty mask reaches nearly half of paper_dice_macro_pooled. paper_assd_px leaves out "
+        f"out, whose false alarms do not show, and {others} images whose reference is unknown or contradicts the label."
+        " An empty mask reaches nearly half of paper_dice_macro_pooled. paper_assd_px leaves out "
         f"{images - measured} images without a surface."
     )
 
