@@ -193,7 +193,7 @@ def _write(out: Path, found: _Found, rows: Sequence[LabeledRow]) -> tuple[dict[s
     """Write all images and masks, subject by subject; give the items and the statistics."""
     items: dict[str, Any] = {}
     statistics: dict[str, Any] = {}
-    contradictions, shapes, faults = [], [], Faults()
+    contradictions, shapes, deep, faults = [], [], [], Faults()
     by_subject = LabelTable(out, [], list(rows)).by_subject()
     for subject, of_subject in tqdm(by_subject.items(), desc="subjects", disable=None):
         volumes = []
@@ -207,10 +207,15 @@ def _write(out: Path, found: _Found, rows: Sequence[LabeledRow]) -> tuple[dict[s
                     write_picture(out / items[row.id]["mask"], mask)
                     contradictions += [] if mask_shows(mask, row.label) else [row.id]
                 volumes.append(case.volume)
+                deep += [row.id] if case.volume.max() > 255 else []
                 shapes.append(case.volume.shape[1:])
         if volumes:
             statistics[subject] = statistics_entry(*foreground_statistics(volumes))
     faults.check()
+    if 0 < len(deep) < len(rows):
+        _logger.warning(
+            "%d X-rays have more than 8 bits, first %s, others have not: save all alike.", len(deep), deep[0]
+        )
     log_sizes(shapes)
     warn_of_contradictions(contradictions)
     return items, statistics

@@ -23,8 +23,6 @@ __all__ = ["render_conversions"]
 
 _HEIGHT, _CAPTION, _GAP = 160, 20, 4
 _BACKGROUND, _TEXT, _BOX = "#14171c", "#d7dde5", "#ffffff"
-_LEAST_CHANGE = 0.05
-"""The largest change of a row is drawn in white, if it is at least this share of the gray range of the image."""
 
 Box = tuple[int, int, int, int]
 
@@ -41,7 +39,7 @@ def _row(image: np.ndarray, steps: Sequence[np.ndarray], box: Box | None) -> lis
     low, high = (float(value) for value in np.percentile(image, [0.5, 99.5]))
     difference = np.abs(steps[-1] - image).mean(axis=0, keepdims=True)
     pictures = [_picture(planes, low, high) for planes in (image, *steps)]
-    pictures.append(_picture(difference, 0.0, max(float(difference.max()), _LEAST_CHANGE * (high - low))))
+    pictures.append(_picture(difference, 0.0, float(difference.max())))
     factor = _HEIGHT / pictures[0].height
     size = (max(1, round(pictures[0].width * factor)), _HEIGHT)
     resized = [picture.resize(size, Image.Resampling.BILINEAR) for picture in pictures]

@@ -274,3 +274,11 @@ def test_the_order_of_the_file_system_does_not_matter(root, tmp_path, monkeypatc
     monkeypatch.setattr(Path, "iterdir", lambda folder: sorted(listed(folder), reverse=True))
     second = prepare_qata(root, tmp_path / "two" / "out", split="paper")
     assert first.read_bytes() == second.read_bytes()
+
+
+def test_x_rays_of_several_depths_are_told(root, tmp_path, caplog):
+    file = root / "Control_Group" / "Control_Group_I" / "person_3.png"
+    Image.fromarray(np.arange(240, dtype=np.uint16).reshape(12, 20) * 100).save(file)
+    items = load_datalist(prepare_qata(root, tmp_path / "out", fractions=(1, 0, 0)), "training")
+    assert "1 X-rays have more than 8 bits, first person_3" in caplog.text
+    assert next(read_image(item["image"]).max() for item in items if item["id"] == "person_3") == 23900
