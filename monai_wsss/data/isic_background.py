@@ -163,8 +163,8 @@ def prepare_isic_background(
         size: side in pixels to which whole images and crops are resized.
         crop_share: side of a crop as a share of the shorter side of its image.
         healthy_source: how crops are found.  "border" looks for an even square at the border and reads no mask.  "mask"
-            also leaves out squares that touch the lesion, which leaks pixel-level labels; the datalist names it under
-            ``leaks``, and its labels count as simulated.
+            leaves out squares that touch the lesion, in place of uneven ones, which leaks pixel-level labels.  The
+            datalist names it under ``leaks``, and its labels count as simulated.
         match_resampling: whether whole images lose the detail that crops lack once they are enlarged.  Otherwise a
             network may tell the two kinds apart by their sharpness alone.
 

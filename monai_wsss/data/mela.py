@@ -8,8 +8,8 @@
                                ``x_length``, ``y_length``, ``z_length``, in voxels or, if asked for, in millimeters
 =============================  =======================================================================================
 
-CoinGAN's paper calls smaller lesions mild and larger ones severe, and translates mild to severe.  So a mild lesion has
-label 1, what is translated, and a severe one label 0, what it is translated to.  The image is the axial slice through
+CoinGAN's paper calls smaller lesions mild and larger ones severe, and translates mild to severe.  So mild lesions have
+the label 1, as the images that are translated, and severe ones the label 0.  The image is the axial slice through
 the center of the largest box of a scan.  There are no masks, so nothing is measured; the box of each slice is kept for
 figures (:func:`lesion_boxes`), and no training reads it.
 """

@@ -3,9 +3,9 @@
 """The evaluation of CoinGAN's tables: positive images alone, on the resized grid, in one pooled table of pixels.
 
 Mask and reference are resized bilinearly to the grid and cut at 0.5.  All pixels of all positive images are pooled.
-The paper's DSC and JC are averages over two classes, lesion and background; nobody says so, but prevalence, sensitivity
-and specificity rebuild them (``tests/metrics/test_paper_protocol.py``).  The Dice and IoU of the lesion alone stand
-beside them.
+The paper's DSC and JC are averages over two classes, lesion and background.  It does not say so, but prevalence,
+sensitivity and specificity rebuild them (``tests/metrics/test_paper_protocol.py``).  The Dice and IoU of the lesion
+alone stand beside them.
 
 =============================  =====================================================================================
 ``paper_dice_macro_pooled``    DSC of the tables: mean Dice of lesion and background
