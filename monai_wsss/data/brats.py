@@ -321,7 +321,12 @@ def prepare_brats(
     _logger.info("%d %s of %s: %d with, %d without tumor", len(rows), rule, root, positives, len(rows) - positives)
     table = LabelTable(Path(root), ["tumor"], rows)
     files = {row.id: item for row, item in pieces}
-    entries = {"split": split} | ({"scored_split": "validation"} if split == "paper" else {})
+    kind = "slices" if as_slices else "volumes"
+    entries = {
+        "split": split,
+        "labels": f"of {kind}, from the segmentation: tumor in {min_tumor_pixels} pixels or more",
+    }
+    entries |= {"scored_split": "validation"} if split == "paper" else {}
     return write_prepared(
         folder, table, files, chosen, statistics, order=XY, fractions=shares, seed=seed, cut=cut, entries=entries
     )

@@ -538,6 +538,7 @@ def test_the_split_of_the_paper_is_8_to_1_to_1_and_scored_on_validation(tmp_path
     ]
     assert [len(group) for group in subjects] == [8, 1, 1]
     header = json.loads(file.read_text())
+    assert header["labels"] == "of slices, from the segmentation: tumor in 1 pixels or more"
     assert (header["split"], header["scored_split"], header["modality"]) == ("paper", "validation", {"0": "FLAIR"})
     with pytest.raises(ValueError, match="`split`"):
         prepare_brats(tmp_path / "source", tmp_path / "two", split="given")
