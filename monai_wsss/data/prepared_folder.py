@@ -103,6 +103,8 @@ def check_output(out: str | os.PathLike[str], *sources: str | os.PathLike[str] |
         _logger.warning("%s holds what a preparation left that did not end: it is removed.", folder)
         for name in _WRITTEN:
             shutil.rmtree(folder / name, ignore_errors=True)
+        for file in folder.glob(".*.partial.datalist.json"):
+            file.unlink(missing_ok=True)
     elif not any(folder.iterdir()):
         make_directory(mark)
     return folder

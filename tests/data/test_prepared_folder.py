@@ -23,6 +23,7 @@ def test_what_a_killed_preparation_left_is_removed(tmp_path, caplog):
     (out / "images" / "a").mkdir(parents=True)
     (out / "images" / "a" / "stale.png").touch()
     (out / "images" / "a" / ".7.partial.b.png").touch()
+    (out / ".7.partial.datalist.json").touch()
     assert out not in folders_below(tmp_path, 2), "no adapter takes it for data"
     check_output(out)
     assert "a preparation left that did not end" in caplog.text
