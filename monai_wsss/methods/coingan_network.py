@@ -7,7 +7,7 @@
 | ``use_cconv``                              | whether there is a contrastive convolution                      |
 | ``use_ca``, ``use_sa``                     | the attention; without both there is none                       |
 | ``kernel_size`` .. ``gate_gradient``       | :class:`~monai_wsss.networks.ContrastiveConvolution`            |
-| ``se_reduction`` .. ``commonality_values`` | :class:`~monai_wsss.networks.CommonalitySpecificityAttention`   |
+| ``se_reduction`` .. ``max_attention_…``    | :class:`~monai_wsss.networks.CommonalitySpecificityAttention`   |
 | ``detach``, ``inference``, ``resize``,     | ``reference`` of :class:`~monai_wsss.networks.CycleGenerator`   |
 | ``image_size``                             |                                                                 |
 | ``reduction`` .. ``min_contrast``          | ``heat`` of :class:`~monai_wsss.networks.CycleGenerator`        |
@@ -34,7 +34,7 @@ CONTRASTIVE = (
 )  # fmt: skip
 ATTENTION = (
     "se_reduction", "incidence", "specificity", "commonality_scale", "commonality_values", "affinity_scale",
-    "max_attention_elements",
+    "reference_temperature", "max_attention_elements",
 )  # fmt: skip
 REFERENCE = ("inference", "resize", "detach", "over_processes", "image_size")
 HEAT = ("reduction", "sign", "smooth", "pooling", "topk_share", "min_contrast")
