@@ -20,8 +20,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
-
 from monai_wsss._checks import as_flag, check_choice
 from monai_wsss.methods.coingan_settings import COINGAN_NETWORKS
 from monai_wsss.networks import CycleGenerator
@@ -74,7 +72,11 @@ def coingan_network(preset: str, spatial_dims: int, in_channels: int, **changes:
     return network
 
 
-def reverse_of(network: nn.Module, preset: str, spatial_dims: int, in_channels: int) -> CycleGenerator:
+def reverse_of(network: CycleGenerator, preset: str, spatial_dims: int, in_channels: int) -> CycleGenerator:
     """Build G' of the size of G, plain: what diseased images have in common with one another is not defined."""
-    told = {name: value for name, value in getattr(network, "settings", {}).items() if name != "preset"}
-    return coingan_network(preset, spatial_dims, in_channels, **(told | dict.fromkeys(SWITCHES, False)))
+    downs, stem = len(network.downs) // 3, network.stem[0]
+    size = {
+        "width": stem.out_channels, "num_down": downs, "num_res_blocks": len(network.blocks),
+        "embed_stride": network.stride // 2**downs, "output": network.output,
+    }  # fmt: skip
+    return coingan_network(preset, spatial_dims, in_channels, **size, **dict.fromkeys(SWITCHES, False))
