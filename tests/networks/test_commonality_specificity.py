@@ -114,10 +114,12 @@ def test_gradients_agree_with_differences_where_a_decision_is_far(specificity):
 
 def test_a_negative_logit_of_any_size_is_specific():
     """In float32 the logistic of -1e-9 is 0.5."""
-    attention = CommonalitySpecificityAttention(2)
-    common = torch.tensor([-1e-9, 1e-9]).reshape(1, 2, 1)
-    assert attention._is_specific(common, common).flatten().tolist() == [True, False]
-    assert attention._probability(common, common)[0, 0] == 0.5
+    own, mean = (1e-5 * one.float() for one in features(5, 6))
+    attention = build(use_ca=False).float()
+    common = attention.commonality(own, mean)
+    assert (attention.probability(common, own) == 0.5).all()
+    assert 0 < (common < 0).float().mean() < 1
+    assert torch.equal(attention(own, mean), own.masked_fill(common < 0, 0))
 
 
 @pytest.mark.parametrize("incidence", ["reference_channel", "reference_position"])
