@@ -19,6 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from monai.transforms import RandFlipd, ScaleIntensityRanged
 from torch.utils.data import Sampler
@@ -26,7 +27,7 @@ from torch.utils.data import Sampler
 from monai_wsss._checks import DataError
 from monai_wsss.benchmark.prepared import Cases, Slices, add_case
 from monai_wsss.benchmark.recipes import Recipe
-from monai_wsss.data import EpochCacheDataset, LabelNoise, UnpairedSampler
+from monai_wsss.data import EpochCacheDataset, LabelNoise, UnpairedSampler, load_datalist
 from monai_wsss.metrics import CaseTable
 from monai_wsss.refinement import MaskRule
 
@@ -61,6 +62,11 @@ class CoinganSlices(Slices):
     def _channel(self) -> int:
         return super().modalities.index(self.sequence)
 
+    @cached_property
+    def _pairs(self) -> int:
+        """Count the diseased slices: wrong labels must not change the number of steps."""
+        return sum(bool(np.any(item["label"])) for item in load_datalist(self.datalist, "training"))
+
     @property
     def settings(self) -> dict[str, Any]:
         """Tell what of the data decides the weights, for JSON."""
@@ -94,9 +100,9 @@ class CoinganSlices(Slices):
         return LabelNoise(recipe.words.get("label_noise", 0.0), seed=seed)(items)
 
     def sampler(self, items: Cases, dataset: EpochCacheDataset, recipe: Recipe, seed: int) -> Sampler:
-        """Draw pairs for CoinGAN; others in random order."""
+        """Draw pairs for CoinGAN, as many as slices are diseased by their right labels; others in random order."""
         if _converts(recipe):
-            return UnpairedSampler(items, seed=seed)
+            return UnpairedSampler(items, self._pairs, seed=seed)
         return super().sampler(items, dataset, recipe, seed)
 
     def augmentation(self, keys: Sequence[str], recipe: Recipe) -> list[Any]:

@@ -139,6 +139,9 @@ def test_a_tenth_of_the_labels_is_wrong_in_training_alone(brain):
     assert (labels[0] != labels[1]).sum() == round(0.1 * len(clean))
     again = [float(item["label"][0]) for item in data.items(RECIPES[NOISY["plain CAM"]], 0)]
     assert again == labels[1].tolist(), "methods get the same wrong labels"
+    assert labels[0].sum() != labels[1].sum()
+    steps = {len(data.loader(items, RECIPES[ALL], 0)) for items in (clean, noisy)}
+    assert len(steps) == 1, "wrong labels change no budget"
     cases = [data.measured_cases(RECIPES[name]) for name in (ALL, NOISY[ALL])]
     assert [case["label"] for case in cases[0]] == [case["label"] for case in cases[1]]
 
