@@ -10,6 +10,9 @@
 | ``se_reduction`` .. ``commonality_values`` | :class:`~monai_wsss.networks.CommonalitySpecificityAttention`   |
 | ``detach``, ``inference``, ``resize``,     | ``reference`` of :class:`~monai_wsss.networks.CycleGenerator`   |
 | ``image_size``                             |                                                                 |
+| ``blank_reference``                        | whether the mean of healthy images is, until it is calibrated,  |
+|                                            | that of a gray image of ``image_size``: programs that try a     |
+|                                            | network without its weights get an answer                       |
 | ``reduction`` .. ``min_contrast``          | ``heat`` of :class:`~monai_wsss.networks.CycleGenerator`        |
 | all others                                 | :class:`~monai_wsss.networks.CycleGenerator`                    |
 
@@ -20,6 +23,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from monai_wsss._checks import as_flag, check_choice
@@ -39,7 +43,7 @@ ATTENTION = (
 REFERENCE = ("inference", "resize", "detach", "over_processes", "image_size")
 HEAT = ("reduction", "sign", "smooth", "pooling", "topk_share", "min_contrast")
 SWITCHES = ("use_cconv", "use_ca", "use_sa")
-NETWORK_WORDS = (*SWITCHES, *CONTRASTIVE, *ATTENTION, *REFERENCE, *HEAT)
+NETWORK_WORDS = ("blank_reference", *SWITCHES, *CONTRASTIVE, *ATTENTION, *REFERENCE, *HEAT)
 """Words that are not those of ``CycleGenerator`` itself."""
 
 
@@ -55,6 +59,9 @@ def coingan_network(preset: str, spatial_dims: int, in_channels: int, **changes:
     if "share_weights" not in changes and words["kernel_size"] != words["epz_kernel_size"]:
         words["share_weights"] = False
     told = dict(words)
+    blank = as_flag("blank_reference", words.pop("blank_reference", False))
+    if blank and words.get("image_size") is None:
+        raise ValueError("Expected `image_size` with `blank_reference`, got None.")
     use_cconv, use_ca, use_sa = (as_flag(name, words.pop(name)) for name in SWITCHES)
     parts = [
         {name: words.pop(name) for name in of_part if name in words}
@@ -71,6 +78,8 @@ def coingan_network(preset: str, spatial_dims: int, in_channels: int, **changes:
         **words,
     )
     network.settings = {"preset": preset, **told}  # type: ignore[assignment]
+    if blank:
+        network.calibrate_reference([torch.zeros(1, in_channels, *reference["image_size"])])
     return network
 
 

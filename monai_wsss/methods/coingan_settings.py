@@ -26,7 +26,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from monai_wsss._checks import as_flag, check_choice
-from monai_wsss.engines import ImagePool, Term
+from monai_wsss.engines import ImagePool, Term, takes_arguments_of
 from monai_wsss.losses import LeastSquaresAdversarialLoss, MinimaxAdversarialLoss, NonSaturatingAdversarialLoss
 from monai_wsss.methods.coingan_parts import WayBack
 from monai_wsss.methods.cosa_settings import Sourced
@@ -221,6 +221,7 @@ class CoinganSettings:
         return {**words, "sources": sources}
 
 
+@takes_arguments_of(*COINGAN_OPTIMIZERS["adam"])
 def coingan_optimizers(method: Any, preset: str = "adam", **words: Any) -> dict[str, Optimizer]:
     """Make the optimizers of both players.
 
