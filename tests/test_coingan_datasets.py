@@ -1,0 +1,230 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""The five data sets of CoinGAN's paper: the commands of the READMEs, typed on small trees of the same layout.
+
+Each set is prepared with the paper's split, trained by ``paper.json`` for an epoch and measured by the paper's protocol.
+The commands are those of the bundles' READMEs; what makes them small stands in ``SMALL`` and ``NARROW``.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_every_bundle import ROOT, offline, read_json, read_rows, run
+
+from monai_wsss.__main__ import main
+from monai_wsss.data import lesion_boxes, load_datalist
+from monai_wsss.data.writing import write_nifti
+
+__all__ = ["offline"]  # the fixture that keeps this file's runs off the network
+
+# A generator of four channels has learned nothing after an epoch.
+pytestmark = pytest.mark.filterwarnings("ignore:Epoch .*")
+
+NARROW: dict[str, Any] = {
+    "grid": [32, 32],
+    "batch_size": 4,
+    "network_def#width": 4,
+    "network_def#num_res_blocks": 1,
+    "method#ndf": 4,
+}
+"""Overrides of every run: 32 x 32 pixels, 4 channels, one residual block."""
+
+SHORT = {"epochs": 1, "val_interval": 1}
+"""Overrides of a training: one epoch, measured at its end where the split holds validation images."""
+
+SMALL = {"isic": ["--size", "48"], "monuseg": ["--crop", "48"]}
+"""What is appended to `prepare` of sets that it cuts into images of 224 pixels."""
+
+
+# ---- trees -----------------------------------------------------------------------------------------------------------
+
+
+def save(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels.astype(np.uint8)).save(path)
+
+
+def rectangle(shape: tuple[int, ...], value: float = 255) -> np.ndarray:
+    """An image of zeros with a rectangle in its middle."""
+    made = np.zeros(shape)
+    made[tuple(slice(side // 3, 2 * side // 3) for side in shape)] = value
+    return made
+
+
+def make_qata(root: Path) -> None:
+    """Ten X-rays with pneumonia, brighter where it is, and ten controls."""
+    for number in range(10):
+        noise = np.random.default_rng(number).integers(20, 120, (2, 40, 48))
+        for kind, healthy in (("Train Set", False), ("Control_Group", True)):
+            name = f"{'healthy' if healthy else 'covid'}_{number}.png"
+            folder = root / kind if healthy else root / kind / "Images"
+            save(folder / name, noise[int(healthy)] + (0 if healthy else rectangle((40, 48), 100)))
+            if not healthy:
+                save(root / kind / "Ground-truths" / f"mask_{name}", rectangle((40, 48)))
+
+
+def make_isic(root: Path) -> None:
+    """Skin with a dark lesion: six images for training, and two of the released validation set."""
+    for split, numbers in (("Training", range(6)), ("Validation", range(6, 8))):
+        for number in numbers:
+            skin = np.random.default_rng(number).integers(190, 210, (64, 96, 3)) - rectangle((64, 96), 120)[..., None]
+            save(root / f"ISIC2018_Task1-2_{split}_Input" / f"ISIC_{number:07d}.jpg", skin)
+            truth = root / f"ISIC2018_Task1_{split}_GroundTruth"
+            save(truth / f"ISIC_{number:07d}_segmentation.png", rectangle((64, 96)))
+
+
+def make_monuseg(root: Path) -> None:
+    """Tissue of five patients with an outlined dark nucleus in each quarter of a tile."""
+    corners = [(x, y) for x in (10, 60) for y in (10, 60)]
+    for number in range(5):
+        name = f"TCGA-18-000{number}-01Z-00-DX1"
+        tissue = np.random.default_rng(number).integers(170, 230, (100, 100, 3))
+        regions = ""
+        for x, y in corners:
+            tissue[y : y + 12, x : x + 12] = (90, 60, 120)
+            outline = ((x, y), (x + 12, y), (x + 12, y + 12), (x, y + 12))
+            vertices = "".join(f'<Vertex X="{x}" Y="{y}"/>' for x, y in outline)
+            regions += f"<Region><Vertices>{vertices}</Vertices></Region>"
+        save(root / "Tissue Images" / f"{name}.tif", tissue)
+        (root / "Annotations").mkdir(exist_ok=True)
+        (root / "Annotations" / f"{name}.xml").write_text(f"<Annotations>{regions}</Annotations>", encoding="utf-8")
+
+
+def make_brats(root: Path) -> None:
+    """Ten subjects with a tumor in the upper of six slices, bright on FLAIR."""
+    for number in range(10):
+        name = f"BraTS2021_{number:05d}"
+        brain, tumor = np.zeros((24, 20, 6)), np.zeros((24, 20, 6))
+        brain[4:20, 3:17] = np.random.default_rng(number).integers(80, 120, (16, 14, 6))
+        tumor[8:14, 6:12, 3:] = 1
+        for word, values in (("flair", brain + 100 * tumor), ("seg", tumor)):
+            write_nifti(root / name / f"{name}_{word}.nii.gz", values, np.eye(4))
+
+
+def make_mela(root: Path) -> None:
+    """Four scans for training, one to validate and two to test; the boxes grow with the number of a scan."""
+    for number, split in enumerate(("train",) * 4 + ("val", "test", "test")):
+        volume = np.random.default_rng(number).integers(-200, 300, (24, 20, 8)).astype(np.float64)
+        write_nifti(root / split.capitalize() / f"mela_{number}.nii.gz", volume, np.eye(4))
+        table = root / f"{split}.csv"
+        head = "public_id,coordX,coordY,coordZ,x_length,y_length,z_length"
+        rows = table.read_text(encoding="utf-8") if table.exists() else head
+        table.write_text(f"{rows}\nmela_{number},12,10,4,{4 + number},{4 + number},2", encoding="utf-8")
+
+
+class DataSet(NamedTuple):
+    """A data set of the paper.
+
+    Attributes:
+        bundle: whose README has its commands.
+        make: writes a small tree of its layout.
+        splits: images with a finding and without, in training, validation and test.
+        scored: the split that the paper measures.
+        white: what becomes 1 in [-1, 1].
+    """
+
+    bundle: str
+    make: Callable[[Path], None]
+    splits: tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+    scored: str
+    white: float
+
+
+DATA_SETS = {
+    "qata": DataSet("chest_xray", make_qata, ((8, 8), (0, 0), (2, 2)), "test", 255),
+    "isic": DataSet("chest_xray", make_isic, ((6, 6), (0, 0), (2, 0)), "test", 255),
+    "monuseg": DataSet("chest_xray", make_monuseg, ((16, 16), (0, 0), (4, 0)), "test", 255),
+    "brats": DataSet("brain_mri", make_brats, ((24, 24), (3, 3), (3, 3)), "validation", 65535),
+    "mela": DataSet("brain_mri", make_mela, ((2, 2), (0, 1), (0, 2)), "test", 65535),
+}
+
+
+# ---- commands --------------------------------------------------------------------------------------------------------
+
+
+def bundle_of(name: str) -> Path:
+    return ROOT / "bundles" / f"{DATA_SETS[name].bundle}_coingan_segmentation"
+
+
+def commands(name: str) -> tuple[list[str], dict[str, Any], dict[str, Any]]:
+    """The words of `prepare`, and the options of the training and of the evaluation, as the README has them."""
+    text = (bundle_of(name) / "docs" / "README.md").read_text(encoding="utf-8")
+    lines = "\n".join(re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)).replace("\\\n", " ").splitlines()
+    prepare, *runs = (shlex.split(line) for line in lines if f"/my/{name}" in line)
+    assert prepare[:3] == ["monai-wsss", "prepare", name]
+    train, evaluate = map(options, runs)
+    assert train.pop("config_file") == ["configs/train.json", "configs/paper.json"]
+    assert evaluate.pop("config_file") == ["configs/train.json", "configs/evaluate.json", "configs/paper.json"]
+    assert evaluate.pop("protocol") == "paper"
+    return prepare[2:], train, evaluate
+
+
+def options(words: list[str]) -> dict[str, Any]:
+    """The options of a command, as `python -m monai.bundle run` reads them."""
+    assert words[:4] == ["python", "-m", "monai.bundle", "run"]
+    return {name.removeprefix("--"): read(value) for name, value in zip(words[4::2], words[5::2], strict=True)}
+
+
+def read(value: str) -> Any:
+    try:
+        return ast.literal_eval(value)
+    except (SyntaxError, ValueError):
+        return value
+
+
+@pytest.fixture(scope="module", params=DATA_SETS)
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def prepared(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that the README's `prepare` writes from the small tree."""
+    my = tmp_path_factory.mktemp(name)
+    DATA_SETS[name].make(my / name)
+    words = [word.replace("/my", str(my)) for word in commands(name)[0]]
+    assert main(["prepare", *words, *SMALL.get(name, [])]) == 0
+    return my / f"{name}_prepared"
+
+
+def test_the_split_is_that_of_the_paper(name, prepared):
+    found = []
+    for split in ("training", "validation", "test"):
+        labels = [int(item["label"].any()) for item in load_datalist(prepared / "datalist.json", split)]
+        found.append((sum(labels), len(labels) - sum(labels)))
+    assert tuple(found) == DATA_SETS[name].splits
+    assert read_json(prepared / "datalist.json")["split"] == "paper"
+
+
+def test_it_is_trained_for_an_epoch_and_measured_as_in_the_paper(name, prepared, tmp_path):
+    _, train, evaluate = commands(name)
+    of_set = DATA_SETS[name]
+    folders = ("dataset_dir", "output_dir", "ckpt_dir", "num_workers")
+    of_data = {key: value for key, value in train.items() if key not in folders}
+    assert {key: evaluate[key] for key in of_data} == of_data
+    overlays = ("paper.json",)
+    training = run(bundle_of(name), "train", tmp_path / "run", prepared, overlays=overlays, **of_data, **NARROW, **SHORT)
+    (row,) = read_rows(training / "training_log.csv")
+    assert {"generator/adversarial", "discriminator/adversarial"} <= {key for key, value in row.items() if value}
+    assert not {"generator/cycle", "generator/identity"} & row.keys()
+    record = read_json(training / "run.json")
+    assert record["config"]["preset"] == "paper"
+
+    assert evaluate.get("split", "validation") == of_set.scored
+    own = {key: value for key, value in evaluate.items() if key not in folders}
+    scores = run(
+        bundle_of(name), "evaluate", tmp_path / "scores", prepared,
+        overlays=overlays, ckpt_dir=str(training), protocol="paper", **own, **NARROW,
+    )  # fmt: skip
+    metrics = read_json(scores / "metrics.json")
+    measured = {key for key in metrics if key.startswith("paper_")}
+    print(name, sorted(metrics), (scores / "notes.txt").read_text())
