@@ -2,7 +2,7 @@
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 """The five data sets of CoinGAN's paper: the commands of the READMEs, typed on small trees of the same layout.
 
-Each set is prepared with the paper's split, trained by ``paper.json`` for an epoch and measured by the paper's protocol.
+Each set is prepared with the paper's split, trained by ``paper.json`` for an epoch and measured by its protocol.
 The commands are those of the bundles' READMEs; what makes them small stands in ``SMALL`` and ``NARROW``.
 """
 
@@ -17,14 +17,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from test_every_bundle import ROOT, offline, read_json, read_rows, run
 
 from monai_wsss.__main__ import main
-from monai_wsss.data import lesion_boxes, load_datalist
+from monai_wsss.data import load_datalist, prepare_qata
 from monai_wsss.data.writing import write_nifti
 
 __all__ = ["offline"]  # the fixture that keeps this file's runs off the network
+
+CHEST = ROOT / "bundles" / "chest_xray_coingan_segmentation"
 
 # A generator of four channels has learned nothing after an epoch.
 pytestmark = pytest.mark.filterwarnings("ignore:Epoch .*")
@@ -40,6 +43,14 @@ NARROW: dict[str, Any] = {
 
 SHORT = {"epochs": 1, "val_interval": 1}
 """Overrides of a training: one epoch, measured at its end where the split holds validation images."""
+
+PAPER_METRICS = {
+    f"paper_{metric}"
+    for metric in (
+        "dice_macro_pooled", "miou_pooled", "dice_pooled", "iou_pooled", "accuracy", "sensitivity", "specificity",
+        "assd_px",
+    )
+}  # fmt: skip
 
 SMALL = {"isic": ["--size", "48"], "monuseg": ["--crop", "48"]}
 """What is appended to `prepare` of sets that it cuts into images of 224 pixels."""
@@ -111,14 +122,15 @@ def make_brats(root: Path) -> None:
 
 
 def make_mela(root: Path) -> None:
-    """Four scans for training, one to validate and two to test; the boxes grow with the number of a scan."""
+    """Four scans for training, one to validate and two to test, with small and large boxes in turn."""
     for number, split in enumerate(("train",) * 4 + ("val", "test", "test")):
+        side = 4 + 4 * (number % 2)
         volume = np.random.default_rng(number).integers(-200, 300, (24, 20, 8)).astype(np.float64)
         write_nifti(root / split.capitalize() / f"mela_{number}.nii.gz", volume, np.eye(4))
         table = root / f"{split}.csv"
         head = "public_id,coordX,coordY,coordZ,x_length,y_length,z_length"
         rows = table.read_text(encoding="utf-8") if table.exists() else head
-        table.write_text(f"{rows}\nmela_{number},12,10,4,{4 + number},{4 + number},2", encoding="utf-8")
+        table.write_text(f"{rows}\nmela_{number},12,10,4,{side},{side},2", encoding="utf-8")
 
 
 class DataSet(NamedTuple):
@@ -144,7 +156,7 @@ DATA_SETS = {
     "isic": DataSet("chest_xray", make_isic, ((6, 6), (0, 0), (2, 0)), "test", 255),
     "monuseg": DataSet("chest_xray", make_monuseg, ((16, 16), (0, 0), (4, 0)), "test", 255),
     "brats": DataSet("brain_mri", make_brats, ((24, 24), (3, 3), (3, 3)), "validation", 65535),
-    "mela": DataSet("brain_mri", make_mela, ((2, 2), (0, 1), (0, 2)), "test", 65535),
+    "mela": DataSet("brain_mri", make_mela, ((2, 2), (1, 0), (1, 1)), "test", 65535),
 }
 
 
@@ -205,26 +217,87 @@ def test_the_split_is_that_of_the_paper(name, prepared):
     assert read_json(prepared / "datalist.json")["split"] == "paper"
 
 
+FOLDERS = ("dataset_dir", "output_dir", "ckpt_dir", "num_workers")
+
+
+def of_data(told: dict[str, Any]) -> dict[str, Any]:
+    """The options of a command that say what the data are."""
+    return {key: value for key, value in told.items() if key not in (*FOLDERS, "split")}
+
+
 def test_it_is_trained_for_an_epoch_and_measured_as_in_the_paper(name, prepared, tmp_path):
     _, train, evaluate = commands(name)
-    of_set = DATA_SETS[name]
-    folders = ("dataset_dir", "output_dir", "ckpt_dir", "num_workers")
-    of_data = {key: value for key, value in train.items() if key not in folders}
-    assert {key: evaluate[key] for key in of_data} == of_data
-    overlays = ("paper.json",)
-    training = run(bundle_of(name), "train", tmp_path / "run", prepared, overlays=overlays, **of_data, **NARROW, **SHORT)
+    of_set, words = DATA_SETS[name], of_data(train)
+    assert of_data(evaluate) == words
+    training = run(
+        bundle_of(name), "train", tmp_path / "run", prepared, overlays=("paper.json",), **words, **NARROW, **SHORT
+    )
     (row,) = read_rows(training / "training_log.csv")
     assert {"generator/adversarial", "discriminator/adversarial"} <= {key for key, value in row.items() if value}
     assert not {"generator/cycle", "generator/identity"} & row.keys()
+    assert ("val_dice_pooled" in row) == (name == "brats"), "the other splits of the paper have no masks to validate by"
     record = read_json(training / "run.json")
     assert record["config"]["preset"] == "paper"
 
     assert evaluate.get("split", "validation") == of_set.scored
-    own = {key: value for key, value in evaluate.items() if key not in folders}
     scores = run(
-        bundle_of(name), "evaluate", tmp_path / "scores", prepared,
-        overlays=overlays, ckpt_dir=str(training), protocol="paper", **own, **NARROW,
+        bundle_of(name), "evaluate", tmp_path / "scores", prepared, overlays=("paper.json",),
+        ckpt_dir=str(training), protocol="paper", split=of_set.scored, **words, **NARROW,
     )  # fmt: skip
     metrics = read_json(scores / "metrics.json")
     measured = {key for key in metrics if key.startswith("paper_")}
-    print(name, sorted(metrics), (scores / "notes.txt").read_text())
+    positive, healthy = of_set.splits[("training", "validation", "test").index(of_set.scored)]
+    cover = f"cover the {0 if name == 'mela' else positive} images with a finding in label and reference alone"
+    assert f"{cover}, resized to 224 x 224 pixels" in (scores / "notes.txt").read_text(encoding="utf-8")
+    assert measured == (set() if name == "mela" else PAPER_METRICS)
+    assert all(0 <= metrics[key]["mean"] <= 1 for key in measured - {"paper_assd_px"})
+    assert len(read_rows(scores / "per_case.csv")) == positive + healthy
+
+
+ROWS: dict[str, dict[str, bool]] = {
+    "backbone": {"use_cconv": False, "use_ca": False, "use_sa": False},
+    "C-Conv": {"use_ca": False, "use_sa": False},
+    "C-Conv, CA": {"use_sa": False},
+    "C-Conv, SA": {"use_ca": False},
+    "C-Conv, CA, SA": {},
+}
+"""Table 6: what is switched off in each row."""
+
+
+@pytest.fixture(scope="module")
+def qata(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    my = tmp_path_factory.mktemp("rows")
+    make_qata(my / "qata")
+    return prepare_qata(my / "qata", my / "prepared", split="paper").parent
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_a_row_of_table_6_is_trained(row, qata, tmp_path):
+    switches = {f"network_def#{word}": value for word, value in ROWS[row].items()}
+    training = run(CHEST, "train", tmp_path / "run", qata, overlays=("paper.json",), **switches, **NARROW, **SHORT)
+    state = torch.load(training / "model.pt", weights_only=True)
+    assert any(name.startswith("contrastive") for name in state) == ("C-Conv" in row)
+    assert any(name.startswith("attention") for name in state) == any(part in row for part in ("CA", "SA"))
+    config = read_json(training / "run.json")["config"]
+    assert [config[word] for word in ("use_cconv", "use_ca", "use_sa")] == [
+        part in row for part in ("C-Conv", "CA", "SA")
+    ]
+
+
+def test_the_readme_names_the_rows_of_table_6():
+    text = (CHEST / "docs" / "README.md").read_text(encoding="utf-8")
+    found = {cells[0]: cells[1] for cells in re.findall(r"^\| (.+?) \| [\d.]+ \| (.+?) \|$", text, re.M)}
+    expected = {
+        row: " ".join(f"`--network_def#{word} {value}`" for word, value in switches.items()) or "nothing"
+        for row, switches in ROWS.items()
+    }
+    assert found == {**expected, "C-Conv, CA, SA, saliency maps": "not described in the paper"}
+
+
+def test_the_terms_of_the_backbone_are_one_more_overlay(qata, tmp_path):
+    overlays = ("paper.json", "paper_cyclegan.json")
+    training = run(CHEST, "train", tmp_path / "run", qata, overlays=overlays, **NARROW, **SHORT)
+    (row,) = read_rows(training / "training_log.csv")
+    assert {"generator/cycle", "generator/identity", "discriminator/reverse_adversarial"} <= row.keys()
+    config = read_json(training / "run.json")["config"]
+    assert (config["preset"], config["w_cycle"], config["w_identity"]) == ("paper_cyclegan", 10, 5)
