@@ -24,7 +24,7 @@ import torch
 from monai.bundle import ConfigParser
 from test_every_bundle import ROOT
 
-from monai_wsss.data import brats, monuseg, qata
+from monai_wsss.data import LabelNoise, brats, monuseg, qata
 from monai_wsss.engines import SegmentationScores, polynomial
 from monai_wsss.methods import CoinGAN
 from monai_wsss.methods.coingan_settings import (
@@ -235,7 +235,7 @@ LIST = [
     Item("split of QaTa-COV19", (0.8, 0.0, 0.2), "App. E", lambda run: qata._PAPER),
     Item("split of MoNuSeg", (0.8, 0.0, 0.2), "App. E", lambda run: monuseg._PAPER),
     Item("split of BraTS, scored on validation", (0.8, 0.1, 0.1), "App. E", lambda run: brats._PAPER),
-    Item("crops of MoNuSeg", 224, "ours: the size is not said", lambda run: default_of(monuseg.prepare_monuseg, "crop")),
+    Item("crops of MoNuSeg", 224, "ours: not said", lambda run: default_of(monuseg.prepare_monuseg, "crop")),
     Item("wrong labels", 0.0, "Table 9 alone has some", called("noise", "share")),
     Item("image size", [224, 224], "App. E: QaTa-COV19", sizes),
     Item("range of intensities", (-1.0, 1.0), "CycleGAN", intensities),
@@ -351,3 +351,74 @@ def test_the_optimizers_are_those_of_the_list():
     assert [(group["lr"], group["betas"], group["weight_decay"]) for group in discriminator.param_groups] == [
         (1e-4, (0.5, 0.999), 0)
     ]
+
+
+# ---- docs/differences_from_the_papers.md -----------------------------------------------------------------------------
+
+PRESETS = ("paper", "paper_cyclegan", "cyclegan", "identity")
+BUILT = {
+    "match_kernel_sums": lambda: ContrastiveConvolution(1, 1).match_kernel_sums,
+    **{name: (lambda name=name: getattr(CycleGenerator.tiny(), name)) for name in ("reduction", "sign", "smooth")},
+}
+"""Words that no preset sets: what is built without them."""
+
+
+@cache
+def tables() -> list[dict[str, list[str]]]:
+    """The tables of the document's section: first cell of a row (the second where it is a dash) → the other cells."""
+    text = (ROOT / "docs" / "differences_from_the_papers.md").read_text(encoding="utf-8")
+    section = text.partition("\n## CoinGAN\n")[2].partition("\n## ")[0]
+    found = []
+    for block in re.findall(r"(?:^\|.*\n)+", section, re.M):
+        lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in block.splitlines()[2:]]
+        assert len({len(line) for line in lines}) == 1
+        found.append({line[0].strip("`"): line[1:] for line in lines})
+    return found
+
+
+def names(cell: str) -> list[str]:
+    return re.findall(r"`(.+?)`", cell)
+
+
+def shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (list, tuple)):
+        return (" x " if isinstance(value, list) else ", ").join(map(shown, value))
+    return f"{value:g}" if isinstance(value, (int, float)) else str(value)
+
+
+def test_the_document_answers_every_question_of_the_register():
+    readings, runs, _ = tables()
+    assert {*readings, *runs} - {"–"} == {f"A{number}" for number in range(1, 27)}
+
+
+def test_the_document_has_the_words_of_all_presets():
+    readings = tables()[0]
+    of_presets = {**COINGAN_WORDS["paper"], **COINGAN_NETWORKS["paper"]}
+    assert {name for row in readings.values() for name in names(row[1])} == {*of_presets, *BUILT}
+    assert COINGAN_WORDS["default"] is COINGAN_WORDS["identity"]
+    assert COINGAN_NETWORKS["default"] is COINGAN_NETWORKS["identity"]
+    for question, row in readings.items():
+        for preset, cell in zip(PRESETS, row[2:6], strict=True):
+            words = {**COINGAN_WORDS[preset], **COINGAN_NETWORKS[preset]}
+            values = [words[name].value if name in words else BUILT[name]() for name in names(row[1])]
+            assert cell == ", ".join(map(shown, values)), f"{question}, {preset}"
+
+
+@pytest.mark.parametrize("kind", OVERLAYS)
+@pytest.mark.parametrize("bundle", BUNDLES)
+def test_the_document_has_the_values_of_a_run(bundle, kind):
+    runs, merged = tables()[1], Run(bundle, kind)
+    defaults = {"--noise#among": default_of(LabelNoise, "among"), "--lr_scheduler#generator#step": "iteration"}
+    for question in ("A19", "A20", "A21", "A23", "A24"):
+        found = [defaults.get(name) or merged(name.removeprefix("--")) for name in names(runs[question][1])]
+        assert runs[question][2] == ", ".join(map(shown, found)), question
+
+
+def test_the_document_has_the_words_of_the_optimizers():
+    found = tables()[2]
+    assert found.keys() == COINGAN_OPTIMIZERS["paper"].keys()
+    for name, cells in found.items():
+        told = [COINGAN_OPTIMIZERS[preset][name] for preset in ("paper", "adam")]
+        assert cells == [f"{shown(one.value)} ({one.source})" for one in told], name
