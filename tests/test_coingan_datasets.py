@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_every_bundle import ROOT, offline, read_json, read_rows, run
+from test_every_bundle import ROOT, offline, read_json, read_rows, run, start
 
 from monai_wsss.__main__ import main
 from monai_wsss.data import load_datalist, prepare_qata
@@ -301,3 +301,20 @@ def test_the_terms_of_the_backbone_are_one_more_overlay(qata, tmp_path):
     assert {"generator/cycle", "generator/identity", "discriminator/reverse_adversarial"} <= row.keys()
     config = read_json(training / "run.json")["config"]
     assert (config["preset"], config["w_cycle"], config["w_identity"]) == ("paper_cyclegan", 10, 5)
+    options = {"ckpt_dir": str(training), "overlays": overlays, **NARROW}
+    del options["batch_size"], options["method#ndf"]  # of a training alone
+    masks = run(CHEST, "inference", tmp_path / "masks", qata, **options)
+    found = [np.asarray(Image.open(path)) for path in sorted((masks / "masks").iterdir())]
+    assert [mask.shape for mask in found] == [(40, 48)] * 4
+    assert all(0 < mask.mean() < 1 for mask in found), "every image has a mask"
+
+
+def test_rates_may_decay_by_epochs(qata, tmp_path):
+    by_epoch = {f"lr_scheduler#{player}#step": "epoch" for player in ("generator", "discriminator")}
+    folders = {"dataset_dir": str(qata), "output_dir": str(tmp_path)}
+    parser = start(CHEST, "train", overlays=("paper.json",), **folders, **NARROW, **by_epoch).parser
+    schedules = parser.get_parsed_content("train#trainer").lr_schedulers
+    length = 4  # batches of two X-rays with pneumonia, of eight
+    for schedule, rate in zip(schedules.values(), (2.5e-4, 1e-4), strict=True):
+        shares = [schedule.lr_lambdas[0](done) for done in (0, length - 1, length, 50 * length)]
+        assert (schedule.base_lrs[0], shares) == (rate, pytest.approx([1, 1, 0.99**0.9, 0.5**0.9]))

@@ -338,6 +338,17 @@ def test_the_configuration_holds_what_the_source_says(bundle, kind, item):
     assert item.found(Run(bundle, kind)) == item.value, item.source
 
 
+def test_the_readmes_have_the_splits_of_the_paper():
+    """Sec. 4 and App. E."""
+    expected = {
+        "chest": ("9,258", "12,544", "80 %", "20 %", "2,594", "the 100 of the released validation set"),
+        "brain": ("FLAIR slices", "8:1:1 by subject, measured on validation", "770 CT scans", "110", "220 to test"),
+    }
+    for bundle, words in expected.items():
+        text = (BUNDLES[bundle] / "docs" / "README.md").read_text(encoding="utf-8")
+        assert [one for one in words if one not in text] == []
+
+
 def test_the_optimizers_are_those_of_the_list():
     """Their words reach torch: SGD for the generator and all that is before it, Adam for the discriminator."""
     generator, discriminator = coingan_optimizers(CoinGAN.tiny(), "paper").values()
