@@ -7,7 +7,7 @@
 | ``use_cconv``                              | whether there is a contrastive convolution                      |
 | ``use_ca``, ``use_sa``                     | the attention; without both there is none                       |
 | ``kernel_size`` .. ``gate_gradient``       | :class:`~monai_wsss.networks.ContrastiveConvolution`            |
-| ``se_reduction`` .. ``commonality_values`` | :class:`~monai_wsss.networks.CommonalitySpecificityAttention`   |
+| ``se_reduction`` .. ``max_attention_…``    | :class:`~monai_wsss.networks.CommonalitySpecificityAttention`   |
 | ``detach``, ``inference``, ``resize``,     | ``reference`` of :class:`~monai_wsss.networks.CycleGenerator`   |
 | ``image_size``                             |                                                                 |
 | ``blank_reference``                        | whether the mean of healthy images is, until it is calibrated,  |
@@ -24,7 +24,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
 
 from monai_wsss._checks import as_flag, check_choice
 from monai_wsss.methods.coingan_settings import COINGAN_NETWORKS
@@ -38,7 +37,7 @@ CONTRASTIVE = (
 )  # fmt: skip
 ATTENTION = (
     "se_reduction", "incidence", "specificity", "commonality_scale", "commonality_values", "affinity_scale",
-    "max_attention_elements",
+    "reference_temperature", "max_attention_elements",
 )  # fmt: skip
 REFERENCE = ("inference", "resize", "detach", "over_processes", "image_size")
 HEAT = ("reduction", "sign", "smooth", "pooling", "topk_share", "min_contrast")
@@ -83,7 +82,11 @@ def coingan_network(preset: str, spatial_dims: int, in_channels: int, **changes:
     return network
 
 
-def reverse_of(network: nn.Module, preset: str, spatial_dims: int, in_channels: int) -> CycleGenerator:
+def reverse_of(network: CycleGenerator, preset: str, spatial_dims: int, in_channels: int) -> CycleGenerator:
     """Build G' of the size of G, plain: what diseased images have in common with one another is not defined."""
-    told = {name: value for name, value in getattr(network, "settings", {}).items() if name != "preset"}
-    return coingan_network(preset, spatial_dims, in_channels, **(told | dict.fromkeys(SWITCHES, False)))
+    downs, stem = len(network.downs) // 3, network.stem[0]
+    size = {
+        "width": stem.out_channels, "num_down": downs, "num_res_blocks": len(network.blocks),
+        "embed_stride": network.stride // 2**downs, "output": network.output,
+    }  # fmt: skip
+    return coingan_network(preset, spatial_dims, in_channels, **size, **dict.fromkeys(SWITCHES, False))
