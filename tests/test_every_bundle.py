@@ -291,6 +291,9 @@ MOST_LINES = {"train.json": 305, "inference.json": 155, "evaluate.json": 55, "mu
 LONGER = {
     ("brain_mri_bmp_segmentation", "paper_voc.json"): 40,  # another augmentation, of photographs
     ("brain_mri_bmp_segmentation", "paper_coco.json"): 55,  # the same, weights and warm-ups
+    **{  # both networks, both optimizers, range of intensities and decision
+        (f"{data}_coingan_segmentation", "paper.json"): 65 for data in ("brain_mri", "chest_xray")
+    },
     ("dermoscopy_cam_segmentation", "frozen.json"): 40,  # another dataset around another encoder
     **{
         ("dermoscopy_cosa_segmentation", f"{name}.json"): most
