@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 from test_bmp_photographs import make_coco, make_voc
 from test_coingan_datasets import DATA_SETS, NARROW, SMALL
-from test_every_bundle import BUNDLES, call, environment, phantom_kind, read_json, read_rows
+from test_every_bundle import BUNDLES, PATCHES, call, environment, phantom_kind, read_json, read_rows
 
 from monai_wsss.data import load_datalist, make_phantoms
 from monai_wsss.networks import MixTransformer, ResNeSt, VisionTransformer, resnet38_classifier
@@ -176,6 +176,8 @@ def prepare_surroundings(bundle: Path, mine: Path) -> None:
             torch.save(MixTransformer.tiny(2, 3).state_dict(), mine / "mit_b1.pth")
         return
     make_phantoms(mine / "data", kind=kind, subjects=(2, 1, 1))
+    if kind == "chest":
+        return
     if kind == "skin":
         if "cosa" in bundle.name:
             make_voc(mine / "VOCdevkit" / "VOC2012")
@@ -214,7 +216,7 @@ def adapted(words: list[str], bundle: Path, mine: Path) -> list[str]:
             more = NARROW_PHOTOGRAPHS | ({"iterations": "2"} if training else {})
         words += [word for name, value in more.items() for word in (f"--{name}", value)]
     if training:
-        words += [*SHORT, *(["--samples", "64"] if phantom_kind(bundle) != "brain" else [])]
+        words += [*SHORT, *(["--samples", "64"] if phantom_kind(bundle) in PATCHES else [])]
     if "slide.json" in files:
         words += ["--backend", "tifffile"]
     elif "--dataset_dir" not in words and not default:

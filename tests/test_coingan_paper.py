@@ -92,6 +92,11 @@ class Run:
         return value
 
 
+@cache
+def merged(bundle: str, kind: str) -> Run:
+    return Run(bundle, kind)
+
+
 class Item(NamedTuple):
     """An item of the list.
 
@@ -335,7 +340,7 @@ EVERY = [
 
 @pytest.mark.parametrize(("bundle", "kind", "item"), EVERY)
 def test_the_configuration_holds_what_the_source_says(bundle, kind, item):
-    assert item.found(Run(bundle, kind)) == item.value, item.source
+    assert item.found(merged(bundle, kind)) == item.value, item.source
 
 
 def test_the_readmes_have_the_splits_of_the_paper():
@@ -420,10 +425,10 @@ def test_the_document_has_the_words_of_all_presets():
 @pytest.mark.parametrize("kind", OVERLAYS)
 @pytest.mark.parametrize("bundle", BUNDLES)
 def test_the_document_has_the_values_of_a_run(bundle, kind):
-    runs, merged = tables()[1], Run(bundle, kind)
+    runs, told = tables()[1], merged(bundle, kind)
     defaults = {"--noise#among": default_of(LabelNoise, "among"), "--lr_scheduler#generator#step": "iteration"}
     for question in ("A19", "A20", "A21", "A23", "A24"):
-        found = [defaults.get(name) or merged(name.removeprefix("--")) for name in names(runs[question][1])]
+        found = [defaults.get(name) or told(name.removeprefix("--")) for name in names(runs[question][1])]
         assert runs[question][2] == ", ".join(map(shown, found)), question
 
 
