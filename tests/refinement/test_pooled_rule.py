@@ -12,7 +12,7 @@ import torch
 from skimage.filters import threshold_otsu
 from test_gaussian_mixture import two_populations
 
-from monai_wsss.refinement import MaskRule, mixture_rule, otsu_rule, mixture_threshold, pooled_mixture
+from monai_wsss.refinement import MaskRule, mixture_rule, mixture_threshold, otsu_rule, pooled_mixture
 
 
 def maps(share: float, seed: int = 0, scale: float = 5.0) -> torch.Tensor:
