@@ -7,9 +7,9 @@ would spoil a training run later: truncated files, NaN and infinity, empty and c
 not match.  A *picture* is a file without geometry: PNG, JPEG, TIFF or BMP.  Pictures and masks whose EXIF entry turns
 or mirrors them are read upright, as viewers show them.
 
-X-rays in DICOM often are negatives (MONOCHROME1: low is white).  ITK inverts them within the range of their stored bits,
-so that what absorbs more is brighter in all images.  Where a DICOM file does not say the size of its pixels, ITK would
-take 1 mm; it stays unknown instead, and distances are measured in pixels.
+X-rays in DICOM often are negatives (MONOCHROME1: low is white).  ITK inverts them within the range of their stored
+bits, so that what absorbs more is brighter in all images.  Where a DICOM file does not say the size of its pixels, ITK
+would take 1 mm; it stays unknown instead, and distances are measured in pixels.
 """
 
 from __future__ import annotations
@@ -230,9 +230,10 @@ def read_image(path: str | os.PathLike[str], *, on_white: bool = False) -> MetaT
     """Read an image file, or a folder with one DICOM series.
 
     Pictures with a palette, with transparency or in CMYK become RGB, and pictures that an EXIF entry turns become
-    upright.  A DICOM file with one slice becomes 2D; a negative (MONOCHROME1) is inverted.  Arrays are indexed (C, x, y[, z]), as by all MONAI readers;
-    ``.affine`` maps indices to RAS millimeters.  Networks may get 2D images in another order, see
-    :class:`~monai_wsss.transforms.LoadOrderedd`.
+    upright.  A DICOM file with one slice becomes 2D; a negative (MONOCHROME1) is inverted.  Arrays are indexed
+    (C, x, y[, z]), as by all MONAI readers; ``.affine`` maps indices to RAS millimeters.  Where a DICOM file does not
+    say the size of its pixels, one sentence tells it, and the metadata have the entry ``unit``, "px".  Networks may get
+    2D images in another order, see :class:`~monai_wsss.transforms.LoadOrderedd`.
 
     Args:
         path: PNG, JPEG, TIFF, BMP, NIfTI, MetaImage or DICOM.

@@ -52,7 +52,8 @@ def test_numbers_are_distances_to_the_healthy_images_that_were_evaluated():
         assert sum(content["pmf"][name]) == pytest.approx(1)
     assert content["distance_to_healthy"]["healthy_converted"] == 0
     (note,) = record.notes()
-    assert "3 images with a finding to those of 3 healthy images of this evaluation: before conversion 0.3" in note
+    assert "3 images with a finding to those of 3 healthy images of this evaluation: before conversion" in note
+    assert f"{content['distance_to_healthy']['finding']:.3g}, after it" in note
     view = intensity_view(json.dumps(content))
     assert view["svg"].count("<polyline") == 3
     assert view["text"] == note
