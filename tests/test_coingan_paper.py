@@ -305,6 +305,7 @@ LIST = [
     Item("difference over channels", "mean", "ours", heat("reduction")),
     Item("sign of the difference", "both", "Sec. 3.4: the difference", heat("sign")),
     Item("smoothing in pixels", 1, "Sec. 3.4: none", heat("smooth")),
+    Item("contrast below which there is no mask", 0.1, "ours: thresholds split any image", heat("min_contrast")),
     Item("threshold", "otsu", "ours: none is named", decision("rule")),
     Item("filter by presence", "none", "Sec. 3.4: no image is left out", decision("gate")),
     Item("refinement", "none", "Sec. 3.4: none", lambda run: run("refine", "inference")),
@@ -380,7 +381,10 @@ def test_the_optimizers_are_those_of_the_list():
 PRESETS = ("paper", "paper_cyclegan", "cyclegan", "identity")
 BUILT = {
     "match_kernel_sums": lambda: ContrastiveConvolution(1, 1).match_kernel_sums,
-    **{name: (lambda name=name: getattr(CycleGenerator.tiny(), name)) for name in ("reduction", "sign", "smooth")},
+    **{
+        name: (lambda name=name: getattr(CycleGenerator.tiny(), name))
+        for name in ("reduction", "sign", "smooth", "min_contrast")
+    },
 }
 """Words that no preset sets: what is built without them."""
 
