@@ -13,8 +13,8 @@ the healthy features of the batch.  D tells healthy images (high logits) from co
 
 Eq. 10 has the first term of L_G and of L_D; the paper names CycleGAN as its backbone.  G' converts healthy images to
 diseased ones, and D' tells those apart; both are absent without the cycle.  ``network`` (G) is deployed.  Eq. 10 alone
-does not tie J to I_p, so a generator may give one healthy image whatever it gets: two monitors tell of that.  The
-presets: ``coingan_settings.py``.
+does not tie J to I_p, so a generator may give one healthy image whatever it gets: monitors tell of that.  The presets
+stand in ``coingan_settings.py``.
 """
 
 from __future__ import annotations

@@ -157,7 +157,7 @@ class CollapseWatch:
         network.train(training)
 
     def _spreads(self, images: torch.Tensor, converted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Tell how much converted images and images differ; an image that is alone is compared with the last one."""
+        """Tell how much the converted images differ, and the images; one that is alone is compared with the last."""
         if len(images) == 1:
             before, self._alone = self._alone, (images, converted.detach())
             if before is None or before[0].shape != images.shape:
@@ -170,9 +170,11 @@ class CollapseWatch:
         sums, self._sums = self._sums, {}
         incomplete, self._incomplete = self._incomplete, 0
         read = torch.stack(list(sums.values())).tolist() if sums else []
-        means = {name: over / max(under, 1e-8) for name, (over, under) in zip(sums, read, strict=True)}
-        if "output_spread" in sums and read[list(sums).index("output_spread")][1] < 1e-6:
-            del means["output_spread"]  # images that do not differ say nothing
+        means = {
+            name: over / max(under, 1e-8)
+            for name, (over, under) in zip(sums, read, strict=True)
+            if name != "output_spread" or under > 1e-6  # images that do not differ say nothing of the spread
+        }
         found = []
         if incomplete:
             found.append(

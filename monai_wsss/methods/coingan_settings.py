@@ -10,8 +10,8 @@ the optimizers.  A value has one of these sources:
 - ``ours``: where neither says anything, or is not what small medical data need.
 
 ``"paper"`` is Eq. 10 as printed, and ``"paper_cyclegan"`` adds the cycle and the identity of the backbone.
-``"cyclegan"`` and ``"identity"`` are the same two anchors with a loss that teaches a weak generator more; the second
-needs one generator, a quarter of the time, and is ``"default"``.
+``"cyclegan"`` has both with a loss that teaches a weak generator more.  ``"identity"`` leaves out its cycle: it has one
+generator, takes a quarter of the time, and is ``"default"``.
 """
 
 from __future__ import annotations

@@ -164,10 +164,10 @@ class CommonalitySpecificityAttention(nn.Module):
         # Without its own term M_c only decides what is specific, and decisions have no gradient.
         common = self._commonality(own, healthy) if self.use_ca else self._commonality(own.detach(), healthy.detach())
         if self.use_sa:
-            shared = self._is_shared(common.detach(), own.detach())
-            kept = own * shared
+            specific = self._is_specific(common.detach(), own.detach())
+            kept = own.masked_fill(specific, 0.0)
             if self.training:
-                self._observe("mask_open", 1 - shared.float().mean())
+                self._observe("mask_open", specific.float().mean())
         if self.training:
             self._observe("commonality_ratio", (_norm(common.detach()) / _norm(own.detach()).clamp(min=1e-10)).mean())
         if self.use_ca:
@@ -203,11 +203,11 @@ class CommonalitySpecificityAttention(nn.Module):
             healthy = healthy / (temperature * healthy.std(correction=0) + 1e-12)
         return healthy.softmax(0 if self.incidence == "reference_channel" else 1)
 
-    def _is_shared(self, common: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-        """Tell where the probability is at least 0.5: that of a logit by its sign, which no rounding to 0.5 changes."""
+    def _is_specific(self, common: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+        """Tell where the probability is below 0.5: that of a logit by its sign, which no rounding to 0.5 changes."""
         if self.specificity == "channel" or self.specificity == "spatial":
-            return self._probability(common, own) >= 0.5
-        return self._logit(common, own) >= 0
+            return self._probability(common, own) < 0.5
+        return self._logit(common, own) < 0
 
     def _probability(self, common: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
         """Give the probability for ``(B, c, L)``; ``zposition`` has one channel."""

@@ -349,6 +349,7 @@ def test_only_images_without_any_finding_are_healthy():
 
 def make_trainer(folder: Any, epochs: int, **options: Any) -> WSSSTrainer:
     method = make("cyclegan", pool_size=3)
+    method.network.buffer.inference = "last_batch"  # so that the buffer changes in every step
     optimizers = coingan_optimizers(method, "paper", generator_rate=1e-3)
     batches = [make_batch(4, seed=seed) for seed in range(3)]
     schedulers = {player: polynomial(one, 3, batches) for player, one in optimizers.items()}
@@ -361,6 +362,7 @@ def make_trainer(folder: Any, epochs: int, **options: Any) -> WSSSTrainer:
         checkpoint_dir=folder / "checkpoints",
         model_path=folder / "model.pt",
         progress_bar=False,
+        finalize_interval=2,
         **options,
     )
     for scheduler in schedulers.values():
@@ -385,6 +387,7 @@ def test_a_killed_and_resumed_run_ends_bit_for_bit_as_the_unkilled_one(tmp_path)
     assert states[0].keys() == states[1].keys()
     assert "pool._extra_state" in states[0]
     assert len(states[0]["pool._extra_state"]) == 3
+    assert states[0]["network.buffer.filled"]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     weights = [torch.load(tmp_path / run / "model.pt", weights_only=True) for run in ("whole", "killed")]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

@@ -116,7 +116,7 @@ def test_a_negative_logit_of_any_size_is_specific():
     """In float32 the logistic of -1e-9 is 0.5."""
     attention = CommonalitySpecificityAttention(2)
     common = torch.tensor([-1e-9, 1e-9]).reshape(1, 2, 1)
-    assert attention._is_shared(common, common).flatten().tolist() == [False, True]
+    assert attention._is_specific(common, common).flatten().tolist() == [True, False]
     assert attention._probability(common, common)[0, 0] == 0.5
 
 
