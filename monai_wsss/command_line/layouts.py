@@ -271,6 +271,12 @@ LAYOUTS = (
             *_DRAW,
             Argument("--severe-from", "diameter in mm of a severe lesion (default the median in training)", kind=float),
             Argument("--window", "Hounsfield units of black and white, e.g. --window=-160,240", (-160.0, 240.0), pair),
+            Argument(
+                "--box-unit",
+                "unit of the boxes: voxels, or millimeters toward left and back (lps), or right and front (ras)",
+                "voxel",
+                choices=("voxel", "ras", "lps"),
+            ),
         ),
     ),
     Command(
