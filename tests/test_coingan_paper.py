@@ -24,7 +24,7 @@ import torch
 from monai.bundle import ConfigParser
 from test_every_bundle import ROOT
 
-from monai_wsss.data import LabelNoise, brats, monuseg, qata
+from monai_wsss.data import LabelNoise, brats, isic_background, mela, monuseg, qata
 from monai_wsss.engines import SegmentationScores, polynomial
 from monai_wsss.methods import CoinGAN
 from monai_wsss.methods.coingan_settings import (
@@ -139,6 +139,12 @@ def shares(adapter: Any) -> Callable[[Run], Any]:
     return lambda run: adapter._PAPER
 
 
+def numbers(adapter: Any) -> Callable[[Run], Any]:
+    """Images, scans or tiles that ``--split paper`` expects, and warns of others."""
+    # No public name tells them.
+    return lambda run: list(adapter._PAPER_NUMBERS.values())
+
+
 def sizes(run: Run) -> Any:
     """The size of images, which training, validation and inference have alike."""
     size = run("train#deterministic_transforms#2")["grid"]
@@ -246,6 +252,10 @@ LIST = [
     Item("split of QaTa-COV19", (0.8, 0.0, 0.2), "App. E", shares(qata)),
     Item("split of MoNuSeg", (0.8, 0.0, 0.2), "App. E", shares(monuseg)),
     Item("split of BraTS, scored on validation", (0.8, 0.1, 0.1), "App. E", shares(brats)),
+    Item("QaTa-COV19: with pneumonia, controls", [9258, 12_544], "App. E", numbers(qata)),
+    Item("ISIC 2018: training, test", [2594, 100], "App. E", numbers(isic_background)),
+    Item("MoNuSeg: tiles", [30], "App. E: those with 21,623 nuclei", numbers(monuseg)),
+    Item("MELA: training, validation, test", [770, 110, 220], "App. E", numbers(mela)),
     Item("crops of MoNuSeg", 224, "ours: not said", lambda run: default_of(monuseg.prepare_monuseg, "crop")),
     Item("wrong labels", 0.0, "Table 9 alone has some", called("noise", "share")),
     Item("image size", [224, 224], "App. E: QaTa-COV19", sizes),
