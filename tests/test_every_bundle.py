@@ -298,6 +298,9 @@ LONGER = {
     ("brain_mri_coingan_segmentation", "train.json"): 320,  # two players, each with its optimizer and schedule
     ("brain_mri_bmp_segmentation", "paper_voc.json"): 40,  # another augmentation, of photographs
     ("brain_mri_bmp_segmentation", "paper_coco.json"): 55,  # the same, weights and warm-ups
+    **{  # both networks, both optimizers, range of intensities and decision
+        (f"{data}_coingan_segmentation", "paper.json"): 65 for data in ("brain_mri", "chest_xray")
+    },
     ("dermoscopy_cam_segmentation", "frozen.json"): 40,  # another dataset around another encoder
     **{
         ("dermoscopy_cosa_segmentation", f"{name}.json"): most

@@ -3,9 +3,9 @@
 """One case on its way into a prepared folder: its files are read, checked against each other, and copied or converted.
 
 Gray and RGB pictures (PNG, JPEG) and NIfTI files are copied.  Everything else is converted: to PNG where that loses
-nothing, else to NIfTI.  Pictures that an EXIF entry turns are written anew, upright.  Text that may name the subject is
-left out: DICOM and MetaImage headers, and text, comments and EXIF in pictures.  NIfTI files with text or extensions in
-their headers are written anew.
+nothing, else to NIfTI.  DICOM images with pixels of unknown size become PNG, scaled where needed.  Pictures that an
+EXIF entry turns are written anew, upright.  Text that may name the subject is left out: DICOM and MetaImage headers,
+and text, comments and EXIF in pictures.  NIfTI files with text or extensions in their headers are written anew.
 """
 
 from __future__ import annotations
@@ -26,7 +26,15 @@ from monai_wsss._checks import DataError
 from monai_wsss._pictures import is_turned
 from monai_wsss.data.label_table import WHOLE, LabeledRow
 from monai_wsss.data.modalities import COLORS, canonical_modality, sort_modalities
-from monai_wsss.data.reading import affine_of, check_alike, check_mask_fits, image_format, read_image, read_labels
+from monai_wsss.data.reading import (
+    affine_of,
+    check_alike,
+    check_mask_fits,
+    image_format,
+    lacks_pixel_size,
+    read_image,
+    read_labels,
+)
 from monai_wsss.data.writing import (
     copy_file,
     fits_picture,
@@ -67,7 +75,7 @@ class ImageCase:
         names: names of the channels, (C).
         images: one (1, *S) per channel, or a single (3, x, y) for a color image.
         sources: per image, the file that may be copied in its place; None where it must be written.
-        is_picture: whether all files are pictures (PNG, JPEG, TIFF, BMP).
+        is_picture: whether all files are pictures (PNG, JPEG, TIFF, BMP), or DICOM with pixels of unknown size.
     """
 
     names: list[str]
@@ -125,7 +133,7 @@ def read_case(
     """
     images = {name: read_image(path, on_white=on_white) for name, path in files.items()}
     check_alike({str(files[name]): image for name, image in images.items()})
-    is_picture = all(image_format(path) == "picture" for path in files.values())
+    is_picture = all(image_format(path) == "picture" or lacks_pixel_size(images[name]) for name, path in files.items())
     if list(images) == [UNNAMED]:
         return _split_channels(images[UNNAMED], files[UNNAMED], channel_names, color, is_picture)
     for name, image in images.items():
@@ -271,6 +279,7 @@ def write_case(
         DataError: the mask cannot be read or does not fit the image, or the folder cannot be written.
     """
     arrays = [image.as_tensor().numpy() for image in case.images]
+    arrays = [_as_16_bit(a) if lacks_pixel_size(i) else a for a, i in zip(arrays, case.images, strict=True)]
     as_picture = (case.is_picture or case.is_color) and all(fits_picture(values) for values in arrays)
     if case.is_color and not as_picture:
         raise DataError(f"{row.where}: the color image of {row.id} has no whole values up to 255: save it as RGB PNG.")
@@ -292,6 +301,14 @@ def write_case(
     item["mask"] = f"masks/{row.subject}/{row.id}" + (".png" if as_picture else ".nii.gz")
     _write(out / item["mask"], shown, affine)
     return item, mask_shows(shown, row.label)
+
+
+def _as_16_bit(values: np.ndarray) -> np.ndarray:
+    """Scale values from 0 to 65535 where they are no whole numbers of 16 bits."""
+    if fits_picture(values):
+        return values
+    shares = (values.astype(np.float64) - values.min()) / np.ptp(values)
+    return np.rint(65535 * shares)
 
 
 def write_slice(

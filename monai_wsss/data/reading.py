@@ -6,6 +6,10 @@ MONAI's readers read the files.  This module chooses the reader, brings pictures
 would spoil a training run later: truncated files, NaN and infinity, empty and constant images, and modalities that do
 not match.  A *picture* is a file without geometry: PNG, JPEG, TIFF or BMP.  Pictures and masks whose EXIF entry turns
 or mirrors them are read upright, as viewers show them.
+
+X-rays in DICOM often are negatives (MONOCHROME1: low is white).  ITK inverts them within the range of their stored
+bits, so that what absorbs more is brighter in all images.  Where a DICOM file does not say the size of its pixels, ITK
+would take 1 mm; it stays unknown instead, and distances are measured in pixels.
 """
 
 from __future__ import annotations
@@ -36,6 +40,7 @@ __all__ = [
     "image_format",
     "image_stem",
     "is_radiograph",
+    "lacks_pixel_size",
     "read_image",
     "read_labels",
 ]
@@ -47,6 +52,8 @@ _SUFFIXES = {
     "dicom": (".dcm", ".dicom", ".ima"),
 }
 _MODALITY = "0008|0060"
+_PIXEL_SIZES = ("0028|0030", "0018|1164", "0018|2010")
+"""Tags of DICOM with the size of pixels: PixelSpacing, ImagerPixelSpacing, NominalScannedPixelSpacing."""
 _ITK_SOURCE_LINE = re.compile(r"\.[ch]xx:\d+")
 _ITK_PREFIX = re.compile(r"ITK ERROR: \w+\(0x[0-9a-f]+\): ")
 _RADIOGRAPHS = ("CR", "DX", "IO", "MG", "PX", "RF", "RG", "XA")
@@ -126,6 +133,43 @@ def _opened(picture: Image.Image, file: Path, convert: Callable[[Image.Image], I
 
 
 _told: set[Path] = set()
+_told_of_size: set[Path] = set()
+
+
+def _pixel_size(meta: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Give the size of a pixel along x and y in millimeters, as the tags of a DICOM file say it; None: unknown."""
+    for tag in _PIXEL_SIZES:
+        try:
+            along_y, along_x = (float(number) for number in str(meta[tag]).strip(" \0").split("\\"))
+        except (KeyError, ValueError):
+            continue
+        if min(along_x, along_y) > 0 and max(along_x, along_y) < np.inf:
+            return along_x, along_y
+    return None
+
+
+def _with_pixel_size(image: MetaTensor, meta: Mapping[str, Any], file: Path) -> MetaTensor:
+    """Give the affine the size of pixels that the file tells, where ITK overlooked it; mark and tell an unknown one."""
+    size = _pixel_size(meta)
+    if size is not None:
+        if tuple(np.asarray(meta["spacing"])[:2]) == (1.0, 1.0):
+            image.affine = torch.as_tensor(image.affine) @ torch.diag(torch.tensor([*size, 1.0, 1.0]).double())
+        return image
+    image.meta["unit"] = "px"
+    if file.parent not in _told_of_size:
+        _told_of_size.add(file.parent)
+        _logger.warning(
+            "%s holds DICOM images that do not say the size of their pixels, first %s: it stays unknown, and distances "
+            "are measured in pixels.",
+            file.parent,
+            file.name,
+        )
+    return image
+
+
+def lacks_pixel_size(image: MetaTensor) -> bool:
+    """Tell whether an image of :func:`read_image` is from a DICOM file that does not say the size of its pixels."""
+    return bool(image.meta.get("unit") == "px")
 
 
 def _tell_of_turned(folder: Path, name: str) -> None:
@@ -170,6 +214,8 @@ def _load(file: Path, kind: str, convert: Callable[[Image.Image], Image.Image] =
     image = EnsureChannelFirst()(tensor)
     if kind == "dicom" and image.ndim == 4 and image.shape[-1] == 1:
         image = image[..., 0]
+        if file.is_file():
+            image = _with_pixel_size(image, meta, file)
     return image
 
 
@@ -184,9 +230,10 @@ def read_image(path: str | os.PathLike[str], *, on_white: bool = False) -> MetaT
     """Read an image file, or a folder with one DICOM series.
 
     Pictures with a palette, with transparency or in CMYK become RGB, and pictures that an EXIF entry turns become
-    upright.  A DICOM file with one slice becomes 2D.  Arrays are indexed (C, x, y[, z]), as by all MONAI readers;
-    ``.affine`` maps indices to RAS millimeters.  Networks may get 2D images in another order, see
-    :class:`~monai_wsss.transforms.LoadOrderedd`.
+    upright.  A DICOM file with one slice becomes 2D; a negative (MONOCHROME1) is inverted.  Arrays are indexed
+    (C, x, y[, z]), as by all MONAI readers; ``.affine`` maps indices to RAS millimeters.  Where a DICOM file does not
+    say the size of its pixels, one sentence tells it, and the metadata have the entry ``unit``, "px".  Networks may get
+    2D images in another order, see :class:`~monai_wsss.transforms.LoadOrderedd`.
 
     Args:
         path: PNG, JPEG, TIFF, BMP, NIfTI, MetaImage or DICOM.
