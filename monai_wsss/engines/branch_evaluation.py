@@ -255,7 +255,7 @@ class BranchEvaluation:
             if image.is_cuda:
                 torch.cuda.synchronize(image.device)
             _add(seconds, name, time.perf_counter() - start)
-            allowed = {"none": torch.ones_like(label), "predicted": predicted, "given": label}
+            allowed: dict[str, Any] = {"none": torch.ones_like(label), "predicted": predicted, "given": label}
             for branch, scores in branches.items():
                 refined: dict[tuple[int, ...], tuple[torch.Tensor, float]] = {}
                 for label_filter in self.label_filters:
