@@ -249,6 +249,7 @@ class BranchEvaluation:
         """Give the masks (B, 1, *S) of images of one size, of all branches, at the size of their references."""
         image = torch.stack([case.shown["image"] for case in cases]).to(self.device)
         label = torch.stack([case.label for case in cases]).to(self.device)
+        cuts = self.cuts
         for name, network in self.networks.items():
             start = time.perf_counter()
             branches, predicted = self._branches(network, image, cases[0].reference.shape[1:])
@@ -261,15 +262,14 @@ class BranchEvaluation:
                 for label_filter in self.label_filters:
                     chosen = allowed[label_filter]
                     start = time.perf_counter()
-                    masks = decided_masks(scores, self.cuts.get(branch), chosen).cpu()
+                    masks = decided_masks(scores, cuts.get(branch), chosen).cpu()
                     key = (name, branch, label_filter, False)
                     _add(seconds, key, time.perf_counter() - start)
                     yield key, masks
                     if self.refinement is not None:
                         key = (name, branch, label_filter, True)
-                        found = [
-                            self._refined(branch, *own, refined) for own in zip(cases, scores, chosen, strict=True)
-                        ]
+                        cut = cuts.get(branch)
+                        found = [self._refined(cut, *own, refined) for own in zip(cases, scores, chosen, strict=True)]
                         _add(seconds, key, sum(taken for _, taken in found))
                         yield key, torch.stack([mask for mask, _ in found])
 
@@ -295,7 +295,7 @@ class BranchEvaluation:
 
     def _refined(
         self,
-        branch: str,
+        cut: float | None,
         case: _Case,
         scores: torch.Tensor,
         allowed: torch.Tensor,
@@ -309,7 +309,6 @@ class BranchEvaluation:
         held = (id(case), *allowed.nonzero().flatten().tolist())
         if held not in known:
             start = time.perf_counter()
-            cut = self.cuts.get(branch)
             words: dict[str, Any] = {"rule": "fixed", "threshold": cut} if cut is not None else _SEGMENTATION
             mask = torch.zeros(1, *scores.shape[1:], dtype=torch.uint8)
             if len(held) > 1:
