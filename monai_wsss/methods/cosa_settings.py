@@ -138,8 +138,6 @@ COSA_NETWORKS = _table(
         "stride": (None, None, (4, "ours")),
     }
 )
-
-
 _OF_ONE_CLASS = ("bgcat", "feature")  # vectors that say something of a single class
 
 
@@ -365,14 +363,10 @@ class CosaSettings:
         two = self.thresholds == "two"
         if two and not self.dt:
             return TwoThresholdLabels(low=self.low, high=self.high)
-        threshold = DynamicThreshold(
-            (self.low, self.high) if two else self.threshold,
-            queue=self.queue,
-            momentum=self.dt_momentum,
-            interval=self.dt_interval,
-            over_processes=self.over_processes,
-            kind="three_components" if two else "mixture" if self.dt else "fixed",
-        )
+        options: Any = {"queue": self.queue, "momentum": self.dt_momentum, "interval": self.dt_interval}
+        first = (self.low, self.high) if two else self.threshold
+        kind = "three_components" if two else "mixture" if self.dt else "fixed"
+        threshold = DynamicThreshold(first, kind=kind, over_processes=self.over_processes, **options)
         if two:
             return TwoThresholdLabels(low=self.low, high=self.high, threshold=threshold)
         return ThresholdLabels(
