@@ -116,6 +116,7 @@ def line_chart(
     title: str,
     x_label: str,
     y_label: str = "",
+    x_range: tuple[float, float] | None = None,
     y_range: tuple[float, float] | None = None,
     size: tuple[int, int] = (520, 280),
 ) -> Markup:
@@ -126,6 +127,7 @@ def line_chart(
         title: what the chart shows.
         x_label: text below the axis.
         y_label: text above the axis.
+        x_range: ends of the axis; from the data if left out.
         y_range: lowest and highest value shown; from the data if left out.
         size: width and height in CSS pixels at full size; the legend below adds to the height.
 
@@ -137,9 +139,10 @@ def line_chart(
     """
     xs = [x for line in lines for x in line.x]
     ys = [y for line in lines for y in line.y]
-    x_ticks = round_ticks(min(xs), max(xs), 6)
+    ends = x_range or (min(xs), max(xs))
+    x_ticks = round_ticks(*ends, 6)
     y_ticks, y_limits = axis_scale(ys, y_range)
-    frame = ChartFrame(*size, widened(min(xs), max(xs)), y_limits, top_margin(y_label))
+    frame = ChartFrame(*size, widened(*ends), y_limits, top_margin(y_label))
     parts = [grid_lines(frame, x_ticks, y_ticks, x_label, y_label)]
     parts += [draw_curve(frame, line, number % 6) for number, line in enumerate(lines)]
     legend, added = legend_below([line.name for line in lines], size, "curve")
