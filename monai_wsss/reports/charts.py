@@ -40,6 +40,7 @@ __all__ = [
     "FONTS",
     "ChartLine",
     "bar_chart",
+    "draw_curve",
     "interval_bar",
     "line_chart",
     "value_strip",
@@ -140,7 +141,7 @@ def line_chart(
     y_ticks, y_limits = axis_scale(ys, y_range)
     frame = ChartFrame(*size, widened(min(xs), max(xs)), y_limits, top_margin(y_label))
     parts = [grid_lines(frame, x_ticks, y_ticks, x_label, y_label)]
-    parts += [_curve(frame, line, number % 6) for number, line in enumerate(lines)]
+    parts += [draw_curve(frame, line, number % 6) for number, line in enumerate(lines)]
     legend, added = legend_below([line.name for line in lines], size, "curve")
     return chart_svg((size[0], size[1] + added), title, [*parts, legend])
 
@@ -248,7 +249,8 @@ def interval_bar(mean: float, low: float, high: float) -> Markup:
     )
 
 
-def _curve(frame: ChartFrame, line: ChartLine, color: int) -> Markup:
+def draw_curve(frame: ChartFrame, line: ChartLine, color: int) -> Markup:
+    """Draw a curve in a frame, with the ring of its mark; the color is one of six."""
     points = [f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in zip(line.x, line.y, strict=True)]
     # A polyline of one point draws nothing; with the point twice, and round ends, it draws a dot.
     drawn = element("polyline", class_=f"curve c{color}", points=" ".join(points * 2 if len(points) == 1 else points))
