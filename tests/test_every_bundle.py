@@ -419,7 +419,7 @@ def test_inference_writes_masks_in_the_geometry_of_the_studies(bundle, phantoms,
         assert mask.size == picture.size
         assert set(np.unique(np.asarray(mask))) <= MASK_VALUES[kind]
     else:
-        study = nibabel.load(case["image"][0])
+        study = nibabel.load(case["image"] if isinstance(case["image"], str) else case["image"][0])
         mask = nibabel.load(output / "masks" / f"{case['id']}.nii.gz")
         assert mask.shape == study.shape
         assert np.allclose(mask.affine, study.affine)
