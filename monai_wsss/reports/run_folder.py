@@ -27,9 +27,10 @@ from ignite.engine import Engine, Events
 
 from monai_wsss._checks import DataError
 from monai_wsss._files import atomic_path, file_sha256, make_directory
+from monai_wsss._pictures import voxel_volume
 from monai_wsss.data import load_header
 from monai_wsss.data.modalities import canonical_modality
-from monai_wsss.engines import SegmentationScores, case_spacing, is_main_process
+from monai_wsss.engines import SegmentationScores, is_main_process
 from monai_wsss.metrics.aggregate import table_text
 from monai_wsss.networks import recorded_reading
 from monai_wsss.networks.published_weights import encoder_weights_of
@@ -309,8 +310,8 @@ class InferenceLog(RunRecord):
             }
             if "label_filter" in result:
                 row["label_filter"] = result["label_filter"]
-            spacing = case_spacing(result["image"])
-            unit, size = ("px", 1.0) if spacing is None or len(spacing) < 3 else ("ml", float(np.prod(spacing)) / 1000)
+            volume = voxel_volume(result["image"])
+            unit, size = ("px", 1.0) if volume is None else ("ml", volume / 1000)
             for number, name in enumerate(self._classes, start=1):
                 row[f"{name}_{unit}"] = round(float((result["pred"] == number).sum()) * size, 3)
                 if "presence" in result:

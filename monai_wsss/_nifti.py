@@ -1,0 +1,93 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""Units and forms of NIfTI headers: read in millimeters, written as the source has them.
+
+A header says its unit of length by a code: 1 meters, 2 millimeters, 3 micrometers, and 0, which nibabel writes by
+default, says nothing and counts as millimeters by convention.  It says the place of an image twice, by a qform and an
+sform, which may differ, each with a code of its own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import nibabel
+import numpy as np
+from monai.data import NibabelReader
+
+__all__ = ["MillimeterNiftiReader", "as_nifti", "unit_code"]
+
+_MILLIMETERS = {1: 1000.0, 3: 0.001}
+_LENGTH = 0b111
+"""The bits of ``xyzt_units`` that say the unit of length."""
+_FORMS = (
+    *("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"),
+    *("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z"),
+)
+
+
+def unit_code(header: Mapping[str, Any]) -> int | None:
+    """Give the code of the unit of length in a NIfTI header, or in the metadata of an image read from NIfTI.
+
+    Returns:
+        The code; None where the image was read from another kind of file.
+    """
+    if "xyzt_units" not in header:
+        return None
+    return int(np.asarray(header["xyzt_units"]).reshape(-1)[0]) & _LENGTH
+
+
+class MillimeterNiftiReader(NibabelReader):
+    """MONAI's reader of NIfTI, with affines in millimeters whatever the unit of the header is."""
+
+    def get_data(self, img: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        values, meta = super().get_data(img)
+        scale = _MILLIMETERS.get(unit_code(meta) or 0, 1.0)
+        if scale != 1:
+            for name in ("affine", "original_affine"):
+                meta[name] = np.asarray(meta[name], dtype=np.float64)
+                meta[name][:3] *= scale
+        return values, meta
+
+
+def header_of(path: str | os.PathLike[str]) -> Mapping[str, Any]:
+    """Read the header of a NIfTI file."""
+    return dict(nibabel.load(path).header)
+
+
+def as_nifti(values: np.ndarray, affine: np.ndarray, source: Mapping[str, Any] | None = None) -> nibabel.Nifti1Image:
+    """Make a NIfTI image.
+
+    Args:
+        values: (*S).
+        affine: (4, 4), indices to RAS millimeters.
+        source: the metadata of the image, on whose grid the values lie, as MONAI's reader of NIfTI gives them.  Its
+            unit is kept, and its two forms with their codes, unless the affine is another one than that of its file.
+            None, and the metadata of other kinds of files, give millimeters and an sform.
+    """
+    affine = np.asarray(affine, dtype=np.float64)
+    code = None if source is None else unit_code(source)
+    if source is None or code is None:
+        image = nibabel.Nifti1Image(values, affine)
+        image.header.set_xyzt_units("mm")
+        return image
+    scale = _MILLIMETERS.get(code, 1.0)
+    inner = np.diag([1 / scale] * 3 + [1.0])
+    image = nibabel.Nifti1Image(values, inner @ affine)
+    image.header["xyzt_units"] = code
+    if _has_place_of(source, affine):
+        for name in _FORMS:
+            image.header[name] = np.asarray(source[name]).reshape(image.header[name].shape)
+        sides = np.asarray(source["original_pixdim" if "original_pixdim" in source else "pixdim"]).reshape(-1)[:4]
+        image.header["pixdim"][:4] = sides
+    return image
+
+
+def _has_place_of(source: Mapping[str, Any], affine: np.ndarray) -> bool:
+    """Tell whether an affine is the one that the file of an image had."""
+    if "original_affine" not in source or any(name not in source for name in _FORMS):
+        return False
+    original = np.asarray(source["original_affine"], dtype=np.float64)
+    return original.shape == affine.shape and bool(np.allclose(original, affine, rtol=1e-6, atol=1e-6))
