@@ -15,6 +15,7 @@ them.
 from __future__ import annotations
 
 import tempfile
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +25,13 @@ from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.filewriter import dcmwrite
 from pydicom.uid import UID, MRImageStorage, SecondaryCaptureImageStorage
 
-try:
-    from pydicom.pixels import apply_color_lut, convert_color_space
-except ImportError:  # pydicom 2
-    from pydicom.pixel_data_handlers import apply_color_lut, convert_color_space
-
 __all__ = ["Rescale", "meant_values"]
 
 Rescale = tuple[float, float]
 """Slope and intercept of a frame."""
 
+_IS_PYDICOM_2 = not hasattr(Dataset, "pixel_array_options")
+_processing: Any = import_module("pydicom.pixel_data_handlers" if _IS_PYDICOM_2 else "pydicom.pixels")
 _DESCRIPTION = (
     *("SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames", "Rows", "Columns"),
     *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
@@ -68,7 +66,7 @@ def meant_values(dataset: Dataset, rescale: list[Rescale]) -> np.ndarray:
     if colors == 3:
         return _as_rgb(stored, interpretation, dataset)
     if interpretation == "PALETTE COLOR":
-        colors = apply_color_lut(_within_bits(stored, dataset), dataset)
+        colors = _processing.apply_color_lut(_within_bits(stored, dataset), dataset)
         return _eight_bits(colors, 16 if colors.max(initial=0) > 255 else 8)
     if interpretation not in _GRAY or colors != 1:
         raise ValueError(f"the photometric interpretation {interpretation or 'nothing'} is not known")
@@ -79,7 +77,7 @@ def _decoded(dataset: Dataset) -> np.ndarray:
     """Give the stored values; compressed ones by GDCM."""
     if _is_coded_by_jpeg(dataset):
         return _decoded_by_gdcm(dataset)
-    if hasattr(dataset, "pixel_array_options"):  # pydicom 3 would convert colors
+    if not _IS_PYDICOM_2:  # it would convert colors
         dataset.pixel_array_options(raw=True)
     return np.asarray(dataset.pixel_array)
 
@@ -105,7 +103,7 @@ def _decoded_by_gdcm(dataset: Dataset) -> np.ndarray:
 
 def _write(file: Path, dataset: Dataset) -> None:
     """Write a file with compressed pixels, which are always explicit and little-endian."""
-    if hasattr(dataset, "pixel_array_options"):  # pydicom 3
+    if not _IS_PYDICOM_2:
         dcmwrite(file, dataset, enforce_file_format=True)
         return
     dataset.is_little_endian, dataset.is_implicit_VR = True, False
@@ -167,7 +165,7 @@ def _words(value: Any, entries: int, little: bool) -> np.ndarray:
 def _as_rgb(stored: np.ndarray, interpretation: str, dataset: Dataset) -> np.ndarray:
     """Give RGB of 8 bits; codecs have brought what they compress to RGB."""
     if interpretation in ("YBR_FULL", "YBR_FULL_422") and not _is_coded_by_jpeg(dataset):
-        stored = np.stack([convert_color_space(frame, "YBR_FULL", "RGB") for frame in stored])
+        stored = np.stack([_processing.convert_color_space(frame, "YBR_FULL", "RGB") for frame in stored])
     elif interpretation not in ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT"):
         raise ValueError(f"the photometric interpretation {interpretation or 'nothing'} is not known")
     return _eight_bits(_within_bits(stored, dataset), int(dataset.get("BitsStored") or 8))

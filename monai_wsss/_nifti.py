@@ -17,7 +17,9 @@ import nibabel
 import numpy as np
 from monai.data import NibabelReader
 
-__all__ = ["MillimeterNiftiReader", "as_nifti", "unit_code"]
+from monai_wsss._image_formats import image_format
+
+__all__ = ["MillimeterNiftiReader", "as_nifti", "says_no_unit", "unit_code"]
 
 _MILLIMETERS = {1: 1000.0, 3: 0.001}
 _LENGTH = 0b111
@@ -52,9 +54,14 @@ class MillimeterNiftiReader(NibabelReader):
         return values, meta
 
 
-def header_of(path: str | os.PathLike[str]) -> Mapping[str, Any]:
-    """Read the header of a NIfTI file."""
-    return dict(nibabel.load(path).header)
+def says_no_unit(path: str | os.PathLike[str]) -> bool:
+    """Tell whether a file is NIfTI and its header says no unit of length; whoever reads a broken one will say so."""
+    if image_format(path) != "nifti":
+        return False
+    try:
+        return unit_code(dict(nibabel.load(path).header)) == 0
+    except Exception:  # nibabel raises many kinds for a broken file
+        return False
 
 
 def as_nifti(values: np.ndarray, affine: np.ndarray, source: Mapping[str, Any] | None = None) -> nibabel.Nifti1Image:

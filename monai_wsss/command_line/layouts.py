@@ -119,6 +119,7 @@ LAYOUTS = (
                 "slice",
                 metavar="NAME",
             ),
+            Argument("--leave-out-localizers", "leave out localizers among the images of a DICOM series", False),
             *_DRAW,
         ),
     ),

@@ -14,10 +14,10 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from monai_wsss._checks import DataError
+from monai_wsss._image_formats import image_format, image_stem, is_hidden
 from monai_wsss.data.case_files import UNNAMED
 from monai_wsss.data.label_table import LabeledRow, LabelTable
 from monai_wsss.data.modalities import SEQUENCES, canonical_modality, sort_modalities
-from monai_wsss.data.reading import image_format, image_stem
 
 __all__ = ["common_modalities", "find_images", "find_masks", "visible_entries"]
 
@@ -35,7 +35,7 @@ def visible_entries(folder: Path, kind: str = "folder") -> list[Path]:
         DataError: the folder cannot be opened.
     """
     try:
-        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+        return sorted(path for path in folder.iterdir() if not is_hidden(path))
     except OSError as error:
         raise DataError(f"Cannot open the {kind} {folder} ({error.strerror}): check the path.") from error
 
@@ -97,7 +97,7 @@ def find_images(folder: Path, table: LabelTable) -> dict[str, dict[str, Path]]:
     for entry in _entries(folder, "image folder"):
         if entry.is_dir() and entry.name in found:
             matches = [(entry.name, *pair) for pair in _files_in_case(entry)]
-        elif image_format(entry) or (entry.is_dir() and any(map(image_format, entry.iterdir()))):
+        elif image_format(entry) or (entry.is_dir() and any(map(image_format, visible_entries(entry)))):
             matched = _match(image_stem(entry), found)
             if matched is None:
                 raise DataError(

@@ -37,6 +37,7 @@ from monai_wsss.networks.published_weights import encoder_weights_of
 from monai_wsss.reports.page import write_report
 from monai_wsss.reports.panels import render_panel
 from monai_wsss.reports.provenance import (
+    assumed_units,
     collect_provenance,
     read_run,
     recorded_encoder_weights,
@@ -56,7 +57,8 @@ class RunRecord:
 
     What was built is asked itself: a trainer for its method's ``settings``, epochs, batch size, rates and schedules, an
     evaluator for how it infers, and ``parts`` for how they decide.  The network is asked in which order it gets the
-    pixels of pictures and along which axis it gets volumes (``reading``), as its training recorded it.
+    pixels of pictures and along which axis it gets volumes (``reading``), as its training recorded it.  NIfTI files
+    without a unit of length are mentioned once (``assumed_units``).
 
     Args:
         output_dir: folder of the run.
@@ -123,6 +125,7 @@ class RunRecord:
         network = getattr(getattr(engine, "core", engine), "network", None)
         record |= {"replaced": self.replaced, "reading": recorded_reading(network)}
         record |= {"encoder_weights": self._encoder_weights(engine)}
+        record |= {"assumed_units": assumed_units(self.datalist, self.split)}
         write_run(self.output_dir, record | self._more())
 
     def _config(self, engine: Engine) -> dict[str, Any]:
