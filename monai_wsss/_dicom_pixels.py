@@ -79,7 +79,13 @@ def _decoded(dataset: Dataset) -> np.ndarray:
         return _decoded_by_gdcm(dataset)
     if not _IS_PYDICOM_2:  # it would convert colors
         dataset.pixel_array_options(raw=True)
-    return np.asarray(dataset.pixel_array)
+    used, highest = dataset.get("BitsStored"), dataset.get("HighBit")
+    if used is not None:  # it would cut bits, but always the upper ones
+        dataset.BitsStored, dataset.HighBit = dataset.BitsAllocated, dataset.BitsAllocated - 1
+    stored = np.asarray(dataset.pixel_array)
+    if used is not None:
+        dataset.BitsStored, dataset.HighBit = used, used - 1 if highest is None else highest
+    return stored
 
 
 def _decoded_by_gdcm(dataset: Dataset) -> np.ndarray:

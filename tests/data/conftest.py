@@ -81,7 +81,9 @@ def save_tags(path: Path, pixels: np.ndarray, **tags: Any) -> Path:
         usual["PlanarConfiguration"] = 0
     if pixels.ndim == 3 and not color:
         usual["NumberOfFrames"] = len(pixels)
-    dataset = FileDataset(str(path), {}, file_meta=FileMetaDataset(), preamble=b"\0" * 128)
+    big, implicit = syntax == ExplicitVRBigEndian, syntax == ImplicitVRLittleEndian
+    coding = {"is_implicit_VR": implicit, "is_little_endian": not big}
+    dataset = FileDataset(str(path), {}, file_meta=FileMetaDataset(), preamble=b"\0" * 128, **coding)
     dataset.file_meta.TransferSyntaxUID = syntax
     dataset.file_meta.MediaStorageSOPClassUID = usual["SOPClassUID"]
     dataset.file_meta.MediaStorageSOPInstanceUID = usual["SOPInstanceUID"]
@@ -90,7 +92,6 @@ def save_tags(path: Path, pixels: np.ndarray, **tags: Any) -> Path:
         for keyword, value in (usual | tags).items():
             if value is not None:
                 setattr(dataset, keyword, value)
-        big = syntax == ExplicitVRBigEndian
         if "PixelData" not in dataset:
             order = pixels.dtype.newbyteorder(">" if big else "<")
             dataset.PixelData = np.ascontiguousarray(pixels, dtype=order).tobytes()
@@ -99,7 +100,6 @@ def save_tags(path: Path, pixels: np.ndarray, **tags: Any) -> Path:
         if hasattr(dataset, "pixel_array_options"):  # pydicom 3
             dataset.save_as(path, enforce_file_format=True)
         else:
-            dataset.is_little_endian, dataset.is_implicit_VR = not big, syntax == ImplicitVRLittleEndian
             dataset.save_as(path, write_like_original=False)
     return path
 

@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Where the slices of DICOM series lie: orders, oblique and tilted stacks, and one sentence where they make no stack."""
+"""Where the slices of DICOM series lie: orders, oblique and tilted stacks, one sentence where they make no stack."""
 
 from __future__ import annotations
 
