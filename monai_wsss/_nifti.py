@@ -10,12 +10,14 @@ sform, which may differ, each with a code of its own.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import nibabel
 import numpy as np
+from monai.config import PathLike
 from monai.data import NibabelReader
+from monai.utils import ensure_tuple
 
 from monai_wsss._image_formats import image_format
 
@@ -42,10 +44,22 @@ def unit_code(header: Mapping[str, Any]) -> int | None:
 
 
 class MillimeterNiftiReader(NibabelReader):
-    """MONAI's reader of NIfTI, with affines in millimeters whatever the unit of the header is."""
+    """MONAI's reader of NIfTI, with affines in millimeters whatever the unit of the header is.
+
+    Where the voxel sizes of the two forms differ, MONAI takes the one that the header's ``pixdim`` confirms, and writes
+    it over the other.  The metadata keep the forms as the file has them.
+    """
+
+    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> Any:
+        images = super().read(data, **kwargs)
+        self._stored = nibabel.load(ensure_tuple(data)[0]).header
+        return images
 
     def get_data(self, img: Any) -> tuple[np.ndarray, dict[str, Any]]:
         values, meta = super().get_data(img)
+        if all(name in self._stored for name in _FORMS):
+            meta.update({name: np.array(self._stored[name]) for name in _FORMS})
+            meta["original_pixdim"] = np.array(self._stored["pixdim"])
         scale = _MILLIMETERS.get(unit_code(meta) or 0, 1.0)
         if scale != 1:
             for name in ("affine", "original_affine"):
@@ -81,15 +95,15 @@ def as_nifti(values: np.ndarray, affine: np.ndarray, source: Mapping[str, Any] |
         image.header.set_xyzt_units("mm")
         return image
     scale = _MILLIMETERS.get(code, 1.0)
-    inner = np.diag([1 / scale] * 3 + [1.0])
-    image = nibabel.Nifti1Image(values, inner @ affine)
+    image = nibabel.Nifti1Image(values, np.diag([1 / scale] * 3 + [1.0]) @ affine)
     image.header["xyzt_units"] = code
-    if _has_place_of(source, affine):
-        for name in _FORMS:
-            image.header[name] = np.asarray(source[name]).reshape(image.header[name].shape)
-        sides = np.asarray(source["original_pixdim" if "original_pixdim" in source else "pixdim"]).reshape(-1)[:4]
-        image.header["pixdim"][:4] = sides
-    return image
+    if not _has_place_of(source, affine):
+        return image
+    for name in _FORMS:
+        image.header[name] = np.asarray(source[name]).reshape(image.header[name].shape)
+    sides = np.asarray(source["original_pixdim" if "original_pixdim" in source else "pixdim"]).reshape(-1)[:4]
+    image.header["pixdim"][:4] = sides
+    return nibabel.Nifti1Image(values, None, image.header)  # with an affine, it would write one form over the other
 
 
 def _has_place_of(source: Mapping[str, Any], affine: np.ndarray) -> bool:

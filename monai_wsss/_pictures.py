@@ -106,7 +106,7 @@ def unit_of(image: Any) -> str:
 
 def is_sheared(image: MetaTensor) -> bool:
     """Tell whether axes of an image (C, *S) are not perpendicular, as those of a CT with a tilted gantry."""
-    axes = np.asarray(torch.as_tensor(image.affine), dtype=np.float64)[: image.ndim - 1, : image.ndim - 1]
+    axes = np.asarray(torch.as_tensor(image.affine), dtype=np.float64)[:-1, : image.ndim - 1]
     axes = axes / np.linalg.norm(axes, axis=0)
     return bool(np.abs(axes.T @ axes - np.eye(len(axes.T))).max() > _PERPENDICULAR)
 

@@ -3,9 +3,10 @@
 """One case on its way into a prepared folder: its files are read, checked against each other, and copied or converted.
 
 Gray and RGB pictures (PNG, JPEG) and NIfTI files are copied.  Everything else is converted: to PNG where that loses
-nothing, else to NIfTI.  Pictures that an EXIF entry turns are written anew, upright.  Text that may name the subject is
-left out: DICOM and MetaImage headers, and text, comments and EXIF in pictures.  NIfTI files with text or extensions in
-their headers are written anew.
+nothing, else to NIfTI.  DICOM images with pixels of unknown size become PNG, too, unless it would change their values.
+Pictures that an EXIF entry turns are written anew, upright.  Text that may name the subject is left out: DICOM and
+MetaImage headers, and text, comments and EXIF in pictures.  NIfTI files with text or extensions in their headers are
+written anew, in the same unit and place.
 """
 
 from __future__ import annotations

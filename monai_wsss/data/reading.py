@@ -5,7 +5,8 @@
 This module chooses the reader, one of MONAI's kind, brings pictures to gray or RGB, and refuses files that would spoil
 a training run later: truncated files, NaN and infinity, empty and constant images, and modalities that do
 not match.  A *picture* is a file without geometry: PNG, JPEG, TIFF or BMP.  Pictures and masks whose EXIF entry turns
-or mirrors them are read upright, as viewers show them.
+or mirrors them are read upright, as viewers show them.  A size of pixels that DICOM or MetaImage do not say stays
+unknown, and distances are measured in pixels.
 """
 
 from __future__ import annotations
@@ -81,6 +82,19 @@ def _opened(picture: Image.Image, file: Path, convert: Callable[[Image.Image], I
 
 
 _told: set[Path] = set()
+_told_of_size: set[Path] = set()
+
+
+def _tell_of_unknown_size(file: Path) -> None:
+    """Log, once per folder, that it holds images whose pixels are of unknown size."""
+    if file.parent not in _told_of_size:
+        _told_of_size.add(file.parent)
+        _logger.warning(
+            "%s holds images that do not say the size of their pixels, first %s: it stays unknown, and distances are "
+            "measured in pixels.",
+            file.parent,
+            file.name,
+        )
 
 
 def _tell_of_turned(folder: Path, name: str) -> None:
@@ -117,6 +131,8 @@ def _load(
     """
     reader = _reader_of(file, kind, convert, leave_out_localizers)
     values, meta = reader.get_data(reader.read(file))
+    if meta.get("unit") == PIXELS:
+        _tell_of_unknown_size(file)
     meta.setdefault("unit", PIXELS if kind == "picture" else MILLIMETERS)
     tensor = MetaTensor.ensure_torch_and_prune_meta(values.astype(np.float32), meta)
     return EnsureChannelFirst()(tensor)

@@ -42,7 +42,7 @@ class SegmentationScores(Metric):
 
     Attach it under a name of your choice.  That name gets ``dice_subject`` (NaN, with a warning, where no reference
     exists); every metric of the table's summary goes to ``engine.state.metrics`` under its own name.  The metric reads
-    decollated, post-processed items: ``pred`` (1, *S), ``label``, ``id``, ``subject``, and ``mask``, ``cam``,
+    decollated, post-processed items: ``pred`` (1, *S), ``label``, ``id``, ``subject``, and ``mask``, ``cam``, ``heat``,
     ``presence`` and ``label_filter`` where they exist.
 
     Args:
@@ -103,6 +103,7 @@ class SegmentationScores(Metric):
                 spacing=case_spacing(item["image"] if "image" in item else result["image"]),
                 presence=result.get("presence"),
                 cam=result.get("cam"),
+                heat=result.get("heat"),
                 label_filter=result.get("label_filter"),
             )
 

@@ -3,6 +3,7 @@
 
 """How a network meets a whole image, volume or slide: score maps out, and what is written of them to disk."""
 
+from monai_wsss.inferers.conversion import AddConversiond
 from monai_wsss.inferers.gradient_cam import GradientCAMInferer
 from monai_wsss.inferers.multi_scale import multi_scale_branches
 from monai_wsss.inferers.multi_view import multi_view_maps
@@ -17,6 +18,7 @@ from monai_wsss.inferers.whole_slide import SlideResult, segment_slide
 
 __all__ = [
     "AboveHealthyLevel",
+    "AddConversiond",
     "GradientCAMInferer",
     "MinMax",
     "MultiScaleSeeds",

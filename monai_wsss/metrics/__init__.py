@@ -14,6 +14,7 @@ from monai_wsss.metrics.cam_quality import (
 )
 from monai_wsss.metrics.comparison import WelchTest, welch_t_test
 from monai_wsss.metrics.definitions import METRIC_DEFINITIONS, metric_definition
+from monai_wsss.metrics.intensity import intensity_pmf, pmf_distance
 from monai_wsss.metrics.paper_protocol import PAPER_GRID, counts_from_rates, prevalence_from_rates
 from monai_wsss.metrics.segmentation import (
     EMPTY_RULE,
@@ -51,11 +52,13 @@ __all__ = [
     "dice_score",
     "f1_from_miou",
     "f1_score",
+    "intensity_pmf",
     "iou_score",
     "metric_definition",
     "miou_pooled",
     "oracle_threshold",
     "pixel_auroc",
+    "pmf_distance",
     "presence_auroc",
     "prevalence_from_rates",
     "r_over",

@@ -102,6 +102,7 @@ class CaseTable:
         spacing: Sequence[float] | None = None,
         presence: torch.Tensor | np.ndarray | None = None,
         cam: torch.Tensor | np.ndarray | None = None,
+        heat: torch.Tensor | np.ndarray | None = None,
         label_filter: str | None = None,
     ) -> None:
         """Measure one case, an image or a volume, and keep its row.
@@ -117,6 +118,8 @@ class CaseTable:
             spacing: pixel size in mm per axis of S; None measures distances in pixels.
             presence: ``(K,)`` image-level scores, any monotone scale.
             cam: score maps ``(K, *S)`` in [0, 1], for the threshold sweep and the pixel AUROC.
+            heat: raw maps ``(K, *S)`` for the pixel AUROC in the place of ``cam``, which is 0 below the cut by some
+                rules.
             label_filter: name of what removed classes from a segmentation, see
                 :class:`~monai_wsss.refinement.ToMaskd`; for the table and its notes.
 
@@ -142,7 +145,7 @@ class CaseTable:
             self._check("reference", wanted.shape == found.shape, wanted)
             row |= self._overlap(found, wanted, healthy=not labels.any())
             row |= self._distances(found[0], wanted[0], spacing)
-            row |= self._map_quality(cam, wanted[0])
+            row |= self._map_quality(cam, cam if heat is None else heat, wanted[0])
             if self.paper_grid is not None and labels.any() and row["finding"]:
                 row |= paper_row(found[0], wanted[0], self.paper_grid)
         self._ids.add(row["id"])
@@ -171,7 +174,7 @@ class CaseTable:
         return {self.scheme.key(name, k): value for k, value in pairs if value is not None}
 
     def _check(self, name: str, right: bool, array: np.ndarray) -> None:
-        shapes = {"label": "(K,) of 0 and 1", "presence": "(K,) of finite scores", "cam": "(K, *S)"}
+        shapes = {"label": "(K,) of 0 and 1", "presence": "(K,) of finite scores", "cam": "(K, *S)", "heat": "(K, *S)"}
         if not right:
             raise ValueError(
                 f"Expected `{name}` of shape {shapes.get(name, '(1, *S)')} with K = {self._shape[0]} and the same "
@@ -202,16 +205,23 @@ class CaseTable:
                 row |= {self.scheme.key(name, k): value for name, value in distances._asdict().items()}
         return row
 
-    def _map_quality(self, cam: torch.Tensor | np.ndarray | None, wanted: np.ndarray) -> Row:
+    def _map_quality(
+        self, cam: torch.Tensor | np.ndarray | None, heat: torch.Tensor | np.ndarray | None, wanted: np.ndarray
+    ) -> Row:
         """Give the pixel AUROC of the reference's classes, and the counts of the threshold sweep, ``[K][2][T]``."""
-        if cam is None:
-            return {}
-        maps = convert_to_numpy(cam)
-        self._check("cam", maps.shape == (*self._shape, *wanted.shape), maps)
         valid = wanted != IGNORED
-        pairs = [(maps[k - 1][valid], wanted[valid] == k) for k in self.scheme.labels]
-        sweep = [[counts.tolist() for counts in sweep_counts(*pair)] for pair in pairs]
-        return self._by_class("pixel_auroc", (pixel_auroc(*pair) for pair in pairs)) | {"sweep": sweep}
+        pairs = {}
+        for name, given in (("cam", cam), ("heat", heat)):
+            if given is not None:
+                maps = convert_to_numpy(given)
+                self._check(name, maps.shape == (*self._shape, *wanted.shape), maps)
+                pairs[name] = [(maps[k - 1][valid], wanted[valid] == k) for k in self.scheme.labels]
+        row: Row = {}
+        if "heat" in pairs:
+            row |= self._by_class("pixel_auroc", (pixel_auroc(*pair) for pair in pairs["heat"]))
+        if "cam" in pairs:
+            row["sweep"] = [[counts.tolist() for counts in sweep_counts(*pair)] for pair in pairs["cam"]]
+        return row
 
     def summary(self, *, bootstrap: int = 1000, seed: int = 0) -> Metrics:
         """Compute the metrics of ``metrics.json``, each with a 95 % interval from resampled subjects.

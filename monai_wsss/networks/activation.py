@@ -46,6 +46,9 @@ class ActivationNetwork(nn.Module):
         filled: (G*K,) bool, where both have been measured; nowhere until ``method.finalize``.
         presence_level: optional, a number or a buffer (G*K,): what the pooled map of a class has to exceed in an image
             that has the class. A network without it has level 0. Set it where pooled maps are no logits.
+        rule: optional, the name of the rule of :class:`~monai_wsss.refinement.MaskRule` that its maps call for. A
+            network without it has the one of its pooling.
+        min_contrast: optional, what at least one pixel of a map has to exceed, see there.
 
     Raises:
         ValueError: other spatial dimensions, no class, or an unknown pooling.
@@ -116,7 +119,7 @@ class ActivationNetwork(nn.Module):
         """
         names: tuple[str, ...] = ("pooling", "topk_share", "lse_sharpness", "groups", *_LEVELS, "filled")
         told: dict[str, Any] = {name: getattr(self, name) for name in names}
-        told["presence_level"] = getattr(self, "presence_level", None)
+        told |= {name: getattr(self, name, None) for name in ("presence_level", "rule", "min_contrast")}
         # Copies: a rule stays as it is when training measures the levels anew.
         told = {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in told.items()}
         return MaskRule(output_kind=self.output_kind, **told)

@@ -60,12 +60,13 @@ class CycleGenerator(ActivationNetwork):
         reference: words of :class:`~monai_wsss.networks.AverageBuffer`; instead of its ``size``, ``image_size``, the
             size of the images.
         heat: ``reduction``, ``sign`` and ``smooth`` of :func:`~monai_wsss.cams.difference_map`; ``pooling`` (``max``)
-            and ``topk_share`` of the presence; ``min_contrast`` (0.1), where the presence level starts: an image whose
-            pooled map is not above it has an empty mask.
+            and ``topk_share`` of the presence; ``min_contrast`` (0.1): an image no pixel of whose map is above it has
+            an empty mask. The presence level starts there, too.
 
     Attributes:
         presence_level: (G,), a buffer, see :class:`~monai_wsss.networks.ActivationNetwork`; G is C for the reduction
             ``"none"``, 1 otherwise.
+        rule: ``"otsu"``, the rule of :class:`~monai_wsss.refinement.MaskRule` that its mask has by default.
 
     Raises:
         ValueError: an unknown word, numbers out of range, or an incidence by affinity outside the bottleneck; at
@@ -116,7 +117,8 @@ class CycleGenerator(ActivationNetwork):
                 f"{num_res_blocks}."
             )
         self.reduction, self.sign, self.smooth = words["reduction"], words["sign"], words["smooth"]
-        self.register_buffer("presence_level", torch.full((self.groups,), float(words["min_contrast"])))
+        self.rule, self.min_contrast = "otsu", float(words["min_contrast"])
+        self.register_buffer("presence_level", torch.full((self.groups,), self.min_contrast))
         self.output = output
         self.csa_position = csa_position
         self.stride = embed_stride * 2**num_down

@@ -30,7 +30,7 @@ from monai_wsss.refinement.pixel_adaptive import (
     pixel_adaptive_refinement,
     pixel_adaptive_weights,
 )
-from monai_wsss.refinement.pooled_rule import mixture_rule, pooled_mixture
+from monai_wsss.refinement.pooled_rule import mixture_rule, otsu_rule, pooled_mixture
 from monai_wsss.refinement.pseudo_label import (
     background_aware_scores,
     propagated_seed_label,
@@ -46,7 +46,13 @@ from monai_wsss.refinement.swapped_labels import (
     ThresholdLabels,
     TwoThresholdLabels,
 )
-from monai_wsss.refinement.threshold import NegativeResponses, median_reference, negative_quantile, otsu_threshold
+from monai_wsss.refinement.threshold import (
+    NegativeResponses,
+    median_reference,
+    negative_quantile,
+    otsu_threshold,
+    percentile_threshold,
+)
 
 __all__ = [
     "AssignedThresholds",
@@ -81,7 +87,9 @@ __all__ = [
     "mixture_rule",
     "mixture_threshold",
     "negative_quantile",
+    "otsu_rule",
     "otsu_threshold",
+    "percentile_threshold",
     "perplexity",
     "pixel_adaptive_refinement",
     "pixel_adaptive_weights",

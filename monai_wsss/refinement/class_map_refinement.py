@@ -265,14 +265,14 @@ def _decide_through(
         cam = None if logits is None else rule._score_maps(refined, present)
         return MaskDecision(rule._winners(refined, present), cam, presence)
     name, cut = str(rule.rule), cut_of(str(rule.rule), rule.threshold)
-    signed = signed_share(_responses(rule, maps, present), cut)
+    signed = signed_share(responses_of(rule, maps, present), cut)
     classes = signed.new_ones(signed.shape[:2]) if present is None else present.any(dim=1).to(signed)
     allowed = of_pixels(classes, signed)
     cam = score_maps_of(refine(probabilities_of(signed, allowed)), cut) * allowed
     return MaskDecision(cut_score_maps(cam, name, rule.threshold), cam, presence)
 
 
-def _responses(rule: MaskRule, maps: torch.Tensor, present: torch.Tensor | None) -> torch.Tensor:
+def responses_of(rule: MaskRule, maps: torch.Tensor, present: torch.Tensor | None) -> torch.Tensor:
     """Fuse shares (rules of the upper half), or margins with what lies below the level (lower half): (B, K, *S)."""
     if rule.rule in SHARE_OF_PEAK:
         return rule._shares(maps, present)

@@ -15,17 +15,18 @@ from that level to the peak. Above (strictly) is foreground.
 | `otsu`               | Otsu's threshold of this image and class  | of all classes      | 0                |
 | `mixture`            | where two Gaussians of its scores cross   | of all classes      | 0                |
 | `fixed`              | `threshold`, on the raw map               | of all classes      | 0                |
+| `percentile`         | that of this image and class, `threshold` | of all classes      | 0                |
 | `argmax`             | none: two or more real classes, no background; the class with the largest signed response     |
 
 The rules of the upper half compare classes that compete for a pixel as shares of their own peak. Those of the lower
 half compare how far the raw responses exceed the level. `mixture` fits the scores of `minmax`, for each image and
-class, and where they do not show two populations it cuts at their 0.5; :func:`~monai_wsss.refinement.mixture_rule` fits
-those of many images together.
+class, and where they do not show two populations it cuts at their 0.5. One cut for many images together is found by
+:func:`~monai_wsss.refinement.mixture_rule` and :func:`~monai_wsss.refinement.otsu_rule`.
 
-Every rule but `logit`, `negative_quantile` and `fixed` stretches whatever map it gets. So an image has to pass the
-presence gate first: its map, pooled as the network was trained, must exceed the *presence level* of the class. That
+Every rule but `logit`, `negative_quantile` and `fixed` finds something in whatever map it gets. So an image has to pass
+the presence gate first: its map, pooled as the network was trained, must exceed the *presence level* of the class. That
 level is 0 for maps whose pooled value is a logit. Maps that are never negative, such as differences of two images, are
-above 0 everywhere and need a level of their own.
+above 0 everywhere and need a level of their own. `min_contrast` guards them also where there is no gate.
 """
 
 from __future__ import annotations
@@ -41,14 +42,14 @@ from monai_wsss._labels import IGNORED
 from monai_wsss.cams import decision_rule, fuse_groups, normalize_maps, pool_maps, subtract_negative_reference
 from monai_wsss.refinement.gaussian_mixture import mixture_levels
 from monai_wsss.refinement.score_cut import RAW, SHARE_OF_PEAK, cut_of, cut_score_maps, of_pixels
-from monai_wsss.refinement.threshold import otsu_threshold
+from monai_wsss.refinement.threshold import otsu_threshold, percentile_threshold
 
 __all__ = ["MaskDecision", "MaskRule"]
 
 # What a network tells of itself; whatever else it may have under the name of a word is its own affair.
 _TOLD = (
     "pooling", "topk_share", "lse_sharpness", "groups", "reliable",
-    "negative_reference", "negative_quantile", "filled", "presence_level",
+    "negative_reference", "negative_quantile", "filled", "presence_level", "rule", "min_contrast",
 )  # fmt: skip
 
 
@@ -83,7 +84,8 @@ class MaskRule:
         pooling: the network's attribute, see :func:`~monai_wsss.cams.pool_maps`.
         rule: see the table of this module; None: the one that ``pooling`` calls for
             (:func:`~monai_wsss.cams.decision_rule`), for segmentations ``"background"``, the argmax.
-        threshold: the cut in [0, 1] of minmax, max and negative_reference (None: 0.5); the raw response of ``"fixed"``.
+        threshold: the cut in [0, 1] of minmax, max and negative_reference (None: 0.5); the raw response of ``"fixed"``;
+            the share of pixels below the cut, in percent, of ``"percentile"``.
         negative_reference: the network's buffer (G*K,), the healthy level, for that rule.
         negative_quantile: the network's buffer (G*K,), for that rule.
         filled: the network's buffer (G*K,) bool: where both of them have been measured; None: where they are finite.
@@ -95,6 +97,8 @@ class MaskRule:
         presence_level: what the pooled raw map of a class has to exceed, one number or (G*K,); None: 0.
         topk_share: of the pooling ``"topk"``.
         lse_sharpness: of the pooling ``"lse"``.
+        min_contrast: a class is absent, whatever the gate says, where no pixel of its raw map exceeds this; None for no
+            such guard. Activations alone have it.
 
     Raises:
         ValueError: words that do not fit one another.
@@ -122,6 +126,7 @@ class MaskRule:
     presence_level: float | torch.Tensor | None = None
     topk_share: float = 0.1
     lse_sharpness: float = 5.0
+    min_contrast: float | None = None
 
     def __post_init__(self) -> None:
         check_choice("output_kind", self.output_kind, ("activation", "segmentation"))
@@ -129,10 +134,10 @@ class MaskRule:
         decision_rule(self.pooling)  # raises for an unknown pooling
         if self.output_kind == "segmentation":
             rule, gate = self.rule or "background", self.gate or "none"
-            if rule not in ("background", "argmax") or self.groups != 1:
+            if rule not in ("background", "argmax") or self.groups != 1 or self.min_contrast is not None:
                 raise ValueError(
-                    "Expected `rule` None or 'argmax' (no background channel) and `groups` 1 for output_kind "
-                    f"'segmentation', got {rule!r} and {self.groups}."
+                    "Expected `rule` None or 'argmax' (no background channel), `groups` 1 and no `min_contrast` for "
+                    f"output_kind 'segmentation', got {rule!r}, {self.groups} and {self.min_contrast}."
                 )
         else:
             rule, gate = self.rule or decision_rule(self.pooling), self.gate or "predicted"
@@ -164,7 +169,7 @@ class MaskRule:
             network: gives its ``mask_rule()``, or has ``output_kind`` and, for activations, ``pooling``, its options,
                 ``groups``, ``reliable``, ``presence_level`` and the buffers of the healthy level as attributes. What
                 it lacks keeps its default.
-            changes: words to take instead of the network's.
+            changes: words to take instead of the network's; with ``rule=None``, its own stays.
 
         Raises:
             ValueError: a network that does not tell its ``output_kind``, a compiled one that was built for some of its
@@ -175,6 +180,8 @@ class MaskRule:
             >>> MaskRule.of(torch.jit.script(CAMEncoder.tiny()), gate="none").rule
             'negative_reference'
         """
+        if changes.get("rule", "") is None:
+            del changes["rule"]
         if hasattr(network, "mask_rule") and not isinstance(network, torch.jit.ScriptModule):
             return replace(network.mask_rule(), **changes)
         kind = changes.get("output_kind", getattr(network, "output_kind", None))
@@ -278,6 +285,16 @@ class MaskRule:
         self, maps: torch.Tensor, label: torch.Tensor | None, logits: torch.Tensor | None = None
     ) -> torch.Tensor | None:
         """Decide which classes may appear (B, G, K), bool; None: all."""
+        passed = self._gated(maps, label, logits)
+        if self.min_contrast is None:
+            return passed
+        contrasting = maps.flatten(3).amax(dim=3) > self.min_contrast
+        return contrasting if passed is None else passed & contrasting
+
+    def _gated(
+        self, maps: torch.Tensor, label: torch.Tensor | None, logits: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        """Decide which classes pass the gate (B, G, K), bool; None: all."""
         if (label is not None) != (self.gate == "given"):
             raise ValueError(
                 f"Expected `label` with gate='given' and only then, got gate={self.gate!r} "
@@ -326,6 +343,8 @@ class MaskRule:
             level = otsu_threshold(channels)
         elif self.rule == "mixture":
             level = mixture_levels(channels)
+        elif self.rule == "percentile":
+            level = percentile_threshold(channels, self.threshold or 0.0)
         elif self.rule == "negative_quantile":
             level = self._reference(maps)[None]
         else:

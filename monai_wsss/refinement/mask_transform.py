@@ -32,7 +32,8 @@ class ToMaskd(MapTransform):
     Args:
         keys: the network's output.
         network: deployable network, see :meth:`MaskRule.of <monai_wsss.refinement.MaskRule.of>`.
-        rule: see :class:`~monai_wsss.refinement.MaskRule`; None for the rule that the pooling calls for.
+        rule: see :class:`~monai_wsss.refinement.MaskRule`; None for the network's own, or else the rule that the
+            pooling calls for.
         threshold: see there.
         gate: ``predicted`` (default for activations), ``given`` (by ``label_key``) or ``none``. For segmentations it
             is the label filter, ``none`` by default, and the item gets its name as ``label_filter``. ``predicted`` asks

@@ -21,7 +21,7 @@ import torch
 __all__ = ["cut_of", "cut_score_maps", "probabilities_of", "score_maps_of", "signed_share"]
 
 SHARE_OF_PEAK = ("minmax", "max", "negative_reference")
-RAW = ("logit", "negative_quantile", "otsu", "mixture", "fixed")
+RAW = ("logit", "negative_quantile", "otsu", "mixture", "fixed", "percentile")
 
 
 def cut_score_maps(shares: torch.Tensor, rule: str, threshold: float | None = None) -> torch.Tensor:
@@ -36,7 +36,7 @@ def cut_score_maps(shares: torch.Tensor, rule: str, threshold: float | None = No
         uint8 mask (B, 1, *S), 0..K.
 
     Raises:
-        ValueError: a threshold outside [0, 1], or one for a rule that takes none.
+        ValueError: a threshold out of range, or one for a rule that takes none.
 
     Example:
         >>> cut_score_maps(torch.tensor([[[[0.2, 0.6]]]]), "minmax").tolist()
@@ -54,6 +54,13 @@ def cut_of(rule: str, threshold: float | None) -> float:
         if not 0.0 <= cut <= 1.0:
             raise ValueError(f"Expected `threshold` in [0, 1] for rule {rule!r}, got {cut}.")
         return cut
+    if rule == "percentile":
+        if threshold is None or not 0.0 <= threshold < 100.0:
+            raise ValueError(
+                f"Rule 'percentile' needs a `threshold` in [0, 100), the share of pixels in percent that lie below the "
+                f"cut, got {threshold}."
+            )
+        return 0.0
     if rule != "fixed" and threshold is not None:
         raise ValueError(f"Rule {rule!r} takes no `threshold`, got {threshold}: use 'fixed' for a raw response.")
     if rule == "fixed" and (threshold is None or not math.isfinite(threshold)):

@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Thresholds that need no masks: Otsu's, and what the pixels of training-negative images tell.
+"""Thresholds that need no masks: Otsu's, percentiles, and what the pixels of training-negative images tell.
 
 An image without class k shows class k nowhere, so each of its pixels is labeled for free. The median of their responses
 is the *healthy level* (the network's buffer ``negative_reference``); healthy tissue hardly exceeds a high quantile of
@@ -13,7 +13,7 @@ import torch
 
 from monai_wsss._checks import check_label, check_shape, float32_or_wider
 
-__all__ = ["NegativeResponses", "median_reference", "negative_quantile", "otsu_threshold"]
+__all__ = ["NegativeResponses", "median_reference", "negative_quantile", "otsu_threshold", "percentile_threshold"]
 
 # Kept per channel, 16 MiB in float32; at the 0.999 quantile still 4000 values lie above.
 MAX_VALUES_PER_CHANNEL = 2**22
@@ -50,6 +50,33 @@ def otsu_threshold(maps: torch.Tensor) -> torch.Tensor:
     # Equal values cannot be parted: only the last of each run is a candidate.
     between.masked_fill_(ordered[..., 1:] == ordered[..., :-1], -1.0)
     return ordered.gather(2, between.argmax(dim=2, keepdim=True)).squeeze(2)
+
+
+def percentile_threshold(maps: torch.Tensor, percent: float) -> torch.Tensor:
+    """Compute the percentile of each map, linear between neighbors as ``numpy.percentile``, of any number of pixels.
+
+    Args:
+        maps: (B, K, *S).
+        percent: in [0, 100].
+
+    Returns:
+        (B, K).
+
+    Raises:
+        ValueError: another shape, or a percentile out of range.
+
+    Example:
+        >>> percentile_threshold(torch.tensor([[[[4.0, 1.0], [2.0, 3.0]]]]), 50)
+        tensor([[2.5000]])
+    """
+    check_shape("maps", maps, "(B, K, *S)")
+    if not 0.0 <= percent <= 100.0:
+        raise ValueError(f"Expected `percent` in [0, 100], got {percent}.")
+    pixels = float32_or_wider(maps).flatten(2)
+    position = percent / 100 * (pixels.shape[2] - 1)
+    below = int(position)
+    low, high = (pixels.kthvalue(place, dim=2).values for place in (below + 1, min(below + 2, pixels.shape[2])))
+    return low + (position - below) * (high - low)
 
 
 def negative_quantile(values: torch.Tensor, q: float) -> float:

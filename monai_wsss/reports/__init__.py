@@ -5,7 +5,7 @@
 
 from monai_wsss.reports.box_chart import box_chart
 from monai_wsss.reports.charts import bar_chart, write_svg
-from monai_wsss.reports.conversions import render_conversions
+from monai_wsss.reports.conversions import render_conversions, render_switches
 from monai_wsss.reports.page import write_report
 from monai_wsss.reports.panels import choose_cases, render_comparison, render_panel
 from monai_wsss.reports.provenance import collect_provenance, write_run
@@ -22,6 +22,7 @@ __all__ = [
     "render_comparison",
     "render_conversions",
     "render_panel",
+    "render_switches",
     "write_report",
     "write_run",
     "write_svg",

@@ -34,6 +34,7 @@ from monai_wsss.reports.charts import (
     line_chart,
     value_strip,
 )
+from monai_wsss.reports.intensities import intensity_view
 from monai_wsss.reports.panels import MASK_COLOR, REFERENCE_COLOR, choose_cases
 
 __all__ = ["write_report"]
@@ -97,7 +98,7 @@ def write_report(run_dir: str | os.PathLike[str]) -> Path:
     """Write ``report.html`` into a run folder.
 
     It shows ``run.json``, ``metrics.json``, ``notes.txt``, ``per_case.csv``, ``per_subject.csv``, ``sweep.json``,
-    ``training_log.csv`` and ``panels/<row>.png``; each may be missing.
+    ``training_log.csv``, ``panels/<row>.png``, ``intensities.json`` and ``conversions.png``; each may be missing.
 
     Args:
         run_dir: the folder of an evaluation or a training.
@@ -146,6 +147,8 @@ def _view(folder: Path) -> dict[str, Any]:
         "notes": _read(folder / "notes.txt", str.splitlines) or [],
         "cases": _read(folder / "per_case.csv", lambda text: _cases(text, folder / "panels")),
         "subject_charts": _read(folder / "per_subject.csv", _subject_charts),
+        "intensities": _read(folder / "intensities.json", intensity_view),
+        "conversions": _png(folder / "conversions.png"),
         "sweep_charts": _read(folder / "sweep.json", _sweep_charts),
         "training_charts": None if foreign else _read(log, _training_charts),
         "foreign_log": foreign,
@@ -245,16 +248,20 @@ def _cases(text: str, panels: Path) -> dict[str, Any]:
 
 def _panel(number: int, row: Mapping[str, str], panels: Path) -> dict[str, Any]:
     """Prepare picture and caption of a case; the picture is ``None`` where it was not drawn."""
-    path = panels / f"{number}.png"
-    content = path.read_bytes() if path.is_file() else b""
     distance = f", ASSD {float(row['assd']):.2f} {row['unit']}" if row.get("assd") else ""
     marked = sum(int(value) for name, value in row.items() if name.split("/")[0] == "fp" and value)
     score = f"Dice {float(row['dice']):.2f}{distance}" if row["finding"] == "1" else f"{marked} pixels marked"
     return {
         "number": number,
         "score": score,
-        "png": base64.b64encode(content).decode() if content.startswith(b"\x89PNG") else None,
+        "png": _png(panels / f"{number}.png"),
     }
+
+
+def _png(path: Path) -> str | None:
+    """Give a picture as text for the page; None where there is none."""
+    content = path.read_bytes() if path.is_file() else b""
+    return base64.b64encode(content).decode() if content.startswith(b"\x89PNG") else None
 
 
 def _subject_charts(text: str) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 from monai_wsss._intensity import USUAL_STAIN
 from monai_wsss._pictures import ROWS_COLUMNS, order_of
 
-__all__ = ["MASK_COLOR", "REFERENCE_COLOR", "choose_cases", "render_comparison", "render_panel"]
+__all__ = ["MASK_COLOR", "REFERENCE_COLOR", "choose_cases", "outlines_over", "render_comparison", "render_panel"]
 
 REFERENCE_COLOR = "#4da3ff"
 """Outline of the reference."""
@@ -171,6 +171,14 @@ def render_comparison(
         labels = _resize(mask.astype(np.float64), size, Image.Resampling.NEAREST).astype(int)
         tiles.append((name, _draw_outlines(tiles[0][1], expected, labels)))
     return _strip(tiles, size)
+
+
+def outlines_over(picture: Image.Image, reference: np.ndarray, mask: np.ndarray) -> Image.Image:
+    """Draw the outlines of a reference and of a mask, labels ``(x, y)``, over a picture of any size."""
+    labels = [_resize(part.astype(np.float64), picture.size, Image.Resampling.NEAREST) for part in (reference, mask)]
+    expected, found = (part.astype(int) for part in labels)
+    drawn = _draw_outlines(np.asarray(picture, dtype=np.float32), expected, found)
+    return Image.fromarray(drawn.round().clip(0, 255).astype(np.uint8))
 
 
 def _check_shapes(

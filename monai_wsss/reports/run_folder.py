@@ -6,6 +6,7 @@ run.json        what ran: versions, seed, settings, data and weights by their SH
 metrics.json    metric -> mean, interval, n           per_case.csv, per_subject.csv    the tables behind it
 masks/          written by SaveMaskd                  predictions.csv                  inference: what was found
 panels/<n>.png  image | CAM | mask | reference of row n of per_case.csv
+heat/, converted/   written by SaveMapd      intensities.json, conversions.png   of networks that convert images
 report.html     all of it on one page
 
 An evaluation begins with an empty folder: what an earlier run left under these names goes when it starts.
@@ -34,6 +35,7 @@ from monai_wsss.engines import SegmentationScores, is_main_process
 from monai_wsss.metrics.aggregate import table_text
 from monai_wsss.networks import recorded_reading
 from monai_wsss.networks.published_weights import encoder_weights_of
+from monai_wsss.reports.intensities import ConversionRecord
 from monai_wsss.reports.page import write_report
 from monai_wsss.reports.panels import render_panel
 from monai_wsss.reports.provenance import (
@@ -212,7 +214,7 @@ class RunFolder(RunRecord):
 
     leftovers = (
         *("masks", "panels", "training_log.csv", "sweep.json", "metrics.json", "per_case.csv", "per_subject.csv"),
-        *("predictions.csv", "notes.txt", "report.html"),
+        *("predictions.csv", "notes.txt", "report.html", "heat", "converted", "intensities.json", "conversions.png"),
     )
 
     def __init__(
@@ -226,6 +228,7 @@ class RunFolder(RunRecord):
     ) -> None:
         super().__init__(output_dir, datalist, **record)
         self.scores = scores
+        self.conversions = ConversionRecord()
         if training_dir is not None:
             self.training_dir = Path(training_dir)
 
@@ -267,12 +270,17 @@ class RunFolder(RunRecord):
             mask = _array(result["pred"])[0]
             cam = _array(result["cam"]).max(0) if "cam" in result else None
             reference = _array(item["mask"])[0] if "mask" in item else None
+            if "converted" in result:
+                image = result["image"].detach().cpu()
+                self.conversions.add(item["label"], image, result["converted"], result["pred"], item.get("mask"))
             panel = render_panel(result["image"], cam, mask, reference, channel_names=self.channel_names)
             with atomic_path(folder / f"{row}.png") as temporary:
                 temporary.write_bytes(panel)
 
     def _write(self, engine: Engine) -> None:
         self.scores.table.write(self.output_dir)
+        if self.conversions:
+            self.conversions.write(self.output_dir)
         log, copy = self._training_log, self.output_dir / "training_log.csv"
         if log is not None and not copy.exists():  # one that is there still is the folder's own
             with atomic_path(copy) as temporary:
@@ -283,6 +291,7 @@ class RunFolder(RunRecord):
 class InferenceLog(RunRecord):
     """Write ``run.json`` and ``predictions.csv``: for each case its mask file, label filter, presence and volumes.
 
+    Heat map and converted image are named, too, where :class:`~monai_wsss.transforms.SaveMapd` wrote them.
     Volumes are in milliliters where the spacing of a study is known, else in pixels.
     ``replaced`` names a sequence that the data lack and the one in its place, as ``T1<-FLAIR``.
 
@@ -290,7 +299,7 @@ class InferenceLog(RunRecord):
         DataError: on attaching: the evaluator has no case.
     """
 
-    leftovers = ("masks", "predictions.csv")
+    leftovers = ("masks", "predictions.csv", "heat", "converted")
 
     def attach(self, engine: Engine) -> None:
         """Register on an evaluator whose post-processing writes the masks."""
@@ -311,6 +320,11 @@ class InferenceLog(RunRecord):
                 "mask": os.path.relpath(result["pred_path"], self.output_dir),
                 "replaced": " ".join(f"{name}<-{other}" for name, other in self.replaced.items()),
             }
+            for name in ("heat", "converted"):
+                if f"{name}_path" in result:
+                    paths = result[f"{name}_path"]
+                    paths = [paths] if isinstance(paths, str) else paths
+                    row[name] = " ".join(os.path.relpath(path, self.output_dir) for path in paths)
             if "label_filter" in result:
                 row["label_filter"] = result["label_filter"]
             volume = voxel_volume(result["image"])

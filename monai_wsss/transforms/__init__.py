@@ -19,6 +19,7 @@ from monai_wsss.transforms.paired_spatial import (
 )
 from monai_wsss.transforms.photometric import RandPhotometricDistortiond
 from monai_wsss.transforms.published import gland_augmentation, imagenet_normalization, strong_and_weak_views
+from monai_wsss.transforms.save_map import SaveMapd
 from monai_wsss.transforms.save_mask import SaveMaskd, has_geometry, write_mask
 from monai_wsss.transforms.scale_crop import RandScalePadCropd
 from monai_wsss.transforms.stain import NormalizeStaind, RandStainJitterd
@@ -39,6 +40,7 @@ __all__ = [
     "RandStainJitterd",
     "ResizeInPlaned",
     "ResizeStep",
+    "SaveMapd",
     "SaveMaskd",
     "ShiftStep",
     "SpatialRecord",

@@ -88,13 +88,39 @@ def write_mask(
             nibabel.save(as_nifti(array[0], np.eye(4) if affine is None else affine, source), temporary)
 
 
+def beside_its_source(item: Mapping[Hashable, Any], key: str, image_key: str) -> tuple[torch.Tensor, np.ndarray | None]:
+    """Give a mask or map (C, *S) of an item in the order of files, and the affine of its source image.
+
+    Args:
+        item: holds both.
+        key: of the mask or map.
+        image_key: of the source image, a MetaTensor that knows its file and affine.
+
+    Returns:
+        The mask, (C, x, y) or (C, x, y, z), and the affine (4, 4), or None where the image has no geometry.
+
+    Raises:
+        ValueError: the mask has another size than its source image, or the image has lost its metadata.
+    """
+    values, image = item[key], item[image_key]
+    if item.get("order") == ROWS_COLUMNS and not isinstance(image, MetaTensor):
+        raise ValueError(
+            f"Expected `{image_key}` to be a MetaTensor, which knows the order of its axes, got "
+            f"{type(image).__name__}: keep MONAI's metadata on (`monai.data.set_track_meta(True)`)."
+        )
+    if values.shape[1:] != image.shape[1:]:
+        raise ValueError(
+            f"Expected `{key}` of its source image's size {tuple(image.shape[1:])}, got {tuple(values.shape[1:])}."
+        )
+    return as_stored(values, image)
+
+
 class SaveMaskd(MapTransform):
     """Write the masks of an item to ``output_dir/masks/<id>.nii.gz`` or ``.png``; the path goes to ``<key>_path``.
 
-    The geometry is that of ``image_key``: the mask has its grid, so its affine holds for the mask, and the header of a
-    NIfTI file is kept, see :func:`write_mask`.  Masks of images
-    without geometry (PNG, JPEG, TIFF) become PNG.  Such a mask lies as viewers show its image: upright, also where an
-    EXIF entry turns the image, and without an EXIF entry of its own.
+    The geometry is that of ``image_key``: the mask has its grid and affine, and the unit and the forms of a NIfTI header
+    are kept, see :func:`write_mask`.  Masks of images without geometry (PNG, JPEG, TIFF) become PNG.  Such a mask lies
+    as viewers show its image: upright, also where an EXIF entry turns the image, and without an EXIF entry of its own.
 
     Args:
         keys: masks (1, *S) to write.
@@ -124,23 +150,11 @@ class SaveMaskd(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
-        image = item[self.image_key]
-        if item.get("order") == ROWS_COLUMNS and not isinstance(image, MetaTensor):
-            raise ValueError(
-                f"Expected `{self.image_key}` to be a MetaTensor, which knows the order of its axes, got "
-                f"{type(image).__name__}: keep MONAI's metadata on (`monai.data.set_track_meta(True)`)."
-            )
         for key in self.key_iterator(item):
-            mask = item[key]
-            if mask.shape[1:] != image.shape[1:]:
-                raise ValueError(
-                    f"Expected `{key}` of its source image's size {tuple(image.shape[1:])}, "
-                    f"got {tuple(mask.shape[1:])}."
-                )
-            stored, affine = as_stored(mask, image)
+            stored, affine = beside_its_source(item, str(key), self.image_key)
             name = case_file_name(item["id"]) + (".png" if affine is None else ".nii.gz")
             folder = make_directory(self.output_dir / "masks")
-            source = image.meta if isinstance(image, MetaTensor) else None
+            source = getattr(item[self.image_key], "meta", None)
             write_mask(folder / name, stored, affine, palette=self.palette, source=source)
             item[f"{key}_path"] = str(folder / name)
         return item

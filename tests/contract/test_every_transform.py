@@ -29,6 +29,7 @@ from monai_wsss.transforms import (
     RandScalePadCropd,
     RandStainJitterd,
     ResizeInPlaned,
+    SaveMapd,
     SaveMaskd,
     SpatialRecord,
 )
@@ -65,6 +66,7 @@ def network() -> CAMEncoder:
     return made
 
 
+WRITERS = {"SaveMapd", "SaveMaskd"}
 # How each is made, given a folder, and the item that it gets.
 MADE: dict[str, tuple[Callable[[Path], Any], dict[str, Any]]] = {
     "NormalizeStaind": (lambda folder: NormalizeStaind("image"), {"image": color()}),
@@ -78,6 +80,10 @@ MADE: dict[str, tuple[Callable[[Path], Any], dict[str, Any]]] = {
     "RandScalePadCropd": (lambda folder: RandScalePadCropd("image", (12, 20)), {"image": color()}),
     "RandStainJitterd": (lambda folder: RandStainJitterd("image", 1.0), {"image": color()}),
     "ResizeInPlaned": (lambda folder: ResizeInPlaned("image", (8, 12)), {"image": color()}),
+    "SaveMapd": (
+        lambda folder: SaveMapd("image", folder, image_key="source"),
+        {"image": torch.rand(1, 8, 8, generator=torch.Generator().manual_seed(0)), "source": color(8), "id": "one"},
+    ),
     "SaveMaskd": (
         lambda folder: SaveMaskd("image", folder, image_key="source"),
         {"image": torch.ones(1, 8, 8, dtype=torch.uint8), "source": color(8), "id": "one"},
@@ -116,7 +122,7 @@ def test_other_keys_and_the_item_itself_are_left_alone(name, tmp_path):
     assert torch.as_tensor(result["image"]).isfinite().all()
 
 
-@pytest.mark.parametrize("name", sorted(set(MADE) - {"SaveMaskd"}))
+@pytest.mark.parametrize("name", sorted(set(MADE) - WRITERS))
 def test_random_draws_follow_the_seed(name, tmp_path):
     transform = MADE[name][0](tmp_path)
     first, second, third = (apply(transform, fresh(name), seed)["image"] for seed in (1, 1, 2))
@@ -124,7 +130,7 @@ def test_random_draws_follow_the_seed(name, tmp_path):
     assert torch.equal(first, third) is not isinstance(transform, Randomizable)
 
 
-@pytest.mark.parametrize("name", sorted(set(MADE) - {"SaveMaskd"}))
+@pytest.mark.parametrize("name", sorted(set(MADE) - WRITERS))
 def test_tensors_with_metadata_give_the_same_values(name, tmp_path):
     transform = MADE[name][0](tmp_path)
     plain = apply(transform, fresh(name))["image"]

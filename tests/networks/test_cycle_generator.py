@@ -185,6 +185,12 @@ def test_an_image_with_little_contrast_has_an_empty_mask():
     heat[0, :, 2:4, 2:4], heat[1, :, 2:4, 2:4] = 0.2, 0.3
     assert rule(heat).mask.sum((1, 2, 3)).tolist() == [0, 4]
     assert not rule(torch.full_like(heat, 0.5)).mask.any(), "Otsu's threshold has nothing to separate"
+    network.presence_level.fill_(0.0)
+    for made in (network, torch.jit.script(network)):
+        assert MaskRule.of(made).rule == "otsu", "the rule of differences, whatever the pooling calls for"
+        assert MaskRule.of(made, rule=None).rule == "otsu"
+        assert MaskRule.of(made)(heat).mask.sum((1, 2, 3)).tolist() == [0, 4], "the contrast stays a condition"
+        assert MaskRule.of(made, gate="none")(heat).mask.sum((1, 2, 3)).tolist() == [0, 4]
     network.presence_level.fill_(0.5)
     for made in (network, torch.jit.script(network)):
         assert not MaskRule.of(made, rule="otsu")(heat).mask.any()

@@ -28,7 +28,7 @@ from monai_wsss.refinement import (
 from monai_wsss.refinement.gaussian_mixture import mixture_levels
 
 SHARES = ("minmax", "max", "negative_reference")
-CUTS = (*SHARES, "logit", "negative_quantile", "otsu", "mixture", "fixed")
+CUTS = (*SHARES, "logit", "negative_quantile", "otsu", "mixture", "fixed", "percentile")
 PAR = {"dilations": (1, 2), "iterations": 3, "row_stochastic": True}
 
 
@@ -44,7 +44,7 @@ def two_tissues(*size: int) -> torch.Tensor:
 
 
 def rule_of(name: str, channels: int = 1, **words: object) -> MaskRule:
-    threshold = 0.2 if name == "fixed" else None
+    threshold = {"fixed": 0.2, "percentile": 80.0}.get(name)
     levels = torch.linspace(-0.6, -0.2, channels)
     return MaskRule(
         **{
@@ -162,6 +162,7 @@ def slow_probabilities(rule: MaskRule, scores: torch.Tensor) -> torch.Tensor:
             "logit": 0.0,
             "fixed": rule.threshold,
             "otsu": otsu_threshold(scores)[0, channel].item(),
+            "percentile": np.percentile(scores[0, channel].numpy(), 80),
             "mixture": mixture_levels(scores)[0, channel].item(),
             "negative_quantile": None if rule.negative_quantile is None else rule.negative_quantile[channel].item(),
         }[str(rule.rule)]

@@ -18,7 +18,7 @@ from monai_wsss.networks import CAMEncoder
 from monai_wsss.refinement import MaskRule, cut_score_maps, mixture_threshold, score_maps, to_mask
 
 REFERENCES = {"negative_reference": torch.tensor([-1.0, -0.5]), "negative_quantile": torch.tensor([0.3, 0.6])}
-RULES = ("minmax", "max", "logit", "negative_reference", "negative_quantile", "otsu", "mixture", "fixed")
+RULES = ("minmax", "max", "logit", "negative_reference", "negative_quantile", "otsu", "mixture", "fixed", "percentile")
 
 
 def random_scores(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -29,7 +29,7 @@ def options(rule: str, classes: int) -> dict:
     """Give what the rule needs besides the scores."""
     if rule in REFERENCES:
         return {"rule": rule, rule: REFERENCES[rule][:classes]}
-    return {"rule": rule, "threshold": 0.4} if rule == "fixed" else {"rule": rule}
+    return {"rule": rule, "threshold": {"fixed": 0.4, "percentile": 80.0}.get(rule)}
 
 
 def numpy_rule(channel: np.ndarray, rule: str, k: int) -> np.ndarray:
@@ -59,6 +59,8 @@ def numpy_rule(channel: np.ndarray, rule: str, k: int) -> np.ndarray:
             for t in candidates
         ]
         return channel > candidates[np.argmax(between)]
+    if rule == "percentile":
+        return channel > np.percentile(channel, 80)
     return channel > 0.4
 
 
@@ -229,7 +231,7 @@ def test_scores_are_differentiable() -> None:
 @pytest.mark.parametrize("value", [0.0, -2.0, 3.0])
 def test_constant_maps(rule: str, value: float) -> None:
     mask = to_mask(torch.full((1, 1, 4, 4), value), gate="none", **options(rule, 1))
-    everywhere = value == 3.0 and rule not in ("minmax", "otsu", "mixture")
+    everywhere = value == 3.0 and rule not in ("minmax", "otsu", "mixture", "percentile")
     # A map of zeros is a response above a healthy level of -1, and there is no background to tell it from.
     everywhere |= value == 0.0 and rule == "negative_reference"
     assert mask.float().mean() == float(everywhere)
@@ -259,7 +261,9 @@ def test_meta_tensor_batches() -> None:
 )
 def test_a_higher_threshold_never_adds_foreground(seed: int, rule: str, first: float, second: float) -> None:
     scores = random_scores(2, 2, 5, 5, seed=seed)
-    low, high = (to_mask(scores, pooling="max", threshold=t, **options(rule, 2)) > 0 for t in sorted((first, second)))
+    low, high = (
+        to_mask(scores, pooling="max", **options(rule, 2) | {"threshold": t}) > 0 for t in sorted((first, second))
+    )
     assert bool((high <= low).all())
 
 
@@ -328,8 +332,8 @@ def test_a_missing_reference_says_how_to_get_it(rule: str) -> None:
         ({"rule": "fixed"}, "Rule 'fixed' needs a finite `threshold`.*got None"),
         ({"rule": "fixed", "threshold": float("nan")}, "Rule 'fixed' needs a finite `threshold`"),
         ({"rule": "argmax", "groups": 2}, r"\(argmax: 2 or more\) in `scores`, got 1"),
-        ({"output_kind": "segmentation", "rule": "minmax"}, "'segmentation', got 'minmax' and 1"),
-        ({"output_kind": "segmentation", "groups": 2}, "'segmentation', got 'background' and 2"),
+        ({"output_kind": "segmentation", "rule": "minmax"}, "'segmentation', got 'minmax', 1 and None"),
+        ({"output_kind": "segmentation", "groups": 2}, "'segmentation', got 'background', 2 and None"),
     ],
 )
 def test_bad_arguments(arguments: dict, message: str) -> None:
@@ -498,3 +502,32 @@ def test_a_class_cannot_be_called_as_ignored_pixels_are() -> None:
 def test_words_that_do_not_fit_are_told_when_a_rule_is_made(words: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         MaskRule(**words)
+
+
+def test_a_percentile_is_that_of_each_image_and_class() -> None:
+    scores = random_scores(3, 2, 10, 10)
+    masks = [to_mask(scores[:, k : k + 1], rule="percentile", threshold=95, gate="none") for k in range(2)]
+    assert all(mask.sum((1, 2, 3)).tolist() == [5, 5, 5] for mask in masks), "each image has its own cut"
+    with pytest.raises(ValueError, match=r"Rule 'percentile' needs a `threshold` in \[0, 100\).* got None"):
+        MaskRule(rule="percentile")
+    for percent in (-1.0, 100.0, float("nan")):
+        with pytest.raises(ValueError, match=r"in \[0, 100\)"):
+            MaskRule(rule="percentile", threshold=percent)
+
+
+@pytest.mark.parametrize("gate", ["none", "predicted", "given"])
+def test_a_map_without_contrast_has_an_empty_mask_whatever_the_gate(gate: str) -> None:
+    heat = torch.zeros(2, 2, 4, 4)
+    heat[0, 0, 1, 1], heat[0, 1, 2, 2], heat[1, 0, 0, 0] = 0.3, 0.1, 0.09  # of two images and classes
+    label = torch.ones(2, 2) if gate == "given" else None
+    rule = MaskRule(pooling="max", rule="otsu", gate=gate, min_contrast=0.1)
+    mask, cam, presence = rule(heat, label)
+    expected = torch.zeros(2, 1, 4, 4, dtype=torch.uint8)
+    expected[0, 0, 1, 1] = 1
+    assert torch.equal(mask, expected)
+    assert not cam[0, 1].any(), "exactly the least contrast is none"
+    torch.testing.assert_close(presence, heat.amax((2, 3)))
+    assert replace(rule, min_contrast=None)(heat, label).mask.sum() == 3
+    assert rule.settings()["min_contrast"] == 0.1
+    with pytest.raises(ValueError, match="no `min_contrast` for output_kind 'segmentation'"):
+        MaskRule(output_kind="segmentation", min_contrast=0.1)

@@ -1,16 +1,18 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""The rule `mixture` of one image, and of many together."""
+"""The rule `mixture` of one image, and of many together, and Otsu's threshold of many."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from skimage.filters import threshold_otsu
 from test_gaussian_mixture import two_populations
 
-from monai_wsss.refinement import MaskRule, mixture_rule, mixture_threshold, pooled_mixture
+from monai_wsss.refinement import MaskRule, mixture_rule, mixture_threshold, otsu_rule, pooled_mixture
 
 
 def maps(share: float, seed: int = 0, scale: float = 5.0) -> torch.Tensor:
@@ -93,3 +95,50 @@ def test_what_is_not_cut_is_refused(rule):
 def test_no_images_are_refused():
     with pytest.raises(ValueError, match="at least one image"):
         pooled_mixture([])
+
+
+def heats(*, seed: int = 0) -> torch.Tensor:
+    """Draw five maps (5, 1, 40, 30) of whole numbers, with a bright square each, whose brightness differs."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = 20 + 8 * torch.randn(5, 1, 40, 30, generator=generator)
+    for number in range(5):
+        drawn[number, :, 4 : 14 + number, 6:20] += 40 + 15 * number
+    return drawn.round().clamp_min(0)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:skimage")
+def test_pooled_otsu_agrees_with_scikit_image():
+    images = heats()
+    rule = MaskRule(pooling="max", rule="otsu", min_contrast=0.1)
+    found = otsu_rule(rule, images.split([2, 3]))
+    # Scikit-image counts every gray value of integer images, so its histogram is exact too.
+    expected = threshold_otsu(images.numpy().astype(np.int64))
+    assert found.rule == "fixed"
+    assert found.threshold == expected
+    assert found.min_contrast == 0.1
+    assert torch.equal(found(images).mask == 1, images > expected)
+    assert not torch.equal(found(images).mask, rule(images).mask), "each image alone has its own cut"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:skimage")
+def test_pooled_otsu_takes_the_classes_that_are_present():
+    images = heats()
+    quiet = images / 100
+    rule = MaskRule(pooling="max", presence_level=10.0)
+    assert otsu_rule(rule, [torch.cat((images, quiet))]).threshold == otsu_rule(rule, [images]).threshold
+    with_absent_class = torch.cat((images, quiet + 9), dim=1)
+    assert otsu_rule(rule, [with_absent_class]).threshold == otsu_rule(rule, [images]).threshold
+    two = torch.cat((images, images.flip(0)), dim=1)
+    strongest = two.amax(1).numpy().astype(np.int64)
+    assert otsu_rule(rule, [two]).threshold == threshold_otsu(strongest)
+    nothing = otsu_rule(rule, [quiet])
+    assert nothing.rule == "otsu"
+    assert not nothing(quiet).mask.any()
+    assert otsu_rule(replace(rule, gate="none"), [quiet]).rule == "fixed"
+
+
+def test_pooled_otsu_refuses_what_it_cannot_cut():
+    with pytest.raises(ValueError, match="Expected a rule that cuts class maps"):
+        otsu_rule(MaskRule(output_kind="segmentation"), [heats()])
+    with pytest.raises(ValueError, match="at least one image"):
+        otsu_rule(MaskRule(), [])

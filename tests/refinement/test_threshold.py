@@ -11,7 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.filters import threshold_otsu
 
-from monai_wsss.refinement import NegativeResponses, median_reference, negative_quantile, otsu_threshold
+from monai_wsss.refinement import (
+    NegativeResponses,
+    median_reference,
+    negative_quantile,
+    otsu_threshold,
+    percentile_threshold,
+)
 from monai_wsss.refinement import threshold as module
 
 
@@ -65,6 +71,19 @@ def test_otsu_leaves_half_precision() -> None:
     assert otsu_threshold(torch.tensor([[[[0.0, 1.0, 9.0]]]]).half()).dtype == torch.float32
     with pytest.raises(ValueError, match=r"`maps` of shape \(B, K, \*S\)"):
         otsu_threshold(torch.zeros(4, 4))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40), st.floats(0, 100))
+def test_percentiles_of_each_map_equal_numpy(values: list[float], percent: float) -> None:
+    maps = torch.tensor([values, values[::-1], [-value for value in values]], dtype=torch.float64).reshape(1, 3, 1, -1)
+    expected = np.percentile(maps.numpy(), percent, axis=(2, 3))
+    np.testing.assert_allclose(percentile_threshold(maps, percent), expected, rtol=1e-9, atol=1e-6)
+
+
+def test_percentiles_out_of_range_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"Expected `percent` in \[0, 100\], got 101"):
+        percentile_threshold(torch.zeros(1, 1, 4, 4), 101)
 
 
 @settings(max_examples=40, deadline=None)
