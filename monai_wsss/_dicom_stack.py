@@ -28,6 +28,8 @@ _SAME_PLACE, _SAME_PLACE_MM = 0.1, 0.2
 """Up to which distance slices count as lying at one place: a share of the largest step, and millimeters."""
 _STATED_STEP = 0.02
 """Share of the step by which ``SpacingBetweenSlices`` may differ without a word."""
+_STRAIGHT_DEGREES = 0.06
+"""Up to which tilt axes count as perpendicular."""
 _TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 _logger = logging.getLogger(__name__)
@@ -137,6 +139,7 @@ def stacked(frames: Sequence[Frame], where: Path) -> tuple[list[Frame], np.ndarr
     _check_even(ordered, heights, where)
     step = (_place(ordered[-1]) - _place(ordered[0])) / (len(ordered) - 1)
     _tell_of_stated_step(ordered[0], step, normal, where)
+    _tell_of_tilt(step, normal, where)
     return ordered, affine_of_slice(ordered[0], step)
 
 
@@ -230,4 +233,16 @@ def _tell_of_stated_step(first: Frame, step: np.ndarray, normal: np.ndarray, whe
             where,
             found[1],
             first.step,
+        )
+
+
+def _tell_of_tilt(step: np.ndarray, normal: np.ndarray, where: Path) -> None:
+    """Log that the slices are shifted evenly to a side."""
+    angle = float(np.degrees(np.arctan2(np.linalg.norm(np.cross(step, normal)), step @ normal)))
+    if angle > _STRAIGHT_DEGREES:
+        _logger.warning(
+            "The slices of the DICOM series %s are tilted by %.1f degrees: its affine is sheared, distances are told "
+            "in pixels, and programs built on ITK do not read its NIfTI files.",
+            where,
+            angle,
         )

@@ -118,9 +118,9 @@ def beside_its_source(item: Mapping[Hashable, Any], key: str, image_key: str) ->
 class SaveMaskd(MapTransform):
     """Write the masks of an item to ``output_dir/masks/<id>.nii.gz`` or ``.png``; the path goes to ``<key>_path``.
 
-    The geometry is that of ``image_key``: the mask has its grid and affine, and the unit and the forms of a NIfTI header
-    are kept, see :func:`write_mask`.  Masks of images without geometry (PNG, JPEG, TIFF) become PNG.  Such a mask lies
-    as viewers show its image: upright, also where an EXIF entry turns the image, and without an EXIF entry of its own.
+    The geometry is that of ``image_key``: the mask has its grid and affine, and unit and forms of a NIfTI header are
+    kept, see :func:`write_mask`.  Masks of images without geometry (PNG, JPEG, TIFF) become PNG.  Such a mask lies as
+    viewers show its image: upright, also where an EXIF entry turns the image, and without an EXIF entry of its own.
 
     Args:
         keys: masks (1, *S) to write.
