@@ -45,4 +45,4 @@ bundles: setup
 	$(BIN)/python bundles/generate.py
 
 clean:
-	rm -rf demo demo_cmer demo_bmp demo_gland demo_skin demo_cosa $(DEMO) bundles/*/eval bundles/*/sample_data
+	rm -rf demo demo_cmer demo_bmp demo_gland demo_skin demo_cosa demo_coingan demo_chest $(DEMO) bundles/*/eval bundles/*/sample_data

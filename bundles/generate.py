@@ -10,8 +10,9 @@ all of them has its source here once:
     source/logging.conf, ../LICENSE    copied
 
 `"<name>": {"train#sampler": …}` says what a bundle changes in the fragment: ids as in MONAI's overlays, `"<absent>"` to
-leave one out.  `<bundle>` in a text is the bundle's name.  Fragments of `"all"` may go into any file.  Other overlays,
-metadata, README and weights are written by hand.
+leave one out, and `"train#handlers#0+"` to add an item to a list after its item 0.  `<bundle>` in a text is the name of
+the bundle.  Fragments of `"all"` may go into any file.  Other overlays, metadata, README and weights are written by
+hand.
 """
 
 from __future__ import annotations
@@ -71,6 +72,8 @@ def _change(fragment: Any, name: str, value: Any) -> None:
     if above is not None:
         part = fragment[above] if isinstance(fragment, dict) else fragment[int(above)]
         _change(part, name.removeprefix(f"{above}#"), value)
+    elif name.endswith("+") and isinstance(fragment, list):
+        fragment.insert(int(name.removesuffix("+")) + 1, value)
     elif value == "<absent>":
         del fragment[name if isinstance(fragment, dict) else int(name)]
     else:

@@ -28,7 +28,15 @@ __all__ = ["main"]
 _BUNDLE = "bundles/brain_mri_cam_segmentation"
 _TISSUE_BUNDLE = "bundles/histology_gland_segmentation"
 _TILE_BUNDLE = "bundles/dermoscopy_cam_segmentation"
-_CHANNELS = {_BUNDLE: ["T1", "T1c", "FLAIR"], _TILE_BUNDLE: ["red", "green", "blue"]}
+_PHOTOGRAPH_BUNDLE = "bundles/dermoscopy_cosa_segmentation"
+_CONVERSION_BUNDLE = "bundles/chest_xray_coingan_segmentation"
+_COLORS = ["red", "green", "blue"]
+_CHANNELS = {
+    _BUNDLE: ["T1", "T1c", "FLAIR"],
+    _TILE_BUNDLE: _COLORS,
+    _PHOTOGRAPH_BUNDLE: _COLORS,
+    _CONVERSION_BUNDLE: ["image"],
+}
 _FEW_CLASSES = 6  # that a table has room for side by side
 
 
@@ -176,38 +184,52 @@ def _print_next(folder: Path, datalist: dict[str, Any]) -> None:
         _print_training(_TISSUE_BUNDLE, f"--dataset_dir {shlex.quote(str(folder))}", folder)
         return
     names = [datalist["modality"][str(channel)] for channel in range(len(datalist["modality"]))]
-    bundle = _TILE_BUNDLE if "tiles" in datalist else _BUNDLE
+    filled = [split for split in SPLITS if datalist[split]]
+    volumes = bool(filled) and _is_volume(folder, datalist[filled[0]][0]["image"])
+    bundle = _BUNDLE if volumes else _bundle_for(datalist, names)
     needed = ""
     if names != _CHANNELS[bundle]:
         needed += f" --modalities {_quoted(names)} --in_channels {len(names)}"
     if len(datalist["classes"]) > 1:
         needed += f" --num_classes {len(datalist['classes'])}"
     data = f"--dataset_dir {shlex.quote(str(folder))}{needed}"
-    filled = [split for split in SPLITS if datalist[split]]
-    if filled and _is_volume(folder, datalist[filled[0]][0]["image"]):
+    if volumes:
         if needed:
             data += " --ckpt_dir RUN"
         if "test" not in filled:
             data += f" --split {filled[0]}"
         print("These are volumes, and the bundle trains on slices: to train, prepare again with --as-slices.")
         print(f"Next, to segment them{', with the folder RUN of a training on such slices' if needed else ''}:")
-        _print_bundle(_BUNDLE, "inference", f"{data} --output_dir {shlex.quote(f'{folder}_masks')}")
-    else:
-        if bundle == _TILE_BUNDLE and needed:
-            print(
-                "The bundle for tiles ships weights for color images of skin: these tiles need a training of their own."
-            )
-        _print_training(bundle, data, folder)
+        _print_bundle(_BUNDLE, ["inference"], f"{data} --output_dir {shlex.quote(f'{folder}_masks')}")
+        return
+    if bundle == _TILE_BUNDLE and needed:
+        print("The bundle for tiles ships weights for color images of skin: these tiles need a training of their own.")
+    if bundle == _PHOTOGRAPH_BUNDLE:
+        print("Photographs take the settings of the paper: a GPU, and ImageNet weights by --pretrained PATH.")
+    _print_training(bundle, data, folder)
+
+
+def _bundle_for(datalist: dict[str, Any], names: list[str]) -> str:
+    """Choose the bundle for images with background: of tiles, of slices, of photographs, of X-rays and the like."""
+    if "tiles" in datalist:
+        return _TILE_BUNDLE
+    if len(datalist["classes"]) > 1:
+        return _PHOTOGRAPH_BUNDLE if names == _COLORS else _BUNDLE
+    # Levels of severity are converted into one another; slices of volumes are read in the order [x, y].
+    return _CONVERSION_BUNDLE if "levels" in datalist or datalist.get("order") == "rows_columns" else _BUNDLE
 
 
 def _print_training(bundle: str, data: str, folder: Path) -> None:
+    configs = ["train", "paper"] if bundle == _PHOTOGRAPH_BUNDLE else ["train"]
     print("Next, to train on it:")
-    _print_bundle(bundle, "train", f"{data} --output_dir {shlex.quote(f'{folder}_run')}")
+    _print_bundle(bundle, configs, f"{data} --output_dir {shlex.quote(f'{folder}_run')}")
 
 
-def _print_bundle(bundle: str, config: str, options: str) -> None:
+def _print_bundle(bundle: str, configs: list[str], options: str) -> None:
     print(f"  cd {bundle}")
-    print(f"  python -m monai.bundle run --config_file configs/{config}.json {options}")
+    files = [f"configs/{config}.json" for config in configs]
+    named = files[0] if len(files) == 1 else f'"{files}"'.replace(" ", "")
+    print(f"  python -m monai.bundle run --config_file {named} {options}")
 
 
 def _quoted(names: list[str]) -> str:

@@ -18,7 +18,7 @@ import torch
 
 from monai_wsss._checks import DataError
 
-__all__ = ["atomic_path", "case_file_name", "file_sha256", "load_tensors", "make_directory", "write_json"]
+__all__ = ["WriteError", "atomic_path", "case_file_name", "file_sha256", "load_tensors", "make_directory", "write_json"]
 
 _REASONS = {
     errno.ENOSPC: "the disk is full: free some space or choose another output folder",
@@ -29,9 +29,13 @@ _REASONS = {
 }
 
 
-def _write_error(path: Path, error: OSError) -> DataError:
+class WriteError(DataError):
+    """A file cannot be written; no other file of the run can be, either."""
+
+
+def _write_error(path: Path, error: OSError) -> WriteError:
     reason = _REASONS.get(error.errno or 0, f"{error.strerror or error}: check the path and try again")
-    return DataError(f"Cannot write {path}: {reason}.")
+    return WriteError(f"Cannot write {path}: {reason}.")
 
 
 @contextmanager

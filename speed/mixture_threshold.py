@@ -6,8 +6,8 @@
 
 A Markdown table.  "scikit-learn" begins as the authors do, with the lowest and the highest score as means and variances
 of 1, and goes on until a step changes the mean log-likelihood by less than 1e-6: its fit is that of the package, which
-is checked.  "scikit-learn, 1e-3" ends where the authors' does, mostly unfitted.  Where scikit-learn is not installed
-(`pip install scikit-learn`), the package is measured alone.
+is checked.  "scikit-learn, 1e-3" ends where the authors' does, mostly unfitted.  Where scikit-learn, one of the
+development tools, is not installed, the package is measured alone.
 """
 
 from __future__ import annotations

@@ -24,7 +24,8 @@ import tifffile
 import torch
 from PIL import Image
 from test_bmp_photographs import make_coco, make_voc
-from test_every_bundle import BUNDLES, call, environment, phantom_kind, read_json, read_rows
+from test_coingan_datasets import DATA_SETS, NARROW, SMALL
+from test_every_bundle import BUNDLES, PATCHES, call, environment, phantom_kind, read_json, read_rows
 
 from monai_wsss.data import load_datalist, make_phantoms
 from monai_wsss.networks import MixTransformer, ResNeSt, VisionTransformer, resnet38_classifier
@@ -162,6 +163,9 @@ def tagged_skin(phantoms: Path, root: Path) -> None:
 def prepare_surroundings(bundle: Path, mine: Path) -> None:
     """Put what the README takes as given beside the copy of the bundle and under `/my`."""
     kind = phantom_kind(bundle)
+    for name, of_set in DATA_SETS.items():
+        if bundle.name.startswith(f"{of_set.bundle}_coingan"):
+            of_set.make(mine / name)
     if kind == "brain":
         modalities = read_json(bundle / "configs" / "train.json")["modalities"]
         make_phantoms(mine / "data", modalities=modalities, subjects=(2, 2, 1))
@@ -172,6 +176,8 @@ def prepare_surroundings(bundle: Path, mine: Path) -> None:
             torch.save(MixTransformer.tiny(2, 3).state_dict(), mine / "mit_b1.pth")
         return
     make_phantoms(mine / "data", kind=kind, subjects=(2, 1, 1))
+    if kind == "chest":
+        return
     if kind == "skin":
         if "cosa" in bundle.name:
             make_voc(mine / "VOCdevkit" / "VOC2012")
@@ -195,20 +201,22 @@ def adapted(words: list[str], bundle: Path, mine: Path) -> list[str]:
     """The command with `/my` in its place, a training of one short epoch, and small data where it names none."""
     words = [word.replace("/my/", f"{mine}/") for word in words]
     if words[:3] != ["python", "-m", "monai.bundle"]:
-        return words
+        return words + (SMALL.get(words[2], []) if "coingan" in bundle.name else [])
     files, gland = words[words.index("--config_file") + 1], "histology" in bundle.name
     default = words[-1] == "./out" or files.endswith("'configs/evaluate.json']")  # both are looked at
     training = "configs/train" in files and not re.search(r"evaluate|generate_pseudo|score_pseudo", files)
     if "cosa" in bundle.name and re.search(r"paper|released", files):
         words += [word for name, value in NARROW_COSA.items() for word in (f"--{name}", value)]
         words += ["--iterations", "2"] if training else []
+    elif "coingan" in bundle.name and "paper.json" in files:
+        words += [word for name, value in NARROW.items() for word in (f"--{name}", str(value))]
     elif "paper.json" in files:
         more = NARROW_PAPER if gland else {"network_def#width": "4"} if "cmer" in bundle.name else {}
         if "paper_voc.json" in files or "paper_coco.json" in files:
             more = NARROW_PHOTOGRAPHS | ({"iterations": "2"} if training else {})
         words += [word for name, value in more.items() for word in (f"--{name}", value)]
     if training:
-        words += [*SHORT, *(["--samples", "64"] if phantom_kind(bundle) != "brain" else [])]
+        words += [*SHORT, *(["--samples", "64"] if phantom_kind(bundle) in PATCHES else [])]
     if "slide.json" in files:
         words += ["--backend", "tifffile"]
     elif "--dataset_dir" not in words and not default:

@@ -223,10 +223,10 @@ PREPARATIONS = {page: [command for command in commands(page) if command.startswi
 
 
 def lacks_data(command: str, place: Path) -> bool:
-    """Whether a command names a folder of data that is not there, or empty."""
+    """Whether a command names a folder of data that is not there, or that no preparation has finished."""
     words = shlex.split(command)
     folders = [value for flag, value in pairwise(words) if flag in ("--root", "--data", "--images")]
-    return any(not any((place / folder).glob("*")) for folder in folders)
+    return any(not any((place / folder).glob("[!.]*")) for folder in folders)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if PREPARATIONS[page]], ids=name_of)

@@ -53,8 +53,14 @@ from monai_wsss.losses.purified_label import PurifiedLabelLoss, purified_label_l
 from monai_wsss.losses.reliability_weighted import reliability_weighted_loss
 from monai_wsss.losses.segmentation_to_cam import segmentation_to_cam_loss
 from monai_wsss.methods import CMER
-from monai_wsss.networks import AtrousSpatialPyramid, CAMUNet, ModalityNetworks
-from monai_wsss.networks.commonality_specificity import SPECIFICITIES, AverageBuffer, CommonalitySpecificityAttention
+from monai_wsss.networks import (
+    AtrousSpatialPyramid,
+    AverageBuffer,
+    CAMUNet,
+    CommonalitySpecificityAttention,
+    ModalityNetworks,
+)
+from monai_wsss.networks.commonality_specificity import SPECIFICITIES
 from monai_wsss.networks.consistency_attention import ConsistencyCorrelationAttention
 from monai_wsss.networks.contrastive_conv import ContrastiveConvolution
 from monai_wsss.networks.criss_cross import CrissCrossAttention

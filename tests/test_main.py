@@ -254,7 +254,11 @@ def test_prepare_voc_counts_its_many_classes_line_by_line(photographs, capsys):
     assert ["dog", "=", "1", "0", "0", "0"] in lines
     assert "The labels are of the image, from its annotation." in captured.err
     assert "The images have 2 sizes, from 8 x 6 to 9 x 6: they are kept, but a batch needs one size" in captured.err
-    assert "--modalities \"['red', 'green', 'blue']\" --in_channels 3 --num_classes 20" in captured.out
+    folder, command = captured.out.splitlines()[-2:]
+    assert folder.split() == ["cd", "bundles/dermoscopy_cosa_segmentation"]
+    assert "\"['configs/train.json','configs/paper.json']\" --dataset_dir" in command
+    assert "--num_classes 20 --output_dir" in command
+    assert "--modalities" not in command
 
 
 def test_prepare_voc_with_lists_and_classes_of_ones_own(photographs, capsys):

@@ -4,15 +4,17 @@
 
 from __future__ import annotations
 
+import ast
 import shlex
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from monai_wsss.__main__ import main
+from monai_wsss.__main__ import _print_next, main
 from monai_wsss.data import load_datalist, load_header, make_phantoms
 
 ROOT = Path(__file__).parents[1]
@@ -87,9 +89,60 @@ def test_gray_tiles_get_the_bundle_for_tiles_with_its_channels(tmp_path, capsys)
     assert words[words.index("--modalities") :][:4] == ["--modalities", "['image']", "--in_channels", "1"]
 
 
-def test_scenes_are_drawn_by_the_command(few, tmp_path, capsys):
+def test_scenes_are_drawn_by_the_command_and_get_the_bundle_for_photographs(few, tmp_path, capsys):
     assert main(["phantom", "--kind", "scene", "--out", str(tmp_path)]) == 0
-    assert "classes:    bird, train, kite" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "classes:    bird, train, kite" in text
+    assert "a GPU, and ImageNet weights by --pretrained PATH" in text
+    bundle, words = command_after(text)
+    assert bundle == "bundles/dermoscopy_cosa_segmentation"
+    files = ast.literal_eval(words[words.index("--config_file") + 1])
+    assert files == ["configs/train.json", "configs/paper.json"]
+    assert all((ROOT / bundle / file).is_file() for file in files)
+    assert words[words.index("--num_classes") + 1] == "3"
+
+
+KINDS: dict[str, tuple[dict[str, Any], str, list[str]]] = {
+    "X-rays": ({}, "chest_xray_coingan", []),
+    "one finding in color": (
+        {"modality": {"0": "red", "1": "green", "2": "blue"}},
+        "chest_xray_coingan",
+        ["--modalities", "['red', 'green', 'blue']", "--in_channels", "3"],
+    ),
+    "levels of severity": (
+        {"modality": {"0": "CT"}, "order": "xy", "levels": {"0": "severe", "1": "mild"}},
+        "chest_xray_coingan",
+        ["--modalities", "['CT']", "--in_channels", "1"],
+    ),
+    "slices": (
+        {"modality": {"0": "FLAIR"}, "order": "xy"},
+        "brain_mri_cam",
+        ["--modalities", "['FLAIR']", "--in_channels", "1"],
+    ),
+    "several findings in gray": (
+        {"classes": ["a", "b"]},
+        "brain_mri_cam",
+        ["--modalities", "['image']", "--in_channels", "1", "--num_classes", "2"],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_of_data_gets_the_bundle_that_fits(kind, tmp_path, capsys):
+    changes, bundle, options = KINDS[kind]
+    datalist = {"modality": {"0": "image"}, "classes": ["opacity"], "order": "rows_columns", **changes}
+    _print_next(tmp_path, {**datalist, "training": [{"image": "a.png"}], "validation": [], "test": []})
+    told, words = command_after(capsys.readouterr().out)
+    assert told == f"bundles/{bundle}_segmentation"
+    assert (ROOT / told / words[words.index("--config_file") + 1]).is_file()
+    assert words[words.index("--dataset_dir") + 2 : words.index("--output_dir")] == options
+
+
+def test_phantoms_of_chests_get_the_bundle_for_x_rays(few, tmp_path, capsys):
+    assert main(["phantom", "--kind", "chest", "--out", str(tmp_path)]) == 0
+    bundle, words = command_after(capsys.readouterr().out)
+    assert bundle == "bundles/chest_xray_coingan_segmentation"
+    assert words[words.index("--dataset_dir") :][2] == "--output_dir"
 
 
 @pytest.mark.parametrize(

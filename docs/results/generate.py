@@ -12,6 +12,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+from monai_wsss.benchmark.coingan_table import COINGAN_ROWS, coingan_sections
 from monai_wsss.benchmark.cosa_figures import final_labels
 from monai_wsss.benchmark.cosa_recipes import COSA_BUDGETS, cosa_recipes
 from monai_wsss.benchmark.cosa_table import cosa_sections
@@ -19,11 +20,11 @@ from monai_wsss.benchmark.encoder_recipes import BUDGETS, default_lever, encoder
 from monai_wsss.benchmark.encoder_table import encoder_columns
 from monai_wsss.benchmark.formatting import Column, format_rows, values_of
 from monai_wsss.benchmark.lever_rule import format_lever_rule
-from monai_wsss.benchmark.published_numbers import published_tables
+from monai_wsss.benchmark.published_numbers import not_rebuilt, published_tables
 from monai_wsss.benchmark.rows import Row, read_kept_rows
 
 HERE = Path(__file__).parent
-PAGES = [HERE / name for name in ("encoders.md", "cosa.md")]
+PAGES = [HERE / name for name in ("encoders.md", "cosa.md", "coingan.md")]
 NOTHING = "No row yet."
 
 
@@ -36,11 +37,17 @@ def generate(page: str, runs: Path = HERE / "runs") -> str:
 
 def _table(name: str, runs: Path) -> str:
     if name.startswith("published"):
-        tables = published_tables(name.removeprefix("published_")).items()
-        return "\n\n".join(f"**Table {number}: {told.title}**\n\n{told.markdown()}" for number, told in tables)
+        paper = name.removeprefix("published_")
+        tables = published_tables(paper).items()
+        parts = [f"**Table {number}: {told.title}**\n\n{told.markdown()}" for number, told in tables]
+        parts += [f"Not rebuilt: {what}, since {why}." for what, why in not_rebuilt(paper).items()]
+        return "\n\n".join(parts)
     rows = _in_order(read_kept_rows(runs / name / "validation"))
     if not rows:
         return NOTHING
+    if name.startswith("coingan"):
+        rows = sorted(rows, key=lambda row: COINGAN_ROWS.index(row.name))
+        return "\n\n".join(f"**{title}**\n\n{table}" for title, table in coingan_sections(rows).items())
     if name.startswith("cosa_figures"):
         return final_labels(rows)
     if name.startswith("cosa"):

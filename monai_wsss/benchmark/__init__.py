@@ -12,6 +12,8 @@ from monai_wsss.benchmark.cmer_table import (
     make_cmer_thresholds,
     make_cmer_transforms,
 )
+from monai_wsss.benchmark.coingan_figures import make_coingan_figures
+from monai_wsss.benchmark.coingan_table import make_coingan_table
 from monai_wsss.benchmark.cosa_figures import make_cosa_figures
 from monai_wsss.benchmark.cosa_table import make_cosa_table
 from monai_wsss.benchmark.decision_table import make_decision_table
@@ -48,6 +50,8 @@ __all__ = [
     "make_cmer_table",
     "make_cmer_thresholds",
     "make_cmer_transforms",
+    "make_coingan_figures",
+    "make_coingan_table",
     "make_cosa_figures",
     "make_cosa_table",
     "make_decision_table",

@@ -26,9 +26,10 @@ from tqdm import tqdm
 
 from monai_wsss._resize import resize_linear
 from monai_wsss.benchmark.prepared import Cases
+from monai_wsss.engines.branch_masks import branch_maps_of, decided_masks, in_batches, threshold_of
 from monai_wsss.inferers import MultiScaleSeeds
 from monai_wsss.inferers.multi_scale import sum_over_scales
-from monai_wsss.refinement import LabeledImages, MaskRule, class_assignment
+from monai_wsss.refinement import LabeledImages, MaskRule
 
 __all__ = [
     "BranchMaps",
@@ -67,11 +68,7 @@ class BranchMaps(NamedTuple):
 
 def cuts_of(method: Any) -> Cuts:
     """Read the thresholds that a trained method has come to; of two, the middle between them."""
-    return Cuts(*(_cut(maker) for maker in (method.labels, method.auxiliary_labels)))
-
-
-def _cut(maker: Any) -> float:
-    return float(maker.threshold()) if hasattr(maker, "threshold") else (maker.low + maker.high) / 2
+    return Cuts(*(threshold_of(maker)() for maker in (method.labels, method.auxiliary_labels)))
 
 
 @torch.no_grad()
@@ -88,8 +85,7 @@ def branch_maps(
     """
     result: list[BranchMaps] = []
     for image, label, size in _batches(cases, grid):
-        maps, auxiliary, logits = (resize_linear(each, size) for each in seeds(network, LabeledImages(image, label)))
-        result.extend(map(BranchMaps, maps, auxiliary, logits))
+        result.extend(map(BranchMaps, *branch_maps_of(seeds, network, LabeledImages(image, label), size)))
     return result
 
 
@@ -114,15 +110,12 @@ def segmentation_logits(
 
 def _batches(cases: Cases, grid: Sequence[int] | None) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Size]]:
     """Give images on the grid, labels and the images' own size; images of one size together."""
-    for start in tqdm(range(0, len(cases), _TOGETHER), desc="branches", leave=False):
-        images = [torch.as_tensor(case["image"]).float() for case in cases[start : start + _TOGETHER]]
-        labels = torch.stack([torch.as_tensor(case["label"]).float() for case in cases[start : start + _TOGETHER]])
-        if len({image.shape for image in images}) == 1:
-            batches = [(torch.stack(images), labels)]
-        else:
-            batches = [(image[None], label[None]) for image, label in zip(images, labels, strict=True)]
-        for image, label in batches:
+    with tqdm(total=len(cases), desc="branches", leave=False) as bar:
+        for together in in_batches(cases, _TOGETHER, lambda case: tuple(case["image"].shape)):
+            image = torch.stack([torch.as_tensor(case["image"]).float() for case in together])
+            label = torch.stack([torch.as_tensor(case["label"]).float() for case in together])
             yield image if grid is None else resize_linear(image, grid), label, image.shape[2:]
+            bar.update(len(together))
 
 
 def cut_maps(maps: torch.Tensor, cut: float) -> torch.Tensor:
@@ -132,7 +125,7 @@ def cut_maps(maps: torch.Tensor, cut: float) -> torch.Tensor:
         >>> cut_maps(torch.tensor([[[0.2, 0.5, 0.1]], [[0.1, 0.6, 0.7]]]), 0.5).tolist()
         [[[0, 2, 2]]]
     """
-    return class_assignment(maps[None], cut)[0].to(torch.uint8)
+    return decided_masks(maps[None], cut)[0]
 
 
 def branch_masks(maps: BranchMaps, cuts: Cuts, label: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -143,14 +136,13 @@ def branch_masks(maps: BranchMaps, cuts: Cuts, label: torch.Tensor) -> dict[str,
         cuts: thresholds of both class maps.
         label: (K,), 0/1.
     """
-    segmentation = {"S": MaskRule(output_kind="segmentation").mask(maps.logits[None])[0]}
-    given = MaskRule(output_kind="segmentation", gate="given").mask(maps.logits[None], label[None])[0]
+    both = (maps.maps + maps.auxiliary) / 2
     return {
         "CPL": cut_maps(maps.maps, cuts.maps),
         "CPL†": cut_maps(maps.auxiliary, cuts.auxiliary),
-        "ensemble": cut_maps((maps.maps + maps.auxiliary) / 2, (cuts.maps + cuts.auxiliary) / 2),
-        **segmentation,
-        "S given": given,
+        "ensemble": cut_maps(both, (cuts.maps + cuts.auxiliary) / 2),
+        "S": decided_masks(maps.logits[None], None)[0],
+        "S given": decided_masks(maps.logits[None], None, label[None])[0],
     }
 
 

@@ -177,7 +177,7 @@ def _binned(rows: Sequence[Row], metric: str, part: str) -> np.ndarray:
 def _accuracy_chart(
     metric: str, edges: Sequence[float], label: str, table: BenchmarkTable, rows: Sequence[Row]
 ) -> Markup:
-    """Draw the share of right labels by bins; those without pixels are left out."""
+    """Draw the share of right labels by bins; those without pixels are left out, and the last one may have no end."""
     lines = []
     middles = [(low + min(high, 2 * low + 1)) / 2 for low, high in pairwise(edges)]
     for iteration, found in _shown(_by_iteration(rows, _WITH)).items():
@@ -188,23 +188,30 @@ def _accuracy_chart(
     return line_chart(
         lines,
         title=f"Accuracy of CPL by {label} (reads masks)",
-        x_label=label,
+        x_label=label if edges[-1] <= 1 else f"{label} (last point: {edges[-2]:g} and more)",
         y_label="share of right labels (reads masks)",
+        x_range=(0.0, max(1.0, middles[-1])),
         y_range=(0.0, 1.0),
     )
 
 
 def _confidence_chart(table: BenchmarkTable, rows: Sequence[Row]) -> Markup:
     """Draw how the confidence is distributed above 0.05, as the threshold sees it, with a ring in the bin of xi."""
-    lines = []
+    lines: list[ChartLine] = []
     middles = [(low + high) / 2 for low, high in pairwise(CONFIDENCE[1:])]
     for iteration, found in _shown(_by_iteration(rows, _WITH)).items():
         pixels = _binned(found, "by_confidence", "pixels")[1:]
         share = pixels / max(pixels.sum(), 1)
-        mark = int(np.argmin(np.abs(np.array(middles) - _mean(found, "xi"))))
-        lines.append(ChartLine(f"iteration {iteration}", middles, share.tolist(), mark=mark))
+        xi = _mean(found, "xi")
+        mark = int(np.argmin(np.abs(np.array(middles) - xi)))
+        lines.append(ChartLine(f"iteration {iteration}, xi {xi:.2f}", middles, share.tolist(), mark=mark))
     return line_chart(
-        lines, title="Confidence of CPL and the dynamic threshold", x_label="confidence", y_label="share of pixels"
+        lines,
+        title="Confidence of CPL and the dynamic threshold (reads masks to choose images)",
+        x_label="confidence (ring: xi)",
+        y_label=f"share of the pixels above {CONFIDENCE[1]:g} (reads masks to choose images)",
+        x_range=(0.0, 1.0),
+        y_range=(0.0, max(max(line.y) for line in lines)),
     )
 
 
@@ -223,13 +230,14 @@ def _networks_of(metric: str) -> dict[str, tuple[str, str]]:
     return {
         "assignment network": (_WITH, metric),
         "online network": (_WITH, f"online_{metric}"),
-        "without SA": (_NO_SA, metric),
+        "without SA (one network)": (_NO_SA, metric),
     }
 
 
 def _raw_boxes(table: BenchmarkTable, rows: Sequence[Row]) -> Markup:
     """Draw the images' mIoU and perplexity at the end, and their mean distance to the best, (1, 0)."""
-    groups: dict[str, dict[str, list[float]]] = {"mIoU": {}, "perplexity": {}, "distance to (1, 0)": {}}
+    names = ("mIoU", "mean perplexity", "mean distance to mIoU 1 and perplexity 0")
+    groups: dict[str, dict[str, list[float]]] = {name: {} for name in names}
     for legend, name in (("with RAW", _WITH), ("without RAW", _NO_RAW)):
         ends = [row.metrics for row in rows if row.name == name and row.column == "end"]
         miou = [value for metrics in ends for value in metrics["image_miou"]["values"]]
@@ -252,7 +260,7 @@ COSA_FIGURES: dict[str, Callable[[BenchmarkTable, Sequence[Row]], Markup]] = {
     "raw_perplexity": partial(
         _curves,
         {"with RAW": (_WITH, "image_perplexity"), "without RAW": (_NO_RAW, "image_perplexity")},
-        "Perplexity of CPL",
+        "mean perplexity of CPL",
     ),
 }
 """Name of the file -> function of (table, rows) that draws it."""
@@ -282,9 +290,11 @@ def _write_panels(table: CosaFigures) -> None:
     order = np.argsort(dice)
     for place in order[np.linspace(0, len(order) - 1, min(_PANELS, len(order))).round().astype(int)]:
         case = cases[place]
-        shown = {name: masks[name][place][0] for name in names}
+        # The tiles are narrow: what stands in brackets is left out.
+        shown = {name.partition(" (")[0]: masks[name][place][0] for name in names}
         reference = torch.as_tensor(case["mask"])[0]
-        panel = render_comparison(case["image"], shown, reference, channel_names=data.modalities)
+        note = f"CPL of each row, labels given, seed {seed}; masks are read to choose cases and to compare"
+        panel = render_comparison(case["image"], shown, reference, channel_names=data.modalities, note=note)
         with atomic_path(folder / f"{case_file_name(case['id'])}.png") as temporary:
             temporary.write_bytes(panel)
 

@@ -95,7 +95,7 @@ class Patches(PreparedData):
         size = (self.grid, self.grid)
         return [ResizeInPlaned("image", size), *([Resized(keys[1:], size, mode="nearest")] if keys[1:] else [])]
 
-    def sampler(self, items: Cases, dataset: EpochCacheDataset, seed: int) -> Sampler:
+    def sampler(self, items: Cases, dataset: EpochCacheDataset, recipe: Recipe, seed: int) -> Sampler:
         """Draw patches so that labels are balanced."""
         return LabelBalancedSampler(items, self.samples, seed=seed)
 

@@ -121,7 +121,7 @@ class PreparedData:
         """Give the transforms that bring read training items to one size; none for items of one size."""
         return []
 
-    def sampler(self, items: Cases, dataset: EpochCacheDataset, seed: int) -> Sampler:
+    def sampler(self, items: Cases, dataset: EpochCacheDataset, recipe: Recipe, seed: int) -> Sampler:
         """Give the order of the training items, anew per epoch."""
         return DistributedSampler(dataset, num_replicas=1, rank=0, shuffle=True, seed=seed)
 
@@ -142,7 +142,7 @@ class PreparedData:
             progress=False,
             runtime_cache=self.runtime_cache,
         )
-        sampler = self.sampler(items, dataset, seed)
+        sampler = self.sampler(items, dataset, recipe, seed)
         return DataLoader(dataset, batch_size=recipe.batch_size, sampler=sampler, num_workers=0)
 
     def augmentation(self, keys: Sequence[str], recipe: Recipe) -> list[Any]:
@@ -204,7 +204,13 @@ class Slices(PreparedData):
         """Give the training items of a recipe; with ``masks`` only those whose mask is on disk, healthy ones too."""
         items = load_datalist(self.datalist, "training", masks=masks)
         items = [item for item in items if "mask" in item] if masks else items
-        return _of_recipe(draw_share(items, recipe.share, seed=seed), recipe)
+        return self.of_recipe(draw_share(items, recipe.share, seed=seed), recipe)
+
+    def of_recipe(self, items: Cases, recipe: Recipe) -> Cases:
+        """Give items of any split as a recipe reads them: without statistics where it normalizes each slice alone."""
+        if recipe.by_subject:
+            return items
+        return [{key: value for key, value in item.items() if key not in _STATISTICS} for item in items]
 
     def reading(self, keys: Sequence[str]) -> list[Any]:
         """Give the transforms that read slices; a mask may be missing."""
@@ -230,7 +236,7 @@ class Slices(PreparedData):
         if key not in self._read:
             # Datasets may be large: the cases of another normalization are not kept.
             self._read = {kept: cases for kept, cases in self._read.items() if kept[0] == recipe.by_subject}
-            items = _of_recipe(load_datalist(self.datalist, key[1], masks=True), recipe)[::every]
+            items = self.of_recipe(load_datalist(self.datalist, key[1], masks=True), recipe)[::every]
             self._read[key] = list(CacheDataset(items, Compose(self.reading(["image", "mask"])), progress=False))
         return self._read[key]
 
@@ -290,13 +296,6 @@ class Slices(PreparedData):
 
 def _no_method(in_channels: int, num_classes: int) -> Any:
     raise NotImplementedError("This recipe says how images are read; it trains nothing.")
-
-
-def _of_recipe(items: Cases, recipe: Recipe) -> Cases:
-    """Drop the subjects' statistics for recipes that normalize each slice by itself."""
-    if recipe.by_subject:
-        return items
-    return [{key: value for key, value in item.items() if key not in _STATISTICS} for item in items]
 
 
 def add_case(

@@ -11,12 +11,13 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from importlib import resources
+from typing import Any
 
 from monai_wsss._checks import check_choice
 
-__all__ = ["PublishedRow", "PublishedTable", "published_tables"]
+__all__ = ["PublishedRow", "PublishedTable", "not_rebuilt", "published_tables"]
 
-PAPERS = ("cosa",)
+PAPERS = ("coingan", "cosa")
 _NOTHING = "–"
 
 
@@ -75,7 +76,7 @@ def published_tables(paper: str = "cosa") -> dict[str, PublishedTable]:
     """Read the tables of a paper, by its own numbers of them.
 
     Args:
-        paper: ``"cosa"``.
+        paper: ``"coingan"`` or ``"cosa"``.
 
     Raises:
         ValueError: another paper.
@@ -87,9 +88,28 @@ def published_tables(paper: str = "cosa") -> dict[str, PublishedTable]:
         >>> sum(row.here is None for row in tables["1"].rows)
         22
     """
+    return {number: _table(told) for number, told in _content(paper)["tables"].items()}
+
+
+def not_rebuilt(paper: str) -> dict[str, str]:
+    """Tell which tables and figures of a paper are not rebuilt here, each with the reason.
+
+    Args:
+        paper: see :func:`published_tables`.
+
+    Example:
+        >>> list(not_rebuilt("coingan"))
+        ['Figure 3', 'Table 6, last row']
+    """
+    told: dict[str, str] = _content(paper).get("not_rebuilt", {})
+    return told
+
+
+def _content(paper: str) -> dict[str, Any]:
     check_choice("paper", paper, PAPERS)
     text = resources.files("monai_wsss.benchmark").joinpath("published", f"{paper}.json").read_text(encoding="utf-8")
-    return {number: _table(told) for number, told in json.loads(text)["tables"].items()}
+    content: dict[str, Any] = json.loads(text)
+    return content
 
 
 def _table(told: dict) -> PublishedTable:

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.optim import Optimizer
@@ -19,10 +19,27 @@ from monai_wsss._files import file_sha256
 from monai_wsss.engines import one_cycle
 from monai_wsss.methods import WSSSMethod
 
-__all__ = ["FULL_SUPERVISION", "AdamWOneCycle", "Recipe"]
+__all__ = ["FULL_SUPERVISION", "AdamWOneCycle", "OptimizerRecipe", "Recipe"]
 
 FULL_SUPERVISION = "full supervision"
 """What the names of rows begin with whose weights are trained on masks: the upper bound that ratios refer to."""
+
+
+class OptimizerRecipe(Protocol):
+    """How the parameters of a method are optimized."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Tell all of it, for JSON."""
+
+    def __call__(self, method: WSSSMethod, epochs: int, loader: DataLoader) -> tuple[Any, Any]:
+        """Build optimizer and schedule of one training, of several players dicts of both by player.
+
+        Args:
+            method: the method to train.
+            epochs: epochs of the training.
+            loader: the batches of an epoch.
+        """
 
 
 @dataclass(frozen=True)
@@ -38,6 +55,13 @@ class AdamWOneCycle:
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     encoder_learning_rate: float | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Tell the name and the values, for JSON."""
+        told = {"name": type(self).__name__, **dataclasses.asdict(self)}
+        # Settings that are not used are left out, so that folders of earlier versions still belong to these.
+        return {name: value for name, value in told.items() if value is not None}
 
     def __call__(self, method: WSSSMethod, epochs: int, loader: DataLoader) -> tuple[Optimizer, LRScheduler]:
         """Build the optimizer and the schedule of one training.
@@ -74,7 +98,7 @@ class Recipe:
     """
 
     build: Callable[[int, int], WSSSMethod]
-    optimizer: AdamWOneCycle = AdamWOneCycle()
+    optimizer: OptimizerRecipe = AdamWOneCycle()
     batch_size: int = 32
     by_subject: bool = True
     views: str = "dihedral"
@@ -89,13 +113,9 @@ class Recipe:
     @property
     def settings(self) -> dict[str, Any]:
         """Tell what decides the weights besides method, data and epochs, for JSON."""
-        optimizer = {"name": type(self.optimizer).__name__, **dataclasses.asdict(self.optimizer)}
-        # Settings that are not used are left out, so that folders of earlier versions still belong to these.
-        if self.optimizer.encoder_learning_rate is None:
-            del optimizer["encoder_learning_rate"]
         own: dict[str, Any] = {"epochs": self.epochs, "pseudo": dict(self.pseudo), **self.words}
         used = {name: value for name, value in own.items() if value not in (None, {})}
-        return {"batch_size": self.batch_size, "share": self.share, "optimizer": optimizer, **used}
+        return {"batch_size": self.batch_size, "share": self.share, "optimizer": self.optimizer.settings, **used}
 
     @property
     def unusual(self) -> dict[str, Any]:

@@ -128,6 +128,16 @@ class BenchmarkTable:
         Returns:
             One row per entry, column and seed, in the order of the table.
         """
+        rows = self.made_rows()
+        write_json(self.out / f"{self.name}.json", [row.to_json() for row in rows])
+        with atomic_path(self.out / f"{self.name}.md") as temporary:
+            temporary.write_text(self.format(rows) + "\n", encoding="utf-8")
+        for figure, draw in self.figures.items():
+            write_svg(self.out / figure, draw(self, rows))
+        return rows
+
+    def made_rows(self) -> list[Row]:
+        """Train and measure what is missing; write the rows, but neither table nor figures."""
         self.data.check()
         known = {folder_name(self._name(entry)) for entry in self.entries}
         if unknown := sorted(set(self.rows) - known):
@@ -140,11 +150,6 @@ class BenchmarkTable:
             dice = values_of(own, "dice_subject")
             logger.info("%s: Dice %s", entry.name, f"{np.mean(dice):.3f}" if dice else "unknown")
             rows += [replace(row, simulated_supervision=simulated) for row in own]
-        write_json(self.out / f"{self.name}.json", [row.to_json() for row in rows])
-        with atomic_path(self.out / f"{self.name}.md") as temporary:
-            temporary.write_text(self.format(rows) + "\n", encoding="utf-8")
-        for figure, draw in self.figures.items():
-            write_svg(self.out / figure, draw(self, rows))
         return rows
 
     def format(self, rows: Sequence[Row]) -> str:
@@ -351,6 +356,7 @@ def _train(
     # Where the peak does not begin anew it may be that of an earlier training.
     begins_anew = forget_peak_memory()
     optimizer, scheduler = recipe.optimizer(method, epochs, loader)
+    schedulers = list(scheduler.values()) if isinstance(scheduler, Mapping) else [scheduler]
     timed: list[int] = []
     trainer = WSSSTrainer(
         method,
@@ -359,7 +365,7 @@ def _train(
         epochs,
         lr_schedulers=scheduler,
         train_handlers=[
-            LrScheduleHandler(scheduler, print_lr=False, epoch_level=False),
+            *(LrScheduleHandler(one, print_lr=False, epoch_level=False) for one in schedulers),
             TrainingLog(folder),
             *handlers,
         ],

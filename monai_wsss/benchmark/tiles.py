@@ -131,11 +131,11 @@ class Tiles(PreparedData):
             *(_standardizing() if self.colors != "as_they_are" else []),
         ]
 
-    def sampler(self, items: Cases, dataset: EpochCacheDataset, seed: int) -> Sampler:
+    def sampler(self, items: Cases, dataset: EpochCacheDataset, recipe: Recipe, seed: int) -> Sampler:
         """Draw tiles so that labels are balanced; whole images in random order."""
         if "source" in items[0]:
             return LabelBalancedSampler(items, self.samples, seed=seed)
-        return super().sampler(items, dataset, seed)
+        return super().sampler(items, dataset, recipe, seed)
 
     def augmentation(self, keys: Sequence[str], recipe: Recipe) -> list[Any]:
         """Give quarter turns, flips and a change of gain and offset; crops of whole images come first."""

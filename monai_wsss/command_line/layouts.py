@@ -115,8 +115,7 @@ LAYOUTS = (
             Argument("--as-slices", "cut volumes into slices; the table has one row per slice", False),
             Argument(
                 "--slice-column",
-                "column with the slice along the last axis, from 0 on",
-                "slice",
+                "column with the slice along the last axis, from 0 on (default slice)",
                 metavar="NAME",
             ),
             Argument("--leave-out-localizers", "leave out localizers among the images of a DICOM series", False),
@@ -272,6 +271,12 @@ LAYOUTS = (
             *_DRAW,
             Argument("--severe-from", "diameter in mm of a severe lesion (default the median in training)", kind=float),
             Argument("--window", "Hounsfield units of black and white, e.g. --window=-160,240", (-160.0, 240.0), pair),
+            Argument(
+                "--box-unit",
+                "unit of the boxes: voxels, or millimeters toward left and back (lps), or right and front (ras)",
+                "voxel",
+                choices=("voxel", "ras", "lps"),
+            ),
         ),
     ),
     Command(

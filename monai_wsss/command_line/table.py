@@ -25,6 +25,8 @@ _TABLES = {
     "cmer-errors": "make_cmer_errors",
     "cmer-thresholds": "make_cmer_thresholds",
     "cmer-transforms": "make_cmer_transforms",
+    "coingan": "make_coingan_table",
+    "coingan-figures": "make_coingan_figures",
     "cosa": "make_cosa_table",
     "cosa-figures": "make_cosa_figures",
     "decisions": "make_decision_table",
@@ -35,8 +37,8 @@ _TABLES = {
 }
 _REFINED_TABLES = ("encoder", "levers")
 _ENCODER_TABLES = ("encoder", "levers", "decisions")
-_COSA_TABLES = ("cosa", "cosa-figures")
-_FIXED_TABLES = (*_COSA_TABLES, *_ENCODER_TABLES)
+_KEPT_TABLES = ("coingan", "coingan-figures", "cosa", "cosa-figures")
+_FIXED_TABLES = (*_KEPT_TABLES, *_ENCODER_TABLES)
 
 COMMANDS = (
     Command(
@@ -116,7 +118,7 @@ COMMANDS = (
             ),
             Argument(
                 "--rows",
-                "encoder and CoSA tables: make these rows alone, by the names of their folders, e.g. base,gc",
+                "encoder, CoSA and CoinGAN tables: make these rows alone, by the names of their folders, e.g. base,gc",
                 (),
                 names,
                 "A,B",
@@ -124,7 +126,7 @@ COMMANDS = (
             ),
             Argument(
                 "--runs",
-                "encoder and CoSA tables: rows of earlier runs, kept and added to",
+                "encoder, CoSA and CoinGAN tables: rows of earlier runs, kept and added to",
                 kind=Path,
                 metavar="DIR",
                 only=_FIXED_TABLES,

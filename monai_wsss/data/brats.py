@@ -26,7 +26,7 @@ from monai_wsss.data.brats_layouts import BratsCase, find_brats_cases
 from monai_wsss.data.datalist import statistics_entry
 from monai_wsss.data.label_table import LabeledRow, LabelTable
 from monai_wsss.data.modalities import SEQUENCES, sort_modalities
-from monai_wsss.data.prepared_folder import check_output, write_prepared
+from monai_wsss.data.prepared_folder import Faults, check_output, write_prepared
 from monai_wsss.data.reading import affine_of, check_alike, read_image, read_labels
 from monai_wsss.data.writing import copy_file, is_bare_nifti, scale_to_16_bit, write_nifti, write_picture
 
@@ -34,6 +34,9 @@ __all__ = ["prepare_brats"]
 
 _PAPER = (0.8, 0.1, 0.1)
 """Shares of the split of CoinGAN's tables."""
+
+_PAPER_BRAIN = 0.1
+"""Least share of brain on slices for CoinGAN's tables."""
 
 _logger = logging.getLogger(__name__)
 
@@ -85,20 +88,28 @@ def _choose_modalities(cases: Sequence[BratsCase], wanted: Sequence[str] | None)
             raise ValueError(f"Expected `modalities` to name at least one of {', '.join(SEQUENCES)}, got none.")
     else:
         chosen = [name for name in SEQUENCES if all(name in case.images for case in cases)]
+    faults = Faults()
     for case in cases:
-        missing = [name for name in chosen if name not in case.images]
-        if missing or not chosen:
-            raise DataError(
-                f"Case {case.name} ({case.folder}) has {', '.join(case.images)}, but not "
-                f"{', '.join(missing) or 'any sequence that all other cases have'}: add the file, move the case away, "
-                "or name the sequences to be used."
-            )
-        if case.truth is None:
-            raise DataError(
-                f"Case {case.name} ({case.folder}) has no segmentation (`seg`) to derive a label from: move it away, "
-                "or use `prepare folder`, which takes the labels from a CSV table."
-            )
+        with faults.gather():
+            _check_complete(case, chosen)
+    faults.check()
     return chosen
+
+
+def _check_complete(case: BratsCase, chosen: Sequence[str]) -> None:
+    """Check that a case has the chosen sequences and a segmentation."""
+    missing = [name for name in chosen if name not in case.images]
+    if missing or not chosen:
+        raise DataError(
+            f"Case {case.name} ({case.folder}) has {', '.join(case.images)}, but not "
+            f"{', '.join(missing) or 'any sequence that all other cases have'}: add the file, move the case away, "
+            "or name the sequences to be used."
+        )
+    if case.truth is None:
+        raise DataError(
+            f"Case {case.name} ({case.folder}) has no segmentation (`seg`) to derive a label from: move it away, "
+            "or use `prepare folder`, which takes the labels from a CSV table."
+        )
 
 
 def _read_case(case: BratsCase, modalities: Sequence[str]) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
@@ -212,16 +223,19 @@ def _convert_all(
         by_subject.setdefault(case.subject, []).append(case)
     pieces: list[Piece] = []
     statistics = {}
-    cut = set()
+    cut: set[str | None] = set()
+    faults = Faults()
     for subject, scans in tqdm(by_subject.items(), desc="subjects", disable=None):
         volumes = []
         for case in scans:
-            new, volume, axes = _convert(out, case, modalities, rule)
-            pieces += new
-            cut |= {axes} if new and rule.as_slices else set()
-            volumes += [volume] if new else []
+            with faults.gather():
+                new, volume, axes = _convert(out, case, modalities, rule)
+                pieces += new
+                cut |= {axes} if new and rule.as_slices else set()
+                volumes += [volume] if new else []
         if volumes:
             statistics[subject] = statistics_entry(*foreground_statistics(volumes))
+    faults.check()
     return pieces, statistics, cut
 
 
@@ -271,7 +285,8 @@ def prepare_brats(
         The path of ``datalist.json``.
 
     Raises:
-        DataError: a case lacks a sequence or its segmentation, files do not fit each other, or no image is left.
+        DataError: cases lack a sequence or their segmentation, or files are damaged or do not fit each other, a line
+            per fault; or no image is left.
         ValueError: an argument is out of range.
 
     Example:
@@ -289,6 +304,11 @@ def prepare_brats(
     rule.check()
     cases = find_brats_cases(root)
     chosen = _choose_modalities(cases, modalities)
+    if split == "paper" and (chosen != ["FLAIR"] or not as_slices or min_brain_fraction < _PAPER_BRAIN):
+        _logger.warning(
+            "The paper's tables are of FLAIR slices with brain on at least a tenth: --modalities FLAIR --as-slices "
+            "--min-brain-fraction 0.1."
+        )
     folder = check_output(out, root)
     pieces, statistics, cut = _convert_all(folder, cases, chosen, rule)
     if not pieces:
@@ -301,7 +321,12 @@ def prepare_brats(
     _logger.info("%d %s of %s: %d with, %d without tumor", len(rows), rule, root, positives, len(rows) - positives)
     table = LabelTable(Path(root), ["tumor"], rows)
     files = {row.id: item for row, item in pieces}
-    entries = {"split": split} | ({"scored_split": "validation"} if split == "paper" else {})
+    kind = "slices" if as_slices else "volumes"
+    entries = {
+        "split": split,
+        "labels": f"of {kind}, from the segmentation: tumor in {min_tumor_pixels} pixels or more",
+    }
+    entries |= {"scored_split": "validation"} if split == "paper" else {}
     return write_prepared(
         folder, table, files, chosen, statistics, order=XY, fractions=shares, seed=seed, cut=cut, entries=entries
     )

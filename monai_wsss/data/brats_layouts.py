@@ -27,7 +27,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from monai_wsss._checks import DataError
-from monai_wsss.data.find_files import visible_entries
+from monai_wsss.data.find_files import is_prepared, visible_entries
 from monai_wsss.data.modalities import SEQUENCES, canonical_modality, sort_modalities
 from monai_wsss.data.reading import image_format
 
@@ -164,7 +164,7 @@ def _walk(folder: Path, depth: int = 0) -> Iterator[BratsCase]:
         yield case
     elif depth < _DEEPEST:
         for child in visible_entries(folder):
-            if child.is_dir():
+            if child.is_dir() and not is_prepared(child):
                 yield from _walk(child, depth + 1)
 
 

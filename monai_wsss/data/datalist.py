@@ -27,13 +27,18 @@ from monai_wsss.data.modalities import canonical_modality
 from monai_wsss.data.splits import SPLITS
 
 __all__ = [
+    "UNFINISHED",
     "check_trainable",
     "load_datalist",
     "load_header",
     "modality_entry",
+    "read_content",
     "statistics_entry",
     "write_datalist",
 ]
+
+UNFINISHED = ".unfinished"
+"""Name of an empty folder in a folder whose preparation has begun and has not yet written its datalist."""
 
 _UNNAMED = re.compile(r"image|channel \d+")
 
@@ -147,10 +152,17 @@ def write_datalist(directory: str | os.PathLike[str], datalist: Mapping[str, Any
             if kind in item:
                 _check_exists(os.path.normpath(directory / item[kind]), item, kind, str(path))
     write_json(path, content)
+    if (directory / UNFINISHED).is_dir():
+        (directory / UNFINISHED).rmdir()
     return path
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_content(path: Path) -> dict[str, Any]:
+    """Read the JSON object of a datalist, unchecked.
+
+    Raises:
+        DataError: the file is absent, no JSON, or holds no object.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -270,7 +282,7 @@ def load_datalist(
     """
     check_choice("split", split, tuple(SPLIT_OF_LIST))
     file = Path(path).absolute()
-    datalist = _read_json(file)
+    datalist = read_content(file)
     check_datalist(datalist, str(file))
     names = [datalist["modality"][str(channel)] for channel in range(len(datalist["modality"]))]
     channels = list(range(len(names)))
@@ -318,7 +330,7 @@ def load_header(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         DataError: the file is absent or broken.
     """
-    datalist = _read_json(Path(path))
+    datalist = read_content(Path(path))
     check_header(datalist, str(path))
     defaults = {"background": True, "order": None}
     return {**defaults, **{key: value for key, value in datalist.items() if key not in (*SPLIT_OF_LIST, "statistics")}}

@@ -10,16 +10,17 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from monai_wsss._checks import DataError
 from monai_wsss._image_formats import image_format, image_stem, is_hidden
 from monai_wsss.data.case_files import UNNAMED
+from monai_wsss.data.datalist import UNFINISHED
 from monai_wsss.data.label_table import LabeledRow, LabelTable
 from monai_wsss.data.modalities import SEQUENCES, canonical_modality, sort_modalities
 
-__all__ = ["common_modalities", "find_images", "find_masks", "visible_entries"]
+__all__ = ["common_modalities", "find_images", "find_masks", "folders_below", "is_prepared", "visible_entries"]
 
 _MASK_WORD = re.compile(r"(seg|mask|label|annotation)[a-z0-9_-]*", re.IGNORECASE)
 
@@ -38,6 +39,28 @@ def visible_entries(folder: Path, kind: str = "folder") -> list[Path]:
         return sorted(path for path in folder.iterdir() if not is_hidden(path))
     except OSError as error:
         raise DataError(f"Cannot open the {kind} {folder} ({error.strerror}): check the path.") from error
+
+
+def is_prepared(folder: Path) -> bool:
+    """Tell whether a folder was written by a preparation, be it whole or killed, and so holds no data to prepare."""
+    return (folder / "datalist.json").exists() or (folder / UNFINISHED).exists()
+
+
+def folders_below(root: Path, depth: int) -> Iterator[Path]:
+    """Give a folder and all folders below it, sorted, without prepared folders (:func:`is_prepared`).
+
+    Args:
+        root: the folder.
+        depth: number of levels below the root that are searched.
+
+    Raises:
+        DataError: a folder cannot be opened.
+    """
+    yield root
+    if depth:
+        for entry in visible_entries(root):
+            if entry.is_dir() and not is_prepared(entry):
+                yield from folders_below(entry, depth - 1)
 
 
 def _entries(folder: Path, kind: str) -> list[Path]:

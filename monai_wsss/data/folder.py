@@ -50,7 +50,7 @@ class LabelColumns(TypedDict, total=False):
     subject_column: str | None
     label_columns: Sequence[str] | None
     split_column: str | None
-    slice_column: str
+    slice_column: str | None
 
 
 def check_like_first(row: LabeledRow, case: ImageCase, first: ImageCase) -> None:
@@ -266,7 +266,7 @@ def prepare_folder(
         >>> prepare_folder(root / "images", root / "labels.csv", root / "out").name
         'datalist.json'
     """
-    slices = columns.pop("slice_column", "slice")
+    slices = columns.pop("slice_column", None) or "slice"
     rest: dict[str, Any] = dict(columns)
     table = read_label_table(
         labels,

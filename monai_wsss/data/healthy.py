@@ -2,9 +2,9 @@
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 """Healthy images where a set has none: crops of background, and tissue from which dark nuclei were removed.
 
-A discriminator takes any difference between the two kinds of images, as sharpness.  Crops that were enlarged and tissue
-that was blurred are less sharp than whole images, so positive images can be resampled or blurred in the same way
-(``match_resampling``).
+A discriminator uses any difference between the two kinds of images, such as sharpness.  Crops that were enlarged and
+tissue that was blurred are less sharp than whole images, so positive images can be resampled or blurred in the same
+way (``match_resampling``).
 
 =================  ================================================================================================
 crops              squares at the corners and in the middle of the borders of an image; the most even one is taken
@@ -63,8 +63,8 @@ def choose_background(pixels: np.ndarray, side: int, lesion: np.ndarray | None =
     """Choose the crop of an image that most likely shows healthy skin.
 
     Without a mask, crops with dark corners and crops that are darker than the image are left out, and the crop whose
-    brightness varies least is taken, if it varies little.  With a mask, crops that touch the lesion are left out as
-    well: this reads the mask, so it is a leak that a datalist has to name.
+    brightness varies least is taken, if it varies little.  With a mask, crops that touch the lesion are left out, and
+    uneven ones are not: this reads the mask, so it is a leak that a datalist has to name.
 
     Args:
         pixels: (C, *S), S two-dimensional.

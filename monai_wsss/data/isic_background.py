@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,18 +24,23 @@ from tqdm import tqdm
 
 from monai_wsss._checks import DataError, check_choice
 from monai_wsss._pictures import ROWS_COLUMNS
-from monai_wsss.data.case_files import read_case, read_mask
+from monai_wsss.data.binary_masks import read_binary_mask
+from monai_wsss.data.case_files import read_case
 from monai_wsss.data.crops import resize_image
 from monai_wsss.data.healthy import choose_background, resample_like_crop, resize_whole
 from monai_wsss.data.isic import find_isic
 from monai_wsss.data.label_table import LabeledRow
 from monai_wsss.data.modalities import COLORS
-from monai_wsss.data.prepared_folder import check_output
+from monai_wsss.data.prepared_folder import Faults, check_output, warn_of_other_numbers
 from monai_wsss.data.prepared_images import PreparedImages
 from monai_wsss.data.splits import SPLITS, take_validation
 from monai_wsss.data.tile_folder import TileFiles
+from monai_wsss.data.writing import fits_picture
 
 __all__ = ["prepare_isic_background"]
+
+_PAPER_EDITION = 2018
+_PAPER_NUMBERS = {"training": 2594, "test": 100}
 
 _MASK_LEAK = "healthy crops were chosen by the masks of the lesions"
 
@@ -61,10 +67,15 @@ class _Rule:
             )
 
 
-def _split_as(rows: Sequence[LabeledRow], split: str) -> list[LabeledRow]:
+def _split_as(rows: Sequence[LabeledRow], split: str, edition: int) -> list[LabeledRow]:
     """Give the rows of the split: as released, or as in the paper, whose test set is the released validation set."""
     if split == "released":
         return list(rows)
+    if edition != _PAPER_EDITION:
+        raise DataError(
+            f'The split "paper" is of ISIC {_PAPER_EDITION}, but the folder holds ISIC {edition}: unpack the archives '
+            f'of {_PAPER_EDITION}, or take the split "released".'
+        )
     kept = [row for row in rows if row.split != "test"]
     kept = [replace(row, split="test") if row.split == "validation" else row for row in kept]
     if {row.split for row in kept} != {"training", "test"}:
@@ -72,30 +83,56 @@ def _split_as(rows: Sequence[LabeledRow], split: str) -> list[LabeledRow]:
             'The split "paper" needs the training images and the validation images of the challenge, which are its '
             'test set: unpack both, or take the split "released".'
         )
+    warn_of_other_numbers(Counter(str(row.split) for row in kept), _PAPER_NUMBERS)
     return kept
 
 
-def _write(writer: PreparedImages, row: LabeledRow, files: TileFiles, rule: _Rule) -> bool:
-    """Write an image whole and its healthy crop; tell whether there is one."""
+def _read(row: LabeledRow, files: TileFiles, needed: bool) -> tuple[np.ndarray, np.ndarray | None]:
+    """Read the pixels (3, x, y) uint8 of an image and its mask (1, x, y); None where no mask is there or needed."""
     case = read_case(files.images[row.id], channel_names=None, color=True)
-    pixels = case.volume.astype(np.uint8)
-    mask = read_mask(files.masks[row.id], case.images[0], ["lesion"]) if row.id in files.masks else None
-    if rule.healthy_source == "mask" and mask is None:
+    if not fits_picture(case.volume):
+        raise DataError(f"{row.where} has no whole values up to 255: save it as RGB of 8 bits.")
+    if row.id in files.masks:
+        return case.volume.astype(np.uint8), read_binary_mask(files.masks[row.id], case.images[0])
+    if needed:
         raise DataError(f"{row.where} has no mask to choose a crop by: take the healthy source `border`.")
-    side = max(1, round(rule.crop_share * min(pixels.shape[1:])))
-    window = choose_background(
-        pixels, side, mask[0] > 0 if mask is not None and rule.healthy_source == "mask" else None
-    )
+    return case.volume.astype(np.uint8), None
+
+
+def _write(writer: PreparedImages, row: LabeledRow, files: TileFiles, rule: _Rule) -> bool:
+    """Write an image whole and, unless it is a test image, its healthy crop; tell whether one is missing."""
     split = str(row.split)
+    by_mask = rule.healthy_source == "mask" and split != "test"
+    pixels, mask = _read(row, files, needed=by_mask)
+    side = max(1, round(rule.crop_share * min(pixels.shape[1:])))
     writer.measure(row.id, pixels)
     whole, shown = resize_whole(pixels, mask, rule.size)
     writer.add(split, row.id, row.id, [1], resample_like_crop(whole, side) if rule.match_resampling else whole, shown)
-    if window is None or split == "test":
-        return window is not None
+    if split == "test":
+        return False
+    window = choose_background(pixels, side, mask[0] > 0 if mask is not None and by_mask else None)
+    if window is None:
+        return True
     crop = resize_image(pixels[:, *window], (rule.size, rule.size))
     origin = [window[0].start, window[1].start]
     writer.add(split, f"{row.id}_healthy", row.id, [0], crop, source=row.id, origin=origin)
-    return True
+    return False
+
+
+def _write_all(writer: PreparedImages, root: Path, rows: Sequence[LabeledRow], files: TileFiles, rule: _Rule) -> None:
+    """Write all images; log how many give no crop, and refuse a set in which none does."""
+    faults, without = Faults(), 0
+    for row in tqdm(rows, desc="images", disable=None):
+        with faults.gather():
+            without += _write(writer, row, files, rule)
+    faults.check()
+    sources = sum(row.split != "test" for row in rows)
+    if sources and without == sources:
+        raise DataError(
+            f"No image of {root} has an even square of healthy skin: lower `crop_share` ({rule.crop_share:g})."
+        )
+    if without:
+        _logger.warning("%d of %d images have no square of healthy skin and give no crop.", without, sources)
 
 
 def prepare_isic_background(
@@ -126,8 +163,8 @@ def prepare_isic_background(
         size: side in pixels to which whole images and crops are resized.
         crop_share: side of a crop as a share of the shorter side of its image.
         healthy_source: how crops are found.  "border" looks for an even square at the border and reads no mask.  "mask"
-            also leaves out squares that touch the lesion, which leaks pixel-level labels; the datalist names it under
-            ``leaks``, and its labels count as simulated.
+            leaves out squares that touch the lesion, in place of uneven ones, which leaks pixel-level labels.  The
+            datalist names it under ``leaks``, and its labels count as simulated.
         match_resampling: whether whole images lose the detail that crops lack once they are enlarged.  Otherwise a
             network may tell the two kinds apart by their sharpness alone.
 
@@ -135,7 +172,7 @@ def prepare_isic_background(
         The path of ``datalist.json``.
 
     Raises:
-        DataError: a folder or file is missing or wrong, or no image has a healthy crop.
+        DataError: a folder or files are missing or wrong, a line per fault, or no image has a healthy crop.
         ValueError: an option is unknown or out of range.
 
     Example:
@@ -154,23 +191,17 @@ def prepare_isic_background(
     rule.check()
     folder = Path(root)
     year, rows, files = find_isic(folder, edition)
-    rows = _split_as(rows, split)
+    rows = _split_as(rows, split, year)
     if validation_share and any(row.split == "validation" for row in rows):
         raise ValueError(
             f"Expected no `validation_share`, since ISIC {year} has validation images, got {validation_share}."
         )
     names, labels, given = [row.id for row in rows], [row.label for row in rows], [str(row.split) for row in rows]
     drawn = take_validation(names, labels, given, share=validation_share, seed=seed)
-    writer, without = PreparedImages(check_output(out, folder)), 0
-    for row, of_row in tqdm(list(zip(rows, drawn, strict=True)), desc="images", disable=None):
-        without += not _write(writer, replace(row, split=of_row), files, rule)
+    writer = PreparedImages(check_output(out, folder))
+    rows = [replace(row, split=of_row) for row, of_row in zip(rows, drawn, strict=True)]
+    _write_all(writer, folder, rows, files, rule)
     _logger.info("ISIC %d: %s.", year, ", ".join(f"{len(writer.lists[name])} {name}" for name in SPLITS))
-    if without == len(rows):
-        raise DataError(
-            f"No image of {folder} has an even square of healthy skin: lower `crop_share` ({crop_share:g})."
-        )
-    if without:
-        _logger.warning("%d of %d images have no even square of healthy skin and give no crop.", without, len(rows))
     leaks = [_MASK_LEAK] if healthy_source == "mask" else []
     entries = {
         "challenge": f"ISIC {year}",

@@ -16,18 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from monai_wsss._checks import DataError
+from monai_wsss.data.splits import SPLIT_OF_WORD
 
 __all__ = ["WHOLE", "LabelTable", "LabeledRow", "read_label_table"]
 
 WHOLE = "foreground"
 """The class of a single column called ``label``: everything that is not background."""
 
-_SPLIT_NAMES = {
-    "training": ("train", "training"),
-    "validation": ("val", "valid", "validation", "dev"),
-    "test": ("test", "testing", "heldout", "holdout"),
-}
-_SPLIT_OF = {name: split for split, names in _SPLIT_NAMES.items() for name in names}
 _PATCH_COLUMNS = ("source", "x", "y")
 _SAFE_NAME = re.compile(r"[^./\\\x00-\x1f][^/\\\x00-\x1f]{0,199}")
 
@@ -136,7 +131,7 @@ def _parse_label(row: Mapping[str, str], columns: Sequence[str], where: str) -> 
 def _parse_split(row: Mapping[str, str], column: str | None, where: str) -> str | None:
     if column is None:
         return None
-    split = _SPLIT_OF.get(re.sub(r"[^a-z]", "", row[column].lower()))
+    split = SPLIT_OF_WORD.get(re.sub(r"[^a-z]", "", row[column].lower()))
     if split is None:
         raise DataError(f'{where}: the split is "{row[column]}": write train, val or test.')
     return split

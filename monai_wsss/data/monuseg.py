@@ -8,10 +8,13 @@
 ``…/masks/<name>.png``                   masks in place of outlines, in a folder whose name holds "mask" or "truth"
 =======================================  =============================================================================
 
-Every crop shows nuclei, so healthy images are made from the tiles themselves (:mod:`monai_wsss.data.healthy`), which
-reads no outline.  They are in training and validation alone.  Tiles of one patient (``TCGA-18-5592-…``) are in one
-split, and a tile is cut after the split was drawn.  Crops lie side by side from the first pixel on; what is left at
-the end of a tile is left out, so that no pixel is measured twice.
+Every crop counts as one with nuclei, so healthy images are made from the tiles themselves
+(:mod:`monai_wsss.data.healthy`), which reads no outline.  They are in training and validation alone.  Tiles of one
+patient (``TCGA-18-5592-…``) are in one split, and a tile is cut after the split was drawn.  Crops lie side by side from
+the first pixel on; what is left at the end of a tile is left out, so that no pixel is measured twice.
+
+Outlines are filled by the even-odd rule, in any direction.  What lies outside of the tile is cut off, and a region that
+ImageScope marks as negative (``NegativeROA="1"``) is a hole in the others.
 """
 
 from __future__ import annotations
@@ -19,10 +22,11 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 from tqdm import tqdm
@@ -30,25 +34,28 @@ from tqdm import tqdm
 from monai_wsss._checks import DataError, check_choice
 from monai_wsss._pictures import ROWS_COLUMNS
 from monai_wsss.data.case_files import UNNAMED, read_case, read_mask
-from monai_wsss.data.find_files import visible_entries
+from monai_wsss.data.find_files import folders_below, visible_entries
 from monai_wsss.data.healthy import HEALTHY_TISSUE, blur, healthy_tissue
 from monai_wsss.data.label_table import WHOLE
 from monai_wsss.data.modalities import COLORS
 from monai_wsss.data.outlines import draw_outline
 from monai_wsss.data.plain_xml import read_plain_xml
-from monai_wsss.data.prepared_folder import check_output
+from monai_wsss.data.prepared_folder import Faults, check_output, check_released, warn_of_other_numbers
 from monai_wsss.data.prepared_images import PreparedImages
 from monai_wsss.data.reading import image_format
-from monai_wsss.data.splits import SPLITS, split_by_subject, take_validation
+from monai_wsss.data.splits import SPLITS, split_by_subject, split_in_name, take_validation
+from monai_wsss.data.writing import fits_picture
 
 __all__ = ["prepare_monuseg"]
 
 _PAPER = (0.8, 0.0, 0.2)
 """Shares of the split of CoinGAN's tables."""
 
+_PAPER_NUMBERS = {"tiles": 30}
+"""The paper's 21,623 nuclei are those of the 30 tiles that the challenge released for training."""
+
 _PATIENT = re.compile(r"TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}")
 _MASKS = re.compile(r"mask|truth", re.IGNORECASE)
-_RELEASED = re.compile(r"(train|test)", re.IGNORECASE)
 _DEPTH = 5  # folders below the root that are searched
 
 _logger = logging.getLogger(__name__)
@@ -90,52 +97,63 @@ class _Tile:
         return match[0] if match else self.image.stem
 
 
-def _files(folder: Path, depth: int = _DEPTH) -> Iterator[Path]:
-    """Give all files in a folder and below it, without prepared folders."""
-    for entry in visible_entries(folder):
-        if entry.is_file():
-            yield entry
-        elif depth and not (entry / "datalist.json").exists():
-            yield from _files(entry, depth - 1)
-
-
 def _find(root: Path) -> list[_Tile]:
     """Find the tiles with their outlines or masks."""
     images: dict[str, Path] = {}
     truth: dict[str, Path] = {}
-    for file in _files(root):
-        is_truth = file.suffix.lower() == ".xml" or bool(_MASKS.search(file.parent.name))
-        if not is_truth and image_format(file) != "picture":
-            continue
-        found = truth if is_truth else images
-        if file.stem in found:
-            raise DataError(f"{found[file.stem]} and {file} belong to the same tile: keep one of them.")
-        found[file.stem] = file
+    faults = Faults()
+    for folder in folders_below(root, _DEPTH):
+        of_masks = folder != root and _MASKS.search(folder.name) is not None
+        for file in filter(Path.is_file, visible_entries(folder)):
+            is_truth = file.suffix.lower() == ".xml" or (of_masks and image_format(file) == "picture")
+            if not is_truth and image_format(file) != "picture":
+                continue
+            found = truth if is_truth else images
+            with faults.gather():
+                if file.stem in found:
+                    raise DataError(f"{found[file.stem]} and {file} belong to the same tile: keep one of them.")
+                found[file.stem] = file
+    faults.check()
     if not images:
         raise DataError(f"{root} holds no tiles, e.g. in Tissue Images: unpack MoNuSeg there.")
     without = [name for name in images if name not in truth]
     if without:
         _logger.warning("%d of %d tiles have no outlines, first %s.", len(without), len(images), without[0])
+    lost = [file for name, file in truth.items() if name not in images]
+    if lost:
+        _logger.warning("%d files of outlines or masks belong to no tile, first %s.", len(lost), lost[0])
     return [_Tile(file, truth.get(name), _released_split(file, root)) for name, file in images.items()]
 
 
 def _released_split(file: Path, root: Path) -> str | None:
     """Give the split that the folders of a tile name, the innermost first."""
-    for part in reversed(file.relative_to(root).parts[:-1]):
-        match = _RELEASED.search(part)
-        if match:
-            return "training" if match[1].lower() == "train" else "test"
-    return None
+    return next(filter(None, map(split_in_name, reversed(file.relative_to(root).parts[:-1]))), None)
+
+
+def _of_paper(tiles: list[_Tile]) -> list[_Tile]:
+    """Leave out the released test tiles, where there are others: the paper's number of nuclei is that without them."""
+    kept = [tile for tile in tiles if tile.released != "test"] or tiles
+    if len(kept) < len(tiles):
+        _logger.info('The split "paper" leaves out %d released test tiles.', len(tiles) - len(kept))
+    warn_of_other_numbers({"tiles": len(kept)}, _PAPER_NUMBERS)
+    return kept
 
 
 def _draw(tiles: Sequence[_Tile], split: str, fractions: Sequence[float], share: float, seed: int) -> list[str]:
     """Give every tile its split."""
     subjects, labels = [tile.subject for tile in tiles], [[1]] * len(tiles)
     if split == "released":
-        lost = next((tile for tile in tiles if tile.released is None), None)
-        if lost is not None:
-            raise DataError(f"No folder of {lost.image} names training or test: take the split `paper` or `drawn`.")
-        return take_validation(subjects, labels, [str(tile.released) for tile in tiles], share=share, seed=seed)
+        faults = Faults()
+        for tile in tiles:
+            with faults.gather():
+                if tile.released is None:
+                    raise DataError(
+                        f'No folder of {tile.image} names training or test: take the split "paper" or "drawn".'
+                    )
+        faults.check()
+        given = [str(tile.released) for tile in tiles]
+        check_released([tile.image for tile in tiles], subjects, given)
+        return take_validation(subjects, labels, given, share=share, seed=seed)
     if split == "paper":
         drawn = split_by_subject(subjects, labels, fractions=_PAPER, seed=seed)
         return take_validation(subjects, labels, drawn, share=share, seed=seed)
@@ -146,28 +164,41 @@ def _draw(tiles: Sequence[_Tile], split: str, fractions: Sequence[float], share:
     return split_by_subject(subjects, labels, fractions=fractions, seed=seed)
 
 
+def _corners(region: ElementTree.Element) -> list[float]:
+    """Give the corners of a region, x, y, x, y, …"""
+    return [float(vertex.attrib[axis]) for vertex in region.iter("Vertex") for axis in ("X", "Y")]
+
+
 def _draw_regions(path: Path, columns: int, rows: int) -> np.ndarray:
     """Draw the outlines of an XML file: (1, columns, rows) uint8, 1 in nuclei."""
-    regions = read_plain_xml(path).iter("Region")
+    outlines: dict[bool, list[list[float]]] = {False: [], True: []}  # is it a hole? → its corners
     try:
-        outlines = [
-            [float(vertex.attrib[axis]) for vertex in region.iter("Vertex") for axis in ("X", "Y")]
-            for region in regions
-        ]
+        for region in read_plain_xml(path).iter("Region"):
+            outlines[region.get("NegativeROA", "0") == "1"].append(_corners(region))
     except (KeyError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
         raise DataError(
             f"{path} has a Vertex without the numbers X and Y ({error}): export the outlines again."
         ) from error
-    outlines = [outline for outline in outlines if outline]
-    if not outlines:
-        return np.zeros((1, columns, rows), dtype=np.uint8)
-    return draw_outline(outlines, columns, rows, str(path))[None].astype(np.uint8)
+    nuclei, holes = (
+        draw_outline(filled, columns, rows, str(path)) if filled else np.zeros((columns, rows), dtype=bool)
+        for filled in (list(filter(None, outlines[hole])) for hole in (False, True))
+    )
+    return (nuclei & ~holes)[None].astype(np.uint8)
 
 
-def _read(tile: _Tile) -> tuple[np.ndarray, np.ndarray | None]:
-    """Read the pixels (3, x, y) uint8 and the mask (1, x, y) uint8 of a tile."""
-    case = read_case({UNNAMED: tile.image}, channel_names=None, color=True)
+def _read(tile: _Tile, smallest: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """Read the pixels (3, x, y) uint8 and the mask (1, x, y) uint8 of a tile; refuse a tile smaller than a crop."""
+    case = read_case({UNNAMED: tile.image}, channel_names=None, color=True, on_white=True)
+    if not fits_picture(case.volume):
+        raise DataError(f"{tile.image} has no whole values up to 255: save it as RGB of 8 bits.")
     pixels = case.volume.astype(np.uint8)
+    if min(pixels.shape[1:]) < smallest:
+        raise DataError(
+            f"{tile.image} is of {' x '.join(map(str, pixels.shape[1:]))} pixels, smaller than a crop of {smallest}: "
+            "take a smaller `crop`."
+        )
     if tile.truth is None:
         return pixels, None
     if tile.truth.suffix.lower() == ".xml":
@@ -177,22 +208,17 @@ def _read(tile: _Tile) -> tuple[np.ndarray, np.ndarray | None]:
 
 def _write(writer: PreparedImages, tile: _Tile, split: str, rule: _Rule) -> None:
     """Write the crops of a tile, and those of its healthy version."""
-    pixels, mask = _read(tile)
-    if min(pixels.shape[1:]) < rule.crop:
-        raise DataError(
-            f"{tile.image} is of {' x '.join(map(str, pixels.shape[1:]))} pixels, smaller than a crop of {rule.crop}: "
-            "take a smaller `crop`."
-        )
-    writer.measure(tile.subject, pixels)
+    pixels, mask = _read(tile, rule.crop)
+    name = tile.image.stem
+    writer.measure(name, pixels)
     healthy = (
         None if split == "test" else healthy_tissue(pixels, how=rule.healthy, radius=rule.radius, sigma=rule.sigma)
     )
     shown = blur(pixels, rule.sigma) if rule.match_resampling else pixels
-    name = tile.image.stem
     for x in range(0, pixels.shape[1] - rule.crop + 1, rule.crop):
         for y in range(0, pixels.shape[2] - rule.crop + 1, rule.crop):
             window = (slice(None), slice(x, x + rule.crop), slice(y, y + rule.crop))
-            place: dict[str, Any] = {"source": name, "origin": [x, y]}
+            place: dict[str, Any] = {"source": name, "origin": [x, y], "statistics": name}
             outlined = None if mask is None else mask[window]
             writer.add(split, f"{name}_{x}_{y}", tile.subject, [1], shown[window], outlined, **place)
             if healthy is not None:
@@ -219,8 +245,9 @@ def prepare_monuseg(
         root: the folder in which the set was unpacked.
         out: the folder to write.
         split: "drawn" draws all three splits by ``fractions``.  "paper" is 80 % of the patients for training and 20 %
-            for test, as in CoinGAN's tables, drawn anew.  "released" takes the split from folders whose names hold
-            "train" or "test".
+            for test, as in CoinGAN's tables, drawn anew.  Its number of nuclei is that of the 30 tiles released for
+            training, so tiles in folders of the test set are left out.  "released" takes the split from the words
+            train and test in the names of folders.
         fractions: shares of the patients for training, validation and test; for "drawn".
         validation_share: share of the training patients taken for validation; for "paper" and "released".
         seed: seed of all draws.
@@ -236,7 +263,8 @@ def prepare_monuseg(
         The path of ``datalist.json``.
 
     Raises:
-        DataError: tiles are missing, there twice, damaged or smaller than a crop, or outlines cannot be read.
+        DataError: tiles are missing, there twice, damaged or smaller than a crop, or outlines cannot be read; a line
+            per fault.
         ValueError: an option is unknown or out of range.
 
     Example:
@@ -254,11 +282,13 @@ def prepare_monuseg(
     rule = _Rule(healthy, radius, sigma, crop, match_resampling)
     rule.check()
     folder = Path(root)
-    tiles = _find(folder)
+    tiles = _of_paper(_find(folder)) if split == "paper" else _find(folder)
     splits = _draw(tiles, split, fractions, validation_share, seed)
-    writer = PreparedImages(check_output(out, folder))
+    writer, faults = PreparedImages(check_output(out, folder)), Faults()
     for tile, of_tile in tqdm(list(zip(tiles, splits, strict=True)), desc="tiles", disable=None):
-        _write(writer, tile, of_tile, rule)
+        with faults.gather():
+            _write(writer, tile, of_tile, rule)
+    faults.check()
     _logger.info("%d tiles; crops: %s.", len(tiles), ", ".join(f"{len(writer.lists[name])} {name}" for name in SPLITS))
     entries = {
         "split": split,

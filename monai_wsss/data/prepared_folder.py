@@ -1,29 +1,89 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""The folder that every adapter writes: checked before the first file, described in the log, listed last."""
+"""The folder that every adapter writes: checked before the first file, described in the log, listed last.
+
+A preparation that is killed leaves a folder without datalist, marked by an empty folder ``.unfinished``.  Nobody can
+train on it, no adapter reads it as data, and the next preparation into it begins anew.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from monai_wsss._checks import DataError
-from monai_wsss._files import make_directory
+from monai_wsss._files import WriteError, make_directory
 from monai_wsss._orientation import slicing_entry
-from monai_wsss.data.datalist import modality_entry, write_datalist
+from monai_wsss.data.datalist import UNFINISHED, modality_entry, write_datalist
 from monai_wsss.data.label_table import LabeledRow, LabelTable
 from monai_wsss.data.splits import split_by_subject
 
-__all__ = ["check_output", "check_targets", "log_sizes", "warn_of_contradictions", "write_prepared"]
+__all__ = [
+    "Faults",
+    "check_output",
+    "check_released",
+    "check_targets",
+    "log_sizes",
+    "warn_of_contradictions",
+    "warn_of_other_numbers",
+    "write_prepared",
+]
+
+_WRITTEN = ("images", "masks", "regions")
+"""Folders below a prepared folder."""
+
+_MOST_FAULTS = 20
 
 _logger = logging.getLogger(__name__)
 
 
+@dataclass
+class Faults:
+    """Collects the faults of a data set, so that all are told at once, not one per hour of preparation.
+
+    Attributes:
+        sentences: one per fault.
+
+    Example:
+        >>> faults = Faults()
+        >>> for name in ("a.png", "b.png"):
+        ...     with faults.gather():
+        ...         raise DataError(f"{name} is empty: export it again.")
+        >>> faults.sentences
+        ['a.png is empty: export it again.', 'b.png is empty: export it again.']
+    """
+
+    sentences: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def gather(self) -> Iterator[None]:
+        """Keep the sentence of a ``DataError`` that the block raises; a file that cannot be written ends all."""
+        try:
+            yield
+        except WriteError:
+            raise
+        except DataError as error:
+            self.sentences.append(str(error))
+
+    def check(self) -> None:
+        """Raise one ``DataError`` with a line per fault, if there are any."""
+        if self.sentences:
+            more = len(self.sentences) - _MOST_FAULTS
+            lines = [*self.sentences[:_MOST_FAULTS], *([f"{more} more faults are of such kinds."] if more > 0 else [])]
+            raise DataError("\n".join(lines))
+
+
 def check_output(out: str | os.PathLike[str], *sources: str | os.PathLike[str] | None) -> Path:
-    """Make the output folder of a preparation.
+    """Make the output folder of a preparation, and mark it as unfinished if it is empty.
+
+    What a killed preparation left in a marked folder is removed.  A folder with other files is not marked, so nothing
+    of a user is ever removed.
 
     Args:
         out: the folder to make; it may exist.
@@ -37,7 +97,17 @@ def check_output(out: str | os.PathLike[str], *sources: str | os.PathLike[str] |
         raise DataError(f"{folder} holds a datalist.json already: choose another output folder, or delete this one.")
     if any(folder.resolve() == Path(source).resolve() for source in sources if source is not None):
         raise DataError(f"The output folder {folder} is the source folder: choose another output folder.")
-    return make_directory(folder)
+    make_directory(folder)
+    mark = folder / UNFINISHED
+    if mark.exists():
+        _logger.warning("%s holds what a preparation left that did not end: it is removed.", folder)
+        for name in _WRITTEN:
+            shutil.rmtree(folder / name, ignore_errors=True)
+        for file in folder.glob(".*.partial.datalist.json"):
+            file.unlink(missing_ok=True)
+    elif not any(folder.iterdir()):
+        make_directory(mark)
+    return folder
 
 
 def log_sizes(shapes: Iterable[tuple[int, ...]]) -> None:
@@ -58,6 +128,40 @@ def warn_of_contradictions(ids: Sequence[str]) -> None:
     """Log how many of the masks show other classes than their labels say; ``ids`` names their cases."""
     if ids:
         _logger.warning("%d masks show other classes than their labels say, first that of %s.", len(ids), ids[0])
+
+
+def check_released(places: Sequence[object], subjects: Sequence[str], splits: Sequence[str]) -> None:
+    """Check, before anything is written, that no subject is in two released splits.
+
+    Args:
+        places: where every item stands, for messages, (N).
+        subjects: the subject of every item, (N).
+        splits: the released split of every item, (N).
+
+    Raises:
+        DataError: a subject is in two splits; a line per item.
+    """
+    first: dict[str, str] = {}
+    faults = Faults()
+    for place, subject, split in zip(places, subjects, splits, strict=True):
+        with faults.gather():
+            if first.setdefault(subject, split) != split:
+                raise DataError(
+                    f'{place}: subject "{subject}" is in both released sets: take the split "paper" or "drawn".'
+                )
+    faults.check()
+
+
+def warn_of_other_numbers(found: Mapping[str, int], paper: Mapping[str, int]) -> None:
+    """Log where a set holds other numbers than a paper says.
+
+    Args:
+        found: what is counted → its number here.
+        paper: what is counted → its number in the paper.
+    """
+    other = [f"{found.get(name, 0)} {name}, not {count}" for name, count in paper.items() if found.get(name) != count]
+    if other:
+        _logger.warning("The set is not of the size that the paper says: %s.", ", ".join(other))
 
 
 def check_targets(files: Mapping[str, Mapping[str, Any]]) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from monai_wsss._intensity import foreground_statistics, tissue_statistics
 from monai_wsss.data.datalist import modality_entry, statistics_entry, write_datalist
 from monai_wsss.data.modalities import COLORS
+from monai_wsss.data.prepared_folder import check_targets
 from monai_wsss.data.splits import SPLITS
 from monai_wsss.data.writing import write_picture
 
@@ -24,22 +25,27 @@ __all__ = ["PreparedImages"]
 class PreparedImages:
     """Writes images with their masks, and collects their items and statistics.
 
-    The statistics of a subject are those of the image that :meth:`measure` was last given, its whole original image.
+    A crop is standardized by the statistics of the whole image that it was cut from (:meth:`measure`).
 
     Attributes:
         out: the folder to write.
         lists: split → items.
-        statistics: subject → mean and std.
+        statistics: name of a whole image → mean and std.
     """
 
     out: Path
     lists: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: {split: [] for split in SPLITS})
     statistics: dict[str, dict[str, list[float]]] = field(default_factory=dict)
 
-    def measure(self, subject: str, pixels: np.ndarray) -> None:
-        """Record the statistics of a subject: of the tissue of a color image (C, *S), or of the foreground in gray."""
+    def measure(self, name: str, pixels: np.ndarray) -> None:
+        """Record the statistics of an image (C, *S): of the tissue in colors, of the foreground in gray.
+
+        Args:
+            name: the subject, or what the entry ``statistics`` of its items names.
+            pixels: the whole image, (C, *S).
+        """
         measured = tissue_statistics if len(pixels) == len(COLORS) else foreground_statistics
-        self.statistics[subject] = statistics_entry(*measured(pixels))
+        self.statistics[name] = statistics_entry(*measured(pixels))
 
     def add(
         self,
@@ -60,7 +66,7 @@ class PreparedImages:
             label: 0/1 per class, (K).
             pixels: (C, x, y) of one or three channels, uint8 or uint16.
             mask: (1, x, y) uint8, for evaluation.
-            entries: further entries of the item, such as ``source`` and ``origin``.
+            entries: further entries of the item, such as ``source``, ``origin`` and ``statistics``.
         """
         item: dict[str, Any] = {"id": name, "subject": subject, "label": list(label)}
         item["image"] = f"images/{subject}/{name}.png"
@@ -78,6 +84,9 @@ class PreparedImages:
             classes: names of the classes, (K).
             order: how networks get the images, "rows_columns" or "xy".
             entries: further entries of the datalist.
+
+        Raises:
+            DataError: two images have the same path, or see :func:`~monai_wsss.data.datalist.write_datalist`.
         """
         datalist: dict[str, Any] = {
             "name": self.out.resolve().name,
@@ -88,4 +97,5 @@ class PreparedImages:
             **entries,
             "statistics": self.statistics,
         }
+        check_targets({item["id"]: item for items in self.lists.values() for item in items})
         return write_datalist(self.out, datalist | self.lists)

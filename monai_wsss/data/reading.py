@@ -222,11 +222,16 @@ def _check_values(image: torch.Tensor, file: Path, color: bool) -> None:
             raise DataError(f"{file} is constant (every value is {channel.flatten()[0].item():g}): {remedy}.")
 
 
-def read_labels(path: str | os.PathLike[str]) -> MetaTensor:
+def read_labels(path: str | os.PathLike[str], *, palette_as_gray: bool = False) -> MetaTensor:
     """Read a mask: whole numbers from 0 on, one channel.
 
     A picture with a palette gives its palette indices; one that an EXIF entry turns is read upright.  Unlike an image,
     a mask may be constant (nothing is drawn).
+
+    Args:
+        path: the mask.
+        palette_as_gray: whether a picture with a palette gives the brightness of its colors in place of its indices,
+            which may begin with the white of the lesion.
 
     Returns:
         (1, *S), int64.
@@ -249,7 +254,8 @@ def read_labels(path: str | os.PathLike[str]) -> MetaTensor:
         if kind == "picture":
             with Image.open(file) as opened:
                 picture = upright(opened)
-                values = np.asarray(picture.convert("L") if picture.mode in ("1", "RGB", "RGBA", "LA") else picture)
+                colored = ("1", "RGB", "RGBA", "LA", *(("P", "PA") if palette_as_gray else ()))
+                values = np.asarray(picture.convert("L") if picture.mode in colored else picture)
             mask = MetaTensor(torch.from_numpy(values.T.astype(np.float64))[None])
         else:
             mask = _load(file, kind)

@@ -1,17 +1,50 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""The splits of a dataset, and how they are drawn: by subject, stratified by the labels."""
+"""The splits of a dataset: how names say them, and how they are drawn, by subject and stratified by the labels."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
 
-__all__ = ["SPLITS", "split_by_subject", "take_validation"]
+__all__ = ["SPLITS", "SPLIT_OF_WORD", "split_by_subject", "split_in_name", "take_validation", "words_in"]
 
 SPLITS = ("training", "validation", "test")
 """The three splits of every datalist, by their keys in the JSON."""
+
+_SPLIT_NAMES = {
+    "training": ("train", "training"),
+    "validation": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing", "heldout", "holdout"),
+}
+SPLIT_OF_WORD = {name: split for split, names in _SPLIT_NAMES.items() for name in names}
+"""Word in small letters → split that it names."""
+
+_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[0-9]+")
+
+
+def words_in(name: str) -> list[str]:
+    """Give the words in the name of a file or folder, in small letters; a capital letter begins a word.
+
+    Example:
+        >>> words_in("MoNuSegTestData"), words_in("Control_Group_II")
+        (['mo', 'nu', 'seg', 'test', 'data'], ['control', 'group', 'ii'])
+    """
+    return [word.lower() for word in _WORD.findall(name)]
+
+
+def split_in_name(name: str) -> str | None:
+    """Give the split that a word in the name of a file or folder says; None where none does, or several do.
+
+    Example:
+        >>> split_in_name("Train Set"), split_in_name("contest"), split_in_name("train_and_test")
+        ('training', None, None)
+    """
+    words = (word.removesuffix("set") for word in words_in(name))  # also "trainset"
+    found = {SPLIT_OF_WORD[word] for word in words if word in SPLIT_OF_WORD}
+    return found.pop() if len(found) == 1 else None
 
 
 def split_by_subject(

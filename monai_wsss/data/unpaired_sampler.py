@@ -41,7 +41,7 @@ class UnpairedSampler(Sampler[int]):
 
     Raises:
         ValueError: ``num_pairs`` is below 1, or ``rank`` is no process.
-        DataError: there is no image with a finding, or no healthy one.
+        DataError: there is no image with a finding, or no healthy one; an item has no label.
 
     Example:
         >>> items = [{"label": [0]}] * 2 + [{"label": [1]}] * 3
@@ -64,6 +64,9 @@ class UnpairedSampler(Sampler[int]):
             raise ValueError(f"Expected `rank` from 0 to {num_replicas - 1} (`num_replicas` - 1), got {rank}.")
         if num_pairs is not None and num_pairs < 1:
             raise ValueError(f"Expected `num_pairs` of at least 1, got {num_pairs}.")
+        for index, item in enumerate(data):
+            if "label" not in item:
+                raise DataError(f"Item {index} of {len(data)} has no `label`: give the items of a datalist.")
         found = np.array([bool(np.asarray(item["label"]).any()) for item in data], dtype=bool)
         self.diseased, self.healthy = np.flatnonzero(found), np.flatnonzero(~found)
         if not (len(self.diseased) and len(self.healthy)):

@@ -29,8 +29,9 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -39,6 +40,7 @@ from tqdm import tqdm
 from monai_wsss._checks import DataError, check_choice, plain_tensor
 from monai_wsss._resize import resize_linear
 from monai_wsss.data import load_header
+from monai_wsss.engines.branch_masks import branch_maps_of, decided_masks, in_batches, threshold_of
 from monai_wsss.engines.checkpoint import latest_checkpoint, load_tensors, with_weights
 from monai_wsss.metrics import PixelCounts, count_pixels, iou_score, miou_pooled
 from monai_wsss.metrics.segmentation import where_referenced
@@ -50,7 +52,24 @@ __all__ = ["BranchEvaluation"]
 logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
+Key = tuple[str, str, str, bool]
+"""Network, branch, label filter, and whether a CRF follows."""
+
 _FILTERS = ("none", "predicted", "given")
+_SEGMENTATION = {"output_kind": "segmentation"}
+_PIXELS = 2**17  # of the images that are computed together
+
+
+class _Case(NamedTuple):
+    """An image to measure: ``image`` and perhaps ``intensity`` (C, *S), label (K,) and reference (1, *S)."""
+
+    shown: dict[str, torch.Tensor]
+    label: torch.Tensor
+    reference: torch.Tensor
+
+    def shapes(self) -> tuple[Any, ...]:
+        """Give the shapes of all parts."""
+        return (*(image.shape for image in self.shown.values()), self.label.shape, self.reference.shape)
 
 
 class BranchEvaluation:
@@ -110,7 +129,7 @@ class BranchEvaluation:
         refinement = ClassMapRefinement.of(crf, next(iter(self.networks.values())))
         if refinement is not None and not isinstance(refinement.part, DenseCRF):
             raise ValueError(f"Expected `crf` to be a DenseCRF, 'crf' or 'none', got {crf!r}.")
-        self.refinements = {False: None} if refinement is None else {False: None, True: refinement}
+        self.refinement = refinement
         self.grid = grid
         self.device = device
         self._measure_level: Callable[..., None] | None = None
@@ -162,7 +181,7 @@ class BranchEvaluation:
             check_order(core.network, header, path or str(weights))
         if core.online is core.network:
             networks = {"network": core.network}
-        thresholds = [_threshold_of(maker) for maker in (core.labels, core.auxiliary_labels)]
+        thresholds = [threshold_of(maker) for maker in (core.labels, core.auxiliary_labels)]
         words = {"background": header.get("background", True), **words}
         evaluation = cls(networks, core.seeds, thresholds, header["classes"], **words)
         evaluation._measure_level = getattr(core, "measure_negative_reference", None)
@@ -187,7 +206,7 @@ class BranchEvaluation:
 
     @torch.no_grad()
     def measure(self, loader: Iterable[Mapping[str, Any]], *, split: str = "") -> list[Row]:
-        """Measure all branches on the images of a split.
+        """Measure all branches on the images of a split; images of one size in a row are computed together.
 
         Args:
             loader: batches, or single items in a batch axis, with ``image`` (B, C, *S), ``label`` (B, K), ``mask``
@@ -204,60 +223,60 @@ class BranchEvaluation:
             DataError: no image can be measured.
             ValueError: images of other dimensions than a network or the grid.
         """
-        counts: dict[tuple[str, str, str, bool], list[PixelCounts]] = {}
+        counts: dict[Key, list[PixelCounts]] = {}
         seconds: dict[Any, float] = {}
-        images = left_out = 0
+        left_out: list[int] = []
+        images = 0
         modes = {name: network.training for name, network in self.networks.items()}
         for network in self.networks.values():
             network.eval()
         try:
-            for batch in tqdm(loader, desc=f"branches {split}".strip(), disable=None):
-                for item, label, reference in _cases(batch):
-                    if reference is None:
-                        left_out += 1
-                        continue
-                    images += 1
-                    for key, mask in self._masks(item, label, reference.shape[1:], seconds):
-                        counts.setdefault(key, []).append(count_pixels(mask, reference, num_classes=len(self.classes)))
+            known = _cases(tqdm(loader, desc=f"branches {split}".strip(), disable=None), left_out)
+            for cases in _batches(known):
+                images += len(cases)
+                reference = torch.stack([case.reference for case in cases])
+                for key, masks in self._masks(cases, seconds):
+                    counts.setdefault(key, []).append(count_pixels(masks, reference, num_classes=len(self.classes)))
         finally:
             for name, network in self.networks.items():
                 network.train(modes[name])
         if not counts:
             raise DataError(f"No image of the split {split!r} has a pixel mask: its branches cannot be measured.")
-        common = {"split": split, "images": images, "left_out": left_out}
+        common = {"split": split, "images": images, "left_out": sum(left_out)}
         return [self._row(key, counts[key], seconds, common) for key in counts]
 
-    def _masks(
-        self, item: Mapping[str, torch.Tensor], label: torch.Tensor, size: Sequence[int], seconds: dict[Any, float]
-    ) -> Iterator[tuple[tuple[str, str, str, bool], torch.Tensor]]:
-        """Give the masks (1, *S) of one image, of all branches, at the size of its reference."""
-        image = item["image"][None].to(self.device)
+    def _masks(self, cases: Sequence[_Case], seconds: dict[Any, float]) -> Iterator[tuple[Key, torch.Tensor]]:
+        """Give the masks (B, 1, *S) of images of one size, of all branches, at the size of their references."""
+        image = torch.stack([case.shown["image"] for case in cases]).to(self.device)
+        label = torch.stack([case.label for case in cases]).to(self.device)
+        cuts = self.cuts
         for name, network in self.networks.items():
             start = time.perf_counter()
-            branches, predicted = self._branches(network, image, size)
+            branches, predicted = self._branches(network, image, cases[0].reference.shape[1:])
             if image.is_cuda:
                 torch.cuda.synchronize(image.device)
-            _add(seconds, name, start)
-            allowed = {"none": None, "predicted": predicted, "given": label.to(self.device)}
-            for branch, (rule, scores) in branches.items():
+            _add(seconds, name, time.perf_counter() - start)
+            allowed: dict[str, Any] = {"none": torch.ones_like(label), "predicted": predicted, "given": label}
+            for branch, scores in branches.items():
+                refined: dict[tuple[int, ...], tuple[torch.Tensor, float]] = {}
                 for label_filter in self.label_filters:
-                    gate = "none" if label_filter == "none" else "given"
-                    for with_crf, refine in self.refinements.items():
-                        start = time.perf_counter()
-                        decide, chosen = MaskRule(**rule, gate=gate), allowed[label_filter]
-                        if refine is None:
-                            mask = decide.mask(scores, chosen)[0].cpu()
-                        else:
-                            shown = resize_linear(refine.image_of(item), size)
-                            mask = refine(decide, scores, shown, chosen).mask[0].cpu()
-                        key = (name, branch, label_filter, with_crf)
-                        _add(seconds, key, start)
-                        yield key, mask
+                    chosen = allowed[label_filter]
+                    start = time.perf_counter()
+                    masks = decided_masks(scores, cuts.get(branch), chosen).cpu()
+                    key = (name, branch, label_filter, False)
+                    _add(seconds, key, time.perf_counter() - start)
+                    yield key, masks
+                    if self.refinement is not None:
+                        key = (name, branch, label_filter, True)
+                        cut = cuts.get(branch)
+                        found = [self._refined(cut, *own, refined) for own in zip(cases, scores, chosen, strict=True)]
+                        _add(seconds, key, sum(taken for _, taken in found))
+                        yield key, torch.stack([mask for mask, _ in found])
 
     def _branches(
         self, network: Any, image: torch.Tensor, size: Sequence[int]
-    ) -> tuple[dict[str, tuple[dict[str, Any], torch.Tensor]], torch.Tensor | None]:
-        """Give each branch's rule and scores at a size, of all classes; and the predicted label where it is asked."""
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
+        """Give the scores of each branch at a size, of all classes; and the predicted labels where they are asked."""
         dims = int(getattr(network, "spatial_dims", image.ndim - 2))
         if image.ndim - 2 != dims or len(self.grid or image.shape[2:]) != dims:
             raise ValueError(
@@ -265,20 +284,40 @@ class BranchEvaluation:
                 f"{tuple(image.shape[2:])} and {self.grid}: measure a network of slices on slices."
             )
         given = image if self.grid is None else resize_linear(image, self.grid)
-        every = LabeledImages(given, given.new_ones(1, len(self.classes)), validate_args=False)
-        *maps, logits = (resize_linear(each, size) for each in self.seeds(network, every))
-        cuts = self.cuts
+        every = LabeledImages(given, given.new_ones(len(given), len(self.classes)), validate_args=False)
+        *maps, logits = branch_maps_of(self.seeds, network, every, size)
         if len(maps) == 2:
             maps.append((maps[0] + maps[1]) / 2)
-        names = ("M", "M_aux", "M+M_aux")
-        branches: dict[str, tuple[dict[str, Any], torch.Tensor]] = {
-            name: ({"rule": "fixed", "threshold": cuts[name]}, scores)
-            for name, scores in zip(names, maps, strict=False)
-        }
-        branches["S"] = ({"output_kind": "segmentation"}, logits)
+        branches = dict(zip(("M", "M_aux", "M+M_aux"), maps, strict=False)) | {"S": logits}
         if "predicted" not in self.label_filters:
             return branches, None
         return branches, (network.branches(given).logits > 0).to(given)
+
+    def _refined(
+        self,
+        cut: float | None,
+        case: _Case,
+        scores: torch.Tensor,
+        allowed: torch.Tensor,
+        known: dict[tuple[int, ...], tuple[torch.Tensor, float]],
+    ) -> tuple[torch.Tensor, float]:
+        """Give the mask (1, *S) of one image after the CRF, and the seconds that it takes.
+
+        Filters that allow the same classes have the same mask, which is ``known`` then, and nothing is found where none
+        is allowed.
+        """
+        held = (id(case), *allowed.nonzero().flatten().tolist())
+        if held not in known:
+            start = time.perf_counter()
+            words: dict[str, Any] = {"rule": "fixed", "threshold": cut} if cut is not None else _SEGMENTATION
+            mask = torch.zeros(1, *scores.shape[1:], dtype=torch.uint8)
+            if len(held) > 1:
+                assert self.refinement is not None
+                image = resize_linear(self.refinement.image_of(case.shown), scores.shape[1:])
+                rule = MaskRule(**words, gate="given")
+                mask = self.refinement(rule, scores[None], image, allowed[None]).mask[0].cpu()
+            known[held] = mask, time.perf_counter() - start
+        return known[held]
 
     @property
     def cuts(self) -> dict[str, float]:
@@ -288,7 +327,7 @@ class BranchEvaluation:
 
     def _row(
         self,
-        key: tuple[str, str, str, bool],
+        key: Key,
         counts: Sequence[PixelCounts],
         seconds: Mapping[Any, float],
         common: Row,
@@ -323,30 +362,29 @@ def _fill(method: Any, checkpoint: Path) -> None:
         ) from error
 
 
-def _threshold_of(maker: Any) -> Callable[[], Any]:
-    """Give what tells xi of a maker of labels: its threshold, or the middle between two."""
-    threshold = getattr(maker, "threshold", None)
-    if threshold is None:
-        return lambda: (maker.low + maker.high) / 2
-    return lambda: torch.as_tensor(threshold()).float().mean()
+def _batches(cases: Iterable[_Case]) -> Iterator[list[_Case]]:
+    """Give as many images of one size together as have no more pixels than 32 tiles of 64 x 64."""
+    cases = iter(cases)
+    for first in cases:
+        most = max(1, _PIXELS // max(first.reference.numel(), first.shown["image"][0].numel()))
+        yield from in_batches(chain([first], islice(cases, most - 1)), most, _Case.shapes)
 
 
-def _cases(
-    batch: Mapping[str, Any],
-) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor | None]]:
-    """Give image and intensity (C, *S), label (1, K) and reference (1, *S), or None where an image is left out."""
-    shown = {name: plain_tensor(batch[name]).float() for name in ("image", "intensity") if name in batch}
-    labels = plain_tensor(batch["label"]).float() if "label" in batch else None
-    for place in range(len(shown["image"])):
-        item = {name: images[place] for name, images in shown.items()}
-        label = torch.zeros(1, 0) if labels is None else labels[place : place + 1]
-        reference: torch.Tensor | None = None
-        if labels is not None and "mask" in batch:
-            reference = plain_tensor(batch["mask"])[place]
-        elif labels is not None and not label.any():
-            reference = torch.zeros(1, *item["image"].shape[1:], dtype=torch.uint8)
-        yield item, label, reference
+def _cases(loader: Iterable[Mapping[str, Any]], left_out: list[int]) -> Iterator[_Case]:
+    """Give the images that can be measured; the numbers of others are added to ``left_out``."""
+    for batch in loader:
+        shown = {name: plain_tensor(batch[name]).float() for name in ("image", "intensity") if name in batch}
+        labels = plain_tensor(batch["label"]).float() if "label" in batch else None
+        for place in range(len(shown["image"])):
+            own = {name: images[place] for name, images in shown.items()}
+            label = None if labels is None else labels[place]
+            if label is not None and "mask" in batch:
+                yield _Case(own, label, plain_tensor(batch["mask"])[place])
+            elif label is not None and not label.any():
+                yield _Case(own, label, torch.zeros(1, *own["image"].shape[1:], dtype=torch.uint8))
+            else:
+                left_out.append(1)
 
 
-def _add(seconds: dict[Any, float], key: Any, start: float) -> None:
-    seconds[key] = seconds.get(key, 0.0) + time.perf_counter() - start
+def _add(seconds: dict[Any, float], key: Any, taken: float) -> None:
+    seconds[key] = seconds.get(key, 0.0) + taken

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, PolynomialLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, PolynomialLR
 
 from monai_wsss._checks import check_choice
 
@@ -167,8 +167,11 @@ def polynomial(
     *,
     power: float = 0.9,
     max_iterations: int | None = None,
-) -> PolynomialLR:
-    """Make torch's polynomial decay to zero over a whole run, stepped at every iteration.
+    step: str = "iteration",
+) -> LRScheduler:
+    """Make the polynomial decay to zero over a whole run, stepped at every iteration.
+
+    After t of T iterations each group's own rate is multiplied by (1 - t/T)^power.
 
     Args:
         optimizer: the optimizer whose rates are set, each from its own.
@@ -176,6 +179,10 @@ def polynomial(
         train_data_loader: its length is the number of iterations per epoch.
         power: exponent of the share of the run that is left.
         max_iterations: iterations of the run, in place of ``max_epochs``.
+        step: ``"iteration"``, the rate changes with every iteration; ``"epoch"``, it keeps its value within an epoch.
+
+    Raises:
+        ValueError: an unknown step.
 
     Example:
         >>> import torch
@@ -183,7 +190,12 @@ def polynomial(
         >>> polynomial(optimizer, max_epochs=2, train_data_loader=[0] * 5).total_iters
         10
     """
-    return PolynomialLR(optimizer, _run_length(max_epochs, train_data_loader, max_iterations), power)
+    check_choice("step", step, ("iteration", "epoch"))
+    total = _run_length(max_epochs, train_data_loader, max_iterations)
+    if step == "iteration":
+        return PolynomialLR(optimizer, total, power)
+    length = len(train_data_loader)
+    return LambdaLR(optimizer, lambda done: max(0.0, 1 - done // length * length / total) ** power)
 
 
 def polynomial_after_warm_up(

@@ -60,7 +60,7 @@ class AddConversiond(MapTransform):
             )
         self.network = network
         self.inferer = copy.copy(inferer or VolumeInferer(getattr(network, "spatial_dims", 2)))
-        self.inferer.cam = _translate  # type: ignore[assignment]
+        self.inferer.cam = _translate
         self.inferer.reduction = "mean"  # a sum over views is no image
         self.image_key = image_key
 

@@ -88,8 +88,8 @@ class PseudoMaskWriter:
 
     Raises:
         ValueError: an unknown choice; ``scores="cam"`` with a CRF, which gives no positive part.
-        DataError: when it runs: no items, weights that cannot be read, a folder that cannot be written or holds files
-            of something else, or a white rule without ``picture``.
+        DataError: when it runs: no items, one without label, weights that cannot be read, a folder that cannot be
+            written or holds files of something else, or a white rule without ``picture``.
     """
 
     def __init__(
@@ -131,6 +131,8 @@ class PseudoMaskWriter:
         """Write what is missing and give the path of the manifest; several processes share the images."""
         if not self.items:
             raise DataError("There is no case to make a pseudo-mask of: choose another split.")
+        if unknown := [item["id"] for item in self.items if "label" not in item]:
+            raise DataError(f"{len(unknown)} cases, such as {unknown[0]}, have no label: choose a split with labels.")
         _wait()  # one process writes the weights, at the end of a training in which all take part
         if self.weights is not None:
             self.network.load_state_dict(load_tensors(self.weights))
@@ -168,15 +170,11 @@ class PseudoMaskWriter:
         views = {name: getattr(self.inferer, name, None) for name in ("views", "scales", "grid", "slice_axis")}
         windows = getattr(self.inferer, "windows", None)
         cases = [
-            [
-                str(item["id"]),
-                [float(tag) for tag in item["label"]],
-                item.get("source"),
-                item.get("origin"),
-                *(["region"] if "region" in item else []),
-            ]
+            [str(item["id"]), [float(tag) for tag in item["label"]], item.get("source"), item.get("origin")]
             for item in self.items
         ]
+        for case, item in zip(cases, self.items, strict=True):
+            case += ["region"] if "region" in item else []
         return {
             **{name: getattr(self, name) for name in names},
             **{name: list(value) if isinstance(value, tuple) else value for name, value in views.items()},

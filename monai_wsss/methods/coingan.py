@@ -13,8 +13,8 @@ the healthy features of the batch.  D tells healthy images (high logits) from co
 
 Eq. 10 has the first term of L_G and of L_D; the paper names CycleGAN as its backbone.  G' converts healthy images to
 diseased ones, and D' tells those apart; both are absent without the cycle.  ``network`` (G) is deployed.  Eq. 10 alone
-does not tie J to I_p, so a generator may give one healthy image whatever it gets: two monitors tell of that.  The
-presets: ``coingan_settings.py``.
+does not tie J to I_p, so a generator may give one healthy image whatever it gets: monitors tell of that.  The presets
+stand in ``coingan_settings.py``.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import nn
 
 from monai_wsss._checks import check_choice, float32_or_wider
-from monai_wsss._processes import gather_objects
+from monai_wsss._processes import gather_objects, is_distributed
 from monai_wsss.engines import ImagePool, Progress, Term, takes_arguments_of
 from monai_wsss.methods.base import WSSSMethod, describe
 from monai_wsss.methods.coingan_network import NETWORK_WORDS, coingan_network, reverse_of
@@ -125,8 +126,10 @@ class CoinGAN(WSSSMethod):
             words: fields of :class:`~monai_wsss.methods.coingan_settings.CoinganSettings` to set otherwise.
 
         Raises:
-            ValueError: an unknown preset, or words that do not go together; TypeError: an unknown word.
+            ValueError: several classes, an unknown preset, or words that do not go together; TypeError: an unknown
+                word.
         """
+        _check_one_class(num_classes)
         settings = CoinganSettings.of_preset(preset, **words)
         network = network or cls.network_from_preset(
             preset, spatial_dims=spatial_dims, in_channels=in_channels, num_classes=num_classes
@@ -163,8 +166,7 @@ class CoinGAN(WSSSMethod):
         Raises:
             ValueError: several classes, an unknown preset or choice; TypeError: an unknown word.
         """
-        if num_classes != 1:
-            raise ValueError(f"Expected `num_classes` 1, since a difference has no classes, got {num_classes}.")
+        _check_one_class(num_classes)
         return coingan_network(preset, spatial_dims, in_channels, **changes)
 
     def part_of(self, player: str | None = None) -> nn.Module:
@@ -181,8 +183,12 @@ class CoinGAN(WSSSMethod):
         The generator's call makes the converted images, and the discriminator's call on the same batch takes them over.
         """
         images = LabeledImages.from_batch(batch)
-        ill = images.with_findings
-        well = [place for place in range(len(images)) if place not in set(ill)]
+        ill, well = (np.flatnonzero(kind).tolist() for kind in (images.held.any(1), ~images.held.any(1)))
+        if is_distributed() and not (ill and well):
+            raise ValueError(
+                f"Expected images with a finding and without in each process's batch, got {len(ill)} and {len(well)}: "
+                "the processes would wait for one another; sample with UnpairedSampler and an even batch size."
+            )
         diseased, healthy = images.image[images.index(ill)], images.image[images.index(well)]
         if player == "discriminator":
             return self._discriminator_losses(batch["image"], diseased, healthy)
@@ -197,6 +203,7 @@ class CoinGAN(WSSSMethod):
         reference = self.network.reference_of(healthy) if len(healthy) else None
         translate = partial(self.network.translate, reference=reference)
         converted: Any = translate(diseased) if both else None
+        self.watch.look(self.network)
         made_ill: Any = back.generator.translate(healthy) if both and back is not None else None
         same = translate(healthy) if self.identity is not None and len(healthy) else None
 
@@ -276,3 +283,11 @@ class CoinGAN(WSSSMethod):
         network.set_healthy_level(responses.reference(), responses.quantile())
         of_all = torch.cat([values for part in gather_objects(pooled) for values in part])
         network.presence_level.copy_(of_all.quantile(self.presence_quantile, dim=0))
+
+
+def _check_one_class(num_classes: int) -> None:
+    if num_classes != 1:
+        raise ValueError(
+            f"Expected `num_classes` 1, since a difference has no classes, got {num_classes}: choose one class, or "
+            "another method."
+        )

@@ -7,9 +7,12 @@
 | ``use_cconv``                              | whether there is a contrastive convolution                      |
 | ``use_ca``, ``use_sa``                     | the attention; without both there is none                       |
 | ``kernel_size`` .. ``gate_gradient``       | :class:`~monai_wsss.networks.ContrastiveConvolution`            |
-| ``se_reduction`` .. ``commonality_values`` | :class:`~monai_wsss.networks.CommonalitySpecificityAttention`   |
+| ``se_reduction`` .. ``max_attention_…``    | :class:`~monai_wsss.networks.CommonalitySpecificityAttention`   |
 | ``detach``, ``inference``, ``resize``,     | ``reference`` of :class:`~monai_wsss.networks.CycleGenerator`   |
 | ``image_size``                             |                                                                 |
+| ``blank_reference``                        | whether the mean of healthy images is, until it is calibrated,  |
+|                                            | that of a gray image of ``image_size``: programs that try a     |
+|                                            | network without its weights get an answer                       |
 | ``reduction`` .. ``min_contrast``          | ``heat`` of :class:`~monai_wsss.networks.CycleGenerator`        |
 | all others                                 | :class:`~monai_wsss.networks.CycleGenerator`                    |
 
@@ -20,7 +23,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+import torch
 
 from monai_wsss._checks import as_flag, check_choice
 from monai_wsss.methods.coingan_settings import COINGAN_NETWORKS
@@ -34,12 +37,12 @@ CONTRASTIVE = (
 )  # fmt: skip
 ATTENTION = (
     "se_reduction", "incidence", "specificity", "commonality_scale", "commonality_values", "affinity_scale",
-    "max_attention_elements",
+    "reference_temperature", "max_attention_elements",
 )  # fmt: skip
 REFERENCE = ("inference", "resize", "detach", "over_processes", "image_size")
 HEAT = ("reduction", "sign", "smooth", "pooling", "topk_share", "min_contrast")
 SWITCHES = ("use_cconv", "use_ca", "use_sa")
-NETWORK_WORDS = (*SWITCHES, *CONTRASTIVE, *ATTENTION, *REFERENCE, *HEAT)
+NETWORK_WORDS = ("blank_reference", *SWITCHES, *CONTRASTIVE, *ATTENTION, *REFERENCE, *HEAT)
 """Words that are not those of ``CycleGenerator`` itself."""
 
 
@@ -55,6 +58,9 @@ def coingan_network(preset: str, spatial_dims: int, in_channels: int, **changes:
     if "share_weights" not in changes and words["kernel_size"] != words["epz_kernel_size"]:
         words["share_weights"] = False
     told = dict(words)
+    blank = as_flag("blank_reference", words.pop("blank_reference", False))
+    if blank and words.get("image_size") is None:
+        raise ValueError("Expected `image_size` with `blank_reference`, got None.")
     use_cconv, use_ca, use_sa = (as_flag(name, words.pop(name)) for name in SWITCHES)
     parts = [
         {name: words.pop(name) for name in of_part if name in words}
@@ -71,10 +77,16 @@ def coingan_network(preset: str, spatial_dims: int, in_channels: int, **changes:
         **words,
     )
     network.settings = {"preset": preset, **told}  # type: ignore[assignment]
+    if blank:
+        network.calibrate_reference([torch.zeros(1, in_channels, *reference["image_size"])])
     return network
 
 
-def reverse_of(network: nn.Module, preset: str, spatial_dims: int, in_channels: int) -> CycleGenerator:
+def reverse_of(network: CycleGenerator, preset: str, spatial_dims: int, in_channels: int) -> CycleGenerator:
     """Build G' of the size of G, plain: what diseased images have in common with one another is not defined."""
-    told = {name: value for name, value in getattr(network, "settings", {}).items() if name != "preset"}
-    return coingan_network(preset, spatial_dims, in_channels, **(told | dict.fromkeys(SWITCHES, False)))
+    downs, stem = len(network.downs) // 3, network.stem[0]
+    size = {
+        "width": stem.out_channels, "num_down": downs, "num_res_blocks": len(network.blocks),
+        "embed_stride": network.stride // 2**downs, "output": network.output,
+    }  # fmt: skip
+    return coingan_network(preset, spatial_dims, in_channels, **size, **dict.fromkeys(SWITCHES, False))

@@ -19,6 +19,8 @@ __all__ = ["CollapseWatch", "Made", "WayBack", "away", "frozen", "healthy_part",
 
 LEAST_SPREAD = 0.3
 LEAST_RATIO = 1.15
+EVERY = 50
+"""Steps between measurements that need further conversions."""
 
 
 class Made(NamedTuple):
@@ -51,27 +53,45 @@ class WayBack(nn.Module):
 
 
 class CollapseWatch:
-    """Measure the signs that a generator collapsed, to one image or to the identity.
+    """Measure the signs that a generator collapsed, to one image or to the identity, and what its own parts do.
 
-    | value              | meaning                                                      | warned of                    |
-    |--------------------|--------------------------------------------------------------|------------------------------|
-    | `output_spread`    | how much converted images differ, as a share of what the     | below 0.3: one image         |
-    |                    | diseased images do                                           |                              |
-    | `difference_ratio` | mean change of diseased images over that of healthy ones     | below 1.15: nothing, or all  |
-    | `gate_open`        | share of open gates of contrastive convolutions              | below 0.01 or above 0.99     |
+    Warned of:
 
-    The limits are those of a toy task.  They are necessary signs alone: a generator above both may still be poor.
+    - ``output_spread``: how much converted images differ from one another, as a share of what the diseased images do;
+      below 0.3 the generator gives one image.
+    - ``difference_ratio``: mean change of diseased images over that of healthy ones; below 1.15 it changes nothing, or
+      everything.
+    - ``gate_open``: share of open gates of contrastive convolutions; below 0.01 or above 0.99 they tell nothing apart.
+
+    Only logged:
+
+    - ``mask_open``: share of the features of diseased images that the attention calls specific.
+    - ``commonality_ratio``: |M_c| / |P| of diseased images, before any scaling.
+    - ``reference_sensitivity``: change of converted images if the mean of the diseased images takes the place of the
+      healthy one, as a share of what the conversion changes.
+
+    The limits are those of a toy task.  They are necessary signs alone: a generator with better values may be poor.
     """
 
     def __init__(self) -> None:
         self.values: dict[str, torch.Tensor] = {}
-        self._epoch: list[dict[str, torch.Tensor]] = []
-        self._healthy: tuple[int, torch.Tensor] | None = None
+        # Numerators and denominators: summed up, one step without any contrast cannot outweigh the others.
+        self._sums: dict[str, torch.Tensor] = {}
+        self._attention: dict[str, torch.Tensor] = {}
+        self._seldom: dict[str, torch.Tensor] = {}
+        self._measured = (0, 0)  # the epoch, and the steps in it since values of `_seldom` were taken
+        self._alone: tuple[torch.Tensor, torch.Tensor] | None = None
         self._incomplete = 0
 
     def count(self, complete: bool) -> None:
         """Count a batch without images of one kind."""
         self._incomplete += not complete
+        if not complete:
+            self.values = {}
+
+    def look(self, network: nn.Module) -> None:
+        """Note what the attention observed in the conversion of the diseased images, which has just been made."""
+        self._attention = dict(getattr(getattr(network, "attention", None), "observed", {}))
 
     @torch.no_grad()
     def measure(
@@ -88,30 +108,72 @@ class CollapseWatch:
             epoch: the present one.
             network: the generator.
             diseased: images with a finding (N, C, *S), and what they were converted to.
-            healthy: the same of healthy images; where these were not converted, it is done once per epoch.
+            healthy: the same of healthy images; None for what they were converted to: it is done every 50 steps.
             reference: what the generator sees of healthy images.
         """
         images, converted = (float32_or_wider(each) for each in diseased)
         others, same = healthy
-        if same is not None or self._healthy is None or self._healthy[0] != epoch:
-            same = network.translate(others, reference) if same is None else same
-            self._healthy = (epoch, (float32_or_wider(same) - others).abs().mean())
-        self.values = {"difference_ratio": (converted - images).abs().mean() / self._healthy[1].clamp(min=1e-8)}
-        if len(images) > 1:
-            spread, of_images = (each.std(0).mean() for each in (converted, images))
-            self.values["output_spread"] = spread / of_images.clamp(min=1e-8)
+        if self._is_time(epoch):
+            self._measure_seldom(network, (images, converted), others if same is None else None, reference)
+        if same is not None:
+            self._seldom["healthy_change"] = (float32_or_wider(same) - others).abs().mean()
+        one = images.new_ones(())
+        pairs = {"difference_ratio": ((converted - images).abs().mean(), self._seldom["healthy_change"])}
+        if (spreads := self._spreads(images, converted)) is not None:
+            pairs["output_spread"] = spreads
         gates = [part.open_fraction.value for part in network.modules() if hasattr(part, "open_fraction")]
         if gates:
-            self.values["gate_open"] = torch.stack(gates).mean()
-        self._epoch.append(self.values)
+            pairs["gate_open"] = (torch.stack(gates).mean(), one)
+        sums = {name: torch.stack(pair).detach() for name, pair in pairs.items()}
+        self._sums |= {name: self._sums.get(name, 0) + pair for name, pair in sums.items()}
+        self.values = {name: pair[0] / pair[1].clamp(min=1e-8) for name, pair in sums.items()} | self._attention
+        if "reference_sensitivity" in self._seldom:
+            self.values["reference_sensitivity"] = self._seldom["reference_sensitivity"]
+
+    def _is_time(self, epoch: int) -> bool:
+        """Tell whether this is the first of ``EVERY`` steps; each epoch begins anew, as a resumed run does."""
+        before, steps = self._measured
+        self._measured = (epoch, 1 if epoch != before or steps >= EVERY else steps + 1)
+        return self._measured[1] == 1
+
+    def _measure_seldom(
+        self,
+        network: Any,
+        diseased: tuple[torch.Tensor, torch.Tensor],
+        healthy: torch.Tensor | None,
+        reference: torch.Tensor | None,
+    ) -> None:
+        """Measure what costs further conversions: of diseased images and, if they are given, of healthy ones."""
+        images, converted = diseased
+        training = network.training
+        network.eval()  # so that nothing that training follows takes notice
+        if healthy is not None:
+            same = float32_or_wider(network.translate(healthy, reference))
+            self._seldom["healthy_change"] = (same - healthy).abs().mean()
+        if reference is not None and getattr(network, "attention", None) is not None:
+            other = network.translate(images, float32_or_wider(network.represent(images)).mean(0))
+            changes = [(float32_or_wider(other) - converted).abs().mean(), (converted - images).abs().mean()]
+            self._seldom["reference_sensitivity"] = changes[0] / changes[1].clamp(min=1e-8)
+        network.train(training)
+
+    def _spreads(self, images: torch.Tensor, converted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Tell how much the converted images differ, and the images; one that is alone is compared with the last."""
+        if len(images) == 1:
+            before, self._alone = self._alone, (images, converted.detach())
+            if before is None or before[0].shape != images.shape:
+                return None
+            images, converted = (torch.cat(pair) for pair in zip(before, self._alone, strict=True))
+        return converted.std(0).mean(), images.std(0).mean()
 
     def sentences(self) -> list[str]:
         """Say what the means since the last call are signs of."""
-        epoch, self._epoch = self._epoch, []
+        sums, self._sums = self._sums, {}
         incomplete, self._incomplete = self._incomplete, 0
+        read = torch.stack(list(sums.values())).tolist() if sums else []
         means = {
-            name: torch.stack([one[name].detach().clone() for one in epoch if name in one]).mean().item()
-            for name in ({name for one in epoch for name in one})
+            name: over / max(under, 1e-8)
+            for name, (over, under) in zip(sums, read, strict=True)
+            if name != "output_spread" or under > 1e-6  # images that do not differ say nothing of the spread
         }
         found = []
         if incomplete:
@@ -155,7 +217,7 @@ def judged(discriminator: nn.Module, image: torch.Tensor) -> torch.Tensor:
 
 
 def away(loss: nn.Module, made: torch.Tensor | None, image: torch.Tensor) -> torch.Tensor:
-    """Tell how far an image that was made is from the one that it should be, in float32 or wider."""
+    """Compute the loss of a made image against its target, in float32 or wider."""
     assert made is not None
     distance: torch.Tensor = loss(float32_or_wider(made), float32_or_wider(image))
     return distance

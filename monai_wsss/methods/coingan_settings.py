@@ -10,8 +10,8 @@ the optimizers.  A value has one of these sources:
 - ``ours``: where neither says anything, or is not what small medical data need.
 
 ``"paper"`` is Eq. 10 as printed, and ``"paper_cyclegan"`` adds the cycle and the identity of the backbone.
-``"cyclegan"`` and ``"identity"`` are the same two anchors with a loss that teaches a weak generator more; the second
-needs one generator, a quarter of the time, and is ``"default"``.
+``"cyclegan"`` has both with a loss that teaches a weak generator more.  ``"identity"`` leaves out its cycle: it has one
+generator, takes a quarter of the time, and is ``"default"``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from monai_wsss._checks import as_flag, check_choice
-from monai_wsss.engines import ImagePool, Term
+from monai_wsss.engines import ImagePool, Term, takes_arguments_of
 from monai_wsss.losses import LeastSquaresAdversarialLoss, MinimaxAdversarialLoss, NonSaturatingAdversarialLoss
 from monai_wsss.methods.coingan_parts import WayBack
 from monai_wsss.methods.cosa_settings import Sourced
@@ -221,6 +221,7 @@ class CoinganSettings:
         return {**words, "sources": sources}
 
 
+@takes_arguments_of(*COINGAN_OPTIMIZERS["adam"])
 def coingan_optimizers(method: Any, preset: str = "adam", **words: Any) -> dict[str, Optimizer]:
     """Make the optimizers of both players.
 

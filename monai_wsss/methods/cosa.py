@@ -13,7 +13,7 @@ arXiv:2402.17891.  For a weak view x and a strong view x^s of an image with imag
     Y^SPL             = guide(S')                      sharpened segmentation                                Eq. 7
     L_c2s, L_c2s†     = c2s(S, Y, P), c2s(S, Y†, P†)   class labels teach the segmentation                   Eq. 5
     L_s2c             = s2c(M, Y^SPL)                  the segmentation guides the class maps                Eq. 8
-    L_csc             = csc(M, Y†, P† <= epsilon)      sure pixels of one label draw M together              Eq. 9-10
+    L_csc             = csc(M, Y†, P† <= epsilon)      sure pixels of one label draw M together, or features Eq. 9-10
     L                 = L_cls + L_cls† + lambda_c2s (L_c2s + L_c2s†) + lambda_s2c L_s2c + lambda_csc L_csc   Eq. 11
     theta'            <- m theta' + (1 - m) theta      after each real step: ``average``                     Sec. 3.2
 
@@ -47,6 +47,7 @@ from monai_wsss.refinement.labeled_images import strong_view
 __all__ = ["CoSA"]
 
 ClassLabelMaker = ThresholdLabels | TwoThresholdLabels
+_TERMS = ("c2s", "auxiliary_c2s", "s2c", "csc", "energy")
 
 
 class CoSA(TwoBranchMethod):
@@ -185,9 +186,15 @@ class CoSA(TwoBranchMethod):
             self.average.begin(self.network, self.online)
         self._progress = progress
         images = LabeledImages.from_batch(batch)
-        outputs = self.online.branches(strong_view(batch), upsample=False)
+        on = {name: term for name in _TERMS if (term := getattr(self, name)) is not None}
+        begun = Term.any_begun(progress, *on.values())
+        # A decoder without batch statistics has nothing to do before the terms begin.
+        decode = begun or any(True for _ in self.online.decoder.buffers())
+        outputs = self.online.branches(strong_view(batch), upsample=False, decode=decode)
         self.observe(outputs.seeds, images.label)
-        maps, segmentation = float32_or_wider(outputs.seeds), self.at_size(outputs.segmentation, images)
+        maps, segmentation = float32_or_wider(outputs.seeds), outputs.segmentation
+        segmentation = self.at_size(segmentation, images) if decode else segmentation
+        compared: Any = outputs.features if self.csc is not None and self.csc.loss.vectors == "feature" else maps
         inside = None if images.padding is None else ~images.padding
 
         @cache
@@ -205,13 +212,12 @@ class CoSA(TwoBranchMethod):
             "c2s": (segmentation, lambda l_c2s: l_c2s(segmentation, *classes())),
             "auxiliary_c2s": (segmentation, lambda l_c2s: l_c2s(segmentation, *auxiliary_classes())),
             "s2c": (maps, lambda l_s2c: l_s2c(maps, self.guidance(images, assigned()[2], batch))),
-            "csc": (maps, lambda l_csc: l_csc(maps, *self.auxiliary_labels.sure(images, assigned()[3]))),
+            "csc": (compared, lambda l_csc: l_csc(compared, *self.auxiliary_labels.sure(images, assigned()[3]))),
             "energy": (segmentation, lambda l_e: l_e(segmentation, images.intensity, classes().label, inside)),
         }
         losses = {"classification": _l_cls(outputs.logits, images.label)}
         losses["auxiliary_classification"] = _l_cls(outputs.auxiliary_logits, images.label)
-        on = {name: getattr(self, name) for name in terms if getattr(self, name) is not None}
-        if begun := Term.any_begun(progress, *on.values()):
+        if begun:
             self.follow_healthy_level(images)
         self._waits = begun and not self.seeds.ready
         return losses | {name: term(progress, *terms[name], when=not self._waits) for name, term in on.items()}
@@ -250,7 +256,7 @@ class CoSA(TwoBranchMethod):
     def collapse_warnings(self) -> list[str]:
         """Add to those of every method that the run is shorter than the warm-up, and that there is no healthy level."""
         waits = ["no image without each class has come yet, so the branches teach nothing."] if self._waits else []
-        begun = [term.ramp for term in (self.c2s, self.auxiliary_c2s, self.s2c, self.csc, self.energy) if term]
+        begun = [term.ramp for term in (getattr(self, name) for name in _TERMS) if term]
         short = short_run_sentences({"warm_up": begun[0]} if begun else {}, self._progress)
         return super().collapse_warnings() + waits + short
 

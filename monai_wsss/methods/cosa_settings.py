@@ -138,6 +138,7 @@ COSA_NETWORKS = _table(
         "stride": (None, None, (4, "ours")),
     }
 )
+_OF_ONE_CLASS = ("bgcat", "feature")  # vectors that say something of a single class
 
 
 class WithoutReliability(nn.Module):
@@ -176,7 +177,8 @@ class CosaSettings:
             ``"none"``, ``"features"``, ``"weights"`` or ``"all"``; None: as the network has it.
         s2c_relu: cut class maps at 0 before L_s2c.
         c2s_loss: ``"ce"``, or ``"balanced"`` between background and foreground, which ``raw`` cannot weight.
-        thresholds: ``"one"``, or ``"two"``, ``low`` and ``high``, between which pixels are ignored.
+        thresholds: ``"one"``, or ``"two"``, ``low`` and ``high``, between which pixels are ignored; with ``dt`` they
+            follow the limits of three Gaussians, as the released code can, which does not by default.
         c2s_weight: lambda_c2s, of each of both levels.
         s2c_weight: lambda_s2c.
         csc_weight: lambda_csc.
@@ -190,7 +192,7 @@ class CosaSettings:
         aux_scales: ``"all"`` of them for M†', or the ``"last"``.
         temperature: tau of Y^SPL.
         threshold: xi at first, or throughout without ``dt``.
-        low: see ``thresholds``.
+        low: see ``thresholds``; at first, or throughout without ``dt``.
         high: see ``thresholds``.
         queue: images whose scores determine the threshold.
         dt_momentum: share of the past in each change of the threshold.
@@ -200,7 +202,7 @@ class CosaSettings:
         epsilon: greatest perplexity of pixels in L_csc.
         raw_norm: the mean weight is 1 over the ``"batch"`` or over each ``"image"``.
         csc_vector: ``"cosine"`` of the class maps, of their ``"sigmoid"``, or ``"bgcat"``, with the background beside
-            them, which is taken for one class in any case.
+            them; or of the encoder's last ``"feature"`` map. One class has ``"bgcat"`` or ``"feature"`` in any case.
         csc_temperature: tau of L_csc.
         csc_pairs: pairs of pixels within each ``"image"``, or within the ``"batch"``.
         csc_max_anchors: at most so many pixels per image, drawn at random; None: all.
@@ -272,13 +274,11 @@ class CosaSettings:
         check_choice("c2s_loss", self.c2s_loss, ("ce", "balanced"))
         check_choice("thresholds", self.thresholds, ("one", "two"))
         check_choice("seed_scale", self.seed_scale, ("minmax", "reference"))
-        check_choice("csc_vector", self.csc_vector, ("cosine", "sigmoid", "bgcat"))
+        check_choice("csc_vector", self.csc_vector, ("cosine", "sigmoid", "bgcat", "feature"))
         if self.raw and (self.c2s_loss == "balanced" or self.thresholds == "two"):
             raise ValueError(
                 "Expected `raw` False for `c2s_loss` 'balanced' or `thresholds` 'two': neither has its weights."
             )
-        if self.thresholds == "two" and self.dt:
-            raise ValueError("Expected `dt` False for `thresholds` 'two': `low` and `high` are fixed.")
         if self.min_peak and self.seed_scale == "reference":
             raise ValueError("Expected `min_peak` 0 for `seed_scale` 'reference': only 'minmax' has a least peak.")
 
@@ -300,7 +300,7 @@ class CosaSettings:
         """Replace what says nothing for K classes: the cosine of single numbers is 1 or -1, without gradient."""
         if num_classes >= IGNORED:
             raise ValueError(f"Expected fewer than {IGNORED} classes, a label that marks doubt, got {num_classes}.")
-        if num_classes > 1 or not self.csc or self.csc_vector == "bgcat":
+        if num_classes > 1 or not self.csc or self.csc_vector in _OF_ONE_CLASS:
             return self
         logger.warning(
             "L_csc of one class compares the class map and its background (`csc_vector` 'bgcat'): the %s of a single "
@@ -360,16 +360,15 @@ class CosaSettings:
         return Term(loss, weight, self.warm_up) if on and weight > 0 else None
 
     def _labels(self) -> ThresholdLabels | TwoThresholdLabels:
-        if self.thresholds == "two":
+        two = self.thresholds == "two"
+        if two and not self.dt:
             return TwoThresholdLabels(low=self.low, high=self.high)
-        threshold = DynamicThreshold(
-            self.threshold,
-            queue=self.queue,
-            momentum=self.dt_momentum,
-            interval=self.dt_interval,
-            over_processes=self.over_processes,
-            kind="mixture" if self.dt else "fixed",
-        )
+        options: Any = {"queue": self.queue, "momentum": self.dt_momentum, "interval": self.dt_interval}
+        first = (self.low, self.high) if two else self.threshold
+        kind = "three_components" if two else "mixture" if self.dt else "fixed"
+        threshold = DynamicThreshold(first, kind=kind, over_processes=self.over_processes, **options)
+        if two:
+            return TwoThresholdLabels(low=self.low, high=self.high, threshold=threshold)
         return ThresholdLabels(
             threshold, scale=self.perplexity_scale, power=self.perplexity_power, epsilon=self.epsilon
         )
@@ -382,7 +381,7 @@ class CosaSettings:
             word: one.source if getattr(given, word) == words[word] else "set otherwise"
             for word, one in COSA_WORDS[preset].items()
         }
-        if self.csc and num_classes == 1 and self.csc_vector != "bgcat":
+        if self.csc and num_classes == 1 and self.csc_vector not in _OF_ONE_CLASS:
             words["csc_vector"], sources["csc_vector"] = "bgcat", "ours: one class"
         ramp = self.warm_up
         assert isinstance(ramp, WeightRamp)

@@ -3,9 +3,9 @@
 """The evaluation of CoinGAN's tables: positive images alone, on the resized grid, in one pooled table of pixels.
 
 Mask and reference are resized bilinearly to the grid and cut at 0.5.  All pixels of all positive images are pooled.
-The paper's DSC and JC are averages over two classes, lesion and background; nobody says so, but prevalence, sensitivity
-and specificity rebuild them (``tests/metrics/test_paper_protocol.py``).  The Dice and IoU of the lesion alone stand
-beside them.
+The paper's DSC and JC are averages over two classes, lesion and background.  It does not say so, but prevalence,
+sensitivity and specificity rebuild them (``tests/metrics/test_paper_protocol.py``).  The Dice and IoU of the lesion
+alone stand beside them.
 
 =============================  =====================================================================================
 ``paper_dice_macro_pooled``    DSC of the tables: mean Dice of lesion and background
@@ -134,16 +134,19 @@ def paper_estimates(arrays: CaseArrays) -> dict[str, Estimate]:
 
 
 def paper_note(arrays: CaseArrays, grid: Sequence[int]) -> str:
-    """Say what the protocol covers: how many images, which grid, how much of it is lesion, and what is left out."""
+    """Say what the protocol covers: how many images, which grid, how much of it is lesion, and what it leaves out."""
     counts = PixelCounts(*_counts(arrays).sum(axis=0))
     wanted, size = counts.tp + counts.fn, np.sum(counts, axis=0)
     images = int(np.count_nonzero(~np.isnan(arrays.column("paper_tp"))))
     measured = int(np.count_nonzero(~np.isnan(arrays.column("paper_assd"))))
+    healthy = int(np.nansum(arrays.column("healthy")))
+    others = len(arrays.rows) - images - healthy
     share = 100 * float(wanted[_LESION]) / max(1.0, float(size[_LESION]))
     return (
         f"The paper_ metrics cover the {images} images with a finding in label and reference alone, resized to "
-        f"{' x '.join(map(str, grid))} pixels, {share:.2f} % of which are lesion. False alarms in healthy images do "
-        "not show in them, and an empty mask reaches nearly half of paper_dice_macro_pooled. paper_assd_px leaves out "
+        f"{' x '.join(map(str, grid))} pixels, {share:.2f} % of which are lesion. {healthy} healthy images are left "
+        f"out, whose false alarms do not show, and {others} images whose reference is unknown or contradicts the label."
+        " An empty mask reaches nearly half of paper_dice_macro_pooled. paper_assd_px leaves out "
         f"{images - measured} images without a surface."
     )
 

@@ -9,11 +9,12 @@ from monai_wsss.networks.aspp_resnet import ASPPResNet, AtrousSpatialPyramid
 from monai_wsss.networks.atrous_segmenter import AtrousSegmenter, deeplab_segmenter, resnet38_segmenter
 from monai_wsss.networks.attention_affinity import AttentionAffinity
 from monai_wsss.networks.attention_pyramid import AttentionPyramid
+from monai_wsss.networks.average_buffer import AverageBuffer
 from monai_wsss.networks.cam_adapter import CAMAdapter, dense_features
 from monai_wsss.networks.cam_encoder import CAMEncoder
 from monai_wsss.networks.cam_unet import CAMUNet
 from monai_wsss.networks.class_head import ClassHead
-from monai_wsss.networks.commonality_specificity import AverageBuffer, CommonalitySpecificityAttention
+from monai_wsss.networks.commonality_specificity import CommonalitySpecificityAttention
 from monai_wsss.networks.consistency_attention import ConsistencyCorrelationAttention
 from monai_wsss.networks.contrastive_conv import ContrastiveConvolution
 from monai_wsss.networks.conv_pyramid import ConvPyramid

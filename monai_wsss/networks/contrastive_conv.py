@@ -154,14 +154,14 @@ class ContrastiveConvolution(nn.Module):
         """Give the gate C of two responses: ``(B, C', *S)``, or ``(B, 1, *S)`` with one gate per position."""
         ifz, epz = float32_or_wider(ifz), float32_or_wider(epz)
         if self.gate_gradient == "none":
-            ifz = ifz.detach()
+            ifz, epz = ifz.detach(), epz.detach()
         size, difference = ifz.abs(), (epz - ifz).abs()
         if self.gate == "spatial":
             size = torch.linalg.vector_norm(size, dim=1, keepdim=True)
             difference = torch.linalg.vector_norm(difference, dim=1, keepdim=True)
-        sharp = (difference < self.lam * size).to(size.dtype)
         if self.gate_gradient == "none":
-            return sharp
+            return difference.lt_(size.mul_(self.lam))  # in place: at full resolution memory is what costs time
+        sharp = (difference < self.lam * size).to(size.dtype)
         bounded = difference / (size + 1e-3)  # finite where nothing responds
         smooth = ((self.lam - bounded) / self.temperature).sigmoid()
         return smooth if self.gate_gradient == "soft" else sharp + (smooth - smooth.detach())

@@ -31,7 +31,8 @@ from torch import nn
 from monai_wsss._checks import check_choice, plain_tensor
 from monai_wsss.cams.differences import check_difference_words, difference_map
 from monai_wsss.networks.activation import ActivationNetwork
-from monai_wsss.networks.commonality_specificity import AverageBuffer, CommonalitySpecificityAttention
+from monai_wsss.networks.average_buffer import AverageBuffer
+from monai_wsss.networks.commonality_specificity import CommonalitySpecificityAttention
 from monai_wsss.networks.contrastive_conv import ContrastiveConvolution
 
 __all__ = ["CycleGenerator"]

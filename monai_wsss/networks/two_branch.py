@@ -44,10 +44,11 @@ class BranchOutputs(NamedTuple):
     Attributes:
         logits: (B, K), image-level.
         seeds: (B, K, *S) raw class maps; of the last level's size (B, K, *s_n) if not upsampled.
-        segmentation: (B, K + 1, *S) logits; of the decoder's size if not upsampled.
+        segmentation: (B, K + 1, *S) logits; of the decoder's size if not upsampled, and 0-d if not decoded.
         affinity: (B, N, N) in (0, 1) between the tokens of the last level, or (B, W, *s_n), or None.
         auxiliary_logits: (B, K) of the auxiliary classifier, or None.
         auxiliary_seeds: class maps of the auxiliary classifier, upsampled as ``seeds`` are, or None.
+        features: (B, F, *s_n) of the last level, which ``seeds`` are made of.
     """
 
     logits: torch.Tensor
@@ -56,6 +57,7 @@ class BranchOutputs(NamedTuple):
     affinity: torch.Tensor | None
     auxiliary_logits: torch.Tensor | None = None
     auxiliary_seeds: torch.Tensor | None = None
+    features: torch.Tensor | None = None
 
 
 class TwoBranchNetwork(nn.Module):
@@ -253,7 +255,13 @@ class TwoBranchNetwork(nn.Module):
 
     @torch.jit.unused
     def branches(
-        self, image: torch.Tensor, affinity: bool = False, *, radius: int | None = None, upsample: bool = True
+        self,
+        image: torch.Tensor,
+        affinity: bool = False,
+        *,
+        radius: int | None = None,
+        upsample: bool = True,
+        decode: bool = True,
     ) -> BranchOutputs:
         """Give both branches and, on request, the affinity, for training and pseudo-labels.
 
@@ -264,6 +272,8 @@ class TwoBranchNetwork(nn.Module):
                 :meth:`~monai_wsss.networks.AttentionAffinity.between`; None for all pairs.
             upsample: True brings seeds and segmentation to the image's size, as BMP does; False leaves them at the
                 sizes of the levels, as AFA does.
+            decode: False leaves the decoder out, which costs nothing then: ``segmentation`` has no meaning, but the
+                decoder's parameters in its graph.
 
         Raises:
             ValueError: an affinity asked of an encoder without attention.
@@ -279,9 +289,12 @@ class TwoBranchNetwork(nn.Module):
             attached = self.detach_seeds == "none"
             maps = seeds if attached else self._at_size(self.classifier(features[-1]), image)
             decoded = self.object_aware(features, maps)
-        segmentation = self.decoder(decoded)
-        seeds, segmentation = (seeds, self._at_size(segmentation, image)) if upsample else (coarse, segmentation)
-        outputs = BranchOutputs(logits, seeds, segmentation, None)
+        if decode:
+            segmentation = self.decoder(decoded)
+            segmentation = self._at_size(segmentation, image) if upsample else segmentation
+        else:
+            segmentation = torch.stack([parameter.sum() for parameter in self.decoder.parameters()]).sum()
+        outputs = BranchOutputs(logits, seeds if upsample else coarse, segmentation, None, features=features[-1])
         if affinity and self.attn_proj is not None:
             outputs = outputs._replace(affinity=self.attn_proj.between(pairs, features[-1].shape[2:], radius))
         if self.auxiliary is not None:

@@ -79,11 +79,11 @@ def softmax_with_background(maps: torch.Tensor, label: torch.Tensor, background_
     return background_softmax(maps, label, background_score)
 
 
-def background_softmax(maps: torch.Tensor, label: torch.Tensor, background_score: float) -> torch.Tensor:
-    """Compute :func:`softmax_with_background` of arguments that are known to fit."""
+def background_softmax(maps: torch.Tensor, label: torch.Tensor, background_score: float | torch.Tensor) -> torch.Tensor:
+    """Compute :func:`softmax_with_background` of arguments that are known to fit; a 0-d score stays on its device."""
     maps = float32_or_wider(maps)
     absent = (label == 0).reshape(*label.shape, *[1] * (maps.ndim - 2))
-    background = torch.full_like(maps[:, :1], background_score)
+    background = torch.zeros_like(maps[:, :1]) + background_score
     return torch.cat((background, maps.masked_fill(absent, float("-inf"))), 1).softmax(1)
 
 

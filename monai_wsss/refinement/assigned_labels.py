@@ -108,8 +108,8 @@ def two_threshold_label(
     maps: torch.Tensor,
     label: torch.Tensor,
     *,
-    low: float = 0.25,
-    high: float = 0.7,
+    low: float | torch.Tensor = 0.25,
+    high: float | torch.Tensor = 0.7,
     downscale: float = 2.0,
     classes: torch.Tensor | None = None,
     padding: torch.Tensor | None = None,
@@ -122,7 +122,8 @@ def two_threshold_label(
     Args:
         maps: M (B, K, *s) in [0, 1].
         label: (B, K), 0/1: classes of label 0 take no part.
-        low: up to this value a pixel is background; 0.25, in the published log of VOC 0.2.
+        low: up to this value a pixel is background; 0.25, in the published log of VOC 0.2. Tensors without dimensions
+            stay on their device and are trusted, as is ``high``.
         high: above it a pixel has the class; 0.7, for COCO 0.65.
         downscale: factor >= 1 by which the maps shrink for the comparison.
         classes: (k,) channels that some image holds, which alone are compared; None: all K.
@@ -142,7 +143,8 @@ def two_threshold_label(
     check_shape("maps", maps, "(B, K, *S)")
     _check_label_shape(label, maps.shape[1], maps)
     _check_padding(padding, maps)
-    if not 0 <= low <= high <= 1 or downscale < 1:
+    numbers = not isinstance(low, torch.Tensor) and not isinstance(high, torch.Tensor)
+    if (numbers and not 0 <= low <= high <= 1) or downscale < 1:
         raise ValueError(f"Expected 0 <= `low` <= `high` <= 1 and `downscale` >= 1, got {low}, {high} and {downscale}.")
     held = torch.arange(maps.shape[1], device=maps.device) if classes is None else classes
     rule = SpreadRule(_unchanged, low, high, downscale)

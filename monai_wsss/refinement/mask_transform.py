@@ -14,6 +14,7 @@ from monai.transforms import MapTransform
 from torch import nn
 
 from monai_wsss._checks import DataError, as_flag, plain_tensor
+from monai_wsss._resize import resize_linear
 from monai_wsss.refinement.class_map_refinement import ClassMapRefinement
 from monai_wsss.refinement.dense_crf import DenseCRF
 from monai_wsss.refinement.mask_rule import MaskRule
@@ -37,17 +38,18 @@ class ToMaskd(MapTransform):
         threshold: see there.
         gate: ``predicted`` (default for activations), ``given`` (by ``label_key``) or ``none``. For segmentations it
             is the label filter, ``none`` by default, and the item gets its name as ``label_filter``. ``predicted`` asks
-            the classifier of a network that has ``branches``, at the image's own size, and adds its logits as
-            ``presence``; for other segmenters see :class:`~monai_wsss.refinement.MaskRule`.
+            the classifier of a network that has ``branches``, on ``grid``, and adds its logits as ``presence``; for
+            other segmenters see :class:`~monai_wsss.refinement.MaskRule`.
         fusion: see there.
         reliable_only: leave out the groups that the network's training found unreliable; False fuses all of them.
         label_key: image-level label (K,), read with ``gate="given"`` alone.
         refine: draws the maps to the edges of the image before they are cut, ``"none"``, ``"par"``, ``"crf"``, or a
             part with settings of its own, see :class:`~monai_wsss.refinement.ClassMapRefinement`. Presence stays that
             of the unrefined maps.
-        image_key: the image (C, *S) of the same size, read by ``refine`` alone; None: ``intensity``, the image before
-            it was normalized, where the item has it, else ``image``, see
+            It reads ``intensity``, the image before it was normalized, where the item has it, else ``image``, see
             :meth:`~monai_wsss.refinement.ClassMapRefinement.image_of`.
+        grid: size to which the image is brought for the classifier, the one at which the inferer runs the network: it
+            then sees what the segmentation is made of. None: the image's own size.
         allow_missing_keys: skip keys that an item lacks.
         presence_level: what the pooled raw map of a class has to exceed, one number or one per group and class; None
             for the network's own, which is 0 where it has none.
@@ -74,7 +76,7 @@ class ToMaskd(MapTransform):
         reliable_only: bool | str = True,
         label_key: str = "label",
         refine: str | PixelAdaptiveRefinement | DenseCRF | ClassMapRefinement | None = None,
-        image_key: str | None = None,
+        grid: Sequence[int] | None = None,
         allow_missing_keys: bool = False,
         presence_level: float | Sequence[float] | torch.Tensor | None = None,
     ) -> None:
@@ -82,7 +84,7 @@ class ToMaskd(MapTransform):
         self.network = network
         self.label_key = label_key
         self.refinement = ClassMapRefinement.of(refine, network)
-        self.image_key = image_key
+        self.grid = None if grid is None else tuple(grid)
         self.words: dict[str, Any] = {"rule": rule, "threshold": threshold, "gate": gate, "fusion": fusion}
         reliable_only = as_flag("reliable_only", reliable_only)
         used = "none" if self.refinement is None else self.refinement.settings
@@ -113,9 +115,7 @@ class ToMaskd(MapTransform):
             if self.refinement is None:
                 mask, cam, presence = rule(scores, label)
             else:
-                mask, cam, presence = self.refinement(
-                    rule, scores, self.refinement.image_of(item, self.image_key), label
-                )
+                mask, cam, presence = self.refinement(rule, scores, self.refinement.image_of(item), label)
             item[key] = mask[0]
             if cam is not None and presence is not None:
                 item["cam"], item["presence"] = cam[0], presence[0]
@@ -140,5 +140,6 @@ class ToMaskd(MapTransform):
                 f"Expected an image of {dims} dimensions for the label filter 'predicted', which asks the network's "
                 f"classifier, got {image.ndim - 2}: take 'none' or 'given'."
             )
-        logits: torch.Tensor = branches(image.to(next(self.network.parameters()).device)).logits
+        image = image.to(next(self.network.parameters()).device)
+        logits: torch.Tensor = branches(image if self.grid is None else resize_linear(image, self.grid)).logits
         return logits.float()

@@ -112,7 +112,7 @@ def otsu_rule(rule: MaskRule, images: Iterable[torch.Tensor]) -> MaskRule:
     pooled = torch.cat(taken)
     if not len(pooled):
         return replace(rule, rule="otsu", threshold=None)
-    return replace(raw, threshold=otsu_threshold(pooled[None, None]).item())
+    return replace(raw, threshold=otsu_threshold(pooled[None, None, None]).item())
 
 
 def _check_cuts(rule: MaskRule) -> None:

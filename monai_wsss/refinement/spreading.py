@@ -54,8 +54,8 @@ class SpreadRule(NamedTuple):
     """
 
     refine: Refine
-    low: float = 0.35
-    high: float = 0.55
+    low: float | torch.Tensor = 0.35
+    high: float | torch.Tensor = 0.55
     downscale: float = 2.0
     ignore_index: int = IGNORED
 

@@ -85,10 +85,8 @@ class ThresholdLabels(nn.Module):
 
     def follow(self, images: LabeledImages, maps: torch.Tensor) -> None:
         """Let the threshold follow maps (B, K, *s) of a training step; every process of a run has to call it."""
-        if not self.training:
-            return
-        padding = _padding(images, maps)
-        self.threshold.update(maps.amax(1), images.found, valid=None if padding is None else ~padding)
+        if self.training:
+            _follow(self.threshold, images, maps)
 
     def forward(self, images: LabeledImages, maps: torch.Tensor) -> ClassLabels:
         """Make Y^CPL and P, see the table of this file."""
@@ -114,9 +112,11 @@ class TwoThresholdLabels(nn.Module):
         low: see :func:`~monai_wsss.refinement.two_threshold_label`.
         high: see there.
         downscale: see there.
+        threshold: gives (low, high) instead, and follows the maps; of the kind ``"three_components"``.
 
     Raises:
-        ValueError: thresholds that are not 0 <= ``low`` <= ``high`` <= 1, or a factor below 1.
+        ValueError: thresholds that are not 0 <= ``low`` <= ``high`` <= 1, a factor below 1, or a threshold of another
+            kind.
 
     Example:
         >>> images = LabeledImages(torch.zeros(1, 1, 1, 3), torch.ones(1, 1))
@@ -124,25 +124,41 @@ class TwoThresholdLabels(nn.Module):
         [[[0, 255, 1]]]
     """
 
-    def __init__(self, *, low: float = 0.25, high: float = 0.7, downscale: float = 2.0) -> None:
+    def __init__(
+        self,
+        *,
+        low: float = 0.25,
+        high: float = 0.7,
+        downscale: float = 2.0,
+        threshold: DynamicThreshold | None = None,
+    ) -> None:
         super().__init__()
+        if threshold is not None and threshold.kind != "three_components":
+            raise ValueError(f"Expected a `threshold` of the kind 'three_components', got {threshold.kind!r}.")
         # Refuses what does not fit.
         pixel = torch.zeros(1, 1, 1, 1, device="cpu")
         two_threshold_label(pixel, pixel[..., 0, 0], low=low, high=high, downscale=downscale)
         self.low = low
         self.high = high
         self.downscale = downscale
+        self.threshold = threshold
 
     def follow(self, images: LabeledImages, maps: torch.Tensor) -> None:
-        """Do nothing: these thresholds are fixed."""
+        """Let thresholds that are not fixed follow maps (B, K, *s), as :meth:`ThresholdLabels.follow` does."""
+        if self.threshold is not None and self.training:
+            _follow(self.threshold, images, maps)
+
+    def _limits(self) -> tuple[float | torch.Tensor, float | torch.Tensor]:
+        return (self.low, self.high) if self.threshold is None else tuple(self.threshold().unbind())
 
     def forward(self, images: LabeledImages, maps: torch.Tensor) -> ClassLabels:
         """Make Y^CPL, see the table of this file."""
+        low, high = self._limits()
         assigned = two_threshold_label(
             maps,
             images.label,
-            low=self.low,
-            high=self.high,
+            low=low,
+            high=high,
             downscale=self.downscale,
             classes=images.classes,
             padding=_padding(images, maps),
@@ -156,7 +172,8 @@ class TwoThresholdLabels(nn.Module):
 
     def mask(self, images: LabeledImages, maps: torch.Tensor, segmentation: torch.Tensor) -> torch.Tensor:
         """Label every pixel, by the middle between the thresholds: (B, *s), 0..K."""
-        return class_assignment(maps, (self.low + self.high) / 2)[0]
+        low, high = self._limits()
+        return class_assignment(maps, (low + high) / 2)[0]
 
 
 class SegmentationLabels(nn.Module):
@@ -195,6 +212,11 @@ class NoiseLabels(SegmentationLabels):
     def forward(self, images: LabeledImages, logits: torch.Tensor) -> torch.Tensor:
         """Give the probabilities; of ``logits`` the shape alone counts."""
         return super().forward(images, torch.rand_like(logits))
+
+
+def _follow(threshold: DynamicThreshold, images: LabeledImages, maps: torch.Tensor) -> None:
+    padding = _padding(images, maps)
+    threshold.update(maps.amax(1), images.found, valid=None if padding is None else ~padding)
 
 
 def _padding(images: LabeledImages, maps: torch.Tensor) -> torch.Tensor | None:

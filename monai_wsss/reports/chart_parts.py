@@ -16,7 +16,9 @@ from markupsafe import Markup
 
 __all__ = [
     "BOTTOM",
+    "LEFT",
     "LETTER",
+    "RIGHT",
     "ROW",
     "TOP",
     "ChartFrame",

@@ -40,6 +40,7 @@ __all__ = [
     "FONTS",
     "ChartLine",
     "bar_chart",
+    "draw_curve",
     "interval_bar",
     "line_chart",
     "value_strip",
@@ -115,6 +116,7 @@ def line_chart(
     title: str,
     x_label: str,
     y_label: str = "",
+    x_range: tuple[float, float] | None = None,
     y_range: tuple[float, float] | None = None,
     size: tuple[int, int] = (520, 280),
 ) -> Markup:
@@ -125,6 +127,7 @@ def line_chart(
         title: what the chart shows.
         x_label: text below the axis.
         y_label: text above the axis.
+        x_range: ends of the axis; from the data if left out.
         y_range: lowest and highest value shown; from the data if left out.
         size: width and height in CSS pixels at full size; the legend below adds to the height.
 
@@ -136,11 +139,12 @@ def line_chart(
     """
     xs = [x for line in lines for x in line.x]
     ys = [y for line in lines for y in line.y]
-    x_ticks = round_ticks(min(xs), max(xs), 6)
+    ends = x_range or (min(xs), max(xs))
+    x_ticks = round_ticks(*ends, 6)
     y_ticks, y_limits = axis_scale(ys, y_range)
-    frame = ChartFrame(*size, widened(min(xs), max(xs)), y_limits, top_margin(y_label))
+    frame = ChartFrame(*size, widened(*ends), y_limits, top_margin(y_label))
     parts = [grid_lines(frame, x_ticks, y_ticks, x_label, y_label)]
-    parts += [_curve(frame, line, number % 6) for number, line in enumerate(lines)]
+    parts += [draw_curve(frame, line, number % 6) for number, line in enumerate(lines)]
     legend, added = legend_below([line.name for line in lines], size, "curve")
     return chart_svg((size[0], size[1] + added), title, [*parts, legend])
 
@@ -248,7 +252,8 @@ def interval_bar(mean: float, low: float, high: float) -> Markup:
     )
 
 
-def _curve(frame: ChartFrame, line: ChartLine, color: int) -> Markup:
+def draw_curve(frame: ChartFrame, line: ChartLine, color: int) -> Markup:
+    """Draw a curve in a frame, with the ring of its mark; the color is one of six."""
     points = [f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in zip(line.x, line.y, strict=True)]
     # A polyline of one point draws nothing; with the point twice, and round ends, it draws a dot.
     drawn = element("polyline", class_=f"curve c{color}", points=" ".join(points * 2 if len(points) == 1 else points))

@@ -52,7 +52,7 @@ class ConversionRecord:
     def __init__(self) -> None:
         self._sums: dict[str, np.ndarray] = {}
         self._counts = dict.fromkeys(_SHOWN, 0)
-        self._cases: list[tuple[Any, Any, Any, Any]] = []
+        self._cases: dict[str, list[tuple[Any, Any, Any, Any]]] = {kind: [] for kind in _SHOWN}
 
     def __bool__(self) -> bool:
         return any(self._counts.values())
@@ -71,8 +71,8 @@ class ConversionRecord:
         for name, values in ((kind, image), (f"{kind}_converted", converted)):
             pmf = intensity_pmf(torch.as_tensor(values), value_range=VALUE_RANGE)
             self._sums[name] = self._sums.get(name, 0.0) + pmf
-        if self._counts[kind] < _SHOWN[kind]:
-            self._cases.append(_shown(image, converted, mask, reference))
+        if len(self._cases[kind]) < _SHOWN[kind]:
+            self._cases[kind].append(_shown(image, converted, mask, reference))
         self._counts[kind] += 1
 
     def content(self) -> dict[str, Any]:
@@ -100,7 +100,8 @@ class ConversionRecord:
     def write(self, folder: Path) -> None:
         """Write ``intensities.json`` and ``conversions.png``, and add a sentence to ``notes.txt``."""
         write_json(folder / CHART, self.content())
-        images, converted, masks, references = (list(column) for column in zip(*self._cases, strict=True))
+        cases = [case for of_kind in self._cases.values() for case in of_kind]
+        images, converted, masks, references = (list(column) for column in zip(*cases, strict=True))
         grid = render_conversions(images, [[one] for one in converted], masks=masks, references=references)
         with atomic_path(folder / GRID) as temporary:
             temporary.write_bytes(grid)

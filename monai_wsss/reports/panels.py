@@ -29,6 +29,7 @@ REFERENCE_COLOR = "#4da3ff"
 MASK_COLOR = "#ff9f1c"
 """Outline and filling of the predicted mask (of its first class); distinct from blue in every kind of color vision."""
 
+_INK = "#d7dde5"
 _HEIGHT, _CAPTION, _GAP, _MAX_CHANNELS = 192, 20, 4, 4
 _PALETTE = np.array(
     [[0, 0, 0], [255, 159, 28], [197, 90, 199], [63, 193, 128], [236, 94, 94], [240, 228, 66]], np.float32
@@ -137,14 +138,18 @@ def render_comparison(
     reference: torch.Tensor | np.ndarray,
     *,
     channel_names: Sequence[str],
+    note: str = "",
 ) -> bytes:
     """Draw several masks of a 2D case side by side: the last channel, each mask's outline and that of the reference.
+
+    A line below says which color is which.
 
     Args:
         image: ``(C, x, y)``, or ``(C, rows, columns)``, as of :func:`render_panel`.
         masks: title of the tile to mask ``(x, y)``, labels 0..K.
         reference: ``(x, y)``, labels 0..K.
         channel_names: C names.
+        note: text for the line below.
 
     Returns:
         The bytes of a PNG file.
@@ -170,7 +175,8 @@ def render_comparison(
     for name, mask in found.items():
         labels = _resize(mask.astype(np.float64), size, Image.Resampling.NEAREST).astype(int)
         tiles.append((name, _draw_outlines(tiles[0][1], expected, labels)))
-    return _strip(tiles, size)
+    below = [("reference", REFERENCE_COLOR), ("mask", MASK_COLOR), (note, _INK)]
+    return _strip(tiles, size, below)
 
 
 def outlines_over(picture: Image.Image, reference: np.ndarray, mask: np.ndarray) -> Image.Image:
@@ -277,15 +283,23 @@ def _rgb(color: str) -> list[int]:
     return [int(color[i : i + 2], 16) for i in (1, 3, 5)]
 
 
-def _strip(tiles: Sequence[tuple[str, np.ndarray]], size: tuple[int, int]) -> bytes:
+def _strip(
+    tiles: Sequence[tuple[str, np.ndarray]], size: tuple[int, int], below: Sequence[tuple[str, str]] = ()
+) -> bytes:
+    """Draw tiles below their names, and a line of texts with their colors below them."""
     width, height = size
-    sheet = Image.new("RGB", (len(tiles) * (width + _GAP) - _GAP, height + _CAPTION), "#14171c")
+    rows = height + _CAPTION * (2 if below else 1)
+    sheet = Image.new("RGB", (len(tiles) * (width + _GAP) - _GAP, rows), "#14171c")
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(size=12)
     for position, (name, tile) in enumerate(tiles):
         left = position * (width + _GAP)
         sheet.paste(Image.fromarray(tile.round().clip(0, 255).astype(np.uint8)), (left, _CAPTION))
-        draw.text((left + 4, 3), name, fill="#d7dde5", font=font)
+        draw.text((left + 4, 3), name, fill=_INK, font=font)
+    place = 4.0
+    for text, color in below:
+        draw.text((place, height + _CAPTION + 3), text, fill=color, font=font)
+        place += font.getlength(text) + 14
     file = io.BytesIO()
     sheet.save(file, "PNG", compress_level=4)
     return file.getvalue()

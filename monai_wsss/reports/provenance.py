@@ -244,15 +244,17 @@ def _record_of(run_dir: str | os.PathLike[str], weights: str | os.PathLike[str] 
 
 
 def simulated_supervision(datalist: str | os.PathLike[str]) -> list[str]:
-    """Tell whether the labels of a datalist were made from pixel masks on request, as those of tiles may be.
+    """Tell what of a datalist was made from pixel masks or boxes on request, as the labels of tiles may be.
 
     Returns:
-        one phrase, or nothing.
+        one phrase per entry of ``leaks``; else one phrase if the labels were made from masks; or nothing.
 
     Raises:
         DataError: the datalist cannot be read.
     """
     header = load_header(datalist)
+    if header.get("leaks"):
+        return [f"simulated supervision, {leak}" for leak in header["leaks"]]
     if not header.get("simulated_supervision", False):
         return []
     return [f"simulated supervision, {str(header.get('labels', 'labels from masks')).removeprefix('simulated: ')}"]

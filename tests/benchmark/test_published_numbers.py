@@ -8,11 +8,12 @@ import pytest
 
 from monai_wsss import methods
 from monai_wsss.benchmark import PublishedRow, PublishedTable, published_tables
-from monai_wsss.benchmark.published_numbers import PAPERS
+from monai_wsss.benchmark.published_numbers import PAPERS, not_rebuilt
+from monai_wsss.metrics import counts_from_rates, dice_macro_pooled, miou_pooled, prevalence_from_rates
 
 
-def values(number: str) -> dict[str, tuple[float | None, ...]]:
-    return {row.name: row.values for row in published_tables("cosa")[number].rows}
+def values(number: str, paper: str = "cosa") -> dict[str, tuple[float | None, ...]]:
+    return {row.name: row.values for row in published_tables(paper)[number].rows}
 
 
 @pytest.mark.parametrize("paper", PAPERS)
@@ -43,6 +44,42 @@ def test_differences_that_the_paper_prints():
     assert values("2")["CoSA"] == (78.5, 76.4)
 
 
+def test_differences_that_the_paper_of_coingan_prints():
+    ladder = [dsc for (dsc,) in values("6", "coingan").values()]
+    assert [round(ladder[place] - ladder[before], 2) for before, place in ((0, 1), (4, 5))] == [3.14, 0.98]
+    noise = values("9", "coingan")
+    pairs = {name: (noise[f"{name}, 10 % wrong labels"], noise[f"{name}, clean labels"]) for name in ("FPR", "CoinGAN")}
+    changes = {name: [round(a - b, 2) for a, b in zip(*pair, strict=True)] for name, pair in pairs.items()}
+    assert changes == {"FPR": [-1.62, -2.54, 0.28, -4.34], "CoinGAN": [-1.65, -1.52, 0.58, -0.23]}
+    assert [len(table.rows) for table in published_tables("coingan").values()] == [14, 14, 14, 7, 7, 6, 3, 2, 4]
+    for clean, number in ((noise["CoinGAN, clean labels"], "1"), (noise["FPR, clean labels"], "1")):
+        assert clean in [row[:4] for row in values(number, "coingan").values()]
+    gains = [(2.83, 1.99, "2", "AuxSegNet"), (6.71, 6.33, "1", "SESS"), (17.88, 17.11, "3", "SeCo")]
+    for jc, dsc, number, best in gains:
+        table = values(number, "coingan")
+        assert (round(table["CoinGAN"][1] - table[best][1], 2), round(table["CoinGAN"][0] - table[best][0], 2)) == (
+            jc,
+            dsc,
+        )
+    assert "lesion Dice" in next(iter(values("8", "coingan")))
+    assert "Figure 3" in not_rebuilt("coingan")
+    assert not_rebuilt("cosa") == {}
+
+
+@pytest.mark.parametrize("number", ["1", "2", "3", "7"])
+def test_dsc_and_jc_of_coingan_are_means_over_lesion_and_background(number):
+    """As the page says.  With CONTA on ISIC nothing fits, and CoinGAN on MoNuSeg has two columns exchanged."""
+    for name, (dsc, jc, _, acc, sp, se) in values(number, "coingan").items():
+        if (number, name) in {("2", "CONTA")} or abs(sp - se) < 5:
+            continue
+        if (number, name) == ("3", "CoinGAN"):
+            sp, se = se, sp
+        share = prevalence_from_rates(acc, se, sp)
+        counts = counts_from_rates(share, se / 100, sp / 100)
+        assert 100 * float(dice_macro_pooled(counts)) == pytest.approx(dsc, abs=0.3), name
+        assert 100 * float(miou_pooled(counts)) == pytest.approx(jc, abs=0.3), name
+
+
 def test_a_table_says_that_nothing_was_run():
     table = PublishedTable(
         "mIoU in %",
@@ -59,5 +96,5 @@ def test_a_table_says_that_nothing_was_run():
 
 
 def test_another_paper():
-    with pytest.raises(ValueError, match="`paper` to be one of cosa, got 'seam'"):
+    with pytest.raises(ValueError, match="`paper` to be one of coingan, cosa, got 'seam'"):
         published_tables("seam")

@@ -538,6 +538,41 @@ def test_the_split_of_the_paper_is_8_to_1_to_1_and_scored_on_validation(tmp_path
     ]
     assert [len(group) for group in subjects] == [8, 1, 1]
     header = json.loads(file.read_text())
+    assert header["labels"] == "of slices, from the segmentation: tumor in 1 pixels or more"
     assert (header["split"], header["scored_split"], header["modality"]) == ("paper", "validation", {"0": "FLAIR"})
     with pytest.raises(ValueError, match="`split`"):
         prepare_brats(tmp_path / "source", tmp_path / "two", split="given")
+
+
+def test_the_split_of_the_paper_says_what_its_tables_are_of(tmp_path, caplog):
+    for number in range(10):
+        plain_case(tmp_path / "source" / f"subject{number}")
+    prepare_brats(tmp_path / "source", tmp_path / "out", split="paper", modalities=["FLAIR"])
+    assert "FLAIR slices with brain on at least a tenth" in caplog.text
+
+
+def test_prepared_volumes_below_the_root_are_no_cases(tmp_path):
+    plain_case(tmp_path / "source" / "anna")
+    plain_case(tmp_path / "source" / "bert")
+    first = prepare_brats(tmp_path / "source", tmp_path / "source" / "one")
+    second = prepare_brats(tmp_path / "source", tmp_path / "source" / "two")
+    assert len(json.loads(first.read_text())["statistics"]) == len(json.loads(second.read_text())["statistics"]) == 2
+
+
+def test_all_faults_are_told_at_once(tmp_path):
+    for name in ("anna", "bert", "carl", "dora"):
+        plain_case(tmp_path / "source" / name)
+    for name in ("anna", "bert"):
+        next((tmp_path / "source" / name).glob("seg*")).unlink()
+    with pytest.raises(DataError) as caught:
+        prepare_brats(tmp_path / "source", tmp_path / "out")
+    assert str(caught.value).count("has no segmentation") == 2
+    for name in ("anna", "bert"):
+        plain_case(tmp_path / "source" / name)
+    for name in ("carl", "dora"):
+        next((tmp_path / "source" / name).glob("seg*")).write_bytes(b"broken")
+    with pytest.raises(DataError) as caught:
+        prepare_brats(tmp_path / "source", tmp_path / "out")
+    assert [name in line for name, line in zip(("carl", "dora"), str(caught.value).splitlines(), strict=True)] == [
+        True
+    ] * 2

@@ -110,8 +110,8 @@ def test_an_unknown_size_stays_unknown_in_prepared_data(tmp_path, tags):
     for name in ("a", "b"):
         write(tmp_path / "images" / f"{name}.dcm", **tags)
     write(tmp_path / "known" / "a.dcm", PixelSpacing=[0.2, 0.3])
-    (tmp_path / "labels.csv").write_text("id,label,split\na,1,training\nb,0,training\n")
-    (tmp_path / "one.csv").write_text("id,label,split\na,1,training\n")
+    (tmp_path / "labels.csv").write_text("id,label,split\na,1,train\nb,0,train\n")
+    (tmp_path / "one.csv").write_text("id,label,split\na,1,train\n")
     path = prepare_folder(tmp_path / "images", tmp_path / "labels.csv", tmp_path / "out")
     image = LoadOrderedd("image")(load_datalist(path, "training")[0])["image"]
     assert case_spacing(image) is None

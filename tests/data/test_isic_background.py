@@ -127,3 +127,53 @@ def test_a_set_without_even_skin_is_refused(root, tmp_path):
         Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 96, 3)).astype(np.uint8)).save(file)
     with pytest.raises(DataError, match=r"No image of .* has an even square"):
         prepare_isic_background(root, tmp_path / "out", size=32)
+
+
+def test_the_split_of_the_paper_is_that_of_2018(root, tmp_path, caplog):
+    prepare_isic_background(root, tmp_path / "out", split="paper", size=32)
+    assert "6 training, not 2594, 2 test, not 100" in caplog.text
+    other = tmp_path / "isic2017"
+    other.mkdir()
+    for split in ("Training", "Validation"):
+        (root / f"ISIC2018_Task1-2_{split}_Input").rename(other / f"ISIC-2017_{split}_Data")
+    with pytest.raises(DataError, match="is of ISIC 2018, but the folder holds ISIC 2017"):
+        prepare_isic_background(other, tmp_path / "two", split="paper")
+
+
+def test_a_test_image_needs_no_mask_since_it_gives_no_crop(root, tmp_path):
+    next(root.glob("ISIC2018_Task1_Test_GroundTruth/*.png")).unlink()
+    file = prepare_isic_background(root, tmp_path / "out", size=32, healthy_source="mask")
+    assert labels(file, "test") == [1.0]
+    next(root.glob("ISIC2018_Task1_Training_GroundTruth/*.png")).unlink()
+    with pytest.raises(DataError, match="has no mask to choose a crop by"):
+        prepare_isic_background(root, tmp_path / "two", size=32, healthy_source="mask")
+
+
+def test_all_faults_are_told_at_once(root, tmp_path):
+    images, masks = root / "ISIC2018_Task1-2_Training_Input", root / "ISIC2018_Task1_Training_GroundTruth"
+    (images / "ISIC_0000000.jpg").write_bytes(b"\xff\xd8broken")
+    (images / "ISIC_0000001.jpg").unlink()
+    Image.fromarray(np.arange(64 * 96, dtype=np.uint16).reshape(64, 96)).save(images / "ISIC_0000001.png")
+    Image.fromarray(np.zeros((32, 96), dtype=np.uint8)).save(masks / "ISIC_0000002_segmentation.png")
+    with pytest.raises(DataError) as caught:
+        prepare_isic_background(root, tmp_path / "out", size=32)
+    lines = str(caught.value).splitlines()
+    for name, words in (
+        ("ISIC_0000000.jpg", "copy or export it again"),
+        ("ISIC_0000001.png", "save it as RGB of 8 bits"),
+        ("ISIC_0000002_segmentation.png", "of size 96 x 64"),
+    ):
+        assert [words in line for line in lines if name in line] == [True], name
+    assert len(lines) == 3
+
+
+def test_masks_with_gray_edges_are_cut_at_half(root, tmp_path):
+    expected = load_datalist(prepare_isic_background(root, tmp_path / "one", size=48), "training", masks=True)
+    for file in root.rglob("*_segmentation.png"):
+        mask = np.asarray(Image.open(file)).copy()
+        mask[16:48, 39], mask[16:48, 40] = 90, 200
+        Image.fromarray(mask).save(file)
+    found = load_datalist(prepare_isic_background(root, tmp_path / "two", size=48), "training", masks=True)
+    for one, two in zip(expected, found, strict=True):
+        if "mask" in one:
+            np.testing.assert_array_equal(read_labels(one["mask"]), read_labels(two["mask"]))

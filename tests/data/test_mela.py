@@ -61,6 +61,7 @@ def test_smaller_lesions_are_mild_by_the_median_of_training(root, tmp_path):
     header = load_header(file)
     assert header["severe_from_mm"] == 6.0
     assert header["levels"] == {"0": "severe", "1": "mild"}
+    assert header["simulated_supervision"] is True
     assert header["leaks"] == ["labels and slices come from the boxes of the lesions"]
     assert labels(file) == {name: float(diameter < 6.0) for name, diameter in DIAMETERS.items()}
 
@@ -140,3 +141,70 @@ def test_bad_tables_and_options_are_refused(root, tmp_path):
         file.unlink()
     with pytest.raises(DataError, match="holds no table of boxes"):
         prepare_mela(root, tmp_path / "other")
+
+
+@pytest.mark.parametrize(("unit", "signs"), [("ras", (1, 1, 1)), ("lps", (-1, -1, 1))])
+def test_boxes_may_be_in_millimeters(root, tmp_path, unit, signs):
+    voxels = prepare_mela(root, tmp_path / "voxels", split="paper")
+    affine = np.array(AFFINE)
+    affine[:3, 3] = 40, -30, 100
+    for split, scans in SCANS.items():
+        lines = [HEAD]
+        for name, boxes in scans.items():
+            write_nifti(root / split.capitalize() / f"{name}.nii.gz", volume(name), affine)
+            for center, lengths in boxes:
+                placed = (affine[:3, :3] @ center + affine[:3, 3]) * signs
+                sizes = np.abs(affine[:3, :3]) @ lengths
+                lines.append(",".join([name, *map(str, placed), *map(str, sizes)]))
+        (root / f"{split}.csv").write_text("\n".join(lines))
+    file = prepare_mela(root, tmp_path / unit, split="paper", box_unit=unit)
+    assert labels(file) == labels(voxels)
+    assert lesion_boxes(file) == lesion_boxes(voxels)
+    assert load_header(file)["box_unit"] == unit
+    for one, two in zip(load_datalist(file, "training"), load_datalist(voxels, "training"), strict=True):
+        np.testing.assert_array_equal(read_image(one["image"]), read_image(two["image"]))
+    with pytest.raises(DataError, match=r"lies outside of .* if its unit is voxel: .* voxel, ras, lps"):
+        prepare_mela(root, tmp_path / "wrong", split="paper")
+    with pytest.raises(ValueError, match="`box_unit`"):
+        prepare_mela(root, tmp_path / "wrong", box_unit="mm")
+
+
+def test_tables_of_spreadsheets_are_read(root, tmp_path, caplog):
+    expected = labels(prepare_mela(root, tmp_path / "one", split="paper"))
+    text = (root / "train.csv").read_text().replace(",", ";").replace("mela_0001;", "mela_0001.nii.gz;")
+    (root / "train.csv").write_text(f"{text}\nmela_0077;1;1;1;2;2;2\n", encoding="utf-8-sig")
+    (root / "bbox_values.csv").write_text("age,sex\n3,f\n")
+    assert labels(prepare_mela(root, tmp_path / "two", split="paper")) == expected
+    assert "1 scans of the tables have no volume, first mela_0077" in caplog.text
+    assert "3 training, not 770, 1 validation, not 110, 1 test, not 220" in caplog.text
+
+
+def test_all_faults_of_tables_and_scans_are_told_at_once(root, tmp_path):
+    (root / "again.csv").write_text((root / "val.csv").read_text())
+    (root / "train.csv").write_text(f"{HEAD}\nmela_0001,1,2,x,4,5,6\nmela_0002,1,2,3,4,5,-1\nmela_0003,1")
+    (root / "notes.csv").write_bytes(b"public_id\xff,coordX\n")
+    with pytest.raises(DataError) as caught:
+        prepare_mela(root, tmp_path / "out")
+    text = str(caught.value)
+    for words in ("row 2: the box has a field", "row 3: the box has no positive size", "row 4: the box has a field"):
+        assert words in text
+    assert "both hold boxes of mela_0004: keep one of them" in text
+    assert "notes.csv is no table that can be read" in text
+    assert not (tmp_path / "out").exists()
+
+
+def test_all_faults_of_volumes_are_told_at_once(root, tmp_path):
+    write_nifti(root / "Val" / "mela_0004.nii.gz", volume("mela_0004"), np.eye(4)[[2, 0, 1, 3]])
+    (root / "Test" / "mela_0005.nii.gz").write_bytes(b"nothing")
+    with pytest.raises(DataError) as caught:
+        prepare_mela(root, tmp_path / "out", split="paper")
+    first, second = str(caught.value).splitlines()
+    assert "mela_0005.nii.gz" in first + second
+    assert "does not run along the body" in first + second
+
+
+def test_boxes_of_other_folders_are_empty_or_refused(tmp_path):
+    with pytest.raises(DataError, match="Cannot read the datalist"):
+        lesion_boxes(tmp_path / "datalist.json")
+    (tmp_path / "datalist.json").write_text('{"training": [{"id": "a"}]}')
+    assert lesion_boxes(tmp_path / "datalist.json") == {}

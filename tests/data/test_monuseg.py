@@ -18,6 +18,7 @@ from monai_wsss.data.monuseg import prepare_monuseg
 from monai_wsss.data.reading import read_image, read_labels
 
 NAMES = [f"TCGA-{part}-01Z-00-DX{slide}" for part in ("18-5592", "21-5784", "AR-A1AK") for slide in (1, 2)]
+"""Two tiles per patient; the tiles of the last one are the released test set."""
 NUCLEI = ((4, 6, 12, 16), (30, 20, 38, 29), (10, 40, 20, 46))  # first x and y, last x and y
 SPLITS = ("training", "validation", "test")
 
@@ -105,6 +106,7 @@ def test_the_test_split_holds_real_crops_alone(root):
 
 
 def test_a_patient_is_in_one_split_and_validation_comes_from_training(root):
+    (root / "MoNuSeg Test Data").rename(root / "more")
     file = prepare(root, "out", split="paper", validation_share=0.5)
     patients = [{item["subject"] for item in load_datalist(file, split)} for split in SPLITS]
     assert [len(group) for group in patients] == [1, 1, 1]
@@ -167,3 +169,103 @@ def test_bad_folders_and_options_are_refused(root, tmp_path):
     Image.fromarray(tissue(0)).save(root / f"{NAMES[0]}.png")
     with pytest.raises(DataError, match="belong to the same tile"):
         prepare(root, "twice")
+
+
+def test_the_split_of_the_paper_leaves_the_released_test_tiles_out(root, tmp_path, caplog):
+    file = prepare(root, "out", split="paper")
+    assert {item["source"] for split in SPLITS for item in load_datalist(file, split)} == set(NAMES[:4])
+    assert "4 tiles, not 30" in caplog.text
+    drawn = prepare(root, "drawn", split="drawn")
+    assert {item["source"] for split in SPLITS for item in load_datalist(drawn, split)} == set(NAMES)
+
+
+def test_folders_say_splits_by_words(root):
+    (root / "MoNuSeg Training Data").rename(root / "contest MoNuSegTrainData")
+    (root / "MoNuSeg Test Data").rename(root / "latest MoNuSegTestData")
+    file = prepare(root, "out", split="released")
+    assert {item["source"] for item in load_datalist(file, "test")} == set(NAMES[4:])
+    (root / "latest MoNuSegTestData").rename(root / "latest contest")
+    with pytest.raises(DataError) as caught:
+        prepare(root, "two", split="released")
+    assert str(caught.value).count('take the split "paper" or "drawn"') == 2
+
+
+def test_a_patient_in_both_released_sets_is_refused_before_anything_is_written(root, tmp_path):
+    folder = root / "MoNuSeg Test Data" / "Tissue Images"
+    Image.fromarray(tissue(9)).save(folder / "TCGA-18-5592-01Z-00-DX9.tif")
+    with pytest.raises(DataError, match='subject "TCGA-18-5592" is in both released sets'):
+        prepare(root, "out", split="released")
+    assert not (tmp_path / "out").exists()
+
+
+def test_holes_regions_outside_and_both_directions_are_drawn(root):
+    ring = [(4, 4), (20, 4), (20, 20), (4, 20)]
+    hole = [(8, 8), (8, 12), (12, 12), (12, 8)]  # against the clock
+    outside = [(-9, 30), (3, 30), (3, 34), (-9, 34)]
+    far = [(100, 100), (120, 100), (120, 120)]
+    text = annotation([ring, hole[::-1], outside, far, [(1, 1)], [(1, 1), (2, 2)], []])
+    text = text.replace('<Region Id="2">', '<Region Id="2" NegativeROA="1">', 1)
+    next(path for path in root.rglob("*.xml") if path.stem == NAMES[0]).write_text(text)
+    items = {item["id"]: item for item in all_items(prepare(root, "out"))}
+    expected = np.zeros((48, 48), dtype=int)
+    expected[4:20, 4:20] = 1
+    expected[8:12, 8:12] = 0
+    expected[:3, 30:34] = 1
+    for x in (0, 24):
+        for y in (0, 24):
+            found = read_labels(items[f"{NAMES[0]}_{x}_{y}"]["mask"])[0]
+            np.testing.assert_array_equal(found, expected[x : x + 24, y : y + 24])
+
+
+def test_every_tile_has_its_own_statistics(root):
+    pale = root / "MoNuSeg Training Data" / "Tissue Images" / f"{NAMES[1]}.tif"
+    Image.fromarray(tissue(1) // 2 + 100).save(pale)
+    items = {item["id"]: item for item in all_items(prepare(root, "out"))}
+    dark, light = (items[f"{name}_0_0"] for name in NAMES[:2])
+    assert dark["subject"] == light["subject"]
+    assert (light["intensity_mean"] > dark["intensity_mean"] + 3).all()
+    np.testing.assert_allclose(dark["intensity_mean"], tissue(0).reshape(-1, 3).mean(axis=0), rtol=1e-6)
+
+
+def test_transparent_pixels_are_glass(root):
+    file = root / "MoNuSeg Training Data" / "Tissue Images" / f"{NAMES[0]}.tif"
+    alpha = np.full((50, 52, 1), 255, dtype=np.uint8)
+    alpha[:4] = 0
+    Image.fromarray(np.concatenate([tissue(0), alpha], axis=2)).save(file)
+    items = {item["id"]: item for item in all_items(prepare(root, "out"))}
+    assert (read_image(items[f"{NAMES[0]}_0_0"]["image"])[:, :, :4] == 255).all()
+
+
+def test_a_root_that_is_called_masks_holds_tiles(root):
+    moved = root.rename(root.parent / "masks")
+    (moved / "MoNuSeg Training Data" / "Tissue Images" / f"{NAMES[0]}.tif").rename(moved / f"{NAMES[0]}.TIF")
+    assert f"{NAMES[0]}_0_0" in {item["id"] for item in all_items(prepare(moved, "out"))}
+
+
+def test_all_faults_are_told_at_once_and_lost_outlines_are_counted(root, tmp_path, caplog):
+    images = root / "MoNuSeg Training Data" / "Tissue Images"
+    outlines = root / "MoNuSeg Training Data" / "Annotations"
+    Image.fromarray(np.arange(2600, dtype=np.uint16).reshape(50, 52)).save(images / f"{NAMES[0]}.tif")
+    Image.fromarray(tissue(1)[:20, :20]).save(images / f"{NAMES[1]}.tif")
+    (outlines / f"{NAMES[2]}.xml").write_text("<Annotations><Region>")
+    (outlines / f"{NAMES[3]}.xml").write_text(annotation([[(1, 1), (float("nan"), 4), (5, 5)]]))
+    (outlines / "stranger.xml").write_text(annotation([]))
+    with pytest.raises(DataError) as caught:
+        prepare(root, "out")
+    lines = str(caught.value).splitlines()
+    for name, words in (
+        (f"{NAMES[0]}.tif", "save it as RGB of 8 bits"),
+        (f"{NAMES[1]}.tif", "smaller than a crop of 24"),
+        (f"{NAMES[2]}.xml", "is no XML"),
+        (f"{NAMES[3]}.xml", "write the coordinates"),
+    ):
+        assert [words in line for line in lines if name in line] == [True], name
+    assert len(lines) == 4
+    assert "1 files of outlines or masks belong to no tile" in caplog.text
+
+
+def test_the_order_of_the_file_system_does_not_matter(root, tmp_path, monkeypatch):
+    first = prepare(root, "one/out")
+    listed = Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda folder: sorted(listed(folder), reverse=True))
+    assert prepare(root, "two/out").read_bytes() == first.read_bytes()

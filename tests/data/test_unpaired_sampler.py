@@ -79,6 +79,7 @@ def test_pairs_are_rounded_up_to_the_processes():
         (ITEMS, {"num_pairs": 0}, ValueError, "`num_pairs` of at least 1, got 0"),
         (ITEMS[:1], {}, DataError, "with a finding and without, got 1 and 0"),
         ([], {}, DataError, "got 0 and 0"),
+        ([*ITEMS, {"image": "x.png"}], {}, DataError, "Item 44 of 45 has no `label`"),
     ],
 )
 def test_mistakes_are_named(items, words, error, message):

@@ -141,8 +141,8 @@ def test_the_crf_reads_the_image_before_its_normalization_unless_it_is_set_for_t
 
 
 def test_words_switch_the_crf():
-    assert list(evaluation(crf="none").refinements) == list(evaluation().refinements) == [False]
-    assert isinstance(evaluation(crf="crf").refinements[True].part, DenseCRF)
+    assert evaluation(crf="none").refinement is evaluation().refinement is None
+    assert isinstance(evaluation(crf="crf").refinement.part, DenseCRF)
 
 
 def test_images_of_other_dimensions_are_refused():

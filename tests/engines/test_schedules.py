@@ -119,6 +119,20 @@ def test_schedules_can_count_iterations_in_place_of_epochs():
         assert by_epochs == by_iterations
 
 
+@pytest.mark.parametrize(("step", "done"), [("iteration", [0, 1, 2, 3, 4, 5, 6]), ("epoch", [0, 0, 0, 3, 3, 3, 6])])
+def test_the_polynomial_decay_follows_iterations_or_epochs(step, done):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
+    schedule = polynomial(optimizer, 2, [0] * 3, power=0.9, step=step)
+    seen = []
+    for _ in done:
+        seen += schedule.get_last_lr()
+        optimizer.step()
+        schedule.step()
+    assert seen == pytest.approx([2 * (1 - t / 6) ** 0.9 for t in done])
+    with pytest.raises(ValueError, match="`step`"):
+        polynomial(optimizer, 2, [0], step="day")
+
+
 @pytest.mark.parametrize("iterations", [0, -3, 2.5, "many"])
 def test_a_number_of_iterations_that_is_none_is_refused(iterations):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)

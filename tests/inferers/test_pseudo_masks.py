@@ -438,6 +438,8 @@ def test_quality_counts_what_is_not_ignored(tmp_path):
 def test_what_is_missing_is_named(tmp_path):
     with pytest.raises(DataError, match="no case to make a pseudo-mask of"):
         writer([], tmp_path).run()
+    with pytest.raises(DataError, match="2 cases, such as b, have no label: choose a split with labels"):
+        writer([{"id": "a", "label": [1.0]}, {"id": "b"}, {"id": "c"}], tmp_path).run()
     with pytest.raises(DataError, match='no pseudo-mask of the case "a"'):
         attach_pseudo_masks([{"id": "a"}], tmp_path)
     with pytest.raises(ValueError, match="`label_filter` to be one of"):

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from monai_wsss.data import UnpairedSampler
 from monai_wsss.engines import ImagePool, Progress, Term, WSSSTrainer, polynomial
 from monai_wsss.losses import LeastSquaresAdversarialLoss, MinimaxAdversarialLoss
-from monai_wsss.methods import CoinGAN
+from monai_wsss.methods import CoinGAN, coingan, coingan_parts
 from monai_wsss.methods.coingan_parts import CollapseWatch, WayBack, frozen, healthy_part
 from monai_wsss.methods.coingan_settings import (
     COINGAN_NETWORKS,
@@ -29,6 +29,7 @@ from monai_wsss.methods.coingan_settings import (
 from monai_wsss.networks import CycleGenerator
 
 START = Progress(epoch=1, iteration=1, fraction=0.0)
+OF_CYCLEGAN = ("stem", "downs", "blocks", "ups", "head")
 SMALL = {"ndf": 4, "num_layers_d": 1}
 
 
@@ -207,6 +208,14 @@ def test_batches_of_one_kind_teach_what_they_can_and_are_told(preset, label):
     assert "1 batches had images of one kind alone" in sentence
 
 
+def test_a_process_that_lacks_one_kind_of_image_is_told_before_others_wait_for_it(monkeypatch):
+    monkeypatch.setattr(coingan, "is_distributed", lambda: True)
+    batch = make_batch(3)
+    batch["label"].fill_(1.0)
+    with pytest.raises(ValueError, match=r"in each process's batch, got 3 and 0: .* UnpairedSampler"):
+        by_hand()(batch, START, "generator")
+
+
 # ---- collapse --------------------------------------------------------------------------------------------------------
 
 
@@ -223,14 +232,81 @@ def test_monitors_tell_of_one_image_and_of_the_identity():
     assert method.collapse_warnings() == []
 
 
-def test_healthy_images_are_converted_once_per_epoch_where_no_term_does():
+def test_healthy_images_are_converted_now_and_then_where_no_term_does(monkeypatch):
+    """An epoch may be the whole run, so once per epoch would be too seldom."""
+    monkeypatch.setattr(coingan_parts, "EVERY", 3)
     batch, method = make_batch(), by_hand(identity=None)
     calls = []
-    for epoch in (1, 1, 1, 2):
+    for epoch in (1, 1, 1, 1, 2):
         before = method.network.calls
         method(batch, Progress(epoch, 1, 0.0), "generator")
         calls.append(method.network.calls - before)
-    assert calls == [2, 1, 1, 2]
+    assert calls == [2, 1, 1, 2, 2]
+
+
+def test_an_image_that_is_alone_is_compared_with_the_last_one():
+    method = by_hand()
+    for parameter, value in zip(method.network.parameters(), (0.0, 0.3, 0.0), strict=True):
+        parameter.data.fill_(value)
+    for seed in range(3):
+        method(make_batch(2, seed=seed), START, "generator")
+        assert ("output_spread" in method.monitors("generator")) is (seed > 0)
+    assert any("nearly one image" in sentence for sentence in method.collapse_warnings())
+
+
+def test_images_that_do_not_differ_say_nothing_of_the_spread_and_one_step_does_not_outweigh_others():
+    diseased, healthy = halves(make_batch())
+    watch, network = CollapseWatch(), by_hand().network
+    watch.measure(1, network, (torch.zeros(2, 1, 4, 4), torch.zeros(2, 1, 4, 4)), (healthy, 0.5 * healthy), None)
+    assert not any("nearly one image" in sentence for sentence in watch.sentences())
+    # Two copies of an image that are converted to two others: their ratio is beyond all measure.
+    same = diseased[:1].expand(2, -1, -1, -1)
+    watch.measure(1, network, (same, diseased), (healthy, 0.5 * healthy), None)
+    for _ in range(20):
+        watch.measure(1, network, (diseased, 0.01 * diseased), (healthy, 0.5 * healthy), None)
+    assert any("nearly one image" in sentence for sentence in watch.sentences())
+
+
+def test_a_generator_that_changes_nothing_at_all_is_told():
+    diseased, healthy = halves(make_batch())
+    watch = CollapseWatch()
+    watch.measure(1, by_hand().network, (diseased, diseased), (healthy, healthy), None)
+    assert any("converts nothing" in sentence for sentence in watch.sentences())
+
+
+@pytest.mark.parametrize("preset", ["paper", "identity"])
+def test_what_the_attention_does_is_logged(preset):
+    method, batch = make(preset), make_batch()
+    method.network.attention.use_sa = preset == "identity"
+    before = {name: value.clone() for name, value in method.network.state_dict().items()}
+    method(batch, START, "generator")
+    given = method.monitors("generator")
+    expected = {"difference_ratio", "output_spread", "gate_open", "commonality_ratio", "reference_sensitivity"}
+    assert set(given) == expected | ({"mask_open"} if preset == "identity" else set())
+    assert all(value.isfinite() and not value.requires_grad for value in given.values())
+    diseased, healthy = halves(batch)
+    network = method.network.eval()
+    with torch.no_grad():
+        features, reference = network.represent(diseased), network.represent(healthy).mean(0)
+        common = network.attention.commonality(features, reference)
+        converted = network.translate(diseased, reference)
+        other = network.translate(diseased, features.mean(0))
+    ratio = (common.flatten(1).norm(dim=1) / features.flatten(1).norm(dim=1)).mean()
+    torch.testing.assert_close(given["commonality_ratio"], ratio)
+    sensitivity = (other - converted).abs().mean() / (converted - diseased).abs().mean()
+    torch.testing.assert_close(given["reference_sensitivity"], sensitivity, rtol=1e-3, atol=1e-6)
+    # Looking changes nothing that training follows: the gates were followed in the conversions of the losses alone.
+    changed = {name for name, value in method.network.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed <= {"contrastive.open_fraction.value", "contrastive.open_fraction.filled"}
+
+
+def test_a_step_without_images_of_one_kind_logs_no_older_values():
+    method, batch = by_hand(), make_batch()
+    method(batch, START, "generator")
+    assert method.monitors("generator")
+    batch["label"].fill_(1.0)
+    method(batch, START, "generator")
+    assert method.monitors("generator") == {}
 
 
 @pytest.mark.parametrize("share", [0.001, 0.999])
@@ -273,6 +349,7 @@ def test_only_images_without_any_finding_are_healthy():
 
 def make_trainer(folder: Any, epochs: int, **options: Any) -> WSSSTrainer:
     method = make("cyclegan", pool_size=3)
+    method.network.buffer.inference = "last_batch"  # so that the buffer changes in every step
     optimizers = coingan_optimizers(method, "paper", generator_rate=1e-3)
     batches = [make_batch(4, seed=seed) for seed in range(3)]
     schedulers = {player: polynomial(one, 3, batches) for player, one in optimizers.items()}
@@ -285,6 +362,7 @@ def make_trainer(folder: Any, epochs: int, **options: Any) -> WSSSTrainer:
         checkpoint_dir=folder / "checkpoints",
         model_path=folder / "model.pt",
         progress_bar=False,
+        finalize_interval=2,
         **options,
     )
     for scheduler in schedulers.values():
@@ -309,6 +387,7 @@ def test_a_killed_and_resumed_run_ends_bit_for_bit_as_the_unkilled_one(tmp_path)
     assert states[0].keys() == states[1].keys()
     assert "pool._extra_state" in states[0]
     assert len(states[0]["pool._extra_state"]) == 3
+    assert states[0]["network.buffer.filled"]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     weights = [torch.load(tmp_path / run / "model.pt", weights_only=True) for run in ("whole", "killed")]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
@@ -420,6 +499,15 @@ def test_the_plain_reverse_generator_has_the_size_of_the_other():
     assert method.settings["lam"] == 0.3
 
 
+@pytest.mark.parametrize("words", [{"num_down": 2, "embed_stride": 2}, {"width": 6, "num_res_blocks": 0}])
+def test_a_network_of_its_own_has_a_reverse_of_its_size(words):
+    network = CycleGenerator(**({"width": 4, "num_res_blocks": 1, "output": "residual"} | words))
+    reverse = CoinGAN.from_preset("cyclegan", network=network, **SMALL).back.generator
+    plain = {name: value.shape for name, value in network.named_parameters() if name.split(".")[0] in OF_CYCLEGAN}
+    assert {name: value.shape for name, value in reverse.named_parameters()} == plain
+    assert (reverse.stride, reverse.output) == (network.stride, "residual")
+
+
 def test_zones_of_two_sides_have_weights_of_their_own():
     network = CoinGAN.network_from_preset(width=4, num_res_blocks=1, epz_kernel_size=5)
     assert network.contrastive.epz_weight is not None
@@ -468,6 +556,7 @@ def test_a_residual_generator_that_goes_back_and_forth_is_warned_of(caplog):
         (lambda: make(w_nothing=1), TypeError, "w_nothing"),
         (lambda: make(presence_quantile=95), ValueError, r"`presence_quantile` in \[0, 1\], got 95"),
         (lambda: CoinGAN.network_from_preset(num_classes=2), ValueError, "a difference has no classes, got 2"),
+        (lambda: make(num_classes=2), ValueError, "a difference has no classes, got 2: choose one class"),
         (lambda: coingan_optimizers(make(), "sgd"), ValueError, "`preset` to be one of paper, adam"),
         (lambda: coingan_optimizers(make(), generator="lbfgs"), ValueError, "`generator` to be one of sgd, adam"),
         (lambda: coingan_optimizers(make(), rate=1), TypeError, "got rate"),

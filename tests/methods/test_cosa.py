@@ -333,6 +333,34 @@ def test_a_warm_up_costs_nothing():
     assert passes == {"online": 2, "network": 3}
 
 
+def test_a_decoder_without_batch_statistics_does_not_run_in_the_warm_up():
+    """Its parameters have gradients of 0 all the same: weight decay and processes see no difference."""
+    for norm, runs in (("instance", 0), ("batch", 1)):
+        method, batch = method_of(norm=norm, warm_up=0.5), make_batch()
+        decoded: list[int] = []
+        method.online.decoder.register_forward_hook(lambda *_, decoded=decoded: decoded.append(1))
+        sum(method(batch, EARLY).values()).backward()
+        assert len(decoded) == runs
+        assert all(parameter.grad is not None for parameter in method.online.parameters())
+        assert not any(parameter.grad.any() for parameter in method.online.decoder.parameters())
+        method(batch, LATE)
+        assert len(decoded) == runs + 1
+
+
+def test_features_are_separated_on_request():
+    method, batch = method_of(csc_vector="feature", csc_temperature=0.5), make_batch()
+    loss = method(batch, LATE)["csc"]
+    images = LabeledImages.from_batch(batch)
+    features = method.online.branches(batch["strong"], upsample=False).features
+    small = F.interpolate(assigned_of(method, batch)[1], features.shape[2:], mode="bilinear")
+    expected = method.csc.loss(features, *method.auxiliary_labels.sure(images, small))
+    torch.testing.assert_close(loss, method.csc.weight * expected)
+    loss.backward()
+    trained = {name.partition(".")[0] for name, one in method.online.named_parameters() if one.grad is not None}
+    assert trained == {"encoder"}
+    assert method_of(1, csc_vector="feature").settings["csc_vector"] == "feature"
+
+
 def test_class_maps_begin_at_the_level_of_images_without_the_class():
     method, batch = method_of(warm_up=0.5, seed_scale="reference"), make_batch()
     levels = method.seeds.healthy_levels

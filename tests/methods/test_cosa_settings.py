@@ -16,7 +16,14 @@ from monai_wsss.losses import BalancedCrossEntropyLoss, ReliabilityWeightedLoss
 from monai_wsss.methods import CoSA
 from monai_wsss.methods.cosa_settings import COSA_NETWORKS, COSA_WORDS, CosaSettings, WithoutReliability
 from monai_wsss.networks import EfficientNetLite, LargeFOV, MixTransformer, TwoFusedMaps, VisionTransformer
-from monai_wsss.refinement import NoiseLabels, ThresholdLabels, TwoThresholdLabels
+from monai_wsss.refinement import (
+    DynamicThreshold,
+    LabeledImages,
+    NoiseLabels,
+    ThresholdLabels,
+    TwoThresholdLabels,
+    two_threshold_label,
+)
 
 PRESETS = ("default", "paper", "released")
 SOURCE = re.compile(r"(Sec|Eq|Tab)\. \d.*|released|ours(: .+)?|the network's.*")
@@ -67,6 +74,7 @@ def test_the_released_code_s_values():
         ("dt_interval", 3, lambda parts: parts["auxiliary_labels"].threshold.interval == 3),
         ("csc", False, lambda parts: parts["csc"] is None),
         ("csc_vector", "sigmoid", lambda parts: parts["csc"].loss.vectors == "sigmoid"),
+        ("csc_vector", "feature", lambda parts: parts["csc"].loss.vectors == "feature"),
         ("csc_pairs", "batch", lambda parts: parts["csc"].loss.pairs == "batch"),
         ("csc_max_anchors", 64, lambda parts: parts["csc"].loss.max_anchors == 64),
         ("epsilon", 0.5, lambda parts: parts["auxiliary_labels"].epsilon == 0.5),
@@ -96,9 +104,8 @@ def test_each_word_chooses_a_part(word, value, look):
     [
         ({"guide": "oracle"}, "`guide` to be one of spl, noise, none, got 'oracle'"),
         ({"c2s_loss": "balanced"}, "Expected `raw` False for `c2s_loss` 'balanced'"),
-        ({"thresholds": "two", "raw": False}, "Expected `dt` False for `thresholds` 'two'"),
         ({"raw": "perhaps"}, "`raw`"),
-        ({"csc_vector": "feature"}, "`csc_vector` to be one of cosine, sigmoid, bgcat"),
+        ({"csc_vector": "features"}, "`csc_vector` to be one of cosine, sigmoid, bgcat, feature"),
     ],
 )
 def test_words_that_do_not_fit_are_refused(words, message):
@@ -108,6 +115,28 @@ def test_words_that_do_not_fit_are_refused(words, message):
         CosaSettings.of_preset("paper", unknown=1)
     with pytest.raises(ValueError, match="`preset` to be one of"):
         CosaSettings.of_preset("best")
+
+
+def test_two_thresholds_follow_three_gaussians_on_request():
+    words = {"raw": False, "csc": False, "low": 0.2, "high": 0.7, "queue": 8}
+    parts = CosaSettings.of_preset("paper", thresholds="two", dt=True, **words).parts(2)
+    labels, auxiliary = parts["labels"], parts["auxiliary_labels"]
+    assert labels.threshold.kind == "three_components"
+    assert labels.threshold is not auxiliary.threshold
+    torch.testing.assert_close(labels.threshold(), torch.tensor([0.2, 0.7]))
+    assert CosaSettings.of_preset("released").parts(2)["labels"].threshold is None
+    images = LabeledImages(torch.zeros(2, 1, 20, 20), torch.ones(2, 2))
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.rand(2, 2, 20, 20, generator=generator)
+    labels.eval().follow(images, maps)
+    torch.testing.assert_close(labels.threshold(), torch.tensor([0.2, 0.7]))
+    labels.train().follow(images, maps)
+    low, high = labels.threshold().tolist()
+    assert (low, high) != pytest.approx((0.2, 0.7))
+    expected = two_threshold_label(maps, images.label, low=low, high=high)
+    assert torch.equal(labels(images, maps).label, expected)
+    with pytest.raises(ValueError, match="`threshold` of the kind 'three_components', got 'mixture'"):
+        TwoThresholdLabels(threshold=DynamicThreshold())
 
 
 def test_a_least_peak_that_would_do_nothing_is_refused():

@@ -132,7 +132,7 @@ def test_the_note_counts_what_is_left_out():
     made = table()
     made.summary(bootstrap=5)
     (note,) = [note for note in made.notes if note.startswith("The paper_ metrics")]
-    for words in ("the 2 images", "8 x 8", "40.62 %", "leaves out 1 images"):
+    for words in ("the 2 images", "8 x 8", "40.62 %", "1 healthy images", "1 images whose", "leaves out 1 images"):
         assert words in note
 
 

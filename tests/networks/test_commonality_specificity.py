@@ -103,6 +103,57 @@ def test_gradients_agree_with_differences():
     assert torch.autograd.gradcheck(attention, (own, mean))
 
 
+@pytest.mark.parametrize("specificity", ["sigmoid", "twoway"])
+def test_gradients_agree_with_differences_where_a_decision_is_far(specificity):
+    own, mean = features(2, 3)
+    attention = build(specificity=specificity, se_reduction=2, commonality_scale="rms")
+    own.requires_grad_()
+    mean.requires_grad_()
+    assert torch.autograd.gradcheck(attention, (own, mean))
+
+
+def test_a_negative_logit_of_any_size_is_specific():
+    """In float32 the logistic of -1e-9 is 0.5."""
+    own, mean = (1e-5 * one.float() for one in features(5, 6))
+    attention = build(use_ca=False).float()
+    common = attention.commonality(own, mean)
+    assert (attention.probability(common, own) == 0.5).all()
+    assert 0 < (common < 0).float().mean() < 1
+    assert torch.equal(attention(own, mean), own.masked_fill(common < 0, 0))
+
+
+@pytest.mark.parametrize("incidence", ["reference_channel", "reference_position"])
+def test_a_temperature_sharpens_the_softmax_of_the_reference(incidence):
+    own, mean = features(5, 6)
+    given = build(incidence=incidence, reference_temperature=0.5)
+    healthy = given.excite(mean).flatten(1)
+    weights = (healthy / (0.5 * healthy.std(correction=0))).softmax(0 if incidence == "reference_channel" else 1)
+    torch.testing.assert_close(given.incidence_matrix(own, mean), weights.T @ own.flatten(2))
+    # Small values have no influence as printed, and as much as large ones with a temperature.
+    small, other = 1e-4 * mean, 1e-4 * mean.flip(0)
+    for attention, least in ((build(incidence=incidence), 0.0), (given, 0.05)):
+        first, second = attention(own, small), attention(own, other)
+        changed = ((first - second).abs().mean() / first.abs().mean()).item()
+        assert changed > least if least else changed < 1e-3
+    constant = given(own, torch.ones_like(mean))
+    assert constant.isfinite().all()
+
+
+@pytest.mark.parametrize("specificity", SPECIFICITIES)
+def test_training_observes_what_the_attention_does(specificity):
+    own, mean = features(5, 6)
+    attention = build(specificity=specificity).eval()
+    attention(own, mean)
+    assert attention.observed == {}
+    attention.train()(own, mean)
+    common = attention.commonality(own, mean)
+    opened = (attention.probability(common, own) < 0.5).double().mean()
+    assert attention.observed["mask_open"].item() == pytest.approx(opened.item(), abs=1e-6)
+    ratio = (common.square().sum((1, 2, 3)) / own.square().sum((1, 2, 3))).sqrt().mean()
+    torch.testing.assert_close(attention.observed["commonality_ratio"], ratio)
+    assert not any(value.requires_grad for value in attention.observed.values())
+
+
 def test_all_gates_closed_is_finite():
     own = torch.zeros(2, 6, 4, 4, requires_grad=True)
     attention = CommonalitySpecificityAttention(6)
@@ -164,7 +215,13 @@ def test_few_channels_keep_a_hidden_unit():
 
 @pytest.mark.parametrize(
     "words",
-    [{"incidence": "path"}, {"specificity": "hard"}, {"commonality_scale": "max"}, {"commonality_values": "healthy"}],
+    [
+        {"incidence": "path"},
+        {"specificity": "hard"},
+        {"commonality_scale": "max"},
+        {"commonality_values": "healthy"},
+        {"reference_temperature": 0.0},
+    ],
 )
 def test_refuses_other_words(words):
     with pytest.raises(ValueError, match="Expected"):
@@ -218,6 +275,14 @@ def test_gradients_reach_the_healthy_images_unless_they_are_detached():
     for detach in (False, True):
         healthy = torch.rand(4, 2, 3, 5, requires_grad=True)
         assert AverageBuffer(2, detach=detach)(healthy).requires_grad is not detach
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_mean_of_half_precision_is_in_float32(dtype):
+    healthy = (60000 * torch.rand(5, 2, 3, 5)).to(dtype)  # their sum is beyond the range of float16
+    mean = AverageBuffer(2)(healthy)
+    assert mean.dtype == torch.float32
+    torch.testing.assert_close(mean, healthy.float().mean(0))
 
 
 def test_weights_bring_their_size():

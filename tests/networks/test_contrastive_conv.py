@@ -127,12 +127,40 @@ def test_a_sharp_gate_is_a_constant_for_gradients():
     torch.testing.assert_close(found, expected)
 
 
-def test_the_gate_is_decided_in_float32_under_autocast():
-    layer = ContrastiveConvolution(2, 3)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        ifz, epz = layer.responses(torch.randn(1, 2, 8, 8))
-        assert ifz.dtype == torch.bfloat16
-        assert layer.gate_of(ifz, epz).dtype == torch.float32
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("gate", ["channel", "spatial"])
+def test_the_gate_is_decided_in_float32_under_autocast(gate, dtype):
+    torch.manual_seed(0)
+    layer = ContrastiveConvolution(2, 3, gate=gate)
+    features = 50 * torch.randn(1, 2, 8, 8)
+    with torch.autocast("cpu", dtype=dtype):
+        ifz, epz = layer.responses(features)
+        given = layer.gate_of(ifz, epz)
+        output = layer(features)
+    assert ifz.dtype == output.dtype == dtype
+    assert given.dtype == torch.float32
+    size, difference = ifz.float(), epz.float() - ifz.float()
+    if gate == "spatial":
+        size, difference = size.norm(dim=1, keepdim=True), difference.norm(dim=1, keepdim=True)
+    assert torch.equal(given, (difference.abs() < 0.3 * size.abs()).float())
+
+
+@pytest.mark.parametrize("words", [{}, {"gate": "spatial"}, {"epz_kernel_size": 4}, {"share_weights": False}], ids=str)
+def test_gradients_of_a_smooth_gate_agree_with_differences(words):
+    torch.manual_seed(0)
+    layer = ContrastiveConvolution(2, 2, gate_gradient="soft", **words).double().eval()
+    assert torch.autograd.gradcheck(layer, torch.randn(1, 2, 4, 5).double().requires_grad_())
+
+
+def test_a_straight_through_gate_has_the_gradient_of_the_smooth_one():
+    torch.manual_seed(0)
+    layer = ContrastiveConvolution(2, 3, gate_gradient="straight_through", epz_kernel_size=5)
+    ifz, epz = (torch.randn(1, 3, 6, 6, requires_grad=True) for _ in range(2))
+    found = torch.autograd.grad(layer.gate_of(ifz, epz).sum(), (ifz, epz))
+    smooth = ((0.3 - (epz - ifz).abs() / (ifz.abs() + 1e-3)) / 0.1).sigmoid()
+    expected = torch.autograd.grad(smooth.sum(), (ifz, epz))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_independent_weights_close_nine_gates_of_ten():

@@ -197,6 +197,21 @@ def test_the_classifier_has_to_exceed_the_presence_level():
     assert transform({"pred": SCORES, "image": image})["pred"].flatten().tolist() == [1, 1, 0]
 
 
+def test_the_classifier_sees_the_image_on_the_grid_of_the_network():
+    image = torch.zeros(2, 4, 6)
+    image[0, :2, :2] = 0.9
+    sizes = []
+
+    class Noting(TwoBranches):
+        def branches(self, image):
+            sizes.append(tuple(image.shape))
+            return super().branches(image)
+
+    for grid in (None, [2, 3]):
+        ToMaskd("pred", Noting(), gate="predicted", grid=grid)({"pred": torch.zeros(3, 4, 6), "image": image})
+    assert sizes == [(1, 2, 4, 6), (1, 2, 2, 3)]
+
+
 def test_the_classifier_needs_an_image_of_its_dimensions():
     transform = ToMaskd("pred", TwoBranches(), gate="predicted")
     with pytest.raises(ValueError, match="Expected an image of 2 dimensions for the label filter 'predicted'"):

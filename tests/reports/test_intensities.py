@@ -72,10 +72,10 @@ def test_the_grid_shows_the_first_cases_and_the_telling_slice(tmp_path):
     record = ConversionRecord()
     reference = torch.zeros(1, 24, 32, 5)
     reference[:, 4:9, 4:9, 3] = 1
-    for _ in range(9):
+    for number in range(9):
         record.add([1.0], gray(0.0, 24, 32, 5), gray(0.0, 24, 32, 5), torch.zeros(1, 24, 32, 5), reference)
-    for _ in range(3):
-        record.add([0.0], gray(0.0, 24, 32, 5), gray(0.0, 24, 32, 5), torch.zeros(1, 24, 32, 5))
+        if number < 3:  # healthy ones among them, which are drawn last
+            record.add([0.0], gray(0.0, 24, 32, 5), gray(0.0, 24, 32, 5), torch.zeros(1, 24, 32, 5))
     record.write(tmp_path)
     grid = Image.open(tmp_path / "conversions.png")
     assert grid.size == (4 * 124 - 4, 20 + 8 * 164 - 4), "six with a finding, two healthy ones; 24 : 32 = 120 : 160"
@@ -89,7 +89,7 @@ def test_pictures_of_rows_and_columns_are_drawn_upright():
     image = MetaTensor(torch.zeros(1, 20, 40), meta={"order": "rows_columns"})
     record = ConversionRecord()
     record.add([1.0], image, image.as_tensor(), torch.zeros(1, 20, 40), torch.zeros(1, 20, 40))
-    assert [part.shape for part in record._cases[0]] == [(1, 40, 20), (1, 40, 20), (40, 20), (40, 20)]
+    assert [part.shape for part in record._cases["finding"][0]] == [(1, 40, 20), (1, 40, 20), (40, 20), (40, 20)]
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from pathlib import Path
 from typing import Any
 
 import nibabel
@@ -215,6 +216,22 @@ def test_labels_made_from_masks_stand_in_the_record_and_the_report(tmp_path):
     (phrase,) = training["uses_masks"]
     assert phrase.startswith("simulated supervision, tags of tiles from masks (present above 5 % of a tile")
     assert phrase in write_report(evaluation.output_dir).read_text()
+
+
+def test_leaks_of_the_data_stand_in_the_record_and_the_report(tmp_path):
+    file = Path(make_phantoms(tmp_path / "chest", kind="chest", subjects=(2, 1, 0))) / "datalist.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps(content | {"leaks": []}))
+    assert started(RunRecord(tmp_path / "none", file), core=ClassActivationMapping.tiny())["uses_masks"] == []
+    file.write_text(json.dumps(content | {"leaks": ["crops chosen by masks", "labels from boxes"]}))
+    training = started(RunRecord(tmp_path / "training", file), core=ClassActivationMapping.tiny())
+    phrases = ["simulated supervision, crops chosen by masks", "simulated supervision, labels from boxes"]
+    assert training["uses_masks"] == phrases
+    weights = tmp_path / "training" / "model.pt"
+    weights.write_bytes(b"weights")
+    evaluation = RunFolder(tmp_path / "evaluation", file, SegmentationScores(file), weights=weights)
+    assert started(evaluation)["uses_masks"] == phrases
+    assert all(phrase in write_report(evaluation.output_dir).read_text() for phrase in phrases)
 
 
 def test_training_and_evaluation_say_how_images_are_read(datalist, tmp_path):

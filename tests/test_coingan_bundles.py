@@ -1,0 +1,232 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""What the bundles of CoinGAN have to themselves: two players, even batches, rows of tables, pool and resume."""
+
+from __future__ import annotations
+
+import math
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_every_bundle import ROOT, call, command, configs, environment, offline, read_json, read_rows, run, start
+
+from monai_wsss.data import UnpairedSampler, make_phantoms
+from monai_wsss.engines import Progress
+from monai_wsss.methods import CoinGAN
+
+BUNDLES = [ROOT / "bundles" / f"{name}_coingan_segmentation" for name in ("brain_mri", "chest_xray")]
+SMALL: dict[str, Any] = {"network_def#width": 4, "network_def#num_res_blocks": 1, "method#ndf": 4}
+"""Networks that learn nothing, but at once."""
+LATE = Progress(epoch=9, iteration=900, fraction=0.9)
+
+__all__ = ["environment", "offline"]  # one thread and no GPU; no network
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Epoch .* the generator changes images"),
+    pytest.mark.filterwarnings("ignore:Epoch .* converted images differ"),
+    pytest.mark.filterwarnings("ignore:Epoch .* the gates of the contrastive convolution"),
+]
+
+
+@pytest.fixture(scope="module", params=BUNDLES, ids=lambda path: path.name)
+def bundle(request: pytest.FixtureRequest) -> Path:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def phantoms(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few X-rays, or the slices of two subjects."""
+    brain = "brain" in bundle.name
+    words: dict[str, Any] = {"modalities": ["FLAIR"]} if brain else {"kind": "chest"}
+    subjects = (2, 2, 1) if brain else (12, 4, 1)
+    return Path(make_phantoms(tmp_path_factory.mktemp("phantoms"), subjects=subjects, **words))
+
+
+def built(bundle: Path, phantoms: Path, **overrides: Any) -> Any:
+    """Give what looks up the contents of the training's configuration."""
+    return start(bundle, "train", dataset_dir=str(phantoms), **{**SMALL, **overrides}).parser.get_parsed_content
+
+
+# ---- what is trained on ----------------------------------------------------------------------------------------------
+
+
+def test_batches_are_even_and_intensities_lie_between_minus_one_and_one(bundle, phantoms):
+    content = built(bundle, phantoms, batch_size=4)
+    loader = content("train#dataloader")
+    assert isinstance(loader.sampler, UnpairedSampler)
+    batches = list(loader)
+    assert len(loader.sampler) == 2 * sum(bool(item["label"].any()) for item in content("train_datalist"))
+    for batch in batches:
+        assert int(batch["label"].sum()) * 2 == len(batch["label"])
+        assert float(batch["image"].min()) >= -1
+        assert float(batch["image"].max()) <= 1
+    image = torch.cat([batch["image"] for batch in batches])
+    assert float(image.min()) < -0.9
+    assert float(image.max()) > 0.5
+    for item in content("validate#dataset"):
+        assert float(item["image"].abs().max()) <= 1
+
+
+def test_x_rays_of_any_depth_are_scaled_alike():
+    bundle = BUNDLES[1]
+    scale = start(bundle, "inference").parser.get_parsed_content("normalization")
+    gray = torch.rand(1, 40, 50, generator=torch.Generator().manual_seed(0))
+    eight, twelve = (scale({"image": depth * gray})["image"] for depth in (255.0, 4095.0))
+    assert torch.allclose(eight, twelve, atol=1e-5)
+    assert (float(eight.min()), float(eight.max())) == pytest.approx((-1, 1))
+
+
+def test_both_players_have_an_optimizer_and_a_schedule(bundle, phantoms):
+    content = built(bundle, phantoms, learning_rate=1e-3, discriminator_rate=2e-4, power=0.5, iterations=10)
+    trainer = content("train#trainer")
+    assert list(trainer.optimizers) == ["generator", "discriminator"]
+    rates = [one.param_groups[0]["lr"] for one in trainer.optimizers.values()]
+    assert rates == [1e-3, 2e-4]
+    for (player, schedule), rate in zip(trainer.lr_schedulers.items(), rates, strict=True):
+        assert schedule.optimizer is trainer.optimizers[player]
+        assert (schedule.power, schedule.total_iters) == (0.5, 10)
+        for _ in range(5):
+            schedule.optimizer.step()
+            schedule.step()
+        assert schedule.get_last_lr()[0] == pytest.approx(rate * math.sqrt(0.5))
+    stepped = [handler.lr_scheduler for handler in content("train#handlers")[:2]]
+    assert stepped == list(trainer.lr_schedulers.values())
+
+
+def test_the_paper_s_optimizers_are_an_override(bundle, phantoms):
+    words = {"optimizers#preset": "paper", "optimizers#weight_decay": 1e-3}
+    optimizers = built(bundle, phantoms, **words)("optimizers")
+    assert [type(one).__name__ for one in optimizers.values()] == ["SGD", "Adam"]
+    assert {group["weight_decay"] for group in optimizers["generator"].param_groups} == {0.0, 1e-3}
+
+
+ROWS: dict[str, dict[str, Any]] = {
+    "backbone": {"network_def#use_cconv": False, "network_def#use_ca": False, "network_def#use_sa": False},
+    "+C-Conv": {"network_def#use_ca": False, "network_def#use_sa": False},
+    "+C-Conv+CA": {"network_def#use_sa": False},
+    "+C-Conv+SA": {"network_def#use_ca": False},
+    "+C-Conv+CA+SA": {},
+    "lambda": {"network_def#lam": 0.7},
+    "cyclegan": {"preset": "cyclegan"},
+    "minimax": {"method#gan_mode": "minimax", "method#adv_reduction": "sum"},
+    "residual": {"network_def#output": "residual"},
+}
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_each_row_of_the_paper_s_tables_is_an_override_and_steps(row, phantoms, bundle):
+    content = built(bundle, phantoms, **ROWS[row])
+    trainer, method = content("train#trainer"), content("method")
+    assert isinstance(method, CoinGAN)
+    batch = next(iter(trainer.data_loader))
+    for player, optimizer in content("optimizers").items():
+        losses = method(batch, LATE, player)
+        assert ("cycle" in losses) == (row == "cyclegan" and player == "generator")
+        torch.stack(list(losses.values())).sum().backward()
+        optimizer.step()
+    assert all(bool(tensor.isfinite().all()) for tensor in method.state_dict().values() if tensor.is_floating_point())
+
+
+# ---- a training ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def training(bundle: Path, phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two epochs in mixed precision, with wrong labels and a pool."""
+    words = {"epochs": 2, "val_interval": 2, "method#pool_size": 6, "amp": True, "label_noise": 0.2, **SMALL}
+    return run(bundle, "train", tmp_path_factory.mktemp("training") / "run", phantoms, **words)
+
+
+def test_it_trains_in_mixed_precision_and_logs_the_signs_of_a_collapse(training):
+    rows = read_rows(training / "training_log.csv")
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    for name in ("adversarial", "identity", "difference_ratio", "output_spread", "gate_open"):
+        assert all(math.isfinite(float(row[f"generator/{name}"])) for row in rows)
+    assert all(float(row["discriminator/adversarial"]) > 0 for row in rows)
+    record = read_json(training / "run.json")["config"]
+    assert record["precision"] == "mixed, bfloat16"
+    assert record["label_noise"]["share"] == 0.2
+    assert record["pool_size"] == 6
+
+
+def test_the_checkpoint_holds_pool_and_levels_and_the_weights_the_mean_of_healthy_images(training, bundle, phantoms):
+    checkpoint = torch.load(training / "checkpoints" / "epoch_0002.pt", weights_only=True)
+    method = built(bundle, phantoms, **{"method#pool_size": 6})("method")
+    method.load_state_dict(checkpoint["method"])
+    assert len(method.pool.images) == 6
+    state = torch.load(training / "model.pt", weights_only=True)
+    network = start(bundle, "inference", **{k: v for k, v in SMALL.items() if "network" in k}).network_def
+    blank = network.buffer.reference.clone()
+    network.load_state_dict(state)
+    assert bool(network.buffer.filled)
+    assert bool(network.filled.all())
+    assert not torch.allclose(network.buffer.reference, blank, atol=1e-3)
+    assert not any("discriminator" in name for name in state)
+
+
+def test_evaluation_by_the_paper_s_protocol_stands_beside_ours(training, bundle, phantoms, tmp_path):
+    words = {name: value for name, value in SMALL.items() if "network" in name}
+    options = {"ckpt_dir": str(training), "protocol": "paper", **words}
+    metrics = read_json(run(bundle, "evaluate", tmp_path / "scores", phantoms, **options) / "metrics.json")
+    assert {"dice_subject", "dice_macro_pooled", "pixel_auroc", "healthy_clean"} <= metrics.keys()
+    paper = {name for name in metrics if name.startswith("paper_")}
+    assert len(paper) >= 6
+    assert all(metrics[name]["mean"] >= 0 for name in paper)
+
+
+def test_studies_are_converted_slice_by_slice(training, phantoms, bundle, tmp_path):
+    words = {name: value for name, value in SMALL.items() if "network" in name}
+    output = run(bundle, "inference", tmp_path / "out", phantoms, ckpt_dir=str(training), **words)
+    assert len(list((output / "masks").iterdir())) == 1
+
+
+def same(first: Any, second: Any) -> bool:
+    """Compare two checkpoints bit by bit (NaN equals NaN)."""
+    if isinstance(first, torch.Tensor):
+        return np.array_equal(first.numpy(), second.numpy(), equal_nan=first.is_floating_point())
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(same(first[name], second[name]) for name in first)
+    if isinstance(first, (list, tuple)):
+        return len(first) == len(second) and all(map(same, first, second))
+    return first == second or first != first
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["identity", "cyclegan"])
+def test_a_killed_run_goes_on_with_pool_levels_and_both_optimizers(bundle, phantoms, preset, environment, tmp_path):
+    """After kill -9 and resume, the last checkpoint is that of the whole run, tensor by tensor."""
+    words: dict[str, Any] = {"epochs": 4, "val_interval": 2, "preset": preset, "method#pool_size": 6, **SMALL}
+    places = {"bundle_root": bundle, "dataset_dir": phantoms, "output_dir": tmp_path / "killed", "device": "cpu"}
+    typed = command(*configs(bundle, "train.json"), **places, **words)
+    with subprocess.Popen(
+        typed, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        deadline = time.monotonic() + 300
+        second = tmp_path / "killed" / "checkpoints" / "epoch_0002.pt"
+        while not second.exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "model.pt").exists()
+    assert "after epoch" in call([*typed, "--resume", "true"], environment, tmp_path)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        whole = run(bundle, "train", tmp_path / "whole", phantoms, **words)
+    finally:
+        torch.set_num_threads(threads)
+    last = [
+        torch.load(folder / "checkpoints" / "epoch_0004.pt", weights_only=True)
+        for folder in (tmp_path / "killed", whole)
+    ]
+    assert set(last[0]["optimizers"]) == {"generator", "discriminator"}
+    assert any("pool" in name for name in last[0]["method"])
+    assert all(same(last[0][part], last[1][part]) for part in ("method", "optimizers", "lr_schedulers", "iteration"))
+    weights = [torch.load(folder / "model.pt", weights_only=True) for folder in (tmp_path / "killed", whole)]
+    assert same(*weights)
