@@ -19,24 +19,34 @@ from monai.data.meta_tensor import MetaTensor
 from PIL import Image
 
 __all__ = [
+    "MILLIMETERS",
     "ORDERS",
     "PICTURE_SUFFIXES",
+    "PIXELS",
     "ROWS_COLUMNS",
     "XY",
     "as_stored",
     "has_geometry",
     "in_order",
+    "is_sheared",
     "is_turned",
     "order_of",
+    "unit_of",
     "upright",
+    "voxel_volume",
 ]
 
 ROWS_COLUMNS = "rows_columns"
 XY = "xy"
 ORDERS = (ROWS_COLUMNS, XY)
 
+MILLIMETERS, PIXELS = "mm", "px"
+"""Units of length of an image; pixels are of unknown size."""
+
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
+_PERPENDICULAR = 1e-3
+"""Up to which cosine two axes count as perpendicular."""
 _ORIENTATION = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -84,6 +94,28 @@ def has_geometry(image: Any) -> bool:
     """Tell whether MONAI read a position in space with an image; PNG, JPEG, TIFF and plain tensors have none."""
     name = str(image.meta.get("filename_or_obj", "")).lower() if isinstance(image, MetaTensor) else ""
     return bool(name) and not name.endswith(PICTURE_SUFFIXES)
+
+
+def unit_of(image: Any) -> str:
+    """Tell whether lengths in an image are in "mm", or in "px" because nobody knows the size of its pixels.
+
+    The metadata ``unit`` say it.  Without them, a file with a place in space counts as measured.
+    """
+    return str(image.meta.get("unit", MILLIMETERS)) if has_geometry(image) else PIXELS
+
+
+def is_sheared(image: MetaTensor) -> bool:
+    """Tell whether axes of an image (C, *S) are not perpendicular, as those of a CT with a tilted gantry."""
+    axes = np.asarray(torch.as_tensor(image.affine), dtype=np.float64)[:-1, : image.ndim - 1]
+    axes = axes / np.linalg.norm(axes, axis=0)
+    return bool(np.abs(axes.T @ axes - np.eye(len(axes.T))).max() > _PERPENDICULAR)
+
+
+def voxel_volume(image: Any) -> float | None:
+    """Give the volume of a voxel of a volume (C, x, y, z) in cubic millimeters; None where nobody knows it."""
+    if unit_of(image) == PIXELS or image.ndim != 4:
+        return None
+    return abs(float(np.linalg.det(np.asarray(torch.as_tensor(image.affine), dtype=np.float64)[:3, :3])))
 
 
 def order_of(image: Any) -> str:

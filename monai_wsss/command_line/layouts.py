@@ -115,10 +115,10 @@ LAYOUTS = (
             Argument("--as-slices", "cut volumes into slices; the table has one row per slice", False),
             Argument(
                 "--slice-column",
-                "column with the slice along the last axis, from 0 on",
-                "slice",
+                "column with the slice along the last axis, from 0 on (default slice)",
                 metavar="NAME",
             ),
+            Argument("--leave-out-localizers", "leave out localizers among the images of a DICOM series", False),
             *_DRAW,
         ),
     ),

@@ -3,9 +3,10 @@
 """One case on its way into a prepared folder: its files are read, checked against each other, and copied or converted.
 
 Gray and RGB pictures (PNG, JPEG) and NIfTI files are copied.  Everything else is converted: to PNG where that loses
-nothing, else to NIfTI.  DICOM images with pixels of unknown size become PNG, scaled where needed.  Pictures that an
-EXIF entry turns are written anew, upright.  Text that may name the subject is left out: DICOM and MetaImage headers,
-and text, comments and EXIF in pictures.  NIfTI files with text or extensions in their headers are written anew.
+nothing, else to NIfTI.  DICOM images with pixels of unknown size become PNG, too, unless it would change their values.
+Pictures that an EXIF entry turns are written anew, upright.  Text that may name the subject is left out: DICOM and
+MetaImage headers, and text, comments and EXIF in pictures.  NIfTI files with text or extensions in their headers are
+written anew, in the same unit and place.
 """
 
 from __future__ import annotations
@@ -23,18 +24,11 @@ from monai.data import MetaTensor
 from PIL import Image
 
 from monai_wsss._checks import DataError
-from monai_wsss._pictures import is_turned
+from monai_wsss._nifti import unit_code
+from monai_wsss._pictures import MILLIMETERS, PIXELS, is_turned
 from monai_wsss.data.label_table import WHOLE, LabeledRow
 from monai_wsss.data.modalities import COLORS, canonical_modality, sort_modalities
-from monai_wsss.data.reading import (
-    affine_of,
-    check_alike,
-    check_mask_fits,
-    image_format,
-    lacks_pixel_size,
-    read_image,
-    read_labels,
-)
+from monai_wsss.data.reading import affine_of, check_alike, check_mask_fits, image_format, read_image, read_labels
 from monai_wsss.data.writing import (
     copy_file,
     fits_picture,
@@ -75,7 +69,7 @@ class ImageCase:
         names: names of the channels, (C).
         images: one (1, *S) per channel, or a single (3, x, y) for a color image.
         sources: per image, the file that may be copied in its place; None where it must be written.
-        is_picture: whether all files are pictures (PNG, JPEG, TIFF, BMP), or DICOM with pixels of unknown size.
+        is_picture: whether all files are pictures (PNG, JPEG, TIFF, BMP).
     """
 
     names: list[str]
@@ -87,6 +81,12 @@ class ImageCase:
     def is_color(self) -> bool:
         """Tell whether the case is one color image."""
         return self.names == list(COLORS)
+
+    @property
+    def unit(self) -> str:
+        """Give the unit of lengths: "mm", or "px" where a file does not say the size of its pixels."""
+        units = {str(image.meta.get("unit", MILLIMETERS)) for image in self.images}
+        return MILLIMETERS if units == {MILLIMETERS} else PIXELS
 
     @property
     def volume(self) -> np.ndarray:
@@ -115,7 +115,7 @@ def _copyable(path: Path) -> Path | None:
 
 
 def read_case(
-    files: Mapping[str, Path], *, channel_names: Sequence[str] | None, color: bool, on_white: bool = False
+    files: Mapping[str, Path], *, channel_names: Sequence[str] | None, color: bool, **reading: bool
 ) -> ImageCase:
     """Read all files of a case and check that they lie on one grid.
 
@@ -123,7 +123,7 @@ def read_case(
         files: modality -> file, in the wanted order; a single file may have the modality :data:`UNNAMED`.
         channel_names: names of the channels of an unnamed file; None calls them "image" or "channel 0", ….
         color: whether an unnamed gray image becomes a color image, because other cases have colors.
-        on_white: see :func:`~monai_wsss.data.reading.read_image`.
+        reading: ``on_white`` and ``leave_out_localizers``, see :func:`~monai_wsss.data.reading.read_image`.
 
     Returns:
         The case, with its channels in the order T1, T1c, T2, FLAIR, others.
@@ -131,9 +131,9 @@ def read_case(
     Raises:
         DataError: a file cannot be read, the files differ in shape or affine, or the channels do not fit their names.
     """
-    images = {name: read_image(path, on_white=on_white) for name, path in files.items()}
+    images = {name: read_image(path, **reading) for name, path in files.items()}
     check_alike({str(files[name]): image for name, image in images.items()})
-    is_picture = all(image_format(path) == "picture" or lacks_pixel_size(images[name]) for name, path in files.items())
+    is_picture = all(image_format(path) == "picture" for path in files.values())
     if list(images) == [UNNAMED]:
         return _split_channels(images[UNNAMED], files[UNNAMED], channel_names, color, is_picture)
     for name, image in images.items():
@@ -263,7 +263,8 @@ def write_case(
     """Write the images and the mask of a case to ``out/images`` and ``out/masks``.
 
     All files get the affine of the first image, since MONAI refuses files whose affines differ by more than rounding.
-    An image with another affine is written anew.
+    An image with another affine, or another unit in its NIfTI header, is written anew.  Images of unknown size become
+    pictures where that loses nothing; where it would, the item says that its unit is pixels.
 
     Args:
         out: the prepared folder.
@@ -273,42 +274,38 @@ def write_case(
         classes: names of the classes, (K).
 
     Returns:
-        ``image`` and optionally ``mask``, relative to ``out``, and whether the mask agrees with the label.
+        ``image``, optionally ``mask``, relative to ``out``, and ``unit``, and whether the mask agrees with the label.
 
     Raises:
         DataError: the mask cannot be read or does not fit the image, or the folder cannot be written.
     """
     arrays = [image.as_tensor().numpy() for image in case.images]
-    arrays = [_as_16_bit(a) if lacks_pixel_size(i) else a for a, i in zip(arrays, case.images, strict=True)]
-    as_picture = (case.is_picture or case.is_color) and all(fits_picture(values) for values in arrays)
+    plain = case.is_picture or case.is_color or case.unit == PIXELS
+    as_picture = plain and all(fits_picture(values) for values in arrays)
     if case.is_color and not as_picture:
         raise DataError(f"{row.where}: the color image of {row.id} has no whole values up to 255: save it as RGB PNG.")
-    affine = affine_of(case.images[0])
+    first = case.images[0]
+    affine, code = affine_of(first), unit_code(first.meta)
     paths = []
     for name, image, values, source in zip(case.names, case.images, arrays, case.sources, strict=False):
         stem = image_name(row, name, len(arrays))
         in_place = (image_format(source) == "picture") == as_picture if source else False
-        if source is not None and in_place and np.array_equal(affine_of(image), affine):
+        same_place = np.array_equal(affine_of(image), affine) and unit_code(image.meta) == code
+        if source is not None and in_place and same_place:
             paths.append(stem + "".join(re.findall(r"(?:\.nii)?\.[A-Za-z]+$", source.name)).lower())
             copy_file(source, out / paths[-1])
         else:
             paths.append(stem + (".png" if as_picture else ".nii.gz"))
-            _write(out / paths[-1], values, affine)
+            _write(out / paths[-1], values, first)
     item: dict[str, Any] = {"image": paths if len(paths) > 1 else paths[0]}
+    if case.unit == PIXELS and not as_picture:
+        item["unit"] = PIXELS
     if mask is None:
         return item, True
-    shown = read_mask(mask, case.images[0], classes)
+    shown = read_mask(mask, first, classes)
     item["mask"] = f"masks/{row.subject}/{row.id}" + (".png" if as_picture else ".nii.gz")
-    _write(out / item["mask"], shown, affine)
+    _write(out / item["mask"], shown, first)
     return item, mask_shows(shown, row.label)
-
-
-def _as_16_bit(values: np.ndarray) -> np.ndarray:
-    """Scale values from 0 to 65535 where they are no whole numbers of 16 bits."""
-    if fits_picture(values):
-        return values
-    shares = (values.astype(np.float64) - values.min()) / np.ptp(values)
-    return np.rint(65535 * shares)
 
 
 def write_slice(
@@ -381,12 +378,12 @@ def write_slices(
     return written, scaled
 
 
-def _write(path: Path, values: np.ndarray, affine: np.ndarray) -> None:
-    """Write (C, *S) as PNG or NIfTI; the suffix decides."""
+def _write(path: Path, values: np.ndarray, like: MetaTensor) -> None:
+    """Write (C, *S) as PNG or as NIfTI in the place of an image; the suffix decides."""
     if path.suffix == ".png":
         write_picture(path, values)
     else:
-        write_nifti(path, values[0], affine)
+        write_nifti(path, values[0], affine_of(like), like.meta)
 
 
 def mask_shows(classes: np.ndarray, label: Sequence[int]) -> bool:

@@ -21,7 +21,7 @@ import numpy as np
 
 from monai_wsss._checks import DataError, check_choice
 from monai_wsss._files import make_directory, write_json
-from monai_wsss._pictures import PICTURE_SUFFIXES, XY
+from monai_wsss._pictures import MILLIMETERS, PICTURE_SUFFIXES, XY
 from monai_wsss.data.datalist_checks import SPLIT_OF_LIST, check_datalist, check_header, placed_items
 from monai_wsss.data.modalities import canonical_modality
 from monai_wsss.data.splits import SPLITS
@@ -112,7 +112,8 @@ def write_datalist(directory: str | os.PathLike[str], datalist: Mapping[str, Any
     None: nobody knows it, so the case is predicted and not measured.  Its entry ``statistics`` is the
     key of its intensity statistics; without this entry the key is its ``subject``.  The item of a patch may name the
     image from which it was cut, ``source``, and its first column and row there, ``origin``, which is [x, y] in any
-    ``order``.
+    ``order``.  An item whose files do not say the size of their pixels, though their kind can, has the ``unit`` "px":
+    distances are told in pixels.
 
     Args:
         directory: the folder of the list; relative paths in it are relative to this folder.
@@ -261,7 +262,7 @@ def load_datalist(
         float32 (K,), which a test case without label lacks; ``mask`` and ``region`` (absolute paths), if asked for and
         in the list; ``intensity_mean`` and ``intensity_std`` float32 (C,), if the list has statistics of the item or
         its subject; ``source`` and ``origin`` of a patch, if the list has them; ``order``, if the list says it, for
-        :class:`~monai_wsss.transforms.LoadOrderedd`.
+        :class:`~monai_wsss.transforms.LoadOrderedd`; ``unit``, "mm" or "px", if an item of the split has it.
 
     Raises:
         DataError: the file is absent, broken or inconsistent, or a modality or an image is missing.
@@ -291,6 +292,7 @@ def load_datalist(
     if not datalist.get(split):
         _logger.warning('The split "%s" of %s is empty.', split, file)
     order = {"order": datalist["order"]} if datalist.get("order") else {}
+    units = any("unit" in entry for entry in datalist.get(split, []))
     if not order:
         _tell_of_old_order(file, datalist.get(split, []))
     items = []
@@ -306,6 +308,7 @@ def load_datalist(
                 item[key] = os.path.normpath(file.parent / entry[key])
                 _check_exists(item[key], entry, key, str(file))
         item |= {key: entry[key] for key in ("source", "origin") if key in entry} | order
+        item |= {"unit": entry.get("unit", MILLIMETERS)} if units else {}
         statistics = _statistics_of(entry, datalist)
         if statistics is not None:
             item["intensity_mean"] = np.asarray(statistics["mean"], dtype=np.float32)[channels]

@@ -10,7 +10,7 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from monai_wsss._checks import DataError
-from monai_wsss._pictures import ORDERS
+from monai_wsss._pictures import MILLIMETERS, ORDERS, PIXELS
 from monai_wsss.data.splits import SPLITS
 
 __all__ = ["SPLIT_OF_LIST", "check_datalist", "check_header", "placed_items"]
@@ -120,6 +120,8 @@ def _check_item(item: Any, datalist: Mapping[str, Any], split: str, where: str) 
             f'{where} (id "{item["id"]}") names {len(image)} image files, "modality" has {len(modality)} names: '
             "give one file per modality."
         )
+    if item.get("unit", MILLIMETERS) not in (MILLIMETERS, PIXELS):
+        raise DataError(f'{where} has unit {item["unit"]!r}: give "{MILLIMETERS}" or "{PIXELS}", or leave it out.')
     _check_patch(item, where)
 
 

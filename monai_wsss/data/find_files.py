@@ -14,11 +14,11 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from monai_wsss._checks import DataError
+from monai_wsss._image_formats import image_format, image_stem, is_hidden
 from monai_wsss.data.case_files import UNNAMED
 from monai_wsss.data.datalist import UNFINISHED
 from monai_wsss.data.label_table import LabeledRow, LabelTable
 from monai_wsss.data.modalities import SEQUENCES, canonical_modality, sort_modalities
-from monai_wsss.data.reading import image_format, image_stem
 
 __all__ = ["common_modalities", "find_images", "find_masks", "folders_below", "is_prepared", "visible_entries"]
 
@@ -36,7 +36,7 @@ def visible_entries(folder: Path, kind: str = "folder") -> list[Path]:
         DataError: the folder cannot be opened.
     """
     try:
-        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+        return sorted(path for path in folder.iterdir() if not is_hidden(path))
     except OSError as error:
         raise DataError(f"Cannot open the {kind} {folder} ({error.strerror}): check the path.") from error
 
@@ -120,7 +120,7 @@ def find_images(folder: Path, table: LabelTable) -> dict[str, dict[str, Path]]:
     for entry in _entries(folder, "image folder"):
         if entry.is_dir() and entry.name in found:
             matches = [(entry.name, *pair) for pair in _files_in_case(entry)]
-        elif image_format(entry) or (entry.is_dir() and any(map(image_format, entry.iterdir()))):
+        elif image_format(entry) or (entry.is_dir() and any(map(image_format, visible_entries(entry)))):
             matched = _match(image_stem(entry), found)
             if matched is None:
                 raise DataError(

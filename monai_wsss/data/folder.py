@@ -42,12 +42,15 @@ class LabelColumns(TypedDict, total=False):
         subject_column: the column with the subjects.
         label_columns: the columns with 0/1 labels, one per class.
         split_column: the column with train, val or test.
+        slice_column: the column with the number of the slice, from 0 on, "slice" if left out; read only with
+            ``as_slices``.
     """
 
     id_column: str
     subject_column: str | None
     label_columns: Sequence[str] | None
     split_column: str | None
+    slice_column: str | None
 
 
 def check_like_first(row: LabeledRow, case: ImageCase, first: ImageCase) -> None:
@@ -128,6 +131,7 @@ def prepare_images(
     modalities: Sequence[str] | None,
     fractions: Sequence[float] = (0.7, 0.15, 0.15),
     seed: int = 0,
+    leave_out_localizers: bool = False,
 ) -> Path:
     """Read, check and write the images and masks of all cases of a table, and last the datalist.
 
@@ -142,6 +146,7 @@ def prepare_images(
         modalities: see :func:`prepare_folder`.
         fractions: see :func:`prepare_folder`.
         seed: see :func:`prepare_folder`.
+        leave_out_localizers: see :func:`prepare_folder`.
 
     Returns:
         The path of ``datalist.json``.
@@ -162,7 +167,13 @@ def prepare_images(
         values: dict[str, list[np.ndarray]] = {}
         for image_id, of_image in _by_image(rows).items():
             files = {name: found[image_id][name] for name in names}
-            case = read_case(files, channel_names=modalities, color=color, on_white=table.scored_class is not None)
+            case = read_case(
+                files,
+                channel_names=modalities,
+                color=color,
+                on_white=table.scored_class is not None,
+                leave_out_localizers=leave_out_localizers,
+            )
             first = first or case
             check_like_first(of_image[0], case, first)
             items, volume = _write_image(out, of_image, case, masks.get(image_id), table.classes)
@@ -197,7 +208,7 @@ def prepare_folder(
     background: bool = True,
     scored_class: str | None = None,
     as_slices: bool = False,
-    slice_column: str = "slice",
+    leave_out_localizers: bool = False,
     fractions: Sequence[float] = (0.7, 0.15, 0.15),
     seed: int = 0,
     **columns: Unpack[LabelColumns],
@@ -229,12 +240,13 @@ def prepare_folder(
         background: whether pixels may belong to none of the classes.
         scored_class: without background, the class that foreground metrics score; None takes the first.
         as_slices: whether the rows are slices of volumes.
-        slice_column: the column with the number of the slice, from 0 on; read only with ``as_slices``.
+        leave_out_localizers: whether images of a DICOM series that are localizers, or of another orientation or size
+            than most, are left out, and said; otherwise they are an error.
         fractions: shares of the subjects for training, validation and test, where the split is drawn.
         seed: seed of the draw.
-        columns: ``id_column``, ``subject_column``, ``label_columns`` and ``split_column``, as
-            :func:`~monai_wsss.data.label_table.read_label_table` takes them.  Without a split column the split is
-            drawn, by subject and stratified by the labels.
+        columns: names of columns, see :class:`LabelColumns` and
+            :func:`~monai_wsss.data.label_table.read_label_table`.  Without a split column the split is drawn, by
+            subject and stratified by the labels.
 
     Returns:
         The path of ``datalist.json``.
@@ -254,13 +266,24 @@ def prepare_folder(
         >>> prepare_folder(root / "images", root / "labels.csv", root / "out").name
         'datalist.json'
     """
+    slices = columns.pop("slice_column", None) or "slice"
+    rest: dict[str, Any] = dict(columns)
     table = read_label_table(
         labels,
-        slice_column=slice_column if as_slices else None,
+        slice_column=slices if as_slices else None,
         background=background,
         scored_class=scored_class,
-        **columns,
+        **rest,
     )
     folder = check_output(out, images, masks, Path(labels).parent)
     found = {} if masks is None else find_masks(masks, table.rows)
-    return prepare_images(table, images, found, folder, modalities=modalities, fractions=fractions, seed=seed)
+    return prepare_images(
+        table,
+        images,
+        found,
+        folder,
+        modalities=modalities,
+        fractions=fractions,
+        seed=seed,
+        leave_out_localizers=leave_out_localizers,
+    )

@@ -2,14 +2,11 @@
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 """Read image files of any kind; any fault of a file becomes one sentence that names it.
 
-MONAI's readers read the files.  This module chooses the reader, brings pictures to gray or RGB, and refuses files that
-would spoil a training run later: truncated files, NaN and infinity, empty and constant images, and modalities that do
+This module chooses the reader, one of MONAI's kind, brings pictures to gray or RGB, and refuses files that would spoil
+a training run later: truncated files, NaN and infinity, empty and constant images, and modalities that do
 not match.  A *picture* is a file without geometry: PNG, JPEG, TIFF or BMP.  Pictures and masks whose EXIF entry turns
-or mirrors them are read upright, as viewers show them.
-
-X-rays in DICOM often are negatives (MONOCHROME1: low is white).  ITK inverts them within the range of their stored
-bits, so that what absorbs more is brighter in all images.  Where a DICOM file does not say the size of its pixels, ITK
-would take 1 mm; it stays unknown instead, and distances are measured in pixels.
+or mirrors them are read upright, as viewers show them.  A size of pixels that DICOM or MetaImage do not say stays
+unknown, and distances are measured in pixels.
 """
 
 from __future__ import annotations
@@ -23,15 +20,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import SimpleITK
 import torch
-from monai.data import ITKReader, MetaTensor, NibabelReader, PILReader
+from monai.data import MetaTensor, PILReader
 from monai.data.utils import to_affine_nd
 from monai.transforms import EnsureChannelFirst
 from PIL import Image
 
 from monai_wsss._checks import DataError
-from monai_wsss._pictures import PICTURE_SUFFIXES, is_turned, upright
+from monai_wsss._dicom import modality_of
+from monai_wsss._image_formats import image_format, image_stem
+from monai_wsss._image_readers import DicomReader, MetaImageReader
+from monai_wsss._nifti import MillimeterNiftiReader
+from monai_wsss._pictures import MILLIMETERS, PIXELS, is_turned, upright
 
 __all__ = [
     "affine_of",
@@ -40,20 +40,12 @@ __all__ = [
     "image_format",
     "image_stem",
     "is_radiograph",
-    "lacks_pixel_size",
     "read_image",
     "read_labels",
 ]
 
-_SUFFIXES = {
-    "picture": PICTURE_SUFFIXES,
-    "nifti": (".nii", ".nii.gz"),
-    "metaimage": (".mha", ".mhd"),
-    "dicom": (".dcm", ".dicom", ".ima"),
-}
-_MODALITY = "0008|0060"
-_PIXEL_SIZES = ("0028|0030", "0018|1164", "0018|2010")
-"""Tags of DICOM with the size of pixels: PixelSpacing, ImagerPixelSpacing, NominalScannedPixelSpacing."""
+_FLAT = 1e-9
+"""Least volume of a voxel, as a share of that of a cube."""
 _ITK_SOURCE_LINE = re.compile(r"\.[ch]xx:\d+")
 _ITK_PREFIX = re.compile(r"ITK ERROR: \w+\(0x[0-9a-f]+\): ")
 _RADIOGRAPHS = ("CR", "DX", "IO", "MG", "PX", "RF", "RG", "XA")
@@ -61,49 +53,6 @@ _RADIOGRAPHS = ("CR", "DX", "IO", "MG", "PX", "RF", "RG", "XA")
 _GRAY_MODES = ("L", "I", "F", "I;16", "I;16B", "I;16L")
 
 _logger = logging.getLogger(__name__)
-
-
-def image_format(path: str | os.PathLike[str]) -> str | None:
-    """Give the kind of an image file: "picture" (PNG, JPEG, TIFF, BMP), "nifti", "metaimage" or "dicom".
-
-    The suffix decides.  A file without a known suffix is DICOM if it begins like one.  A folder is DICOM if it holds a
-    DICOM file.
-
-    Returns:
-        The kind, or None if the path holds no image that can be read.
-
-    Example:
-        >>> image_format("case/flair.nii.gz"), image_format("scan.PNG"), image_format("notes.txt")
-        ('nifti', 'picture', None)
-    """
-    file = Path(path)
-    if file.is_dir():
-        return "dicom" if any(child.is_file() and image_format(child) == "dicom" for child in file.iterdir()) else None
-    name = file.name.lower()
-    for kind, suffixes in _SUFFIXES.items():
-        if name.endswith(suffixes):
-            return kind
-    return "dicom" if file.is_file() and _begins_like_dicom(file) else None
-
-
-def image_stem(path: str | os.PathLike[str]) -> str:
-    """Give the name of an image file without its suffix; unknown suffixes, as in a DICOM file ``1.2.840``, stay.
-
-    Example:
-        >>> image_stem("scans/anna.v2.nii.gz"), image_stem("scans/1.2.840")
-        ('anna.v2', '1.2.840')
-    """
-    name = Path(path).name
-    found = [suffix for suffixes in _SUFFIXES.values() for suffix in suffixes if name.lower().endswith(suffix)]
-    return name[: -len(max(found, key=len))] if found else name
-
-
-def _begins_like_dicom(file: Path) -> bool:
-    try:
-        with open(file, "rb") as stream:
-            return stream.read(132)[128:] == b"DICM" and file.name != "DICOMDIR"
-    except OSError:
-        return False
 
 
 def _to_gray_or_rgb(picture: Image.Image) -> Image.Image:
@@ -136,40 +85,16 @@ _told: set[Path] = set()
 _told_of_size: set[Path] = set()
 
 
-def _pixel_size(meta: Mapping[str, Any]) -> tuple[float, float] | None:
-    """Give the size of a pixel along x and y in millimeters, as the tags of a DICOM file say it; None: unknown."""
-    for tag in _PIXEL_SIZES:
-        try:
-            along_y, along_x = (float(number) for number in str(meta[tag]).strip(" \0").split("\\"))
-        except (KeyError, ValueError):
-            continue
-        if min(along_x, along_y) > 0 and max(along_x, along_y) < np.inf:
-            return along_x, along_y
-    return None
-
-
-def _with_pixel_size(image: MetaTensor, meta: Mapping[str, Any], file: Path) -> MetaTensor:
-    """Give the affine the size of pixels that the file tells, where ITK overlooked it; mark and tell an unknown one."""
-    size = _pixel_size(meta)
-    if size is not None:
-        if tuple(np.asarray(meta["spacing"])[:2]) == (1.0, 1.0):
-            image.affine = torch.as_tensor(image.affine) @ torch.diag(torch.tensor([*size, 1.0, 1.0]).double())
-        return image
-    image.meta["unit"] = "px"
+def _tell_of_unknown_size(file: Path) -> None:
+    """Log, once per folder, that it holds images whose pixels are of unknown size."""
     if file.parent not in _told_of_size:
         _told_of_size.add(file.parent)
         _logger.warning(
-            "%s holds DICOM images that do not say the size of their pixels, first %s: it stays unknown, and distances "
-            "are measured in pixels.",
+            "%s holds images that do not say the size of their pixels, first %s: it stays unknown, and distances are "
+            "measured in pixels.",
             file.parent,
             file.name,
         )
-    return image
-
-
-def lacks_pixel_size(image: MetaTensor) -> bool:
-    """Tell whether an image of :func:`read_image` is from a DICOM file that does not say the size of its pixels."""
-    return bool(image.meta.get("unit") == "px")
 
 
 def _tell_of_turned(folder: Path, name: str) -> None:
@@ -184,39 +109,33 @@ def _tell_of_turned(folder: Path, name: str) -> None:
         )
 
 
-def _check_single_series(folder: Path) -> None:
-    """Refuse several DICOM series in a folder, of which ITK would take one, and broken files, which ITK would skip."""
-    series = SimpleITK.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
-    if len(series) > 1:
-        raise DataError(f"{folder} holds {len(series)} DICOM series: keep one series in a folder.")
-    read = {Path(name).name for name in SimpleITK.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), *series)}
-    files = [path for path in sorted(folder.iterdir()) if path.is_file() and image_format(path) == "dicom"]
-    broken = [path for path in files if path.name not in read]
-    if broken:
-        raise DataError(f"Cannot read {broken[0]} as dicom: the file is damaged, so copy or export it again.")
+def _reader_of(file: Path, kind: str, convert: Callable[[Image.Image], Image.Image], leave_out_localizers: bool) -> Any:
+    """Give the reader for a kind of files."""
+    if kind == "picture":
+        return PILReader(converter=partial(_opened, file=file, convert=convert))
+    if kind == "dicom":
+        return DicomReader(leave_out_localizers=leave_out_localizers)
+    return MillimeterNiftiReader() if kind == "nifti" else MetaImageReader()
 
 
-def _load(file: Path, kind: str, convert: Callable[[Image.Image], Image.Image] = _to_gray_or_rgb) -> MetaTensor:
-    """Read a file with MONAI's reader for its kind: (C, *S) float32.
+def _load(
+    file: Path,
+    kind: str,
+    convert: Callable[[Image.Image], Image.Image] = _to_gray_or_rgb,
+    leave_out_localizers: bool = False,
+) -> MetaTensor:
+    """Read a file with the reader for its kind: (C, *S) float32; the metadata say the unit of length, "mm" or "px".
 
     ``LoadImage`` is not used: where the right reader refuses a truncated file, it tries other readers, which may accept
     the file.
     """
-    if file.is_dir():
-        _check_single_series(file)
-    reader: Any = ITKReader()
-    if kind == "picture":
-        reader = PILReader(converter=partial(_opened, file=file, convert=convert))
-    elif kind == "nifti":
-        reader = NibabelReader()
+    reader = _reader_of(file, kind, convert, leave_out_localizers)
     values, meta = reader.get_data(reader.read(file))
+    if meta.get("unit") == PIXELS:
+        _tell_of_unknown_size(file)
+    meta.setdefault("unit", PIXELS if kind == "picture" else MILLIMETERS)
     tensor = MetaTensor.ensure_torch_and_prune_meta(values.astype(np.float32), meta)
-    image = EnsureChannelFirst()(tensor)
-    if kind == "dicom" and image.ndim == 4 and image.shape[-1] == 1:
-        image = image[..., 0]
-        if file.is_file():
-            image = _with_pixel_size(image, meta, file)
-    return image
+    return EnsureChannelFirst()(tensor)
 
 
 def _reason(error: Exception) -> str:
@@ -226,26 +145,33 @@ def _reason(error: Exception) -> str:
     return reason.strip(". ")[:200]
 
 
-def read_image(path: str | os.PathLike[str], *, on_white: bool = False) -> MetaTensor:
+def read_image(
+    path: str | os.PathLike[str], *, on_white: bool = False, leave_out_localizers: bool = False
+) -> MetaTensor:
     """Read an image file, or a folder with one DICOM series.
 
     Pictures with a palette, with transparency or in CMYK become RGB, and pictures that an EXIF entry turns become
-    upright.  A DICOM file with one slice becomes 2D; a negative (MONOCHROME1) is inverted.  Arrays are indexed
-    (C, x, y[, z]), as by all MONAI readers; ``.affine`` maps indices to RAS millimeters.  Where a DICOM file does not
-    say the size of its pixels, one sentence tells it, and the metadata have the entry ``unit``, "px".  Networks may get
-    2D images in another order, see :class:`~monai_wsss.transforms.LoadOrderedd`.
+    upright.  Arrays are indexed (C, x, y[, z]), as by all MONAI readers; ``.affine`` maps indices to RAS millimeters.
+    Networks may get 2D images in another order, see :class:`~monai_wsss.transforms.LoadOrderedd`.
+
+    DICOM slices are ordered by their positions, a single one becomes 2D.  Values are as the header means them: modality
+    LUT, bits and signs, palettes, and MONOCHROME1 inverted, so that bright means much.  Windows, VOI LUTs and overlays
+    say how to show an image and are left out.  The metadata ``unit`` is "px" where no file says the size of the pixels,
+    else "mm".
 
     Args:
         path: PNG, JPEG, TIFF, BMP, NIfTI, MetaImage or DICOM.
         on_white: whether transparent pixels of a picture become white, as is right for stained tissue.  Otherwise they
             keep the color that the file holds there.
+        leave_out_localizers: whether localizers in a folder with a DICOM series, by their type or by another
+            orientation or size than that of most images, are left out, and said; otherwise they are an error.
 
     Returns:
         (C, *S), float32.
 
     Raises:
         DataError: the file is missing, of another kind, truncated or broken, or it has no values, NaN, infinite values
-            or only one value.
+            or only one value, or the files of a DICOM series make no even stack.
 
     Example:
         >>> import tempfile
@@ -261,7 +187,7 @@ def read_image(path: str | os.PathLike[str], *, on_white: bool = False) -> MetaT
     if kind is None:
         raise DataError(f"{file} is no image that can be read: give PNG, JPEG, TIFF, NIfTI, MetaImage or DICOM.")
     try:
-        image = _load(file, kind, _to_opaque if on_white else _to_gray_or_rgb)
+        image = _load(file, kind, _to_opaque if on_white else _to_gray_or_rgb, leave_out_localizers)
     except DataError:
         raise
     except Exception as error:  # every reader has its own exceptions, down to bare RuntimeError and EOFError
@@ -269,8 +195,19 @@ def read_image(path: str | os.PathLike[str], *, on_white: bool = False) -> MetaT
             f"Cannot read {file} as {kind} ({_reason(error)}): the file is damaged or of another kind, "
             "so copy or export it again."
         ) from error
-    _check_values(image, file, color=kind == "picture")
+    _check_values(image, file, color=kind == "picture" or (kind == "dicom" and image.shape[0] == 3))
+    if kind != "picture":
+        _check_place(image, file)
     return image
+
+
+def _check_place(image: MetaTensor, file: Path) -> None:
+    """Refuse an affine with which no place can be told."""
+    axes = affine_of(image)[:3, :3]
+    if not np.isfinite(axes).all() or abs(np.linalg.det(axes)) < _FLAT * np.abs(axes).max() ** 3:
+        raise DataError(
+            f"{file} has an affine that is flat or not finite, so its place is unknown: correct its header."
+        )
 
 
 def _check_values(image: torch.Tensor, file: Path, color: bool) -> None:
@@ -322,6 +259,8 @@ def read_labels(path: str | os.PathLike[str], *, palette_as_gray: bool = False) 
             mask = MetaTensor(torch.from_numpy(values.T.astype(np.float64))[None])
         else:
             mask = _load(file, kind)
+    except DataError:
+        raise
     except Exception as error:
         raise DataError(f"Cannot read the mask {file} ({_reason(error)}): copy or export it again.") from error
     if mask.shape[0] != 1:
@@ -335,10 +274,7 @@ def is_radiograph(path: str | os.PathLike[str]) -> bool:
     """Tell whether a DICOM file is an X-ray, which is a picture by nature, unlike a slice of a volume."""
     if Path(path).is_dir() or image_format(path) != "dicom":
         return False
-    reader = SimpleITK.ImageFileReader()
-    reader.SetFileName(str(path))
-    reader.ReadImageInformation()
-    return reader.HasMetaDataKey(_MODALITY) and reader.GetMetaData(_MODALITY).strip() in _RADIOGRAPHS
+    return modality_of(Path(path)) in _RADIOGRAPHS
 
 
 def affine_of(image: MetaTensor) -> np.ndarray:

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
 from PIL import Image
 
 from monai_wsss._files import atomic_path, make_directory
+from monai_wsss._nifti import as_nifti
 
 __all__ = ["copy_file", "fits_picture", "is_bare_nifti", "scale_to_16_bit", "write_nifti", "write_picture"]
 
@@ -68,13 +71,18 @@ def write_picture(path: str | os.PathLike[str], values: np.ndarray) -> None:
         picture.save(temporary, compress_level=1)
 
 
-def write_nifti(path: str | os.PathLike[str], values: np.ndarray, affine: np.ndarray) -> None:
-    """Write (x, y[, z]) as NIfTI in millimeters, in the smallest data type that holds the values exactly.
+def write_nifti(
+    path: str | os.PathLike[str], values: np.ndarray, affine: np.ndarray, source: Mapping[str, Any] | None = None
+) -> None:
+    """Write (x, y[, z]) as NIfTI in the smallest data type that holds the values exactly.
 
     Args:
         path: ``….nii.gz``.
         values: (*S).
         affine: (4, 4), indices to RAS millimeters.
+        source: the metadata of the image that is written, or on whose grid the values lie.  Where it was read from
+            NIfTI, the file gets its unit of length, its two forms of the affine and their codes; otherwise it is in
+            millimeters.
 
     Raises:
         DataError: the disk is full, or the folder cannot be written.
@@ -86,8 +94,7 @@ def write_nifti(path: str | os.PathLike[str], values: np.ndarray, affine: np.nda
         >>> nibabel.load(file).get_data_dtype(), nibabel.load(file).affine.diagonal().tolist()
         (dtype('uint8'), [1.0, 1.0, 5.0, 1.0])
     """
-    image = nibabel.Nifti1Image(_compact(values), np.asarray(affine, dtype=np.float64))
-    image.header.set_xyzt_units("mm")
+    image = as_nifti(_compact(values), affine, source)
     make_directory(Path(path).parent)
     with atomic_path(path) as temporary:
         nibabel.save(image, temporary)

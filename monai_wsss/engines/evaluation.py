@@ -16,10 +16,10 @@ from ignite.metrics import Metric
 
 from monai_wsss._checks import DataError, check_choice
 from monai_wsss._files import atomic_path, make_directory
+from monai_wsss._pictures import PIXELS, is_sheared, unit_of
 from monai_wsss._processes import gather_objects, is_main_process
 from monai_wsss.data import load_header
 from monai_wsss.metrics import PAPER_GRID, CaseTable
-from monai_wsss.transforms import has_geometry
 
 __all__ = ["SegmentationScores", "TrainingLog", "case_spacing"]
 
@@ -27,8 +27,12 @@ logger = logging.getLogger(__name__)
 
 
 def case_spacing(image: Any) -> tuple[float, ...] | None:
-    """Give the voxel size in mm of an image (C, *S) read by MONAI; None for a file without geometry, such as PNG."""
-    if not has_geometry(image):
+    """Give the voxel size in mm of an image (C, *S) as it was read; None where distances can only be told in pixels.
+
+    So it is where the size is unknown, as in PNG and in DICOM without pixel spacing, and where the axes of a volume are
+    not perpendicular, as with a tilted gantry.
+    """
+    if unit_of(image) == PIXELS or is_sheared(image):
         return None
     return tuple(float(side) for side in image.pixdim[: image.ndim - 1])
 

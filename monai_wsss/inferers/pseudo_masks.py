@@ -160,7 +160,7 @@ class PseudoMaskWriter:
         with tqdm(total=len(missing), desc="pseudo-masks", disable=None) as bar:
             for together in _batches(missing, self.batch_size):
                 for item, mask, affine in self._masks_of(together):
-                    write_mask(self._path(item, affine), mask, affine)
+                    write_mask(self._path(item, affine), mask, affine, source=getattr(item["image"], "meta", None))
                 bar.update(len(together))
         self.network.train(was_training)
 

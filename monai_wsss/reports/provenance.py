@@ -25,9 +25,12 @@ import torch
 import monai_wsss
 from monai_wsss._checks import DataError
 from monai_wsss._files import file_sha256, make_directory, write_json
+from monai_wsss._nifti import says_no_unit
 from monai_wsss.data import load_header
+from monai_wsss.data.datalist_checks import placed_items
 
 __all__ = [
+    "assumed_units",
     "collect_provenance",
     "read_run",
     "recorded_encoder_weights",
@@ -255,6 +258,31 @@ def simulated_supervision(datalist: str | os.PathLike[str]) -> list[str]:
     if not header.get("simulated_supervision", False):
         return []
     return [f"simulated supervision, {str(header.get('labels', 'labels from masks')).removeprefix('simulated: ')}"]
+
+
+def assumed_units(datalist: str | os.PathLike[str], split: str | None = None) -> str | None:
+    """Tell of NIfTI images whose headers say no unit of length (code 0): they count as millimeters.
+
+    Args:
+        datalist: path of the datalist; the first file of each image is looked at.
+        split: the list that the run reads; None looks at all.
+
+    Returns:
+        one phrase, or None where every image says its unit.
+
+    Raises:
+        DataError: the datalist cannot be read.
+    """
+    load_header(datalist)  # checks the file
+    content = json.loads(Path(datalist).read_text(encoding="utf-8"))
+    silent = []
+    for _, place, item in placed_items(content):
+        file = item["image"][0] if isinstance(item["image"], list) else item["image"]
+        if (split is None or place.startswith(f"{split}[")) and says_no_unit(Path(datalist).parent / file):
+            silent.append(file)
+    if not silent:
+        return None
+    return f"{len(silent)} NIfTI images say no unit of length, first {silent[0]}: millimeters, by convention"
 
 
 def _versions() -> dict[str, str]:

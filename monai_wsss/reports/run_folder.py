@@ -28,9 +28,10 @@ from ignite.engine import Engine, Events
 
 from monai_wsss._checks import DataError
 from monai_wsss._files import atomic_path, file_sha256, make_directory
+from monai_wsss._pictures import voxel_volume
 from monai_wsss.data import load_header
 from monai_wsss.data.modalities import canonical_modality
-from monai_wsss.engines import SegmentationScores, case_spacing, is_main_process
+from monai_wsss.engines import SegmentationScores, is_main_process
 from monai_wsss.metrics.aggregate import table_text
 from monai_wsss.networks import recorded_reading
 from monai_wsss.networks.published_weights import encoder_weights_of
@@ -38,6 +39,7 @@ from monai_wsss.reports.intensities import ConversionRecord
 from monai_wsss.reports.page import write_report
 from monai_wsss.reports.panels import render_panel
 from monai_wsss.reports.provenance import (
+    assumed_units,
     collect_provenance,
     read_run,
     recorded_encoder_weights,
@@ -57,7 +59,8 @@ class RunRecord:
 
     What was built is asked itself: a trainer for its method's ``settings``, epochs, batch size, rates and schedules, an
     evaluator for how it infers, and ``parts`` for how they decide.  The network is asked in which order it gets the
-    pixels of pictures and along which axis it gets volumes (``reading``), as its training recorded it.
+    pixels of pictures and along which axis it gets volumes (``reading``), as its training recorded it.  NIfTI files
+    without a unit of length are mentioned once (``assumed_units``).
 
     Args:
         output_dir: folder of the run.
@@ -124,6 +127,7 @@ class RunRecord:
         network = getattr(getattr(engine, "core", engine), "network", None)
         record |= {"replaced": self.replaced, "reading": recorded_reading(network)}
         record |= {"encoder_weights": self._encoder_weights(engine)}
+        record |= {"assumed_units": assumed_units(self.datalist, self.split)}
         write_run(self.output_dir, record | self._more())
 
     def _config(self, engine: Engine) -> dict[str, Any]:
@@ -323,8 +327,8 @@ class InferenceLog(RunRecord):
                     row[name] = " ".join(os.path.relpath(path, self.output_dir) for path in paths)
             if "label_filter" in result:
                 row["label_filter"] = result["label_filter"]
-            spacing = case_spacing(result["image"])
-            unit, size = ("px", 1.0) if spacing is None or len(spacing) < 3 else ("ml", float(np.prod(spacing)) / 1000)
+            volume = voxel_volume(result["image"])
+            unit, size = ("px", 1.0) if volume is None else ("ml", volume / 1000)
             for number, name in enumerate(self._classes, start=1):
                 row[f"{name}_{unit}"] = round(float((result["pred"] == number).sum()) * size, 3)
                 if "presence" in result:

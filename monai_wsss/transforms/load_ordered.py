@@ -4,17 +4,20 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Hashable, Mapping
 from typing import Any
 
 from monai.config import KeysCollection
-from monai.data import PILReader
+from monai.data import MetaTensor, PILReader
 from monai.transforms import LoadImage, MapTransform
 from monai.utils import ensure_tuple
 from PIL import Image
 
 from monai_wsss._checks import check_choice
-from monai_wsss._pictures import ORDERS, XY, in_order, is_turned, upright
+from monai_wsss._image_readers import DicomReader, MetaImageReader
+from monai_wsss._nifti import MillimeterNiftiReader
+from monai_wsss._pictures import ORDERS, PIXELS, XY, in_order, is_turned, unit_of, upright
 
 __all__ = ["LoadOrderedd"]
 
@@ -24,7 +27,10 @@ class LoadOrderedd(MapTransform):
 
     In the order ``"rows_columns"`` a 2D image is (C, rows, columns), so that its last axis runs from left to right.
     In the order ``"xy"`` it is (C, x, y), as MONAI's readers give it.  Volumes are (C, x, y, z) in both.  Pictures are
-    turned as their EXIF entry says, masks among them, so that their pixels lie as viewers show them.
+    turned as their EXIF entry says, masks among them, so that their pixels lie as viewers show them.  DICOM is read as
+    :func:`~monai_wsss.data.read_image` reads it, and affines are in millimeters whatever the unit of a NIfTI file is.
+    The metadata ``unit`` is "px" where the size of the pixels is unknown: of pictures, of files that do not say it, and
+    where the item has an entry ``unit`` that says so.
 
     Args:
         keys: paths of files; a list of paths per key becomes channels.
@@ -53,15 +59,21 @@ class LoadOrderedd(MapTransform):
         if order is not None:
             check_choice("order", order, ORDERS)
         self.order = order
-        self._load = LoadImage(ensure_channel_first=True)
-        self._load.register(_UprightReader(converter=upright))  # the last one registered is asked first
+        with warnings.catch_warnings():  # MONAI warns of a decoder for GPUs that it does not find beside pydicom
+            warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
+            self._load = LoadImage(ensure_channel_first=True)
+        for reader in (MetaImageReader(), DicomReader(), MillimeterNiftiReader(), _UprightReader(converter=upright)):
+            self._load.register(reader)  # the last one registered is asked first
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
         order = self.order or item.get("order") or XY
         check_choice("order", order, ORDERS)
         for key in self.key_iterator(item):
-            item[key] = in_order(self._load(item[key]), order)
+            image = self._load(item[key])
+            if isinstance(image, MetaTensor):
+                image.meta["unit"] = PIXELS if item.get("unit") == PIXELS else unit_of(image)
+            item[key] = in_order(image, order)
         return item
 
 

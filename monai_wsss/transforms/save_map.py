@@ -16,6 +16,7 @@ from monai.transforms import MapTransform
 from PIL import Image
 
 from monai_wsss._files import atomic_path, case_file_name, make_directory
+from monai_wsss._nifti import as_nifti
 from monai_wsss.transforms.save_mask import beside_its_source
 
 __all__ = ["SaveMapd"]
@@ -64,26 +65,27 @@ class SaveMapd(MapTransform):
         item = dict(data)
         for key in self.key_iterator(item):
             stored, affine = beside_its_source(item, str(key), self.image_key)
+            source = getattr(item[self.image_key], "meta", None)
             folder = make_directory(self.output_dir / str(key))
             name = case_file_name(item["id"]) + self.suffix
             planes = stored.detach().cpu().float().numpy()
             if affine is None and len(planes) == 3:
-                paths = [self._write(folder / f"{name}.png", planes, affine)]
+                paths = [self._write(folder / f"{name}.png", planes, affine, source)]
             else:
                 ending = ".png" if affine is None else ".nii.gz"
                 numbers = [f"_{number}" for number in range(1, len(planes) + 1)] if len(planes) > 1 else [""]
                 paths = [
-                    self._write(folder / f"{name}{number}{ending}", plane[None], affine)
+                    self._write(folder / f"{name}{number}{ending}", plane[None], affine, source)
                     for number, plane in zip(numbers, planes, strict=True)
                 ]
             item[f"{key}_path"] = paths[0] if len(paths) == 1 else paths
         return item
 
-    def _write(self, path: Path, planes: np.ndarray, affine: np.ndarray | None) -> str:
+    def _write(self, path: Path, planes: np.ndarray, affine: np.ndarray | None, source: Any) -> str:
         """Write (1, *S), or (3, x, y) as RGB, and give the path."""
         with atomic_path(path) as temporary:
             if affine is not None:
-                nibabel.save(nibabel.Nifti1Image(planes[0], affine), temporary)
+                nibabel.save(as_nifti(planes[0], affine, source), temporary)
             else:
                 low, high = self.value_range
                 shares = np.clip((planes.astype(np.float64) - low) / (high - low), 0, 1)

@@ -20,6 +20,7 @@ from PIL import Image
 
 from monai_wsss._checks import check_choice, check_shape
 from monai_wsss._files import atomic_path, case_file_name, make_directory
+from monai_wsss._nifti import as_nifti
 from monai_wsss._pictures import ROWS_COLUMNS, as_stored, has_geometry
 
 __all__ = ["SaveMaskd", "has_geometry", "write_mask"]
@@ -43,7 +44,12 @@ def _voc_palette() -> list[int]:
 
 
 def write_mask(
-    path: str | os.PathLike[str], mask: torch.Tensor, affine: np.ndarray | None = None, *, palette: str = "none"
+    path: str | os.PathLike[str],
+    mask: torch.Tensor,
+    affine: np.ndarray | None = None,
+    *,
+    palette: str = "none",
+    source: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a mask (1, *S) of 0..K as uint8: PNG for 2D without geometry, NIfTI with ``affine`` (RAS+) otherwise.
 
@@ -55,6 +61,9 @@ def write_mask(
         affine: indices to RAS millimeters, for NIfTI.
         palette: "none", a gray PNG with the labels as values; "voc", a PNG with a palette of VOC's colors and the
             labels as indices, as VOC's server and tools read it.  NIfTI has no colors.
+        source: the metadata of the image, as MONAI's readers give them.  Where the image was a NIfTI file, the mask
+            gets its unit of length, its two forms of the affine and their codes, so that it lies on the image in every
+            viewer.
 
     Raises:
         ValueError: another shape, more than 255 classes, or an unknown palette.
@@ -76,7 +85,7 @@ def write_mask(
             writer.write(str(temporary))
         else:
             # MONAI's NibabelWriter is not used: it drops the last axis of a study of one slice.
-            nibabel.save(nibabel.Nifti1Image(array[0], affine), temporary)
+            nibabel.save(as_nifti(array[0], np.eye(4) if affine is None else affine, source), temporary)
 
 
 def beside_its_source(item: Mapping[Hashable, Any], key: str, image_key: str) -> tuple[torch.Tensor, np.ndarray | None]:
@@ -109,9 +118,9 @@ def beside_its_source(item: Mapping[Hashable, Any], key: str, image_key: str) ->
 class SaveMaskd(MapTransform):
     """Write the masks of an item to ``output_dir/masks/<id>.nii.gz`` or ``.png``; the path goes to ``<key>_path``.
 
-    The geometry is that of ``image_key``: the mask has its grid, so its affine holds for the mask.  Masks of images
-    without geometry (PNG, JPEG, TIFF) become PNG.  Such a mask lies as viewers show its image: upright, also where an
-    EXIF entry turns the image, and without an EXIF entry of its own.
+    The geometry is that of ``image_key``: the mask has its grid and affine, and unit and forms of a NIfTI header are
+    kept, see :func:`write_mask`.  Masks of images without geometry (PNG, JPEG, TIFF) become PNG.  Such a mask lies as
+    viewers show its image: upright, also where an EXIF entry turns the image, and without an EXIF entry of its own.
 
     Args:
         keys: masks (1, *S) to write.
@@ -145,6 +154,7 @@ class SaveMaskd(MapTransform):
             stored, affine = beside_its_source(item, str(key), self.image_key)
             name = case_file_name(item["id"]) + (".png" if affine is None else ".nii.gz")
             folder = make_directory(self.output_dir / "masks")
-            write_mask(folder / name, stored, affine, palette=self.palette)
+            source = getattr(item[self.image_key], "meta", None)
+            write_mask(folder / name, stored, affine, palette=self.palette, source=source)
             item[f"{key}_path"] = str(folder / name)
         return item

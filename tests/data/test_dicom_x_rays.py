@@ -102,7 +102,7 @@ def test_an_unknown_size_of_pixels_is_told_once_per_folder(tmp_path, caplog):
         assert read_image(write(tmp_path / f"{name}.dcm")).meta["unit"] == "px"
     (record,) = caplog.records
     assert record.message.count("\n") == 0
-    assert f"{tmp_path} holds DICOM images that do not say the size of their pixels, first a.dcm" in record.message
+    assert f"{tmp_path} holds images that do not say the size of their pixels, first a.dcm" in record.message
 
 
 @pytest.mark.parametrize("tags", [{}, {"RescaleSlope": 0.5, "RescaleIntercept": -100}])

@@ -1,0 +1,68 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""Kinds of image files, by their names and, where these say nothing, by their first bytes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from monai_wsss._pictures import PICTURE_SUFFIXES
+
+__all__ = ["image_format", "image_stem", "is_hidden"]
+
+_SUFFIXES = {
+    "picture": PICTURE_SUFFIXES,
+    "nifti": (".nii", ".nii.gz"),
+    "metaimage": (".mha", ".mhd"),
+    "dicom": (".dcm", ".dicom", ".ima"),
+}
+
+
+def is_hidden(path: Path) -> bool:
+    """Tell whether a file is hidden, as those that macOS leaves beside others (``._001.dcm``) are."""
+    return path.name.startswith(".")
+
+
+def image_format(path: str | os.PathLike[str]) -> str | None:
+    """Give the kind of an image file: "picture" (PNG, JPEG, TIFF, BMP), "nifti", "metaimage" or "dicom".
+
+    The suffix decides.  A file without a known suffix is DICOM if it begins like one.  A folder is DICOM if it holds a
+    DICOM file that is not hidden.
+
+    Returns:
+        The kind, or None if the path holds no image that can be read.
+
+    Example:
+        >>> image_format("case/flair.nii.gz"), image_format("scan.PNG"), image_format("notes.txt")
+        ('nifti', 'picture', None)
+    """
+    file = Path(path)
+    if file.is_dir():
+        visible = (child for child in file.iterdir() if child.is_file() and not is_hidden(child))
+        return "dicom" if any(image_format(child) == "dicom" for child in visible) else None
+    name = file.name.lower()
+    for kind, suffixes in _SUFFIXES.items():
+        if name.endswith(suffixes):
+            return kind
+    return "dicom" if file.is_file() and _begins_like_dicom(file) else None
+
+
+def image_stem(path: str | os.PathLike[str]) -> str:
+    """Give the name of an image file without its suffix; unknown suffixes, as in a DICOM file ``1.2.840``, stay.
+
+    Example:
+        >>> image_stem("scans/anna.v2.nii.gz"), image_stem("scans/1.2.840")
+        ('anna.v2', '1.2.840')
+    """
+    name = Path(path).name
+    found = [suffix for suffixes in _SUFFIXES.values() for suffix in suffixes if name.lower().endswith(suffix)]
+    return name[: -len(max(found, key=len))] if found else name
+
+
+def _begins_like_dicom(file: Path) -> bool:
+    try:
+        with open(file, "rb") as stream:
+            return stream.read(132)[128:] == b"DICM" and file.name != "DICOMDIR"
+    except OSError:
+        return False

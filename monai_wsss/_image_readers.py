@@ -1,0 +1,118 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""MONAI readers of files with a place in space: DICOM and MetaImage; those of NIfTI are in ``_nifti``.
+
+They give what MONAI's own readers give, and say in the metadata, under ``unit``, whether the size of pixels is known:
+"mm", or "px" where the file does not say it.  MONAI's reader of these kinds is not used: it needs a second ITK, and
+stacks the files of a series without asking where they lie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK
+from monai.config import PathLike
+from monai.data import ImageReader
+from monai.utils import ensure_tuple
+
+from monai_wsss._checks import DataError
+from monai_wsss._dicom import read_dicom
+from monai_wsss._image_formats import image_format
+
+__all__ = ["DicomReader", "MetaImageReader"]
+
+MILLIMETERS, PIXELS = "mm", "px"
+"""Units of length of an image; pixels are of unknown size."""
+
+_Placed = tuple[np.ndarray, np.ndarray, str]
+"""Values (C, *S) float32, affine (4, 4) to RAS millimeters, and the unit."""
+_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+_SIZE_KEYS = (b"elementspacing", b"elementsize")
+_LONGEST_HEADER = 65536
+
+
+class _PlacedReader(ImageReader):
+    """Base of the readers: several files of one grid become channels."""
+
+    kind: str
+
+    def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
+        """Tell whether all files, or folders, are of the kind."""
+        return all(image_format(name) == self.kind for name in ensure_tuple(filename))
+
+    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> list[_Placed]:
+        """Read files."""
+        return [self.read_one(Path(name)) for name in ensure_tuple(data)]
+
+    def read_one(self, path: Path) -> _Placed:
+        """Read one file, or the series in a folder."""
+        raise NotImplementedError
+
+    def get_data(self, img: list[_Placed]) -> tuple[np.ndarray, dict[str, Any]]:
+        """Give the channels of all files, and the metadata of the first.
+
+        Raises:
+            DataError: the files lie on several grids.
+        """
+        (values, affine, unit), *others = img
+        for other, other_affine, _ in others:
+            if other.shape != values.shape or not np.allclose(other_affine, affine, atol=1e-3):
+                raise DataError("The files of a case lie on several grids: register and resample them to one first.")
+        shape = np.asarray(values.shape[1:])
+        meta: dict[str, Any] = {"affine": affine, "original_affine": affine.copy(), "spatial_shape": shape}
+        meta |= {"space": "RAS", "original_channel_dim": 0, "unit": unit}
+        return np.concatenate([one for one, _, _ in img]), meta
+
+
+class DicomReader(_PlacedReader):
+    """Read DICOM files, and folders with a series, see :func:`monai_wsss._dicom.read_dicom`.
+
+    Args:
+        leave_out_localizers: whether localizers in a folder are left out.
+    """
+
+    kind = "dicom"
+
+    def __init__(self, *, leave_out_localizers: bool = False) -> None:
+        super().__init__()
+        self.leave_out_localizers = leave_out_localizers
+
+    def read_one(self, path: Path) -> _Placed:
+        """Read one file, or the series in a folder."""
+        image = read_dicom(path, leave_out_localizers=self.leave_out_localizers)
+        return image.values, image.affine, MILLIMETERS if image.in_millimeters else PIXELS
+
+
+class MetaImageReader(_PlacedReader):
+    """Read MetaImage files; components, or a fourth axis, become channels."""
+
+    kind = "metaimage"
+
+    def read_one(self, path: Path) -> _Placed:
+        """Read one file."""
+        image = SimpleITK.ReadImage(str(path))
+        values = SimpleITK.GetArrayFromImage(image).astype(np.float32)
+        if image.GetNumberOfComponentsPerPixel() > 1:
+            channels = np.moveaxis(values, -1, 0)
+        else:
+            channels = values if image.GetDimension() == 4 else values[None]
+        count = min(image.GetDimension(), 3)
+        directions = np.asarray(image.GetDirection()).reshape([image.GetDimension()] * 2)[:count, :count]
+        affine = np.eye(4)
+        affine[:count, :count] = directions * np.asarray(image.GetSpacing())[:count]
+        affine[:count, 3] = np.asarray(image.GetOrigin())[:count]
+        moved = channels.transpose(0, *range(channels.ndim - 1, 0, -1))
+        return np.ascontiguousarray(moved), _TO_RAS @ affine + 0.0, MILLIMETERS if _says_size(path) else PIXELS
+
+
+def _says_size(path: Path) -> bool:
+    """Tell whether the header of a MetaImage says the size of its pixels, which ITK takes for 1 mm if it does not."""
+    with open(path, "rb") as file:
+        header = file.read(_LONGEST_HEADER)
+    keys = [line.split(b"=")[0].strip().lower() for line in header.split(b"\n")]
+    end = next((place for place, key in enumerate(keys) if key == b"elementdatafile"), len(keys))
+    return any(key in _SIZE_KEYS for key in keys[:end])

@@ -1,0 +1,114 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""Units and forms of NIfTI headers: read in millimeters, written as the source has them.
+
+A header says its unit of length by a code: 1 meters, 2 millimeters, 3 micrometers, and 0, which nibabel writes by
+default, says nothing and counts as millimeters by convention.  It says the place of an image twice, by a qform and an
+sform, which may differ, each with a code of its own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import nibabel
+import numpy as np
+from monai.config import PathLike
+from monai.data import NibabelReader
+from monai.utils import ensure_tuple
+
+from monai_wsss._image_formats import image_format
+
+__all__ = ["MillimeterNiftiReader", "as_nifti", "says_no_unit", "unit_code"]
+
+_MILLIMETERS = {1: 1000.0, 3: 0.001}
+_LENGTH = 0b111
+"""The bits of ``xyzt_units`` that say the unit of length."""
+_FORMS = (
+    *("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"),
+    *("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z"),
+)
+
+
+def unit_code(header: Mapping[str, Any]) -> int | None:
+    """Give the code of the unit of length in a NIfTI header, or in the metadata of an image read from NIfTI.
+
+    Returns:
+        The code; None where the image was read from another kind of file.
+    """
+    if "xyzt_units" not in header:
+        return None
+    return int(np.asarray(header["xyzt_units"]).reshape(-1)[0]) & _LENGTH
+
+
+class MillimeterNiftiReader(NibabelReader):
+    """MONAI's reader of NIfTI, with affines in millimeters whatever the unit of the header is.
+
+    Where the voxel sizes of the two forms differ, MONAI takes the one that the header's ``pixdim`` confirms, and writes
+    it over the other.  The metadata keep the forms as the file has them.
+    """
+
+    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> Any:
+        images = super().read(data, **kwargs)
+        self._stored = nibabel.load(ensure_tuple(data)[0]).header
+        return images
+
+    def get_data(self, img: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        values, meta = super().get_data(img)
+        if all(name in self._stored for name in _FORMS):
+            meta.update({name: np.array(self._stored[name]) for name in _FORMS})
+            meta["original_pixdim"] = np.array(self._stored["pixdim"])
+        scale = _MILLIMETERS.get(unit_code(meta) or 0, 1.0)
+        if scale != 1:
+            for name in ("affine", "original_affine"):
+                meta[name] = np.asarray(meta[name], dtype=np.float64)
+                meta[name][:3] *= scale
+        return values, meta
+
+
+def says_no_unit(path: str | os.PathLike[str]) -> bool:
+    """Tell whether a file is NIfTI and its header says no unit of length; whoever reads a broken one will say so."""
+    if image_format(path) != "nifti":
+        return False
+    try:
+        return unit_code(dict(nibabel.load(path).header)) == 0
+    except Exception:  # nibabel raises many kinds for a broken file
+        return False
+
+
+def as_nifti(values: np.ndarray, affine: np.ndarray, source: Mapping[str, Any] | None = None) -> nibabel.Nifti1Image:
+    """Make a NIfTI image.
+
+    Args:
+        values: (*S).
+        affine: (4, 4), indices to RAS millimeters.
+        source: the metadata of the image, on whose grid the values lie, as MONAI's reader of NIfTI gives them.  Its
+            unit is kept, and its two forms with their codes, unless the affine is another one than that of its file.
+            None, and the metadata of other kinds of files, give millimeters and an sform.
+    """
+    affine = np.asarray(affine, dtype=np.float64)
+    code = None if source is None else unit_code(source)
+    if source is None or code is None:
+        image = nibabel.Nifti1Image(values, affine)
+        image.header.set_xyzt_units("mm")
+        return image
+    scale = _MILLIMETERS.get(code, 1.0)
+    image = nibabel.Nifti1Image(values, np.diag([1 / scale] * 3 + [1.0]) @ affine)
+    image.header["xyzt_units"] = code
+    if not _has_place_of(source, affine):
+        return image
+    for name in _FORMS:
+        image.header[name] = np.asarray(source[name]).reshape(image.header[name].shape)
+    sides = np.asarray(source["original_pixdim" if "original_pixdim" in source else "pixdim"]).reshape(-1)[:4]
+    image.header["pixdim"][:4] = sides
+    return nibabel.Nifti1Image(values, None, image.header)  # with an affine, it would write one form over the other
+
+
+def _has_place_of(source: Mapping[str, Any], affine: np.ndarray) -> bool:
+    """Tell whether an affine is the one that the file of an image had."""
+    if "original_affine" not in source or any(name not in source for name in _FORMS):
+        return False
+    original = np.asarray(source["original_affine"], dtype=np.float64)
+    return original.shape == affine.shape and bool(np.allclose(original, affine, rtol=1e-6, atol=1e-6))
