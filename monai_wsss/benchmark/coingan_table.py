@@ -71,6 +71,7 @@ _OTSU_OF_ALL = "Otsu, all images"
 _SMOOTH = 5
 _DECISIONS = (_MASK, "mask, no gate", _OTSU_OF_ALL, "smoothed", "healthy level", "healthy quantile", _BEST_CUT)
 _QUANTILE = 0.95  # of healthy training images, as CoinGAN's presence level
+_CONTRAST = 0.1  # that a difference has to show, as CoinGAN's own
 _OTSU, _ORACLE = "trivial: Otsu on the intensity", "trivial: ORACLE threshold of the intensity (chosen with masks)"
 _DISTANCE = "trivial: distance to the mean healthy training image"
 _EMPTY = "trivial: no lesion anywhere"
@@ -317,7 +318,7 @@ def _distance(data: CoinganSlices, table: BenchmarkTable, trained: Sequence[Trai
         rule="otsu",
         pooling="max",
         presence_level=float(highest.quantile(_QUANTILE)),
-        min_contrast=recipe.words["network"]["min_contrast"],
+        min_contrast=_CONTRAST,
     )
     cases = data.measured_cases(recipe)
     yield from _differences(data, cases, [(_image(case) - mean).abs() for case in cases], rule)

@@ -242,7 +242,9 @@ def test_without_contrast_no_decision_finds_anything_but_the_cut_chosen_with_mas
     faint = [
         0.09 * torch.rand(1, 1, 64, 64, generator=torch.Generator().manual_seed(place)) for place in range(len(cases))
     ]
-    rule = MaskRule(rule="otsu", pooling="max", presence_level=0.01, min_contrast=0.1)
+    contrast = RECIPES[ALL].build(1, 1).network.min_contrast
+    assert contrast == coingan_table._CONTRAST, "the distance to the mean is decided alike"
+    rule = MaskRule(rule="otsu", pooling="max", presence_level=0.01, min_contrast=contrast)
     sensitivity = {
         one.column: one.metrics["sensitivity"]["mean"] for one in coingan_table._differences(data, cases, faint, rule)
     }
