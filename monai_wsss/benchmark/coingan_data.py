@@ -33,7 +33,7 @@ from monai_wsss.refinement import MaskRule
 
 __all__ = ["CoinganSlices"]
 
-_RANGE = (-2.5, 4.0)  # z-scores that become -1 and 1: air, and more than nearly all lesions have
+_RANGE = (-2.5, 4.0)  # z-scores that become -1 and 1, as in the bundle: air, and more than nearly all lesions have
 _STATISTICS = ("intensity_mean", "intensity_std")
 
 

@@ -7,7 +7,8 @@
 | `lambda.svg`       | Fig. 4 | DSC on the left axis and JC on the right one by lambda, each a training of its own  |
 | `panels/*.png`     | Fig. 5 | unseen images with the masks of each row of the ladder, of plain CAM and of the     |
 |                    |        | generator with masks, of those rows whose weights are there                         |
-| `conversions.png`  | Fig. 6 | the same images, converted, and what was changed                                    |
+| `conversions.png`  | Fig. 6 | the same images, converted by all of CoinGAN, what was changed, and the masks       |
+| `switches.png`     | –      | the same, with one column per row of the ladder                                     |
 
 Lambda is trained where rows are missing; nothing else is.  The images are chosen by the Dice of all of CoinGAN, from
 the worst to the best: masks are read to choose and to draw what is shown, and for nothing else.
@@ -25,16 +26,16 @@ import numpy as np
 import torch
 from markupsafe import Markup
 
-from monai_wsss._files import atomic_path, case_file_name, make_directory
+from monai_wsss._files import case_file_name, make_directory
 from monai_wsss.benchmark.coingan_recipes import ALL, LADDER, LAMBDAS
 from monai_wsss.benchmark.coingan_table import CoinganTable, deployed_rule, lambda_rows, make_coingan_table
 from monai_wsss.benchmark.formatting import values_of
 from monai_wsss.benchmark.prepared import Cases
 from monai_wsss.benchmark.recipes import FULL_SUPERVISION
 from monai_wsss.benchmark.rows import Row
+from monai_wsss.benchmark.shown_cases import spread_by_dice, write_png
 from monai_wsss.benchmark.table import BenchmarkTable, Trained
-from monai_wsss.metrics import count_pixels, dice_score
-from monai_wsss.reports import render_comparison, render_conversions, write_svg
+from monai_wsss.reports import render_comparison, render_conversions, render_switches, write_svg
 from monai_wsss.reports.charts import ChartLine
 from monai_wsss.reports.two_axis_chart import two_axis_chart
 
@@ -117,19 +118,34 @@ def _write_pictures(table: CoinganFigures) -> None:
         return
     trained = {name: table.trained(name, seed) for name in names}
     cases = _some_cases(table.data, trained[ALL])
-    masks = {name: _masks_of(table.data, one, cases) for name, one in trained.items()}
+    masks = {name: [mask[0] for mask in _masks_of(table.data, one, cases)] for name, one in trained.items()}
     folder = make_directory(table.out / "panels")
+    note = f"seed {seed}; masks are read to choose cases and to compare"
     for place, case in enumerate(cases):
-        shown = {name: of_row[place][0] for name, of_row in masks.items()}
+        shown = {_short(name): of_row[place] for name, of_row in masks.items()}
         reference = torch.as_tensor(case["mask"])[0]
-        panel = render_comparison(case["image"], shown, reference, channel_names=table.data.modalities)
-        _write(folder / f"{case_file_name(case['id'])}.png", panel)
-    _write(table.out / "conversions.png", _conversions(table.data, trained[ALL], cases))
+        panel = render_comparison(case["image"], shown, reference, channel_names=table.data.modalities, note=note)
+        write_png(folder / f"{case_file_name(case['id'])}.png", panel)
+    _write_conversions(table, {name: trained[name] for name in LADDER if name in trained}, cases, masks)
 
 
-def _write(path: Path, content: bytes) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(content)
+def _write_conversions(
+    table: CoinganFigures, ladder: dict[str, Trained], cases: Cases, masks: dict[str, list[torch.Tensor]]
+) -> None:
+    """Draw the cases as all of CoinGAN converts them, and as each row of the ladder does."""
+    images = [torch.as_tensor(case["image"]) for case in cases]
+    references = [torch.as_tensor(case["mask"])[0] for case in cases]
+    converted = {name: _converted(one, images) for name, one in ladder.items()}
+    steps = [[image] for image in converted[ALL]]
+    grid = render_conversions(images, steps, masks=masks[ALL], references=references)
+    write_png(table.out / "conversions.png", grid)
+    results = {_short(name): list(zip(converted[name], masks[name], strict=True)) for name in ladder}
+    write_png(table.out / "switches.png", render_switches(images, results, references=references))
+
+
+def _short(name: str) -> str:
+    """Leave out what stands in brackets: columns are narrow."""
+    return name.partition(" (")[0]
 
 
 def _own(data: Any, one: Trained, cases: Cases) -> Cases:
@@ -142,12 +158,8 @@ def _own(data: Any, one: Trained, cases: Cases) -> Cases:
 def _some_cases(data: Any, one: Trained) -> Cases:
     """Choose diseased cases, evenly from the lowest Dice to the highest; masks are read."""
     cases = [case for case in data.measured_cases(one.recipe) if case.get("mask") is not None and np.any(case["mask"])]
-    masks = _masks_of(data, one, cases)
-    dice = [float(dice_score(count_pixels(mask, case["mask"]))[1]) for mask, case in zip(masks, cases, strict=True)]
-    order = np.argsort(dice)
-    return [
-        cases[place] for place in order[np.linspace(0, len(order) - 1, min(_PANELS, len(order))).round().astype(int)]
-    ]
+    chosen = spread_by_dice(_masks_of(data, one, cases), [case["mask"] for case in cases], _PANELS)
+    return [cases[place] for place in chosen]
 
 
 def _masks_of(data: Any, one: Trained, cases: Cases) -> list[torch.Tensor]:
@@ -159,8 +171,7 @@ def _masks_of(data: Any, one: Trained, cases: Cases) -> list[torch.Tensor]:
 
 
 @torch.no_grad()
-def _conversions(data: Any, one: Trained, cases: Cases) -> bytes:
+def _converted(one: Trained, images: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Give the conversions of images (C, *S), all in the range of the generator."""
     network: Any = one.method.network
-    images = [torch.as_tensor(case["image"]) for case in _own(data, one, cases)]
-    converted = [network.translate(image[None].float())[0] for image in images]
-    return render_conversions(images, [[each] for each in converted])
+    return [network.translate(image[None].float())[0] for image in images]

@@ -6,11 +6,15 @@
 |-----------------------|--------------------------------------------------------------------------------------|
 | ``mask``              | what is deployed; of CoinGAN |I - G(I)| above Otsu's threshold, in images above the  |
 |                       | presence level; of class maps and segmentations by the rule of their own table       |
-| ``mask, no gate``     | Otsu's threshold in every image                                                      |
+| ``mask, no gate``     | Otsu's threshold in every image that shows a contrast                                |
+| ``Otsu, all images``  | as ``mask``, with one threshold for all images that are above the presence level     |
 | ``smoothed``          | as ``mask``, of the map's mean over 5 x 5 pixels                                     |
 | ``healthy level``     | half-way between what healthy pixels respond and the peak of the image               |
 | ``healthy quantile``  | above nearly all healthy pixels                                                      |
-| ``best cut``          | one threshold for all images, chosen with masks                                      |
+| ``best cut (…)``      | one threshold for all images, chosen with masks                                      |
+
+A difference shows a contrast where a pixel of it exceeds ``min_contrast``.  Without one, the mask is empty in all
+columns but the last.
 
 Masks are measured by our metrics over all images, and by the protocol of the paper: positive images alone, one pooled
 table, means over lesion and background.  No mask is read in training or to decide, but where a name says so.
@@ -45,7 +49,7 @@ from monai_wsss.benchmark.recipes import FULL_SUPERVISION, Recipe
 from monai_wsss.benchmark.rows import Measured, Row
 from monai_wsss.benchmark.table import BenchmarkTable, Entry, Trained
 from monai_wsss.metrics import pixel_auroc
-from monai_wsss.refinement import MaskRule
+from monai_wsss.refinement import MaskRule, otsu_rule
 from monai_wsss.refinement.oracle import oracle_raw_threshold
 
 __all__ = [
@@ -63,9 +67,11 @@ Maps = Sequence[torch.Tensor]
 Metrics = dict[str, dict[str, Any]]
 
 _MASK, _BEST_CUT = "mask", "best cut (chosen with masks)"
+_OTSU_OF_ALL = "Otsu, all images"
 _SMOOTH = 5
-_DECISIONS = (_MASK, "mask, no gate", "smoothed", "healthy level", "healthy quantile", _BEST_CUT)
+_DECISIONS = (_MASK, "mask, no gate", _OTSU_OF_ALL, "smoothed", "healthy level", "healthy quantile", _BEST_CUT)
 _QUANTILE = 0.95  # of healthy training images, as CoinGAN's presence level
+_CONTRAST = 0.1  # that a difference has to show, as CoinGAN's own
 _OTSU, _ORACLE = "trivial: Otsu on the intensity", "trivial: ORACLE threshold of the intensity (chosen with masks)"
 _DISTANCE = "trivial: distance to the mean healthy training image"
 _EMPTY = "trivial: no lesion anywhere"
@@ -89,7 +95,7 @@ COINGAN_SECTIONS: dict[str, list[Column]] = {
         *_of_mask(DSC_of_all_images="dice_macro_pooled", JC_of_all_images="miou_pooled"),
         Column("ratio of the DSC to full supervision", "paper_dice_macro_pooled", _MASK, kind="ratio", bound=_MASK),
     ],
-    "Maps before any cut; differences on a scale of 2": [
+    "Maps before any cut: AUROC of the pixels of positive images; mean differences on a scale of 2": [
         *_of_mask(AUROC_per_image="heat_auroc", AUROC_pooled="heat_auroc_pooled", presence_AUROC="presence_auroc"),
         *_of_mask(difference_in_healthy_images="difference_healthy", in_diseased_ones="difference_diseased"),
     ],
@@ -260,6 +266,7 @@ def _differences(data: CoinganSlices, cases: Cases, maps: Maps, rule: MaskRule) 
     """Measure maps of differences under each decision; what the rule has not measured is left out."""
     yield Measured(_MASK, data.measure(cases, maps, rule) | _heat(cases, maps) | _changes(cases, maps))
     yield Measured("mask, no gate", data.measure(cases, maps, replace(rule, gate="none")))
+    yield Measured(_OTSU_OF_ALL, data.measure(cases, maps, otsu_rule(rule, maps)))
     smooth = [F.avg_pool2d(one, _SMOOTH, 1, _SMOOTH // 2, count_include_pad=False) for one in maps]
     yield Measured("smoothed", data.measure(cases, maps, rule, smooth))
     if rule.negative_reference is not None:
@@ -307,7 +314,12 @@ def _distance(data: CoinganSlices, table: BenchmarkTable, trained: Sequence[Trai
     healthy = [_image(case) for case in data.measured_cases(recipe, "training") if not np.any(case["label"])]
     mean = torch.cat(healthy).mean(0, keepdim=True)
     highest = torch.stack([(image - mean).abs().amax() for image in healthy])
-    rule = MaskRule(rule="otsu", pooling="max", presence_level=float(highest.quantile(_QUANTILE)))
+    rule = MaskRule(
+        rule="otsu",
+        pooling="max",
+        presence_level=float(highest.quantile(_QUANTILE)),
+        min_contrast=_CONTRAST,
+    )
     cases = data.measured_cases(recipe)
     yield from _differences(data, cases, [(_image(case) - mean).abs() for case in cases], rule)
 

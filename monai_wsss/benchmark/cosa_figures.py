@@ -32,7 +32,7 @@ import torch
 from markupsafe import Markup
 
 from monai_wsss._checks import DataError
-from monai_wsss._files import atomic_path, case_file_name, make_directory
+from monai_wsss._files import case_file_name, make_directory
 from monai_wsss.benchmark.cosa_branches import branch_maps, branch_masks, cuts_of
 from monai_wsss.benchmark.cosa_data import CosaSlices, CosaTiles, cosa_data
 from monai_wsss.benchmark.cosa_followed import CONFIDENCE, FOLLOWED, PERPLEXITY, Follower
@@ -41,9 +41,9 @@ from monai_wsss.benchmark.cosa_table import CosaTable
 from monai_wsss.benchmark.formatting import Column, format_rows
 from monai_wsss.benchmark.prepared import Cases
 from monai_wsss.benchmark.rows import Measured, Row
+from monai_wsss.benchmark.shown_cases import spread_by_dice, write_png
 from monai_wsss.benchmark.table import BenchmarkTable, Entry, Trained
 from monai_wsss.methods import WSSSMethod
-from monai_wsss.metrics import count_pixels, dice_score
 from monai_wsss.reports import box_chart
 from monai_wsss.reports.charts import ChartLine, line_chart
 from monai_wsss.reports.panels import render_comparison
@@ -283,20 +283,14 @@ def _write_panels(table: CosaFigures) -> None:
         cases = _positive(data.measured_cases(one.recipe, data.split, 1))
         masks[name] = _masks_of(data, one, cases)
     folder = make_directory(table.out / "panels")
-    dice = [
-        float(dice_score(count_pixels(mask, case["mask"]))[1])
-        for mask, case in zip(masks[names[-1]], cases, strict=True)
-    ]
-    order = np.argsort(dice)
-    for place in order[np.linspace(0, len(order) - 1, min(_PANELS, len(order))).round().astype(int)]:
+    for place in spread_by_dice(masks[names[-1]], [case["mask"] for case in cases], _PANELS):
         case = cases[place]
         # The tiles are narrow: what stands in brackets is left out.
         shown = {name.partition(" (")[0]: masks[name][place][0] for name in names}
         reference = torch.as_tensor(case["mask"])[0]
         note = f"CPL of each row, labels given, seed {seed}; masks are read to choose cases and to compare"
         panel = render_comparison(case["image"], shown, reference, channel_names=data.modalities, note=note)
-        with atomic_path(folder / f"{case_file_name(case['id'])}.png") as temporary:
-            temporary.write_bytes(panel)
+        write_png(folder / f"{case_file_name(case['id'])}.png", panel)
 
 
 def _masks_of(data: CosaTiles | CosaSlices, one: Trained, cases: Cases) -> list[torch.Tensor]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from monai.bundle import ConfigParser
 
 from monai_wsss._checks import DataError
 from monai_wsss.benchmark import Row, coingan_table, make_coingan_figures, make_coingan_table
@@ -31,12 +32,15 @@ from monai_wsss.benchmark.coingan_recipes import (
 from monai_wsss.benchmark.coingan_table import coingan_entries, coingan_sections, lambda_rows
 from monai_wsss.benchmark.recipes import FULL_SUPERVISION
 from monai_wsss.benchmark.rows import folder_name
-from monai_wsss.data import make_phantoms
+from monai_wsss.data import load_datalist, make_phantoms
 from monai_wsss.engines import Progress
 from monai_wsss.methods import CoinGAN
+from monai_wsss.refinement import MaskRule
+from monai_wsss.transforms import LoadOrderedd
 
 pytestmark = [pytest.mark.filterwarnings("ignore:Epoch ")]
 SMALL = CoinganBudget(epochs=1, batch_size=32, width=4, ndf=4, num_layers_d=1, steps=1, slices=8, generator_batch=32)
+BUNDLES = Path(__file__).parents[2] / "bundles"
 LATE = Progress(epoch=4, iteration=9, fraction=0.9)
 RECIPES = coingan_recipes()
 
@@ -123,6 +127,15 @@ def test_pairs_of_one_sequence_in_the_range_of_the_generator(brain):
     torch.testing.assert_close(case, (other.clamp(-2.5, 4.0) + 2.5) / 3.25 - 1)
     with pytest.raises(DataError, match="needs T9"):
         CoinganSlices(brain, sequence="T9").check()
+
+
+def test_intensities_are_those_of_the_bundle(brain):
+    config = ConfigParser()
+    config.read_config(BUNDLES / "brain_mri_coingan_segmentation" / "configs" / "train.json")
+    item = load_datalist(brain, "validation")[0]
+    read = LoadOrderedd("image")(CoinganSlices(brain).of_recipe([item], RECIPES[ALL])[0])
+    of_bundle = config.get_parsed_content("normalization")(read)["image"]
+    torch.testing.assert_close(CoinganSlices(brain).measured_cases(RECIPES[ALL])[0]["image"], of_bundle)
 
 
 def test_slices_are_not_turned_for_the_mean_of_healthy_ones(brain):
@@ -223,12 +236,42 @@ def test_trivial_references_say_when_they_read_masks(brain, tmp_path, short):
     assert {"heat_auroc", "heat_auroc_pooled", "difference_healthy", "difference_diseased"} <= set(distance)
 
 
+def test_without_contrast_no_decision_finds_anything_but_the_cut_chosen_with_masks(brain):
+    data = CoinganSlices(brain)
+    cases = data.measured_cases(RECIPES[ALL])
+    faint = [
+        0.09 * torch.rand(1, 1, 64, 64, generator=torch.Generator().manual_seed(place)) for place in range(len(cases))
+    ]
+    contrast = RECIPES[ALL].build(1, 1).network.min_contrast
+    assert contrast == coingan_table._CONTRAST, "the distance to the mean is decided alike"
+    rule = MaskRule(rule="otsu", pooling="max", presence_level=0.01, min_contrast=contrast)
+    sensitivity = {
+        one.column: one.metrics["sensitivity"]["mean"] for one in coingan_table._differences(data, cases, faint, rule)
+    }
+    best = sensitivity.pop("best cut (chosen with masks)")
+    assert best > 0
+    assert list(sensitivity) == ["mask", "mask, no gate", "Otsu, all images", "smoothed"]
+    assert set(sensitivity.values()) == {0}
+
+
+def test_one_threshold_for_all_images_leaves_the_fainter_ones_empty(brain):
+    data = CoinganSlices(brain)
+    cases = [case for case in data.measured_cases(RECIPES[ALL]) if np.any(case["mask"])][:4]
+    strength = [1.0, 1.0, 1.0, 0.2]
+    maps = [scale * torch.as_tensor(case["mask"])[None].float() for scale, case in zip(strength, cases, strict=True)]
+    rule = MaskRule(rule="otsu", pooling="max", presence_level=0.1)
+    found = {one.column: one.metrics for one in coingan_table._differences(data, cases, maps, rule)}
+    assert found["mask"]["sensitivity"]["mean"] == 1
+    assert 0 < found["Otsu, all images"]["sensitivity"]["mean"] < 1
+
+
 def test_a_small_run_measures_all_decisions_and_is_found_again(brain, tmp_path, short):
     few = [folder_name(name) for name in ("backbone", NOISY[ALL], f"{FULL_SUPERVISION} (masks), same network")]
     table = make_coingan_table(brain, tmp_path / "out", seeds=(0,), runs=tmp_path / "runs", rows=few)
     rows = table.run()
     columns = [one.column for one in rows if one.name == "backbone"]
-    assert columns == ["mask", "mask, no gate", "smoothed", "healthy level", "healthy quantile", columns[-1]]
+    assert columns[:3] == ["mask", "mask, no gate", "Otsu, all images"]
+    assert columns[3:-1] == ["smoothed", "healthy level", "healthy quantile"]
     assert "chosen with masks" in columns[-1]
     assert all("paper_assd_px" in one.metrics or one.metrics["paper_sensitivity"]["mean"] == 0 for one in rows)
     text = (tmp_path / "out" / f"{table.name}.md").read_text()
@@ -260,7 +303,8 @@ def test_figures_take_the_rows_and_weights_of_the_table(brain, tmp_path, short):
     rows = table.run()
     assert {one.name for one in rows} == {ALL, LAMBDAS[0.9]}
     assert (tmp_path / "lambda.svg").read_text().startswith("<svg")
-    assert (tmp_path / "conversions.png").read_bytes()[1:4] == b"PNG"
+    for name in ("conversions", "switches"):
+        assert (tmp_path / f"{name}.png").read_bytes()[1:4] == b"PNG"
     assert list((tmp_path / "panels").glob("*.png"))
     assert not (tmp_path / f"{table.name}.md").exists(), "that is the table's"
 
