@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import math
+import re
 import signal
 import subprocess
 import time
@@ -54,6 +55,31 @@ def phantoms(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def built(bundle: Path, phantoms: Path, **overrides: Any) -> Any:
     """Give what looks up the contents of the training's configuration."""
     return start(bundle, "train", dataset_dir=str(phantoms), **{**SMALL, **overrides}).parser.get_parsed_content
+
+
+# ---- the shipped weights ---------------------------------------------------------------------------------------------
+
+
+def test_readme_and_metadata_state_the_same_numbers_beside_trivial_answers(bundle):
+    text = (bundle / "docs" / "README.md").read_text(encoding="utf-8")
+    found = re.search(r"<!-- numbers -->\n(.*?)\n\n", text, flags=re.DOTALL)
+    assert found is not None
+    names, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in found[1].splitlines())
+    table = {row[0]: dict(zip(names, row, strict=True)) for row in rows}
+    for block, metrics in read_json(bundle / "configs" / "metadata.json")["eval_metrics"].items():
+        assert any(name.startswith(f"{block}, Otsu") for name in names)
+        for metric, value in metrics.items():
+            assert table[metric][block] == f"{value:.4f}"
+
+
+@pytest.mark.slow
+def test_the_shipped_weights_give_the_stated_numbers(bundle, tmp_path):
+    words: dict[str, Any] = {"modalities": ["FLAIR"]} if "brain" in bundle.name else {"kind": "chest"}
+    data = Path(make_phantoms(tmp_path / "phantoms", **words))
+    measured = read_json(run(bundle, "evaluate", tmp_path / "scores", data) / "metrics.json")
+    stated = read_json(bundle / "configs" / "metadata.json")["eval_metrics"]["phantom"]
+    for name, value in stated.items():
+        assert measured[name]["mean"] == pytest.approx(value, abs=1e-3), name
 
 
 # ---- what is trained on ----------------------------------------------------------------------------------------------
