@@ -5,15 +5,18 @@
 from __future__ import annotations
 
 import math
+import re
 import signal
 import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from test_every_bundle import ROOT, call, command, configs, environment, offline, read_json, read_rows, run, start
 
 from monai_wsss.data import UnpairedSampler, make_phantoms
@@ -23,6 +26,7 @@ from monai_wsss.methods import CoinGAN
 BUNDLES = [ROOT / "bundles" / f"{name}_coingan_segmentation" for name in ("brain_mri", "chest_xray")]
 SMALL: dict[str, Any] = {"network_def#width": 4, "network_def#num_res_blocks": 1, "method#ndf": 4}
 """Networks that learn nothing, but at once."""
+BESIDE = ("masks", "heat", "converted")
 LATE = Progress(epoch=9, iteration=900, fraction=0.9)
 
 __all__ = ["environment", "offline"]  # one thread and no GPU; no network
@@ -51,6 +55,31 @@ def phantoms(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def built(bundle: Path, phantoms: Path, **overrides: Any) -> Any:
     """Give what looks up the contents of the training's configuration."""
     return start(bundle, "train", dataset_dir=str(phantoms), **{**SMALL, **overrides}).parser.get_parsed_content
+
+
+# ---- the shipped weights ---------------------------------------------------------------------------------------------
+
+
+def test_readme_and_metadata_state_the_same_numbers_beside_trivial_answers(bundle):
+    text = (bundle / "docs" / "README.md").read_text(encoding="utf-8")
+    found = re.search(r"<!-- numbers -->\n(.*?)\n\n", text, flags=re.DOTALL)
+    assert found is not None
+    names, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in found[1].splitlines())
+    table = {row[0]: dict(zip(names, row, strict=True)) for row in rows}
+    for block, metrics in read_json(bundle / "configs" / "metadata.json")["eval_metrics"].items():
+        assert any(name.startswith(f"{block}, Otsu") for name in names)
+        for metric, value in metrics.items():
+            assert table[metric][block] == f"{value:.4f}"
+
+
+@pytest.mark.slow
+def test_the_shipped_weights_give_the_stated_numbers(bundle, tmp_path):
+    words: dict[str, Any] = {"modalities": ["FLAIR"]} if "brain" in bundle.name else {"kind": "chest"}
+    data = Path(make_phantoms(tmp_path / "phantoms", **words))
+    measured = read_json(run(bundle, "evaluate", tmp_path / "scores", data) / "metrics.json")
+    stated = read_json(bundle / "configs" / "metadata.json")["eval_metrics"]["phantom"]
+    for name, value in stated.items():
+        assert measured[name]["mean"] == pytest.approx(value, abs=1e-3), name
 
 
 # ---- what is trained on ----------------------------------------------------------------------------------------------
@@ -173,17 +202,41 @@ def test_the_checkpoint_holds_pool_and_levels_and_the_weights_the_mean_of_health
 def test_evaluation_by_the_paper_s_protocol_stands_beside_ours(training, bundle, phantoms, tmp_path):
     words = {name: value for name, value in SMALL.items() if "network" in name}
     options = {"ckpt_dir": str(training), "protocol": "paper", **words}
-    metrics = read_json(run(bundle, "evaluate", tmp_path / "scores", phantoms, **options) / "metrics.json")
+    output = run(bundle, "evaluate", tmp_path / "scores", phantoms, **options)
+    metrics = read_json(output / "metrics.json")
     assert {"dice_subject", "dice_macro_pooled", "pixel_auroc", "healthy_clean"} <= metrics.keys()
     paper = {name for name in metrics if name.startswith("paper_")}
     assert len(paper) >= 6
     assert all(metrics[name]["mean"] >= 0 for name in paper)
+    saved = [{path.name.replace("_normalized", "") for path in (output / name).iterdir()} for name in BESIDE]
+    assert saved[0] == saved[1] == saved[2]
+    assert (output / "conversions.png").is_file()
+    assert set(read_json(output / "intensities.json")["distance_to_healthy"]) > {"finding", "finding_converted"}
+    assert "<h2>Conversion</h2>" in (output / "report.html").read_text()
 
 
-def test_studies_are_converted_slice_by_slice(training, phantoms, bundle, tmp_path):
+def values(path: Path, low: float, high: float) -> np.ndarray:
+    """Give the values of a NIfTI file, or of a PNG file of 16 bits where ``low`` is black and ``high`` is white."""
+    if path.suffix == ".gz":
+        return np.asarray(nibabel.load(path).dataobj)
+    return low + (high - low) * np.asarray(Image.open(path)).astype(float) / 65535
+
+
+def test_heat_map_and_converted_image_lie_beside_the_mask_in_its_geometry(training, phantoms, bundle, tmp_path):
     words = {name: value for name, value in SMALL.items() if "network" in name}
     output = run(bundle, "inference", tmp_path / "out", phantoms, ckpt_dir=str(training), **words)
-    assert len(list((output / "masks").iterdir())) == 1
+    (row,) = read_rows(output / "predictions.csv")
+    mask, heat, converted = (output / row[name] for name in ("mask", "heat", "converted"))
+    assert [path.parent.name for path in (mask, heat, converted)] == list(BESIDE)
+    found, change, healthy = values(mask, 0, 65535), values(heat, 0, 2), values(converted, -1, 1)
+    assert found.shape == change.shape == healthy.shape
+    assert float(change.max()) > 0.01
+    assert -1 <= float(healthy.min()) < float(healthy.max()) <= 1
+    if mask.suffix == ".gz":
+        affines = [nibabel.load(path).affine for path in (mask, heat, converted)]
+        assert np.array_equal(affines[0], affines[1])
+        assert np.array_equal(affines[0], affines[2])
+    assert not list(output.rglob("*.tmp*"))
 
 
 def same(first: Any, second: Any) -> bool:

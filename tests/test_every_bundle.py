@@ -788,6 +788,9 @@ PREPARE = {
 def test_real_data_gives_the_stated_metrics(bundle, tmp_path):
     stated = read_json(bundle / "configs" / "metadata.json")["eval_metrics"]
     blocks = stated.keys() - {"phantom"}
+    if bundle.name == "chest_xray_coingan_segmentation":
+        assert not blocks
+        pytest.skip("its README says that the shipped weights have seen phantoms alone")
     assert blocks, "the metadata states no metric on real data"
     for block in blocks:
         prepare = PREPARE.get(block, prepare_cases)
