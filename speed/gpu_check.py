@@ -14,6 +14,7 @@ import json
 import statistics
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +31,7 @@ from monai_wsss.methods import (
     BMP,
     CMER,
     ClassActivationMapping,
+    CoinGAN,
     CoSA,
     FullSupervision,
     GlandClassification,
@@ -42,7 +44,7 @@ from monai_wsss.transforms import RandPhotometricDistortiond, RandScalePadCropd,
 
 CPU = torch.device("cpu")
 TINY: tuple[type[WSSSMethod], ...] = (
-    ClassActivationMapping, CMER, BMP, AFA, CoSA, GlandClassification, PseudoMaskSupervision, FullSupervision,
+    ClassActivationMapping, CMER, BMP, AFA, CoSA, CoinGAN, GlandClassification, PseudoMaskSupervision, FullSupervision,
 )  # fmt: skip
 FULL: dict[str, Callable[[], WSSSMethod]] = {
     "ClassActivationMapping": lambda: ClassActivationMapping.from_preset(in_channels=3),
@@ -111,9 +113,9 @@ def train(
 ) -> tuple[list[float], float]:
     """Train for some steps; gives the milliseconds of each and the last loss."""
     method.to(device)
-    optimizer = torch.optim.AdamW(method.parameters(), 1e-3)
+    optimizers = {player: torch.optim.AdamW(method.part_of(player).parameters(), 1e-3) for player in method.players}
     trainer = WSSSTrainer(
-        method, optimizer, [moved(batch_of(method, batch), device)] * steps, 1, device=device, amp=amp,
+        method, optimizers, [moved(batch_of(method, batch), device)] * steps, 1, device=device, amp=amp,
         progress_bar=False,
     )  # fmt: skip
     times: list[float] = []
@@ -128,7 +130,9 @@ def train(
 
     trainer.add_event_handler("ITERATION_STARTED", begin)
     trainer.add_event_handler("ITERATION_COMPLETED", end)
-    trainer.run()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that so few steps teach nothing
+        trainer.run()
     return times, trainer.state.output["loss"]
 
 

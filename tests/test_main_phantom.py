@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+# What is printed after a preparation is asked for kinds of data that would take long to prepare.
 from monai_wsss.__main__ import _print_next, main
 from monai_wsss.data import load_datalist, load_header, make_phantoms
 

@@ -71,7 +71,7 @@ _OTSU_OF_ALL = "Otsu, all images"
 _SMOOTH = 5
 _DECISIONS = (_MASK, "mask, no gate", _OTSU_OF_ALL, "smoothed", "healthy level", "healthy quantile", _BEST_CUT)
 _QUANTILE = 0.95  # of healthy training images, as CoinGAN's presence level
-_CONTRAST = 0.1  # that a difference has to show, as CoinGAN's own
+CONTRAST = 0.1  # that a difference has to show, as CoinGAN's own
 _OTSU, _ORACLE = "trivial: Otsu on the intensity", "trivial: ORACLE threshold of the intensity (chosen with masks)"
 _DISTANCE = "trivial: distance to the mean healthy training image"
 _EMPTY = "trivial: no lesion anywhere"
@@ -259,10 +259,10 @@ def _conversion(data: CoinganSlices, table: BenchmarkTable, trained: Sequence[Tr
     network: Any = one.method.network
     cases = data.measured_cases(one.recipe)
     maps = data.maps(cases, network, one.recipe.views)
-    yield from _differences(data, cases, maps, deployed_rule(network, one.recipe))
+    yield from rows_of_differences(data, cases, maps, deployed_rule(network, one.recipe))
 
 
-def _differences(data: CoinganSlices, cases: Cases, maps: Maps, rule: MaskRule) -> Iterator[Measured]:
+def rows_of_differences(data: CoinganSlices, cases: Cases, maps: Maps, rule: MaskRule) -> Iterator[Measured]:
     """Measure maps of differences under each decision; what the rule has not measured is left out."""
     yield Measured(_MASK, data.measure(cases, maps, rule) | _heat(cases, maps) | _changes(cases, maps))
     yield Measured("mask, no gate", data.measure(cases, maps, replace(rule, gate="none")))
@@ -318,10 +318,10 @@ def _distance(data: CoinganSlices, table: BenchmarkTable, trained: Sequence[Trai
         rule="otsu",
         pooling="max",
         presence_level=float(highest.quantile(_QUANTILE)),
-        min_contrast=_CONTRAST,
+        min_contrast=CONTRAST,
     )
     cases = data.measured_cases(recipe)
-    yield from _differences(data, cases, [(_image(case) - mean).abs() for case in cases], rule)
+    yield from rows_of_differences(data, cases, [(_image(case) - mean).abs() for case in cases], rule)
 
 
 def _nothing(data: CoinganSlices, table: BenchmarkTable, trained: Sequence[Trained]) -> Iterator[Measured]:

@@ -33,16 +33,15 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from monai_wsss._checks import check_choice, float32_or_wider
+from monai_wsss._checks import check_choice
 from monai_wsss._labels import IGNORED
 from monai_wsss._resize import resize_nearest
 from monai_wsss.engines import LossGate, Progress, Term, WeightRamp, short_run_sentences, takes_arguments_of
 from monai_wsss.inferers import MultiScaleSeeds
 from monai_wsss.methods.bmp_settings import BMP_PRESETS, BmpSettings, preset_network
-from monai_wsss.methods.two_branch_method import TwoBranchMethod
+from monai_wsss.methods.two_branch_method import TwoBranchMethod, classification_loss
 from monai_wsss.networks import TwoBranchNetwork
 from monai_wsss.networks.encoder_facts import encoder_name
 from monai_wsss.refinement import BackgroundAware, ConstantScores, LabeledImages, PixelAdaptiveRefinement
@@ -193,7 +192,7 @@ class BMP(TwoBranchMethod):
         seeds, segmentation = self.at_size(outputs.seeds, images), self.at_size(outputs.segmentation, images)
         self.observe(outputs.seeds, images.label)
         self.follow_healthy_level(images)
-        classification = F.multilabel_soft_margin_loss(float32_or_wider(outputs.logits), images.label)
+        classification = classification_loss(outputs.logits, images.label)
         ready = self.gate(classification)
         self._progress = progress
         self._waits = not ready and Term.any_begun(progress, self.c2s, self.s2c, self.affinity)

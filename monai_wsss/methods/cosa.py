@@ -30,7 +30,6 @@ from functools import cache
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from monai_wsss._checks import float32_or_wider
@@ -39,7 +38,7 @@ from monai_wsss.engines import Progress, Term, WeightAverage, short_run_sentence
 from monai_wsss.inferers import MultiScaleSeeds
 from monai_wsss.methods.cosa_network import ENCODER_WORDS, cosa_network
 from monai_wsss.methods.cosa_settings import CosaSettings
-from monai_wsss.methods.two_branch_method import TwoBranchMethod
+from monai_wsss.methods.two_branch_method import TwoBranchMethod, classification_loss
 from monai_wsss.networks import ConvPyramid, TwoBranchNetwork
 from monai_wsss.refinement import LabeledImages, SegmentationLabels, ThresholdLabels, TwoThresholdLabels
 from monai_wsss.refinement.labeled_images import strong_view
@@ -215,8 +214,8 @@ class CoSA(TwoBranchMethod):
             "csc": (compared, lambda l_csc: l_csc(compared, *self.auxiliary_labels.sure(images, assigned()[3]))),
             "energy": (segmentation, lambda l_e: l_e(segmentation, images.intensity, classes().label, inside)),
         }
-        losses = {"classification": _l_cls(outputs.logits, images.label)}
-        losses["auxiliary_classification"] = _l_cls(outputs.auxiliary_logits, images.label)
+        losses = {"classification": classification_loss(outputs.logits, images.label)}
+        losses["auxiliary_classification"] = classification_loss(outputs.auxiliary_logits, images.label)
         if begun:
             self.follow_healthy_level(images)
         self._waits = begun and not self.seeds.ready
@@ -259,7 +258,3 @@ class CoSA(TwoBranchMethod):
         begun = [term.ramp for term in (getattr(self, name) for name in _TERMS) if term]
         short = short_run_sentences({"warm_up": begun[0]} if begun else {}, self._progress)
         return super().collapse_warnings() + waits + short
-
-
-def _l_cls(logits: Any, label: torch.Tensor) -> torch.Tensor:
-    return F.multilabel_soft_margin_loss(float32_or_wider(logits), label)

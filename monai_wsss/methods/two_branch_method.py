@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from monai_wsss._checks import check_label, float32_or_wider
@@ -19,7 +20,7 @@ from monai_wsss.networks import BranchOutputs, TwoBranchNetwork
 from monai_wsss.networks.encoder_facts import new_layers_in
 from monai_wsss.refinement import LabeledImages
 
-__all__ = ["TwoBranchMethod"]
+__all__ = ["TwoBranchMethod", "classification_loss"]
 
 
 class TwoBranchMethod(WSSSMethod):
@@ -197,3 +198,8 @@ class TwoBranchMethod(WSSSMethod):
     def at_size(self, maps: torch.Tensor, images: LabeledImages) -> torch.Tensor:
         """Bring maps to the images' size, in float32 or wider."""
         return resize_linear(float32_or_wider(maps), images.image.shape[2:])
+
+
+def classification_loss(logits: Any, label: torch.Tensor) -> torch.Tensor:
+    """Give L_cls, the multi-label soft-margin loss of image-level logits (B, K), in float32 or wider."""
+    return F.multilabel_soft_margin_loss(float32_or_wider(logits), label)

@@ -92,7 +92,7 @@ def otsu_rule(rule: MaskRule, images: Iterable[torch.Tensor]) -> MaskRule:
 
     Example:
         >>> heat = torch.tensor([0.0, 0.1, 0.1, 0.9]).reshape(1, 1, 2, 2)
-        >>> rule = otsu_rule(MaskRule(presence_level=0.5), [heat, 0.8 * heat, 0.1 * heat])
+        >>> rule = otsu_rule(MaskRule(pooling="max", presence_level=0.5), [heat, 0.8 * heat, 0.1 * heat])
         >>> rule.rule, round(rule.threshold, 2)
         ('fixed', 0.1)
     """

@@ -243,10 +243,11 @@ def test_without_contrast_no_decision_finds_anything_but_the_cut_chosen_with_mas
         0.09 * torch.rand(1, 1, 64, 64, generator=torch.Generator().manual_seed(place)) for place in range(len(cases))
     ]
     contrast = RECIPES[ALL].build(1, 1).network.min_contrast
-    assert contrast == coingan_table._CONTRAST, "the distance to the mean is decided alike"
+    assert contrast == coingan_table.CONTRAST, "the distance to the mean is decided alike"
     rule = MaskRule(rule="otsu", pooling="max", presence_level=0.01, min_contrast=contrast)
     sensitivity = {
-        one.column: one.metrics["sensitivity"]["mean"] for one in coingan_table._differences(data, cases, faint, rule)
+        one.column: one.metrics["sensitivity"]["mean"]
+        for one in coingan_table.rows_of_differences(data, cases, faint, rule)
     }
     best = sensitivity.pop("best cut (chosen with masks)")
     assert best > 0
@@ -260,7 +261,7 @@ def test_one_threshold_for_all_images_leaves_the_fainter_ones_empty(brain):
     strength = [1.0, 1.0, 1.0, 0.2]
     maps = [scale * torch.as_tensor(case["mask"])[None].float() for scale, case in zip(strength, cases, strict=True)]
     rule = MaskRule(rule="otsu", pooling="max", presence_level=0.1)
-    found = {one.column: one.metrics for one in coingan_table._differences(data, cases, maps, rule)}
+    found = {one.column: one.metrics for one in coingan_table.rows_of_differences(data, cases, maps, rule)}
     assert found["mask"]["sensitivity"]["mean"] == 1
     assert 0 < found["Otsu, all images"]["sensitivity"]["mean"] < 1
 

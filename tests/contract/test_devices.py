@@ -28,6 +28,7 @@ from monai_wsss.data.dataset import check_workers
 from monai_wsss.engines import WSSSTrainer
 from monai_wsss.inferers import (
     AboveHealthyLevel,
+    AddConversiond,
     GradientCAMInferer,
     MinMax,
     MultiScaleSeeds,
@@ -36,7 +37,7 @@ from monai_wsss.inferers import (
     multi_view_maps,
 )
 from monai_wsss.methods import ClassActivationMapping, WSSSMethod
-from monai_wsss.networks import CAMEncoder, TwoBranchNetwork
+from monai_wsss.networks import CAMEncoder, CycleGenerator, TwoBranchNetwork
 from monai_wsss.refinement import (
     ClassMapRefinement,
     DenseCRF,
@@ -60,6 +61,7 @@ from monai_wsss.transforms import (
 
 ON_HOST = {
     "NormalizeSubjectd": "measures an image that has no statistics with the same numbers as `prepare`; it stays there",
+    "SaveMapd": "writes a file",
     "SaveMaskd": "writes a file",
 }
 """Transforms that read an image on the host, and why."""
@@ -208,6 +210,9 @@ def maps_of_scales(image: torch.Tensor) -> list[torch.Tensor]:
 
 
 INFERERS: dict[str, Callable[[torch.Tensor], Any]] = {
+    "AddConversiond": lambda image: list(
+        AddConversiond("pred", tiny(CycleGenerator).to(image.device))({"image": image[0], "pred": image[0]}).values()
+    ),
     "AboveHealthyLevel": healthy_level,
     "GradientCAMInferer": lambda image: GradientCAMInferer("1")(image, classifier().to(image.device)),
     "MinMax": lambda image: MinMax()(image),
