@@ -302,7 +302,9 @@ LONGER = {
         (f"{data}_coingan_segmentation", "paper.json"): 65 for data in ("brain_mri", "chest_xray")
     },
     **{  # heat map and converted image, each with its writer
-        (f"{data}_coingan_segmentation", "evaluate.json"): 85 for data in ("brain_mri", "chest_xray")
+        (f"{data}_coingan_segmentation", name): most
+        for data in ("brain_mri", "chest_xray")
+        for name, most in {"evaluate.json": 85, "inference.json": 180}.items()
     },
     ("dermoscopy_cam_segmentation", "frozen.json"): 40,  # another dataset around another encoder
     **{
