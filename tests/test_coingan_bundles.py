@@ -212,7 +212,7 @@ def test_evaluation_by_the_paper_s_protocol_stands_beside_ours(training, bundle,
     assert saved[0] == saved[1] == saved[2]
     assert (output / "conversions.png").is_file()
     assert set(read_json(output / "intensities.json")["distance_to_healthy"]) > {"finding", "finding_converted"}
-    assert "<h2>Conversion</h2>" in (output / "report.html").read_text()
+    assert "<h2>Conversion</h2>" in (output / "report.html").read_text(encoding="utf-8")
 
 
 def values(path: Path, low: float, high: float) -> np.ndarray:

@@ -583,7 +583,9 @@ def test_training_never_reads_masks_and_repeats_itself(bundle, training, phantom
     for mask in masks:
         os.remove(mask)
     again = run(bundle, "train", tmp_path / "again", data, **quick)
-    assert (again / "training_log.csv").read_text() == (training / "training_log.csv").read_text()
+    assert (again / "training_log.csv").read_text(encoding="utf-8") == (training / "training_log.csv").read_text(
+        encoding="utf-8"
+    )
     assert same_weights(again / "model.pt", training / "model.pt")
 
 

@@ -215,7 +215,7 @@ def test_prepare_brats(tmp_path, capsys):
     arguments = ["prepare", "brats", "--root", f"{tmp_path}/root", "--out", f"{tmp_path}/out", "--modalities", "FLAIR"]
     assert main([*arguments, "--as-slices", "--slice-step", "2", "--fractions", "1,0,0"]) == 0
     assert ["training", "9", "3", "3"] in [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert json.loads((tmp_path / "out" / "datalist.json").read_text())["modality"] == {"0": "FLAIR"}
+    assert json.loads((tmp_path / "out" / "datalist.json").read_text(encoding="utf-8"))["modality"] == {"0": "FLAIR"}
 
 
 @pytest.fixture

@@ -14,10 +14,10 @@ from monai.transforms import LoadImage, MapTransform
 from monai.utils import ensure_tuple
 from PIL import Image
 
-from monai_wsss._checks import check_choice
+from monai_wsss._checks import DataError, check_choice
 from monai_wsss._image_readers import DicomReader, MetaImageReader
 from monai_wsss._nifti import MillimeterNiftiReader
-from monai_wsss._pictures import ORDERS, PIXELS, XY, in_order, is_turned, unit_of, upright
+from monai_wsss._pictures import ORDERS, PIXELS, XY, in_order, unit_of, upright
 
 __all__ = ["LoadOrderedd"]
 
@@ -62,7 +62,12 @@ class LoadOrderedd(MapTransform):
         with warnings.catch_warnings():  # MONAI warns of a decoder for GPUs that it does not find beside pydicom
             warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
             self._load = LoadImage(ensure_channel_first=True)
-        for reader in (MetaImageReader(), DicomReader(), MillimeterNiftiReader(), _UprightReader(converter=upright)):
+        for reader in (
+            MetaImageReader(),
+            DicomReader(),
+            MillimeterNiftiReader(),
+            _UprightReader(converter=_one_frame),
+        ):
             self._load.register(reader)  # the last one registered is asked first
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -78,17 +83,16 @@ class LoadOrderedd(MapTransform):
 
 
 class _UprightReader(PILReader):
-    """Pillow's reader, also of TIFFs that an EXIF entry turns, which MONAI's reader of TIFFs would leave as stored."""
+    """Pillow's reader, also of TIFFs, which MONAI leaves to ITK: it would not turn them as their EXIF entry says."""
 
     def verify_suffix(self, filename: Any) -> bool:
-        return super().verify_suffix(filename) or any(map(_is_turned_tiff, ensure_tuple(filename)))
+        names = (str(path).lower() for path in ensure_tuple(filename))
+        return super().verify_suffix(filename) or all(name.endswith((".tif", ".tiff")) for name in names)
 
 
-def _is_turned_tiff(path: Any) -> bool:
-    if not str(path).lower().endswith((".tif", ".tiff")):
-        return False
-    try:
-        with Image.open(path) as picture:
-            return is_turned(picture)
-    except (OSError, Image.DecompressionBombError):  # whoever reads it next says so
-        return False
+def _one_frame(picture: Image.Image) -> Image.Image:
+    """Turn a picture upright; of a TIFF with several frames one alone would be read."""
+    frames = getattr(picture, "n_frames", 1)
+    if picture.format == "TIFF" and frames > 1:
+        raise DataError(f"{picture.filename} has {frames} frames: save the one that is meant, or a NIfTI volume.")  # type: ignore[attr-defined]
+    return upright(picture)

@@ -80,8 +80,8 @@ def test_rows_are_measured_once_and_again_when_the_weights_change(datalist, tmp_
     assert all(row.column == "right" and row.split == "training" and row.reads_masks for row in rows[1::2])
     assert all((row.seconds is None) == (row.name == "nothing") for row in rows)
     assert rows[6].seconds == rows[0].seconds + rows[2].seconds  # of both seeds
-    assert str(tmp_path) not in (tmp_path / "few.json").read_text()
-    assert [Row(**row) for row in json.loads((tmp_path / "few.json").read_text())] == rows
+    assert str(tmp_path) not in (tmp_path / "few.json").read_text(encoding="utf-8")
+    assert [Row(**row) for row in json.loads((tmp_path / "few.json").read_text(encoding="utf-8"))] == rows
 
     again = Counted()
     assert make(datalist, tmp_path, again).run() == rows
@@ -105,8 +105,8 @@ def test_rows_of_labels_made_from_masks_say_so(datalist, tmp_path):
     )
     rows = replace(table, entries=[entry for entry in table.entries if entry.recipe is None]).run()
     assert all(row.simulated_supervision for row in rows)
-    assert json.loads((tmp_path / "few.json").read_text())[0]["simulated_supervision"] is True
-    assert "Simulated supervision" in (tmp_path / "few.md").read_text()
+    assert json.loads((tmp_path / "few.json").read_text(encoding="utf-8"))[0]["simulated_supervision"] is True
+    assert "Simulated supervision" in (tmp_path / "few.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("changed", [{"learning_rate": 1e-2}, {"epochs": 2}])
@@ -121,7 +121,7 @@ def test_weights_of_earlier_versions_are_taken_over(datalist, tmp_path):
     """They have one file of settings at the top, with more in it, and no record of seconds."""
     table = make(datalist, tmp_path, Counted())
     table.run()
-    content = json.loads((tmp_path / "settings.json").read_text())
+    content = json.loads((tmp_path / "settings.json").read_text(encoding="utf-8"))
     (tmp_path / "settings.json").write_text(json.dumps({**content, "batch_size": 64, "learning_rate": 1e-3}))
     for name in ("settings.json", "seconds.json"):
         for path in tmp_path.glob(f"plain/*/{name}"):
@@ -134,7 +134,7 @@ def test_weights_of_earlier_versions_are_taken_over(datalist, tmp_path):
 
 
 def test_data_with_several_classes_is_refused(datalist, tmp_path):
-    content = json.loads(datalist.read_text())
+    content = json.loads(datalist.read_text(encoding="utf-8"))
     several = tmp_path / "datalist.json"
     several.write_text(json.dumps({**content, "classes": ["edema", "core"]}))
     with pytest.raises(DataError, match="has the classes edema, core: this table is for one class"):

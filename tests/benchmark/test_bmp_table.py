@@ -96,7 +96,7 @@ def test_a_small_run_leaves_the_table_and_trains_nothing_twice(datalist, tmp_pat
     refined = {row.name: row for row in rows if row.column == "S + CRF"}
     assert set(refined) == {"+ affinity (all of BMP)", FULL_SUPERVISION}  # of whole methods
     assert refined[FULL_SUPERVISION].metrics["crf_seconds"]["mean"] > 0
-    assert [Row(**row) for row in json.loads((out / "bmp.json").read_text())] == rows
+    assert [Row(**row) for row in json.loads((out / "bmp.json").read_text(encoding="utf-8"))] == rows
     trained = {path: path.stat().st_mtime_ns for path in out.glob("*/seed0/model.pt")}
     assert len(trained) == 3
     assert table.run() == rows

@@ -114,12 +114,12 @@ def test_small_runs_leave_tables_and_figures_and_train_nothing_twice(datalist, t
         assert all(f"{name} / {group}" in labels for name in CMER_RECIPES)
         assert f"plain CAM, Grad-CAM++ (one view, half of the maximum) / {group}" in labels
         assert f"plain CAM, mixture, all images / {group}" in labels
-    assert [Row(**row) for row in json.loads((out / "cmer.json").read_text())] == rows
+    assert [Row(**row) for row in json.loads((out / "cmer.json").read_text(encoding="utf-8"))] == rows
     trained = {path: path.stat().st_mtime_ns for path in out.glob("*/seed0/model.pt")}
     for make in (make_cmer_errors, make_cmer_thresholds, make_cmer_transforms):
         make(datalist, out, **settings).run()
     assert all(path.stat().st_mtime_ns == before for path, before in trained.items())
-    curves = json.loads((out / "cmer_thresholds_curves.json").read_text())
+    curves = json.loads((out / "cmer_thresholds_curves.json").read_text(encoding="utf-8"))
     assert all(len(curve["threshold"]) == len(curve["dice_subject"]) for curve in curves.values())
     for figure in ("cmer_thresholds.svg", "cmer_transforms.svg"):
         assert (out / figure).read_text(encoding="utf-8").startswith("<svg")

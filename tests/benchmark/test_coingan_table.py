@@ -275,7 +275,7 @@ def test_a_small_run_measures_all_decisions_and_is_found_again(brain, tmp_path, 
     assert columns[3:-1] == ["smoothed", "healthy level", "healthy quantile"]
     assert "chosen with masks" in columns[-1]
     assert all("paper_assd_px" in one.metrics or one.metrics["paper_sensitivity"]["mean"] == 0 for one in rows)
-    text = (tmp_path / "out" / f"{table.name}.md").read_text()
+    text = (tmp_path / "out" / f"{table.name}.md").read_text(encoding="utf-8")
     assert "Read masks in training: full supervision (masks), same network." in text
     again = make_coingan_table(brain, tmp_path / "elsewhere", seeds=(0,), runs=tmp_path / "runs", rows=few)
     assert again.run() == rows
@@ -303,7 +303,7 @@ def test_figures_take_the_rows_and_weights_of_the_table(brain, tmp_path, short):
     assert (table.name, table.seeds) == (make_coingan_table(brain, tmp_path).name, (0,))
     rows = table.run()
     assert {one.name for one in rows} == {ALL, LAMBDAS[0.9]}
-    assert (tmp_path / "lambda.svg").read_text().startswith("<svg")
+    assert (tmp_path / "lambda.svg").read_text(encoding="utf-8").startswith("<svg")
     for name in ("conversions", "switches"):
         assert (tmp_path / f"{name}.png").read_bytes()[1:4] == b"PNG"
     assert list((tmp_path / "panels").glob("*.png"))

@@ -210,7 +210,7 @@ def test_a_small_run_measures_both_branches_of_both_networks(kind, skin, brain, 
     assert len(chosen) == 3
     assert all("chosen with masks" in column for column in chosen)
     assert all(row.reads_masks for row in rows if row.name in (ORACLE, BOUND))
-    text = (tmp_path / "out" / f"{table.name}.md").read_text()
+    text = (tmp_path / "out" / f"{table.name}.md").read_text(encoding="utf-8")
     assert f"Read masks in training: {BOUND}; {ORACLE}." in text
     assert text.count("Simulated supervision") == (kind == "tiles")
     assert text.count("S: Dice per subject") == 1
@@ -240,7 +240,7 @@ def test_a_second_stage_learns_from_class_maps(skin, tmp_path, short):
     table.data.samples = 4
     assert not table.trained("CoSA-MS, same encoder", 0).method.uses_masks
     folder = tmp_path / folder_name(ALL) / "seed0" / "pseudo_masks_cpl"
-    settings = json.loads((folder / "settings.json").read_text())
+    settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
     assert settings["weights_sha256"]
     assert len(list(folder.glob("*.png"))) == 3
 
@@ -283,7 +283,7 @@ def test_a_training_is_followed_once_its_class_maps_can_be_scaled(tmp_path):
     for scale in method.seeds.healthy_levels.values():
         scale.set_level(torch.zeros(1))
     follower(engine)
-    assert list(json.loads(follower.path.read_text())) == ["000003"]
+    assert list(json.loads(follower.path.read_text(encoding="utf-8"))) == ["000003"]
 
 
 def test_the_kind_of_the_data_is_known(skin, brain):
@@ -297,7 +297,7 @@ def test_figures_are_drawn_from_rows_and_say_that_they_read_masks(brain, tmp_pat
     assert {row.name for row in rows} == {f"all {what}, followed" for what in ("of CoSA", "without SA", "without RAW")}
     assert all(row.metrics["by_confidence"]["pixels"] for row in rows)
     for name in COSA_FIGURES:
-        chart = (tmp_path / "out" / f"{name}.svg").read_text()
+        chart = (tmp_path / "out" / f"{name}.svg").read_text(encoding="utf-8")
         assert chart.startswith("<svg")
         assert "reads masks" in chart
     again = make_cosa_figures(brain, tmp_path / "elsewhere", seeds=(0,), runs=tmp_path / "runs")

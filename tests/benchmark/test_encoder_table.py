@@ -71,11 +71,11 @@ def test_every_row_is_trained_and_measured(skin, tmp_path, short):
     assert all({"tile_auroc", "tile_clean", "cpu_seconds_per_image"} <= set(row.metrics) for row in cams)
     seconds = [[row.metrics[f"cpu_seconds_{of}"]["mean"] for of in ("to_mask", "per_image")] for row in cams]
     assert all(0 < to_mask <= per_image for to_mask, per_image in seconds), "measuring a mask is no part of making it"
-    text = (tmp_path / "out" / f"{table.name}.md").read_text()
+    text = (tmp_path / "out" / f"{table.name}.md").read_text(encoding="utf-8")
     assert "to the best bound" in text
     kept = list((tmp_path / "runs").rglob("*.json"))
     assert len(kept) == len(names)
-    assert all(str(tmp_path) not in path.read_text() for path in kept)
+    assert all(str(tmp_path) not in path.read_text(encoding="utf-8") for path in kept)
     again = make_encoder_table(skin, tmp_path / "elsewhere", seeds=(0,), runs=tmp_path / "runs")
     again.data.samples = 4
     assert again.run() == rows
@@ -157,7 +157,7 @@ def test_regions_are_measured_alone(skin):
 
 def test_everything_is_of_the_scored_class(tmp_path):
     folder = Path(make_phantoms(tmp_path / "gland", kind="gland", subjects=(1, 1, 0)))
-    content = json.loads((folder / "datalist.json").read_text())
+    content = json.loads((folder / "datalist.json").read_text(encoding="utf-8"))
     sensitivity = []
     for scored in content["classes"]:
         (folder / "scored.json").write_text(json.dumps({**content, "scored_class": scored}))
@@ -202,7 +202,7 @@ def test_levers_have_no_ratio(skin, tmp_path):
 
 
 def test_a_refinement_that_would_fail_after_the_trainings_is_refused_before(skin, tmp_path):
-    content = json.loads(skin.read_text())
+    content = json.loads(skin.read_text(encoding="utf-8"))
     content["tiles"]["region"] = "lung"
     in_regions = skin.with_name("regions.json")
     in_regions.write_text(json.dumps(content))
@@ -213,13 +213,13 @@ def test_a_refinement_that_would_fail_after_the_trainings_is_refused_before(skin
 
 
 def test_data_that_a_table_is_not_for_is_refused(skin, tmp_path):
-    content = json.loads(skin.read_text())
+    content = json.loads(skin.read_text(encoding="utf-8"))
     content["training"] = [item for item in content["training"] if any(item["label"])]
     broken = skin.with_name("broken.json")
     broken.write_text(json.dumps(content))
     with pytest.raises(DataError, match="negative"):
         make_lever_table(broken, tmp_path, seeds=(0,)).run()
-    content = json.loads(skin.read_text())
+    content = json.loads(skin.read_text(encoding="utf-8"))
     content["validation_tiles"] = [item for item in content["validation_tiles"] if any(item["label"])]
     broken.write_text(json.dumps(content))
     with pytest.raises(DataError, match=r"tiles of the split validation of .* must be with and without the finding"):

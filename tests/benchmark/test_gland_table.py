@@ -107,7 +107,7 @@ def test_small_runs_are_whole_and_fine_tuned(datalist, tmp_path, caplog):
     table = make_gland_table(datalist, tmp_path / "out", seeds=(0,), **SMALL)
     rows = table.run()
     assert [row.name for row in rows] == [*CLASSIFIERS, *SEGMENTERS, GLAND_BOUND]
-    assert [Row(**row) for row in json.loads((tmp_path / "out" / "gland.json").read_text())] == rows
+    assert [Row(**row) for row in json.loads((tmp_path / "out" / "gland.json").read_text(encoding="utf-8"))] == rows
     assert [row.name for row in rows if row.reads_masks] == [GLAND_BOUND]
     assert {row.name for row in rows if "map_miou_mixture" in row.metrics} == set(CLASSIFIERS)
     weights = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("model.pt")}

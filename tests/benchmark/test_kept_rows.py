@@ -59,7 +59,7 @@ def test_kept_rows_need_no_weights(datalist, tmp_path):
     calls: list[int] = []
     rows = make(datalist, tmp_path / "a", tmp_path / "runs", calls).run()
     kept = tmp_path / "runs" / "kept" / "validation" / "plain" / "seed3.json"
-    text = kept.read_text()
+    text = kept.read_text(encoding="utf-8")
     assert calls == [3]
     assert str(tmp_path) not in text
     assert not any(item["id"] in text for item in _items(datalist))
@@ -117,7 +117,7 @@ def test_a_resumed_training_counts_the_steps_of_its_last_process(datalist, tmp_p
     (folder / "seconds.json").write_text('{"seconds": 6.0, "steps": 100, "timed_steps": 3}')
     assert table._costs("plain", 3) == {"steps": {"mean": 100}, "seconds_per_step": {"mean": 2.0}}
     table.run()
-    costs = json.loads((folder / "seconds.json").read_text())
+    costs = json.loads((folder / "seconds.json").read_text(encoding="utf-8"))
     assert costs["timed_steps"] == costs["steps"] > 0
 
 
@@ -133,7 +133,7 @@ def test_the_digest_is_of_the_content_and_not_of_the_place(datalist, tmp_path):
 
 
 def _items(datalist: Path) -> list[dict]:
-    return json.loads(datalist.read_text())["training"]
+    return json.loads(datalist.read_text(encoding="utf-8"))["training"]
 
 
 def test_ratios_are_held_against_the_best_bound():

@@ -146,12 +146,14 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "a yaml config": (write("configs/train.yaml", b""), r"^configs/train.yaml does not belong here"),
     "indentation": (
         lambda bundle: (path := bundle / "configs/train.json").write_text(
-            json.dumps(json.loads(path.read_text()), indent=2) + "\n"
+            json.dumps(json.loads(path.read_text(encoding="utf-8")), indent=2) + "\n"
         ),
         r"^configs/train.json is not indented by 4",
     ),
     "no newline at the end": (
-        lambda bundle: (path := bundle / "configs/inference.json").write_text(path.read_text().rstrip("\n")),
+        lambda bundle: (path := bundle / "configs/inference.json").write_text(
+            path.read_text(encoding="utf-8").rstrip("\n")
+        ),
         r"^configs/inference.json is not indented by 4 with a newline",
     ),
     "broken json": (write("configs/evaluate.json", b'{"run": '), r"^configs/evaluate.json is no JSON"),

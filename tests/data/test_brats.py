@@ -157,7 +157,7 @@ LAYOUTS = [brats2013, brats2015, brats2018, brats2020, brats2021, brats2023, pla
 
 
 def read(path: Path) -> dict:
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def cases_of(path: Path) -> list[dict]:
@@ -537,7 +537,7 @@ def test_the_split_of_the_paper_is_8_to_1_to_1_and_scored_on_validation(tmp_path
         {item["subject"] for item in load_datalist(file, split)} for split in ("training", "validation", "test")
     ]
     assert [len(group) for group in subjects] == [8, 1, 1]
-    header = json.loads(file.read_text())
+    header = json.loads(file.read_text(encoding="utf-8"))
     assert header["labels"] == "of slices, from the segmentation: tumor in 1 pixels or more"
     assert (header["split"], header["scored_split"], header["modality"]) == ("paper", "validation", {"0": "FLAIR"})
     with pytest.raises(ValueError, match="`split`"):
@@ -556,7 +556,11 @@ def test_prepared_volumes_below_the_root_are_no_cases(tmp_path):
     plain_case(tmp_path / "source" / "bert")
     first = prepare_brats(tmp_path / "source", tmp_path / "source" / "one")
     second = prepare_brats(tmp_path / "source", tmp_path / "source" / "two")
-    assert len(json.loads(first.read_text())["statistics"]) == len(json.loads(second.read_text())["statistics"]) == 2
+    assert (
+        len(json.loads(first.read_text(encoding="utf-8"))["statistics"])
+        == len(json.loads(second.read_text(encoding="utf-8"))["statistics"])
+        == 2
+    )
 
 
 def test_all_faults_are_told_at_once(tmp_path):

@@ -38,7 +38,7 @@ def brain_root(root: Path, channels: int = 3) -> dict[str, np.ndarray]:
 
 
 def datalist_of(path: Path) -> dict:
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_statistics_pool_all_slices_of_a_subject(tmp_path):
 def test_heldout_goes_to_test_and_a_root_with_test_rows_only_is_fine(tmp_path):
     brain_root(tmp_path / "root")
     table = tmp_path / "root" / "labels.csv"
-    table.write_text(table.read_text().replace(",train,", ",test,"))
+    table.write_text(table.read_text(encoding="utf-8").replace(",train,", ",test,"))
     path = prepare_cases(tmp_path / "root", tmp_path / "out")
     assert [len(load_datalist(path, split)) for split in ("training", "validation", "test")] == [0, 0, 6]
 
@@ -222,7 +222,7 @@ def test_images_without_a_mask_folder(tmp_path):
 def test_mistakes_in_the_table(tmp_path, old, new, message):
     brain_root(tmp_path / "root")
     table = tmp_path / "root" / "labels.csv"
-    table.write_text(table.read_text().replace(old, new))
+    table.write_text(table.read_text(encoding="utf-8").replace(old, new))
     with pytest.raises(DataError, match=message):
         prepare_cases(tmp_path / "root", tmp_path / "out")
     assert not (tmp_path / "out" / "datalist.json").exists()

@@ -73,7 +73,7 @@ def write(root: Path, name: str, content: object) -> None:
 
 def change_training(root: Path, change: Callable[[dict[str, Any]], object]) -> None:
     path = root / "annotations" / "instances_train2014.json"
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text(encoding="utf-8"))
     change(content)
     path.write_text(json.dumps(content))
 

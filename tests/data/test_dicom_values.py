@@ -294,7 +294,7 @@ def test_a_volume_of_unknown_size_is_nifti_that_is_measured_in_pixels(tmp_path, 
     save_dicom(tmp_path / "negative.dcm", STORED.astype(np.int16) - 900, PixelSpacing=None)
     (tmp_path / "labels.csv").write_text("id,label,split\na,1,train\n")
     datalist = prepare_folder(tmp_path / "images", tmp_path / "labels.csv", tmp_path / "out")
-    assert json.loads(datalist.read_text())["training"][0]["unit"] == "px"
+    assert json.loads(datalist.read_text(encoding="utf-8"))["training"][0]["unit"] == "px"
     (item,) = load_datalist(datalist, "training")
     image = LoadOrderedd("image")(item)["image"]
     assert image.shape == (1, 7, 5, 3)

@@ -90,7 +90,7 @@ def test_pictures_are_copied_with_binary_masks_and_the_folder_stands_alone(two):
     np.testing.assert_array_equal(np.asarray(Image.open(item["mask"])), (mask > 0).astype(np.uint8))
     assert item["label"].tolist() == [1.0]
     assert [case["id"] for case in items(path, "validation")] == ["b"]
-    datalist = json.loads(path.read_text())
+    datalist = json.loads(path.read_text(encoding="utf-8"))
     assert datalist["classes"] == ["foreground"]
     assert datalist["modality"] == {"0": "image"}
     foreground = expected[expected > expected.mean()]
@@ -139,7 +139,7 @@ def test_wanted_modalities_leave_the_others_out(tmp_path):
     volume(tmp_path / "images" / "b" / "flair.nii.gz")
     table(tmp_path, "a,1,train", "b,0,train")
     path = run(tmp_path, modalities=("FLAIR",))
-    assert json.loads(path.read_text())["modality"] == {"0": "FLAIR"}
+    assert json.loads(path.read_text(encoding="utf-8"))["modality"] == {"0": "FLAIR"}
     assert isinstance(items(path)[0]["image"], str)
     shutil.rmtree(tmp_path / "out")
     with pytest.raises(DataError, match=r'labels.csv, row 3: case "b" lacks the modality T1: add its file'):
@@ -153,7 +153,7 @@ def test_channels_of_a_four_dimensional_nifti_become_files(tmp_path):
     np.testing.assert_array_equal(read_image(item["image"][0]).numpy()[0], values[..., 1])
     np.testing.assert_array_equal(read_image(item["image"][1]).numpy()[0], values[..., 0])
     shutil.rmtree(tmp_path / "out")
-    assert json.loads(run(tmp_path).read_text())["modality"] == {"0": "channel 0", "1": "channel 1"}
+    assert json.loads(run(tmp_path).read_text(encoding="utf-8"))["modality"] == {"0": "channel 0", "1": "channel 1"}
     shutil.rmtree(tmp_path / "out")
     with pytest.raises(DataError, match=r"a.nii.gz has 2 channels, but 1 modalities are named \(T1\): name one for"):
         run(tmp_path, modalities=("T1",))
@@ -174,7 +174,7 @@ def test_photographs_stay_one_file_without_statistics(tmp_path):
     (item,) = items(path)
     np.testing.assert_array_equal(np.asarray(Image.open(item["image"])), values)
     assert "intensity_mean" not in item
-    assert json.loads(path.read_text())["modality"] == {"0": "red", "1": "green", "2": "blue"}
+    assert json.loads(path.read_text(encoding="utf-8"))["modality"] == {"0": "red", "1": "green", "2": "blue"}
 
 
 def test_gray_pictures_among_colored_ones_become_colored(tmp_path):
@@ -272,7 +272,7 @@ def test_subjects_labels_and_splits_from_their_columns(tmp_path):
     path = run(
         tmp_path, id_column="scan", subject_column="patient", label_columns=("nodule", "edema"), split_column="fold"
     )
-    datalist = json.loads(path.read_text())
+    datalist = json.loads(path.read_text(encoding="utf-8"))
     assert datalist["classes"] == ["nodule", "edema"]
     cases = [
         (split, case["id"], case["subject"], case["label"])
@@ -309,10 +309,10 @@ def test_a_drawn_split_is_by_subject_and_by_seed(tmp_path):
         picture(tmp_path / "images" / f"{number}.png")
         rows.append(f"{number},p{number // 2},{number // 2 % 2}")
     table(tmp_path, *rows, header="id,subject,label")
-    datalist = json.loads(run(tmp_path, fractions=(0.6, 0.2, 0.2), seed=5).read_text())
+    datalist = json.loads(run(tmp_path, fractions=(0.6, 0.2, 0.2), seed=5).read_text(encoding="utf-8"))
     assert [len(datalist[split]) for split in ("training", "validation", "test")] == [12, 4, 4]
     shutil.rmtree(tmp_path / "out")
-    assert json.loads(run(tmp_path, fractions=(0.6, 0.2, 0.2), seed=5).read_text()) == datalist
+    assert json.loads(run(tmp_path, fractions=(0.6, 0.2, 0.2), seed=5).read_text(encoding="utf-8")) == datalist
 
 
 def test_noise_in_the_affines_is_taken_out_so_that_monai_reads_the_case(tmp_path):
@@ -394,7 +394,7 @@ def test_the_subject_of_a_slice_is_its_volume_and_labels_are_never_taken_from_ma
     table(tmp_path, *rows, header="id,z,x,y")
     with caplog.at_level(logging.WARNING):
         path = run(tmp_path, as_slices=True, slice_column="z", masks=tmp_path / "masks", fractions=(1, 0, 0))
-    assert json.loads(path.read_text())["classes"] == ["x", "y"]
+    assert json.loads(path.read_text(encoding="utf-8"))["classes"] == ["x", "y"]
     cases = [(item["id"], item["subject"], item["label"].tolist()) for item in items(path)]
     assert cases == [("v_1_001", "v_1", [0, 1]), ("v_1_003", "v_1", [0, 0]), ("w_002", "w", [1, 1])]
     assert "3 masks show other classes than their labels say, first that of v_1_001." in caplog.text

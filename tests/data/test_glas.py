@@ -286,7 +286,7 @@ def test_bad_folders_of_the_challenge(tmp_path):
 
 def test_a_prepared_folder_is_not_written_over(tmp_path):
     root = table_layout(tmp_path / "glas")
-    before = json.loads(prepare(root).read_text())
+    before = json.loads(prepare(root).read_text(encoding="utf-8"))
     with pytest.raises(DataError, match="holds a datalist"):
         prepare(root, stride=4)
-    assert json.loads((tmp_path / "out" / "datalist.json").read_text()) == before
+    assert json.loads((tmp_path / "out" / "datalist.json").read_text(encoding="utf-8")) == before

@@ -171,7 +171,7 @@ def test_boxes_may_be_in_millimeters(root, tmp_path, unit, signs):
 
 def test_tables_of_spreadsheets_are_read(root, tmp_path, caplog):
     expected = labels(prepare_mela(root, tmp_path / "one", split="paper"))
-    text = (root / "train.csv").read_text().replace(",", ";").replace("mela_0001;", "mela_0001.nii.gz;")
+    text = (root / "train.csv").read_text(encoding="utf-8").replace(",", ";").replace("mela_0001;", "mela_0001.nii.gz;")
     (root / "train.csv").write_text(f"{text}\nmela_0077;1;1;1;2;2;2\n", encoding="utf-8-sig")
     (root / "bbox_values.csv").write_text("age,sex\n3,f\n")
     assert labels(prepare_mela(root, tmp_path / "two", split="paper")) == expected
@@ -180,7 +180,7 @@ def test_tables_of_spreadsheets_are_read(root, tmp_path, caplog):
 
 
 def test_all_faults_of_tables_and_scans_are_told_at_once(root, tmp_path):
-    (root / "again.csv").write_text((root / "val.csv").read_text())
+    (root / "again.csv").write_text((root / "val.csv").read_text(encoding="utf-8"))
     (root / "train.csv").write_text(f"{HEAD}\nmela_0001,1,2,x,4,5,6\nmela_0002,1,2,3,4,5,-1\nmela_0003,1")
     (root / "notes.csv").write_bytes(b"public_id\xff,coordX\n")
     with pytest.raises(DataError) as caught:

@@ -64,7 +64,7 @@ def test_no_cut_of_brightness_finds_the_opacities(drawn):
 
 def test_the_folder_can_be_trained_on_and_measured(tmp_path):
     folder = Path(make_phantoms(tmp_path / "chest", kind="chest", subjects=(4, 2, 4)))
-    content = json.loads((folder / "datalist.json").read_text())
+    content = json.loads((folder / "datalist.json").read_text(encoding="utf-8"))
     assert content["classes"] == ["opacity"]
     assert content["order"] == "rows_columns"
     check_trainable(load_datalist(folder / "datalist.json", "training"))

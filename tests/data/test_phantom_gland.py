@@ -40,7 +40,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 def read(folder: Path) -> dict:
-    return json.loads((folder / "datalist.json").read_text())
+    return json.loads((folder / "datalist.json").read_text(encoding="utf-8"))
 
 
 # --- what is drawn

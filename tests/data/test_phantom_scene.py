@@ -64,6 +64,6 @@ def test_other_seeds_give_other_scenes(tmp_path):
 @pytest.mark.parametrize("context", [["bird"], {"boat": "sea"}, {"bird": ""}, {"bird": 3}])
 def test_a_context_maps_classes_to_words(tmp_path, context):
     folder = Path(make_phantoms(tmp_path, kind="scene", subjects=(1, 0, 0)))
-    datalist = json.loads((folder / "datalist.json").read_text())
+    datalist = json.loads((folder / "datalist.json").read_text(encoding="utf-8"))
     with pytest.raises(DataError, match='"context" must map classes to what always accompanies them'):
         write_datalist(folder, {**datalist, "context": context})

@@ -29,7 +29,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 def read(folder: Path) -> dict:
-    return json.loads((folder / "datalist.json").read_text())
+    return json.loads((folder / "datalist.json").read_text(encoding="utf-8"))
 
 
 def otsu(values: np.ndarray) -> int:
@@ -88,7 +88,7 @@ def test_tiles_of_both_kinds_beside_whole_images(folder):
 
 def test_tiles_are_those_that_prepare_cuts_from_the_raw_folder(folder, tmp_path):
     path = prepare_cases(folder / "raw", tmp_path / "out", tiles=64, tile_stride=32, labels_from_masks=True)
-    ours, theirs = read(folder), json.loads(path.read_text())
+    ours, theirs = read(folder), json.loads(path.read_text(encoding="utf-8"))
     for name in ("labels", "tiles", "classes", "modality", "training", "validation", "validation_tiles", "test_tiles"):
         assert ours[name] == theirs[name], name
     files = [item[key] for item in ours["training"] + ours["test"] for key in ("image", "mask")]

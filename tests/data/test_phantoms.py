@@ -32,7 +32,7 @@ def fingerprints(folder: str | Path) -> dict[str, str]:
 
 
 def read(folder: str | Path) -> dict:
-    return json.loads((Path(folder) / "datalist.json").read_text())
+    return json.loads((Path(folder) / "datalist.json").read_text(encoding="utf-8"))
 
 
 def z_score(volume: np.ndarray) -> np.ndarray:
@@ -262,7 +262,7 @@ def test_other_arguments_replace_the_phantoms_and_nothing_else(tmp_path):
 def test_no_file_outside_of_the_folder_is_removed(tmp_path):
     folder = Path(make_phantoms(tmp_path / "phantoms", modalities=["T1"], subjects=(1, 0, 0)))
     (tmp_path / "mine.txt").write_text("mine")
-    datalist = json.loads((folder / "datalist.json").read_text())
+    datalist = json.loads((folder / "datalist.json").read_text(encoding="utf-8"))
     datalist["raw"] = ["../mine.txt", str(tmp_path / "mine.txt")]
     (folder / "datalist.json").write_text(json.dumps(datalist))
     make_phantoms(folder, modalities=["FLAIR"], subjects=(1, 0, 0))
@@ -298,7 +298,7 @@ def test_a_folder_of_real_data_is_not_overwritten(tmp_path, content):
     (tmp_path / "datalist.json").write_text(content)
     with pytest.raises(DataError, match=r"datalist\.json is no datalist of phantoms.*choose another folder"):
         make_phantoms(tmp_path)
-    assert (tmp_path / "datalist.json").read_text() == content
+    assert (tmp_path / "datalist.json").read_text(encoding="utf-8") == content
 
 
 @pytest.mark.parametrize(

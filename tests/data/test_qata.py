@@ -50,7 +50,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def splits_of(file: Path) -> dict[str, str]:
-    content = json.loads(file.read_text())
+    content = json.loads(file.read_text(encoding="utf-8"))
     return {item["id"]: name for name in ("training", "validation", "test") for item in content[name]}
 
 

@@ -82,7 +82,7 @@ def test_a_source_without_origin(tmp_path):
 def test_with_background_nothing_changes(tmp_path):
     images, labels = tiles(tmp_path, "a,1,0\nb,0,0\n", "id,gland,other\n")
     path = prepare_folder(images, labels, tmp_path / "out", fractions=(1, 0, 0))
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text(encoding="utf-8"))
     assert content["background"] is True
     assert "scored_class" not in content
     assert "statistics" not in content
@@ -222,7 +222,7 @@ def test_commands(tmp_path, capsys):
     text = capsys.readouterr().out
     assert "cd bundles/histology_gland_segmentation" in text
     assert load_header(tmp_path / "out" / "datalist.json")["scored_class"] == "other"
-    labels.write_text(labels.read_text().replace("a,1,0", "a,0,0"))
+    labels.write_text(labels.read_text(encoding="utf-8").replace("a,1,0", "a,0,0"))
     assert main([*command, "--out", str(tmp_path / "out2")]) == 1
     assert 'row 2: all labels of "a" are 0' in capsys.readouterr().err
 

@@ -197,7 +197,7 @@ def test_tiles_lie_in_the_region(root, caplog):
 
 def label_zero(root: Path, name: str) -> None:
     table = root / "labels.csv"
-    table.write_text(table.read_text().replace(f"{name},{name},1", f"{name},{name},0"))
+    table.write_text(table.read_text(encoding="utf-8").replace(f"{name},{name},1", f"{name},{name},0"))
     (root / "masks" / f"{name}.png").unlink()
 
 
@@ -297,7 +297,7 @@ def test_from_the_command_line(root, capsys):
     out = root.parent / "out"
     options = ["--tiles", "32", "--tile-stride", "32", "--labels-from-masks", "--keep-dark-corners"]
     assert main(["prepare", "cases", "--root", str(root), "--out", str(out), *options]) == 0
-    datalist = json.loads((out / "datalist.json").read_text())
+    datalist = json.loads((out / "datalist.json").read_text(encoding="utf-8"))
     assert datalist["tiles"]["skip_dark_corners"] is False
     assert len(datalist["training"]) == 6
     assert main(["prepare", "cases", "--root", str(root), "--out", str(root.parent / "no"), "--tiles", "32"]) == 1

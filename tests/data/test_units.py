@@ -180,7 +180,7 @@ def test_an_affine_with_no_place_is_refused(tmp_path):
 def test_a_metaimage_without_spacing_is_of_unknown_size(tmp_path):
     SimpleITK.WriteImage(SimpleITK.GetImageFromArray(VALUES.T), str(tmp_path / "a.mhd"))
     assert read_image(tmp_path / "a.mhd").meta["unit"] == "mm"
-    lines = (tmp_path / "a.mhd").read_text().splitlines()
+    lines = (tmp_path / "a.mhd").read_text(encoding="utf-8").splitlines()
     (tmp_path / "a.mhd").write_text("\n".join(line for line in lines if "Spacing" not in line))
     image = loaded(tmp_path / "a.mhd")
     np.testing.assert_array_equal(image[0].numpy(), VALUES)
@@ -205,7 +205,7 @@ def test_pictures_that_become_nifti_stay_of_unknown_size(tmp_path):
     tifffile.imwrite(tmp_path / "images" / "a.tif", VALUES[..., 0].T)
     tifffile.imwrite(tmp_path / "images" / "b.tif", np.arange(30, dtype=np.uint16).reshape(5, 6))
     datalist = prepare(tmp_path, "a", "b")
-    assert [item.get("unit") for item in json.loads(datalist.read_text())["training"]] == ["px", None]
+    assert [item.get("unit") for item in json.loads(datalist.read_text(encoding="utf-8"))["training"]] == ["px", None]
     items = load_datalist(datalist, "training")
     assert [item["unit"] for item in items] == ["px", "mm"]
     assert [Path(item["image"]).suffix for item in items] == [".gz", ".png"]
@@ -216,7 +216,7 @@ def test_pictures_that_become_nifti_stay_of_unknown_size(tmp_path):
 def test_an_unknown_unit_in_a_datalist_is_refused(tmp_path):
     save(tmp_path / "images" / "a.nii.gz")
     datalist = prepare(tmp_path, "a")
-    content = json.loads(datalist.read_text())
+    content = json.loads(datalist.read_text(encoding="utf-8"))
     content["training"][0]["unit"] = "inch"
     datalist.write_text(json.dumps(content))
     with pytest.raises(DataError, match=r"training\[0\] has unit 'inch': give \"mm\" or \"px\", or leave it out"):

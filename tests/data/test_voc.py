@@ -346,7 +346,7 @@ def test_bad_options_are_said_in_one_sentence(tmp_path, options, message):
 
 def test_a_prepared_folder_is_not_written_over(tmp_path):
     root = make_voc(tmp_path / "voc")
-    before = json.loads(prepare(root).read_text())
+    before = json.loads(prepare(root).read_text(encoding="utf-8"))
     with pytest.raises(DataError, match="holds a datalist"):
         prepare(root)
-    assert json.loads((tmp_path / "out" / "datalist.json").read_text()) == before
+    assert json.loads((tmp_path / "out" / "datalist.json").read_text(encoding="utf-8")) == before

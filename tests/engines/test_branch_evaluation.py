@@ -285,7 +285,7 @@ def test_branches_are_logged_by_interval_and_a_resumed_run_keeps_earlier_rows(tm
 def test_branches_are_measured_once_without_a_training(tmp_path, caplog):
     caplog.set_level("INFO")
     rows = BranchLog(evaluation(), {"validation": [item()]}, tmp_path / "new").measure()
-    content = json.loads((tmp_path / "new" / "branches.json").read_text())
+    content = json.loads((tmp_path / "new" / "branches.json").read_text(encoding="utf-8"))
     assert content["rows"] == rows
     assert content["reads"] == "pixel masks, to measure only"
     lines = read(tmp_path / "new" / "branches_once.csv")

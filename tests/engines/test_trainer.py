@@ -101,7 +101,7 @@ def test_a_killed_and_resumed_run_ends_bit_for_bit_as_the_unkilled_one(tmp_path,
     assert resumed.state.iteration == whole.state.iteration == 12
     first, second = (torch.load(tmp_path / run / "model.pt", weights_only=True) for run in ("whole", "killed"))
     assert all(torch.equal(first[name], second[name]) for name in first)
-    logs = [(tmp_path / run / "training_log.csv").read_text() for run in ("whole", "killed")]
+    logs = [(tmp_path / run / "training_log.csv").read_text(encoding="utf-8") for run in ("whole", "killed")]
     assert logs[0] == logs[1]
     assert len(logs[0].splitlines()) == 5
 
@@ -157,7 +157,7 @@ def test_a_run_of_iterations_stops_after_them_and_resumes_bit_for_bit(tmp_path, 
         assert resumed.state.iteration == 11
         first, second = (torch.load(tmp_path / run / "model.pt", weights_only=True) for run in ("whole", "killed"))
         assert all(torch.equal(first[name], second[name]) for name in first)
-    logs = [(tmp_path / run / "training_log.csv").read_text() for run in ("whole", "killed")]
+    logs = [(tmp_path / run / "training_log.csv").read_text(encoding="utf-8") for run in ("whole", "killed")]
     assert logs[0] == logs[1]
     assert len(logs[0].splitlines()) == 5
 
@@ -168,7 +168,7 @@ def test_a_run_of_iterations_begins_as_one_of_epochs_with_the_same_draws(tmp_pat
     for name, options in (("epochs", {"epochs": 2}), ("iterations", {"max_iterations": 7})):
         trainer = make_trainer(tmp_path / name, **options)
         trainer.run()
-        rows.append((tmp_path / name / "training_log.csv").read_text().splitlines())
+        rows.append((tmp_path / name / "training_log.csv").read_text(encoding="utf-8").splitlines())
     assert rows[0] == rows[1][:3]
     assert len(rows[1]) == 4
     assert 0 < float(rows[1][3].split(",")[1]) < 2 * float(rows[1][2].split(",")[1])

@@ -142,7 +142,7 @@ def test_a_single_tag_makes_a_patch_constant_and_speaks_for_its_neighbors(tmp_pa
         patch("b", constant(1, 0), [0, 1], source="p", origin=[2, 0]),
         patch("other/picture", constant(1, 0), [1, 1], source="q", origin=[0, 0]),
     ]
-    manifest = json.loads(writer(items, tmp_path).run().read_text())
+    manifest = json.loads(writer(items, tmp_path).run().read_text(encoding="utf-8"))
     assert read(tmp_path / "a.png").tolist() == [[1] * 4, [1] * 4, [2] * 4, [2] * 4]
     assert (read(tmp_path / "b.png") == 2).all()
     assert (read(tmp_path / manifest["files"]["other/picture"]) == 1).all()
@@ -185,7 +185,7 @@ def test_with_a_background_labels_gate_the_mask_and_studies_keep_their_geometry(
         item["image"] = study
     rule = {"rule": "fixed", "threshold": 2.0}
     writer(items, tmp_path / "fixed", Maps(1), background=True, rule=rule).run()
-    manifest = json.loads((tmp_path / "fixed" / "manifest.json").read_text())
+    manifest = json.loads((tmp_path / "fixed" / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["settings"]["rule"] == rule
     assert np.asarray(nibabel.load(tmp_path / "fixed" / "sick.nii.gz").dataobj).sum() == 16
     writer(items, tmp_path, Maps(1), background=True, rule="logit").run()
@@ -253,7 +253,7 @@ def test_files_of_images_in_another_order_are_not_kept(tmp_path):
 
     assert [calls(), calls(), calls(order="rows_columns"), calls(order="rows_columns")] == [1, 0, 1, 0]
     # Those of before, whose settings do not tell the order, were read as [x, y].
-    settings = json.loads((tmp_path / "out/settings.json").read_text())
+    settings = json.loads((tmp_path / "out/settings.json").read_text(encoding="utf-8"))
     (tmp_path / "out/settings.json").write_text(json.dumps({k: v for k, v in settings.items() if k != "order"}))
     assert [calls(order="xy")] == [0]
 
@@ -353,7 +353,7 @@ def test_pseudo_masks_with_a_background_are_drawn_to_the_edges(refine, tmp_path)
     assert read(tmp_path / "sick.png")[:, 0].tolist() == [0, 0, 0, 1, 1, 1, 1, 0]
     asked = network.calls
     made = writer(items, tmp_path, network, background=True, rule="logit", refine=refine)
-    settings = json.loads(made.run().read_text())["settings"]["refine"]
+    settings = json.loads(made.run().read_text(encoding="utf-8"))["settings"]["refine"]
     assert settings["part"] == ("DenseCRF" if refine == "crf" else "PixelAdaptiveRefinement")
     assert settings["iterations"] == 10
     assert network.calls == 2 * asked
@@ -391,7 +391,7 @@ def test_weights_are_loaded_and_named(tmp_path):
     torch.save({**network.state_dict(), "scale": -torch.ones(1)}, tmp_path / "model.pt")
     made = writer([patch("a", constant(1, 0), [1, 1])], tmp_path / "out", network)
     made.weights = tmp_path / "model.pt"
-    manifest = json.loads(made.run().read_text())
+    manifest = json.loads(made.run().read_text(encoding="utf-8"))
     assert (read(tmp_path / "out" / "a.png") == 2).all()
     assert len(manifest["settings"]["weights_sha256"]) == 64
     made.weights = tmp_path / "absent.pt"
@@ -430,7 +430,7 @@ def test_quality_counts_what_is_not_ignored(tmp_path):
     assert content["ignored"] == 0.25
     assert content["miou_pooled"] == content["iou_pooled/other"] == 1.0
     assert content["cases"] == 1
-    assert json.loads((tmp_path / "quality.json").read_text()) == content
+    assert json.loads((tmp_path / "quality.json").read_text(encoding="utf-8")) == content
     with pytest.raises(DataError, match="No case of the split has a pixel mask"):
         score_pseudo_masks(tmp_path, items[1:], transform, tmp_path / "q.json", classes=["gland", "other"])
 

@@ -430,7 +430,7 @@ def test_maps_and_segmentations_are_decided_as_everywhere(slide, tmp_path):
     expected = whole_mask(network, pixels, gate="given", label=torch.tensor([[1.0, 0.0, 1.0]]))
     np.testing.assert_array_equal(tifffile.imread(result.mask, key=0), expected)
     assert 2 not in expected
-    assert json.loads(result.record.read_text())["presence"] == "given"
+    assert json.loads(result.record.read_text(encoding="utf-8"))["presence"] == "given"
     network = convolution(classes=4)
     network.output_kind, network.groups = "activation", 2
     for fusion in ("max", "mean"):
@@ -556,7 +556,7 @@ def test_a_broken_run_goes_on_and_ends_as_an_unbroken_one(slide, tmp_path, strip
     np.testing.assert_array_equal(tifffile.imread(result.mask), tifffile.imread(expected.mask))
     assert result.class_mm2 == expected.class_mm2
     assert result.tiles == expected.tiles
-    assert json.loads(result.record.read_text())["bands"]["taken_over"] > 0
+    assert json.loads(result.record.read_text(encoding="utf-8"))["bands"]["taken_over"] > 0
     assert not (tmp_path / ".mask.tif.partial").exists()
 
 
@@ -577,7 +577,7 @@ def test_other_settings_or_weights_start_anew(slide, tmp_path, change, caplog):
     result = run(slide, network, tmp_path / "mask.tif", batch_size=1, margin=0, **options.get(change, {}))
     assert network.calls == result.tiles
     assert ("other settings, other weights or another slide: it starts anew" in caplog.text) == (change != "resume")
-    assert json.loads(result.record.read_text())["bands"]["taken_over"] == 0
+    assert json.loads(result.record.read_text(encoding="utf-8"))["bands"]["taken_over"] == 0
 
 
 def test_a_finished_slide_is_not_done_again(slide, tmp_path):
@@ -615,7 +615,7 @@ def test_a_run_that_is_killed_goes_on(slide, tmp_path):
     options = {"margin": 0, "batch_size": 1, "normalize": lambda tile: tile / 255}
     network = CAMEncoder.tiny(2, 3, 2)
     result = run(slide, network, tmp_path / "mask.tif", **options)
-    assert json.loads(result.record.read_text())["bands"]["taken_over"] > 0
+    assert json.loads(result.record.read_text(encoding="utf-8"))["bands"]["taken_over"] > 0
     whole = run(slide, network, tmp_path / "whole.tif", **options)
     np.testing.assert_array_equal(tifffile.imread(result.mask), tifffile.imread(whole.mask))
     assert sorted(path.name for path in tmp_path.glob("*mask*")) == ["mask.json", "mask.tif", "mask_overlay.png"]

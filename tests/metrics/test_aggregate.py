@@ -397,8 +397,8 @@ def test_written_files(tmp_path):
     assert sorted(path.name for path in folder.iterdir()) == [
         "metrics.json", "notes.txt", "per_case.csv", "per_subject.csv", "sweep.json",
     ]  # fmt: skip
-    assert json.loads((folder / "metrics.json").read_text()) == metrics
-    assert (folder / "notes.txt").read_text().splitlines() == table.notes
+    assert json.loads((folder / "metrics.json").read_text(encoding="utf-8")) == metrics
+    assert (folder / "notes.txt").read_text(encoding="utf-8").splitlines() == table.notes
     rows = list(csv.DictReader((folder / "per_case.csv").open()))
     assert [row["row"] for row in rows] == [str(i) for i in range(1, 25)]
     assert rows[4]["id"] == "s1z0"
@@ -410,7 +410,7 @@ def test_written_files(tmp_path):
     assert np.mean(dice) == pytest.approx(metrics["dice_subject"]["mean"])
     assert int(subjects[0]["cases"]) == 4
     assert sum(int(row["tp"]) for row in subjects) == sum(row["tp"] for row in table.rows)
-    sweep = json.loads((folder / "sweep.json").read_text())
+    sweep = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
     curve = sweep["classes"]["tumor"]["dice_subject"]
     assert len(curve) == len(sweep["thresholds"]) == 100
     assert max(curve) == pytest.approx(metrics["oracle_dice_subject"]["mean"])
@@ -421,7 +421,7 @@ def test_written_files(tmp_path):
 def test_sweep_of_the_table_is_thresholding_of_the_maps(tmp_path):
     made = cases(seed=7, classes=2)
     table_of(made, ("core", "edema")).write(tmp_path, bootstrap=2)
-    sweep = json.loads((tmp_path / "sweep.json").read_text())
+    sweep = json.loads((tmp_path / "sweep.json").read_text(encoding="utf-8"))
     for k, name in enumerate(("core", "edema")):
         for i in (0, 30, 60, 90):
             threshold = sweep["thresholds"][i]
@@ -519,7 +519,7 @@ def test_the_label_filter_of_segmentations_is_named_in_the_table_and_its_notes(t
     table.write(tmp_path, bootstrap=10)
     rows = list(csv.DictReader((tmp_path / "per_case.csv").open()))
     assert [row["label_filter"] for row in rows] == ["given", "given", "none"]
-    notes = (tmp_path / "notes.txt").read_text()
+    notes = (tmp_path / "notes.txt").read_text(encoding="utf-8")
     assert (
         "Label filter of the segmentations: given (2 cases; masks hold the classes of the image's label alone" in notes
     )

@@ -82,7 +82,7 @@ def test_the_grid_shows_the_first_cases_and_the_telling_slice(tmp_path):
     blue = (np.asarray(grid) == [77, 163, 255]).all(axis=2)
     assert blue[20 : 20 + 6 * 164].any(), "the slice of the reference"
     assert not blue[20 + 6 * 164 :].any()
-    assert (tmp_path / "notes.txt").read_text().count("Wasserstein-1") == 1
+    assert (tmp_path / "notes.txt").read_text(encoding="utf-8").count("Wasserstein-1") == 1
 
 
 def test_pictures_of_rows_and_columns_are_drawn_upright():
@@ -133,10 +133,10 @@ def test_an_evaluation_reports_what_the_conversion_does(chest, tmp_path):
     for kind in ("masks", "heat", "converted"):
         assert len(list((tmp_path / kind).iterdir())) == len(items)
     assert all(path.stem.endswith("_normalized") for path in (tmp_path / "converted").iterdir())
-    content = json.loads((tmp_path / "intensities.json").read_text())
+    content = json.loads((tmp_path / "intensities.json").read_text(encoding="utf-8"))
     assert content["images"] == {"finding": 3, "healthy": 3}
-    assert "Wasserstein-1" in (tmp_path / "notes.txt").read_text()
-    page = (tmp_path / "report.html").read_text()
+    assert "Wasserstein-1" in (tmp_path / "notes.txt").read_text(encoding="utf-8")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<h2>Conversion</h2>" in page
     assert "share of the pixels" in page
     assert page.count("A row per case: image, converted image") == 1

@@ -120,14 +120,14 @@ class Checker(HTMLParser):
 
 def test_shows_every_number_with_its_interval_and_definition(page, run_folder):
     text = Checker(page).text
-    metrics = json.loads((run_folder / "metrics.json").read_text())
+    metrics = json.loads((run_folder / "metrics.json").read_text(encoding="utf-8"))
     assert len(metrics) == 20
     for name, entry in metrics.items():
         digits = 2 if name.startswith(("a", "hd95", "r_")) and name != "accuracy" else 3
         assert f"{name} {entry['mean']:.{digits}f}" in text, name
         assert f"{entry['ci95'][0]:.{digits}f} to {entry['ci95'][1]:.{digits}f}" in text, name
     assert "Share of the healthy images whose mask is empty." in text
-    for note in (run_folder / "notes.txt").read_text().splitlines():
+    for note in (run_folder / "notes.txt").read_text(encoding="utf-8").splitlines():
         assert note in text
     for words in (
         "Research use only. Not for diagnosis",
@@ -195,7 +195,7 @@ def test_holds_no_identifier_no_remote_asset_and_no_script(page):
 def test_text_is_escaped_wherever_it_comes_from(tmp_path):
     evil = "<script>alert(1)</script><img src=x onerror=y>\"'"
     folder = fake_run_folder(tmp_path / "run", classes=("tumor", evil), uses_masks=[evil], subjects=6)
-    run = json.loads((folder / "run.json").read_text())
+    run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     run |= {"git_commit": evil, "time_utc": evil, "config": {evil: evil}, "versions": {evil: evil}}
     (folder / "run.json").write_text(json.dumps(run))
     (folder / "notes.txt").write_text(evil)
@@ -223,7 +223,7 @@ def test_several_classes(tmp_path):
 def test_headings_follow_the_background_of_the_data(run_folder, tmp_path):
     """Check headings against ``run.json``; an older file does not say, and the heading then leaves it open."""
     shutil.copy(run_folder / "metrics.json", tmp_path)
-    run = json.loads((run_folder / "run.json").read_text())
+    run = json.loads((run_folder / "run.json").read_text(encoding="utf-8"))
     headings = {
         "Averaged with the background, as some papers do": {"background": True, "scored_class": None},
         "Averaged over the classes, all of them real tissue": {"background": False, "scored_class": "<gland>"},
@@ -327,7 +327,7 @@ def test_opens_in_a_browser(run_folder, page, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     dom = Checker(done.stdout)
     assert "Segmentation report" in dom.text
-    for name in json.loads((run_folder / "metrics.json").read_text()):
+    for name in json.loads((run_folder / "metrics.json").read_text(encoding="utf-8")):
         assert name in dom.text
     assert dom.tags.count("img") == page.count("<img") >= 10
     assert dom.tags.count("polyline") == page.count("<polyline") >= 5

@@ -44,8 +44,8 @@ def test_versions_hashes_seed_and_time(tmp_path):
     assert (run["seed"], run["config"], run["uses_masks"]) == (7, {"a": 1}, ["oracle"])
     assert timedelta(0) <= datetime.now(UTC) - datetime.fromisoformat(run["time_utc"]) < timedelta(minutes=1)
     path = write_run(tmp_path / "new" / "run", run)
-    assert json.loads(path.read_text()) == run
-    assert "tmp" not in path.read_text()  # hashes, not paths
+    assert json.loads(path.read_text(encoding="utf-8")) == run
+    assert "tmp" not in path.read_text(encoding="utf-8")  # hashes, not paths
 
 
 def trainer_of(method, optimizers, schedulers):

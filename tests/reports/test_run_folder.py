@@ -93,10 +93,10 @@ def test_an_evaluation_fills_the_run_folder(phantoms, tmp_path):
         rows = list(csv.DictReader(file))
     assert [row["id"] for row in rows] == [item["id"] for item in items]
     assert len(list((run / "masks").iterdir())) == len(list((run / "panels").iterdir())) == len(items)
-    metrics = json.loads((run / "metrics.json").read_text())
+    metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["dice_subject"]["mean"] == pytest.approx(scores.summary["dice_subject"]["mean"])
     assert {"dice_pooled", "assd_px", "healthy_clean", "presence_auroc", "r_under", "r_over"} <= set(metrics)
-    record = json.loads((run / "run.json").read_text())
+    record = json.loads((run / "run.json").read_text(encoding="utf-8"))
     assert record["weights_sha256"] == file_sha256(weights)
     assert record["uses_masks"] == []
     assert record["config"] == {
@@ -106,8 +106,8 @@ def test_an_evaluation_fills_the_run_folder(phantoms, tmp_path):
         **{"grid": None, "views": "none", "scales": [1.0], "amp": False},
     }
     assert record["seed"] == 7
-    assert (run / "training_log.csv").read_text() == "epoch,loss\n1,0.5\n"
-    report = (run / "report.html").read_text()
+    assert (run / "training_log.csv").read_text(encoding="utf-8") == "epoch,loss\n1,0.5\n"
+    report = (run / "report.html").read_text(encoding="utf-8")
     assert items[0]["id"] not in report, "a report names no case"
     assert "http" + "://" not in report.replace("http://www.w3.org", "")
 
@@ -124,7 +124,7 @@ def test_an_inference_lists_its_masks_with_volumes(phantoms, tmp_path):
     milliliters = np.asanyarray(mask.dataobj).sum() * np.prod(mask.header.get_zooms()) / 1000
     assert float(row["tumor_ml"]) == pytest.approx(milliliters, rel=1e-3)
     assert float(row["tumor_presence_logit"]) > 0
-    record = json.loads((tmp_path / "run.json").read_text())
+    record = json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))
     assert record["weights_sha256"] is None
     assert record["uses_masks"] is None
     assert row["replaced"] == ""
@@ -136,7 +136,7 @@ def test_without_any_mask_presence_is_all_that_is_measured(phantoms, tmp_path, c
     run = RunFolder(tmp_path, datalist, scores)
     evaluate(phantoms, "validation", tmp_path, [run], masks=False, scores=scores)
     assert "No reference mask of a positive image in this split" in caplog.text
-    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    metrics = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
     assert "dice_subject" not in metrics
     assert {"presence_auroc", "healthy_clean"} <= set(metrics)
     assert "dice_pooled" not in metrics, "healthy images alone have no overlap"
@@ -155,7 +155,7 @@ def started(record, core=None, network=None):
         engine.core = core
     record.attach(engine)
     engine.fire_event(Events.STARTED)
-    return json.loads((record.output_dir / "run.json").read_text())
+    return json.loads((record.output_dir / "run.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture
@@ -188,7 +188,7 @@ def test_an_evaluation_says_what_its_training_recorded(method, words, datalist, 
         )
     ):
         assert started(record)["uses_masks"] == training["uses_masks"], number
-        assert words in write_report(record.output_dir).read_text()
+        assert words in write_report(record.output_dir).read_text(encoding="utf-8")
 
 
 def test_the_published_weights_that_a_training_began_with_are_recorded_and_taken_over(datalist, tmp_path):
@@ -215,12 +215,12 @@ def test_labels_made_from_masks_stand_in_the_record_and_the_report(tmp_path):
     assert started(evaluation)["uses_masks"] == training["uses_masks"]
     (phrase,) = training["uses_masks"]
     assert phrase.startswith("simulated supervision, tags of tiles from masks (present above 5 % of a tile")
-    assert phrase in write_report(evaluation.output_dir).read_text()
+    assert phrase in write_report(evaluation.output_dir).read_text(encoding="utf-8")
 
 
 def test_leaks_of_the_data_stand_in_the_record_and_the_report(tmp_path):
     file = Path(make_phantoms(tmp_path / "chest", kind="chest", subjects=(2, 1, 0))) / "datalist.json"
-    content = json.loads(file.read_text())
+    content = json.loads(file.read_text(encoding="utf-8"))
     file.write_text(json.dumps(content | {"leaks": []}))
     assert started(RunRecord(tmp_path / "none", file), core=ClassActivationMapping.tiny())["uses_masks"] == []
     file.write_text(json.dumps(content | {"leaks": ["crops chosen by masks", "labels from boxes"]}))
@@ -231,7 +231,7 @@ def test_leaks_of_the_data_stand_in_the_record_and_the_report(tmp_path):
     weights.write_bytes(b"weights")
     evaluation = RunFolder(tmp_path / "evaluation", file, SegmentationScores(file), weights=weights)
     assert started(evaluation)["uses_masks"] == phrases
-    assert all(phrase in write_report(evaluation.output_dir).read_text() for phrase in phrases)
+    assert all(phrase in write_report(evaluation.output_dir).read_text(encoding="utf-8") for phrase in phrases)
 
 
 def test_training_and_evaluation_say_how_images_are_read(datalist, tmp_path):
@@ -260,7 +260,7 @@ def test_weights_without_a_record_are_not_called_weakly_supervised(datalist, tmp
     (tmp_path / "run.json").write_text('{"uses_masks": []}')  # of another program
     run = tmp_path / "run"
     assert started(RunFolder(run, datalist, SegmentationScores(datalist), weights=weights))["uses_masks"] is None
-    report = write_report(run).read_text()
+    report = write_report(run).read_text(encoding="utf-8")
     assert "not recorded with these weights" in report
     assert "image-level labels only" not in report
     assert started(InferenceLog(run, datalist, weights=weights, uses_masks=["pseudo"]))["uses_masks"] == ["pseudo"]
@@ -329,11 +329,11 @@ def test_a_training_keeps_its_log_whoever_evaluates_into_its_folder(datalist, tm
     scores = SegmentationScores(datalist)
     for _ in range(2):
         started(RunFolder(own, datalist, scores, training_dir=own))
-        assert "last 0.5" in write_report(own).read_text()
+        assert "last 0.5" in write_report(own).read_text(encoding="utf-8")
     for _ in range(2):
         started(RunFolder(own, datalist, scores, training_dir=other))
-        assert "training_log.csv in this folder is of another training" in write_report(own).read_text()
-    assert (own / "training_log.csv").read_text() == "epoch,loss\n1,0.5\n"
+        assert "training_log.csv in this folder is of another training" in write_report(own).read_text(encoding="utf-8")
+    assert (own / "training_log.csv").read_text(encoding="utf-8") == "epoch,loss\n1,0.5\n"
 
 
 def test_the_copy_of_a_training_log_goes_with_its_evaluation(phantoms, datalist, tmp_path):
@@ -344,7 +344,7 @@ def test_the_copy_of_a_training_log_goes_with_its_evaluation(phantoms, datalist,
         scores = SegmentationScores(datalist, bootstrap=5)
         folder = RunFolder(run, datalist, scores, training_dir=training)
         evaluate(phantoms, "validation", run, [folder], masks=True, scores=scores)
-        assert (run / "training_log.csv").read_text() == text
+        assert (run / "training_log.csv").read_text(encoding="utf-8") == text
     started(RunFolder(run, datalist, SegmentationScores(datalist)))
     assert not (run / "training_log.csv").exists()
 
@@ -360,7 +360,7 @@ def test_a_stand_in_is_named_wherever_it_shows(phantoms, datalist, tmp_path, mon
     folder = RunFolder(tmp_path / "run", datalist, scores, **asked)
     evaluate(phantoms, "test", tmp_path / "run", [folder], masks=True, scores=scores)
     assert captions == [["t1 (FLAIR instead)"]]
-    assert "These data lack T1: <b>FLAIR was given" in (tmp_path / "run" / "report.html").read_text()
+    assert "These data lack T1: <b>FLAIR was given" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     log = InferenceLog(tmp_path / "out", datalist, **asked)
     evaluate(phantoms, "test", tmp_path / "out", [log], masks=False)
     with open(tmp_path / "out" / "predictions.csv", newline="") as file:

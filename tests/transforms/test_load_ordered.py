@@ -131,7 +131,7 @@ def test_files_that_nobody_prepared_are_read_upright(tmp_path, orientation):
 @pytest.mark.parametrize("suffix", [".tif", ".TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_tiff_files_that_nobody_prepared_are_read_upright(tmp_path, orientation, suffix):
-    """MONAI reads TIFFs by ITK, which gives a turned one as stored, with four channels."""
+    """MONAI leaves TIFFs to ITK, which gives a turned one as stored, with four channels, or is not there."""
     item = {
         "image": str(save(tmp_path / f"a{suffix}", red(letter()), orientation)),
         "mask": str(save(tmp_path / f"a_mask{suffix}", letter().astype(np.uint8), orientation)),
@@ -142,6 +142,14 @@ def test_tiff_files_that_nobody_prepared_are_read_upright(tmp_path, orientation,
     np.testing.assert_array_equal(read["mask"].numpy(), letter()[None])
     for read_file in (read_image, read_labels):
         np.testing.assert_array_equal(read_file(item["mask"]).numpy(), letter().T[None])
+
+
+def test_of_a_tiff_with_several_frames_none_is_read(tmp_path):
+    """The first one alone would be half of the file."""
+    frames = [Image.fromarray(letter().astype(np.uint8)) for _ in range(2)]
+    frames[0].save(tmp_path / "a.tif", save_all=True, append_images=frames[1:])
+    with pytest.raises(Exception, match=r"a\.tif has 2 frames: save the one that is meant"):
+        LoadOrderedd("image")({"image": str(tmp_path / "a.tif")})
 
 
 def test_turned_images_are_told_of_once(tmp_path, caplog):
