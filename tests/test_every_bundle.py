@@ -743,7 +743,9 @@ SHORT = 8
 @pytest.mark.filterwarnings("ignore:Epoch .* the branches do not teach each other")
 def test_a_short_training_beats_no_training_and_trivial_rules(bundle, drawing, best_threshold, kind, tmp_path):
     if bundle.name == "brain_mri_coingan_segmentation":
-        pytest.skip("its README says that not even the shipped weights, of a longer training, beat trivial rules")
+        pytest.skip(
+            "its README says that on phantoms not even the shipped weights, of a longer training, beat trivial rules"
+        )
     metric, margin, least = WANTED[kind]
     more: dict[str, Any] = {"subjects": (160, 16, 1)} if kind == "chest" else {}
     data = Path(make_phantoms(tmp_path / "phantoms", **drawing, **more))

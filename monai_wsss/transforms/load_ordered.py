@@ -21,6 +21,8 @@ from monai_wsss._pictures import ORDERS, PIXELS, XY, in_order, unit_of, upright
 
 __all__ = ["LoadOrderedd"]
 
+_BITS, _PHOTOMETRIC, _CHANNELS = 258, 262, 277  # tags of TIFF
+
 
 class LoadOrderedd(MapTransform):
     """Read image files as MONAI's ``LoadImaged`` does, channel first, and bring 2D images to one order of their axes.
@@ -91,8 +93,15 @@ class _UprightReader(PILReader):
 
 
 def _one_frame(picture: Image.Image) -> Image.Image:
-    """Turn a picture upright; of a TIFF with several frames one alone would be read."""
-    frames = getattr(picture, "n_frames", 1)
-    if picture.format == "TIFF" and frames > 1:
-        raise DataError(f"{picture.filename} has {frames} frames: save the one that is meant, or a NIfTI volume.")  # type: ignore[attr-defined]
+    """Turn a picture upright; of a TIFF it is told what Pillow would read in part, scaled or inverted."""
+    if picture.format == "TIFF":
+        name, tags = getattr(picture, "filename", "A TIFF"), picture.tag_v2  # type: ignore[attr-defined]
+        frames = getattr(picture, "n_frames", 1)
+        if frames > 1:
+            raise DataError(f"{name} has {frames} frames: save the one that is meant, or a NIfTI volume.")
+        if max(tags.get(_BITS) or (1,)) > 8 and (tags.get(_CHANNELS, 1) > 1 or tags.get(_PHOTOMETRIC, 1) == 0):
+            raise DataError(
+                f"{name} has colors of more than 8 bits, or white stored as 0, which is not read as it is meant: save "
+                "it with 8 bits, or in gray with black as 0."
+            )
     return upright(picture)

@@ -11,6 +11,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+import tifffile
 import torch
 from monai.bundle import ConfigParser
 from monai.data import DataLoader, Dataset, MetaTensor, decollate_batch
@@ -150,6 +151,24 @@ def test_of_a_tiff_with_several_frames_none_is_read(tmp_path):
     frames[0].save(tmp_path / "a.tif", save_all=True, append_images=frames[1:])
     with pytest.raises(Exception, match=r"a\.tif has 2 frames: save the one that is meant"):
         LoadOrderedd("image")({"image": str(tmp_path / "a.tif")})
+
+
+@pytest.mark.parametrize(
+    ("values", "photometric"), [(np.zeros((3, 4, 3), np.uint16), "rgb"), (np.zeros((3, 4), np.uint16), "miniswhite")]
+)
+def test_tiffs_that_pillow_would_scale_or_invert_are_refused(tmp_path, values, photometric):
+    """Pillow divides 16-bit colors by 256, and inverts white as 0 in 8 bits alone."""
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric=photometric)
+    with pytest.raises(Exception, match=r"a\.tif has colors of more than 8 bits, or white stored as 0"):
+        LoadOrderedd("image")({"image": str(tmp_path / "a.tif")})
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.float32])
+def test_gray_tiffs_keep_their_values(tmp_path, dtype):
+    values = np.arange(12, dtype=dtype).reshape(3, 4)
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="minisblack")
+    read = LoadOrderedd("image")({"image": str(tmp_path / "a.tif"), "order": "rows_columns"})["image"]
+    np.testing.assert_array_equal(read.numpy(), values[None])
 
 
 def test_turned_images_are_told_of_once(tmp_path, caplog):
