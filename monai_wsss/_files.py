@@ -198,7 +198,7 @@ def load_tensors(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     try:
         whole = _is_whole(Path(path))
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True) if whole else {}
+        content: Any = torch.load(path, map_location="cpu", weights_only=True) if whole else {}
     except FileNotFoundError as error:
         raise DataError(f"No weights at {path}: check the path, or train first.") from error
     except Exception as error:  # damaged zip, foreign pickle: torch raises many types
@@ -207,6 +207,8 @@ def load_tensors(path: str | os.PathLike[str]) -> dict[str, Any]:
         ) from error
     if not whole:
         raise DataError(f"{path} is damaged: its checksum is not that of its content; copy it again or use another.")
+    if not isinstance(content, dict):
+        raise DataError(f"{path} holds a {type(content).__name__} in place of a table of tensors: use another file.")
     return content
 
 

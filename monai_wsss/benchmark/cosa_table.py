@@ -139,7 +139,7 @@ class CosaTable(BenchmarkTable):
                 f"{folder} holds weights without a checkpoint, which has the online network and the thresholds: "
                 "remove the folder to train it anew."
             )
-        one.method.load_state_dict(read_checkpoint(checkpoint)["method"])
+        one.method.load_state_dict(read_checkpoint(checkpoint, ["method"])["method"])
         one.method.eval()
         return one
 

@@ -355,7 +355,7 @@ class BranchEvaluation:
 def _fill(method: Any, checkpoint: Path) -> None:
     """Load the state of a method from a checkpoint of its training."""
     try:
-        method.load_state_dict(read_checkpoint(checkpoint)["method"])
+        method.load_state_dict(read_checkpoint(checkpoint, ["method"])["method"])
     except RuntimeError as error:
         raise DataError(
             f"{checkpoint} holds another method: measure with the settings of its training. {error}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import random
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -104,18 +105,21 @@ def checkpoints_of(directory: str | os.PathLike[str]) -> list[Path]:
     return [path for _, path in reversed(_checkpoints(Path(directory)))]
 
 
-def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read_checkpoint(path: str | os.PathLike[str], needed: Iterable[str] = tuple(_CONTENT)) -> dict[str, Any]:
     """Read a file that :func:`save_checkpoint` wrote, and check that it holds what a checkpoint does.
+
+    Args:
+        path: the file.
+        needed: names of what must be in it; a training needs all that it writes.
 
     Raises:
         DataError: the file is absent, damaged or no checkpoint.
     """
-    content: Any = load_tensors(path)
-    found = content if isinstance(content, dict) else {}
-    missing = [name for name, kind in _CONTENT.items() if not isinstance(found.get(name), kind)]
+    content = load_tensors(path)
+    missing = [name for name in needed if not isinstance(content.get(name), _CONTENT[name])]
     if missing:
         raise DataError(f"{path} is no checkpoint of a training, it lacks {', '.join(missing)}: use another file.")
-    return found
+    return content
 
 
 def save_weights(path: str | os.PathLike[str], network: nn.Module) -> None:

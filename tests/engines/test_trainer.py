@@ -374,7 +374,7 @@ def test_images_of_several_sizes_are_told_in_a_sentence(num_workers):
         trainer.run()
 
 
-def test_other_errors_of_a_training_stay_what_they_are():
+def test_images_of_other_channels_are_one_sentence():
     method = ClassActivationMapping(CAMEncoder(2, 3, 1, width=2))  # three channels, the images have one
     trainer = WSSSTrainer(
         method, torch.optim.SGD(method.parameters(), lr=0.1), make_loader(make_items()), 1, progress_bar=False
@@ -382,11 +382,15 @@ def test_other_errors_of_a_training_stay_what_they_are():
     with pytest.raises(ValueError, match="of 3 channels, got 1: choose other images"):
         trainer.run()
 
+
+def test_a_full_device_is_told_in_torch_s_words(tmp_path):
+    trainer = make_trainer(tmp_path, epochs=1)
+
     @trainer.on(Events.ITERATION_STARTED)
     def fail(engine):
         raise RuntimeError("out of memory")
 
-    with pytest.raises(RuntimeError, match="^out of memory"):
+    with pytest.raises(RuntimeError, match=r"^out of memory"):
         trainer.run()
 
 
