@@ -154,10 +154,10 @@ def _layout_faults(root: Path) -> list[str]:
             faults.append(f"{name} is larger than 25 MB: a bundle's files stay below.")
         if file.suffix in _FOREIGN or name == "large_files.yml":
             faults.append(f"{name} does not belong here: a bundle is JSON, text and models/model.pt.")
-        if name in ("LICENSE", "docs/data_license.txt") and not file.read_text(encoding="utf-8").strip():
+        if name in ("LICENSE", "docs/data_license.txt") and not file.read_bytes().strip():
             faults.append(f"{name} is empty: state the license.")
     license_file = root / "LICENSE"
-    if license_file.is_file() and "Apache License" not in license_file.read_text(encoding="utf-8"):
+    if license_file.is_file() and b"Apache License" not in license_file.read_bytes():
         faults.append("LICENSE is not the Apache License 2.0, under which our bundles are.")
     return faults
 
@@ -211,7 +211,7 @@ def _checksum_faults(root: Path) -> list[str]:
     readme, weights = root / "docs" / "README.md", root / "models" / "model.pt"
     if not (readme.is_file() and weights.is_file()):
         return []
-    stated = re.findall(r"\b[0-9a-f]{64}\b", readme.read_text(encoding="utf-8"))
+    stated = re.findall(r"\b[0-9a-f]{64}\b", readme.read_text(encoding="utf-8", errors="replace"))
     shipped = {file_sha256(path) for path in weights.parent.glob("*.pt")}
     if set(stated) <= shipped:
         return []
@@ -254,7 +254,7 @@ def _schema_faults(metadata: dict[str, Any]) -> list[str]:
 def _readme_faults(path: Path, metadata: dict[str, Any]) -> list[str]:
     if not path.is_file():
         return []
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8", errors="replace")
     blocks = re.findall(r"^```[^\n]*\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
     prose = re.sub(r"^```[^\n]*\n.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
     headings = re.findall(r"^#+ (.*)$", prose, flags=re.MULTILINE)

@@ -494,6 +494,16 @@ def test_every_file_that_monai_or_logging_would_read_is_read(bundle, kind):
     assert any(words in fault for fault in faults), faults
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["LICENSE", "docs/README.md", "docs/data_license.txt", "configs/train.json", "configs/logging.conf", "a.txt"],
+)
+def test_a_file_of_other_bytes_is_no_error_of_the_scan(bundle, name):
+    (bundle / name).write_bytes(b"\xff\xfe\x00[handlers]\x80\n")
+    faults = new_faults(bundle)
+    assert all(fault.startswith((name, "configs/")) for fault in faults), faults
+
+
 def test_links_are_named(bundle, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "evil.json").write_text('{"run": ["$os.system(1)"]}')
