@@ -31,6 +31,7 @@ __all__ = [
     "make_directory",
     "remove_partial",
     "save_tensors",
+    "write_error",
     "write_json",
 ]
 
@@ -49,7 +50,8 @@ class WriteError(DataError):
     """A file cannot be written; no other file of the run can be, either."""
 
 
-def _write_error(path: Path, error: OSError) -> WriteError:
+def write_error(path: Path, error: OSError) -> WriteError:
+    """Say in one sentence why a file or folder cannot be written."""
     reason = _REASONS.get(error.errno or 0, f"{error.strerror or error}: check the path and try again")
     return WriteError(f"Cannot write {path}: {reason}.")
 
@@ -80,7 +82,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, target)
     except OSError as error:
-        raise _write_error(target, error) from error
+        raise write_error(target, error) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -115,7 +117,7 @@ def make_directory(path: str | os.PathLike[str]) -> Path:
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _write_error(directory, error) from error
+        raise write_error(directory, error) from error
     return directory
 
 

@@ -5,14 +5,16 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from pathlib import Path
 
-from monai_wsss._files import atomic_path, make_directory
+from monai_wsss._files import write_error
 
 __all__ = ["check_output_dir"]
 
 
 def check_output_dir(path: str | os.PathLike[str]) -> None:
-    """Make an output folder and write a file there that goes at once, so that a run fails before it has begun.
+    """Check that an output folder can be written, or made where it does not exist yet; nothing stays.
 
     TensorBoard's handler, for one, would stop with an error of its own in a folder that cannot be written.
 
@@ -20,13 +22,15 @@ def check_output_dir(path: str | os.PathLike[str]) -> None:
         DataError: the folder cannot be made or written.
 
     Example:
-        >>> import tempfile
-        >>> folder = tempfile.mkdtemp() + "/run"
-        >>> check_output_dir(folder)
+        >>> folder = tempfile.mkdtemp()
+        >>> check_output_dir(folder + "/run")
         >>> os.listdir(folder)
         []
     """
-    folder = make_directory(path)
-    with atomic_path(folder / "probe") as temporary:
-        temporary.touch()
-    (folder / "probe").unlink(missing_ok=True)
+    folder = Path(path).absolute()
+    try:
+        there = next(place for place in (folder, *folder.parents) if place.exists())
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise write_error(folder, error) from error
