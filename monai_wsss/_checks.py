@@ -9,6 +9,7 @@ one sentence: what is wrong, with which file or argument, and what to do.  The c
 from __future__ import annotations
 
 import math
+import re
 
 import torch
 from monai.data.meta_tensor import MetaTensor
@@ -18,10 +19,12 @@ __all__ = [
     "as_flag",
     "check_choice",
     "check_ignore_index",
+    "check_image",
     "check_label",
     "check_label_map",
     "check_shape",
     "float32_or_wider",
+    "other_channels",
     "plain_tensor",
 ]
 
@@ -51,6 +54,45 @@ def check_shape(name: str, tensor: torch.Tensor, shape: str) -> None:
     exact = all(int(axis) == size for axis, size in zip(axes, tensor.shape, strict=False) if axis.isdigit())
     if tensor.ndim not in allowed or not exact:
         raise ValueError(f"Expected `{name}` of shape {shape}, got {tuple(tensor.shape)}.")
+
+
+def check_image(image: torch.Tensor) -> None:
+    """Check a batch of images before a network gets it, in the words of whoever prepares data.
+
+    Args:
+        image: the images, (B, C, *S).
+
+    Raises:
+        ValueError: another shape, an empty batch, an axis without pixels, or half precision on a CPU.
+
+    Example:
+        >>> import torch
+        >>> check_image(torch.zeros(2, 3, 8, 8))
+    """
+    check_shape("image", image, "(B, C, *S)")
+    size = tuple(image.shape)
+    if size[0] == 0:
+        raise ValueError(f"Expected `image` of at least one image, got an empty batch {size}: leave it out.")
+    if 0 in size:
+        raise ValueError(f"Expected `image` with pixels along each axis, got {size}: look at the file it came from.")
+    if image.dtype == torch.float16 and image.device.type == "cpu":
+        raise ValueError("Expected `image` of float32 on a CPU, got float16: convert it, or use bfloat16 or a GPU.")
+
+
+def other_channels(error: RuntimeError) -> ValueError | None:
+    """Explain torch's complaint that a network takes another number of channels; None for other errors.
+
+    Example:
+        >>> print(other_channels(RuntimeError("out of memory")))
+        None
+    """
+    found = re.search(r"expected input\[.*\] to have (\d+) channels, but got (\d+) channels", str(error))
+    if found is None:
+        return None
+    return ValueError(
+        f"Expected `image` of {found[1]} channels, got {found[2]}: choose other images (`modalities`) or build the "
+        "network for them (`in_channels`)."
+    )
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

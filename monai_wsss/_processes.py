@@ -17,6 +17,7 @@ __all__ = [
     "is_distributed",
     "is_main_process",
     "mean_of_processes",
+    "own_and_mean",
     "sum_of_processes",
 ]
 
@@ -51,6 +52,18 @@ def mean_of_processes(values: torch.Tensor, known: torch.Tensor) -> tuple[torch.
     for part in (total, count):
         dist.all_reduce(part)
     return total / count.clamp(min=1), count > 0
+
+
+def own_and_mean(values: torch.Tensor) -> torch.Tensor:
+    """Stack the values of this process (N) and their means over the processes, (2, N), without gradient.
+
+    Example:
+        >>> own_and_mean(torch.tensor([1.0, 2.0]))
+        tensor([[1., 2.],
+                [1., 2.]])
+    """
+    mean = sum_of_processes(values) / dist.get_world_size() if is_distributed() else values
+    return torch.stack([values, mean])
 
 
 def sum_of_processes(value: torch.Tensor) -> torch.Tensor:

@@ -23,7 +23,18 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Rooms of a lower level may be imported, rooms of the same level may not.
 LEVELS = [
-    {"_checks", "_files", "_intensity", "_labels", "_orientation", "_pictures", "_processes", "_resize", "_running"}
+    {
+        "_checks",
+        "_files",
+        "_intensity",
+        "_labels",
+        "_locks",
+        "_orientation",
+        "_pictures",
+        "_processes",
+        "_resize",
+        "_running",
+    }
     | {"_dicom", "_dicom_frames", "_dicom_pixels", "_dicom_stack", "_image_formats", "_image_readers", "_nifti"}
     | {"_windows"},
     {"cams"},

@@ -47,7 +47,7 @@ from monai_wsss.benchmark.prepared import Cases, add_case
 from monai_wsss.benchmark.recipes import FULL_SUPERVISION
 from monai_wsss.benchmark.rows import Measured, Row
 from monai_wsss.benchmark.table import BenchmarkTable, Entry, Trained
-from monai_wsss.engines.checkpoint import latest_checkpoint, load_tensors
+from monai_wsss.engines.checkpoint import latest_checkpoint, read_checkpoint
 from monai_wsss.methods import CoSA
 from monai_wsss.refinement import ClassMapRefinement, MaskRule
 from monai_wsss.refinement.oracle import oracle_raw_threshold
@@ -139,7 +139,7 @@ class CosaTable(BenchmarkTable):
                 f"{folder} holds weights without a checkpoint, which has the online network and the thresholds: "
                 "remove the folder to train it anew."
             )
-        one.method.load_state_dict(load_tensors(checkpoint)["method"])
+        one.method.load_state_dict(read_checkpoint(checkpoint, ["method"])["method"])
         one.method.eval()
         return one
 

@@ -9,7 +9,6 @@ sentence.  Besides, the tests run every bundle (tests/test_every_bundle.py).
 
 from __future__ import annotations
 
-import configparser
 import json
 import math
 import os
@@ -25,6 +24,7 @@ from monai_wsss._checks import DataError
 from monai_wsss._files import file_sha256
 from monai_wsss.bundle_scan.config_rules import inference_faults, training_faults
 from monai_wsss.bundle_scan.config_scan import scan_expressions
+from monai_wsss.bundle_scan.other_files import hidden_faults, logging_faults
 
 __all__ = ["check_bundle", "metadata_schema", "scan_bundle"]
 
@@ -104,7 +104,8 @@ def check_bundle(path: str | os.PathLike[str]) -> list[str]:
     faults += _layout_faults(root)
     faults += _personal_path_faults(root)
     faults += _weight_faults(root / "models" / "model.pt") or _checksum_faults(root)
-    faults += _logging_faults(root / "configs" / "logging.conf")
+    faults += logging_faults(root)
+    faults += hidden_faults(root)
     metadata = configs.get("metadata.json")
     if metadata is not None:
         faults += _metadata_faults(metadata)
@@ -153,10 +154,10 @@ def _layout_faults(root: Path) -> list[str]:
             faults.append(f"{name} is larger than 25 MB: a bundle's files stay below.")
         if file.suffix in _FOREIGN or name == "large_files.yml":
             faults.append(f"{name} does not belong here: a bundle is JSON, text and models/model.pt.")
-        if name in ("LICENSE", "docs/data_license.txt") and not file.read_text(encoding="utf-8").strip():
+        if name in ("LICENSE", "docs/data_license.txt") and not file.read_bytes().strip():
             faults.append(f"{name} is empty: state the license.")
     license_file = root / "LICENSE"
-    if license_file.is_file() and "Apache License" not in license_file.read_text(encoding="utf-8"):
+    if license_file.is_file() and b"Apache License" not in license_file.read_bytes():
         faults.append("LICENSE is not the Apache License 2.0, under which our bundles are.")
     return faults
 
@@ -166,7 +167,7 @@ def _personal_path_faults(root: Path) -> list[str]:
     for name, file in _bundle_files(root):
         if file.suffix in (".json", ".md", ".txt", ".conf"):
             pattern = f"{_PERSONAL}|{_ABSOLUTE}" if file.suffix == ".json" else _PERSONAL
-            if found := re.search(pattern, file.read_text(encoding="utf-8")):
+            if found := re.search(pattern, file.read_text(encoding="utf-8", errors="replace")):
                 faults.append(f"{name} names {found[0]}, a path of one machine: write it relative to the bundle.")
     return faults
 
@@ -175,8 +176,8 @@ def _read_configs(root: Path) -> tuple[dict[str, Any], list[str]]:
     """Read the JSON files of ``configs/``: their contents by name, and the faults of the files."""
     configs, faults = {}, []
     for file in sorted((root / "configs").glob("*.json")):
-        text = file.read_text(encoding="utf-8")
         try:
+            text = file.read_text(encoding="utf-8")
             content = json.loads(text)
         except ValueError as error:
             faults.append(f"configs/{file.name} is no JSON ({error}): correct it.")
@@ -210,32 +211,11 @@ def _checksum_faults(root: Path) -> list[str]:
     readme, weights = root / "docs" / "README.md", root / "models" / "model.pt"
     if not (readme.is_file() and weights.is_file()):
         return []
-    stated = re.findall(r"\b[0-9a-f]{64}\b", readme.read_text(encoding="utf-8"))
+    stated = re.findall(r"\b[0-9a-f]{64}\b", readme.read_text(encoding="utf-8", errors="replace"))
     shipped = {file_sha256(path) for path in weights.parent.glob("*.pt")}
     if set(stated) <= shipped:
         return []
     return ["docs/README.md states another SHA-256 than that of the weights in models/."]
-
-
-def _logging_faults(path: Path) -> list[str]:
-    """Check ``class`` and ``args`` of each section: MONAI evaluates them before anything else."""
-    if not path.is_file():
-        return []
-    parser = configparser.RawConfigParser()
-    try:
-        parser.read_string(path.read_text(encoding="utf-8"))
-    except configparser.Error:
-        return ["configs/logging.conf is no logging configuration: use the plain form of the other bundles."]
-    faults = []
-    for section in parser.sections():
-        kind, arguments = parser.get(section, "class", fallback=None), parser.get(section, "args", fallback="()")
-        plain = re.fullmatch(r"\(\s*(sys\.std(out|err)\s*,?)?\s*\)", arguments)
-        if kind not in (None, "StreamHandler", "logging.StreamHandler") or not plain:
-            faults.append(
-                f"configs/logging.conf: [{section}] asks for {kind}{arguments}: StreamHandler to sys.stdout or "
-                "sys.stderr is all that is needed."
-            )
-    return faults
 
 
 # ---- metadata and README ---------------------------------------------------------------------------------------------
@@ -274,7 +254,7 @@ def _schema_faults(metadata: dict[str, Any]) -> list[str]:
 def _readme_faults(path: Path, metadata: dict[str, Any]) -> list[str]:
     if not path.is_file():
         return []
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8", errors="replace")
     blocks = re.findall(r"^```[^\n]*\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
     prose = re.sub(r"^```[^\n]*\n.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
     headings = re.findall(r"^#+ (.*)$", prose, flags=re.MULTILINE)

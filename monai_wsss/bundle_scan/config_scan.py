@@ -3,9 +3,10 @@
 """A lint for the code in a bundle's configuration, which is parsed and never run.
 
 A MONAI configuration is code: every ``_target_`` is called and every string that begins with ``$`` is evaluated.
-Targets must be full paths to things of monai, torch or monai_wsss.  Expressions may use only these packages and the
+Targets and expressions may use what :mod:`monai_wsss.bundle_scan.allowed` lists of monai, torch and monai_wsss, and the
 configuration's own ``@references``.  The lint keeps our bundles plain and shows a reader what to look at in others.  It
-is no sandbox: it trusts what the three packages do themselves.
+is no sandbox: it trusts what the listed parts do with their arguments, and does not know what a reference holds.  A
+bundle of a stranger is a program of a stranger, whatever is found here.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import re
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
+
+from monai_wsss.bundle_scan.allowed import MEMBERS, READERS, is_allowed
 
 __all__ = ["iterate_config", "scan_expressions"]
 
@@ -54,8 +57,9 @@ def scan_expressions(config: Any) -> list[str]:
 
     Returns:
         One sentence per fault.  A ``_target_`` must be the full path of a class or function of monai, torch or
-        monai_wsss.  An expression may use or call only these packages and ``@references``; it may not touch private
-        attributes, import more than monai_wsss, or name a function that runs, loads or downloads things.
+        monai_wsss that is on the list of what may be called.  An expression may use or call only these and
+        ``@references``, of which it may take the attributes that are listed; it may not touch private attributes or
+        import more than monai_wsss.
 
     Example:
         >>> scan_expressions({"size": "$torch.ones(@n).sum()", "n": 2})
@@ -68,6 +72,9 @@ def scan_expressions(config: Any) -> list[str]:
         problem = None
         if name.rsplit("#", 1)[-1] == "_target_":
             problem = _target_problem(value)
+        elif _key(name) in ("reader", "writer") and isinstance(value, str) and value[:1] not in ("@", "$"):
+            known = value.lower() in READERS
+            problem = None if known else f"names {value!r}, which MONAI would look up and call: use a reader of MONAI"
         elif name.rsplit("#", 1)[-1] == "_mode_":
             problem = None if value in ("default", "callable") else "may be `default` or `callable` only"
         elif isinstance(value, str):
@@ -77,6 +84,11 @@ def scan_expressions(config: Any) -> list[str]:
     return faults
 
 
+def _key(name: str) -> str:
+    """Give the last part of an id that is no number: the argument that a list belongs to."""
+    return next((part for part in reversed(name.split("#")) if not part.isdigit()), "")
+
+
 def _target_problem(target: Any) -> str | None:
     if not isinstance(target, str) or not _DOTTED.fullmatch(target) or target.split(".")[0] not in _PACKAGES:
         return f"is {target!r}: write the full path of a class or function of {', '.join(_PACKAGES)}"
@@ -84,7 +96,7 @@ def _target_problem(target: Any) -> str | None:
 
 
 def _string_problem(text: str) -> str | None:
-    if text.startswith("%") and re.search(r"\.(json|ya?ml)\b", text):
+    if text.startswith("%") and re.search(r"\.(json|ya?ml)\b", text, flags=re.IGNORECASE):
         return f"copies from another file ({text!r}): keep what a configuration needs in itself"
     if not text.startswith("$") or text == _IMPORT:
         return None
@@ -120,6 +132,8 @@ class _ExpressionVisitor(ast.NodeVisitor):
             problem = _path_problem(path)
         else:
             problem = _part_problem(node.attr)
+            if problem is None and node.attr not in MEMBERS:
+                problem = f"takes `{node.attr}` of what it does not know: that is not on the list of what may be used"
             self.generic_visit(node)
         if problem:
             self.problems.append(problem)
@@ -172,4 +186,8 @@ def _path_problem(path: str) -> str | None:
         owner = thing.__name__ if isinstance(thing, ModuleType) else getattr(thing, "__module__", None)
         if isinstance(owner, str) and owner.split(".")[0] not in _PACKAGES:
             return f"reaches {owner} through {path}: use what {parts[0]} itself defines"
-    return f"names the module {path} itself: name what is needed of it" if isinstance(thing, ModuleType) else None
+    if isinstance(thing, ModuleType):
+        return f"names the module {path} itself: name what is needed of it"
+    if not is_allowed(path, thing):
+        return f"uses {path}, which is not on the list of what a configuration may call: do without, or look at it"
+    return None

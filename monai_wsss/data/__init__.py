@@ -26,6 +26,7 @@ from monai_wsss.data.sampler import LabelBalancedSampler
 from monai_wsss.data.share import draw_share
 from monai_wsss.data.splits import split_by_subject, take_validation
 from monai_wsss.data.unpaired_sampler import UnpairedSampler
+from monai_wsss.data.validation_sampler import ValidationSampler
 from monai_wsss.data.variant_cache import VariantCacheDataset
 from monai_wsss.data.voc import VOC_CLASSES, prepare_voc
 
@@ -35,6 +36,7 @@ __all__ = [
     "LabelBalancedSampler",
     "LabelNoise",
     "UnpairedSampler",
+    "ValidationSampler",
     "VariantCacheDataset",
     "attach_pseudo_masks",
     "check_pseudo_masks",

@@ -101,7 +101,7 @@ def is_color_picture(path: Path) -> bool:
     try:
         with Image.open(path) as picture:
             return picture.mode not in _GRAY_MODES
-    except OSError:
+    except Exception:  # whatever Pillow raises: OSError, SyntaxError, DecompressionBombError
         return False
 
 

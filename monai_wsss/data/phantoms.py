@@ -55,6 +55,9 @@ _SKIN_RULE = TileRule(64, 32)
 _GLAND_LAYOUTS = ("many", "few", "none", "few", "many")
 """Layouts of the sections of a split, in turn."""
 
+_FOLDERS = ("images", "masks", "regions", "raw")
+"""Folders below a phantom folder."""
+
 _SECTIONS = 2  # per subject with glands
 
 _logger = logging.getLogger(__name__)
@@ -71,7 +74,30 @@ def _read_previous(folder: Path) -> dict[str, Any]:
         previous = None
     if not isinstance(previous, dict) or "phantom" not in previous:
         raise DataError(f"{path} is no datalist of phantoms, so nothing was overwritten: choose another folder.")
+    _check_inside(folder, path, previous)
     return previous
+
+
+def _check_inside(folder: Path, path: Path, previous: dict[str, Any]) -> None:
+    """Refuse a datalist that names files which phantoms never write: they would be removed with the others."""
+    try:
+        files = _files_of(previous)
+        inside = folder.resolve()
+        foreign = sorted(
+            file for file in files if file.split("/")[0] not in _FOLDERS or not _is_inside(folder / file, inside)
+        )
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        raise DataError(f"{path} is no datalist of phantoms ({error!r}): choose another folder.") from error
+    if foreign:
+        raise DataError(
+            f"{path} names {foreign[0]}, which is no file of phantoms in {folder}, so nothing was removed or "
+            "overwritten: choose another folder."
+        )
+
+
+def _is_inside(file: Path, folder: Path) -> bool:
+    """Tell whether a file, wherever links lead, lies below the folder and is no folder itself."""
+    return file.resolve().is_relative_to(folder) and not file.is_dir()
 
 
 def _generate(folder: Path, marker: dict[str, Any]) -> dict[str, Any]:
@@ -236,9 +262,7 @@ def _files_of(datalist: dict[str, Any]) -> set[str]:
 
 def _remove_stale(folder: Path, previous: dict[str, Any], current: dict[str, Any]) -> None:
     """Remove the files of the replaced phantoms, and only files in the folder that the old list named."""
-    inside = folder.resolve()
-    stale = {path for path in _files_of(previous) if (folder / path).resolve().is_relative_to(inside)}
-    stale -= _files_of(current)
+    stale = _files_of(previous) - _files_of(current)
     for path in stale:
         (folder / path).unlink(missing_ok=True)
     for parent in {(folder / path).parent for path in stale}:
@@ -327,7 +351,7 @@ def make_phantoms(
     Raises:
         ValueError: the kind or a modality is unknown, another kind than "brain" is asked for with modalities or in
             three dimensions, or ``subjects`` is not three numbers of at least 0.
-        DataError: the folder holds a datalist that is not of phantoms, or cannot be written.
+        DataError: the folder holds a datalist that is not of phantoms or names files elsewhere, or cannot be written.
 
     Example:
         >>> import tempfile

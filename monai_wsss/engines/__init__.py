@@ -22,6 +22,7 @@ from monai_wsss.engines.distributed import (
 from monai_wsss.engines.ema import WeightAverage
 from monai_wsss.engines.evaluation import SegmentationScores, TrainingLog, case_spacing
 from monai_wsss.engines.image_pool import ImagePool
+from monai_wsss.engines.output_dir import check_output_dir
 from monai_wsss.engines.overrides import check_command_line, check_overrides, takes_arguments_of
 from monai_wsss.engines.schedules import Progress, WeightRamp, one_cycle, polynomial, polynomial_after_warm_up
 from monai_wsss.engines.terms import LossGate, Term, short_run_sentences
@@ -42,6 +43,7 @@ __all__ = [
     "WeightRamp",
     "case_spacing",
     "check_command_line",
+    "check_output_dir",
     "check_overrides",
     "distribute_method",
     "is_main_process",

@@ -41,7 +41,7 @@ from monai_wsss._checks import DataError, check_choice, plain_tensor
 from monai_wsss._resize import resize_linear
 from monai_wsss.data import load_header
 from monai_wsss.engines.branch_masks import branch_maps_of, decided_masks, in_batches, threshold_of
-from monai_wsss.engines.checkpoint import latest_checkpoint, load_tensors, with_weights
+from monai_wsss.engines.checkpoint import latest_checkpoint, read_checkpoint, with_weights
 from monai_wsss.metrics import PixelCounts, count_pixels, iou_score, miou_pooled
 from monai_wsss.metrics.segmentation import where_referenced
 from monai_wsss.networks.reading_record import check_order
@@ -355,7 +355,7 @@ class BranchEvaluation:
 def _fill(method: Any, checkpoint: Path) -> None:
     """Load the state of a method from a checkpoint of its training."""
     try:
-        method.load_state_dict(load_tensors(checkpoint)["method"])
+        method.load_state_dict(read_checkpoint(checkpoint, ["method"])["method"])
     except RuntimeError as error:
         raise DataError(
             f"{checkpoint} holds another method: measure with the settings of its training. {error}"

@@ -17,6 +17,7 @@ from ignite.engine import Engine, Events
 from monai_wsss._files import atomic_path, make_directory, write_json
 from monai_wsss._processes import is_main_process
 from monai_wsss.engines.branch_evaluation import BranchEvaluation
+from monai_wsss.metrics.aggregate import write_table
 
 __all__ = ["BranchLog"]
 
@@ -115,9 +116,7 @@ class BranchLog:
             atomic_path(self.output_dir / file_name) as temporary,
             open(temporary, "w", newline="", encoding="utf-8") as file,
         ):
-            writer = csv.DictWriter(file, names, restval="")
-            writer.writeheader()
-            writer.writerows(lines)
+            write_table(file, lines, names)
 
 
 def _line(row: Row) -> dict[str, Any]:

@@ -4,10 +4,10 @@
 
 from __future__ import annotations
 
-import io
 import os
 import random
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,14 @@ import torch
 from torch import nn
 
 from monai_wsss._checks import DataError
-from monai_wsss._files import atomic_path, load_tensors, make_directory
+from monai_wsss._files import load_tensors, make_directory, save_tensors
 from monai_wsss.networks.published_weights import record_whole_weights
 
 __all__ = [
+    "checkpoints_of",
     "latest_checkpoint",
     "load_tensors",
+    "read_checkpoint",
     "remove_checkpoints",
     "restore_rng_state",
     "rng_state",
@@ -31,6 +33,18 @@ __all__ = [
 ]
 
 _NAME = re.compile(r"epoch_(\d+)\.pt")
+
+_CONTENT = {
+    "epoch": int,
+    "length": list,
+    "iteration": int,
+    "method": dict,
+    "optimizers": dict,
+    "lr_schedulers": dict,
+    "scaler": dict,
+    "rng": dict,
+}
+"""What a checkpoint holds at least, by type."""
 
 
 def rng_state() -> dict[str, Any]:
@@ -69,7 +83,7 @@ def save_checkpoint(directory: str | os.PathLike[str], epoch: int, content: dict
     """
     folder = make_directory(directory)
     path = folder / f"epoch_{epoch:04d}.pt"
-    _write_tensors(path, content)
+    save_tensors(path, content)
     for _, old in _checkpoints(folder)[:-keep]:
         old.unlink()
     return path
@@ -86,10 +100,32 @@ def latest_checkpoint(directory: str | os.PathLike[str]) -> Path | None:
     return found[-1][1] if found else None
 
 
+def checkpoints_of(directory: str | os.PathLike[str]) -> list[Path]:
+    """Find the checkpoints that are kept of a run, the last one first."""
+    return [path for _, path in reversed(_checkpoints(Path(directory)))]
+
+
+def read_checkpoint(path: str | os.PathLike[str], needed: Iterable[str] = tuple(_CONTENT)) -> dict[str, Any]:
+    """Read a file that :func:`save_checkpoint` wrote, and check that it holds what a checkpoint does.
+
+    Args:
+        path: the file.
+        needed: names of what must be in it; a training needs all that it writes.
+
+    Raises:
+        DataError: the file is absent, damaged or no checkpoint.
+    """
+    content = load_tensors(path)
+    missing = [name for name in needed if not isinstance(content.get(name), _CONTENT[name])]
+    if missing:
+        raise DataError(f"{path} is no checkpoint of a training, it lacks {', '.join(missing)}: use another file.")
+    return content
+
+
 def save_weights(path: str | os.PathLike[str], network: nn.Module) -> None:
     """Write a network's flat state dict, on the CPU, whole or not at all."""
     make_directory(Path(path).parent)
-    _write_tensors(Path(path), {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()})
+    save_tensors(path, {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()})
 
 
 def with_weights(network: nn.Module, path: str | os.PathLike[str] | None) -> nn.Module:
@@ -116,11 +152,3 @@ def remove_checkpoints(directory: str | os.PathLike[str]) -> int:
     for _, path in found:
         path.unlink()
     return len(found)
-
-
-def _write_tensors(path: Path, content: dict[str, Any]) -> None:
-    """Write a file completely or not at all; by way of memory, since torch's own writer hides that a disk is full."""
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(buffer.getbuffer())

@@ -29,24 +29,18 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from monai_wsss._checks import DataError, as_flag, plain_tensor
+from monai_wsss._files import make_directory
 from monai_wsss._labels import ON_HOST
-from monai_wsss._processes import is_main_process
+from monai_wsss._locks import hold_folder, release_folder
+from monai_wsss._processes import is_main_process, own_and_mean
 from monai_wsss.data import check_trainable
 from monai_wsss.data.dataset import check_workers
-from monai_wsss.engines.checkpoint import (
-    latest_checkpoint,
-    load_tensors,
-    remove_checkpoints,
-    restore_rng_state,
-    rng_state,
-    save_checkpoint,
-    save_weights,
-)
+from monai_wsss.engines.checkpoint import remove_checkpoints, save_checkpoint, save_weights
 from monai_wsss.engines.progress_bar import ProgressBar
+from monai_wsss.engines.resume import checkpoint_content, resume_training, run_settings
 from monai_wsss.engines.schedules import Progress, epochs_of
 from monai_wsss.networks import record_reading
 from monai_wsss.networks.published_weights import unfilled_sentence
-from monai_wsss.networks.reading_record import check_order
 
 __all__ = ["NonFiniteLossError", "WSSSTrainer"]
 
@@ -61,7 +55,11 @@ class WSSSTrainer(Trainer):
     """Train any :class:`~monai_wsss.methods.WSSSMethod` from image-level labels.
 
     ``engine.state.output`` holds ``loss`` (the sum), every named loss and the method's ``monitors`` as floats; with
-    several players the names are ``player/loss``.
+    several players the names are ``player/loss``.  In a distributed run they are means over the processes.
+
+    A run holds the folder of its checkpoints: a second one that would write there is refused.  A run that resumes must
+    have the length, the seed, the learning rates and the method's settings of the run that it goes on with.  A last
+    checkpoint that cannot be read is passed over for the one before it.
 
     Args:
         method: maps a batch to named losses; may be wrapped in ``DistributedDataParallel``.
@@ -91,7 +89,7 @@ class WSSSTrainer(Trainer):
     Raises:
         ValueError: optimizers that do not fit the players, or a count below one.
         DataError: no positive or no negative image for a class, when training starts; images of several sizes in a
-            batch.
+            batch; another process writes to ``checkpoint_dir``; nothing there fits a run that resumes.
         NonFiniteLossError: a loss is NaN or infinite.
     """
 
@@ -137,6 +135,7 @@ class WSSSTrainer(Trainer):
         self.model_path = model_path
         self.resume = as_flag("resume", resume)
         self.reading = reading
+        self._settings: dict[str, Any] = {}
         self._stepped: set[str] = set()
         for player, optimizer in self.optimizers.items():
             optimizer.register_step_post_hook(lambda *_, player=player: self._stepped.add(player))
@@ -161,12 +160,24 @@ class WSSSTrainer(Trainer):
             items := getattr(getattr(self.data_loader, "dataset", None), "data", None), Sequence
         ):
             check_trainable(items)
+        if self.checkpoint_dir is None or not is_main_process():
+            self._train()
+            return
+        hold_folder(make_directory(self.checkpoint_dir))
+        try:
+            self._train()
+        finally:
+            release_folder(self.checkpoint_dir)
+
+    def _train(self) -> None:
+        """Begin anew or resume, and run to the end."""
+        self._settings = run_settings(self)
         self.scaler = torch.amp.GradScaler("cuda") if self.amp and self.state.device.type == "cuda" else None
         fused = any(hasattr(one, "_step_supports_amp_scaling") for one in self.optimizers.values())
         if self.scaler is not None and fused:
             logger.warning("Fused optimizers do not tell skipped steps: `after_step` of the method follows those, too.")
         if self.resume:
-            self._load_checkpoint()
+            resume_training(self, self._length, self._settings)
         elif self.checkpoint_dir is not None and is_main_process() and remove_checkpoints(self.checkpoint_dir):
             logger.warning("A new training: the earlier checkpoints in %s are removed.", self.checkpoint_dir)
         # Not where a training goes on: its weights are those of the checkpoint.
@@ -222,7 +233,7 @@ class WSSSTrainer(Trainer):
             total = torch.stack([plain_tensor(loss).float() for loss in losses.values()]).sum()
             logged = losses | self.core.monitors(player)
             read = torch.stack([plain_tensor(value).detach().float() for value in (*logged.values(), total)])
-            *values, of_player = self._finite(list(losses), read, batch)
+            *values, of_player = self._finite(list(losses), own_and_mean(read), batch)
             output |= {prefix + name: value for name, value in zip(logged, values, strict=True)}
             output["loss"] += of_player
             self.fire_event(IterationEvents.LOSS_COMPLETED)
@@ -271,16 +282,19 @@ class WSSSTrainer(Trainer):
             self.scaler.step(optimizer)
 
     def _finite(self, names: list[str], values: torch.Tensor, batch: dict[str, Any]) -> list[float]:
-        """Read the losses and what is logged beside them from the device, at once, and check the losses."""
-        read = values.tolist()
-        for name, value in zip(names, read, strict=False):
+        """Read the losses and what is logged beside them from the device, at once, and check the losses.
+
+        ``values`` (2, N) are those of this process, which are checked, and their means over processes, which are given.
+        """
+        own, means = values.tolist()
+        for name, value in zip(names, own, strict=False):
             if not math.isfinite(value):
                 ids = ", ".join(map(str, batch.get("id", ["unknown"])))
                 raise NonFiniteLossError(
                     f"Loss `{name}` is {value} in epoch {self.state.epoch}, iteration {self.state.iteration} "
                     f"(images: {ids}): look at these images, or lower the learning rate."
                 )
-        return read
+        return means
 
     def _start_epoch(self, engine: Engine | None = None) -> None:
         """Tell the dataset and the sampler which epoch they draw for."""
@@ -300,59 +314,18 @@ class WSSSTrainer(Trainer):
             if 2 * self.state.epoch >= self.state.max_epochs:
                 warnings.warn(f"Epoch {self.state.epoch}: {sentence}", stacklevel=1)
         if self.checkpoint_dir is not None and is_main_process():
-            save_checkpoint(self.checkpoint_dir, self.state.epoch, self._checkpoint(), keep=self.keep_checkpoints)
+            content = checkpoint_content(self, self._length, self._settings)
+            save_checkpoint(self.checkpoint_dir, self.state.epoch, content, keep=self.keep_checkpoints)
 
     def _finalize(self, engine: Engine | None = None) -> None:
         self._start_epoch()  # so that a finished run that is resumed makes the same draws
         self.core.finalize(self.data_loader, self.state.device)
-
-    def _checkpoint(self) -> dict[str, Any]:
-        return {
-            "epoch": self.state.epoch,
-            "length": self._length,
-            "iteration": self.state.iteration,
-            "method": self.core.state_dict(),
-            "optimizers": {player: optimizer.state_dict() for player, optimizer in self.optimizers.items()},
-            "lr_schedulers": {player: scheduler.state_dict() for player, scheduler in self.lr_schedulers.items()},
-            "scaler": self.scaler.state_dict() if self.scaler is not None else {},
-            "rng": rng_state(),
-        }
 
     @property
     def _length(self) -> list[int]:
         """Give what a resumed run must have in common: epochs, iterations per epoch and, if asked for, in all."""
         own = [] if self.max_iterations is None else [self.max_iterations]
         return [self.state.max_epochs, self.state.epoch_length, *own]
-
-    def _load_checkpoint(self) -> None:
-        path = latest_checkpoint(self.checkpoint_dir) if self.checkpoint_dir is not None else None
-        if path is None:
-            logger.warning("No checkpoint to resume from in %s: training starts at the beginning.", self.checkpoint_dir)
-            return
-        content = load_tensors(path)
-        if content["length"] != self._length:
-            was, now = (", {} in all".format(*of[2:]) if of[2:] else "" for of in (content["length"], self._length))
-            raise DataError(
-                f"{path} is of a run of {content['length'][0]} epochs of {content['length'][1]} iterations{was}, "
-                f"this one has {self._length[0]} of {self._length[1]}{now}: resume with the same epochs, data and "
-                "batch size."
-            )
-        try:
-            self.core.load_state_dict(content["method"])
-        except RuntimeError as error:
-            raise DataError(f"{path} holds another network: resume with the same settings. {error}") from error
-        if self.reading is not None:
-            check_order(self.core, self.reading, path)
-        for player, state in content["optimizers"].items():
-            self.optimizers[player].load_state_dict(state)
-        for player, state in content["lr_schedulers"].items():
-            self.lr_schedulers[player].load_state_dict(state)
-        if self.scaler is not None and content["scaler"]:
-            self.scaler.load_state_dict(content["scaler"])
-        self.state.epoch = content["epoch"]
-        self.state.iteration = content["iteration"]
-        restore_rng_state(content["rng"])
-        logger.info("Resumed %s after epoch %d of %d.", path, self.state.epoch, self.state.max_epochs)
 
 
 def _of_several_sizes(error: RuntimeError) -> DataError | None:

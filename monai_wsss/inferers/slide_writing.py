@@ -92,9 +92,13 @@ class SlideScratch:
         """Count the bands that an earlier run of the same digest finished."""
         if not self._state.is_file():
             return 0
-        state = json.loads(self._state.read_text(encoding="utf-8"))
-        if state["digest"] == self.digest and self._mask.stat().st_size == self.size[0] * self.size[1]:
-            return int(state["bands"])
+        try:
+            state = json.loads(self._state.read_text(encoding="utf-8"))
+            if state["digest"] == self.digest and self._mask.stat().st_size == self.size[0] * self.size[1]:
+                return int(state["bands"])
+        except (OSError, KeyError, TypeError, ValueError):
+            logger.warning("The unfinished run in %s is damaged: it starts anew.", self.folder)
+            return 0
         logger.warning(
             "The unfinished run in %s had other settings, other weights or another slide: it starts anew.", self.folder
         )

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from monai.inferers import Inferer, SlidingWindowInferer
 
-from monai_wsss._checks import check_shape, plain_tensor
+from monai_wsss._checks import check_image, other_channels, plain_tensor
 from monai_wsss._pictures import ROWS_COLUMNS
 from monai_wsss.inferers.multi_view import multi_view_maps
 from monai_wsss.inferers.slicing import SliceTurn, array_axes, slice_turn
@@ -93,11 +93,14 @@ class VolumeInferer(Inferer):
         self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
     ) -> torch.Tensor:
         """Give raw maps (B, K, *S) of ``inputs`` (B, C, *S); further arguments are the network's."""
-        check_shape("image", inputs, "(B, C, *S)")
+        check_image(inputs)
         image = plain_tensor(inputs)
 
         def view_maps(view: torch.Tensor) -> torch.Tensor:
-            return network(view, *args, **kwargs) if self.cam is None else self.cam(view, network, *args, **kwargs)
+            try:
+                return network(view, *args, **kwargs) if self.cam is None else self.cam(view, network, *args, **kwargs)
+            except RuntimeError as error:
+                raise other_channels(error) or error from error
 
         def whole(patch: torch.Tensor) -> torch.Tensor:
             return multi_view_maps(view_maps, patch, views=self.views, scales=self.scales, reduction=self.reduction)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from monai_wsss._checks import check_label, check_shape, float32_or_wider
+from monai_wsss._checks import check_image, check_label, float32_or_wider, other_channels
 from monai_wsss._processes import broadcast_buffers, gather_objects
 from monai_wsss.engines.schedules import Progress
 from monai_wsss.networks import ActivationNetwork
@@ -58,7 +58,8 @@ class WSSSMethod(nn.Module):
 
         Raises:
             ValueError: a mask in the batch of a weakly supervised method, encoded images for one that makes views of
-                them, or an image or label of another shape.
+                them, an image or label of another shape, an empty batch, images without pixels, in half precision
+                on a CPU, or with other channels than the network takes.
         """
         if "mask" in batch and not self.uses_masks:
             raise ValueError(
@@ -70,9 +71,12 @@ class WSSSMethod(nn.Module):
                 f"{type(self).__name__} makes views of the images in each step, but its batch holds their encoded "
                 "features: leave `encode` of the dataset out."
             )
-        check_shape("image", batch["image"], "(B, C, *S)")
+        check_image(batch["image"])
         check_label(batch["label"], batch["image"].shape[0], self._num_classes(batch["label"]))
-        return self.losses(batch, progress, player)
+        try:
+            return self.losses(batch, progress, player)
+        except RuntimeError as error:
+            raise other_channels(error) or error from error
 
     def _num_classes(self, label: torch.Tensor) -> int:
         """Give K of the network, or of the label where the network is any segmenter without ``num_classes``."""

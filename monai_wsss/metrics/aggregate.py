@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -32,7 +32,10 @@ from monai_wsss.metrics.paper_protocol import paper_estimates, paper_note, paper
 from monai_wsss.metrics.segmentation import PixelCounts, count_pixels, where_referenced
 from monai_wsss.metrics.surface import SurfaceDistances, surface_distances
 
-__all__ = ["CaseTable", "table_text"]
+__all__ = ["CaseTable", "table_text", "write_table"]
+
+_FORMULA = tuple("=+-@\uff1d\uff0b\uff0d\uff20")
+"""What a formula begins with in spreadsheets, also in full width."""
 
 Row = dict[str, Any]
 Metrics = dict[str, dict[str, Any]]
@@ -353,11 +356,28 @@ class CaseTable:
 def table_text(name: str) -> str:
     """Give a name as a cell of a table: a leading ``'`` keeps spreadsheets from reading it as a formula.
 
+    Spreadsheets pass over blanks, tabs and line ends before a formula.
+
     Example:
         >>> table_text("=1+1"), table_text("case-1")
         ("'=1+1", 'case-1')
     """
-    return f"'{name}" if name.startswith(("=", "+", "-", "@")) else name
+    return f"'{name}" if name.lstrip()[:1] in _FORMULA or name[:1] in ("\t", "\r", "\n") else name
+
+
+def write_table(file: IO[str], rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    """Write a table as CSV; names of columns and texts in cells never become formulas, see :func:`table_text`.
+
+    Args:
+        file: open for writing, with ``newline=""``.
+        rows: cells by the name of their column; others are left out, missing ones are empty.
+        columns: names of the columns, in order.
+    """
+    writer = csv.writer(file)
+    writer.writerow([table_text(name) for name in columns])
+    for row in rows:
+        cells = (row.get(name, "") for name in columns)
+        writer.writerow([table_text(cell) if isinstance(cell, str) else cell for cell in cells])
 
 
 def _interval_note(subjects: int, bootstrap: int, seed: int) -> str:
@@ -367,7 +387,4 @@ def _interval_note(subjects: int, bootstrap: int, seed: int) -> str:
 
 def _write_csv(path: Path, rows: Sequence[Row], columns: Sequence[str]) -> None:
     with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, extrasaction="ignore")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow(row | {name: table_text(row[name]) for name in ("id", "subject") if name in row})
+        write_table(file, rows, columns)

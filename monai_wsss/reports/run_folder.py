@@ -9,12 +9,12 @@ panels/<n>.png  image | CAM | mask | reference of row n of per_case.csv
 heat/, converted/   written by SaveMapd      intensities.json, conversions.png   of networks that convert images
 report.html     all of it on one page
 
-An evaluation begins with an empty folder: what an earlier run left under these names goes when it starts.
+An evaluation begins with an empty folder: what an earlier run left under these names goes when it starts.  A folder
+that holds the data, or to which another process writes, is refused.
 """
 
 from __future__ import annotations
 
-import csv
 import logging
 import os
 import shutil
@@ -28,14 +28,16 @@ from ignite.engine import Engine, Events
 
 from monai_wsss._checks import DataError
 from monai_wsss._files import atomic_path, file_sha256, make_directory
+from monai_wsss._locks import hold_folder, release_folder
 from monai_wsss._pictures import voxel_volume
 from monai_wsss.data import load_header
 from monai_wsss.data.modalities import canonical_modality
 from monai_wsss.engines import SegmentationScores, is_main_process
-from monai_wsss.metrics.aggregate import table_text
+from monai_wsss.metrics.aggregate import write_table
 from monai_wsss.networks import recorded_reading
 from monai_wsss.networks.published_weights import encoder_weights_of
 from monai_wsss.reports.intensities import ConversionRecord
+from monai_wsss.reports.output_folder import refuse_data_folder
 from monai_wsss.reports.page import write_report
 from monai_wsss.reports.panels import render_panel
 from monai_wsss.reports.provenance import (
@@ -114,8 +116,11 @@ class RunRecord:
     def _write_record(self, engine: Engine) -> None:
         if not is_main_process():
             return
+        if "masks" in self.leftovers:
+            refuse_data_folder(self.output_dir, self.datalist)
         self.replaced = _replaced(self.datalist, self.modalities, self.replace_missing)
-        make_directory(self.output_dir)
+        hold_folder(make_directory(self.output_dir))
+        engine.add_event_handler(Events.COMPLETED, lambda: release_folder(self.output_dir))
         record = collect_provenance(
             config=self._config(engine),
             seed=self.seed,
@@ -168,11 +173,10 @@ class RunRecord:
             )
 
     def _remove_leftovers(self) -> None:
-        """Remove what an earlier run of ours left; a folder that holds the data keeps its masks."""
+        """Remove what an earlier run of ours left."""
         earlier = read_run(self.output_dir)
         if earlier is None:
             return
-        holds_data = _same_folder(Path(self.datalist).parent, self.output_dir)
         for name in self.leftovers:
             path = self.output_dir / name
             if name == "training_log.csv" and not self._is_copy(path, earlier):
@@ -180,7 +184,7 @@ class RunRecord:
             try:
                 if path.is_symlink() or path.is_file():
                     path.unlink()
-                elif path.is_dir() and not holds_data:
+                elif path.is_dir():
                     shutil.rmtree(path)
             except OSError as error:
                 raise DataError(
@@ -316,7 +320,7 @@ class InferenceLog(RunRecord):
     def _note(self, engine: Engine) -> None:
         for item, result in zip(engine.state.batch, engine.state.output, strict=True):
             row: dict[str, Any] = {
-                "id": table_text(str(item["id"])),
+                "id": str(item["id"]),
                 "mask": os.path.relpath(result["pred_path"], self.output_dir),
                 "replaced": " ".join(f"{name}<-{other}" for name, other in self.replaced.items()),
             }
@@ -341,9 +345,7 @@ class InferenceLog(RunRecord):
             atomic_path(self.output_dir / "predictions.csv") as temporary,
             open(temporary, "w", newline="", encoding="utf-8") as file,
         ):
-            writer = csv.DictWriter(file, names, restval="")
-            writer.writeheader()
-            writer.writerows(self._rows)
+            write_table(file, self._rows, names)
         logger.info("Wrote %d masks, listed in %s.", len(self._rows), self.output_dir / "predictions.csv")
 
 

@@ -15,9 +15,9 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform
 from PIL import Image
 
-from monai_wsss._files import atomic_path, case_file_name, make_directory
+from monai_wsss._files import atomic_path, case_file_name
 from monai_wsss._nifti import as_nifti
-from monai_wsss.transforms.save_mask import beside_its_source
+from monai_wsss.transforms.save_mask import beside_its_source, result_folder
 
 __all__ = ["SaveMapd"]
 
@@ -66,7 +66,7 @@ class SaveMapd(MapTransform):
         for key in self.key_iterator(item):
             stored, affine = beside_its_source(item, str(key), self.image_key)
             source = getattr(item[self.image_key], "meta", None)
-            folder = make_directory(self.output_dir / str(key))
+            folder = result_folder(self.output_dir, str(key))
             name = case_file_name(item["id"]) + self.suffix
             planes = stored.detach().cpu().float().numpy()
             if affine is None and len(planes) == 3:

@@ -18,7 +18,7 @@ from monai.data.meta_tensor import MetaTensor
 from monai.transforms import MapTransform
 from PIL import Image
 
-from monai_wsss._checks import check_choice, check_shape
+from monai_wsss._checks import DataError, check_choice, check_shape
 from monai_wsss._files import atomic_path, case_file_name, make_directory
 from monai_wsss._nifti import as_nifti
 from monai_wsss._pictures import ROWS_COLUMNS, as_stored, has_geometry
@@ -88,6 +88,20 @@ def write_mask(
             nibabel.save(as_nifti(array[0], np.eye(4) if affine is None else affine, source), temporary)
 
 
+def result_folder(output_dir: Path, name: str) -> Path:
+    """Make the folder ``name`` below the output folder.
+
+    Raises:
+        DataError: the output folder holds a datalist, so its ``masks`` may be references; or it cannot be written.
+    """
+    if (output_dir / "datalist.json").exists():
+        raise DataError(
+            f"The output folder {output_dir} holds data, datalist.json: results would replace its masks. Choose "
+            "another output folder."
+        )
+    return make_directory(output_dir / name)
+
+
 def beside_its_source(item: Mapping[Hashable, Any], key: str, image_key: str) -> tuple[torch.Tensor, np.ndarray | None]:
     """Give a mask or map (C, *S) of an item in the order of files, and the affine of its source image.
 
@@ -131,7 +145,7 @@ class SaveMaskd(MapTransform):
 
     Raises:
         ValueError: the mask has another size than its source image, or the image has lost its metadata.
-        DataError: the file cannot be written.
+        DataError: the file cannot be written, or ``output_dir`` holds a datalist, whose masks would be replaced.
     """
 
     def __init__(
@@ -153,7 +167,7 @@ class SaveMaskd(MapTransform):
         for key in self.key_iterator(item):
             stored, affine = beside_its_source(item, str(key), self.image_key)
             name = case_file_name(item["id"]) + (".png" if affine is None else ".nii.gz")
-            folder = make_directory(self.output_dir / "masks")
+            folder = result_folder(self.output_dir, "masks")
             source = getattr(item[self.image_key], "meta", None)
             write_mask(folder / name, stored, affine, palette=self.palette, source=source)
             item[f"{key}_path"] = str(folder / name)

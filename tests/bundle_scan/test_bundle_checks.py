@@ -375,7 +375,7 @@ def test_what_expressions_may_do(expression):
         ("$torch.nn.functional", "names the module torch.nn.functional"),
         ("$@x.__class__", "private attribute `__class__`"),
         ("$torch._C._cuda_init()", "private attribute `_C`"),
-        ("$'{0.x}'.format(@x)", "calls `'{0.x}'.format`"),
+        ("$'{0.x}'.format(@x)", "takes `format` of"),
         ("$(lambda: 1)()", "calls `lambda: 1`"),
         ("$lambda f: f()", "calls `f`"),
         ("$[f() for f in @x]", "calls `f`"),
@@ -410,6 +410,107 @@ def test_what_expressions_may_not_do(expression, words):
     assert len(faults) == 1
     assert faults[0].startswith("`item#0#deep` ")
     assert words in faults[0]
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "$torch.utils.collect_env.run('id')",
+        "$torch.utils.benchmark.Timer('import os').timeit(1)",
+        "$torch.distributed.run.main(['evil.txt'])",
+        "$torch.distributed.launcher.api.elastic_launch(@a, @b)",
+        "$torch.multiprocessing.spawn(@a)",
+        "$torch.compile(@a)",
+        "$torch.jit.script(@a)",
+        "$torch.fx.symbolic_trace(@a)",
+        "$torch.from_file('x')",
+        "$torch.set_default_device('cpu')",
+        "$torch.utils.tensorboard.SummaryWriter('x')",
+        "$torch.profiler.profile()",
+        "$torch.backends.cudnn.flags()",
+        "$monai.networks.utils.convert_to_onnx(@a)",
+        "$monai.utils.get_package_version('x')",
+        "$monai.utils.require_pkg('x')",
+        "$monai.data.PersistentDataset([], None, 'x')",
+        "$monai.data.LMDBDataset([], None)",
+        "$monai.data.CSVSaver('x')",
+        "$monai.data.load_net_with_metadata('x')",
+        "$monai.handlers.MLFlowHandler('http://x')",
+        "$monai.handlers.write_metrics_reports('x')",
+        "$monai.transforms.TorchVision('x')",
+        "$monai.transforms.RandCuCIMd('x', 'y')",
+        "$monai.transforms.WriteFileMapping('x')",
+        "$monai.apps.DecathlonDataset('x')",
+        "$monai.fl.client.MonaiAlgo()",
+        "$monai_wsss.benchmark.scan_bundle('x')",
+        "$monai_wsss.command_line.table.main()",
+        "$monai_wsss.data.writing.write_nifti('x', @a, @b)",
+        "$@tensor.tofile('x')",
+        "$@tensor.numpy().dump('x')",
+        "$@network.apply(@f)",
+        "$@trainer.add_event_handler('x', @f)",
+        "$@path.read_text()",
+        "$lambda x: x.write_bytes('a')",
+    ],
+)
+def test_what_is_not_on_the_list_is_refused(expression):
+    """No deny list held these."""
+    (fault,) = scan_expressions({"item": expression})
+    assert fault.startswith("`item` ")
+
+
+@pytest.mark.parametrize("reader", ["subprocess.Popen", ["PILReader", "os.system"], "NumpyReader", "builtins.exec"])
+@pytest.mark.parametrize("key", ["reader", "writer"])
+def test_readers_that_monai_would_look_up_are_refused(reader, key):
+    (fault,) = scan_expressions({"load": {"_target_": "monai.transforms.LoadImaged", "keys": "image", key: reader}})
+    assert "would look up and call" in fault
+    assert scan_expressions({"load": {"reader": "PILReader", "keys": "image"}, "other": {"reader": "@reader"}}) == []
+
+
+HANDLER = "[loggers]\nkeys=root\n[handlers]\nkeys=a\n[formatters]\nkeys=f\n[logger_root]\nhandlers=a\n[handler_a]\n"
+HIDDEN: dict[str, tuple[str, str, str]] = {
+    "a configuration in a folder": ("configs/extra/evil.json", '{"run": ["$os.system(1)"]}', "uses `os`"),
+    "a configuration elsewhere": ("docs/evil.json", '{"a": {"_target_": "os.system"}}', "'os.system': write the full"),
+    "a configuration among results": ("eval/evil.json", '{"run": ["$os.system(1)"]}', "uses `os`"),
+    "a configuration among data": ("sample_data/a/evil.json", '["$os.system(1)"]', "uses `os`"),
+    "capitals": ("configs/evil.JSON", '{"run": ["$os.system(1)"]}', "uses `os`"),
+    "no dot": ("configs/eviljson", '{"run": ["$os.system(1)"]}', "uses `os`"),
+    "other suffixes": ("configs/evil.YAML", "run: 1", "does not belong here: MONAI reads it"),
+    "no json": ("docs/evil.json", "{", "it is no JSON"),
+    "weights": ("models/other.pt", "x", "does not load with weights_only=True"),
+    "keyword arguments": ("docs/a.conf", HANDLER + "class=StreamHandler\nargs=()\nkwargs={}", "has the key `kwargs`"),
+    "a handler by another name": ("docs/notes.txt", HANDLER + "class=evil.Handler\nargs=()", "asks for evil.Handler"),
+    "a formatter": ("a.ini", HANDLER + "class=StreamHandler\n[formatter_f]\nclass=os.system", "has the key `class`"),
+    "defaults": ("docs/a.conf", "[DEFAULT]\nkwargs={}\n" + HANDLER + "class=StreamHandler", "has the key `kwargs`"),
+}
+
+
+@pytest.mark.parametrize("kind", HIDDEN)
+def test_every_file_that_monai_or_logging_would_read_is_read(bundle, kind):
+    name, content, words = HIDDEN[kind]
+    (bundle / name).parent.mkdir(parents=True, exist_ok=True)
+    (bundle / name).write_text(content)
+    faults = new_faults(bundle)
+    assert faults
+    assert all(fault.startswith(name) for fault in faults)
+    assert any(words in fault for fault in faults), faults
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["LICENSE", "docs/README.md", "docs/data_license.txt", "configs/train.json", "configs/logging.conf", "a.txt"],
+)
+def test_a_file_of_other_bytes_is_no_error_of_the_scan(bundle, name):
+    (bundle / name).write_bytes(b"\xff\xfe\x00[handlers]\x80\n")
+    faults = new_faults(bundle)
+    assert all(fault.startswith((name, "configs/")) for fault in faults), faults
+
+
+def test_links_are_named(bundle, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "evil.json").write_text('{"run": ["$os.system(1)"]}')
+    (bundle / "configs" / "extra").symlink_to(tmp_path / "elsewhere")
+    assert new_faults(bundle) == ["configs/extra is a link: put the file itself in its place."]
 
 
 def test_modes_that_start_a_debugger_are_refused():

@@ -265,7 +265,10 @@ def test_no_file_outside_of_the_folder_is_removed(tmp_path):
     datalist = json.loads((folder / "datalist.json").read_text(encoding="utf-8"))
     datalist["raw"] = ["../mine.txt", str(tmp_path / "mine.txt")]
     (folder / "datalist.json").write_text(json.dumps(datalist))
-    make_phantoms(folder, modalities=["FLAIR"], subjects=(1, 0, 0))
+    before = fingerprints(folder)
+    with pytest.raises(DataError, match=r"datalist.json names .*mine.txt, which is no file of phantoms"):
+        make_phantoms(folder, modalities=["FLAIR"], subjects=(1, 0, 0))
+    assert fingerprints(folder) == before
     assert (tmp_path / "mine.txt").is_file()
 
 

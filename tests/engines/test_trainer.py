@@ -205,7 +205,8 @@ def test_checkpoints_are_tensors_and_only_the_last_stay(tmp_path):
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert names == ["epoch_0003.pt", "epoch_0004.pt"]
     content = torch.load(tmp_path / "checkpoints" / names[-1], weights_only=True)
-    assert set(content) == {"epoch", "length", "iteration", "method", "optimizers", "lr_schedulers", "scaler", "rng"}
+    states = {"method", "optimizers", "lr_schedulers", "scaler", "rng"}
+    assert set(content) == {"epoch", "length", "settings", "iteration", *states}
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path):
@@ -373,12 +374,23 @@ def test_images_of_several_sizes_are_told_in_a_sentence(num_workers):
         trainer.run()
 
 
-def test_other_errors_of_a_training_stay_what_they_are():
+def test_images_of_other_channels_are_one_sentence():
     method = ClassActivationMapping(CAMEncoder(2, 3, 1, width=2))  # three channels, the images have one
     trainer = WSSSTrainer(
         method, torch.optim.SGD(method.parameters(), lr=0.1), make_loader(make_items()), 1, progress_bar=False
     )
-    with pytest.raises(RuntimeError, match="channels"):
+    with pytest.raises(ValueError, match="of 3 channels, got 1: choose other images"):
+        trainer.run()
+
+
+def test_a_full_device_is_told_in_torch_s_words(tmp_path):
+    trainer = make_trainer(tmp_path, epochs=1)
+
+    @trainer.on(Events.ITERATION_STARTED)
+    def fail(engine):
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match=r"^out of memory"):
         trainer.run()
 
 
@@ -482,7 +494,7 @@ def test_the_losses_are_read_once_per_player(monkeypatch):
     trainer.state.epoch_length, trainer.state.iteration, trainer.scaler = 1, 1, None
     # The iteration alone: what an epoch reads at its end is another matter.
     trainer._iteration(trainer, batch)
-    assert reads == [(2,)]
+    assert reads == [(2, 2)], "of this process, and the means over processes"
 
 
 @pytest.mark.parametrize(("bias", "sentence"), [(-50.0, "almost all background"), (50.0, "almost all foreground")])

@@ -311,14 +311,60 @@ def test_an_inference_renews_its_masks_and_its_table_alone(datalist, tmp_path):
     assert gone == ["masks/old.png", "predictions.csv"]
 
 
-def test_masks_beside_the_datalist_are_data_and_stay(phantoms, tmp_path):
+def beside(data):
+    return data
+
+
+def through_a_link(data):
+    (data.parent / "link").symlink_to(data)
+    return data.parent / "link"
+
+
+def with_linked_masks(data):
+    (data.parent / "run").mkdir()
+    (data.parent / "run" / "masks").symlink_to(data / "masks")
+    return data.parent / "run"
+
+
+def with_the_list_elsewhere(data):
+    """The datalist lies beside its folder: the paths in it lead there."""
+    content = json.loads((data / "datalist.json").read_text())
+    for item in (item for name in ("training", "validation", "test") for item in content[name]):
+        for key in ("image", "mask"):
+            paths = item[key] if isinstance(item[key], list) else [item[key]]
+            item[key] = [f"data/{path}" for path in paths] if isinstance(item[key], list) else f"data/{paths[0]}"
+    (data.parent / "datalist.json").write_text(json.dumps(content))
+    (data / "datalist.json").unlink()
+    return data
+
+
+@pytest.mark.parametrize("kind", [InferenceLog, RunFolder])
+@pytest.mark.parametrize("place", [beside, through_a_link, with_linked_masks, with_the_list_elsewhere])
+def test_masks_beside_the_datalist_are_data_and_stay(phantoms, tmp_path, place, kind):
     data = tmp_path / "data"
     shutil.copytree(phantoms, data)
-    (data / "masks").mkdir(exist_ok=True)
-    (data / "masks" / "reference.png").write_text("drawn by hand")
-    for _ in range(2):
-        started(InferenceLog(data, data / "datalist.json"))
-    assert (data / "masks" / "reference.png").is_file()
+    output = place(data)
+    (datalist,) = tmp_path.glob("**/datalist.json")
+    before = {path: path.read_bytes() for path in data.rglob("*") if path.is_file()}
+    arguments = (output, datalist, *([SegmentationScores(datalist)] if kind is RunFolder else []))
+    with pytest.raises(
+        DataError, match=r"output folder .* holds data: results would replace the masks of .*--output_dir"
+    ):
+        started(kind(*arguments))
+    assert before == {path: path.read_bytes() for path in data.rglob("*") if path.is_file()}
+
+
+def test_an_output_folder_below_the_data_is_fine(phantoms, tmp_path):
+    shutil.copytree(phantoms, tmp_path / "data")
+    started(InferenceLog(tmp_path / "data" / "results", tmp_path / "data" / "datalist.json"))
+    assert (tmp_path / "data" / "results" / "run.json").is_file()
+
+
+def test_a_folder_that_another_process_writes_to_is_refused(datalist, tmp_path):
+    (tmp_path / ".in_use").write_text("1-1-00000000 elsewhere")
+    with pytest.raises(DataError, match="is in use by process 1 on elsewhere"):
+        started(InferenceLog(tmp_path, datalist))
+    assert [path.name for path in tmp_path.iterdir()] == [".in_use"]
 
 
 def test_a_training_keeps_its_log_whoever_evaluates_into_its_folder(datalist, tmp_path):

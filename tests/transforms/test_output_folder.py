@@ -1,0 +1,25 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""Masks and maps never replace those of the data."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from monai.data.meta_tensor import MetaTensor
+
+from monai_wsss._checks import DataError
+from monai_wsss.transforms import SaveMapd, SaveMaskd
+
+
+@pytest.mark.parametrize("save", [SaveMaskd("pred", "{0}"), SaveMapd("pred", "{0}")])
+def test_a_folder_with_a_datalist_is_refused(tmp_path, save):
+    item = {"id": "a", "image": MetaTensor(torch.zeros(1, 4, 4)), "pred": torch.zeros(1, 4, 4)}
+    save.output_dir = tmp_path
+    (tmp_path / "datalist.json").write_text("{}")
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks" / "a.png").write_text("drawn by hand")
+    with pytest.raises(DataError, match=r"holds data, datalist.json: results would replace its masks"):
+        save(item)
+    assert (tmp_path / "masks" / "a.png").read_text() == "drawn by hand"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["datalist.json", "masks"]
