@@ -25,7 +25,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LEVELS = [
     {"_checks", "_files", "_intensity", "_labels", "_orientation", "_pictures", "_processes", "_resize", "_running"}
     | {"_dicom", "_dicom_frames", "_dicom_pixels", "_dicom_stack", "_image_formats", "_image_readers", "_nifti"}
-    | {"_windows"},
+    | {"_picture_values", "_windows"},
     {"cams"},
     {"refinement"},
     {"losses", "networks", "transforms", "data", "metrics"},

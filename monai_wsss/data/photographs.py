@@ -132,7 +132,7 @@ def read_indices(path: Path, like: MetaTensor, num_classes: int) -> np.ndarray:
         >>> read_indices(file, MetaTensor(torch.zeros(3, 2, 2)), 2).tolist()
         [[[0, 255], [2, 1]]]
     """
-    mask = read_labels(path)
+    mask = read_labels(path, palette="indices")
     with Image.open(path) as picture:
         kind, mode = picture.format, picture.mode
     if kind == "JPEG" or mode not in _INDEX_MODES:

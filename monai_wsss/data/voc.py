@@ -126,13 +126,18 @@ def _find_image(root: Path, text: str, where: str) -> Path:
     if text.lower().endswith(_SUFFIXES):
         return path_inside(root, text.lstrip("/\\") if "/" in text or "\\" in text else f"JPEGImages/{text}", where)
     paths = [path_inside(root, f"JPEGImages/{text}{suffix}", where) for suffix in _SUFFIXES]
-    return next((path for path in paths if path.is_file()), paths[0])
+    return _existing(paths) or paths[0]
+
+
+def _existing(paths: Sequence[Path]) -> Path | None:
+    """Give the first of the paths that exists, in small letters before capital ones: ``a.jpg``, ``a.JPG``."""
+    spelled = [path.with_name(path.name.removesuffix(path.suffix) + path.suffix.upper()) for path in paths]
+    return next((path for path in (*paths, *spelled) if path.is_file()), None)
 
 
 def _find_mask(root: Path, name: str) -> Path | None:
     """Find the mask of an image: the official one, which has contours, before that of SBD."""
-    paths = [root / folder / f"{name}.png" for folder in _MASKS]
-    return next((path for path in paths if path.is_file()), None)
+    return next((path for folder in _MASKS if (path := _existing([root / folder / f"{name}.png"]))), None)
 
 
 def _read_list(root: Path, path: Path, split: str) -> Iterator[_Line]:
@@ -168,6 +173,7 @@ def _without_lost_masks(lines: Sequence[_Line]) -> list[_Line]:
 def _to_photograph(root: Path, line: _Line, classes: Sequence[str], labels_from_masks: bool) -> Photograph:
     """Give a line its label; None where the label is taken from the mask, or is not known."""
     annotation = root / "Annotations" / f"{line.id}.xml"
+    annotation = _existing([annotation]) or annotation
     label = _label(annotation, line.id, classes) if annotation.is_file() else None
     if label is None and line.mask is None and line.split == "test":
         return Photograph(line.where, line.id, line.split, None, line.image, None)

@@ -350,3 +350,15 @@ def test_a_prepared_folder_is_not_written_over(tmp_path):
     with pytest.raises(DataError, match="holds a datalist"):
         prepare(root)
     assert json.loads((tmp_path / "out" / "datalist.json").read_text()) == before
+
+
+@pytest.mark.parametrize(("folder", "old", "new"), [("JPEGImages", "jpg", "JPG"), ("SegmentationClass", "png", "PNG")])
+def test_suffixes_in_capitals_are_found(tmp_path, folder, old, new):
+    root = make_voc(tmp_path / "voc")
+    for file in (root / folder).glob(f"*.{old}"):
+        file.rename(file.with_suffix(f".{new}"))
+    for file in (root / "Annotations").glob("*.xml"):
+        file.rename(file.with_suffix(".XML"))
+    items = load_datalist(prepare(root), "training", masks=True)
+    assert [item["id"] for item in items] == ["a", "b"]
+    assert all("mask" in item for item in items)
