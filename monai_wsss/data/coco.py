@@ -34,7 +34,7 @@ from monai_wsss._checks import DataError
 from monai_wsss._files import case_file_name
 from monai_wsss._labels import IGNORED
 from monai_wsss.data.outlines import draw_box, draw_outline, has_outline, is_box
-from monai_wsss.data.photographs import Photograph, check_classes, path_inside, write_photographs
+from monai_wsss.data.photographs import Photograph, check_classes, path_inside, spelled_on_disk, write_photographs
 from monai_wsss.data.prepared_folder import check_output
 from monai_wsss.data.reading import image_stem
 
@@ -204,7 +204,7 @@ def _to_photographs(
             continue
         present = {numbers[annotation["category_id"]] for _, annotation in annotations}
         label = [int(number in present) for number in numbers.values()]
-        image = path_inside(folder, entry["file_name"], where)
+        image = spelled_on_disk(path_inside(folder, entry["file_name"], where))
         id = case_file_name(image.relative_to(folder).with_name(image_stem(image)).as_posix())
         draw = partial(_draw_mask, entry=entry, annotations=annotations, numbers=numbers, where=where)
         drawn = masks and not any(_unknown(annotation) for _, annotation in annotations)

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from monai_wsss._files import atomic_path, make_directory
-from monai_wsss._nifti import as_nifti
+from monai_wsss._nifti import as_nifti, open_nifti
 
 __all__ = ["copy_file", "fits_picture", "is_bare_nifti", "scale_to_16_bit", "write_nifti", "write_picture"]
 
@@ -173,7 +173,7 @@ def is_bare_nifti(path: str | os.PathLike[str]) -> bool:
         start = file.read(4)
     if start[:2] == b"\x1f\x8b" and start[3] & 0b11100:  # gzip's flags: extra field, name, comment
         return False
-    image = nibabel.load(path)
+    image = open_nifti(path)
     if not isinstance(image, nibabel.Nifti1Image):
         return False
     header = image.header

@@ -113,7 +113,14 @@ def test_names_that_differ_in_case_alone_stay_two(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "written"),
-    [("A.NII.GZ", "A.nii.gz"), ("A.NII", "A.nii"), ("A.nii.GZ", "A.nii.gz")],
+    [
+        ("A.NII.GZ", "A.nii.gz"),
+        ("A.NII", "A.nii"),
+        ("A.Nii.Gz", "A.nii.gz"),
+        ("A.Nii", "A.nii"),
+        ("A.nii.Gz", "A.nii.gz"),
+        ("A.nii.GZ", "A.nii.gz"),
+    ],
 )
 def test_volumes_with_suffixes_in_capitals(tmp_path, name, written):
     (tmp_path / "images").mkdir()
