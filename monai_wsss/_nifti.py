@@ -19,6 +19,7 @@ from monai.config import PathLike
 from monai.data import NibabelReader
 from monai.data.utils import correct_nifti_header_if_necessary
 from monai.utils import ensure_tuple
+from nibabel.spatialimages import HeaderDataError
 
 from monai_wsss._image_formats import image_format, image_stem
 
@@ -58,7 +59,7 @@ def open_nifti(path: str | os.PathLike[str]) -> Any:
     files = {"image": nibabel.FileHolder(filename=os.fspath(path))}
     try:
         return nibabel.Nifti1Image.from_file_map(files)
-    except nibabel.spatialimages.HeaderDataError:
+    except HeaderDataError:
         return nibabel.Nifti2Image.from_file_map(files)
 
 

@@ -23,7 +23,15 @@ from PIL import Image
 
 from monai_wsss._checks import DataError
 
-__all__ = ["bits_of", "check_values_kept", "gamma_of", "has_transparency", "mask_numbers", "with_black_as_zero"]
+__all__ = [
+    "bits_of",
+    "check_values_kept",
+    "gamma_of",
+    "has_transparency",
+    "is_white_zero",
+    "mask_numbers",
+    "with_black_as_zero",
+]
 
 _PHOTOMETRIC, _BITS = 262, 258
 _WHITE_IS_ZERO = 0
@@ -72,11 +80,12 @@ def check_values_kept(picture: Image.Image, file: Path) -> None:
         )
     if picture.mode == "LAB":
         raise DataError(f"{file} stores its colors as CIE L*a*b*: save it as RGB.")
-    if _white_is_zero(picture) and picture.mode in ("I", "F"):
+    if is_white_zero(picture) and picture.mode in ("I", "F"):
         raise DataError(f"{file} stores white as 0 in signed or fractional values: save it with black as 0.")
 
 
-def _white_is_zero(picture: Image.Image) -> bool:
+def is_white_zero(picture: Image.Image) -> bool:
+    """Tell whether a picture is a TIFF that stores white as 0."""
     return picture.format == "TIFF" and picture.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO  # type: ignore[attr-defined]
 
 
@@ -87,7 +96,7 @@ def with_black_as_zero(picture: Image.Image, source: Image.Image) -> Image.Image
         picture: the picture, perhaps turned.
         source: the picture as it was opened, which knows what its file says.
     """
-    if picture.mode not in _SIXTEEN_BITS or not _white_is_zero(source):
+    if picture.mode not in _SIXTEEN_BITS or not is_white_zero(source):
         return picture
     return Image.fromarray((2 ** bits_of(source) - 1 - np.asarray(picture).astype(np.int64)).astype(np.uint16))
 
@@ -128,7 +137,7 @@ def mask_numbers(picture: Image.Image, source: Image.Image, file: Path, palette:
         return _color_numbers(_colors(picture.convert("RGB")), file, spread=_JPEG_SPREAD)
     bits = bits_of(source)
     numbers = np.asarray(picture.convert("L") if picture.mode == "1" else picture)
-    if _white_is_zero(source):
+    if is_white_zero(source):
         top = 255 if picture.mode in ("1", "L") else 2**bits - 1
         if not np.isin(numbers, (0, top)).all():
             raise _unclear(file, "stores white as 0 and holds more than black and white")

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Hashable, Mapping
+from pathlib import Path
 from typing import Any
 
 from monai.config import KeysCollection
@@ -17,6 +18,7 @@ from PIL import Image
 from monai_wsss._checks import check_choice
 from monai_wsss._image_readers import DicomReader, MetaImageReader
 from monai_wsss._nifti import MillimeterNiftiReader
+from monai_wsss._picture_values import check_values_kept, is_white_zero, with_black_as_zero
 from monai_wsss._pictures import ORDERS, PIXELS, XY, in_order, is_turned, unit_of, upright
 
 __all__ = ["LoadOrderedd"]
@@ -27,8 +29,9 @@ class LoadOrderedd(MapTransform):
 
     In the order ``"rows_columns"`` a 2D image is (C, rows, columns), so that its last axis runs from left to right.
     In the order ``"xy"`` it is (C, x, y), as MONAI's readers give it.  Volumes are (C, x, y, z) in both.  Pictures are
-    turned as their EXIF entry says, masks among them, so that their pixels lie as viewers show them.  DICOM is read as
-    :func:`~monai_wsss.data.read_image` reads it, and affines are in millimeters whatever the unit of a NIfTI file is.
+    turned as their EXIF entry says, masks among them, so that their pixels lie as viewers show them, and TIFFs that
+    store white as 0 are inverted.  DICOM is read as :func:`~monai_wsss.data.read_image` reads it, and affines are in
+    millimeters whatever the unit of a NIfTI file is.
     The metadata ``unit`` is "px" where the size of the pixels is unknown: of pictures, of files that do not say it, and
     where the item has an entry ``unit`` that says so.
 
@@ -42,6 +45,7 @@ class LoadOrderedd(MapTransform):
 
     Raises:
         ValueError: an unknown order.
+        DataError: when called, a PNG holds colors or transparency of 16 bits, of which half would be lost.
 
     Example:
         >>> import tempfile
@@ -62,7 +66,7 @@ class LoadOrderedd(MapTransform):
         with warnings.catch_warnings():  # MONAI warns of a decoder for GPUs that it does not find beside pydicom
             warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
             self._load = LoadImage(ensure_channel_first=True)
-        for reader in (MetaImageReader(), DicomReader(), MillimeterNiftiReader(), _UprightReader(converter=upright)):
+        for reader in (MetaImageReader(), DicomReader(), MillimeterNiftiReader(), _UprightReader(converter=_as_shown)):
             self._load.register(reader)  # the last one registered is asked first
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -70,6 +74,8 @@ class LoadOrderedd(MapTransform):
         order = self.order or item.get("order") or XY
         check_choice("order", order, ORDERS)
         for key in self.key_iterator(item):
+            for path in ensure_tuple(item[key]):
+                _check_kept(path)
             image = self._load(item[key])
             if isinstance(image, MetaTensor):
                 image.meta["unit"] = PIXELS if item.get("unit") == PIXELS else unit_of(image)
@@ -78,17 +84,33 @@ class LoadOrderedd(MapTransform):
 
 
 class _UprightReader(PILReader):
-    """Pillow's reader, also of TIFFs that an EXIF entry turns, which MONAI's reader of TIFFs would leave as stored."""
+    """Pillow's reader, also of TIFFs that viewers show otherwise than MONAI's reader of TIFFs gives them."""
 
     def verify_suffix(self, filename: Any) -> bool:
-        return super().verify_suffix(filename) or any(map(_is_turned_tiff, ensure_tuple(filename)))
+        return super().verify_suffix(filename) or any(map(_is_shown_otherwise, ensure_tuple(filename)))
 
 
-def _is_turned_tiff(path: Any) -> bool:
+def _as_shown(picture: Image.Image) -> Image.Image:
+    """Give a picture upright, with black as 0."""
+    return with_black_as_zero(upright(picture), picture)
+
+
+def _check_kept(path: Any) -> None:
+    """Refuse a PNG of which Pillow would drop bits; MONAI would pass an error of the reader over and try others."""
+    if str(path).lower().endswith(".png"):
+        try:
+            with Image.open(path) as picture:
+                check_values_kept(picture, Path(path))
+        except (OSError, Image.DecompressionBombError):  # whoever reads it next says so
+            return
+
+
+def _is_shown_otherwise(path: Any) -> bool:
+    """Tell whether a TIFF is turned, or stores white as 0."""
     if not str(path).lower().endswith((".tif", ".tiff")):
         return False
     try:
         with Image.open(path) as picture:
-            return is_turned(picture)
+            return is_turned(picture) or is_white_zero(picture)
     except (OSError, Image.DecompressionBombError):  # whoever reads it next says so
         return False
