@@ -20,7 +20,9 @@ from PIL import Image
 from monai_wsss._checks import DataError
 from monai_wsss.data.datalist import load_datalist
 from monai_wsss.data.folder import prepare_folder
+from monai_wsss.data.label_table import LabeledRow, LabelTable
 from monai_wsss.data.reading import read_image, read_labels
+from monai_wsss.data.tile_table import read_tile_table
 from monai_wsss.data.writing import scale_to_16_bit
 from monai_wsss.transforms import LoadOrderedd
 
@@ -307,3 +309,14 @@ def test_masks_written_are_masks_read(tmp_path):
         mask.save(root / "masks" / f"{name}.png")
     found = run(root, masks=root / "masks", fractions=(1, 0, 0))
     assert [int(read_labels(found[name]["mask"]).sum()) for name in "ab"] == [2, 0]
+
+
+@pytest.mark.parametrize(("yes", "no"), [("1", "0"), ("yes", "No"), ("TRUE", "false"), (" y ", "n"), ("1.0", "0.0")])
+def test_tables_of_tiles_take_the_same_words(tmp_path, yes, no):
+    name = unicodedata.normalize("NFC", "Müller")
+    (tmp_path / "tiles.csv").write_text(
+        f"id,x,y,label\n{unicodedata.normalize('NFD', name)},0,0,{yes}\n{name} ,8,0,{no}\n", encoding="utf-8"
+    )
+    rows = [LabeledRow("row 2", name, name, [1], "training", {})]
+    tiles = read_tile_table(tmp_path / "tiles.csv", LabelTable(tmp_path, ["foreground"], rows))
+    assert tiles == {name: {(0, 0): [1], (8, 0): [0]}}
