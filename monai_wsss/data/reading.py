@@ -84,7 +84,11 @@ def _to_opaque(picture: Image.Image) -> Image.Image:
 
 def _opened(picture: Image.Image, file: Path, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
     """Refuse several pages and values that would be lost, turn the picture upright, and convert it."""
-    turned = _turned_upright(picture, file)
+    try:
+        turned = _turned_upright(picture, file)
+    except Exception:
+        picture.close()
+        raise
     gamma = gamma_of(picture)
     if gamma is not None and not _USUAL_GAMMA[0] <= gamma <= _USUAL_GAMMA[1]:
         _tell(file, f"of an unusual gamma ({gamma:g})", "their values are read as stored")
