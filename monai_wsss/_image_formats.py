@@ -9,7 +9,7 @@ from pathlib import Path
 
 from monai_wsss._pictures import PICTURE_SUFFIXES
 
-__all__ = ["image_format", "image_stem", "is_hidden"]
+__all__ = ["image_format", "image_stem", "is_hidden", "is_unread_image", "remedy_for", "stem_of_any"]
 
 _SUFFIXES = {
     "picture": PICTURE_SUFFIXES,
@@ -17,6 +17,78 @@ _SUFFIXES = {
     "metaimage": (".mha", ".mhd"),
     "dicom": (".dcm", ".dicom", ".ima"),
 }
+
+_UNREAD_PICTURES: tuple[str, ...] = (
+    ".webp",
+    ".gif",
+    ".jp2",
+    ".j2k",
+    ".jpf",
+    ".jpx",
+    ".jfif",
+    ".heic",
+    ".heif",
+    ".avif",
+    ".ppm",
+    ".pgm",
+)
+_UNREAD_PICTURES += (".pnm", ".tga", ".psd", ".jxl", ".exr")
+_UNREAD_SLIDES = (".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".bif", ".czi", ".lif", ".vsi")
+_UNREAD_VOLUMES: tuple[str, ...] = (
+    ".nrrd",
+    ".nhdr",
+    ".mgz",
+    ".mgh",
+    ".mnc",
+    ".img.gz",
+    ".img",
+    ".hdr",
+    ".par",
+    ".rec",
+    ".vtk",
+    ".vti",
+)
+_UNREAD_VOLUMES += (".mhd.gz", ".gipl", ".npy", ".npz", ".h5", ".hdf5", ".mat", ".nii.bz2", ".nii.zst", ".nii.xz")
+_UNREAD = _UNREAD_PICTURES + _UNREAD_SLIDES + _UNREAD_VOLUMES
+
+
+def is_unread_image(path: str | os.PathLike[str]) -> bool:
+    """Tell whether the suffix of a file is that of an image of a kind that is not read.
+
+    Example:
+        >>> is_unread_image("a.NRRD"), is_unread_image("a.png"), is_unread_image("notes.txt")
+        (True, False, False)
+    """
+    return Path(path).name.lower().endswith(_UNREAD) and image_format(path) is None
+
+
+def stem_of_any(path: str | os.PathLike[str]) -> str:
+    """Give the name of a file without its suffix, be it of a kind that is read or not.
+
+    Example:
+        >>> stem_of_any("anna.v2.img.gz"), stem_of_any("a.NII.GZ")
+        ('anna.v2', 'a')
+    """
+    name = Path(path).name
+    found = [suffix for suffix in _UNREAD if name.lower().endswith(suffix)]
+    return name[: -len(max(found, key=len))] if found else image_stem(path)
+
+
+def remedy_for(path: str | os.PathLike[str]) -> str:
+    """Say as what to save a file of a kind that is not read.
+
+    Example:
+        >>> remedy_for("a.nrrd"), remedy_for("b.webp")
+        ('save it as NIfTI (.nii.gz)', 'save it as PNG')
+    """
+    name = Path(path).name.lower()
+    if name.endswith(_UNREAD_VOLUMES):
+        return "save it as NIfTI (.nii.gz)"
+    if name.endswith(_UNREAD_SLIDES):
+        return "cut tiles from the slide and save them as PNG"
+    if name.endswith(_UNREAD_PICTURES):
+        return "save it as PNG"
+    return "give PNG, JPEG, TIFF, BMP, NIfTI, MetaImage or DICOM"
 
 
 def is_hidden(path: Path) -> bool:

@@ -17,11 +17,13 @@ import nibabel
 import numpy as np
 from monai.config import PathLike
 from monai.data import NibabelReader
+from monai.data.utils import correct_nifti_header_if_necessary
 from monai.utils import ensure_tuple
+from nibabel.spatialimages import HeaderDataError
 
-from monai_wsss._image_formats import image_format
+from monai_wsss._image_formats import image_format, image_stem
 
-__all__ = ["MillimeterNiftiReader", "as_nifti", "says_no_unit", "unit_code"]
+__all__ = ["MillimeterNiftiReader", "as_nifti", "open_nifti", "says_no_unit", "unit_code"]
 
 _MILLIMETERS = {1: 1000.0, 3: 0.001}
 _LENGTH = 0b111
@@ -43,6 +45,24 @@ def unit_code(header: Mapping[str, Any]) -> int | None:
     return int(np.asarray(header["xyzt_units"]).reshape(-1)[0]) & _LENGTH
 
 
+def _is_mixed(path: str | os.PathLike[str]) -> bool:
+    """Tell whether the suffix of a NIfTI file mixes small and capital letters, which nibabel does not find."""
+    name = os.path.basename(path)
+    suffix = name[len(image_stem(name)) :]
+    return image_format(path) == "nifti" and any(part not in (part.lower(), part.upper()) for part in suffix.split("."))
+
+
+def open_nifti(path: str | os.PathLike[str]) -> Any:
+    """Open a NIfTI file as nibabel does, whatever the case of its suffix."""
+    if not _is_mixed(path):
+        return nibabel.load(path)
+    files = {"image": nibabel.FileHolder(filename=os.fspath(path))}
+    try:
+        return nibabel.Nifti1Image.from_file_map(files)
+    except HeaderDataError:
+        return nibabel.Nifti2Image.from_file_map(files)
+
+
 class MillimeterNiftiReader(NibabelReader):
     """MONAI's reader of NIfTI, with affines in millimeters whatever the unit of the header is.
 
@@ -51,9 +71,14 @@ class MillimeterNiftiReader(NibabelReader):
     """
 
     def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> Any:
-        images = super().read(data, **kwargs)
-        self._stored = nibabel.load(ensure_tuple(data)[0]).header
-        return images
+        names = ensure_tuple(data)
+        if any(map(_is_mixed, names)):
+            self.filenames = names
+            images = [correct_nifti_header_if_necessary(open_nifti(name)) for name in names]
+        else:
+            images = super().read(data, **kwargs)
+        self._stored = open_nifti(names[0]).header
+        return images[0] if isinstance(images, list) and len(images) == 1 else images
 
     def get_data(self, img: Any) -> tuple[np.ndarray, dict[str, Any]]:
         values, meta = super().get_data(img)
@@ -73,7 +98,7 @@ def says_no_unit(path: str | os.PathLike[str]) -> bool:
     if image_format(path) != "nifti":
         return False
     try:
-        return unit_code(dict(nibabel.load(path).header)) == 0
+        return unit_code(dict(open_nifti(path).header)) == 0
     except Exception:  # nibabel raises many kinds for a broken file
         return False
 

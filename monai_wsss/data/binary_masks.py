@@ -40,7 +40,7 @@ def read_binary_mask(path: Path, like: MetaTensor) -> np.ndarray:
         >>> read_binary_mask(file, MetaTensor(torch.zeros(1, 3, 1)))[0, :, 0].tolist()
         [0, 0, 1]
     """
-    mask = read_labels(path, palette_as_gray=True)
+    mask = read_labels(path, palette="gray")
     check_mask_fits(mask, path, like)
     values = mask.as_tensor().numpy()
     shown = np.unique(values[values > 0])

@@ -4,14 +4,12 @@
 
 Gray and RGB pictures (PNG, JPEG) and NIfTI files are copied.  Everything else is converted: to PNG where that loses
 nothing, else to NIfTI.  DICOM images with pixels of unknown size become PNG, too, unless it would change their values.
-Pictures that an EXIF entry turns are written anew, upright.  Text that may name the subject is left out: DICOM and
-MetaImage headers, and text, comments and EXIF in pictures.  NIfTI files with text or extensions in their headers are
-written anew, in the same unit and place.
+Pictures that an EXIF entry turns are written upright.  Text that may name the subject is left out: DICOM and MetaImage
+headers, and text, comments and EXIF in pictures.  NIfTI files with text in their headers are written anew in place.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +22,12 @@ from monai.data import MetaTensor
 from PIL import Image
 
 from monai_wsss._checks import DataError
+from monai_wsss._image_formats import image_format, image_stem
 from monai_wsss._nifti import unit_code
 from monai_wsss._pictures import MILLIMETERS, PIXELS, is_turned
 from monai_wsss.data.label_table import WHOLE, LabeledRow
 from monai_wsss.data.modalities import COLORS, canonical_modality, sort_modalities
-from monai_wsss.data.reading import affine_of, check_alike, check_mask_fits, image_format, read_image, read_labels
+from monai_wsss.data.reading import affine_of, check_alike, check_mask_fits, read_image, read_labels
 from monai_wsss.data.writing import (
     copy_file,
     fits_picture,
@@ -205,7 +204,7 @@ def labels_to_classes(values: np.ndarray, classes: Sequence[str], where: str) ->
         uint8, of the same shape.
 
     Raises:
-        DataError: a value is above K > 1, or there are several values where one class is named.
+        DataError: a value is above K > 1, there are several values where one class is named, or several and no 0.
 
     Example:
         >>> labels_to_classes(np.array([0, 255]), ["tumor"], "mask.png").tolist()
@@ -219,6 +218,11 @@ def labels_to_classes(values: np.ndarray, classes: Sequence[str], where: str) ->
                 f'{where} holds the values {", ".join(map(str, found[:5]))}, but "{classes[0]}" is the only class: '
                 "name the label columns of all classes, in the order of the values, or call the column `label` to "
                 "count every value above 0."
+            )
+        if len(found) > 1 and not (values == 0).any():
+            raise DataError(
+                f"{where} holds the values {', '.join(map(str, found[:5]))} and no 0, so it is not clear what its "
+                "foreground is: write 0 for background."
             )
         return (values > 0).astype(np.uint8)
     if values.max(initial=0) > num_classes:
@@ -292,7 +296,7 @@ def write_case(
         in_place = (image_format(source) == "picture") == as_picture if source else False
         same_place = np.array_equal(affine_of(image), affine) and unit_code(image.meta) == code
         if source is not None and in_place and same_place:
-            paths.append(stem + "".join(re.findall(r"(?:\.nii)?\.[A-Za-z]+$", source.name)).lower())
+            paths.append(stem + source.name[len(image_stem(source)) :].lower())
             copy_file(source, out / paths[-1])
         else:
             paths.append(stem + (".png" if as_picture else ".nii.gz"))

@@ -12,6 +12,8 @@ of the 40,504 of val2014).
 
 Masks, for evaluation only, are drawn from the outlines if asked, smaller objects over larger ones.  Pixels of a crowd
 that belong to no single object are 255, ignored: the outline of a crowd is rough, and COCO's own evaluation ignores it.
+So are the pixels of an annotation that has a box and no outline.  An image with an annotation that has neither gets no
+mask.  Both are told in the log; labels come from all annotations.
 """
 
 from __future__ import annotations
@@ -31,8 +33,8 @@ from monai.data import MetaTensor
 from monai_wsss._checks import DataError
 from monai_wsss._files import case_file_name
 from monai_wsss._labels import IGNORED
-from monai_wsss.data.outlines import draw_outline
-from monai_wsss.data.photographs import Photograph, check_classes, path_inside, write_photographs
+from monai_wsss.data.outlines import draw_box, draw_outline, has_outline, is_box
+from monai_wsss.data.photographs import Photograph, check_classes, path_inside, spelled_on_disk, write_photographs
 from monai_wsss.data.prepared_folder import check_output
 from monai_wsss.data.reading import image_stem
 
@@ -156,19 +158,31 @@ def _draw_mask(
     numbers: Mapping[int, int],
     where: str,
 ) -> np.ndarray:
-    """Draw the mask (1, x, y) uint8 of an image: first crowds, as ignored, then the objects, the largest first."""
+    """Draw the mask (1, x, y) uint8 of an image: first crowds and boxes, as ignored, then objects, large ones first."""
     columns, rows = image.shape[1:]
     size = [entry.get("width", columns), entry.get("height", rows)]
     if size != [columns, rows]:
+        turned = columns != rows and size == [rows, columns]
+        remedy = (
+            "an EXIF entry may turn it for viewers, so annotate it as viewers show it, or save it without the entry"
+            if turned
+            else "take the image that was annotated"
+        )
         raise DataError(
             f"{where} says that the image is of {size[0]} x {size[1]}, but {entry['file_name']} is of {columns} x "
-            f"{rows}: take the image that was annotated."
+            f"{rows}: {remedy}."
         )
     mask = np.zeros((columns, rows), dtype=np.uint8)
     objects: list[tuple[int, np.ndarray]] = []
     for place, annotation in annotations:
-        pixels = draw_outline(annotation.get("segmentation"), columns, rows, place)
-        if annotation.get("iscrowd"):
+        outline = annotation.get("segmentation")
+        outlined = has_outline(outline)
+        if outlined and isinstance(outline, list):
+            outline = [part for part in outline if has_outline([part])]
+        pixels = (
+            draw_outline(outline, columns, rows, place) if outlined else draw_box(annotation["bbox"], columns, rows)
+        )
+        if annotation.get("iscrowd") or not outlined:
             mask[pixels] = IGNORED
         else:
             objects.append((numbers[annotation["category_id"]], pixels))
@@ -190,11 +204,31 @@ def _to_photographs(
             continue
         present = {numbers[annotation["category_id"]] for _, annotation in annotations}
         label = [int(number in present) for number in numbers.values()]
-        image = path_inside(folder, entry["file_name"], where)
+        image = spelled_on_disk(path_inside(folder, entry["file_name"], where))
         id = case_file_name(image.relative_to(folder).with_name(image_stem(image)).as_posix())
         draw = partial(_draw_mask, entry=entry, annotations=annotations, numbers=numbers, where=where)
-        photographs.append(Photograph(where, id, split, label, image, draw if masks else None))
+        drawn = masks and not any(_unknown(annotation) for _, annotation in annotations)
+        photographs.append(Photograph(where, id, split, label, image, draw if drawn else None))
+    if masks:
+        _tell_of_outlines(instances, [annotation for pairs in instances.annotations.values() for annotation in pairs])
     return photographs
+
+
+def _unknown(annotation: Mapping[str, Any]) -> bool:
+    """Tell whether an annotation has neither an outline nor a box, so that nobody knows its pixels."""
+    return not has_outline(annotation.get("segmentation")) and not is_box(annotation.get("bbox"))
+
+
+def _tell_of_outlines(instances: _Instances, annotations: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+    """Log how many annotations have a box alone, and how many have neither outline nor box."""
+    without = [pair for pair in annotations if not has_outline(pair[1].get("segmentation"))]
+    for unknown, consequence in (
+        (False, "have a box and no outline, so that all pixels in the box are ignored (255) in the mask"),
+        (True, "have neither outline nor box, so that their images have no mask"),
+    ):
+        found = [where for where, annotation in without if _unknown(annotation) == unknown]
+        if found:
+            _logger.warning("%d annotations of %s %s, first %s.", len(found), instances.path, consequence, found[0])
 
 
 def prepare_coco(

@@ -73,7 +73,7 @@ def prepare_ebhi(
         >>> root = Path(tempfile.mkdtemp())
         >>> for folder, shape in (("image", (8, 8, 3)), ("label", (8, 8))):
         ...     (root / "Normal" / folder).mkdir(parents=True)
-        ...     pixels = np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8)
+        ...     pixels = np.random.default_rng(0).integers(0, 2, shape, dtype=np.uint8) * 200
         ...     Image.fromarray(pixels).save(root / "Normal" / folder / "GT01-1-400-001.png")
         >>> prepare_ebhi(root, root / "prepared").name
         'datalist.json'

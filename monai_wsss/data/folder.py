@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -23,11 +24,13 @@ from monai_wsss._orientation import axes_of
 from monai_wsss._pictures import ROWS_COLUMNS, XY
 from monai_wsss.data.case_files import ImageCase, is_color_picture, read_case, write_case, write_slices
 from monai_wsss.data.datalist import statistics_entry
+from monai_wsss.data.faults import Faults
 from monai_wsss.data.find_files import common_modalities, find_images, find_masks
 from monai_wsss.data.label_table import LabeledRow, LabelTable, read_label_table
 from monai_wsss.data.patches import contradicting_pairs
 from monai_wsss.data.prepared_folder import check_output, log_sizes, warn_of_contradictions, write_prepared
 from monai_wsss.data.reading import affine_of, image_format, is_radiograph
+from monai_wsss.data.table_warnings import warn_of_kinds
 
 __all__ = ["LabelColumns", "check_like_first", "prepare_folder", "prepare_images"]
 
@@ -132,6 +135,7 @@ def prepare_images(
     fractions: Sequence[float] = (0.7, 0.15, 0.15),
     seed: int = 0,
     leave_out_localizers: bool = False,
+    faults: Faults | None = None,
 ) -> Path:
     """Read, check and write the images and masks of all cases of a table, and last the datalist.
 
@@ -147,6 +151,7 @@ def prepare_images(
         fractions: see :func:`prepare_folder`.
         seed: see :func:`prepare_folder`.
         leave_out_localizers: see :func:`prepare_folder`.
+        faults: what was found wrong before, such as in the table; it is told together with what is wrong with images.
 
     Returns:
         The path of ``datalist.json``.
@@ -154,48 +159,68 @@ def prepare_images(
     Raises:
         DataError: see :func:`prepare_folder`.
     """
-    found = find_images(Path(images), table)
-    names = common_modalities(found, table.rows, modalities)
+    collected = Faults() if faults is None else faults
+    found = find_images(Path(images), table, collected)
+    if not any(found.values()):
+        collected.check()
+    names = common_modalities(found, table.rows, modalities, collected)
     color = modalities is None and any(is_color_picture(path) for files in found.values() for path in files.values())
-    written: dict[str, dict[str, Any]] = {}
-    statistics: dict[str, dict[str, list[float]]] = {}
-    contradictions: list[str] = []
-    shapes: dict[str, tuple[int, ...]] = {}
-    cut: set[str | None] = set()
+    reading = {"on_white": table.scored_class is not None, "leave_out_localizers": leave_out_localizers}
+    done = _Written()
     first: ImageCase | None = None
     for rows in tqdm(table.by_subject().values(), desc="subjects", disable=None):
         values: dict[str, list[np.ndarray]] = {}
         for image_id, of_image in _by_image(rows).items():
-            files = {name: found[image_id][name] for name in names}
-            case = read_case(
-                files,
-                channel_names=modalities,
-                color=color,
-                on_white=table.scored_class is not None,
-                leave_out_localizers=leave_out_localizers,
-            )
-            first = first or case
-            check_like_first(of_image[0], case, first)
-            items, volume = _write_image(out, of_image, case, masks.get(image_id), table.classes)
-            written |= {row.id: item for row, (item, _) in zip(of_image, items, strict=True)}
-            contradictions += [row.id for row, (_, agrees) in zip(of_image, items, strict=True) if not agrees]
-            shapes[image_id] = volume.shape[1:]
-            if of_image[0].volume is not None:
-                cut.add(axes_of(affine_of(case.images[0])))
-            key = _statistics_key(of_image[0], case, table)
-            if key is not None:
-                values.setdefault(key, []).append(volume.astype(np.uint8) if case.is_color else volume)
+            if not set(names) <= set(found[image_id]):
+                continue
+            with collected.gather():
+                files = {name: found[image_id][name] for name in names}
+                case = read_case(files, channel_names=modalities, color=color, **reading)
+                first = first or case
+                check_like_first(of_image[0], case, first)
+                items, volume = _write_image(out, of_image, case, masks.get(image_id), table.classes)
+                done.add(of_image, case, items, volume)
+                key = _statistics_key(of_image[0], case, table)
+                if key is not None and not collected.sentences:
+                    values.setdefault(key, []).append(volume.astype(np.uint8) if case.is_color else volume)
         for key, arrays in values.items():
-            measure = tissue_statistics if case.is_color else foreground_statistics
-            statistics[key] = statistics_entry(*measure(arrays))
-    warn_of_contradictions(contradictions)
+            measure = tissue_statistics if first is not None and first.is_color else foreground_statistics
+            done.statistics[key] = statistics_entry(*measure(arrays))
+    collected.check()
+    warn_of_contradictions(done.contradictions)
+    warn_of_kinds(found[image_id][name] for image_id in found for name in names)
     if table.scored_class is not None:
-        _describe_patches(table.rows, shapes)
+        _describe_patches(table.rows, done.shapes)
     channels = first.names if first else []
     order = _order(table.rows[0], found[table.rows[0].image_id].values())
     return write_prepared(
-        out, table, written, channels, statistics, order=order, fractions=fractions, seed=seed, cut=cut
+        out, table, done.items, channels, done.statistics, order=order, fractions=fractions, seed=seed, cut=done.cut
     )
+
+
+@dataclass
+class _Written:
+    """What was written, and what was seen on the way."""
+
+    items: dict[str, dict[str, Any]] = field(default_factory=dict)
+    statistics: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    contradictions: list[str] = field(default_factory=list)
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    cut: set[str | None] = field(default_factory=set)
+
+    def add(
+        self,
+        rows: Sequence[LabeledRow],
+        case: ImageCase,
+        items: Sequence[tuple[dict[str, Any], bool]],
+        volume: np.ndarray,
+    ) -> None:
+        """Keep the items of an image, whose values are ``volume`` (C, *S)."""
+        self.items |= {row.id: item for row, (item, _) in zip(rows, items, strict=True)}
+        self.contradictions += [row.id for row, (_, agrees) in zip(rows, items, strict=True) if not agrees]
+        self.shapes[rows[0].image_id] = volume.shape[1:]
+        if rows[0].volume is not None:
+            self.cut.add(axes_of(affine_of(case.images[0])))
 
 
 def prepare_folder(
@@ -252,7 +277,7 @@ def prepare_folder(
         The path of ``datalist.json``.
 
     Raises:
-        DataError: a file or row is wrong; one sentence says what, and the remedy.
+        DataError: files or rows are wrong; one sentence for each says what, and the remedy.
 
     Example:
         >>> import tempfile
@@ -268,15 +293,17 @@ def prepare_folder(
     """
     slices = columns.pop("slice_column", None) or "slice"
     rest: dict[str, Any] = dict(columns)
+    faults = Faults()
     table = read_label_table(
         labels,
         slice_column=slices if as_slices else None,
         background=background,
         scored_class=scored_class,
+        faults=faults,
         **rest,
     )
     folder = check_output(out, images, masks, Path(labels).parent)
-    found = {} if masks is None else find_masks(masks, table.rows)
+    found = {} if masks is None else find_masks(masks, table.rows, faults)
     return prepare_images(
         table,
         images,
@@ -286,4 +313,5 @@ def prepare_folder(
         fractions=fractions,
         seed=seed,
         leave_out_localizers=leave_out_localizers,
+        faults=faults,
     )

@@ -2,12 +2,12 @@
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 """labels.csv: one row per case, with its id, subject and 0/1 labels, and optionally its split and source image.
 
-A mistake in the table is reported with the number of its row, before any image is opened.
+All mistakes in the table are reported at once, each with the number of its row.  What is unambiguous is forgiven: see
+:mod:`monai_wsss.data.csv_table`.
 """
 
 from __future__ import annotations
 
-import csv
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -16,6 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from monai_wsss._checks import DataError
+from monai_wsss._image_formats import image_stem
+from monai_wsss.data.csv_table import LABEL_WORDS, CsvTable, plain_name, read_csv_table, subject_like
+from monai_wsss.data.faults import Faults
 from monai_wsss.data.splits import SPLIT_OF_WORD
 
 __all__ = ["WHOLE", "LabelTable", "LabeledRow", "read_label_table"]
@@ -74,12 +77,14 @@ class LabelTable:
         rows: the cases.
         scored_class: without background, where every pixel belongs to a class, the class that foreground metrics score;
             with background None.
+        faulty: ids of rows with faults, which are not among ``rows``; empty unless faults are collected.
     """
 
     path: Path
     classes: list[str]
     rows: list[LabeledRow]
     scored_class: str | None = None
+    faulty: frozenset[str] = frozenset()
 
     def by_subject(self) -> dict[str, list[LabeledRow]]:
         """Collect the rows of each subject, in the order of the table."""
@@ -89,42 +94,29 @@ class LabelTable:
         return subjects
 
 
-def _read_rows(path: Path) -> tuple[list[str], list[tuple[int, dict[str, Any]]]]:
-    """Read the column names and (line number, row) of a CSV file; the separator is a comma, a semicolon or a tab."""
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            header = file.readline()
-            file.seek(0)
-            reader = csv.DictReader(file, delimiter=max(",;\t", key=header.count), skipinitialspace=True)
-            rows = [(reader.line_num, row) for row in reader]
-            columns = list(reader.fieldnames or [])
-    except OSError as error:
-        raise DataError(
-            f"Cannot read the label table {path} ({error.strerror}): give the path of a CSV file."
-        ) from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} is not a CSV file in UTF-8 ({error}): save the table as CSV (UTF-8).") from error
-    if not rows:
-        raise DataError(f"The label table {path} has no rows: give a header line and one row for each case.")
-    return columns, rows
+def _label_columns(table: CsvTable, wanted: Sequence[str] | None, others: Sequence[str | None]) -> list[str]:
+    """Give the wanted columns; by default the column ``label``, else all columns with no other meaning.
 
-
-def _label_columns(columns: list[str], wanted: Sequence[str] | None, others: Sequence[str | None]) -> list[str]:
-    """Give the wanted columns; by default the column ``label``, else all columns with no other meaning."""
+    A column that is called as subjects usually are has a meaning unless all of its values are labels.
+    """
     if wanted is not None:
-        return list(wanted)
-    return ["label"] if "label" in columns else [name for name in columns if name not in others]
+        return [table.column(name) or name for name in wanted]
+    label = table.column("label")
+    if label is not None:
+        return [label]
+    subjects = [name for name in subject_like(table.columns) if not table.all_of(name, LABEL_WORDS)]
+    return [name for name in table.columns if name not in others and name not in subjects]
 
 
 def _parse_label(row: Mapping[str, str], columns: Sequence[str], where: str) -> list[int]:
     label = []
     for column in columns:
         text = row[column].strip()
-        if text not in ("0", "1", "0.0", "1.0"):
+        if text.lower() not in LABEL_WORDS:
             raise DataError(
                 f'{where}: the label in column "{column}" is "{text}": write 0 or 1, or name the label columns.'
             )
-        label.append(int(float(text)))
+        label.append(LABEL_WORDS[text.lower()])
     return label
 
 
@@ -137,18 +129,22 @@ def _parse_split(row: Mapping[str, str], column: str | None, where: str) -> str 
     return split
 
 
+def _name(row: Mapping[str, str], column: str, where: str) -> str:
+    """Read a name that becomes that of a file or folder."""
+    text = plain_name(row[column])
+    if not _SAFE_NAME.fullmatch(text):
+        raise DataError(f'{where}: "{text}" in column "{column}" cannot name a file: use letters, digits, "-" and "_".')
+    return text
+
+
 def _parse_row(
     row: dict[str, Any], where: str, id_column: str, subject_column: str, labels: list[str], split: str | None
 ) -> LabeledRow:
     """Check one row by itself."""
     if None in row or None in row.values():
         raise DataError(f"{where} has more or fewer fields than the header: correct the row.")
-    name, subject = row[id_column].strip(), row[subject_column].strip()
-    for column, text in ((id_column, name), (subject_column, subject)):
-        if not _SAFE_NAME.fullmatch(text):
-            raise DataError(
-                f'{where}: "{text}" in column "{column}" cannot name a file: use letters, digits, "-" and "_".'
-            )
+    name = image_stem(_name(row, id_column, where))
+    subject = name if subject_column == id_column else _name(row, subject_column, where)
     return LabeledRow(where, name, subject, _parse_label(row, labels, where), _parse_split(row, split, where), row)
 
 
@@ -178,7 +174,7 @@ def _as_patch(row: LabeledRow) -> LabeledRow:
     return replace(row, source=source, origin=(int(texts[0]), int(texts[1])))
 
 
-def _check_complete(rows: Sequence[LabeledRow], classes: Sequence[str], scored: str) -> None:
+def _check_complete(rows: Sequence[LabeledRow], classes: Sequence[str], scored: str, faults: Faults) -> None:
     """Check a table without background: several classes, one of them scored, and at least one per case."""
     if len(classes) < 2:
         raise DataError(
@@ -189,7 +185,7 @@ def _check_complete(rows: Sequence[LabeledRow], classes: Sequence[str], scored: 
         raise DataError(f'The scored class is "{scored}", but the classes are {", ".join(classes)}: name one of these.')
     for row in rows:
         if not any(row.label):
-            raise DataError(
+            faults.add(
                 f'{row.where}: all labels of "{row.id}" are 0, but without background every image shows one of '
                 f"{', '.join(classes)}: mark what it shows (all, where it is only to be segmented), or delete the row."
             )
@@ -205,6 +201,7 @@ def read_label_table(
     slice_column: str | None = None,
     background: bool = True,
     scored_class: str | None = None,
+    faults: Faults | None = None,
 ) -> LabelTable:
     """Read and check a table of image-level labels.
 
@@ -222,6 +219,7 @@ def read_label_table(
             other tissue), and the columns ``source``, ``x`` and ``y``, if there are any, say from which image a patch
             was cut, and where.
         scored_class: without background, the class that foreground metrics score; None takes the first.
+        faults: collects the faults of rows, which are then left out of the table; None raises them all at once.
 
     Returns:
         The table.  A single column called ``label`` makes a class called "foreground".
@@ -239,56 +237,107 @@ def read_label_table(
         >>> table.classes, [(row.id, row.subject, row.label, row.split) for row in table.rows]
         (['edema'], [('scan1', 'anna', [1], 'training'), ('scan2', 'ben', [0], 'validation')])
     """
-    file = Path(path)
-    columns, rows = _read_rows(file)
-    if split_column is None and "split" in columns:
-        split_column = "split"
-    if subject_column is None:
-        candidates = ("subject",) if background else ("subject", "source")
-        subject_column = next((name for name in candidates if name in columns), id_column)
-    others = () if background else _PATCH_COLUMNS
-    labels = _label_columns(columns, label_columns, (id_column, subject_column, split_column, slice_column, *others))
-    for column in (id_column, subject_column, *labels, *filter(None, (split_column, slice_column))):
-        if column not in columns:
-            raise DataError(f'{file} has no column "{column}", it has {", ".join(columns)}: name the right column.')
-    if not labels and label_columns is None:
-        raise DataError(f"{file} has no column with labels: add one with 0 or 1 for each class.")
-    parsed = [_parse_row(row, f"{file}, row {n}", id_column, subject_column, labels, split_column) for n, row in rows]
-    if slice_column is not None:
-        parsed = [_as_slice(row, slice_column) for row in parsed]
-    classes = [WHOLE] if labels == ["label"] else labels
     if background and scored_class is not None:
         raise ValueError(f'Expected no `scored_class` with background, got "{scored_class}": say that there is none.')
-    if background:
-        _check_unique(parsed)
-        return LabelTable(file, classes, parsed)
-    parsed = [_as_patch(row) for row in parsed]
-    _check_unique(parsed)
-    scored_class = classes[0] if scored_class is None else scored_class
-    _check_complete(parsed, classes, scored_class)
-    return LabelTable(file, classes, parsed, scored_class)
+    collected = Faults() if faults is None else faults
+    csv_table = read_csv_table(path)
+    names = _columns(csv_table, id_column, subject_column, label_columns, split_column, slice_column, background)
+    parsed, faulty = [], set()
+    for number, row in csv_table.rows:
+        before = len(collected.sentences)
+        with collected.gather():
+            where = f"{csv_table.path}, row {number}"
+            one = _parse_row(row, where, names.id, names.subject, names.labels, names.split)
+            one = one if names.slice is None else _as_slice(one, names.slice)
+            parsed.append(one if background else _as_patch(one))
+        if len(collected.sentences) > before:
+            faulty.add(image_stem(plain_name(row.get(names.id) or "")))
+    classes = [WHOLE] if [name.lower() for name in names.labels] == ["label"] else names.labels
+    unique = _unique(parsed, collected)
+    faulty |= {row.image_id for row in parsed} - {row.image_id for row in unique}
+    scored = None if background else classes[0] if scored_class is None else scored_class
+    if scored is not None:
+        _check_complete(unique, classes, scored, collected)
+    if faults is None:
+        collected.check()
+    return LabelTable(csv_table.path, classes, unique, scored, frozenset(faulty))
 
 
-def _check_unique(rows: Sequence[LabeledRow]) -> None:
-    """Check that every id occurs once, every volume or source has one subject, and every subject is in one split."""
+@dataclass(frozen=True)
+class _Columns:
+    """Names of the columns that are read."""
+
+    id: str
+    subject: str
+    labels: list[str]
+    split: str | None
+    slice: str | None
+
+
+def _columns(
+    table: CsvTable,
+    id_column: str,
+    subject_column: str | None,
+    label_columns: Sequence[str] | None,
+    split_column: str | None,
+    slice_column: str | None,
+    background: bool,
+) -> _Columns:
+    """Find the columns, whatever the case of their names; each must be there."""
+    id_column = table.column(id_column) or id_column
+    split_column = table.column("split") if split_column is None else table.column(split_column) or split_column
+    slice_column = None if slice_column is None else table.column(slice_column) or slice_column
+    if subject_column is None:
+        candidates = ("subject",) if background else ("subject", "source")
+        subject_column = next((found for name in candidates if (found := table.column(name))), id_column)
+    else:
+        subject_column = table.column(subject_column) or subject_column
+    others = () if background else _PATCH_COLUMNS
+    labels = _label_columns(table, label_columns, (id_column, subject_column, split_column, slice_column, *others))
+    for column in (id_column, subject_column, *labels, *filter(None, (split_column, slice_column))):
+        if column not in table.columns:
+            raise DataError(
+                f'{table.path} has no column "{column}", it has {", ".join(table.columns)}: name the right column.'
+            )
+    if not labels and label_columns is None:
+        raise DataError(f"{table.path} has no column with labels: add one with 0 or 1 for each class.")
+    return _Columns(id_column, subject_column, labels, split_column, slice_column)
+
+
+def _unique(rows: Sequence[LabeledRow], faults: Faults) -> list[LabeledRow]:
+    """Give the rows without a fault: an id occurs once, a volume or source has one subject, a subject one split."""
+    unique = []
     place_of: dict[str, str] = {}
     first_of: dict[str, LabeledRow] = {}
     first_of_image: dict[tuple[str, str], LabeledRow] = {}
     for row in rows:
-        if row.id in place_of:
-            raise DataError(f'{row.where}: the id "{row.id}" is also in {place_of[row.id]}: give each case its own.')
-        place_of[row.id] = row.where
-        whole, part = ("source", "patches") if row.source else ("volume", "slices")
-        name = row.source or row.image_id
-        same = first_of_image.setdefault((whole, name), row)
-        if same.subject != row.subject:
-            raise DataError(
-                f'{row.where}: {whole} "{name}" is of subject "{row.subject}", but of "{same.subject}" in '
-                f"{same.where}: give all {part} of a {whole} the same subject."
-            )
-        first = first_of.setdefault(row.subject, row)
-        if first.split != row.split:
-            raise DataError(
-                f'{row.where}: subject "{row.subject}" is in {row.split}, but in {first.split} in {first.where}: '
-                "put all cases of a subject into one split."
-            )
+        with faults.gather():
+            _check_one(row, place_of, first_of, first_of_image)
+            unique.append(row)
+    return unique
+
+
+def _check_one(
+    row: LabeledRow,
+    place_of: dict[str, str],
+    first_of: dict[str, LabeledRow],
+    first_of_image: dict[tuple[str, str], LabeledRow],
+) -> None:
+    """Check a row against those before it."""
+    if row.id in place_of:
+        raise DataError(f'{row.where}: the id "{row.id}" is also in {place_of[row.id]}: give each case its own.')
+    place_of[row.id] = row.where
+    whole, part = ("source", "patches") if row.source else ("volume", "slices")
+    name = row.source or row.image_id
+    same = first_of_image.setdefault((whole, name), row)
+    if same.subject != row.subject:
+        raise DataError(
+            f'{row.where}: {whole} "{name}" is of subject "{row.subject}", but of "{same.subject}" in '
+            f"{same.where}: give all {part} of a {whole} the same subject."
+        )
+    first = first_of.setdefault(row.subject, row)
+    if first.split != row.split:
+        raise DataError(
+            f'{row.where}: subject "{row.subject}" is in {row.split}, but in {first.split} in {first.where}: '
+            "put all cases of a subject into one split."
+        )

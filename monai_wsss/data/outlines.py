@@ -15,6 +15,7 @@ run lengths    {"size": [rows, columns], "counts": …}: lengths of background, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,7 +23,10 @@ import numpy as np
 
 from monai_wsss._checks import DataError
 
-__all__ = ["draw_outline"]
+__all__ = ["draw_box", "draw_outline", "has_outline", "is_box"]
+
+_LINE = 4
+"""Numbers of a polygon of two corners, and of a box."""
 
 _FAR = 1e6
 """Coordinates from this many pixels on are refused as mistakes, as are NaN and infinity."""
@@ -134,3 +138,37 @@ def draw_outline(outline: Any, columns: int, rows: int, where: str) -> np.ndarra
     if isinstance(outline, list):
         return _polygons(outline, columns, rows, where)
     raise DataError(f"{where} has the outline {outline!r:.80}: give polygons or run lengths, as COCO does.")
+
+
+def has_outline(outline: Any) -> bool:
+    """Tell whether an annotation says an outline at all; a polygon of fewer than three corners is none.
+
+    Example:
+        >>> has_outline([[1, 0, 3, 0, 3, 2]]), has_outline([]), has_outline([[1, 0, 3, 0]]), has_outline(None)
+        (True, False, False, False)
+    """
+    if isinstance(outline, list):
+        return any(not isinstance(part, list) or len(part) > _LINE for part in outline)
+    return outline not in (None, {}, "")
+
+
+def is_box(box: Any) -> bool:
+    """Tell whether a value is a box of COCO: left, top, width and height in pixels."""
+    if not isinstance(box, list) or len(box) != _LINE or not all(isinstance(value, (int, float)) for value in box):
+        return False
+    return all(-_FAR < value < _FAR for value in box) and box[2] > 0 and box[3] > 0
+
+
+def draw_box(box: Sequence[float], columns: int, rows: int) -> np.ndarray:
+    """Draw every pixel that a box touches, (x, y) bool.
+
+    Example:
+        >>> draw_box([0.5, 1, 1, 1], 3, 2).T.astype(int).tolist()
+        [[0, 0, 0], [1, 1, 0]]
+    """
+    left, top, width, height = box
+    mask = np.zeros((columns, rows), dtype=bool)
+    x, y = (max(0, math.floor(value)) for value in (left, top))
+    right, bottom = (max(0, math.ceil(value)) for value in (left + width, top + height))
+    mask[x:right, y:bottom] = True
+    return mask

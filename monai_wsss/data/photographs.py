@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import os
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,15 @@ from monai_wsss.data.reading import check_mask_fits, read_labels
 from monai_wsss.data.splits import SPLITS
 from monai_wsss.data.writing import copy_file, fits_picture, write_picture
 
-__all__ = ["PHOTOGRAPH_STATISTICS", "Photograph", "check_classes", "path_inside", "read_indices", "write_photographs"]
+__all__ = [
+    "PHOTOGRAPH_STATISTICS",
+    "Photograph",
+    "check_classes",
+    "path_inside",
+    "read_indices",
+    "spelled_on_disk",
+    "write_photographs",
+]
 
 PHOTOGRAPH_STATISTICS = {"imagenet": {"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375]}}
 """Red, green, blue, 0 to 255: the statistics with which checkpoints such as ``mit_b1`` were trained on ImageNet."""
@@ -111,6 +120,21 @@ def path_inside(root: Path, text: str, where: str) -> Path:
     return root / path
 
 
+def spelled_on_disk(path: Path) -> Path:
+    """Give a path as the disk has it: the name in another Unicode form, the suffix in capitals or in small letters.
+
+    Returns:
+        The first spelling that exists, else the path as it is.
+    """
+    if path.is_file():
+        return path
+    stem = path.name.removesuffix(path.suffix)
+    names = [unicodedata.normalize(form, stem) for form in ("NFC", "NFD")]
+    suffixes = (path.suffix, path.suffix.lower(), path.suffix.upper())
+    spelled = [path.with_name(name + suffix) for name in names for suffix in suffixes]
+    return next((one for one in spelled if one.is_file()), path)
+
+
 def read_indices(path: Path, like: MetaTensor, num_classes: int) -> np.ndarray:
     """Read the mask of a photograph: palette indices or gray values, 0..K and 255.
 
@@ -132,7 +156,7 @@ def read_indices(path: Path, like: MetaTensor, num_classes: int) -> np.ndarray:
         >>> read_indices(file, MetaTensor(torch.zeros(3, 2, 2)), 2).tolist()
         [[[0, 255], [2, 1]]]
     """
-    mask = read_labels(path)
+    mask = read_labels(path, palette="indices")
     with Image.open(path) as picture:
         kind, mode = picture.format, picture.mode
     if kind == "JPEG" or mode not in _INDEX_MODES:

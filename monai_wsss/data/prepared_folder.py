@@ -11,18 +11,18 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from monai_wsss._checks import DataError
-from monai_wsss._files import WriteError, make_directory
+from monai_wsss._files import make_directory
 from monai_wsss._orientation import slicing_entry
 from monai_wsss.data.datalist import UNFINISHED, modality_entry, write_datalist
+from monai_wsss.data.faults import Faults
 from monai_wsss.data.label_table import LabeledRow, LabelTable
 from monai_wsss.data.splits import split_by_subject
+from monai_wsss.data.table_warnings import warn_of_labels, warn_of_subjects
 
 __all__ = [
     "Faults",
@@ -38,45 +38,7 @@ __all__ = [
 _WRITTEN = ("images", "masks", "regions")
 """Folders below a prepared folder."""
 
-_MOST_FAULTS = 20
-
 _logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Faults:
-    """Collects the faults of a data set, so that all are told at once, not one per hour of preparation.
-
-    Attributes:
-        sentences: one per fault.
-
-    Example:
-        >>> faults = Faults()
-        >>> for name in ("a.png", "b.png"):
-        ...     with faults.gather():
-        ...         raise DataError(f"{name} is empty: export it again.")
-        >>> faults.sentences
-        ['a.png is empty: export it again.', 'b.png is empty: export it again.']
-    """
-
-    sentences: list[str] = field(default_factory=list)
-
-    @contextmanager
-    def gather(self) -> Iterator[None]:
-        """Keep the sentence of a ``DataError`` that the block raises; a file that cannot be written ends all."""
-        try:
-            yield
-        except WriteError:
-            raise
-        except DataError as error:
-            self.sentences.append(str(error))
-
-    def check(self) -> None:
-        """Raise one ``DataError`` with a line per fault, if there are any."""
-        if self.sentences:
-            more = len(self.sentences) - _MOST_FAULTS
-            lines = [*self.sentences[:_MOST_FAULTS], *([f"{more} more faults are of such kinds."] if more > 0 else [])]
-            raise DataError("\n".join(lines))
 
 
 def check_output(out: str | os.PathLike[str], *sources: str | os.PathLike[str] | None) -> Path:
@@ -229,6 +191,10 @@ def write_prepared(
     if None in splits:
         subjects, labels = [row.subject for row in rows], [row.label for row in rows]
         splits = split_by_subject(subjects, labels, fractions=fractions, seed=seed)
+    warn_of_subjects(table, [str(split) for split in splits])
+    in_training = [row.label for row, split in zip(rows, splits, strict=True) if split == "training"]
+    if table.scored_class is None:
+        warn_of_labels(table.classes, in_training, "training")
     datalist: dict[str, Any] = {
         "name": Path(out).resolve().name,
         "modality": modality_entry(modalities),

@@ -28,9 +28,16 @@ from PIL import Image
 
 from monai_wsss._checks import DataError
 from monai_wsss._dicom import modality_of
-from monai_wsss._image_formats import image_format, image_stem
+from monai_wsss._image_formats import image_format, image_stem, remedy_for
 from monai_wsss._image_readers import DicomReader, MetaImageReader
 from monai_wsss._nifti import MillimeterNiftiReader
+from monai_wsss._picture_values import (
+    check_values_kept,
+    gamma_of,
+    has_transparency,
+    mask_numbers,
+    with_black_as_zero,
+)
 from monai_wsss._pictures import MILLIMETERS, PIXELS, is_turned, upright
 
 __all__ = [
@@ -51,6 +58,8 @@ _ITK_PREFIX = re.compile(r"ITK ERROR: \w+\(0x[0-9a-f]+\): ")
 _RADIOGRAPHS = ("CR", "DX", "IO", "MG", "PX", "RF", "RG", "XA")
 """Modalities of DICOM whose files are projections by X-rays."""
 _GRAY_MODES = ("L", "I", "F", "I;16", "I;16B", "I;16L")
+_USUAL_GAMMA = (0.42, 0.5)
+"""Gammas of PNG files for which viewers show what is stored; 1/2.2 is usual."""
 
 _logger = logging.getLogger(__name__)
 
@@ -59,6 +68,8 @@ def _to_gray_or_rgb(picture: Image.Image) -> Image.Image:
     """Convert palette, CMYK, YCbCr and transparent pictures to RGB or gray without alpha; gray keeps its depth."""
     if picture.mode in _GRAY_MODES or picture.mode == "RGB":
         return picture
+    if picture.mode in ("RGBa", "La"):
+        picture = picture.convert("RGBA" if picture.mode == "RGBa" else "LA")
     return picture.convert("L" if picture.mode in ("1", "LA", "La") else "RGB")
 
 
@@ -72,41 +83,43 @@ def _to_opaque(picture: Image.Image) -> Image.Image:
 
 
 def _opened(picture: Image.Image, file: Path, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    """Refuse several pages, turn the picture upright, and convert it."""
+    """Refuse several pages and values that would be lost, turn the picture upright, and convert it."""
+    try:
+        turned = _turned_upright(picture, file)
+    except Exception:
+        picture.close()
+        raise
+    gamma = gamma_of(picture)
+    if gamma is not None and not _USUAL_GAMMA[0] <= gamma <= _USUAL_GAMMA[1]:
+        _tell(file, f"of an unusual gamma ({gamma:g})", "their values are read as stored")
+    if convert is _to_gray_or_rgb and has_transparency(turned):
+        _tell(file, "with transparent pixels", "they keep the color that the file holds there")
+    return convert(turned)
+
+
+def _turned_upright(picture: Image.Image, file: Path) -> Image.Image:
+    """Refuse several pages and values that would be lost; give the picture upright, with black as 0."""
     pages = getattr(picture, "n_frames", 1)
     if pages > 1:
         raise DataError(f"{file} holds {pages} pages: save each page as a picture, or the stack as NIfTI.")
+    check_values_kept(picture, file)
     if is_turned(picture):
-        _tell_of_turned(file.parent, file.name)
-    return convert(upright(picture))
-
-
-_told: set[Path] = set()
-_told_of_size: set[Path] = set()
-
-
-def _tell_of_unknown_size(file: Path) -> None:
-    """Log, once per folder, that it holds images whose pixels are of unknown size."""
-    if file.parent not in _told_of_size:
-        _told_of_size.add(file.parent)
-        _logger.warning(
-            "%s holds images that do not say the size of their pixels, first %s: it stays unknown, and distances are "
-            "measured in pixels.",
-            file.parent,
-            file.name,
+        _tell(
+            file,
+            "that viewers turn, as their EXIF entry says",
+            "they are read and written upright, and masks count as drawn on the upright image",
         )
+    return with_black_as_zero(upright(picture), picture)
 
 
-def _tell_of_turned(folder: Path, name: str) -> None:
-    """Log, once per folder, that it holds pictures that are turned."""
-    if folder not in _told:
-        _told.add(folder)
-        _logger.warning(
-            "%s holds images that viewers turn, as their EXIF entry says, first %s: they are read and written upright, "
-            "and masks count as drawn on the upright image.",
-            folder,
-            name,
-        )
+_told: set[tuple[Path, str]] = set()
+
+
+def _tell(file: Path, what: str, consequence: str) -> None:
+    """Log, once per folder, that it holds images of a kind, and what becomes of them."""
+    if (file.parent, consequence) not in _told:
+        _told.add((file.parent, consequence))
+        _logger.warning("%s holds images %s, first %s: %s.", file.parent, what, file.name, consequence)
 
 
 def _reader_of(file: Path, kind: str, convert: Callable[[Image.Image], Image.Image], leave_out_localizers: bool) -> Any:
@@ -132,7 +145,11 @@ def _load(
     reader = _reader_of(file, kind, convert, leave_out_localizers)
     values, meta = reader.get_data(reader.read(file))
     if meta.get("unit") == PIXELS:
-        _tell_of_unknown_size(file)
+        _tell(
+            file,
+            "that do not say the size of their pixels",
+            "it stays unknown, and distances are measured in pixels",
+        )
     meta.setdefault("unit", PIXELS if kind == "picture" else MILLIMETERS)
     tensor = MetaTensor.ensure_torch_and_prune_meta(values.astype(np.float32), meta)
     return EnsureChannelFirst()(tensor)
@@ -185,7 +202,7 @@ def read_image(
         raise DataError(f"The image {file} does not exist: check the path.")
     kind = image_format(file)
     if kind is None:
-        raise DataError(f"{file} is no image that can be read: give PNG, JPEG, TIFF, NIfTI, MetaImage or DICOM.")
+        raise DataError(f"{file} is of a kind that is not read: {remedy_for(file)}.")
     try:
         image = _load(file, kind, _to_opaque if on_white else _to_gray_or_rgb, leave_out_localizers)
     except DataError:
@@ -222,22 +239,24 @@ def _check_values(image: torch.Tensor, file: Path, color: bool) -> None:
             raise DataError(f"{file} is constant (every value is {channel.flatten()[0].item():g}): {remedy}.")
 
 
-def read_labels(path: str | os.PathLike[str], *, palette_as_gray: bool = False) -> MetaTensor:
+def read_labels(path: str | os.PathLike[str], *, palette: str = "shown") -> MetaTensor:
     """Read a mask: whole numbers from 0 on, one channel.
 
-    A picture with a palette gives its palette indices; one that an EXIF entry turns is read upright.  Unlike an image,
-    a mask may be constant (nothing is drawn).
+    A picture is read as viewers show it: upright, 0 where it shows black or nothing.  A palette gives its indices where
+    entry 0 is background; where it is not, as after some paint programs and optimizers, whatever is not black counts.
+    Colors give one number, the brightest of their channels.  Unlike an image, a mask may be constant.
 
     Args:
         path: the mask.
-        palette_as_gray: whether a picture with a palette gives the brightness of its colors in place of its indices,
-            which may begin with the white of the lesion.
+        palette: how a picture with a palette is read: "shown", as said above; "indices", as formats such as VOC's
+            define them; "gray", by the brightness of its colors.
 
     Returns:
         (1, *S), int64.
 
     Raises:
-        DataError: the file cannot be read, has several channels, or holds values other than whole numbers from 0 on.
+        DataError: the file cannot be read, has several channels, holds values other than whole numbers from 0 on, or
+            is a picture whose foreground is not clear.
 
     Example:
         >>> import tempfile
@@ -249,13 +268,11 @@ def read_labels(path: str | os.PathLike[str], *, palette_as_gray: bool = False) 
     file = Path(path)
     kind = image_format(file) if file.exists() else None
     if kind is None:
-        raise DataError(f"The mask {file} does not exist or is no image: give PNG, TIFF, NIfTI, MetaImage or DICOM.")
+        raise DataError(f"The mask {file} does not exist or is of a kind that is not read: {remedy_for(file)}.")
     try:
         if kind == "picture":
             with Image.open(file) as opened:
-                picture = upright(opened)
-                colored = ("1", "RGB", "RGBA", "LA", *(("P", "PA") if palette_as_gray else ()))
-                values = np.asarray(picture.convert("L") if picture.mode in colored else picture)
+                values = mask_numbers(_turned_upright(opened, file), opened, file, palette)
             mask = MetaTensor(torch.from_numpy(values.T.astype(np.float64))[None])
         else:
             mask = _load(file, kind)

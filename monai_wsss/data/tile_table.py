@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_wsss._checks import DataError
+from monai_wsss.data.csv_table import LABEL_WORDS, plain_name
 from monai_wsss.data.label_table import WHOLE, LabelTable
 
 __all__ = ["ListedTiles", "read_tile_table"]
@@ -21,15 +22,16 @@ ListedTiles = Mapping[str, Mapping[tuple[int, int], list[int]]]
 _SHOWN_FAULTS = 5
 
 
-def _fault(row: Mapping[str, Any], ids: set[str], labels: list[str]) -> str:
-    """Say what is wrong with a row; an empty text means nothing."""
+def _fault(row: dict[str, Any], ids: set[str], labels: list[str]) -> str:
+    """Say what is wrong with a row, and bring its id to one form; an empty text means nothing."""
     if None in row or None in row.values():
         return "it has more or fewer fields than the header"
+    row["id"] = plain_name(row["id"])
     if row["id"] not in ids:
         return f'no image is called "{row["id"]}"'
     if not all(re.fullmatch("[0-9]{1,9}", row[column]) for column in ("x", "y")):
         return f'x and y are "{row["x"]}" and "{row["y"]}", no whole numbers from 0 on'
-    wrong = [name for name in labels if row[name] not in ("0", "1")]
+    wrong = [name for name in labels if row[name].strip().lower() not in LABEL_WORDS]
     return f'the label in column "{wrong[0]}" is "{row[wrong[0]]}", neither 0 nor 1' if wrong else ""
 
 
@@ -79,7 +81,7 @@ def read_tile_table(path: Path, table: LabelTable) -> ListedTiles:
         of_image, place = tiles.setdefault(row["id"], {}), (int(row["x"]), int(row["y"]))
         if place in of_image:
             faults.append(f"row {number}: the tile is listed before")
-        of_image[place] = [int(row[name]) for name in labels]
+        of_image[place] = [LABEL_WORDS[row[name].strip().lower()] for name in labels]
     if faults:
         more = f"; and {len(faults) - _SHOWN_FAULTS} more" if len(faults) > _SHOWN_FAULTS else ""
         raise DataError(f"{path}: {'; '.join(faults[:_SHOWN_FAULTS])}{more}: correct the rows.")

@@ -23,7 +23,15 @@ from pathlib import Path
 from typing import Any
 
 from monai_wsss._checks import DataError
-from monai_wsss.data.photographs import Photograph, check_classes, path_inside, read_indices, write_photographs
+from monai_wsss.data.csv_table import plain_name
+from monai_wsss.data.photographs import (
+    Photograph,
+    check_classes,
+    path_inside,
+    read_indices,
+    spelled_on_disk,
+    write_photographs,
+)
 from monai_wsss.data.plain_xml import read_plain_xml
 from monai_wsss.data.prepared_folder import check_output
 from monai_wsss.data.reading import image_stem
@@ -83,7 +91,7 @@ def _read_annotation(path: Path, name: str) -> list[str]:
     if root.tag != "annotation":
         raise DataError(f"{path} is no annotation of VOC but a <{root.tag}>: give <annotation> with its <object>s.")
     named = (root.findtext("filename") or name).strip()
-    if image_stem(named) != name:
+    if plain_name(image_stem(named)) != plain_name(name):
         raise DataError(f'{path} says that it is of the image "{named}", not of "{name}": correct its <filename>.')
     objects = [(element.findtext("name") or "").strip() for element in root.findall("object")]
     if "" in objects:
@@ -124,15 +132,20 @@ def _find_list(root: Path, split: str, wanted: str | os.PathLike[str] | None) ->
 def _find_image(root: Path, text: str, where: str) -> Path:
     """Find the image that a line names by its path or by its name alone."""
     if text.lower().endswith(_SUFFIXES):
-        return path_inside(root, text.lstrip("/\\") if "/" in text or "\\" in text else f"JPEGImages/{text}", where)
+        path = text.lstrip("/\\") if "/" in text or "\\" in text else f"JPEGImages/{text}"
+        return spelled_on_disk(path_inside(root, path, where))
     paths = [path_inside(root, f"JPEGImages/{text}{suffix}", where) for suffix in _SUFFIXES]
-    return next((path for path in paths if path.is_file()), paths[0])
+    return _existing(paths) or paths[0]
+
+
+def _existing(paths: Sequence[Path]) -> Path | None:
+    """Give the first of the paths that exists, as it is spelled on the disk."""
+    return next((found for path in paths if (found := spelled_on_disk(path)).is_file()), None)
 
 
 def _find_mask(root: Path, name: str) -> Path | None:
     """Find the mask of an image: the official one, which has contours, before that of SBD."""
-    paths = [root / folder / f"{name}.png" for folder in _MASKS]
-    return next((path for path in paths if path.is_file()), None)
+    return next((path for folder in _MASKS if (path := _existing([root / folder / f"{name}.png"]))), None)
 
 
 def _read_list(root: Path, path: Path, split: str) -> Iterator[_Line]:
@@ -152,7 +165,7 @@ def _read_list(root: Path, path: Path, split: str) -> Iterator[_Line]:
                 "write one of the two."
             )
         image = _find_image(root, words[0], where)
-        mask = path_inside(root, words[1].lstrip("/\\"), where) if len(words) == 2 else None
+        mask = spelled_on_disk(path_inside(root, words[1].lstrip("/\\"), where)) if len(words) == 2 else None
         yield _Line(where, split, image, mask if len(words) == 2 else _find_mask(root, image_stem(image)))
 
 
@@ -168,6 +181,7 @@ def _without_lost_masks(lines: Sequence[_Line]) -> list[_Line]:
 def _to_photograph(root: Path, line: _Line, classes: Sequence[str], labels_from_masks: bool) -> Photograph:
     """Give a line its label; None where the label is taken from the mask, or is not known."""
     annotation = root / "Annotations" / f"{line.id}.xml"
+    annotation = _existing([annotation]) or annotation
     label = _label(annotation, line.id, classes) if annotation.is_file() else None
     if label is None and line.mask is None and line.split == "test":
         return Photograph(line.where, line.id, line.split, None, line.image, None)

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from monai_wsss._files import atomic_path, make_directory
-from monai_wsss._nifti import as_nifti
+from monai_wsss._nifti import as_nifti, open_nifti
 
 __all__ = ["copy_file", "fits_picture", "is_bare_nifti", "scale_to_16_bit", "write_nifti", "write_picture"]
 
@@ -100,49 +100,60 @@ def write_nifti(
         nibabel.save(image, temporary)
 
 
-def _background(values: np.ndarray) -> float:
-    """Give the most frequent value on the six faces of a volume (X, Y, Z): 0, or the z-score of 0."""
+def _background(values: np.ndarray) -> float | None:
+    """Give the most frequent value on the six faces of a volume (X, Y, Z) if no voxel is below it, else None."""
     faces = [face.ravel() for axis in range(3) for face in (values.take(0, axis), values.take(-1, axis))]
     found, counts = np.unique(np.concatenate(faces), return_counts=True)
-    return float(found[counts.argmax()])
+    frequent = float(found[counts.argmax()])
+    return frequent if frequent == values.min() else None
+
+
+def _foreground(volume: np.ndarray) -> np.ndarray:
+    """Tell where any sequence of (C, X, Y, Z) is above its background; everywhere if a sequence has none."""
+    backgrounds = [_background(values) for values in volume]
+    if any(background is None for background in backgrounds):
+        return np.ones(volume.shape[1:], dtype=bool)
+    return np.any([values > background for values, background in zip(volume, backgrounds, strict=True)], axis=0)
 
 
 def scale_to_16_bit(
     volume: np.ndarray, percentiles: tuple[float, float] = (0.5, 99.5)
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Scale each sequence of a skull-stripped volume so that two percentiles of its brain become 0 and 65535.
+    """Scale each sequence of a volume so that two percentiles of its foreground become 0 and 65535.
 
-    The brain is where any sequence is above its background, the most frequent value at the border of the volume.  So
-    z-scored volumes, whose background is negative, are scaled as others.  Outside the brain the result is 0.
+    The foreground, such as a skull-stripped brain, is where any sequence is above its background.  The background is
+    the most frequent value at the border of the volume, where that is also the least of all values: so z-scored
+    volumes, whose background is negative, are scaled as others.  Outside the foreground the result is 0.  A volume
+    without such a background, as a CT cropped to an organ, is foreground throughout, and dark lesions stay visible.
 
     Args:
         volume: (C, X, Y, Z), any real type.
         percentiles: lower and upper, 0 to 100.
 
     Returns:
-        The scaled volume (C, X, Y, Z) uint16, and the brain (X, Y, Z) bool.
+        The scaled volume (C, X, Y, Z) uint16, and the foreground (X, Y, Z) bool.
 
     Raises:
-        ValueError: a sequence is constant in the brain.
+        ValueError: a sequence is constant in the foreground.
 
     Example:
         >>> volume = np.full((1, 4, 4, 4), -3.0)
         >>> volume[0, 1, 1, 1:3] = -1.0, 2.0
-        >>> scaled, brain = scale_to_16_bit(volume, percentiles=(0, 100))
-        >>> scaled[0, 1, 1].tolist(), int(brain.sum())
+        >>> scaled, foreground = scale_to_16_bit(volume, percentiles=(0, 100))
+        >>> scaled[0, 1, 1].tolist(), int(foreground.sum())
         ([0, 0, 65535, 0], 2)
     """
-    brain = np.any([values > _background(values) for values in volume], axis=0)
+    foreground = _foreground(volume)
     scaled = np.zeros(volume.shape, dtype=np.uint16)
     for channel, values in enumerate(volume):
-        low, high = np.percentile(values[brain], percentiles) if brain.any() else (0.0, 0.0)
+        low, high = np.percentile(values[foreground], percentiles) if foreground.any() else (0.0, 0.0)
         if low >= high:
             raise ValueError(
-                f"Expected channel {channel} of `volume` to vary within the brain, got {low:g} throughout."
+                f"Expected channel {channel} of `volume` to vary within the foreground, got {low:g} throughout."
             )
-        share = np.clip((values[brain].astype(np.float64) - low) / (high - low), 0.0, 1.0)
-        scaled[channel][brain] = np.rint(share * 65535).astype(np.uint16)
-    return scaled, brain
+        share = np.clip((values[foreground].astype(np.float64) - low) / (high - low), 0.0, 1.0)
+        scaled[channel][foreground] = np.rint(share * 65535).astype(np.uint16)
+    return scaled, foreground
 
 
 def is_bare_nifti(path: str | os.PathLike[str]) -> bool:
@@ -162,7 +173,7 @@ def is_bare_nifti(path: str | os.PathLike[str]) -> bool:
         start = file.read(4)
     if start[:2] == b"\x1f\x8b" and start[3] & 0b11100:  # gzip's flags: extra field, name, comment
         return False
-    image = nibabel.load(path)
+    image = open_nifti(path)
     if not isinstance(image, nibabel.Nifti1Image):
         return False
     header = image.header

@@ -319,11 +319,17 @@ def _gray_level(image: torch.Tensor, intensity_range: float | None) -> float:
 
 
 def has_gray_levels(image: torch.Tensor, intensity_range: float) -> bool:
-    """Tell whether an image may be one of 0..R; one of negative values beyond what interpolation overshoots is none."""
+    """Tell whether an image may be one of 0..R.
+
+    One of negative values beyond what interpolation overshoots is none, nor is one of fractions that reach only 1, or,
+    with any negative value, only a sixteenth of the range, as z-scores do.
+    """
     low, high = (value.item() for value in image.aminmax())
-    slack = 0.05 * intensity_range
-    unit_range = intensity_range > 1 >= high and image.is_floating_point() and bool((image != image.round()).any())
-    return low >= -0.05 * min(intensity_range, high - low) and high <= intensity_range + slack and not unit_range
+    least = 1 if low >= 0 else max(1, intensity_range / 16)
+    fractions = image.is_floating_point() and bool((image != image.round()).any())
+    narrow = intensity_range > 1 and high <= least and fractions
+    overshoot = 0.05 * intensity_range
+    return low >= -0.05 * min(intensity_range, high - low) and high <= intensity_range + overshoot and not narrow
 
 
 def _check_tensors(image: torch.Tensor, probabilities: torch.Tensor) -> None:

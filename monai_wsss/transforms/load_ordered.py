@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Hashable, Mapping
+from pathlib import Path
 from typing import Any
 
 from monai.config import KeysCollection
@@ -17,11 +18,10 @@ from PIL import Image
 from monai_wsss._checks import DataError, check_choice
 from monai_wsss._image_readers import DicomReader, MetaImageReader
 from monai_wsss._nifti import MillimeterNiftiReader
+from monai_wsss._picture_values import check_values_kept, with_black_as_zero
 from monai_wsss._pictures import ORDERS, PIXELS, XY, in_order, unit_of, upright
 
 __all__ = ["LoadOrderedd"]
-
-_BITS, _PHOTOMETRIC, _CHANNELS = 258, 262, 277  # tags of TIFF
 
 
 class LoadOrderedd(MapTransform):
@@ -29,8 +29,9 @@ class LoadOrderedd(MapTransform):
 
     In the order ``"rows_columns"`` a 2D image is (C, rows, columns), so that its last axis runs from left to right.
     In the order ``"xy"`` it is (C, x, y), as MONAI's readers give it.  Volumes are (C, x, y, z) in both.  Pictures are
-    turned as their EXIF entry says, masks among them, so that their pixels lie as viewers show them.  DICOM is read as
-    :func:`~monai_wsss.data.read_image` reads it, and affines are in millimeters whatever the unit of a NIfTI file is.
+    turned as their EXIF entry says, masks among them, so that their pixels lie as viewers show them, and TIFFs that
+    store white as 0 are inverted.  DICOM is read as :func:`~monai_wsss.data.read_image` reads it, and affines are in
+    millimeters whatever the unit of a NIfTI file is.
     The metadata ``unit`` is "px" where the size of the pixels is unknown: of pictures, of files that do not say it, and
     where the item has an entry ``unit`` that says so.
 
@@ -44,6 +45,8 @@ class LoadOrderedd(MapTransform):
 
     Raises:
         ValueError: an unknown order.
+        DataError: when called, a PNG or TIFF of which a part alone would be read: colors or transparency of more than 8
+            bits, several frames in a TIFF.
 
     Example:
         >>> import tempfile
@@ -64,12 +67,7 @@ class LoadOrderedd(MapTransform):
         with warnings.catch_warnings():  # MONAI warns of a decoder for GPUs that it does not find beside pydicom
             warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
             self._load = LoadImage(ensure_channel_first=True)
-        for reader in (
-            MetaImageReader(),
-            DicomReader(),
-            MillimeterNiftiReader(),
-            _UprightReader(converter=_one_frame),
-        ):
+        for reader in (MetaImageReader(), DicomReader(), MillimeterNiftiReader(), _UprightReader(converter=_as_shown)):
             self._load.register(reader)  # the last one registered is asked first
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -77,6 +75,8 @@ class LoadOrderedd(MapTransform):
         order = self.order or item.get("order") or XY
         check_choice("order", order, ORDERS)
         for key in self.key_iterator(item):
+            for path in ensure_tuple(item[key]):
+                _check_whole(path)
             image = self._load(item[key])
             if isinstance(image, MetaTensor):
                 image.meta["unit"] = PIXELS if item.get("unit") == PIXELS else unit_of(image)
@@ -88,20 +88,27 @@ class _UprightReader(PILReader):
     """Pillow's reader, also of TIFFs, which MONAI leaves to ITK: it would not turn them as their EXIF entry says."""
 
     def verify_suffix(self, filename: Any) -> bool:
-        names = (str(path).lower() for path in ensure_tuple(filename))
-        return super().verify_suffix(filename) or all(name.endswith((".tif", ".tiff")) for name in names)
+        return super().verify_suffix(filename) or all(map(_is_tiff, ensure_tuple(filename)))
 
 
-def _one_frame(picture: Image.Image) -> Image.Image:
-    """Turn a picture upright; of a TIFF it is told what Pillow would read in part, scaled or inverted."""
-    if picture.format == "TIFF":
-        name, tags = getattr(picture, "filename", "A TIFF"), picture.tag_v2  # type: ignore[attr-defined]
-        frames = getattr(picture, "n_frames", 1)
-        if frames > 1:
-            raise DataError(f"{name} has {frames} frames: save the one that is meant, or a NIfTI volume.")
-        if max(tags.get(_BITS) or (1,)) > 8 and (tags.get(_CHANNELS, 1) > 1 or tags.get(_PHOTOMETRIC, 1) == 0):
-            raise DataError(
-                f"{name} has colors of more than 8 bits, or white stored as 0, which is not read as it is meant: save "
-                "it with 8 bits, or in gray with black as 0."
-            )
-    return upright(picture)
+def _as_shown(picture: Image.Image) -> Image.Image:
+    """Give a picture upright, with black as 0."""
+    return with_black_as_zero(upright(picture), picture)
+
+
+def _check_whole(path: Any) -> None:
+    """Refuse a PNG or TIFF of which Pillow would read a part: MONAI passes errors of a reader over and tries others."""
+    if not (_is_tiff(path) or str(path).lower().endswith(".png")):
+        return
+    try:
+        with Image.open(path) as picture:
+            check_values_kept(picture, Path(path))
+            frames = getattr(picture, "n_frames", 1)
+    except (OSError, Image.DecompressionBombError):  # whoever reads it next says so
+        return
+    if frames > 1 and _is_tiff(path):
+        raise DataError(f"{path} has {frames} frames: save the one that is meant, or a NIfTI volume.")
+
+
+def _is_tiff(path: Any) -> bool:
+    return str(path).lower().endswith((".tif", ".tiff"))

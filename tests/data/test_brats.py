@@ -358,7 +358,7 @@ def test_scaling_reaches_black_and_white_and_keeps_order():
 
 @pytest.mark.parametrize("values", [np.zeros((1, 4, 4, 4)), np.pad(np.ones((1, 2, 2, 2)), [(0, 0)] + [(1, 1)] * 3)])
 def test_a_brain_without_contrast_cannot_be_scaled(values):
-    with pytest.raises(ValueError, match="channel 0 of `volume` to vary within the brain"):
+    with pytest.raises(ValueError, match="channel 0 of `volume` to vary within the foreground"):
         scale_to_16_bit(values)
 
 
@@ -500,7 +500,7 @@ def test_slices_of_a_sagittal_volume(tmp_path):
 def test_a_binary_image_cannot_become_slices(tmp_path):
     save(tmp_path / "source" / "anna" / "flair.nii.gz", (a_brain("FLAIR") > 0).astype(np.uint8))
     save(tmp_path / "source" / "anna" / "seg.nii.gz", a_tumor())
-    with pytest.raises(DataError, match=r"Case anna .* cannot be scaled: .*vary within the brain"):
+    with pytest.raises(DataError, match=r"Case anna .* cannot be scaled: .*vary within the foreground"):
         prepare_brats(tmp_path / "source", tmp_path / "out", as_slices=True)
 
 

@@ -202,7 +202,6 @@ def set_key(part: str, index: int, key: str, value: object) -> Callable[[dict[st
         (set_key("annotations", 3, "category_id", 5), r"annotations\[3\] has the category_id 5, which the file does"),
         (set_key("annotations", 0, "category_id", "cat"), r"annotations\[0\] is .*: give image_id, category_id"),
         (set_key("annotations", 0, "image_id", [1]), r"annotations\[0\] is .*: give image_id, category_id"),
-        (set_key("annotations", 0, "segmentation", []), r"annotations\[0\] has no outline: add it, or prepare the"),
         (
             set_key("images", 0, "width", 21),
             r"images\[0\] says that the image is of 21 x 14, but .*1.jpg is of 20 x 14",
@@ -217,6 +216,49 @@ def test_bad_annotations_are_said_in_one_sentence(tmp_path, change, message):
         prepare(root, masks=True)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out" / "datalist.json").exists()
+
+
+@pytest.mark.parametrize(
+    "outline", [[], [[]], None, {}, "", [[1, 2, 3, 4]], [[], [5, 5]], "missing"], ids=lambda value: str(value) or "text"
+)
+def test_a_box_without_outline_is_ignored_and_costs_no_other_mask(tmp_path, outline, caplog):
+    root = make_coco(tmp_path / "coco")
+    boxed = {"image_id": 3, "category_id": 17, "bbox": [2.5, 3, 4, 2], "segmentation": outline}
+    if outline == "missing":
+        del boxed["segmentation"]
+    inside = {"image_id": 3, "category_id": 90, "segmentation": [*box(3, 3, 1, 1), [4, 4]]}
+    change_training(root, lambda content: content["annotations"].extend([boxed, inside]))
+    with caplog.at_level(logging.WARNING):
+        items = load_datalist(prepare(root, masks=True), "training", masks=True)
+    assert items[2]["label"].tolist() == [0, 1, 1]
+    expected = np.zeros((ROWS, COLUMNS), dtype=int)
+    expected[3:5, 2:7] = 255
+    expected[3, 3] = 3
+    np.testing.assert_array_equal(read_labels(items[2]["mask"]).numpy()[0].T, expected)
+    assert all("mask" in item for item in items)
+    assert "1 annotations of" in caplog.text
+    assert "have a box and no outline, so that all pixels in the box are ignored (255)" in caplog.text
+
+
+@pytest.mark.parametrize("bbox", [None, [], [1, 2, 3], [1, 2, 0, 5], [1, 2, float("nan"), 5], "1 2 3 4"])
+def test_neither_outline_nor_box_costs_the_mask_of_its_image_alone(tmp_path, bbox, caplog):
+    root = make_coco(tmp_path / "coco")
+    unknown = {"image_id": 3, "category_id": 17, "bbox": bbox, "segmentation": []}
+    change_training(root, lambda content: content["annotations"].append(unknown))
+    with caplog.at_level(logging.WARNING):
+        items = load_datalist(prepare(root, masks=True), "training", masks=True)
+    assert ["mask" in item for item in items] == [True, True, False]
+    assert items[2]["label"].tolist() == [0, 1, 0]
+    assert "have neither outline nor box, so that their images have no mask, first" in caplog.text
+
+
+def test_an_image_annotated_as_stored_names_its_exif_entry(tmp_path):
+    root = make_coco(tmp_path / "coco")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (COLUMNS, ROWS), "red").save(root / "train2014" / "000000000001.jpg", exif=exif)
+    with pytest.raises(DataError, match=r"is of 20 x 14, but .* is of 14 x 20: an EXIF entry may turn it for viewers"):
+        prepare(root, masks=True)
 
 
 @pytest.mark.parametrize("text", ["{", "[1, 2]", "\xff", "[" * 200_000, "{}"])

@@ -427,7 +427,7 @@ def test_other_mistakes_with_slices(tmp_path, volumes):
     for name in ("t1", "flair"):
         nibabel.save(nibabel.Nifti1Image(binary, AFFINE), tmp_path / "images" / "v_1" / f"{name}.nii.gz")
     table(tmp_path, "v_1,1,1", "w,1,0", header="id,slice,label")
-    refuse(tmp_path, r'row 2: volume "v_1" cannot be scaled: .*to vary within the brain', as_slices=True)
+    refuse(tmp_path, r'row 2: volume "v_1" cannot be scaled: .*to vary within the foreground', as_slices=True)
 
 
 def test_pictures_have_no_slices(two):
@@ -467,8 +467,7 @@ def refuse(root: Path, message: str, **options) -> None:
     with pytest.raises(DataError, match=message) as caught:
         run(root, **options)
     text = str(caught.value)
-    assert "\n" not in text
-    assert text.endswith(".")
+    assert all(line.endswith(".") for line in text.splitlines())
     assert not (root / "out" / "datalist.json").exists()
 
 
@@ -485,12 +484,10 @@ def test_an_image_without_row(two, name):
     refuse(two, r"The image .*c.* has no row in .*labels.csv: add its row, or move the image away")
 
 
-def test_ids_with_a_suffix_get_a_hint(two):
-    table(two, "a.png,1,train", "b.png,0,val")
-    hint = r'The image .*a.png has no row in .*labels.csv \(write the id without the suffix of the file, "a"\): add'
-    refuse(two, hint)
-    table(two, "a,1,train", "b,0,val", "c.png,0,val")
-    refuse(two, r'row 4: .* no image for the id "c.png" \(write the id without the suffix of the file, "c"\): add it')
+def test_ids_with_a_suffix_are_their_files(two):
+    table(two, "a.png,1,train", "b.PNG,0,val")
+    two_path = run(two)
+    assert [item["id"] for split in ("training", "validation") for item in items(two_path, split)] == ["a", "b"]
 
 
 def test_two_cases_that_would_be_one_file(tmp_path):
@@ -506,7 +503,7 @@ def test_duplicate_ids(two):
     refuse(two, r'labels.csv, row 4: the id "a" is also in .*labels.csv, row 2: give each case its own')
 
 
-@pytest.mark.parametrize("label", ["2", "", "yes", "0.5", "-1"])
+@pytest.mark.parametrize("label", ["2", "", "maybe", "0.5", "-1"])
 def test_labels_other_than_zero_and_one(two, label):
     table(two, "a,1,train", f"b,{label},val")
     refuse(two, rf'labels.csv, row 3: the label in column "label" is "{label}": write 0 or 1')

@@ -179,10 +179,10 @@ def test_missing_and_foreign_files(tmp_path):
     with pytest.raises(DataError, match=r"The image .*no.png does not exist: check the path"):
         read_image(tmp_path / "no.png")
     (tmp_path / "a.txt").write_text("note")
-    with pytest.raises(DataError, match=r"a.txt is no image that can be read: give PNG"):
+    with pytest.raises(DataError, match=r"a.txt is of a kind that is not read: give PNG"):
         read_image(tmp_path / "a.txt")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"empty is no image that can be read"):
+    with pytest.raises(DataError, match=r"empty is of a kind that is not read"):
         read_image(tmp_path / "empty")
 
 
@@ -250,7 +250,7 @@ def test_bad_masks(tmp_path, values, message):
 
 
 def test_unreadable_masks(tmp_path):
-    with pytest.raises(DataError, match=r"The mask .*a.png does not exist or is no image"):
+    with pytest.raises(DataError, match=r"The mask .*a.png does not exist or is of a kind that is not read"):
         read_labels(tmp_path / "a.png")
     (tmp_path / "a.png").write_text("note")
     with pytest.raises(DataError, match=r"Cannot read the mask .*a.png \(cannot identify.*copy or export it again"):

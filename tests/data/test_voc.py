@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import logging
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -350,3 +351,31 @@ def test_a_prepared_folder_is_not_written_over(tmp_path):
     with pytest.raises(DataError, match="holds a datalist"):
         prepare(root)
     assert json.loads((tmp_path / "out" / "datalist.json").read_text(encoding="utf-8")) == before
+
+
+@pytest.mark.parametrize(("folder", "old", "new"), [("JPEGImages", "jpg", "JPG"), ("SegmentationClass", "png", "PNG")])
+def test_suffixes_in_capitals_are_found(tmp_path, folder, old, new):
+    root = make_voc(tmp_path / "voc")
+    for file in (root / folder).glob(f"*.{old}"):
+        file.rename(file.with_suffix(f".{new}"))
+    for file in (root / "Annotations").glob("*.xml"):
+        file.rename(file.with_suffix(".XML"))
+    items = load_datalist(prepare(root), "training", masks=True)
+    assert [item["id"] for item in items] == ["a", "b"]
+    assert all("mask" in item for item in items)
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+@pytest.mark.parametrize("line", ["{}", "{}.jpg", "/JPEGImages/{}.jpg /SegmentationClass/{}.png"])
+def test_names_in_any_unicode_form_are_found(tmp_path, form, line):
+    root = make_voc(tmp_path / "voc")
+    other = {"NFC": "NFD", "NFD": "NFC"}[form]
+    stored, listed = (unicodedata.normalize(one, "Stra\u00dfe_\u00fc") for one in (form, other))
+    for folder, suffix in (("JPEGImages", "jpg"), ("SegmentationClass", "png"), ("Annotations", "xml")):
+        (root / folder / f"a.{suffix}").rename(root / folder / f"{stored}.{suffix}")
+    (root / "Annotations" / f"{stored}.xml").write_text(annotation(listed, OBJECTS["a"]), encoding="utf-8")
+    text = line.format(listed, listed)
+    (root / "ImageSets" / "Segmentation" / "train.txt").write_text(f"\ufeff{text}\n", encoding="utf-8")
+    (item,) = load_datalist(prepare(root), "training", masks=True)
+    assert item["label"].tolist() == [1, 0, 0]
+    assert "mask" in item

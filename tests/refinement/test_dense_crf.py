@@ -315,3 +315,12 @@ def test_z_scores_do_not_pass_as_pictures():
     picture[..., 0, 0] = -5.0  # what interpolation may overshoot
     picture = picture.clamp(-5, 260)
     assert dense_crf_refinement(picture, probabilities, iterations=1).isfinite().all()
+
+
+@pytest.mark.parametrize("low", [-0.1, -0.3, -1.2, -3.0])
+@pytest.mark.parametrize("high", [0.9, 3.0, 8.0, 15.0])
+def test_z_scores_are_no_gray_levels(low, high):
+    image = torch.linspace(low, high, 256).reshape(1, 1, 16, 16)
+    probabilities = torch.full((1, 2, 16, 16), 0.5)
+    with pytest.raises(ValueError, match=r"Expected `image` in 0\.\.255"):
+        dense_crf_refinement(image, probabilities)

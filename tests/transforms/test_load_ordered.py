@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import zlib
 from pathlib import Path
 
 import nibabel
@@ -18,6 +19,7 @@ from monai.data import DataLoader, Dataset, MetaTensor, decollate_batch
 from monai.transforms import LoadImage
 from PIL import Image, ImageOps
 
+from monai_wsss._checks import DataError
 from monai_wsss.data import load_datalist, load_header, make_phantoms, prepare_coco, prepare_folder, prepare_voc
 from monai_wsss.data.reading import read_image, read_labels
 from monai_wsss.engines import with_weights
@@ -154,12 +156,16 @@ def test_of_a_tiff_with_several_frames_none_is_read(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("values", "photometric"), [(np.zeros((3, 4, 3), np.uint16), "rgb"), (np.zeros((3, 4), np.uint16), "miniswhite")]
+    ("values", "photometric", "said"),
+    [
+        (np.zeros((3, 4, 3), np.uint16), "rgb", "holds colors or transparency of 16 bits"),
+        (np.zeros((3, 4), np.float32), "miniswhite", "stores white as 0 in signed or fractional values"),
+    ],
 )
-def test_tiffs_that_pillow_would_scale_or_invert_are_refused(tmp_path, values, photometric):
+def test_tiffs_that_pillow_would_scale_or_invert_are_refused(tmp_path, values, photometric, said):
     """Pillow divides 16-bit colors by 256, and inverts white as 0 in 8 bits alone."""
     tifffile.imwrite(tmp_path / "a.tif", values, photometric=photometric)
-    with pytest.raises(Exception, match=r"a\.tif has colors of more than 8 bits, or white stored as 0"):
+    with pytest.raises(DataError, match=said):
         LoadOrderedd("image")({"image": str(tmp_path / "a.tif")})
 
 
@@ -404,3 +410,24 @@ def test_a_mask_is_not_written_transposed_where_the_metadata_are_lost(tmp_path):
     item = {"id": "a", "order": "rows_columns", "image": torch.zeros(3, 4, 6), "pred": torch.zeros(1, 4, 6)}
     with pytest.raises(ValueError, match="a MetaTensor, which knows the order of its axes, got Tensor"):
         SaveMaskd("pred", tmp_path)(item)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("photometric", ["minisblack", "miniswhite"])
+def test_tiffs_are_bright_where_viewers_show_them_bright(tmp_path, dtype, photometric):
+    values = np.random.default_rng(0).integers(0, 200, (4, 6)).astype(dtype)
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric=photometric)
+    image = LoadOrderedd("image")({"image": str(tmp_path / "a.tif"), "order": "rows_columns"})["image"][0].numpy()
+    expected = np.iinfo(dtype).max - values.astype(int) if photometric == "miniswhite" else values
+    np.testing.assert_array_equal(image, expected)
+
+
+def test_a_png_of_colors_in_16_bits_is_refused(tmp_path):
+    file = tmp_path / "a.png"
+    Image.new("RGB", (4, 4)).save(file)
+    content = bytearray(file.read_bytes())
+    content[24] = 16
+    content[29:33] = zlib.crc32(bytes(content[12:29])).to_bytes(4, "big")
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=r"a.png holds colors or transparency of 16 bits per channel"):
+        LoadOrderedd("image")({"image": file})
