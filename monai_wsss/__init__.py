@@ -8,7 +8,7 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 ROOMS = (
-    "benchmark", "bundle_scan", "cams", "data", "engines", "inferers", "losses", "methods",
+    "benchmark", "bundle_run", "bundle_scan", "cams", "data", "engines", "inferers", "losses", "methods",
     "metrics", "networks", "refinement", "reports", "transforms",
 )  # fmt: skip
 

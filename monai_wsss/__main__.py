@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 
 from monai_wsss.command_line.arguments import REQUIRED, Argument, Command
 from monai_wsss.command_line.table import COMMANDS, LAYOUTS, SPLITS
+from monai_wsss.command_line.telling import tell_bundles
 
 __all__ = ["main"]
 
@@ -108,20 +109,21 @@ def _refuse(foreign: Sequence[Argument], choice: str, kind: str) -> NoReturn:
     raise DataError(f"{flags} {verb} for the {owner} {kind}s, not for {choice}: leave {pronoun} out.")
 
 
-def _run(options: argparse.Namespace) -> None:
-    """Call the function of a command with the arguments that were given, and tell its result."""
+def _run(options: argparse.Namespace) -> int:
+    """Call the function of a command with the arguments that were given, tell its result, and give the exit code."""
     command: Command = options.command
     function = _chosen_function(command, options)
     values = {argument.name: getattr(options, argument.name) for argument in command.arguments}
     required = [values.pop(argument.name) for argument in command.arguments if argument.default is REQUIRED]
     given = {name: value for name, value in values.items() if value is not None}
-    tell = {
+    tell: dict[str, Callable[[Any], int | None]] = {
+        "bundles": tell_bundles,
         "phantom": lambda folder: _tell_prepared(Path(folder) / "datalist.json"),
         "report": _tell_report,
         "benchmark": _run_table,
         "scan-bundle": lambda faults: _tell_faults(options.path, faults),
     }
-    tell.get(command.name, _tell_prepared)(function(*required, **given))
+    return tell.get(command.name, _tell_prepared)(function(*required, **given)) or 0
 
 
 def _tell_report(report: Path) -> None:
@@ -283,7 +285,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:
-        _run(options)
+        return _run(options)
     except Exception as error:  # the one place where errors become a line for the user
         if options.debug:
             raise
@@ -292,7 +294,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(previous_level)
-    return 0
 
 
 if __name__ == "__main__":

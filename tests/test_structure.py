@@ -44,6 +44,7 @@ LEVELS = [
     {"methods"},
     {"reports"},
     {"benchmark", "bundle_scan"},
+    {"bundle_run"},
     {"command_line"},
     {"__main__"},
 ]

@@ -55,7 +55,8 @@ _SCHEMAS = (
     "https://project-monai.github.io/schema/meta_schema_20240725.json",
 )
 _METADATA_KEYS = (
-    "changelog name intended_use data_source image_classes label_classes pred_classes eval_metrics references"
+    "changelog name intended_use weights_license data_source image_classes label_classes pred_classes eval_metrics "
+    "references"
 )
 _README_HEADINGS = {
     "the data": r"\bdata\b",

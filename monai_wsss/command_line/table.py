@@ -11,6 +11,7 @@ from pathlib import Path
 
 from monai_wsss.command_line.arguments import REQUIRED, Argument, Command, datalist_in, names, whole_numbers
 from monai_wsss.command_line.layouts import LAYOUTS
+from monai_wsss.command_line.running import RUNNING
 
 __all__ = ["COMMANDS", "LAYOUTS", "SPLITS"]
 
@@ -41,6 +42,7 @@ _KEPT_TABLES = ("coingan", "coingan-figures", "cosa", "cosa-figures")
 _FIXED_TABLES = (*_KEPT_TABLES, *_ENCODER_TABLES)
 
 COMMANDS = (
+    *RUNNING,
     Command(
         "phantom",
         "generate phantom studies with exact masks: MRI of brains with tumors, chest X-rays with opacities, stained "
