@@ -3,8 +3,9 @@
 """``monai-wsss``, or ``python -m monai_wsss``: prepares data, draws phantoms, writes reports, compares, scans bundles.
 
 :mod:`monai_wsss.command_line` holds the table of the commands; this module runs a row of it and prints the result.
-Training and inference stay ``python -m monai.bundle run``.  Exit codes: 0 done, 1 a mistake in data or arguments (one
-line on stderr), 2 wrong usage.  torch and monai are imported when a command needs them, so that ``--help`` is quick.
+Whole bundles are put to work by ``python -m monai.bundle run`` or, in one command, by ``predict`` and ``train``.  Exit
+codes: 0 done, 1 a mistake in data or arguments (one line on stderr), 2 wrong usage, 3 done, but not all of it.  torch
+and monai are imported when a command needs them, so that ``--help`` is quick.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any, NoReturn
 
 from monai_wsss.command_line.arguments import REQUIRED, Argument, Command
 from monai_wsss.command_line.table import COMMANDS, LAYOUTS, SPLITS
-from monai_wsss.command_line.telling import tell_bundles
+from monai_wsss.command_line.telling import tell_bundles, tell_prediction
 
 __all__ = ["main"]
 
@@ -116,8 +117,11 @@ def _run(options: argparse.Namespace) -> int:
     values = {argument.name: getattr(options, argument.name) for argument in command.arguments}
     required = [values.pop(argument.name) for argument in command.arguments if argument.default is REQUIRED]
     given = {name: value for name, value in values.items() if value is not None}
+    if "settings" in given:
+        given["settings"] = {name: value for one in given["settings"] for name, value in one.items()}
     tell: dict[str, Callable[[Any], int | None]] = {
         "bundles": tell_bundles,
+        "predict": tell_prediction,
         "phantom": lambda folder: _tell_prepared(Path(folder) / "datalist.json"),
         "report": _tell_report,
         "benchmark": _run_table,
@@ -269,7 +273,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments; None takes those of the process.
 
     Returns:
-        0 done, 1 a mistake in data or arguments, 2 wrong usage.
+        0 done, 1 a mistake in data or arguments, 2 wrong usage, 3 done, but with cases that could not be read, or with
+        a training that did not learn.
 
     Example:
         >>> import tempfile

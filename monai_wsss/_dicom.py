@@ -164,7 +164,7 @@ def _values(frames: Sequence[Frame]) -> np.ndarray:
     return np.empty((0, 0, 0), dtype=np.float32) if volume is None else volume
 
 
-def read_dicom(path: Path, *, leave_out_localizers: bool = False) -> DicomImage:
+def read_dicom(path: Path, *, leave_out_localizers: bool = False, series: Sequence[Path] | None = None) -> DicomImage:
     """Read a DICOM file or the series in a folder; hidden files are passed over.
 
     Slices are ordered by their positions.  Values are those that the header gives to the stored ones: modality LUT,
@@ -175,6 +175,7 @@ def read_dicom(path: Path, *, leave_out_localizers: bool = False) -> DicomImage:
         path: a file with one or more frames, or a folder with one series.
         leave_out_localizers: whether localizers in the folder, by their type or by another orientation or size than
             that of most images, are left out, and said; otherwise they are an error.
+        series: the files of the series, where ``path`` is a folder that holds others, too.
 
     Returns:
         The image, 2D where there is one frame.
@@ -182,8 +183,8 @@ def read_dicom(path: Path, *, leave_out_localizers: bool = False) -> DicomImage:
     Raises:
         DataError: a file is broken, there are several series, or the images make no even stack.
     """
-    files = [path]
-    if path.is_dir():
+    files = [path] if series is None else list(series)
+    if path.is_dir() and series is None:
         files = sorted(
             file for file in path.iterdir() if file.is_file() and not is_hidden(file) and image_format(file) == "dicom"
         )

@@ -73,17 +73,19 @@ class DicomReader(_PlacedReader):
 
     Args:
         leave_out_localizers: whether localizers in a folder are left out.
+        series: the files of the series, where its folder holds others, too.
     """
 
     kind = "dicom"
 
-    def __init__(self, *, leave_out_localizers: bool = False) -> None:
+    def __init__(self, *, leave_out_localizers: bool = False, series: Sequence[Path] | None = None) -> None:
         super().__init__()
         self.leave_out_localizers = leave_out_localizers
+        self.series = series
 
     def read_one(self, path: Path) -> _Placed:
         """Read one file, or the series in a folder."""
-        image = read_dicom(path, leave_out_localizers=self.leave_out_localizers)
+        image = read_dicom(path, leave_out_localizers=self.leave_out_localizers, series=self.series)
         return image.values, image.affine, MILLIMETERS if image.in_millimeters else PIXELS
 
 

@@ -1,13 +1,16 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""What all labels share: the one pixel value that is no class, and where a batch keeps them."""
+"""What all labels share: the one pixel value that is no class, their colors, and where a batch keeps them."""
 
 from __future__ import annotations
 
-__all__ = ["IGNORED", "ON_HOST"]
+__all__ = ["CLASS_COLORS", "IGNORED", "ON_HOST"]
 
 IGNORED = 255
 """Value of pixels whose class is unknown or in doubt: no loss learns from them and no metric counts them."""
+
+CLASS_COLORS = ((255, 159, 28), (197, 90, 199), (63, 193, 128), (236, 94, 94), (240, 228, 66))
+"""Red, green and blue, 0..255, of the classes 1, 2, … in pictures of masks; further classes begin anew."""
 
 ON_HOST = ("label", "boxes")
 """Entries of a batch that methods read on the host, so that nothing waits for a GPU."""

@@ -31,6 +31,7 @@ __all__ = [
     "is_sheared",
     "is_turned",
     "order_of",
+    "pixel_area",
     "unit_of",
     "upright",
     "voxel_volume",
@@ -116,6 +117,14 @@ def voxel_volume(image: Any) -> float | None:
     if unit_of(image) == PIXELS or image.ndim != 4:
         return None
     return abs(float(np.linalg.det(np.asarray(torch.as_tensor(image.affine), dtype=np.float64)[:3, :3])))
+
+
+def pixel_area(image: Any) -> float | None:
+    """Give the area of a pixel of a 2D image (C, *S) in square millimeters; None where nobody knows it."""
+    if unit_of(image) == PIXELS or image.ndim != 3:
+        return None
+    first, second = np.asarray(torch.as_tensor(image.affine), dtype=np.float64)[:-1, :2].T
+    return float(np.sqrt(max((first @ first) * (second @ second) - (first @ second) ** 2, 0.0)))
 
 
 def order_of(image: Any) -> str:

@@ -3,6 +3,7 @@
 
 """Whole bundles put to work: what the commands ``predict``, ``train`` and ``bundles`` do.  No mechanism of its own."""
 
+from monai_wsss.bundle_run.prediction import Prediction, predict_masks
 from monai_wsss.bundle_run.shipped import (
     ShippedBundle,
     check_shipped,
@@ -13,10 +14,12 @@ from monai_wsss.bundle_run.shipped import (
 )
 
 __all__ = [
+    "Prediction",
     "ShippedBundle",
     "check_shipped",
     "copy_shipped",
     "find_bundle",
     "list_bundles",
     "manage_bundles",
+    "predict_masks",
 ]

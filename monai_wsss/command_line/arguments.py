@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,6 +20,8 @@ __all__ = [
     "datalist_in",
     "names",
     "pair",
+    "pairs",
+    "setting",
     "triple",
     "whole_numbers",
 ]
@@ -54,6 +57,25 @@ def whole_numbers(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(f"expected whole numbers with commas between them, got {text!r}") from error
 
 
+def pairs(text: str) -> dict[str, str]:
+    """Read ``"T1=FLAIR,T2=FLAIR"`` as a table."""
+    found = [part.partition("=") for part in text.split(",")]
+    if not all(name.strip() and value.strip() for name, _, value in found):
+        raise argparse.ArgumentTypeError(f"expected NAME=VALUE with commas between them, got {text!r}")
+    return {name.strip(): value.strip() for name, _, value in found}
+
+
+def setting(text: str) -> dict[str, Any]:
+    """Read ``"refine=par"`` as a table of one; a value in JSON's form, such as ``[64, 64]``, is read as such."""
+    name, _, value = text.partition("=")
+    if not name.strip() or not value:
+        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, got {text!r}")
+    try:
+        return {name.strip(): json.loads(value)}
+    except ValueError:
+        return {name.strip(): value}
+
+
 def datalist_in(text: str) -> Path:
     """Give the datalist of a prepared folder."""
     return Path(text) / "datalist.json"
@@ -61,7 +83,7 @@ def datalist_in(text: str) -> Path:
 
 pair, triple = partial(_numbers, count=2), partial(_numbers, count=3)
 
-_METAVARS = {names: "A,B", whole_numbers: "A,B", pair: "A,B", triple: "A,B,C", int: "N", float: "F"}
+_METAVARS = {names: "A,B", pairs: "A=B", whole_numbers: "A,B", pair: "A,B", triple: "A,B,C", int: "N", float: "F"}
 
 
 @dataclass(frozen=True)
@@ -117,6 +139,8 @@ class Argument:
         options: dict[str, Any] = {"help": self.help, "dest": self.name}
         if isinstance(self.default, bool):
             return {**options, "action": "store_const", "const": not self.default}
+        if self.kind is setting:  # may be given several times
+            return {**options, "type": setting, "action": "append", "metavar": "NAME=VALUE"}
         if self.default is not None and self.default is not REQUIRED:
             others = "".join(f"; {name}: {_shown(value)}" for name, value in self.other_defaults.items())
             options["help"] += f" (default {_shown(self.default)}{others})"

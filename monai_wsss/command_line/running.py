@@ -4,11 +4,39 @@
 
 from __future__ import annotations
 
-from monai_wsss.command_line.arguments import Argument, Command
+from monai_wsss.command_line.arguments import REQUIRED, Argument, Command, names, pairs, setting
 
 __all__ = ["RUNNING"]
 
+_SET = Argument(
+    "--set", "a setting of the bundle, e.g. --set refine=par; may be repeated", kind=setting, parameter="settings"
+)
+
 RUNNING = (
+    Command(
+        "predict",
+        "segment images that nobody has labeled: a file, a folder, DICOM, a slide; masks, overlays, a table and a page",
+        "monai-wsss predict scans --bundle brain_mri_cam --out masks\n"
+        "  monai-wsss predict new_images --bundle brain_mri_cam --weights run --out masks\n"
+        "  monai-wsss predict slide.svs --bundle histology --out masks",
+        function="monai_wsss.bundle_run.predict_masks",
+        arguments=(
+            Argument("source", "image, folder of images or of DICOM, or slide", REQUIRED),
+            Argument("--bundle", "name (see `monai-wsss bundles`) or folder", REQUIRED, metavar="NAME"),
+            Argument("--out", "the folder to write; a killed run goes on there", REQUIRED, metavar="DIR"),
+            Argument("--weights", "folder of a training (default the weights of the bundle)", metavar="RUN"),
+            Argument("--device", "e.g. cuda:0 or cpu (default a GPU where there is one)", metavar="NAME"),
+            Argument("--modalities", "names of the channels of files with several", kind=names),
+            Argument("--replace-missing", "sequences that may stand in for others, e.g. T1=FLAIR", kind=pairs),
+            Argument(
+                "--subject-pattern",
+                "regular expression for the subject in names of cases, e.g. '^(p[0-9]+)' (default: one per folder)",
+                metavar="REGEX",
+            ),
+            _SET,
+            Argument("--list-sources", "write sources.csv, which joins cases to files and may name patients", False),
+        ),
+    ),
     Command(
         "bundles",
         "list the bundles that come with the package and the terms of their weights; copy or check one",

@@ -8,9 +8,12 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-__all__ = ["tell_bundles"]
+__all__ = ["tell_bundles", "tell_prediction"]
 
 _WIDTH = 100
+_NAMED = 10
+NOT_ALL = 3
+"""Exit code of what is done, but not all of it."""
 
 
 def tell_bundles(result: Any) -> int:
@@ -34,3 +37,18 @@ def tell_bundles(result: Any) -> int:
             print("\n".join(f"  {label if number == 0 else '':<11}{line}" for number, line in enumerate(lines)))
     print(f"In {result[0].path.parent if result else '?'}. Research use only, none is for diagnosis.")
     return 0
+
+
+def tell_prediction(result: Any) -> int:
+    """Print where masks, table and page lie, and what could not be read; give the exit code."""
+    print(
+        f"Masks:  {result.out / 'masks' if (result.out / 'masks').is_dir() else result.out} ({len(result.rows)} cases)"
+    )
+    print(f"Table:  {result.out / 'predictions.csv'}")
+    print(f"Report: {result.report}")
+    if not result.failures:
+        return 0
+    print(f"{len(result.failures)} cases could not be read, see {result.out / 'failures.csv'}:")
+    for name, why in result.failures[:_NAMED]:
+        print(f"  {name}: {why}")
+    return NOT_ALL

@@ -33,7 +33,7 @@ from monai_wsss.data.modalities import SEQUENCES, canonical_modality, sort_modal
 
 __all__ = ["common_modalities", "find_images", "find_masks", "folders_below", "is_prepared", "visible_entries"]
 
-_MASK_WORD = re.compile(r"(seg|mask|label|annotation)[a-z0-9_-]*", re.IGNORECASE)
+MASK_WORD = re.compile(r"(seg|mask|label|annotation)[a-z0-9_-]*", re.IGNORECASE)
 _NAMED = 3
 """Files that a warning names."""
 
@@ -107,7 +107,7 @@ def _files_in_case(folder: Path) -> list[tuple[str, Path]]:
 
 def _add_file(files: dict[str, Path], modality: str, path: Path) -> None:
     """Add the file of a modality; refuse a mask and a second file."""
-    if _MASK_WORD.fullmatch(modality):
+    if MASK_WORD.fullmatch(modality):
         raise DataError(f"{path} looks like a mask among the images: move it to a folder of its own, given as masks.")
     if modality in files or (files and UNNAMED in (*files, modality)):
         other = files.get(modality) or next(iter(files.values()))
@@ -279,7 +279,7 @@ def find_masks(
         if not read and not is_unread_image(entry):
             continue
         matched = names.match(stem_of_any(entry), separators="_-. ")
-        if matched is None or not (matched[1] == UNNAMED or _MASK_WORD.fullmatch(matched[1])):
+        if matched is None or not (matched[1] == UNNAMED or MASK_WORD.fullmatch(matched[1])):
             strange.append(entry)
         elif not read:
             collected.add(f"The mask {entry} is of a kind that is not read: {remedy_for(entry)}.")

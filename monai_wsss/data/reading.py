@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -122,12 +122,12 @@ def _tell(file: Path, what: str, consequence: str) -> None:
         _logger.warning("%s holds images %s, first %s: %s.", file.parent, what, file.name, consequence)
 
 
-def _reader_of(file: Path, kind: str, convert: Callable[[Image.Image], Image.Image], leave_out_localizers: bool) -> Any:
-    """Give the reader for a kind of files."""
+def _reader_of(file: Path, kind: str, convert: Callable[[Image.Image], Image.Image], **series: Any) -> Any:
+    """Give the reader for a kind of files; ``series`` are words of :class:`DicomReader`."""
     if kind == "picture":
         return PILReader(converter=partial(_opened, file=file, convert=convert))
     if kind == "dicom":
-        return DicomReader(leave_out_localizers=leave_out_localizers)
+        return DicomReader(**series)
     return MillimeterNiftiReader() if kind == "nifti" else MetaImageReader()
 
 
@@ -135,14 +135,14 @@ def _load(
     file: Path,
     kind: str,
     convert: Callable[[Image.Image], Image.Image] = _to_gray_or_rgb,
-    leave_out_localizers: bool = False,
+    **series: Any,
 ) -> MetaTensor:
     """Read a file with the reader for its kind: (C, *S) float32; the metadata say the unit of length, "mm" or "px".
 
     ``LoadImage`` is not used: where the right reader refuses a truncated file, it tries other readers, which may accept
     the file.
     """
-    reader = _reader_of(file, kind, convert, leave_out_localizers)
+    reader = _reader_of(file, kind, convert, **series)
     values, meta = reader.get_data(reader.read(file))
     if meta.get("unit") == PIXELS:
         _tell(
@@ -163,7 +163,11 @@ def _reason(error: Exception) -> str:
 
 
 def read_image(
-    path: str | os.PathLike[str], *, on_white: bool = False, leave_out_localizers: bool = False
+    path: str | os.PathLike[str],
+    *,
+    on_white: bool = False,
+    leave_out_localizers: bool = False,
+    series: Sequence[Path] | None = None,
 ) -> MetaTensor:
     """Read an image file, or a folder with one DICOM series.
 
@@ -182,6 +186,7 @@ def read_image(
             keep the color that the file holds there.
         leave_out_localizers: whether localizers in a folder with a DICOM series, by their type or by another
             orientation or size than that of most images, are left out, and said; otherwise they are an error.
+        series: the files of a DICOM series, where the folder ``path`` holds others, too.
 
     Returns:
         (C, *S), float32.
@@ -200,11 +205,12 @@ def read_image(
     file = Path(path)
     if not file.exists():
         raise DataError(f"The image {file} does not exist: check the path.")
-    kind = image_format(file)
+    kind = "dicom" if series else image_format(file)
     if kind is None:
         raise DataError(f"{file} is of a kind that is not read: {remedy_for(file)}.")
     try:
-        image = _load(file, kind, _to_opaque if on_white else _to_gray_or_rgb, leave_out_localizers)
+        convert = _to_opaque if on_white else _to_gray_or_rgb
+        image = _load(file, kind, convert, leave_out_localizers=leave_out_localizers, series=series)
     except DataError:
         raise
     except Exception as error:  # every reader has its own exceptions, down to bare RuntimeError and EOFError

@@ -8,34 +8,24 @@ The page shows what the folder holds and says in a sentence what is missing.  It
 
 from __future__ import annotations
 
-import base64
 import csv
 import io
 import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
 
 from monai_wsss._checks import DataError
-from monai_wsss._files import atomic_path, file_sha256
+from monai_wsss._files import file_sha256
 from monai_wsss.metrics import metric_definition
-from monai_wsss.reports.charts import (
-    CHART_COLORS,
-    CHART_STYLE,
-    FONTS,
-    ChartLine,
-    interval_bar,
-    line_chart,
-    value_strip,
-)
+from monai_wsss.reports.charts import ChartLine, interval_bar, line_chart, value_strip
 from monai_wsss.reports.intensities import intensity_view
 from monai_wsss.reports.panels import MASK_COLOR, REFERENCE_COLOR, choose_cases
+from monai_wsss.reports.templates import png_text, write_page
 
 __all__ = ["write_report"]
 
@@ -123,13 +113,7 @@ def write_report(run_dir: str | os.PathLike[str]) -> Path:
             f"{folder} is no run folder: it holds none of run.json, metrics.json and per_case.csv; "
             "give the folder that an evaluation wrote."
         )
-    template = resources.files("monai_wsss.reports").joinpath("page.html.jinja").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    page = environment.from_string(template).render(_view(folder))
-    path = folder / "report.html"
-    with atomic_path(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
-    return path
+    return write_page(folder / "report.html", "page.html.jinja", _view(folder))
 
 
 def _view(folder: Path) -> dict[str, Any]:
@@ -148,12 +132,11 @@ def _view(folder: Path) -> dict[str, Any]:
         "cases": _read(folder / "per_case.csv", lambda text: _cases(text, folder / "panels")),
         "subject_charts": _read(folder / "per_subject.csv", _subject_charts),
         "intensities": _read(folder / "intensities.json", intensity_view),
-        "conversions": _png(folder / "conversions.png"),
+        "conversions": png_text(folder / "conversions.png"),
         "sweep_charts": _read(folder / "sweep.json", _sweep_charts),
         "training_charts": None if foreign else _read(log, _training_charts),
         "foreign_log": foreign,
         "colors": {"reference": REFERENCE_COLOR, "mask": MASK_COLOR},
-        "charts": {"style": CHART_STYLE, "colors": CHART_COLORS, "fonts": FONTS},
     }
 
 
@@ -254,14 +237,8 @@ def _panel(number: int, row: Mapping[str, str], panels: Path) -> dict[str, Any]:
     return {
         "number": number,
         "score": score,
-        "png": _png(panels / f"{number}.png"),
+        "png": png_text(panels / f"{number}.png"),
     }
-
-
-def _png(path: Path) -> str | None:
-    """Give a picture as text for the page; None where there is none."""
-    content = path.read_bytes() if path.is_file() else b""
-    return base64.b64encode(content).decode() if content.startswith(b"\x89PNG") else None
 
 
 def _subject_charts(text: str) -> list[dict[str, Any]]:

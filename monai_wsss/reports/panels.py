@@ -19,9 +19,19 @@ from monai.utils import convert_to_numpy
 from PIL import Image, ImageDraw, ImageFont
 
 from monai_wsss._intensity import USUAL_STAIN
+from monai_wsss._labels import CLASS_COLORS
 from monai_wsss._pictures import ROWS_COLUMNS, order_of
 
-__all__ = ["MASK_COLOR", "REFERENCE_COLOR", "choose_cases", "outlines_over", "render_comparison", "render_panel"]
+__all__ = [
+    "MASK_COLOR",
+    "REFERENCE_COLOR",
+    "channel_plane",
+    "choose_cases",
+    "labels_over",
+    "outlines_over",
+    "render_comparison",
+    "render_panel",
+]
 
 REFERENCE_COLOR = "#4da3ff"
 """Outline of the reference."""
@@ -31,9 +41,7 @@ MASK_COLOR = "#ff9f1c"
 
 _INK = "#d7dde5"
 _HEIGHT, _CAPTION, _GAP, _MAX_CHANNELS = 192, 20, 4, 4
-_PALETTE = np.array(
-    [[0, 0, 0], [255, 159, 28], [197, 90, 199], [63, 193, 128], [236, 94, 94], [240, 228, 66]], np.float32
-)
+_PALETTE = np.array([(0, 0, 0), *CLASS_COLORS], np.float32)
 _HEAT = np.array([[0, 0, 4], [66, 10, 104], [147, 38, 103], [221, 81, 58], [252, 165, 10], [252, 255, 164]], np.float32)
 
 
@@ -177,6 +185,17 @@ def render_comparison(
         tiles.append((name, _draw_outlines(tiles[0][1], expected, labels)))
     below = [("reference", REFERENCE_COLOR), ("mask", MASK_COLOR), (note, _INK)]
     return _strip(tiles, size, below)
+
+
+def channel_plane(picture: np.ndarray, names: Sequence[str], size: tuple[int, int]) -> np.ndarray:
+    """Give the picture (height, width, 3) in [0, 255] of a plane (C, x, y): its colors, or its last channel."""
+    return _channel_tiles(picture if len(picture) <= _MAX_CHANNELS else picture[-1:], names, size)[-1][1]
+
+
+def labels_over(base: np.ndarray, labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Draw labels (x, y) in color over a picture (height, width, 3) of ``size``, which is (width, height)."""
+    shown = _resize(labels.astype(np.float64), size, Image.Resampling.NEAREST).astype(int)
+    return _overlay_labels(base, shown)
 
 
 def outlines_over(picture: Image.Image, reference: np.ndarray, mask: np.ndarray) -> Image.Image:

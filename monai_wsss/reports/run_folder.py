@@ -29,17 +29,16 @@ from ignite.engine import Engine, Events
 from monai_wsss._checks import DataError
 from monai_wsss._files import atomic_path, file_sha256, make_directory
 from monai_wsss._locks import hold_folder, release_folder
-from monai_wsss._pictures import voxel_volume
 from monai_wsss.data import load_header
 from monai_wsss.data.modalities import canonical_modality
 from monai_wsss.engines import SegmentationScores, is_main_process
-from monai_wsss.metrics.aggregate import write_table
 from monai_wsss.networks import recorded_reading
 from monai_wsss.networks.published_weights import encoder_weights_of
 from monai_wsss.reports.intensities import ConversionRecord
 from monai_wsss.reports.output_folder import refuse_data_folder
 from monai_wsss.reports.page import write_report
 from monai_wsss.reports.panels import render_panel
+from monai_wsss.reports.prediction_rows import prediction_row, write_predictions
 from monai_wsss.reports.provenance import (
     assumed_units,
     collect_provenance,
@@ -132,6 +131,8 @@ class RunRecord:
         network = getattr(getattr(engine, "core", engine), "network", None)
         record |= {"replaced": self.replaced, "reading": recorded_reading(network)}
         record |= {"encoder_weights": self._encoder_weights(engine)}
+        header = load_header(self.datalist)
+        record |= {name: header.get(name) for name in ("classes", "background", "scored_class")}
         record |= {"assumed_units": assumed_units(self.datalist, self.split)}
         write_run(self.output_dir, record | self._more())
 
@@ -296,7 +297,7 @@ class InferenceLog(RunRecord):
     """Write ``run.json`` and ``predictions.csv``: for each case its mask file, label filter, presence and volumes.
 
     Heat map and converted image are named, too, where :class:`~monai_wsss.transforms.SaveMapd` wrote them.
-    Volumes are in milliliters where the spacing of a study is known, else in pixels.
+    Volumes are in milliliters and areas of 2D images in square millimeters where the spacing is known, else in pixels.
     ``replaced`` names a sequence that the data lack and the one in its place, as ``T1<-FLAIR``.
 
     Raises:
@@ -319,33 +320,11 @@ class InferenceLog(RunRecord):
 
     def _note(self, engine: Engine) -> None:
         for item, result in zip(engine.state.batch, engine.state.output, strict=True):
-            row: dict[str, Any] = {
-                "id": str(item["id"]),
-                "mask": os.path.relpath(result["pred_path"], self.output_dir),
-                "replaced": " ".join(f"{name}<-{other}" for name, other in self.replaced.items()),
-            }
-            for name in ("heat", "converted"):
-                if f"{name}_path" in result:
-                    paths = result[f"{name}_path"]
-                    paths = [paths] if isinstance(paths, str) else paths
-                    row[name] = " ".join(os.path.relpath(path, self.output_dir) for path in paths)
-            if "label_filter" in result:
-                row["label_filter"] = result["label_filter"]
-            volume = voxel_volume(result["image"])
-            unit, size = ("px", 1.0) if volume is None else ("ml", volume / 1000)
-            for number, name in enumerate(self._classes, start=1):
-                row[f"{name}_{unit}"] = round(float((result["pred"] == number).sum()) * size, 3)
-                if "presence" in result:
-                    row[f"{name}_presence_logit"] = round(float(result["presence"][number - 1]), 4)
+            row = prediction_row(str(item["id"]), result, self._classes, self.output_dir, self.replaced)
             self._rows.append(row)
 
     def _write(self, engine: Engine) -> None:
-        names = list(dict.fromkeys(name for row in self._rows for name in row))
-        with (
-            atomic_path(self.output_dir / "predictions.csv") as temporary,
-            open(temporary, "w", newline="", encoding="utf-8") as file,
-        ):
-            write_table(file, self._rows, names)
+        write_predictions(self.output_dir / "predictions.csv", self._rows)
         logger.info("Wrote %d masks, listed in %s.", len(self._rows), self.output_dir / "predictions.csv")
 
 

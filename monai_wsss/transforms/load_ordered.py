@@ -36,7 +36,8 @@ class LoadOrderedd(MapTransform):
     where the item has an entry ``unit`` that says so.
 
     Args:
-        keys: paths of files; a list of paths per key becomes channels.
+        keys: paths of files; a list of paths per key becomes channels.  A MetaTensor (C, x, y) or (C, x, y, z) counts
+            as read already, by :func:`~monai_wsss.data.read_image` or a reader of MONAI.
         order: the order; None takes the entry ``order`` of the item, which
             :func:`~monai_wsss.data.load_datalist` copies from the datalist.  Items without this entry are read in the
             order "xy".  Give the order of its training to a network that was trained in another order than the
@@ -75,9 +76,11 @@ class LoadOrderedd(MapTransform):
         order = self.order or item.get("order") or XY
         check_choice("order", order, ORDERS)
         for key in self.key_iterator(item):
-            for path in ensure_tuple(item[key]):
-                _check_whole(path)
-            image = self._load(item[key])
+            image = item[key]
+            if not isinstance(image, MetaTensor):  # one that was read already is only brought to the order
+                for path in ensure_tuple(image):
+                    _check_whole(path)
+                image = self._load(image)
             if isinstance(image, MetaTensor):
                 image.meta["unit"] = PIXELS if item.get("unit") == PIXELS else unit_of(image)
             item[key] = in_order(image, order)

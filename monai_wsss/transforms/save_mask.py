@@ -20,14 +20,15 @@ from PIL import Image
 
 from monai_wsss._checks import DataError, check_choice, check_shape
 from monai_wsss._files import atomic_path, case_file_name, make_directory
+from monai_wsss._labels import CLASS_COLORS
 from monai_wsss._nifti import as_nifti
 from monai_wsss._pictures import ROWS_COLUMNS, as_stored, has_geometry
 
 __all__ = ["SaveMaskd", "has_geometry", "write_mask"]
 
 
-PALETTES = ("none", "voc")
-"""Colors of masks that are pictures: the labels as gray values, or as indices of VOC's colors."""
+PALETTES = ("none", "voc", "classes")
+"""Colors of masks that are pictures: the labels as gray values, or as indices of VOC's or of bright colors."""
 
 
 def _voc_palette() -> list[int]:
@@ -41,6 +42,11 @@ def _voc_palette() -> list[int]:
         for label in range(256)
         for channel in range(3)
     ]
+
+
+def _class_palette() -> list[int]:
+    """Give black for the background and bright colors of the labels 1 to 255, (768)."""
+    return [0, 0, 0, *(value for label in range(255) for value in CLASS_COLORS[label % len(CLASS_COLORS)])]
 
 
 def write_mask(
@@ -60,7 +66,8 @@ def write_mask(
         mask: the mask.
         affine: indices to RAS millimeters, for NIfTI.
         palette: "none", a gray PNG with the labels as values; "voc", a PNG with a palette of VOC's colors and the
-            labels as indices, as VOC's server and tools read it.  NIfTI has no colors.
+            labels as indices, as VOC's server and tools read it; "classes", the same with the colors of the overlays,
+            which any viewer shows.  NIfTI has no colors.
         source: the metadata of the image, as MONAI's readers give them.  Where the image was a NIfTI file, the mask
             gets its unit of length, its two forms of the affine and their codes, so that it lies on the image in every
             viewer.
@@ -75,9 +82,9 @@ def write_mask(
         raise ValueError(f"Expected `mask` of at most 255 classes, got the value {int(mask.max())}.")
     array = mask.detach().cpu().to(torch.uint8).numpy()
     with atomic_path(path) as temporary:
-        if str(path).endswith(".png") and palette == "voc":
+        if str(path).endswith(".png") and palette != "none":
             picture = Image.fromarray(np.ascontiguousarray(array[0].T))
-            picture.putpalette(_voc_palette())
+            picture.putpalette(_voc_palette() if palette == "voc" else _class_palette())
             picture.save(temporary)
         elif str(path).endswith(".png"):
             writer = PILWriter(output_dtype=np.uint8, scale=None)
@@ -141,7 +148,7 @@ class SaveMaskd(MapTransform):
         output_dir: folder of the run.
         image_key: the source image, a MetaTensor that knows its file and affine.
         allow_missing_keys: skip keys that an item lacks.
-        palette: "none" for gray PNG files, "voc" for VOC's colors, see :func:`write_mask`.
+        palette: "none" for gray PNG files, "voc" or "classes" for colors, see :func:`write_mask`.
 
     Raises:
         ValueError: the mask has another size than its source image, or the image has lost its metadata.

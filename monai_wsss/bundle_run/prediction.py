@@ -1,0 +1,347 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""``monai-wsss predict``: whatever images there are in, masks, overlays, a table and a page out; no labels, no list.
+
+    input → cases (data/input_cases) → one read ahead (case_reading) → the bundle's own inference (runner)
+          → masks/ segmentations/ overlays/ records/ → predictions.csv, failures.csv, report.html
+
+A case that cannot be read is listed and does not stop the others.  A killed run goes on: a case with a record of the
+same digest is not repeated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from monai_wsss._checks import DataError
+from monai_wsss._files import WriteError, atomic_path, case_file_name, file_sha256, make_directory, write_json
+from monai_wsss._locks import hold_folder, release_folder
+from monai_wsss._pictures import as_stored
+from monai_wsss.bundle_run.case_reading import CaseReader, ReadCase, size_of
+from monai_wsss.bundle_run.dicom_segmentation import has_highdicom, write_dicom_segmentation
+from monai_wsss.bundle_run.log_names import NameFilter, hidden_names
+from monai_wsss.bundle_run.records import digest_of, drop_stale, finished_case, record_path, state_of
+from monai_wsss.bundle_run.runner import BundleRunner, inference_parser
+from monai_wsss.bundle_run.shipped import ShippedBundle
+from monai_wsss.bundle_run.slides import segment_slide_case
+from monai_wsss.bundle_run.trained import TrainedWeights, weights_for
+from monai_wsss.data.input_cases import FoundInputs, InputCase, find_inputs
+from monai_wsss.reports import collect_provenance, write_run
+from monai_wsss.reports.overlay import render_overlay
+from monai_wsss.reports.prediction_page import write_prediction_page
+from monai_wsss.reports.prediction_rows import prediction_row, write_predictions
+from monai_wsss.reports.provenance import read_run
+
+__all__ = ["Prediction", "predict_masks"]
+
+_logger = logging.getLogger(__name__)
+_FORMAT = 1  # of the records: raised when what they mean changes
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Where the masks lie.
+
+    Attributes:
+        out: the folder.
+        report: the page.
+        rows: of ``predictions.csv``.
+        failures: name of a case, a sentence; also in ``failures.csv``.
+    """
+
+    out: Path
+    report: Path
+    rows: list[dict[str, Any]]
+    failures: list[tuple[str, str]]
+
+
+@dataclass
+class _Run:
+    """What the cases of a run share."""
+
+    out: Path
+    work: Path
+    bundle: ShippedBundle
+    trained: TrainedWeights
+    settings: dict[str, Any]
+    reader: CaseReader
+    names: NameFilter
+    runners: dict[tuple[str, ...], BundleRunner] = field(default_factory=dict)
+
+    def runner(self, present: tuple[str, ...]) -> BundleRunner:
+        """Give the network for the sequences of a case."""
+        if present not in self.runners:
+            some = {"present": list(present)} if self.reader.some else {}
+            parser = inference_parser(
+                self.bundle, ["inference"], {**self.settings, **some}, self.trained.header, self.work
+            )
+            self.runners[present] = BundleRunner(parser, self.trained.weights)
+        return self.runners[present]
+
+
+def predict_masks(
+    source: str | os.PathLike[str],
+    bundle: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    weights: str | os.PathLike[str] | None = None,
+    device: str | None = None,
+    modalities: Sequence[str] | None = None,
+    replace_missing: Mapping[str, str] | None = None,
+    subject_pattern: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    list_sources: bool = False,
+) -> Prediction:
+    """Segment images that nobody has labeled.
+
+    Args:
+        source: an image, a folder of images with all folders below it, DICOM of any number of series, or a slide.
+        bundle: its name, or its folder.
+        out: the folder to write.  A run that was killed goes on there.
+        weights: the folder of a training, or a file of weights; None takes those of the bundle.
+        device: such as "cuda:0" or "cpu"; None takes a GPU where there is one.
+        modalities: names of the channels of files with several, in their order.
+        replace_missing: by sequence, the one that may stand in for it.
+        subject_pattern: a regular expression whose group takes the subject from the name of a case; gray 2D images of
+            one subject are normalized together.  None: images in one folder below ``source`` are of one subject.
+        settings: further settings of the bundle, as ``monai.bundle run`` takes them.
+        list_sources: whether to write ``sources.csv``, which joins cases to their files, and may name patients.
+
+    Returns:
+        Where everything lies, and what could not be read.
+
+    Raises:
+        DataError: there is nothing to segment, the bundle or its weights cannot be used, or the folder cannot be
+            written or holds other results.
+    """
+    trained = weights_for(bundle, weights)
+    folder = Path(out)
+    slides = (trained.bundle.path / "configs" / "slide.json").is_file()
+    found = find_inputs(
+        source, trained.modalities, leave_out=folder.resolve(), slides=slides, subject_pattern=subject_pattern
+    )
+    own = {**trained.settings, "output_dir": str(folder), **({"device": device} if device else {}), **(settings or {})}
+    depends = {name: value for name, value in own.items() if name not in ("output_dir", "ckpt_dir", "device")}
+    depends |= {"modalities_named": modalities, "replaced": replace_missing, "subjects": subject_pattern}
+    weights_digest = file_sha256(trained.weights)
+    run_digest = digest_of(_FORMAT, trained.bundle.config("inference"), weights_digest, depends, trained.header)
+    _check_folder(folder, Path(source), run_digest)
+    hold_folder(make_directory(folder))
+    names = NameFilter(hidden_names(found.cases))
+    try:
+        with names.on_all_handlers(), tempfile.TemporaryDirectory() as work:
+            reader = _reader(trained, own, found, modalities, replace_missing)
+            run = _Run(folder, Path(work), trained.bundle, trained, own, reader, names)
+            run.runner(tuple(trained.modalities))  # so that settings and weights are checked before anything is written
+            record = _describe(trained, own, run_digest, Path(source))
+            write_run(folder, record)
+            return _segment(run, found, record, run_digest, list_sources)
+    finally:
+        release_folder(folder)
+
+
+def _reader(
+    trained: TrainedWeights,
+    own: Mapping[str, Any],
+    found: FoundInputs,
+    modalities: Sequence[str] | None,
+    replace_missing: Mapping[str, str] | None,
+) -> CaseReader:
+    """Make the reader for the cases of these weights."""
+    config = trained.bundle.config("inference")
+    normal = [part for part in config["preprocessing"]["transforms"] if isinstance(part, dict)]
+    pooled = any(
+        part.get("_target_", "").endswith("NormalizeSubjectd") and part.get("foreground", "bright") == "bright"
+        for part in normal
+    )
+    return CaseReader(
+        trained.modalities,
+        modalities,
+        dict(replace_missing or {}),
+        some="present" in config,
+        background=trained.header["background"],
+        grid=own.get("grid", config.get("grid")),
+        longest_side=None if trained.own else trained.bundle.metadata.get("training_images", {}).get("longest_side"),
+        pooled=pooled,
+        cases=found.cases,
+    )
+
+
+def _check_folder(out: Path, source: Path, digest: str) -> None:
+    """Refuse a folder that holds data, or results of another input or of other settings."""
+    if (out / "datalist.json").exists() or out.resolve() == source.resolve():
+        raise DataError(f"The output folder {out} holds data: choose another --out.")
+    earlier = read_run(out)
+    if earlier is None and (out / "run.json").exists():
+        raise DataError(f"The output folder {out} has a run.json that is damaged: choose another --out.")
+    if earlier is not None and (earlier.get("prediction"), earlier.get("source")) != (digest, _place(source)):
+        raise DataError(
+            f"The output folder {out} holds results of another run, of other images or with other settings or weights: "
+            "choose another --out, or delete it."
+        )
+
+
+def _place(source: Path) -> str:
+    return hashlib.sha256(str(source.resolve()).encode()).hexdigest()
+
+
+def _describe(trained: TrainedWeights, own: Mapping[str, Any], digest: str, source: Path) -> dict[str, Any]:
+    """Describe the run, without names of files."""
+    config = {key: value for key, value in own.items() if key not in ("output_dir", "ckpt_dir")}
+    record = collect_provenance(
+        config={"bundle": trained.bundle.name, **config},
+        seed=None,
+        data=None,
+        weights=trained.weights,
+        uses_masks=trained.uses_masks,
+    )
+    header = {name: trained.header.get(name) for name in ("classes", "background", "scored_class")}
+    return {**record, **header, "prediction": digest, "source": _place(source)}
+
+
+def _segment(run: _Run, found: FoundInputs, record: dict[str, Any], run_digest: str, list_sources: bool) -> Prediction:
+    """Segment all cases and write table and page."""
+    failures = list(found.faults)
+    kept: list[dict[str, Any]] = []
+    digests = {case.name: digest_of(run_digest, state_of(case)) for case in found.cases}
+    drop_stale(run.out, digests)
+    done = {case.name: finished_case(run.out, case.name, digests[case.name]) for case in found.cases}
+    left = [case for case in found.cases if done[case.name] is None]
+    with closing(_ahead(run.reader, left)) as ahead:
+        for case in tqdm(found.cases, desc="cases", unit="case", disable=None):
+            result = done[case.name]
+            try:
+                if result is None:
+                    result = _segment_case(run, case, next(ahead))
+                    result["digest"] = digests[case.name]
+                    write_json(record_path(run.out, case.name), result)
+                kept.append(result)
+            except WriteError:
+                raise
+            except Exception as error:  # whatever is wrong with one case must not stop the others
+                failures.append((case.name, run.names.clean(_sentence(error))))
+                _logger.warning("%s: %s", *failures[-1])
+    rows = [one["row"] for one in kept]
+    write_predictions(run.out / "predictions.csv", rows)
+    _write_optional(run.out / "failures.csv", [{"case": name, "why": why} for name, why in failures])
+    sources = [{"case": case.name, "source": str(file)} for case in found.cases for file in case.all_files]
+    _write_optional(run.out / "sources.csv", sources if list_sources else [])
+    bundle = run.bundle
+    about = {
+        "bundle": bundle.name,
+        "trained_on": run.trained.trained_on,
+        "inputs": ", ".join(run.trained.modalities) if run.trained.own else bundle.inputs,
+        "license": "your own training" if run.trained.own else bundle.license,
+    }
+    page = write_prediction_page(
+        run.out,
+        run=record,
+        about=about,
+        records=kept,
+        failures=[_unnamed(why) for _, why in failures],
+        notes=found.notes,
+    )
+    return Prediction(run.out, page, rows, failures)
+
+
+def _ahead(reader: CaseReader, cases: Sequence[InputCase]) -> Iterator[ReadCase | Exception | None]:
+    """Give what is read of each case; the next is read while the network works on this one."""
+
+    def read(case: InputCase) -> ReadCase | Exception | None:
+        try:
+            return None if case.kind == "slide" else reader(case)
+        except Exception as error:  # handed over, to be told when its turn comes
+            return error
+
+    with ThreadPoolExecutor(1) as pool:
+        waiting = [pool.submit(read, case) for case in cases[:1]]
+        for following in [*cases[1:], None]:
+            current = waiting.pop().result()
+            if following is not None:
+                waiting.append(pool.submit(read, following))
+            yield current
+
+
+def _segment_case(run: _Run, case: InputCase, read: ReadCase | Exception | None) -> dict[str, Any]:
+    """Segment a case, write its results, and give its record."""
+    if isinstance(read, Exception):
+        raise read
+    if read is None:
+        return _segment_slide(run, case)
+    classes: list[str] = run.trained.header["classes"]
+    size = size_of(read.item["image"])
+    result, notes = run.runner(read.present)(read.item)
+    row = prediction_row(case.name, result, classes, run.out, read.replaced)
+    mask = torch.as_tensor(result["pred"])
+    row |= {f"{name}_present": int((mask == number).any()) for number, name in enumerate(classes, start=1)}
+    if case.kind == "dicom":
+        written, told = _segmentation(run, case, result)
+        row["segmentation"] = written
+        notes += told
+    drawn = render_overlay(result["image"], mask[0].cpu(), classes, list(read.present))
+    row["overlay"] = _write_overlay(run.out, case.name, drawn)
+    return {"row": row, "notes": [*read.notes, *notes], "size": size, "overlay": row["overlay"]}
+
+
+def _segment_slide(run: _Run, case: InputCase) -> dict[str, Any]:
+    own = {key: value for key, value in run.settings.items() if key != "output_dir"}
+    folders = {"results": run.out / "slides" / case_file_name(case.name), "out": run.out, "work": run.work}
+    row, drawn, notes, size = segment_slide_case(case, run.bundle, own, run.trained.header, folders)
+    row["overlay"] = _write_overlay(run.out, case.name, drawn)
+    return {"row": row, "notes": notes, "size": size, "overlay": row["overlay"]}
+
+
+def _write_overlay(out: Path, name: str, drawn: bytes) -> str:
+    path = make_directory(out / "overlays") / f"{case_file_name(name)}.png"
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(drawn)
+    return path.relative_to(out).as_posix()
+
+
+def _segmentation(run: _Run, case: InputCase, result: Mapping[Any, Any]) -> tuple[str, list[str]]:
+    """Write the DICOM segmentation beside the NIfTI mask; give its path, and why there is none."""
+    if not has_highdicom():
+        return "", []
+    stored, affine = as_stored(result["pred"], result["image"])
+    path = run.out / "segmentations" / f"{case_file_name(case.name)}.dcm"
+    files = next(iter(case.files.values()))
+    values = np.asarray(torch.as_tensor(stored).cpu())[0].astype(np.uint8)
+    try:
+        classes = run.trained.header["classes"]
+        write_dicom_segmentation(path, values, np.asarray(affine), files, classes, algorithm=run.bundle.name)
+    except WriteError:
+        raise
+    except DataError as error:
+        return "", [run.names.clean(str(error)).rstrip(".")]
+    return path.relative_to(run.out).as_posix(), []
+
+
+def _write_optional(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write a table that has rows; remove one that an earlier run left."""
+    if rows:
+        write_predictions(path, rows)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sentence(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
+
+
+def _unnamed(sentence: str) -> str:
+    """Leave paths out of a sentence for the page."""
+    return " ".join("(a file)" if "/" in word and "." in word else word for word in sentence.split(" "))
