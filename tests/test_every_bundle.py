@@ -310,6 +310,7 @@ LONGER = {
     **{
         ("dermoscopy_cosa_segmentation", f"{name}.json"): most
         for name, most in {
+            "train": 310,  # a strong view beside the weak one
             "paper": 100,  # optimizer, schedule, views, normalization and inference of photographs
             "released": 100,
             "evaluate_branches": 50,  # what measures, and on what
