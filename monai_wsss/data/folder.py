@@ -302,6 +302,8 @@ def prepare_folder(
         faults=faults,
         **rest,
     )
+    if masks is not None and Path(masks).resolve() == Path(images).resolve():
+        raise DataError(f"The masks and the images are in one folder, {masks}: give the masks a folder of their own.")
     folder = check_output(out, images, masks, Path(labels).parent)
     found = {} if masks is None else find_masks(masks, table.rows, faults)
     return prepare_images(
