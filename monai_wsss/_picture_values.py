@@ -33,6 +33,7 @@ __all__ = [
     "bits_of",
     "check_values_kept",
     "gamma_of",
+    "has_colors",
     "has_transparency",
     "is_white_zero",
     "mask_numbers",
@@ -66,6 +67,11 @@ def gamma_of(picture: Image.Image) -> float | None:
     """Give the gamma that a PNG file says, e.g. 0.45; None where it says none, or sRGB beside it."""
     gamma = picture.info.get("gamma")
     return None if gamma is None or "srgb" in picture.info else float(gamma)
+
+
+def has_colors(picture: Image.Image) -> bool:
+    """Tell whether a picture has colors, be it by a palette."""
+    return picture.mode not in ("1", "L", "LA", "La", "I", "F", *_SIXTEEN_BITS)
 
 
 def has_transparency(picture: Image.Image) -> bool:

@@ -35,6 +35,7 @@ from monai_wsss._picture_values import (
     as_shown,
     check_values_kept,
     gamma_of,
+    has_colors,
     has_transparency,
     mask_numbers,
     profile_is_unusual,
@@ -48,9 +49,11 @@ __all__ = [
     "check_mask_fits",
     "image_format",
     "image_stem",
+    "is_color_picture",
     "is_radiograph",
     "read_image",
     "read_labels",
+    "tell_if_inverted",
 ]
 
 _FLAT = 1e-9
@@ -241,6 +244,17 @@ def _check_values(image: torch.Tensor, file: Path, color: bool) -> None:
             raise DataError(f"{file} is constant (every value is {channel.flatten()[0].item():g}): {remedy}.")
 
 
+def is_color_picture(path: Path) -> bool:
+    """Tell whether a file is a picture with colors; False for a broken file, since reading it will say why."""
+    if image_format(path) != "picture":
+        return False
+    try:
+        with Image.open(path) as picture:
+            return has_colors(picture)
+    except Exception:  # whatever Pillow raises: OSError, SyntaxError, DecompressionBombError
+        return False
+
+
 def read_labels(path: str | os.PathLike[str], *, palette: str = "shown") -> MetaTensor:
     """Read a mask: whole numbers from 0 on, one channel.
 
@@ -288,6 +302,17 @@ def read_labels(path: str | os.PathLike[str], *, palette: str = "shown") -> Meta
     if not bool(((mask >= 0) & (mask == mask.round())).all()):
         raise DataError(f"The mask {file} holds values other than whole numbers from 0 on: export it as labels.")
     return mask.long()
+
+
+def tell_if_inverted(mask: np.ndarray, path: Path) -> None:
+    """Log, once per folder, that a mask (1, *S) of 0 and 1 is foreground at all corners and not everywhere."""
+    corners = mask[np.ix_([0], *([0, -1] for _ in mask.shape[1:]))]
+    if corners.all() and not mask.all():
+        _tell(
+            path,
+            "that are foreground at all corners",
+            "if black marks the object in them, invert them, since black is background",
+        )
 
 
 def is_radiograph(path: str | os.PathLike[str]) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from monai_wsss._image_formats import image_format
-from monai_wsss._picture_values import bits_of
+from monai_wsss._picture_values import bits_of, has_colors
 from monai_wsss.data.csv_table import plain_name, subject_like
 from monai_wsss.data.label_table import LabeledRow, LabelTable
 
@@ -32,7 +32,7 @@ def _kind(path: Path) -> str:
         return {"nifti": "NIfTI", "metaimage": "MetaImage", "dicom": "DICOM"}.get(kind, kind)
     try:
         with Image.open(path) as picture:
-            color = "gray" if picture.mode in ("1", "L", "LA", "I", "F") or picture.mode.startswith("I;16") else "color"
+            color = "color" if has_colors(picture) else "gray"
             bits = max(bits_of(picture), 16 if picture.mode.startswith("I") else 1)
             return f"{picture.format} in {color}" + (f" of {bits} bits" if bits > 8 else "")
     except OSError:

@@ -284,6 +284,18 @@ def test_masks_without_row_and_images_without_mask_are_told(tmp_path, caplog):
     assert "1 of 2 images have no mask" in text
 
 
+def test_masks_that_are_foreground_at_all_corners_are_told(tmp_path, caplog):
+    for black_on_white in (False, True):
+        root = make(tmp_path / str(black_on_white), AB, "id,label\na,1\nb,0\n")
+        (root / "masks").mkdir()
+        lesion = np.zeros((6, 8), dtype=bool)
+        lesion[2:4, 2:5] = True
+        Image.fromarray(((lesion ^ black_on_white) * 255).astype(np.uint8)).save(root / "masks" / "a.png")
+        Image.fromarray(np.full((6, 8), 255, dtype=np.uint8)).save(root / "masks" / "b.png")
+        text = told(root, caplog, masks=root / "masks")
+        assert ("foreground at all corners, first a.png: if black marks the object" in text) == black_on_white
+
+
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
@@ -371,11 +383,13 @@ def test_masks_written_are_masks_read(tmp_path):
 
 
 @pytest.mark.parametrize(("yes", "no"), [("1", "0"), ("yes", "No"), ("TRUE", "false"), (" y ", "n"), ("1.0", "0.0")])
-def test_tables_of_tiles_take_the_same_words(tmp_path, yes, no):
+@pytest.mark.parametrize("form", ["id,x,y,label", " ID;X;Y;Label", "sep=;\nid;x;y;label;"])
+def test_tables_of_tiles_take_the_same_words(tmp_path, yes, no, form):
+    separator = ";" if ";" in form else ","
     name = unicodedata.normalize("NFC", "Müller")
-    (tmp_path / "tiles.csv").write_text(
-        f"id,x,y,label\n{unicodedata.normalize('NFD', name)},0,0,{yes}\n{name} ,8,0,{no}\n", encoding="utf-8"
-    )
+    lines = [form, f"{unicodedata.normalize('NFD', name)},0,0,{yes}", ",,,", f"{name} ,8,0,{no}"]
+    text = "\n".join(lines).replace(",", separator)
+    (tmp_path / "tiles.csv").write_bytes(text.encode("utf-16" if separator == ";" else "utf-8"))
     rows = [LabeledRow("row 2", name, name, [1], "training", {})]
     tiles = read_tile_table(tmp_path / "tiles.csv", LabelTable(tmp_path, ["foreground"], rows))
     assert tiles == {name: {(0, 0): [1], (8, 0): [0]}}
