@@ -218,7 +218,7 @@ def _pixels(
             return draw_outline(outline, columns, rows, place), bool(annotation.get("iscrowd"))
         except DataError as error:
             undrawn.append(str(error))
-    box = annotation.get("bbox")
+    box: Any = annotation.get("bbox")
     return (draw_box(box, columns, rows) if is_box(box) else None), True
 
 
