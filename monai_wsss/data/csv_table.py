@@ -35,7 +35,7 @@ _UNSEEN = dict.fromkeys(map(ord, "\ufeff\u200b\u200c\u200d\u2060\u00ad"))
 _TEXT_MARK = re.compile(r'="(.*)"|\'(.*)')
 _MOST_RUNS = 20
 """Runs of rows that a message names."""
-_SUBJECT_WORDS = ("subject", "patient", "person", "participant", "mrn", "pid", "individual", "case")
+_SUBJECT_WORDS = tuple("subject subj patient patienten pat person participant mrn pid individual case".split())
 
 
 @dataclass(frozen=True)

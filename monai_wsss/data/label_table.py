@@ -317,11 +317,13 @@ def _columns(
         subject_column = table.column(subject_column) or subject_column
     others = () if background else _PATCH_COLUMNS
     labels = _label_columns(table, label_columns, (id_column, subject_column, split_column, slice_column, *others))
-    for column in (id_column, subject_column, *labels, *filter(None, (split_column, slice_column))):
-        if column not in table.columns:
-            raise DataError(
-                f'{table.path} has no column "{column}", it has {", ".join(table.columns)}: name the right column.'
-            )
+    wanted = (id_column, subject_column, *labels, *filter(None, (split_column, slice_column)))
+    missing = [f'"{column}"' for column in dict.fromkeys(wanted) if column not in table.columns]
+    if missing:
+        raise DataError(
+            f"{table.path} has no column {', '.join(missing)}, it has {', '.join(table.columns)}: "
+            "name the right column."
+        )
     if not labels and label_columns is None:
         raise DataError(f"{table.path} has no column with labels: add one with 0 or 1 for each class.")
     return _Columns(id_column, subject_column, labels, split_column, slice_column)

@@ -200,6 +200,11 @@ def test_every_fault_of_a_row_and_every_row_of_a_column(tmp_path):
         assert len([line for line in text.splitlines() if words in line]) == 1
 
 
+def test_all_columns_that_are_lacking_are_named(tmp_path):
+    text = refused(make(tmp_path, AB, "name,x\na,1\nb,0\n"), label_columns=["tumor", "edema"])
+    assert 'has no column "id", "tumor", "edema", it has name, x: name the right column' in text
+
+
 def test_many_faults_of_a_kind_hide_none_of_another(tmp_path):
     rows = "".join(f"n{n},1\n" for n in range(40))
     root = make(tmp_path, ("a.png",), f"id,label\na,1\n{rows}")
@@ -313,7 +318,9 @@ def test_several_kinds_of_pictures_are_told(tmp_path, caplog):
     assert "The images are of several kinds (1 PNG in gray, 1 JPEG in gray)" in text
 
 
-@pytest.mark.parametrize("column", ["patient", "Patient ID", "PatientID", "subject_id", "pid", "case"])
+@pytest.mark.parametrize(
+    "column", ["patient", "Patient ID", "PatientID", "PatientenNr", "Subj", "subject_id", "pid", "case"]
+)
 def test_a_column_of_subjects_that_was_not_used_is_told(tmp_path, caplog, column):
     rows = "a,p1,1,train\nb,p1,0,val\nc,p2,1,train\nd,p2,0,train\n"
     root = make(tmp_path, tuple(f"{name}.png" for name in "abcd"), f"id,{column},label,split\n{rows}")
