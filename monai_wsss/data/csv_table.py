@@ -35,7 +35,8 @@ _UNSEEN = dict.fromkeys(map(ord, "\ufeff\u200b\u200c\u200d\u2060\u00ad"))
 _TEXT_MARK = re.compile(r'="(.*)"|\'(.*)')
 _MOST_RUNS = 20
 """Runs of rows that a message names."""
-_SUBJECT_WORDS = tuple("subject subj patient patienten pat person participant mrn pid individual case".split())
+_SUBJECT_WORDS: tuple[str, ...] = ("subject", "subj", "patient", "patienten", "pat", "person", "participant")
+_SUBJECT_WORDS += ("mrn", "pid", "individual", "case")
 
 
 @dataclass(frozen=True)
