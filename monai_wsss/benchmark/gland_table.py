@@ -212,7 +212,7 @@ def make_gland_adaptation(
         own: dict[str, Recipe] = {}
         for share in _SHARES:
             name = system + _FINE_TUNED.format(share=share)
-            words = {"share": share, "initial": folder, "plf": plf, "batch_size": batch_size}
+            words: dict[str, Any] = {"share": share, "initial": folder, "plf": plf, "batch_size": batch_size}
             own |= two_stages(name, settings, width=width, **words)
         entries.append(Entry(system + _UNTUNED, partial(_untuned, data, folder), None))
         entries += [_entry(data, key) for key in own if key.endswith(" > segmenter")]

@@ -18,6 +18,7 @@ segmenter with purified label filtration: :class:`~monai_wsss.methods.PseudoMask
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -53,7 +54,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
     # As printed; it needs ImageNet weights, see networks.load_encoder_weights.
     "paper": {},
 }
-_WORDS = (
+_WORDS: tuple[Callable[..., Any] | str, ...] = (
     *(resnet38_classifier, ResNet38, fused_gland_classifier, FusedFeatures),
     *(word for words in PART_WORDS.values() for word in words),
 )

@@ -68,12 +68,13 @@ def test_the_comparison_tests_every_row_against_the_system(datalist, tmp_path):
     ]
     table = make_gland_comparison(datalist, tmp_path)
     text = table.format(rows)
-    lines = {line.split(" | ")[0].strip("| "): line.split(" | ")[-1].strip(" |") for line in text.splitlines()}
+    measured, _, published = text.partition("as published")
+    lines = {line.split(" | ")[0].strip("| "): line.split(" | ")[-1].strip(" |") for line in measured.splitlines()}
     assert lines["row"] == f"p against {OURS}"
     assert lines[OURS] == "–"
     assert float(lines[OEEM]) == pytest.approx(welch_t_test(values[OURS], values[OEEM]).p, abs=0.005)
     assert "F1 of the paper, 2m / (1 + m)" in text
-    assert "| HAMIL (2023) |" in text
+    assert "| HAMIL (2023) |" in published
 
 
 @pytest.mark.parametrize("make", [make_gland_table, make_gland_comparison, make_gland_attention, make_gland_pyramid])
