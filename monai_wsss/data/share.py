@@ -24,7 +24,7 @@ def draw_share(items: Sequence[Item], share: float, *, seed: int = 0, of: str = 
         share: share of the items or images, in (0, 1]; 1 gives all of them.
         seed: seed of the draw.
         of: ``"items"`` draws the same share of every combination of labels, at least one item of each; ``"images"``
-            draws images, at least one, whatever their labels are.
+            draws images, at least one, and more where a class of the items is in none of them.
 
     Returns:
         The drawn items, in their order.
@@ -58,7 +58,15 @@ def draw_share(items: Sequence[Item], share: float, *, seed: int = 0, of: str = 
 
 
 def _of_images(items: Sequence[Item], share: float, seed: int) -> list[Item]:
-    sources = [str(item.get("source", item.get("id", index))) for index, item in enumerate(items)]
-    images = sorted(set(sources))
-    drawn = np.random.default_rng(seed).permutation(images)[: max(1, round(share * len(images)))].tolist()
-    return [item for item, source in zip(items, sources, strict=True) if source in set(drawn)]
+    """Draw images in random order until there are enough, and every class of the items is in one of them."""
+    images: dict[str, list[int]] = {}
+    for index, item in enumerate(items):
+        images.setdefault(str(item.get("source", item.get("id", index))), []).append(index)
+    labels = np.array([[float(value) > 0 for value in item["label"]] for item in items])
+    wanted, chosen, count = labels.any(axis=0), list[int](), 0
+    for name in np.random.default_rng(seed).permutation(sorted(images)):
+        if count >= max(1, round(share * len(images))) and labels[chosen].any(axis=0).tolist() == wanted.tolist():
+            break
+        chosen += images[str(name)]
+        count += 1
+    return [items[index] for index in sorted(chosen)]

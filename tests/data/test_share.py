@@ -48,6 +48,13 @@ def test_a_share_of_the_images_is_all_patches_of_few_images(share, count):
     assert drawn == [item for item in patches if item in drawn]
 
 
+def test_images_are_drawn_until_every_class_is_there():
+    patches = [{"id": str(n), "source": f"i{n // 2}", "label": [1, int(n // 2 == 7)]} for n in range(20)]
+    for seed in range(5):
+        drawn = draw_share(patches, 0.01, seed=seed, of="images")
+        assert any(item["label"][1] for item in drawn)
+
+
 def test_an_unknown_share_is_refused():
     with pytest.raises(ValueError, match="`of` to be one of items, images"):
         draw_share([{"label": [1]}], 0.5, of="patches")
