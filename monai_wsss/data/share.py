@@ -24,7 +24,8 @@ def draw_share(items: Sequence[Item], share: float, *, seed: int = 0, of: str = 
         share: share of the items or images, in (0, 1]; 1 gives all of them.
         seed: seed of the draw.
         of: ``"items"`` draws the same share of every combination of labels, at least one item of each; ``"images"``
-            draws images, at least one, and more where a class of the items is in none of them.
+            draws images, at least one, and more until each class is in one of their items and missing in another, as
+            training needs.
 
     Returns:
         The drawn items, in their order.
@@ -58,15 +59,15 @@ def draw_share(items: Sequence[Item], share: float, *, seed: int = 0, of: str = 
 
 
 def _of_images(items: Sequence[Item], share: float, seed: int) -> list[Item]:
-    """Draw images in random order until there are enough, and every class of the items is in one of them."""
+    """Draw images in random order until there are enough, and each class is in one of their items and not in another."""
     images: dict[str, list[int]] = {}
     for index, item in enumerate(items):
         images.setdefault(str(item.get("source", item.get("id", index))), []).append(index)
-    labels = np.array([[float(value) > 0 for value in item["label"]] for item in items])
-    wanted, chosen, count = labels.any(axis=0), list[int](), 0
-    for name in np.random.default_rng(seed).permutation(sorted(images)):
+    present = np.array([[float(value) > 0 for value in item["label"]] for item in items])
+    labels = np.concatenate([present, ~present], axis=1)
+    wanted, chosen = labels.any(axis=0), list[int]()
+    for count, name in enumerate(np.random.default_rng(seed).permutation(sorted(images))):
         if count >= max(1, round(share * len(images))) and labels[chosen].any(axis=0).tolist() == wanted.tolist():
             break
         chosen += images[str(name)]
-        count += 1
     return [items[index] for index in sorted(chosen)]

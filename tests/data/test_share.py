@@ -40,7 +40,9 @@ def test_a_share_outside_is_refused(share):
 def test_a_share_of_the_images_is_all_patches_of_few_images(share, count):
     """Fig. 4 of the gland paper: 1 % of the samples must not be one patch of every image."""
     patches = [
-        {"id": f"{image}_{patch}", "source": f"i{image}", "label": [1, 0]} for image in range(20) for patch in range(5)
+        {"id": f"{image}_{patch}", "source": f"i{image}", "label": [patch % 2, 1 - patch % 2]}
+        for image in range(20)
+        for patch in range(5)
     ]
     drawn = draw_share(patches, share, seed=1, of="images")
     assert len({item["source"] for item in drawn}) == count
