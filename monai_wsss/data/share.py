@@ -59,7 +59,7 @@ def draw_share(items: Sequence[Item], share: float, *, seed: int = 0, of: str = 
 
 
 def _of_images(items: Sequence[Item], share: float, seed: int) -> list[Item]:
-    """Draw images in random order until there are enough, and each class is in one of their items and not in another."""
+    """Draw images in random order until they are enough, and each class is in one of their items and not in another."""
     images: dict[str, list[int]] = {}
     for index, item in enumerate(items):
         images.setdefault(str(item.get("source", item.get("id", index))), []).append(index)
