@@ -137,6 +137,21 @@ def glands(root: Path, *, official: bool) -> None:
         (root / "labels.csv").write_text("id,case,split\n" + "\n".join(rows) + "\n", encoding="utf-8")
 
 
+def other_glands(mine: Path) -> None:
+    """ProG and EBHI as they unpack, few images of each."""
+    rng = np.random.default_rng(0)
+    for number in range(12):
+        mask = np.zeros((230, 230), np.uint8)
+        mask[:, : (60, 120, 230)[number % 3]] = 255
+        pixels = rng.integers(60, 200, (230, 230, 3)).astype(np.uint8)
+        for folder, array in (("prog/images", pixels), ("prog/masks", mask)):
+            (mine / folder).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array).save(mine / folder / f"{number}.png")
+        for folder, array in (("image", pixels), ("label", mask)):
+            (mine / "ebhi" / "Normal" / folder).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array[:224, :224]).save(mine / "ebhi" / "Normal" / folder / f"GT{number}-1-400-001.png")
+
+
 def patches(folder: Path, table: Path) -> None:
     """Tagged patches of six patients, as `prepare folder` reads them."""
     folder.mkdir()
@@ -188,6 +203,7 @@ def prepare_surroundings(bundle: Path, mine: Path) -> None:
         return
     glands(mine / "glas", official=True)
     glands(bundle / "glas_gland", official=False)
+    other_glands(mine)
     patches(bundle / "patches", bundle / "labels.csv")
     pixels = np.random.default_rng(0).integers(60, 200, (512, 512, 3)).astype(np.uint8)
     resolution: dict[str, Any] = {"resolution": (1e4 / 0.62, 1e4 / 0.62), "resolutionunit": 3, "photometric": "rgb"}

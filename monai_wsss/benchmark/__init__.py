@@ -19,7 +19,13 @@ from monai_wsss.benchmark.cosa_table import make_cosa_table
 from monai_wsss.benchmark.decision_table import make_decision_table
 from monai_wsss.benchmark.encoder_table import make_encoder_table, make_lever_table
 from monai_wsss.benchmark.formatting import Column, format_rows
-from monai_wsss.benchmark.gland_table import make_gland_adaptation, make_gland_table
+from monai_wsss.benchmark.gland_table import (
+    make_gland_adaptation,
+    make_gland_attention,
+    make_gland_comparison,
+    make_gland_pyramid,
+    make_gland_table,
+)
 from monai_wsss.benchmark.patches import Patches
 from monai_wsss.benchmark.prepared import Slices
 from monai_wsss.benchmark.published_numbers import PublishedRow, PublishedTable, published_tables
@@ -57,6 +63,9 @@ __all__ = [
     "make_decision_table",
     "make_encoder_table",
     "make_gland_adaptation",
+    "make_gland_attention",
+    "make_gland_comparison",
+    "make_gland_pyramid",
     "make_gland_table",
     "make_lever_table",
     "published_tables",

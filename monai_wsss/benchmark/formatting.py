@@ -29,9 +29,10 @@ class Column:
         of: the :attr:`~monai_wsss.benchmark.Row.column` of the rows to show; None shows those of the whole line.
         kind: ``"value"``: mean over seeds, and standard deviation of several; ``"ratio"``: mean divided by that of the
             best line of full supervision in the column ``bound``; ``"ratio alike"``: in the line's own column;
-            ``"ratio best"``: in any column; ``"p"``: p-value of Welch's t-test against the first line; ``"count"``: the
-            number of rows, which is that of the seeds.
+            ``"ratio best"``: in any column; ``"p"``: p-value of Welch's t-test against a line; ``"count"``: the number
+            of rows, which is that of the seeds.
         bound: for ``"ratio"``, the column of full supervision's rows to divide by; None takes any.
+        against: for ``"p"``, the name of the line to compare with; None takes the first line.
     """
 
     head: str
@@ -39,6 +40,7 @@ class Column:
     of: str | None = None
     kind: Literal["value", "ratio", "ratio alike", "ratio best", "p", "count"] = "value"
     bound: str | None = None
+    against: str | None = None
 
 
 def format_rows(rows: Sequence[Row], columns: Sequence[Column]) -> str:
@@ -68,12 +70,13 @@ def format_rows(rows: Sequence[Row], columns: Sequence[Column]) -> str:
     bounds = [row for row in rows if FULL_SUPERVISION in row.name]
     text = [f"| {' | '.join(['row', *(column.head for column in columns)])} |", "|---" * (len(columns) + 1) + "|"]
     for name, own in lines.items():
-        cells = [_cell(column, own, bounds=bounds, first=first) for column in columns]
+        others = [first if column.against is None else lines.get(column.against, []) for column in columns]
+        cells = [_cell(column, own, bounds=bounds, other=other) for column, other in zip(columns, others, strict=True)]
         text.append(f"| {' | '.join([name, *cells])} |")
     return "\n".join(text)
 
 
-def _cell(column: Column, rows: Sequence[Row], *, bounds: Sequence[Row], first: Sequence[Row]) -> str:
+def _cell(column: Column, rows: Sequence[Row], *, bounds: Sequence[Row], other: Sequence[Row]) -> str:
     values = values_of(rows, column.metric, column.of)
     if not values:
         return _NOTHING
@@ -84,8 +87,9 @@ def _cell(column: Column, rows: Sequence[Row], *, bounds: Sequence[Row], first: 
         best = _best_line(bounds if of is None else [row for row in bounds if row.column == of], column.metric)
         return f"{np.mean(values) / best:.2f}" if best > 0 else _NOTHING
     if column.kind == "p":
-        baseline = values_of(first, column.metric, column.of)
-        return f"{welch_t_test(baseline, values).p:.2f}" if len(values) > 1 and values != baseline else _NOTHING
+        baseline = values_of(other, column.metric, column.of)
+        comparable = min(len(values), len(baseline)) > 1 and values != baseline
+        return f"{welch_t_test(baseline, values).p:.2f}" if comparable else _NOTHING
     spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
     return f"{np.mean(values):.3f}{spread}"
 

@@ -33,8 +33,12 @@ _TABLES = {
     "encoder": "make_encoder_table",
     "gland": "make_gland_table",
     "gland-adaptation": "make_gland_adaptation",
+    "gland-attention": "make_gland_attention",
+    "gland-comparison": "make_gland_comparison",
+    "gland-pyramid": "make_gland_pyramid",
     "levers": "make_lever_table",
 }
+_GLAND_TABLES = tuple(name for name in _TABLES if name.startswith("gland"))
 _REFINED_TABLES = ("encoder", "levers")
 _ENCODER_TABLES = ("encoder", "levers", "decisions")
 _KEPT_TABLES = ("coingan", "coingan-figures", "cosa", "cosa-figures")
@@ -90,15 +94,22 @@ COMMANDS = (
                 "gland tables: train on every n-th image",
                 1,
                 int,
-                only=("gland", "gland-adaptation"),
+                only=_GLAND_TABLES,
             ),
-            Argument("--width", "gland tables: width of ResNet38", 8, int, only=("gland", "gland-adaptation")),
+            Argument("--width", "gland tables: width of ResNet38", 8, int, only=_GLAND_TABLES),
             Argument(
                 "--initial",
                 "gland-adaptation: classifier.pt and model.pt",
                 Path("models"),
                 Path,
                 "DIR",
+                only=("gland-adaptation",),
+            ),
+            Argument(
+                "--initial-oeem",
+                "gland-adaptation: the same of the baseline and OEEM's loss",
+                kind=Path,
+                metavar="DIR",
                 only=("gland-adaptation",),
             ),
             Argument(
