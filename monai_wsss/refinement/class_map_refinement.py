@@ -257,7 +257,7 @@ def _decide_through(
     """Decide as the rule does, by probabilities (B, channels, *S) of present classes that ``refine`` changes."""
     maps = rule._taking_part(scores)
     logits = rule.pool(maps) if rule.output_kind == "activation" else None
-    present = rule._present(maps, label, logits)
+    present, maps = rule._present(maps, label, logits), rule.of_classes(maps)
     presence = None if logits is None else logits.amax(dim=1)
     if rule.rule in ("argmax", "background"):
         competing = rule._competing(maps, present).softmax(dim=1).nan_to_num(nan=0.0)
