@@ -211,7 +211,7 @@ def adapted(words: list[str], bundle: Path, mine: Path) -> list[str]:
     elif "coingan" in bundle.name and "paper.json" in files:
         words += [word for name, value in NARROW.items() for word in (f"--{name}", str(value))]
     elif "paper.json" in files:
-        more = NARROW_PAPER if gland else {"network_def#width": "4"} if "cmer" in bundle.name else {}
+        more = NARROW_PAPER if gland else {"network_def#width": "4", "grid": "[64,64]"} if "cmer" in bundle.name else {}
         if "paper_voc.json" in files or "paper_coco.json" in files:
             more = NARROW_PHOTOGRAPHS | ({"iterations": "2"} if training else {})
         words += [word for name, value in more.items() for word in (f"--{name}", value)]

@@ -27,8 +27,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from monai.data import MetaTensor
-from nibabel.orientations import io_orientation
 from torch import nn
 
 from monai_wsss._checks import check_choice, check_shape, float32_or_wider, plain_tensor
@@ -45,6 +43,7 @@ from monai_wsss.refinement.score_cut import (
     score_maps_of,
     signed_share,
 )
+from monai_wsss.refinement.slice_axis import slice_axis_of
 
 __all__ = ["ClassMapRefinement"]
 
@@ -228,14 +227,7 @@ class ClassMapRefinement:
         """Give the array axis along which the slices of a volume follow one another."""
         if self.slice_axis is not None:
             return self.slice_axis
-        buffers = {} if self.network is None else dict(self.network.named_buffers())
-        records = [name for name in buffers if name.rpartition(".")[2] == "reading_axes"]
-        along = abs(int(buffers[min(records, key=len)][-1])) if records else 0
-        affine = image.affine.reshape(-1, *image.affine.shape[-2:])[0].cpu() if isinstance(image, MetaTensor) else None
-        if not along or affine is None or affine.shape != (4, 4):
-            return -1
-        order = io_orientation(affine.numpy())[:, 0].tolist()
-        return order.index(along - 1) if along - 1 in order else -1
+        return slice_axis_of(image, self.network)
 
     def _by_slices(self, image: torch.Tensor, axis: int, maps: torch.Tensor) -> torch.Tensor:
         """Apply the part, to a volume of a 2D network slice by slice along an array axis."""
