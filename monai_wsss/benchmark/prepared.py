@@ -32,6 +32,7 @@ from monai_wsss.data import (
     load_datalist,
     load_header,
 )
+from monai_wsss.engines.evaluation import slice_place
 from monai_wsss.inferers import PseudoMaskWriter, VolumeInferer
 from monai_wsss.metrics import CaseTable
 from monai_wsss.refinement import MaskRule
@@ -315,6 +316,7 @@ def add_case(
         reference=case.get("mask"),
         presence=presence,
         cam=cam,
+        place=slice_place(case),
     )
 
 
