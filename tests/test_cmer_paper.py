@@ -174,8 +174,8 @@ COMMON = [
     # Optimization
     Item("optimizer", "torch.optim.AdamW", "Sec. IV-C", lambda run: run("optimizers#network#_target_")),
     Item("learning rate", 5e-5, "Sec. IV-C", lambda run: run("optimizers#network#lr")),
-    Item("schedule", (1.0, 0), "Sec. IV-C: none",
-         lambda run: (run("lr_scheduler#factor"), run("lr_scheduler#total_iters"))),
+    Item("schedule, a constant factor", ("torch.optim.lr_scheduler.ConstantLR", 1.0), "Sec. IV-C: none",
+         lambda run: (run("lr_scheduler#_target_"), run("lr_scheduler#factor"))),
     Item("batch", 16, "Sec. IV-C", lambda run: run("batch_size")),
     Item("epochs", 30, "released", lambda run: run("epochs")),
     Item("mixed precision", False, "released", lambda run: run("amp")),
