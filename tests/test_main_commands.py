@@ -29,7 +29,7 @@ ROWS = [
 # Parameters that the command line leaves to Python on purpose.
 ONLY_IN_PYTHON = {
     "phantom": {"subjects"},
-    "benchmark": {"name", "recipes", "metrics", "figure", "grid", "samples", "batch_size", "window"},
+    "benchmark": {"name", "recipes", "grid", "samples", "batch_size", "window", "scale"},
 }
 # Options that functions hand on together -> their names, and what takes them.
 HANDED_ON = {

@@ -125,7 +125,8 @@ LAYOUTS = (
     Command(
         "brats",
         "BraTS studies of any year, or folders with flair.nii.gz, t1c.nii.gz, seg.nii.gz, …",
-        "monai-wsss prepare brats --root BraTS2021 --modalities T1,T1c,FLAIR --as-slices --out prepared",
+        "monai-wsss prepare brats --root BraTS2021 --modalities T1,T1c,FLAIR --as-slices --out prepared\n"
+        "  monai-wsss prepare brats --root BraTS2019 --as-slices --split cmer --out prepared",
         function="monai_wsss.data.brats.prepare_brats",
         arguments=(
             Argument("--root", "the folder with the studies", REQUIRED, metavar="DIR"),
@@ -136,7 +137,7 @@ LAYOUTS = (
             Argument("--min-brain-fraction", "leave out slices with a smaller share of brain", 0.02, float),
             Argument("--min-tumor-pixels", "leave out images with tumor in fewer pixels", 1, int),
             Argument("--percentiles", "percentiles of the brain for black and white in slices", (0.5, 99.5), pair),
-            _split("drawn", "paper"),
+            _split("drawn", "paper", "cmer"),
             *_DRAW,
         ),
     ),

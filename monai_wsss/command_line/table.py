@@ -22,7 +22,10 @@ _TABLES = {
     "cam": "make_cam_table",
     "cmer": "make_cmer_table",
     "cmer-unet": "make_cmer_full_resolution",
+    "cmer-backbone": "make_cmer_backbone",
+    "cmer-comparison": "make_cmer_comparison",
     "cmer-errors": "make_cmer_errors",
+    "cmer-losses": "make_cmer_losses",
     "cmer-thresholds": "make_cmer_thresholds",
     "cmer-transforms": "make_cmer_transforms",
     "coingan": "make_coingan_table",
@@ -43,6 +46,7 @@ _REFINED_TABLES = ("encoder", "levers")
 _ENCODER_TABLES = ("encoder", "levers", "decisions")
 _KEPT_TABLES = ("coingan", "coingan-figures", "cosa", "cosa-figures")
 _FIXED_TABLES = (*_KEPT_TABLES, *_ENCODER_TABLES)
+_CMER_PAPER = tuple(name for name in _TABLES if name.startswith("cmer-") and name != "cmer-unet")
 
 COMMANDS = (
     Command(
@@ -84,11 +88,26 @@ COMMANDS = (
                 "epochs of every training",
                 8,
                 int,
-                only=tuple(name for name in _TABLES if name not in _FIXED_TABLES),
+                only=tuple(name for name in _TABLES if name not in (*_FIXED_TABLES, *_CMER_PAPER)),
                 other_defaults={"gland": 6},
             ),
             Argument("--seeds", "seeds of every recipe", (0, 1, 2), whole_numbers),
             Argument("--split", "the split to measure on", "validation", choices=SPLITS),
+            Argument(
+                "--sets",
+                "tables of the CMER paper: sets of modalities, e.g. T1+T2,T1+FLAIR (default the paper's)",
+                (),
+                names,
+                "A+B,C+D",
+                only=_CMER_PAPER,
+            ),
+            Argument(
+                "--size",
+                "tables of the CMER paper: run small, or as the paper",
+                "small",
+                choices=("small", "paper"),
+                only=_CMER_PAPER,
+            ),
             Argument(
                 "--every",
                 "gland tables: train on every n-th image",
