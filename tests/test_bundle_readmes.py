@@ -177,7 +177,7 @@ def tagged_skin(phantoms: Path, root: Path) -> None:
 
 
 def brats(root: Path) -> None:
-    """Make twelve studies in the folders of their grades: noise, and a bright block in half the slices."""
+    """Twelve studies in the folders of their grades: noise, with a bright block in half of the slices."""
     rng = np.random.default_rng(0)
     tumor = np.zeros((24, 24, 6), np.uint8)
     tumor[8:16, 8:16, 3:] = 1
