@@ -15,7 +15,7 @@ import hashlib
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -48,6 +48,10 @@ from monai_wsss.reports.provenance import read_run
 __all__ = ["Prediction", "predict_masks"]
 
 _logger = logging.getLogger(__name__)
+_NO_HIGHDICOM = (
+    "Masks of DICOM are NIfTI alone: for DICOM segmentations run pip install 'monai-wsss[dicom]', and choose another "
+    "--out."
+)
 _FORMAT = 1  # of the records: raised when what they mean changes
 
 
@@ -216,6 +220,8 @@ def _segment(run: _Run, found: FoundInputs, record: dict[str, Any], run_digest: 
     """Segment all cases and write table and page."""
     failures = list(found.faults)
     kept: list[dict[str, Any]] = []
+    if not has_highdicom() and any(case.kind == "dicom" for case in found.cases):
+        found.notes.append(_NO_HIGHDICOM)
     digests = {case.name: digest_of(run_digest, state_of(case)) for case in found.cases}
     drop_stale(run.out, digests)
     done = {case.name: finished_case(run.out, case.name, digests[case.name]) for case in found.cases}
@@ -257,7 +263,7 @@ def _segment(run: _Run, found: FoundInputs, record: dict[str, Any], run_digest: 
     return Prediction(run.out, page, rows, failures)
 
 
-def _ahead(reader: CaseReader, cases: Sequence[InputCase]) -> Iterator[ReadCase | Exception | None]:
+def _ahead(reader: CaseReader, cases: Sequence[InputCase]) -> Generator[ReadCase | Exception | None, None, None]:
     """Give what is read of each case; the next is read while the network works on this one."""
 
     def read(case: InputCase) -> ReadCase | Exception | None:

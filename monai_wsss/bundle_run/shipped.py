@@ -42,32 +42,32 @@ class ShippedBundle:
 
     @property
     def task(self) -> str:
-        """What the bundle does, in words."""
+        """Say what the bundle does, in words."""
         return str(self.metadata.get("task", ""))
 
     @property
     def inputs(self) -> str:
-        """What the images must be, in words."""
+        """Say what the images must be, in words."""
         return str(self.metadata.get("image_classes", ""))
 
     @property
     def trained_on(self) -> str:
-        """What the weights were trained on, in words."""
+        """Say what the weights were trained on, in words."""
         return str(self.metadata.get("data_source", "not known"))
 
     @property
     def license(self) -> str:
-        """Terms of the weights, in words; the whole text is ``docs/data_license.txt``."""
+        """Give the terms of the weights, in words; the whole text is ``docs/data_license.txt``."""
         return str(self.metadata.get("weights_license", "not stated: read docs/data_license.txt"))
 
     @property
     def classes(self) -> list[str]:
-        """Names of the classes 1..K of masks."""
+        """Give the names of the classes 1..K of masks."""
         return [name for number, name in self._mask_values if number > 0]
 
     @property
     def background(self) -> bool:
-        """Whether masks have a background, 0."""
+        """Tell whether masks have a background, 0."""
         return any(number == 0 for number, _ in self._mask_values)
 
     @property
@@ -77,7 +77,7 @@ class ShippedBundle:
 
     @property
     def size_mb(self) -> float:
-        """Megabytes of all files that are shipped."""
+        """Count the megabytes of all files that are shipped."""
         files = (file for file in self.path.rglob("*") if file.is_file())
         shipped = (file for file in files if not {"eval", "sample_data"} & set(file.relative_to(self.path).parts))
         return sum(file.stat().st_size for file in shipped) / 1e6

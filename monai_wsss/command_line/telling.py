@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sized
 from pathlib import Path
 from typing import Any
 
@@ -41,14 +42,17 @@ def tell_bundles(result: Any) -> int:
 
 def tell_prediction(result: Any) -> int:
     """Print where masks, table and page lie, and what could not be read; give the exit code."""
-    print(
-        f"Masks:  {result.out / 'masks' if (result.out / 'masks').is_dir() else result.out} ({len(result.rows)} cases)"
-    )
+    masks = result.out / "masks"
+    print(f"Masks:  {masks if masks.is_dir() else result.out} ({_counted(result.rows)})")
     print(f"Table:  {result.out / 'predictions.csv'}")
     print(f"Report: {result.report}")
     if not result.failures:
         return 0
-    print(f"{len(result.failures)} cases could not be read, see {result.out / 'failures.csv'}:")
+    print(f"{_counted(result.failures)} could not be read, see {result.out / 'failures.csv'}:")
     for name, why in result.failures[:_NAMED]:
         print(f"  {name}: {why}")
     return NOT_ALL
+
+
+def _counted(cases: Sized) -> str:
+    return "1 case" if len(cases) == 1 else f"{len(cases)} cases"

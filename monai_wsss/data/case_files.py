@@ -108,7 +108,7 @@ def _copyable(path: Path) -> Path | None:
 
 
 def read_case(
-    files: Mapping[str, Path], *, channel_names: Sequence[str] | None, color: bool, **reading: bool
+    files: Mapping[str, Path], *, channel_names: Sequence[str] | None, color: bool, **reading: Any
 ) -> ImageCase:
     """Read all files of a case and check that they lie on one grid.
 

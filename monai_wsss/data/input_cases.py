@@ -50,7 +50,7 @@ class InputCase:
 
     @property
     def all_files(self) -> list[Path]:
-        """All files of the case."""
+        """Give all files of the case."""
         return [file for files in self.files.values() for file in files]
 
 
@@ -101,7 +101,7 @@ def find_inputs(
         >>> case.name, sorted(case.files)
         ('anna', ['FLAIR', 'T1'])
     """
-    root = Path(source)
+    root, pattern = Path(source), _compiled(subject_pattern)
     if not root.exists():
         raise DataError(f"The input {root} does not exist: check the path.")
     if root.is_dir() and is_prepared(root) and (root / "images").is_dir():
@@ -110,7 +110,7 @@ def find_inputs(
     for file in _files(root, leave_out):
         kind = image_format(file)
         if slides and _is_slide(file):
-            found.cases.append(InputCase(image_stem(file), {UNNAMED: (file,)}, "slide"))
+            found.cases.append(InputCase(file.stem, {UNNAMED: (file,)}, "slide"))
         elif kind == "dicom":
             dicom.append(file)
         elif kind:
@@ -120,7 +120,7 @@ def find_inputs(
     _add_files(found, root, plain, wanted)
     _name_apart(found, root)
     _add_dicom(found, dicom, wanted)
-    found.cases = [replace(case, subject=_subject(case, root, subject_pattern)) for case in found.cases]
+    found.cases = [replace(case, subject=_subject(case, root, pattern)) for case in found.cases]
     if not found.cases and not found.faults:
         raise DataError(f"{root} holds no image that is read (PNG, JPEG, TIFF, BMP, NIfTI, MetaImage, DICOM).")
     return found
@@ -249,18 +249,28 @@ def _add_dicom(found: FoundInputs, files: Sequence[Path], wanted: Sequence[str])
         found.notes.append(f"{others} DICOM files without an image to segment were left out.")
 
 
-def _subject(case: InputCase, root: Path, pattern: str | None) -> str | None:
+def _compiled(pattern: str | None) -> re.Pattern[str] | None:
+    """Compile a pattern that has a group."""
+    try:
+        compiled = None if pattern is None else re.compile(pattern)
+    except re.error:
+        groups = 0
+    else:
+        groups = 1 if compiled is None else compiled.groups
+    if not groups:
+        raise DataError(
+            f"Expected `subject_pattern` to be a regular expression with one group, got {pattern!r}: for p01_s12 write "
+            "'^(p[0-9]+)'."
+        )
+    return compiled
+
+
+def _subject(case: InputCase, root: Path, pattern: re.Pattern[str] | None) -> str | None:
     """Give what says that images are of one subject: the group of the pattern, or the folder below the input."""
     if case.kind != "image":
         return None
     if pattern is not None:
-        try:
-            match = re.search(pattern, case.name)
-            return match[1] if match else None
-        except (re.error, IndexError) as error:
-            raise DataError(
-                f"Expected `subject_pattern` to be a regular expression with one group, got {pattern!r}: for "
-                "p01_s12 write '^(p[0-9]+)'."
-            ) from error
+        match = pattern.search(case.name)
+        return match[1] if match else None
     folder = case.all_files[0].parent
     return None if root.is_file() or folder == root else folder.relative_to(root).as_posix()

@@ -85,7 +85,8 @@ def _warnings(records: Sequence[Mapping[str, Any]], failures: Sequence[str]) -> 
     """Sum up what stands beside single cases."""
     found = []
     if failures:
-        found.append(f"{len(failures)} cases could not be read and have no mask: they are listed below.")
+        counted = "1 case" if len(failures) == 1 else f"{len(failures)} cases"
+        found.append(f"{counted} could not be read, without a mask: see below.")
     counts = Counter(note for record in records for note in record["notes"])
     found += [f"{count} of {len(records)} cases: {note}." for note, count in counts.most_common(5)]
     empty = sum(not any(value for name, value in record["row"].items() if _AMOUNT.match(name)) for record in records)

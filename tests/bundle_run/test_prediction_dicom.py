@@ -1,0 +1,118 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""DICOM in, DICOM segmentations and NIfTI out: on the source voxels, and no name of a patient anywhere."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import nibabel
+import numpy as np
+import pydicom
+import pytest
+
+from monai_wsss.__main__ import main
+from monai_wsss.bundle_run import predict_masks
+from monai_wsss.data import read_image
+
+CAM = "brain_mri_cam_segmentation"
+OBLIQUE = (0.9613, 0.1719, 0.2153, -0.1987, 0.9736, 0.1127)
+
+
+def write_study(dicom, brains, folder, *, study="1.2.826.1", patient="Doeringer^Jane", mixed=False, depth=6, **more):
+    """Write a phantom study as three series, from the middle of the brain."""
+    item = json.loads((brains / "datalist.json").read_text(encoding="utf-8"))["test"][0]
+    for number, (name, file) in enumerate(zip(("T1", "T1c", "FLAIR"), item["image"], strict=True)):
+        volume = nibabel.load(brains / file).get_fdata()
+        middle = volume.shape[2] // 2
+        planes = volume[..., middle : middle + depth].transpose(2, 1, 0).round().clip(0).astype(np.uint16)
+        words = {"T1": "AX T1", "T1c": "AX T1 POST GAD", "FLAIR": "AX FLAIR"}[name]
+        place = folder if mixed else folder / name
+        files = dicom(place, planes, description=words, study=study, patient=patient, **more)
+        if mixed:
+            for file in files:
+                file.rename(file.with_name(f"{number}{file.name}"))
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_study_becomes_one_case_without_the_name_of_the_patient(
+    dicom, brains, tmp_path, mixed, caplog, capsys, rows_of
+):
+    source = tmp_path / "Doeringer_Jane"
+    write_study(dicom, brains, source, mixed=mixed)
+    with caplog.at_level(logging.INFO):
+        code = main(["predict", str(source), "--bundle", CAM, "--out", str(tmp_path / "out"), "--device", "cpu"])
+    assert code == 0
+    (row,) = rows_of(tmp_path / "out" / "predictions.csv")
+    assert row["id"].startswith("case001_")
+    for path in (tmp_path / "out").rglob("*"):
+        assert "Doeringer" not in path.name
+        if path.is_file() and path.suffix != ".dcm":
+            assert b"Doeringer" not in path.read_bytes(), path
+    printed = capsys.readouterr()
+    assert "Doeringer" not in printed.out + printed.err
+    mask = nibabel.load(tmp_path / "out" / row["mask"])
+    files = sorted(source.glob("0*") if mixed else (source / "T1").iterdir())
+    image = read_image(files[0].parent, series=files)
+    assert np.allclose(mask.affine, np.asarray(image.affine), atol=1e-4)
+    assert mask.shape == tuple(image.shape[1:])
+
+
+def test_two_patients_and_a_broken_file_are_two_cases_and_a_failure(dicom, brains, tmp_path, rows_of):
+    source = tmp_path / "export"
+    write_study(dicom, brains, source / "Doeringer_Jane", depth=3)
+    write_study(dicom, brains, source / "Roebuck_Rick", study="1.2.826.2", patient="Roebuck^Rick", depth=3)
+    (source / "Roebuck_Rick" / "T1" / "IM0001").write_bytes(
+        (source / "Roebuck_Rick" / "T1" / "IM0001").read_bytes()[:2000]
+    )
+    result = predict_masks(source, CAM, tmp_path / "out", device="cpu", list_sources=True)
+    assert len(result.rows) == 1
+    assert len(result.failures) >= 1
+    assert not any("Roebuck" in " ".join(failure) for failure in result.failures)
+    assert "Roebuck" not in result.report.read_text(encoding="utf-8")
+    names = {row["case"] for row in rows_of(result.out / "sources.csv")}
+    assert {row["id"] for row in result.rows} <= names
+    predict_masks(source, CAM, tmp_path / "out", device="cpu")
+    assert not (result.out / "sources.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("directions", "step"),
+    [((1, 0, 0, 0, 1, 0), (0, 0, 3)), (OBLIQUE, (-0.57, -0.45, 2.91)), ((1, 0, 0, 0, 1, 0), (0, 0.9, -2.8))],
+    ids=["straight", "oblique", "tilted gantry"],
+)
+def test_a_segmentation_lies_on_the_source_voxels(dicom, brains, tmp_path, directions, step, rows_of):
+    highdicom = pytest.importorskip("highdicom")
+    normal = np.cross(directions[:3], directions[3:])
+    if directions == OBLIQUE:
+        step = tuple(3 * normal)
+    source = tmp_path / "in"
+    write_study(dicom, brains, source, directions=directions, step=step)
+    result = predict_masks(source, CAM, tmp_path / "out", device="cpu")
+    assert result.failures == []
+    (row,) = rows_of(result.out / "predictions.csv")
+    mask = np.asarray(nibabel.load(result.out / row["mask"]).dataobj)
+    assert mask.any()
+    seg = highdicom.seg.segread(result.out / row["segmentation"])
+    files = {str(pydicom.dcmread(file).SOPInstanceUID): file for file in (source / "FLAIR").iterdir()}
+    affine = np.linalg.inv(nibabel.load(result.out / row["mask"]).affine)
+    read = seg.get_pixels_by_source_instance(list(files), combine_segments=True, ignore_spatial_locations=True)
+    for frame, file in zip(read, files.values(), strict=True):
+        position = np.asarray(pydicom.dcmread(file).ImagePositionPatient, dtype=float) * (-1, -1, 1)
+        z = round((affine @ (*position, 1))[2])
+        assert np.array_equal(frame, mask[..., z].T)
+    image = pydicom.dcmread(next(iter(files.values())))
+    assert seg.FrameOfReferenceUID == image.FrameOfReferenceUID
+    assert seg.PatientID == image.PatientID
+    assert seg.StudyInstanceUID == image.StudyInstanceUID
+    assert [seg.get_segment_description(number).segment_label for number in seg.segment_numbers] == ["tumor"]
+
+
+def test_without_highdicom_there_is_nifti_alone_and_it_is_said(dicom, brains, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("monai_wsss.bundle_run.prediction.has_highdicom", lambda: False)
+    write_study(dicom, brains, tmp_path / "in", depth=3)
+    with caplog.at_level(logging.INFO):
+        result = predict_masks(tmp_path / "in", CAM, tmp_path / "out", device="cpu")
+    assert result.rows[0]["segmentation"] == ""
+    assert "pip install 'monai-wsss[dicom]'" in result.report.read_text(encoding="utf-8").replace("&#39;", "'")

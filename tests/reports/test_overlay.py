@@ -1,0 +1,55 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""Overlays: the mask in the color of its class where it is, and the names of the classes below."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from monai.data import MetaTensor
+from PIL import Image
+
+from monai_wsss._labels import CLASS_COLORS
+from monai_wsss._pictures import ROWS_COLUMNS
+from monai_wsss.reports.overlay import add_legend, render_overlay
+
+
+def pixels(png: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(png)) as picture:
+        return np.asarray(picture.convert("RGB")).astype(int)
+
+
+@pytest.mark.parametrize("order", ["xy", ROWS_COLUMNS])
+def test_a_mask_lies_where_it_is(order):
+    image, mask = np.full((1, 40, 20), 0.5), np.zeros((40, 20), int)
+    image[0, 0, 0] = 1.0
+    mask[:10, :10] = 1  # at the left top in both orders, but of other extent
+    drawn = pixels(render_overlay(MetaTensor(image, meta={"order": order}), mask, ["tumor"], ["FLAIR"]))
+    height = 320
+    width = round(height * (2.0 if order == "xy" else 0.5))
+    right = drawn[:height, width + 4 :]
+    colored = right[..., 0] - right[..., 2] > 40
+    across = 0.25 if order == "xy" else 0.5
+    down = 0.5 if order == "xy" else 0.25
+    assert colored[: int(height * down * 0.9), : int(width * across * 0.9)].all()
+    assert not colored[int(height * down * 1.1) :].any()
+    assert not colored[:, int(width * across * 1.1) :].any()
+
+
+def test_a_volume_is_shown_where_its_mask_is():
+    mask = np.zeros((16, 16, 30), int)
+    mask[4:9, 4:9, 20:26] = 2
+    drawn = pixels(
+        render_overlay(np.random.default_rng(0).random((3, 16, 16, 30)), mask, ["a", "b"], ["T1", "T2", "X"])
+    )
+    color = np.asarray(CLASS_COLORS[1])
+    assert (np.abs(drawn[-40:] - color).sum(-1) < 10).any()  # in the legend
+    assert drawn.shape[0] > 3 * 320
+
+
+def test_an_empty_mask_and_many_classes_are_drawn():
+    drawn = render_overlay(np.zeros((1, 8, 8)), np.zeros((8, 8), int), [f"class {n}" for n in range(30)], ["image"])
+    assert pixels(drawn).shape[0] > 320 + 22 * 3
+    assert add_legend(io.BytesIO(drawn), ["one"]).startswith(b"\x89PNG")
