@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 
 from monai_wsss.command_line.arguments import REQUIRED, Argument, Command
 from monai_wsss.command_line.table import COMMANDS, LAYOUTS, SPLITS
-from monai_wsss.command_line.telling import tell_bundles, tell_prediction
+from monai_wsss.command_line.telling import tell_bundles, tell_prediction, tell_training
 
 __all__ = ["main"]
 
@@ -122,6 +122,7 @@ def _run(options: argparse.Namespace) -> int:
     tell: dict[str, Callable[[Any], int | None]] = {
         "bundles": tell_bundles,
         "predict": tell_prediction,
+        "train": tell_training,
         "phantom": lambda folder: _tell_prepared(Path(folder) / "datalist.json"),
         "report": _tell_report,
         "benchmark": _run_table,
@@ -275,7 +276,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         0 done, 1 a mistake in data or arguments, 2 wrong usage, 3 done, but with cases that could not be read, or with
-        a training that did not learn.
+        a training that did not learn, 130 stopped by Ctrl-C.
 
     Example:
         >>> import tempfile
@@ -292,6 +293,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     logger.setLevel(logging.INFO)
     try:
         return _run(options)
+    except KeyboardInterrupt as stop:
+        print(str(stop) or "Stopped: the same command begins again, or goes on.", file=sys.stderr)
+        return 130
     except Exception as error:  # the one place where errors become a line for the user
         if options.debug:
             raise

@@ -218,7 +218,6 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
             Image.new("L", (HEIGHT, HEIGHT)).save(desk / "masks" / f"{row['id']}.png")
     for folder in ("new_images", "scans"):
         shutil.copytree(desk / "images", desk / folder)
-    shutil.copytree(ROOT / "bundles" / "brain_mri_cam_segmentation" / "models", desk / "run")  # as a training leaves it
     return desk
 
 
@@ -240,8 +239,11 @@ def test_our_own_commands_are_typed(page, desk, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("monai_wsss.data.phantoms.make_phantoms", partial(make_phantoms, subjects=(2, 1, 1)))
     for command in PREPARATIONS[page]:
         absent = lacks_data(command, work)
-        code, printed = main(shlex.split(command)[1:]), capsys.readouterr()
-        assert code == (1 if absent else 0), f"{command}\n{printed.err}"
+        trains = command.startswith("monai-wsss train ")
+        words = [*shlex.split(command)[1:], *(["--epochs", "1"] if trains else [])]
+        code, printed = main(words), capsys.readouterr()
+        # One epoch on five images teaches nothing, which is said.
+        assert code in ([1] if absent else [0, 3] if trains else [0]), f"{command}\n{printed.err}"
         assert not absent or printed.err.startswith("error: "), command
 
 
@@ -262,7 +264,7 @@ def test_makes_know_what_to_do(command):
 
 
 def test_every_command_is_typed_by_some_test():
-    known = ("monai-wsss ", "make ", "python -m monai.bundle run ", "cd bundles/", "cd ../..")
+    known = ("monai-wsss ", "make ", "python -m monai.bundle run ", "cd bundles/")
     rest = [command for page in PAGES for command in commands(page) if not command.startswith(known)]
     assert rest == []
 

@@ -12,14 +12,22 @@ from monai_wsss.bundle_run.shipped import (
     list_bundles,
     manage_bundles,
 )
+from monai_wsss.bundle_run.training import TRAINING_METHODS, Training, TrainingInterrupted, choose_method, train_bundle
+from monai_wsss.bundle_run.verdict import Verdict
 
 __all__ = [
+    "TRAINING_METHODS",
     "Prediction",
     "ShippedBundle",
+    "Training",
+    "TrainingInterrupted",
+    "Verdict",
     "check_shipped",
+    "choose_method",
     "copy_shipped",
     "find_bundle",
     "list_bundles",
     "manage_bundles",
     "predict_masks",
+    "train_bundle",
 ]

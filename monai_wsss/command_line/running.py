@@ -12,6 +12,8 @@ _SET = Argument(
     "--set", "a setting of the bundle, e.g. --set refine=par; may be repeated", kind=setting, parameter="settings"
 )
 
+_METHODS = ("auto", "cam", "cmer", "gland", "bmp", "cosa", "coingan")
+
 RUNNING = (
     Command(
         "predict",
@@ -35,6 +37,25 @@ RUNNING = (
             ),
             _SET,
             Argument("--list-sources", "write sources.csv, which joins cases to files and may name patients", False),
+        ),
+    ),
+    Command(
+        "train",
+        "train on a prepared folder by a bundle, and say by image-level labels alone whether the network learned",
+        "monai-wsss train prepared --out run\n  monai-wsss train prepared --method cmer --out run --epochs 60",
+        function="monai_wsss.bundle_run.train_bundle",
+        arguments=(
+            Argument("data", "folder that `monai-wsss prepare` wrote", REQUIRED),
+            Argument("--out", "the folder of the run", REQUIRED, metavar="DIR"),
+            Argument("--method", "which method; auto follows docs/which_method.md", "auto", choices=_METHODS),
+            Argument("--bundle", "another bundle: name or folder (default that of the method)", metavar="NAME"),
+            Argument("--epochs", "passes over the images (default those of the bundle; more for few)", kind=int),
+            Argument("--steps", "instead of --epochs: at least so many steps", kind=int),
+            Argument("--seed", "seed of all chance (default 0)", kind=int),
+            Argument("--device", "e.g. cuda:0 or cpu (default a GPU where there is one)", metavar="NAME"),
+            Argument("--pretrained", "imagenet, none or a file of encoder weights", metavar="WHAT"),
+            Argument("--resume", "go on with a run that was stopped", False),
+            _SET,
         ),
     ),
     Command(

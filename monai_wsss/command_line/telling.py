@@ -9,7 +9,7 @@ from collections.abc import Sized
 from pathlib import Path
 from typing import Any
 
-__all__ = ["tell_bundles", "tell_prediction"]
+__all__ = ["tell_bundles", "tell_prediction", "tell_training"]
 
 _WIDTH = 100
 _NAMED = 10
@@ -52,6 +52,15 @@ def tell_prediction(result: Any) -> int:
     for name, why in result.failures[:_NAMED]:
         print(f"  {name}: {why}")
     return NOT_ALL
+
+
+def tell_training(result: Any) -> int:
+    """Print the verdict, and the command that comes next; give the exit code."""
+    print(f"Wrote {result.out / 'model.pt'}")
+    print(result.verdict.sentence)
+    print("Next, to segment images that nobody has labeled:" if result.verdict.learned else "To look at masks even so:")
+    print(f"  {result.predict}")
+    return NOT_ALL if result.verdict.learned is False else 0
 
 
 def _counted(cases: Sized) -> str:

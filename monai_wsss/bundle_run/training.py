@@ -1,0 +1,274 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""``monai-wsss train``: the run that ``python -m monai.bundle run`` makes of a bundle, and a verdict at its end."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import shlex
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigWorkflow
+
+from monai_wsss._checks import DataError, check_choice
+from monai_wsss.bundle_run.shipped import ShippedBundle, find_bundle
+from monai_wsss.bundle_run.verdict import Verdict, judge
+from monai_wsss.data import load_datalist, load_header
+from monai_wsss.data.modalities import COLORS
+from monai_wsss.data.reading import image_format
+from monai_wsss.engines import check_overrides
+
+__all__ = ["TRAINING_METHODS", "Training", "TrainingInterrupted", "choose_method", "train_bundle"]
+
+_logger = logging.getLogger(__name__)
+TRAINING_METHODS = ("auto", "cam", "cmer", "gland", "bmp", "cosa", "coingan")
+"""What ``monai-wsss train --method`` takes."""
+LEAST_STEPS = 300
+"""Steps that a training on a small folder gets at least; fewer teach a network nothing."""
+_BUNDLES = {
+    "cmer": "brain_mri_cmer_segmentation",
+    "gland": "histology_gland_segmentation",
+    "bmp": "brain_mri_bmp_segmentation",
+    "cosa": "dermoscopy_cosa_segmentation",
+}
+
+
+class TrainingInterrupted(KeyboardInterrupt):
+    """A training was stopped by Ctrl-C; the message says how to go on."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a training left.
+
+    Attributes:
+        out: the folder of the run, with ``model.pt``.
+        command: the same run by ``python -m monai.bundle run``.
+        verdict: whether it learned, by image-level labels alone.
+        predict: the command that segments images with it.
+    """
+
+    out: Path
+    command: str
+    verdict: Verdict
+    predict: str
+
+
+def choose_method(header: Mapping[str, Any]) -> tuple[str, str]:
+    """Choose a method by what a datalist says, as ``docs/which_method.md`` does.
+
+    Args:
+        header: of the datalist, see :func:`~monai_wsss.data.load_header`.
+
+    Returns:
+        The method, and the reason.
+
+    Example:
+        >>> choose_method({"classes": ["gland", "other tissue"], "background": False})[0]
+        'gland'
+    """
+    if not header.get("background", True):
+        return "gland", "the images are patches tagged with their tissues, and there is no background"
+    if "tiles" in header:
+        return "cam", "plain CAM on tiles has the best masks of images that nearly all show the finding"
+    return "cam", "plain CAM is the method to begin with: the best masks per subject, and it learns from few images"
+
+
+def _bundle_for(method: str, header: Mapping[str, Any]) -> str:
+    """Name the bundle of a method for the images of a datalist."""
+    if method == "cam":
+        return "dermoscopy_cam_segmentation" if "tiles" in header else "brain_mri_cam_segmentation"
+    if method == "coingan":
+        pictures = "levels" in header or header.get("order") == "rows_columns"
+        return f"{'chest_xray' if pictures else 'brain_mri'}_coingan_segmentation"
+    return _BUNDLES[method]
+
+
+def train_bundle(
+    data: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    method: str = "auto",
+    bundle: str | os.PathLike[str] | None = None,
+    epochs: int | None = None,
+    steps: int | None = None,
+    seed: int | None = None,
+    device: str | None = None,
+    pretrained: str | None = None,
+    resume: bool = False,
+    settings: Mapping[str, Any] | None = None,
+) -> Training:
+    """Train on a prepared folder, and say whether the network learned.
+
+    Args:
+        data: a folder that ``monai-wsss prepare`` wrote.
+        out: the folder of the run.
+        method: see :data:`TRAINING_METHODS`; "auto" follows the document on methods.
+        bundle: name or folder of the bundle; None takes that of the method for these images.
+        epochs: passes over the images; None takes those of the bundle, and more for few images.
+        steps: instead of ``epochs``: at least so many steps.
+        seed: of all chance.
+        device: such as "cuda:0" or "cpu"; None takes a GPU where there is one.
+        pretrained: "imagenet", "none" or a file of encoder weights; None takes the default of the bundle.
+        resume: whether to go on with a run that was stopped.
+        settings: further settings of the bundle.
+
+    Raises:
+        DataError: the folder is not prepared, or does not fit the method; or whatever the run refuses.
+        TrainingInterrupted: it was stopped by Ctrl-C.
+    """
+    check_choice("method", method, TRAINING_METHODS)
+    datalist = Path(data) / "datalist.json" if Path(data).is_dir() else Path(data)
+    if not datalist.is_file():
+        raise DataError(f"{data} is no prepared folder: run `monai-wsss prepare folder --help` to see how to make one.")
+    if epochs is not None and steps is not None:
+        raise DataError("--epochs and --steps are given together: give one of them.")
+    header = load_header(datalist)
+    chosen, reason = choose_method(header) if method == "auto" else (method, "")
+    found = find_bundle(bundle if bundle is not None else _bundle_for(chosen, header))
+    if reason and bundle is None:
+        _logger.info("Method %s (%s): %s.", chosen, found.name, reason)
+    run = _settings_for(found, datalist, header) | {"output_dir": str(Path(out).resolve())}
+    images = load_datalist(datalist, "training", modalities=run.get("modalities"))
+    _refuse_volumes(images[0]["image"])
+    run |= _length(found.config("train"), len(images), epochs, steps)
+    more = {"seed": seed, "device": device, "pretrained": pretrained, "resume": resume or None}
+    run |= {name: value for name, value in more.items() if value is not None}
+    run |= dict(settings or {})
+    command = _command(found, run)
+    _logger.info("This is %s", command)
+    verdict = _run(found, run, Path(out), len(images))
+    return Training(Path(out), command, verdict, _predict_command(found, Path(out), settings or {}))
+
+
+def _settings_for(bundle: ShippedBundle, datalist: Path, header: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the settings in which a run on a datalist differs from the default of its bundle."""
+    config = bundle.config("train")
+    names = [header["modality"][str(channel)] for channel in range(len(header["modality"]))]
+    if "modalities" not in config and tuple(names) != COLORS:
+        raise DataError(f"{bundle.name} takes color images, and these have the channels {', '.join(names)}.")
+    made = {"modalities": names, "in_channels": len(names), "num_classes": len(header["classes"])}
+    if bundle.name.endswith("gland_segmentation"):
+        made.pop("num_classes")
+    needed = {name: value for name, value in made.items() if name in config and config[name] != value}
+    return {"dataset_dir": str(datalist.parent.resolve()), **needed}
+
+
+def _refuse_volumes(image: Any) -> None:
+    file = Path(image if isinstance(image, str) else image[0])
+    if image_format(file) == "nifti":
+        import nibabel
+
+        if len(nibabel.load(file).header.get_data_shape()) > 2:  # type: ignore[attr-defined]
+            raise DataError("The training images are volumes, and bundles train on slices: prepare with --as-slices.")
+
+
+def _length(config: Mapping[str, Any], images: int, epochs: int | None, steps: int | None) -> dict[str, int]:
+    """Give epochs and the interval of validations: few images are seen often enough, and the end is measured."""
+    per_epoch = max(math.ceil((config.get("samples") or images) / config["batch_size"]), 1)
+    usual = int(config["epochs"])
+    if epochs is None:
+        wanted = math.ceil((steps or LEAST_STEPS) / per_epoch)
+        epochs = max(wanted, 1) if steps is not None else max(usual, 5 * math.ceil(wanted / 5))
+    if epochs == usual:
+        return {}
+    interval = int(config["val_interval"]) if epochs < 5 * usual else epochs // 10
+    interval = next(one for one in range(min(max(interval, 1), epochs), 0, -1) if epochs % one == 0)
+    return {"epochs": epochs, "val_interval": interval}
+
+
+def _run(bundle: ShippedBundle, run: dict[str, Any], out: Path, images: int) -> Verdict:
+    """Run the training of a bundle and judge it."""
+    config = str(bundle.path / "configs" / "train.json")
+    check_overrides([config], run)
+    sentences: list[str] = []
+    try:
+        with _noted(sentences):
+            workflow = ConfigWorkflow(
+                config, workflow_type="train", logging_file=False, bundle_root=str(bundle.path), **run
+            )
+            workflow.initialize()
+            workflow.run()
+            workflow.finalize()
+    except KeyboardInterrupt as stop:
+        there = any((out / "checkpoints").glob("*"))
+        how = "give the same command again with --resume to go on" if there else "no epoch was finished, so begin anew"
+        raise TrainingInterrupted(f"Training stopped: {how}.") from stop
+    except Exception as error:
+        raise _own_error(error) from error
+    parser = workflow.parser
+    trainer = parser.get_parsed_content("train#trainer")
+    metrics = dict(parser.get_parsed_content("validate#evaluator").state.metrics)
+    steps = int(trainer.state.iteration)
+    return judge(metrics, sentences, images=images, steps=steps, epochs=int(trainer.state.max_epochs))
+
+
+@contextmanager
+def _noted(sentences: list[str]) -> Iterator[None]:
+    """Log warnings once, without the place in the code, and keep those about a collapse of the last epoch."""
+    told: set[str] = set()
+    with warnings.catch_warnings():
+
+        def note(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+            text = str(message)
+            if issubclass(category, UserWarning) and text.startswith("Epoch "):
+                epoch, _, sentence = text.partition(": ")
+                sentences[:] = [one for one in sentences if one.startswith(f"{epoch}: ")]
+                sentences.append(text)
+                text = sentence
+            if text not in told and issubclass(category, UserWarning):
+                told.add(text)
+                _logger.warning("%s", text)
+
+        warnings.showwarning = note  # type: ignore[assignment]
+        yield
+
+
+def _own_error(error: BaseException) -> Exception:
+    """Give the error in one sentence that lies below those of MONAI's parser."""
+    below: BaseException | None = error
+    seen: list[BaseException] = []
+    while below is not None and below not in seen:
+        seen.append(below)
+        below = below.__cause__ or below.__context__
+    own = [one for one in seen if isinstance(one, DataError)] or [one for one in seen if isinstance(one, ValueError)]
+    found = own[0] if own else seen[0]
+    return found if isinstance(found, Exception) else RuntimeError(str(found))
+
+
+def _word(value: Any) -> str:
+    return shlex.quote(str(value).lower() if isinstance(value, bool) else str(value))
+
+
+def _command(bundle: ShippedBundle, run: Mapping[str, Any]) -> str:
+    """Write the run as a command of MONAI."""
+    options = " ".join(f"--{shlex.quote(name)} {_word(value)}" for name, value in run.items())
+    root = shlex.quote(str(bundle.path))
+    config = shlex.quote(str(bundle.path / "configs" / "train.json"))
+    return f"python -m monai.bundle run --config_file {config} --bundle_root {root} {options}"
+
+
+def _predict_command(bundle: ShippedBundle, out: Path, settings: Mapping[str, Any]) -> str:
+    """Write the command that segments images with the trained network, with the settings that both share."""
+    inference = bundle.config("inference")
+    shared = [f" --set {_word(f'{name}={value}')}" for name, value in settings.items() if name in inference]
+    named = bundle.name if _comes_with_package(bundle) else str(bundle.path)
+    return (
+        f"monai-wsss predict IMAGES --bundle {shlex.quote(named)} --weights {shlex.quote(str(out))} --out MASKS"
+        f"{''.join(shared)}"
+    )
+
+
+def _comes_with_package(bundle: ShippedBundle) -> bool:
+    """Tell whether a bundle is one of those that come with the package."""
+    try:
+        return find_bundle(bundle.name).path == bundle.path
+    except DataError:
+        return False

@@ -1,0 +1,119 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""``monai-wsss train``: the bundle's own run, more steps for few images, and a verdict without masks."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+
+import pytest
+import torch
+from monai.bundle import ConfigWorkflow
+
+from monai_wsss.__main__ import main
+from monai_wsss._checks import DataError
+from monai_wsss.bundle_run import TRAINING_METHODS, TrainingInterrupted, choose_method, find_bundle, train_bundle
+from monai_wsss.bundle_run.verdict import judge
+from monai_wsss.command_line.table import COMMANDS
+
+CAM = "brain_mri_cam_segmentation"
+
+
+def test_the_run_is_that_of_the_bundle_and_can_be_predicted_with(brains, tmp_path, capsys):
+    out = tmp_path / "run"
+    code = main(["train", str(brains), "--out", str(out), "--epochs", "1", "--device", "cpu"])
+    printed = capsys.readouterr()
+    assert code == 3
+    assert "did not learn (" in printed.out
+    assert "Take --epochs" in printed.out
+    assert f"--weights {out}" in printed.out
+    assert "Method cam (brain_mri_cam_segmentation): plain CAM" in printed.err
+
+    told = next(line for line in printed.err.splitlines() if "python -m monai.bundle run" in line)
+    words = shlex.split(told.partition("python -m monai.bundle run ")[2])
+    options = {name.removeprefix("--"): value for name, value in zip(words[::2], words[1::2], strict=True)}
+    config = options.pop("config_file")
+    whole = {name: int(value) if value.isdigit() else value for name, value in options.items()}
+    workflow = ConfigWorkflow(
+        config, workflow_type="train", logging_file=False, **whole | {"output_dir": str(tmp_path / "same")}
+    )
+    workflow.initialize()
+    workflow.run()
+    states = [torch.load(folder / "model.pt", weights_only=True) for folder in (out, tmp_path / "same")]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+    images = shutil.copytree(brains / "images", tmp_path / "new")
+    for path in images.glob("*.png"):
+        path.unlink()
+    predict = shlex.split(next(line for line in printed.out.splitlines() if "monai-wsss predict" in line))[1:]
+    filled = [{"IMAGES": str(images), "MASKS": str(tmp_path / "masks")}.get(word, word) for word in predict]
+    assert main([*filled, "--device", "cpu"]) in (0, 3)
+    assert (tmp_path / "masks" / "predictions.csv").is_file()
+
+
+def test_few_images_get_enough_steps_and_the_last_epoch_is_validated():
+    from monai_wsss.bundle_run.training import _length  # the numbers, without their training
+
+    config = find_bundle(CAM).config("train")
+    for images in (28, 100, 450, 3000):
+        length = _length(config, images, None, None)
+        epochs, interval = length.get("epochs", config["epochs"]), length.get("val_interval", config["val_interval"])
+        assert epochs * -(-images // config["batch_size"]) >= 300
+        assert epochs % interval == 0
+    assert _length(config, 3000, None, None) == {}
+    assert _length(config, 28, 7, None) == {"epochs": 7, "val_interval": 1}
+    assert _length(config, 64, None, 10)["epochs"] == 5
+
+
+def test_mistakes_are_told_in_one_sentence(brains, tmp_path, capsys):
+    assert main(["train", str(tmp_path), "--out", str(tmp_path / "run")]) == 1
+    assert "is no prepared folder" in capsys.readouterr().err
+    with pytest.raises(DataError, match="give one of them"):
+        train_bundle(brains, tmp_path / "run", epochs=1, steps=2)
+    assert main(["train", str(brains), "--out", str(tmp_path / "run"), "--set", "epoch=3"]) == 1
+    assert "epochs" in capsys.readouterr().err
+    assert main(["train", str(brains), "--out", str(tmp_path / "run"), "--set", "split=nowhere", "--epochs", "1"]) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ")
+    assert "nowhere" in error
+    assert not (tmp_path / "run" / "model.pt").exists()
+
+
+def test_stopping_says_how_to_go_on(brains, tmp_path, monkeypatch, capsys):
+    def stopped(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ConfigWorkflow, "run", stopped)
+    with pytest.raises(TrainingInterrupted, match="no epoch was finished"):
+        train_bundle(brains, tmp_path / "run", epochs=1, device="cpu")
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoints" / "epoch_1.pt").touch()
+    assert main(["train", str(brains), "--out", str(tmp_path / "run"), "--epochs", "1", "--device", "cpu"]) == 130
+    assert "--resume to go on" in capsys.readouterr().err
+
+
+def test_the_method_follows_the_data():
+    assert choose_method({"classes": ["a", "b"], "background": False})[0] == "gland"
+    assert choose_method({"classes": ["lesion"], "tiles": {}})[0] == "cam"
+    assert choose_method({"classes": ["tumor"]})[0] == "cam"
+    (command,) = [command for command in COMMANDS if command.name == "train"]
+    (method,) = [argument for argument in command.arguments if argument.name == "method"]
+    assert method.choices == TRAINING_METHODS
+
+
+@pytest.mark.parametrize(
+    ("metrics", "collapse", "learned", "told"),
+    [
+        ({"presence_auroc": 0.93, "healthy_clean": 0.9, "dice_subject": 0.0}, [], True, "90% of the healthy"),
+        ({"presence_auroc": 0.93, "healthy_clean": 0.0, "dice_subject": 0.9}, [], False, "0% of the healthy"),
+        ({"presence_auroc": 0.5}, [], False, "presence AUROC 0.50"),
+        ({"presence_auroc": 0.9}, ["maps of positive images are all foreground."], False, "all foreground. Take"),
+        ({"presence_auroc": float("nan")}, [], None, "not known"),
+        ({}, [], None, "not known"),
+    ],
+)
+def test_the_verdict_asks_image_level_labels_alone(metrics, collapse, learned, told):
+    verdict = judge(metrics, collapse, images=28, steps=20, epochs=20)
+    assert verdict.learned is learned
+    assert told in verdict.sentence
