@@ -10,7 +10,7 @@ DEMO := demo
 PHANTOMS := --modalities T1,T1c,FLAIR
 RUN := $(BIN)/python -W ignore::DeprecationWarning -W ignore::FutureWarning -m monai.bundle run --bundle_root $(BUNDLE) --logging_file $(BUNDLE)/configs/logging.conf
 
-.PHONY: setup demo test test-slow check bundles clean
+.PHONY: setup demo test test-slow check wheel bundles clean
 
 setup: .venv/.installed
 
@@ -39,6 +39,10 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Wheel and sdist, tried in an empty environment.
+wheel:
+	PYTHON=$(PYTHON) PIP_FLAGS="$(PIP_FLAGS)" .ci/wheel
 
 # What all bundles have in common, from bundles/source/.
 bundles: setup

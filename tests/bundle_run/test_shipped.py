@@ -5,13 +5,20 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+import yaml
 
 from monai_wsss.__main__ import main
 from monai_wsss._checks import DataError
 from monai_wsss.bundle_run import check_shipped, copy_shipped, find_bundle, list_bundles
 
+ROOT = Path(__file__).parents[2]
 NAMES = [bundle.name for bundle in list_bundles()]
 
 
@@ -76,3 +83,51 @@ def test_the_command_lists_copies_and_checks(tmp_path, capsys):
     assert main(["bundles", "--check", str(copy)]) == 1
     assert "uses `os`" in capsys.readouterr().out
     assert main(["bundles", "--out", "x"]) == 1
+
+
+def test_a_wheel_holds_the_bundles_and_no_results_of_runs(tmp_path):
+    """Build as a wheel is built, without fetching anything; ``.ci/wheel`` installs one and predicts with it."""
+    sources = tmp_path / "sources"
+    sources.mkdir()
+    for name in (
+        "setup.py",
+        "setup.cfg",
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+        "CITATION.cff",
+        "monai_wsss",
+        "bundles",
+    ):
+        path = ROOT / name
+        (shutil.copytree if path.is_dir() else shutil.copy)(path, sources / name)
+    (sources / "bundles" / NAMES[0] / "eval").mkdir(exist_ok=True)
+    (sources / "bundles" / NAMES[0] / "eval" / "report.html").touch()
+    command = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", str(tmp_path / "built")]
+    subprocess.run(command, cwd=sources, check=True, capture_output=True, timeout=120)
+    home = tmp_path / "built" / "monai_wsss" / "bundles"
+    assert sorted(path.name for path in home.iterdir()) == NAMES
+    assert not list(home.rglob("report.html"))
+    for name in NAMES:
+        for file in (
+            "LICENSE",
+            "configs/inference.json",
+            "docs/data_license.txt",
+            "models/model.pt",
+            "models/run.json",
+        ):
+            assert (home / name / file).is_file()
+    assert (tmp_path / "built" / "monai_wsss" / "reports" / "prediction.html.jinja").is_file()
+
+
+def test_the_public_workflow_covers_what_the_metadata_promise():
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
+    matrix = workflow["jobs"]["test"]["strategy"]["matrix"]
+    promised = re.findall(r"Python :: (3\.\d+)", (ROOT / "setup.cfg").read_text(encoding="utf-8"))
+    assert matrix["python"] == promised
+    assert len(matrix["os"]) == 3
+    for job in workflow["jobs"].values():
+        for step in job["steps"]:
+            assert len({"run", "uses"} & set(step)) == 1
+            words = step.get("run", "").split()
+            assert not words or not words[0].startswith(".ci/") or (ROOT / words[0]).is_file()
