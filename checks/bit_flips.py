@@ -18,7 +18,6 @@ import tempfile
 from pathlib import Path
 
 import torch
-
 from monai.transforms import Compose
 
 from monai_wsss._checks import DataError

@@ -42,7 +42,7 @@ def check_shape(name: str, tensor: torch.Tensor, shape: str) -> None:
         shape: e.g. ``"(B, K, *S)"``; ``*S`` stands for two or three spatial dimensions, digits are exact sizes.
 
     Raises:
-        ValueError: the shape differs.
+        ValueError: the shape differs, or an axis is empty: no image, no class or no pixel.
 
     Example:
         >>> import torch
@@ -54,6 +54,8 @@ def check_shape(name: str, tensor: torch.Tensor, shape: str) -> None:
     exact = all(int(axis) == size for axis, size in zip(axes, tensor.shape, strict=False) if axis.isdigit())
     if tensor.ndim not in allowed or not exact:
         raise ValueError(f"Expected `{name}` of shape {shape}, got {tuple(tensor.shape)}.")
+    if 0 in tensor.shape:
+        raise ValueError(f"Expected `{name}` with something along each axis of {shape}, got {tuple(tensor.shape)}.")
 
 
 def check_image(image: torch.Tensor) -> None:
@@ -69,23 +71,28 @@ def check_image(image: torch.Tensor) -> None:
         >>> import torch
         >>> check_image(torch.zeros(2, 3, 8, 8))
     """
-    check_shape("image", image, "(B, C, *S)")
     size = tuple(image.shape)
-    if size[0] == 0:
+    if size[0:1] == (0,):
         raise ValueError(f"Expected `image` of at least one image, got an empty batch {size}: leave it out.")
     if 0 in size:
         raise ValueError(f"Expected `image` with pixels along each axis, got {size}: look at the file it came from.")
+    check_shape("image", image, "(B, C, *S)")
     if image.dtype == torch.float16 and image.device.type == "cpu":
         raise ValueError("Expected `image` of float32 on a CPU, got float16: convert it, or use bfloat16 or a GPU.")
 
 
 def other_channels(error: RuntimeError) -> ValueError | None:
-    """Explain torch's complaint that a network takes another number of channels; None for other errors.
+    """Explain torch's complaint that a network takes other channels or spatial axes; None for other errors.
 
     Example:
         >>> print(other_channels(RuntimeError("out of memory")))
         None
     """
+    if found := re.search(r"input to conv(\d)d, but got input of size: (\[.*?\])", str(error)):
+        return ValueError(
+            f"Expected `image` of {found[1]} spatial axes after batch and channels, got {found[2]}: choose other images "
+            "or build the network for them (`spatial_dims`)."
+        )
     found = re.search(r"expected input\[.*\] to have (\d+) channels, but got (\d+) channels", str(error))
     if found is None:
         return None
