@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from monai.inferers import Inferer, SlidingWindowInferer
 
-from monai_wsss._checks import check_image, other_channels, plain_tensor
+from monai_wsss._checks import check_image, misfit, plain_tensor
 from monai_wsss._pictures import ROWS_COLUMNS
 from monai_wsss.inferers.multi_view import multi_view_maps
 from monai_wsss.inferers.slicing import SliceTurn, array_axes, slice_turn
@@ -100,7 +100,7 @@ class VolumeInferer(Inferer):
             try:
                 return network(view, *args, **kwargs) if self.cam is None else self.cam(view, network, *args, **kwargs)
             except RuntimeError as error:
-                raise other_channels(error) or error from error
+                raise misfit(error) or error from error
 
         def whole(patch: torch.Tensor) -> torch.Tensor:
             return multi_view_maps(view_maps, patch, views=self.views, scales=self.scales, reduction=self.reduction)

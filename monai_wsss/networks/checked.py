@@ -1,35 +1,48 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""The base of every public network: what is called with images checks them first."""
+"""The base of every public network and part: its images or features are checked when it is called."""
 
+import functools
+import inspect
 from typing import Any
 
 import torch
 from torch import nn
 
-from monai_wsss._checks import check_image, other_channels
+from monai_wsss._checks import check_sizes, misfit
 
 __all__ = ["CheckedModule"]
 
 
 class CheckedModule(nn.Module):
-    """A module whose first input is images or features (B, C, *S), which are checked when it is called.
+    """A module that checks its first input when it is called: images or features (B, C, *S), or a list of them.
 
-    Only sizes and types are looked at, no values.  Compiled, exported and scripted modules leave the check out.
+    Sizes alone are looked at, no values.  Other inputs are left to the module.  Compiled, exported and scripted modules
+    leave the check out.
 
     Raises:
-        ValueError: another shape, an empty batch, an axis without pixels, half precision on a CPU, or other channels or
-            spatial axes than the module takes.
+        ValueError: another shape, an empty batch, an axis without pixels, or other channels, spatial axes or another
+            type than the module takes, such as half precision for weights in float32.
     """
 
-    def __call__(self, image: Any, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Check the input, then run the module with its hooks."""
-        if torch.compiler.is_compiling() or torch.jit.is_tracing() or not torch.is_tensor(image):
-            return super().__call__(image, *args, **kwargs)
-        check_image(image)
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return super().__call__(*args, **kwargs)
+        name = _name_of_input(type(self))
+        given = args[0] if args else kwargs.get(name)
+        for image in given if isinstance(given, (list, tuple)) else [given]:
+            if torch.is_tensor(image):
+                check_sizes(name, image)
         try:
-            return super().__call__(image, *args, **kwargs)
+            return super().__call__(*args, **kwargs)
         except RuntimeError as error:
-            if (explained := other_channels(error)) is None:
+            if (explained := misfit(error, name)) is None:
                 raise
             raise explained from error
+
+
+@functools.cache
+def _name_of_input(kind: type[nn.Module]) -> str:
+    """Give the name of the first argument of a module."""
+    return list(inspect.signature(kind.forward).parameters)[1]
