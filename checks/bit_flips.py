@@ -56,7 +56,9 @@ def trained_checkpoint(folder: Path) -> Path:
     torch.manual_seed(0)
     items = [{"image": torch.rand(1, 32, 32), "label": torch.tensor([float(number % 2)])} for number in range(4)]
     method = ClassActivationMapping.tiny()
-    loader = torch.utils.data.DataLoader(EpochCacheDataset(items, Compose([])), batch_size=2)
+    loader: torch.utils.data.DataLoader = torch.utils.data.DataLoader(
+        EpochCacheDataset(items, Compose([])), batch_size=2
+    )
     optimizer = torch.optim.Adam(method.parameters())
     WSSSTrainer(method, optimizer, loader, 1, checkpoint_dir=folder, progress_bar=False).run()
     return folder / "epoch_0001.pt"

@@ -4,6 +4,7 @@
 
 import functools
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ class CheckedModule(nn.Module):
         """Check the input, then run the module with its hooks."""
         if torch.compiler.is_compiling() or torch.jit.is_tracing():
             return super().__call__(*args, **kwargs)
-        name = _name_of_input(type(self))
+        name = _name_of_input(type(self).forward)
         given = args[0] if args else kwargs.get(name)
         for image in given if isinstance(given, (list, tuple)) else [given]:
             if torch.is_tensor(image):
@@ -43,6 +44,6 @@ class CheckedModule(nn.Module):
 
 
 @functools.cache
-def _name_of_input(kind: type[nn.Module]) -> str:
-    """Give the name of the first argument of a module."""
-    return list(inspect.signature(kind.forward).parameters)[1]
+def _name_of_input(forward: Callable[..., Any]) -> str:
+    """Give the name of the first argument after self."""
+    return list(inspect.signature(forward).parameters)[1]
