@@ -43,7 +43,7 @@ def check_shape(name: str, tensor: torch.Tensor, shape: str) -> None:
         shape: e.g. ``"(B, K, *S)"``; ``*S`` stands for two or three spatial dimensions, digits are exact sizes.
 
     Raises:
-        ValueError: the shape differs, or one of several axes is empty: no image, no class or no pixel.
+        ValueError: the shape differs.
 
     Example:
         >>> import torch
@@ -55,8 +55,6 @@ def check_shape(name: str, tensor: torch.Tensor, shape: str) -> None:
     exact = all(int(axis) == size for axis, size in zip(axes, tensor.shape, strict=False) if axis.isdigit())
     if tensor.ndim not in allowed or not exact:
         raise ValueError(f"Expected `{name}` of shape {shape}, got {tuple(tensor.shape)}.")
-    if len(axes) > 1 and 0 in tensor.shape:
-        raise ValueError(f"Expected `{name}` of at least one along each axis of {shape}, got {tuple(tensor.shape)}.")
 
 
 def check_image(image: torch.Tensor) -> None:

@@ -339,10 +339,11 @@ def _check_tensors(image: torch.Tensor, probabilities: torch.Tensor) -> None:
             f"Expected `image` and `probabilities` of one batch and size, got {tuple(image.shape)} and "
             f"{tuple(probabilities.shape)}: resize the probabilities to the image first."
         )
-    if probabilities.shape[1] < 2:
+    if image.numel() == 0 or probabilities.shape[1] < 2:
         raise ValueError(
-            f"Expected `probabilities` of at least two classes, got {tuple(probabilities.shape)}: give the background, "
-            "or the other tissue, a channel of its own (1 - p)."
+            "Expected at least one image, channel and pixel and two classes, got `image` "
+            f"{tuple(image.shape)} and `probabilities` {tuple(probabilities.shape)}: give the background, or the other "
+            "tissue, a channel of its own (1 - p)."
         )
     for name, tensor in (("image", image), ("probabilities", probabilities)):
         if not bool(tensor.isfinite().all()):

@@ -270,7 +270,7 @@ def test_images_of_another_range_are_noticed():
         (torch.zeros(1, 1, 8, 8), torch.zeros(1, 2, 4, 4), "one batch and size.*resize the probabilities"),
         (torch.zeros(2, 1, 8, 8), torch.zeros(1, 2, 8, 8), "one batch and size"),
         (torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 8), "two classes.*give the background"),
-        (torch.zeros(0, 1, 8, 8), torch.zeros(0, 2, 8, 8), "at least one along each axis"),
+        (torch.zeros(0, 1, 8, 8), torch.zeros(0, 2, 8, 8), "at least one image"),
         (torch.full((1, 1, 2, 2), torch.nan), torch.zeros(1, 2, 2, 2), "Expected finite `image`"),
         (torch.zeros(1, 1, 2, 2), torch.full((1, 2, 2, 2), torch.inf), "Expected finite `probabilities`"),
         (torch.zeros(1, 1, 2, 2), torch.full((1, 2, 2, 2), 3.0), r"in \[0, 1\], got values from 3 to 3: logits need"),
