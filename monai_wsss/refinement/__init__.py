@@ -46,6 +46,7 @@ from monai_wsss.refinement.swapped_labels import (
     ThresholdLabels,
     TwoThresholdLabels,
 )
+from monai_wsss.refinement.told_rule import ToldRule, tell_rule, told_rule
 from monai_wsss.refinement.threshold import (
     NegativeResponses,
     median_reference,
@@ -73,6 +74,7 @@ __all__ = [
     "SegmentationLabels",
     "ThresholdLabels",
     "ToMaskd",
+    "ToldRule",
     "TwoThresholdLabels",
     "affinity_labels",
     "assigned_thresholds",
