@@ -22,14 +22,14 @@ from monai_wsss._checks import DataError
 from monai_wsss._intensity import foreground_statistics, tissue_statistics
 from monai_wsss._orientation import axes_of
 from monai_wsss._pictures import ROWS_COLUMNS, XY
-from monai_wsss.data.case_files import ImageCase, is_color_picture, read_case, write_case, write_slices
+from monai_wsss.data.case_files import ImageCase, read_case, write_case, write_slices
 from monai_wsss.data.datalist import statistics_entry
 from monai_wsss.data.faults import Faults
 from monai_wsss.data.find_files import common_modalities, find_images, find_masks
 from monai_wsss.data.label_table import LabeledRow, LabelTable, read_label_table
 from monai_wsss.data.patches import contradicting_pairs
 from monai_wsss.data.prepared_folder import check_output, log_sizes, warn_of_contradictions, write_prepared
-from monai_wsss.data.reading import affine_of, image_format, is_radiograph
+from monai_wsss.data.reading import affine_of, image_format, is_color_picture, is_radiograph
 from monai_wsss.data.table_warnings import warn_of_kinds
 
 __all__ = ["LabelColumns", "check_like_first", "prepare_folder", "prepare_images"]
@@ -302,6 +302,8 @@ def prepare_folder(
         faults=faults,
         **rest,
     )
+    if masks is not None and Path(masks).resolve() == Path(images).resolve():
+        raise DataError(f"The masks and the images are in one folder, {masks}: give the masks a folder of their own.")
     folder = check_output(out, images, masks, Path(labels).parent)
     found = {} if masks is None else find_masks(masks, table.rows, faults)
     return prepare_images(

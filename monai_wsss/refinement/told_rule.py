@@ -2,8 +2,8 @@
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 """What a mask has to know of the network that made a prediction, carried in the metadata of the prediction.
 
-Servers and pipelines run a bundle's post-processing apart from its network: MONAI Label loads the weights into a copy of
-the network, MONAI Deploy runs a compiled one.  The network that the configuration names then has no weights, and no
+Servers and pipelines run a bundle's post-processing apart from its network: MONAI Label loads the weights into a copy
+of the network, MONAI Deploy runs a compiled one.  The network that the configuration names then has no weights, and no
 healthy level.  So the inferer writes the rule beside the maps, and :class:`~monai_wsss.refinement.ToMaskd` reads it
 there.
 """
@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 import torch
 from monai.data import MetaTensor
-from torch import nn
 
 from monai_wsss.refinement.mask_rule import MaskRule
+from monai_wsss.refinement.slice_axis import slicing_axis_of
 
 __all__ = ["ToldRule", "tell_rule", "told_rule"]
 
@@ -38,13 +38,6 @@ class ToldRule(NamedTuple):
     rule: MaskRule
     slicing_axis: int
     network: int
-
-
-def slicing_axis_of(network: Any) -> int:
-    """Give 1, 2 or 3, the anatomical axis of the slices that trained a network, or 0 where it has no record of it."""
-    buffers = dict(network.named_buffers()) if isinstance(network, nn.Module) else {}
-    records = [name for name in buffers if name.rpartition(".")[2] == "reading_axes"]
-    return abs(int(buffers[min(records, key=len)][-1])) if records else 0
 
 
 def tell_rule(maps: torch.Tensor, image: torch.Tensor, network: Any) -> torch.Tensor:

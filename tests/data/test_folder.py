@@ -625,7 +625,7 @@ def test_the_output_may_not_be_prepared_already_nor_the_source(two):
 
 def test_an_id_that_leaves_the_folder(two):
     table(two, "../a,1,train")
-    refuse(two, r'row 2: "../a" in column "id" cannot name a file: use letters')
+    refuse(two, r'row 2: "../a" in column "id" names a folder: write the name alone')
 
 
 @pytest.mark.parametrize("call", ["os.replace", "pathlib.Path.write_bytes"])
