@@ -158,7 +158,7 @@ def _values(frames: Sequence[Frame]) -> np.ndarray:
         if volume is None:
             volume = np.empty((len(frames), *values.shape[1:]), dtype=np.float32)
         if values.shape[1:] != volume.shape[1:]:
-            raise DataError(f"{file} is in color and other images of its series are gray: keep one kind in a folder.")
+            raise DataError(f"{file} and other images of its series are in color and gray: keep one kind in a folder.")
         for place in own:
             volume[place] = values[frames[place].index]
     return np.empty((0, 0, 0), dtype=np.float32) if volume is None else volume

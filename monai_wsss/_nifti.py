@@ -2,9 +2,9 @@
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 """Units and forms of NIfTI headers: read in millimeters, written as the source has them.
 
-A header says its unit of length by a code: 1 meters, 2 millimeters, 3 micrometers, and 0, which nibabel writes by
-default, says nothing and counts as millimeters by convention, as codes of no meaning do.  It says the place of an image twice, by a qform and an
-sform, which may differ, each with a code of its own.
+A header says its unit of length by a code: 1 meters, 2 millimeters, 3 micrometers.  Code 0, which nibabel writes by
+default, and codes without a meaning say nothing and count as millimeters by convention.  A header says the place of an
+image twice, by a qform and an sform, which may differ, each with a code of its own.
 """
 
 from __future__ import annotations
