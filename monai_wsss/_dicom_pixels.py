@@ -42,6 +42,8 @@ _DESCRIPTION = (
 )
 _BY_GDCM = tuple(f"1.2.840.10008.1.2.4.{number}" for number in (50, 51, 57, 70, 80, 81, 90, 91))
 """Transfer syntaxes of JPEG, JPEG-LS and JPEG 2000; newer ones are left to the plug-ins of pydicom."""
+_LONGEST_START = 4096
+"""Bytes of a JPEG stream among which its markers of colors stand."""
 _GRAY = ("MONOCHROME1", "MONOCHROME2")
 _WIDEST = 16
 """Bits up to which MONOCHROME1 is inverted within the range that can be stored; beyond it, values change their sign."""
@@ -119,10 +121,23 @@ def _decoded_by_gdcm(dataset: Dataset) -> np.ndarray:
             bare[name] = dataset[name]
     if gray:
         bare.PhotometricInterpretation = "MONOCHROME2"
+    elif (colors := _colors_of_jpeg(dataset)) is not None:
+        bare.PhotometricInterpretation = colors
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "pixels.dcm"
         _write(file, bare)
         return np.asarray(SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(file))))
+
+
+def _colors_of_jpeg(dataset: Dataset) -> str | None:
+    """Give the colors that a JPEG stream itself says it has, whatever the header says; None where it says none."""
+    start = bytes(dataset.PixelData[:_LONGEST_START])
+    if dataset.file_meta.TransferSyntaxUID not in _BY_GDCM[:2]:
+        return None
+    if b"JFIF\0" in start:
+        return "YBR_FULL_422"
+    place = start.find(b"Adobe")
+    return None if place < 0 else "RGB" if start[place + 11 : place + 12] == b"\0" else "YBR_FULL_422"
 
 
 def _write(file: Path, dataset: Dataset) -> None:

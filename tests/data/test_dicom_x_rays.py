@@ -32,7 +32,8 @@ def write(path: Path, photometric: str = "MONOCHROME1", kind: str = CR, bits: in
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = kind, generate_uid()
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    file = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
+    coding = {"is_implicit_VR": False, "is_little_endian": True}  # for pydicom 2
+    file = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128, **coding)
     file.SOPClassUID, file.SOPInstanceUID = kind, meta.MediaStorageSOPInstanceUID
     file.SeriesInstanceUID, file.Modality = generate_uid(), {CR: "CR", DX: "DX", SECONDARY: "OT"}[kind]
     file.PhotometricInterpretation, file.SamplesPerPixel = photometric, 1
@@ -134,11 +135,8 @@ def test_a_spacing_that_repeats_that_of_the_detector_is_magnified(tmp_path, cali
     np.testing.assert_allclose(np.abs(affine_of(read_image(path))).diagonal()[:2], side)
 
 
-def test_pixels_of_more_frames_than_the_header_says_are_refused(tmp_path):
-    path = write(tmp_path / "a.dcm")
-    file = pydicom.dcmread(path)
-    file.PixelData = PIXELS.tobytes() * 3
-    file.save_as(path)
+def test_pixels_of_more_frames_than_the_header_says_are_refused(tmp_path, save_dicom):
+    path = save_dicom(tmp_path / "a.dcm", np.stack([PIXELS] * 3), NumberOfFrames=None)
     with pytest.raises(DataError, match=r"a.dcm as dicom \(it holds pixels of 3 frames, but NumberOfFrames says 1\)"):
         read_image(path)
 
