@@ -37,11 +37,14 @@ class DicomImage:
         values: (C, x, y) or (C, x, y, z) float32; C is 3 for colors, else 1.
         affine: from indices to RAS millimeters, (4, 4).
         in_millimeters: whether the size of the pixels is known; if not, the affine counts pixels.
+        numbers: that people call the slices by, in their order: ``InstanceNumber``, or from 1 on in a file of several
+            frames; None where a file says none.
     """
 
     values: np.ndarray
     affine: np.ndarray
     in_millimeters: bool
+    numbers: tuple[int | None, ...]
 
 
 def _read(file: Path, *, pixels: bool) -> Dataset:
@@ -198,4 +201,5 @@ def read_dicom(path: Path, *, leave_out_localizers: bool = False) -> DicomImage:
         raise DataError(f"The DICOM series {path} is a stack of {len(frames)} color images: give them one by one.")
     moved = values.T if values.ndim == 4 else values.T[None]  # (3, x, y, 1) or (1, x, y, z)
     moved = np.ascontiguousarray(moved[..., 0] if len(frames) == 1 else moved)
-    return DicomImage(moved, affine, in_millimeters=frames[0].spacing is not None)
+    numbers = tuple(frame.number for frame in frames)
+    return DicomImage(moved, affine, in_millimeters=frames[0].spacing is not None, numbers=numbers)

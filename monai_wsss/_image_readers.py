@@ -26,8 +26,8 @@ from monai_wsss._pictures import MILLIMETERS, PIXELS
 
 __all__ = ["DicomReader", "MetaImageReader"]
 
-_Placed = tuple[np.ndarray, np.ndarray, str]
-"""Values (C, *S) float32, affine (4, 4) to RAS millimeters, and the unit."""
+_Placed = tuple[np.ndarray, np.ndarray, dict[str, Any]]
+"""Values (C, *S) float32, affine (4, 4) to RAS millimeters, and the metadata ``unit``, perhaps more."""
 _TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _SIZE_KEYS = (b"elementspacing", b"elementsize")
 _LONGEST_HEADER = 65536
@@ -57,13 +57,13 @@ class _PlacedReader(ImageReader):
         Raises:
             DataError: the files lie on several grids.
         """
-        (values, affine, unit), *others = img
+        (values, affine, entries), *others = img
         for other, other_affine, _ in others:
             if other.shape != values.shape or not np.allclose(other_affine, affine, atol=1e-3):
                 raise DataError("The files of a case lie on several grids: register and resample them to one first.")
         shape = np.asarray(values.shape[1:])
         meta: dict[str, Any] = {"affine": affine, "original_affine": affine.copy(), "spatial_shape": shape}
-        meta |= {"space": "RAS", "original_channel_dim": 0, "unit": unit}
+        meta |= {"space": "RAS", "original_channel_dim": 0} | entries
         return np.concatenate([one for one, _, _ in img]), meta
 
 
@@ -72,18 +72,22 @@ class DicomReader(_PlacedReader):
 
     Args:
         leave_out_localizers: whether localizers in a folder are left out.
+        numbered: whether the metadata say, under ``image_numbers``, how people number the slices; batches of images
+            need metadata of one length each, so they are not for training.
     """
 
     kind = "dicom"
 
-    def __init__(self, *, leave_out_localizers: bool = False) -> None:
+    def __init__(self, *, leave_out_localizers: bool = False, numbered: bool = False) -> None:
         super().__init__()
+        self.numbered = numbered
         self.leave_out_localizers = leave_out_localizers
 
     def read_one(self, path: Path) -> _Placed:
         """Read one file, or the series in a folder."""
         image = read_dicom(path, leave_out_localizers=self.leave_out_localizers)
-        return image.values, image.affine, MILLIMETERS if image.in_millimeters else PIXELS
+        entries: dict[str, Any] = {"unit": MILLIMETERS if image.in_millimeters else PIXELS}
+        return image.values, image.affine, entries | ({"image_numbers": image.numbers} if self.numbered else {})
 
 
 class MetaImageReader(_PlacedReader):
@@ -107,7 +111,7 @@ class MetaImageReader(_PlacedReader):
         moved = channels.transpose(0, *range(channels.ndim - 1, 0, -1))
         says_size, unit = _stated_size(path)
         affine[:3] *= unit
-        return np.ascontiguousarray(moved), _TO_RAS @ affine + 0.0, MILLIMETERS if says_size else PIXELS
+        return np.ascontiguousarray(moved), _TO_RAS @ affine + 0.0, {"unit": MILLIMETERS if says_size else PIXELS}
 
 
 def _stated_size(path: Path) -> tuple[bool, float]:

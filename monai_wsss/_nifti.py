@@ -103,7 +103,7 @@ class MillimeterNiftiReader(NibabelReader):
         values = np.asanyarray(img.dataobj)
         if values.ndim == 5 and values.shape[3] == 1:
             values = values[:, :, :, 0]
-        if not 2 <= values.ndim <= 4:
+        if values.size and not 2 <= values.ndim <= 4:
             raise DataError(f"{filename} has {values.ndim} dimensions: save one image, or one volume, per file.")
         if values.dtype.kind not in "iufb":
             kind = "complex numbers: save their magnitude" if values.dtype.kind == "c" else "colors: save gray channels"
