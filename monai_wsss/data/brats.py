@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +24,24 @@ from monai_wsss._nifti import unit_code
 from monai_wsss._orientation import axes_of
 from monai_wsss._pictures import XY
 from monai_wsss.data.brats_layouts import BratsCase, find_brats_cases
-from monai_wsss.data.datalist import statistics_entry
+from monai_wsss.data.datalist import slice_entry, statistics_entry
 from monai_wsss.data.label_table import LabeledRow, LabelTable
 from monai_wsss.data.modalities import SEQUENCES, sort_modalities
-from monai_wsss.data.prepared_folder import Faults, check_output, write_prepared
+from monai_wsss.data.prepared_folder import Faults, check_output, warn_of_other_numbers, write_prepared
 from monai_wsss.data.reading import affine_of, check_alike, read_image, read_labels
+from monai_wsss.data.splits import split_by_subject
 from monai_wsss.data.writing import copy_file, is_bare_nifti, scale_to_16_bit, write_nifti, write_picture
 
-__all__ = ["prepare_brats"]
+__all__ = ["prepare_brats", "splits_by_grade"]
 
 _PAPER = (0.8, 0.1, 0.1)
 """Shares of the split of CoinGAN's tables."""
 
 _PAPER_BRAIN = 0.1
 """Least share of brain on slices for CoinGAN's tables."""
+
+_CMER = {"training": 271, "validation": 32, "test": 32}
+"""Subjects of the split of CMER (Sec. IV-A), of BraTS 2019."""
 
 _logger = logging.getLogger(__name__)
 
@@ -134,6 +138,29 @@ def _read_case(case: BratsCase, modalities: Sequence[str]) -> tuple[np.ndarray, 
     return np.stack(volumes), truth[0].as_tensor().numpy() > 0, places
 
 
+def splits_by_grade(cases: Sequence[BratsCase], seed: int) -> dict[str, str]:
+    """Draw the split of CMER, stratified by the grade of the tumor: subject -> split.
+
+    Raises:
+        DataError: a case does not lie below a folder ``HGG`` or ``LGG``, a line per case, or a subject in both.
+    """
+    faults, grade_of = Faults(), dict[str, str]()
+    for case in cases:
+        with faults.gather():
+            if case.grade is None or grade_of.setdefault(case.subject, case.grade) != case.grade:
+                raise DataError(
+                    f"Case {case.name} ({case.folder}) does not lie below one folder HGG or LGG, by which the split of "
+                    "CMER is stratified: sort the cases into such folders, or draw the split."
+                )
+    faults.check()
+    subjects = sorted(grade_of)
+    grades = [[int(grade_of[subject] == "HGG")] for subject in subjects]
+    total = sum(_CMER.values())
+    drawn = split_by_subject(subjects, grades, fractions=[number / total for number in _CMER.values()], seed=seed)
+    warn_of_other_numbers({split: drawn.count(split) for split in _CMER}, _CMER)
+    return dict(zip(subjects, drawn, strict=True))
+
+
 def _row(case: BratsCase, name: str, label: int) -> LabeledRow:
     return LabeledRow(str(case.folder), name, case.subject, [label], None, {})
 
@@ -182,8 +209,9 @@ def _write_slices(
     brain: np.ndarray,
     tumor: np.ndarray,
     rule: _Rule,
+    affine: np.ndarray,
 ) -> Iterator[Piece]:
-    """Write the slices that the rule takes; give each with its row."""
+    """Write the slices that the rule takes; give each with its row and its place in the volume."""
     for z in range(0, scaled.shape[-1], rule.slice_step):
         label = rule.label(tumor[..., z])
         if label is None or brain[..., z].mean() < rule.min_brain_fraction:
@@ -193,7 +221,8 @@ def _write_slices(
         for path, values in zip(images, scaled[..., z], strict=True):
             write_picture(out / path, values[None])
         write_picture(out / f"masks/{stem}.png", tumor[None, ..., z].astype(np.uint8))
-        yield _row(case, f"{case.name}_{z:03d}", label), {"image": images, "mask": f"masks/{stem}.png"}
+        files = {"image": images, "mask": f"masks/{stem}.png", **slice_entry(case.name, z, affine)}
+        yield _row(case, f"{case.name}_{z:03d}", label), files
 
 
 def _convert(
@@ -213,7 +242,7 @@ def _convert(
         scaled, brain = scale_to_16_bit(volume, rule.percentiles)
     except ValueError as error:
         raise DataError(f"Case {case.name} ({case.folder}) cannot be scaled: {error}") from error
-    return list(_write_slices(out, case, modalities, scaled, brain, tumor, rule)), scaled, axes
+    return list(_write_slices(out, case, modalities, scaled, brain, tumor, rule, places[0][0])), scaled, axes
 
 
 def _convert_all(
@@ -283,7 +312,9 @@ def prepare_brats(
         percentiles: the percentiles of the brain, 0 to 100, that become black and white; for slices.
         split: "drawn" draws the split by ``fractions``.  "paper" is that of CoinGAN's tables, 8:1:1, drawn anew; the
             tables are scored on its validation subjects.  Their images are FLAIR slices, here those with brain on at
-            least a tenth: ``modalities=("FLAIR",), as_slices=True, min_brain_fraction=0.1``.
+            least a tenth: ``modalities=("FLAIR",), as_slices=True, min_brain_fraction=0.1``.  "cmer" is that of CMER:
+            271, 32 and 32 of 335 subjects of BraTS 2019, other numbers in these shares, stratified by the folders
+            ``HGG`` and ``LGG``; which subjects is not published, so that it is drawn anew.
         fractions: shares of the subjects for training, validation and test; for "drawn".
         seed: seed of the split.
 
@@ -304,8 +335,8 @@ def prepare_brats(
         >>> prepare_brats(root, root / "prepared").name
         'datalist.json'
     """
-    check_choice("split", split, ("drawn", "paper"))
-    shares = fractions if split == "drawn" else _PAPER
+    check_choice("split", split, ("drawn", "paper", "cmer"))
+    shares = _PAPER if split == "paper" else fractions
     rule = _Rule(as_slices, slice_step, min_brain_fraction, min_tumor_pixels, percentiles)
     rule.check()
     cases = find_brats_cases(root)
@@ -315,6 +346,7 @@ def prepare_brats(
             "The paper's tables are of FLAIR slices with brain on at least a tenth: --modalities FLAIR --as-slices "
             "--min-brain-fraction 0.1."
         )
+    split_of = splits_by_grade(cases, seed) if split == "cmer" else {}
     folder = check_output(out, root)
     pieces, statistics, cut = _convert_all(folder, cases, chosen, rule)
     if not pieces:
@@ -322,7 +354,7 @@ def prepare_brats(
             f"Nothing of {root} is left: lower `min_brain_fraction` ({min_brain_fraction}) or `min_tumor_pixels` "
             f"({min_tumor_pixels})."
         )
-    rows = [row for row, _ in pieces]
+    rows = [replace(row, split=split_of.get(row.subject)) for row, _ in pieces]
     positives = sum(row.label[0] for row in rows)
     _logger.info("%d %s of %s: %d with, %d without tumor", len(rows), rule, root, positives, len(rows) - positives)
     table = LabelTable(Path(root), ["tumor"], rows)

@@ -27,7 +27,14 @@ from monai_wsss._nifti import unit_code
 from monai_wsss._pictures import MILLIMETERS, PIXELS, is_turned
 from monai_wsss.data.label_table import WHOLE, LabeledRow
 from monai_wsss.data.modalities import COLORS, canonical_modality, sort_modalities
-from monai_wsss.data.reading import affine_of, check_alike, check_mask_fits, read_image, read_labels
+from monai_wsss.data.reading import (
+    affine_of,
+    check_alike,
+    check_mask_fits,
+    read_image,
+    read_labels,
+    tell_if_inverted,
+)
 from monai_wsss.data.writing import (
     copy_file,
     fits_picture,
@@ -40,7 +47,6 @@ __all__ = [
     "UNNAMED",
     "ImageCase",
     "image_name",
-    "is_color_picture",
     "labels_to_classes",
     "mask_shows",
     "name_channels",
@@ -55,7 +61,6 @@ UNNAMED = ""
 
 _COPIED_MODES = ("L", "RGB", "I;16")
 _JPEG_SUFFIXES = (".jpg", ".jpeg")
-_GRAY_MODES = ("1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L")
 
 
 @dataclass(frozen=True)
@@ -89,17 +94,6 @@ class ImageCase:
     def volume(self) -> np.ndarray:
         """Give all channels in one array (C, *S)."""
         return torch.cat([image.as_tensor() for image in self.images]).numpy()
-
-
-def is_color_picture(path: Path) -> bool:
-    """Tell whether a file is a picture with colors; False for a broken file, since reading it will say why."""
-    if image_format(path) != "picture":
-        return False
-    try:
-        with Image.open(path) as picture:
-            return picture.mode not in _GRAY_MODES
-    except Exception:  # whatever Pillow raises: OSError, SyntaxError, DecompressionBombError
-        return False
 
 
 def _copyable(path: Path) -> Path | None:
@@ -214,8 +208,8 @@ def labels_to_classes(values: np.ndarray, classes: Sequence[str], where: str) ->
         if len(found) > 1 and classes[0] != WHOLE:
             raise DataError(
                 f'{where} holds the values {", ".join(map(str, found[:5]))}, but "{classes[0]}" is the only class: '
-                "name the label columns of all classes, in the order of the values, or call the column `label` to "
-                "count every value above 0."
+                "name the label columns of all classes, in the order of the values, call the column `label` to count "
+                "every value above 0, or save gray edges as 0 and 255."
             )
         if len(found) > 1 and not (values == 0).any():
             raise DataError(
@@ -256,7 +250,10 @@ def read_mask(path: Path, like: MetaTensor, classes: Sequence[str]) -> np.ndarra
     values = mask.as_tensor().numpy()
     if path.name.lower().endswith(_JPEG_SUFFIXES):
         values = _cut_jpeg(values, len(classes), str(path))
-    return labels_to_classes(values, classes, str(path))
+    shown = labels_to_classes(values, classes, str(path))
+    if len(classes) == 1:
+        tell_if_inverted(shown, path)
+    return shown
 
 
 def write_case(

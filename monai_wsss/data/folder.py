@@ -21,14 +21,14 @@ from tqdm import tqdm
 from monai_wsss._checks import DataError
 from monai_wsss._intensity import foreground_statistics, tissue_statistics
 from monai_wsss._pictures import ROWS_COLUMNS, XY
-from monai_wsss.data.case_files import ImageCase, is_color_picture, read_case, write_case
+from monai_wsss.data.case_files import ImageCase, read_case, write_case
 from monai_wsss.data.datalist import statistics_entry
 from monai_wsss.data.faults import Faults
 from monai_wsss.data.find_files import common_modalities, find_images, find_masks
 from monai_wsss.data.label_table import LabeledRow, LabelTable, read_label_table
 from monai_wsss.data.patches import contradicting_pairs
 from monai_wsss.data.prepared_folder import check_output, log_sizes, warn_of_contradictions, write_prepared
-from monai_wsss.data.reading import image_format, is_radiograph
+from monai_wsss.data.reading import image_format, is_color_picture, is_radiograph
 from monai_wsss.data.slice_cutting import SliceCut, write_slices
 from monai_wsss.data.table_warnings import warn_of_kinds
 
@@ -45,12 +45,10 @@ class LabelColumns(TypedDict, total=False):
         subject_column: the column with the subjects.
         label_columns: the columns with 0/1 labels, one per class.
         split_column: the column with train, val or test.
-        slice_column: the column with the number of the slice, from 0 on, "slice" if left out; read only with
-            ``as_slices``.
+        slice_column: the column with the number of the slice, "slice" if left out; read only with ``as_slices``.
         slice_numbers: what these numbers are: "index" (default), "instance" or "position", see
             :mod:`monai_wsss.data.slice_cutting`.
-        slicing_axis: "RL", "AP" or "SI", along which volumes are cut; if left out, that of the last array axis of the
-            first volume.
+        slicing_axis: "RL", "AP" or "SI", along which volumes are cut, "SI" (axial slices) if left out.
     """
 
     id_column: str
@@ -254,11 +252,11 @@ def prepare_folder(
     """Turn a folder of images and a table of image-level labels into a prepared folder.
 
     With ``as_slices`` the table has one row per slice to be taken.  The row holds the id of the volume, the number of
-    the slice, and its labels.  All volumes are cut along one anatomical axis, that of the last array axis of the first
-    (the axial one where files are stored as scanned); volumes that are stored otherwise are turned to lie as the first.
-    Labels never come from a mask.  Slices become PNG files of 16 bits, scaled by percentiles of the
-    whole volume (:func:`~monai_wsss.data.writing.scale_to_16_bit`).  The statistics are those of the subject's whole
-    volumes as written.
+    the slice, and its labels.  All volumes are cut along one anatomical axis, however files store them: slices are
+    axial unless ``slicing_axis`` says otherwise.  :mod:`monai_wsss.data.slice_cutting` says how they are numbered.
+    Labels never come from a mask.  Slices become PNG files of 16 bits, scaled by percentiles of the whole volume
+    (:func:`~monai_wsss.data.writing.scale_to_16_bit`).  The statistics are those of the subject's whole volumes as
+    written.
 
     Networks get pictures (PNG, JPEG, TIFF, BMP) and X-rays as (C, rows, columns).  Slices keep the order [x, y] of
     their volume.  A picture or mask that an EXIF entry turns is read and written upright, as viewers show it.
@@ -316,6 +314,8 @@ def prepare_folder(
         faults=faults,
         **rest,
     )
+    if masks is not None and Path(masks).resolve() == Path(images).resolve():
+        raise DataError(f"The masks and the images are in one folder, {masks}: give the masks a folder of their own.")
     folder = check_output(out, images, masks, Path(labels).parent)
     found = {} if masks is None else find_masks(masks, table.rows, faults)
     return prepare_images(

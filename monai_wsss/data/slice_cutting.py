@@ -2,10 +2,14 @@
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 """Volumes cut into slices: along one anatomical axis however files store them, by the numbers that a table gives.
 
-"index"       from 0 on in the order of the volume: of a DICOM series by position along its normal (toward the head
-              in an ordinary axial series), of other files that of the array
-"instance"    the InstanceNumber of the image in its DICOM series; in an enhanced file the number of the frame
-"position"    millimeters along the axis, as ImagePositionPatient says them: toward the left, the back or the head
+==========  =======================================================================================================
+numbers     of a slice
+==========  =======================================================================================================
+"index"     from 0 on in the order of the volume: in a DICOM series by position along its normal (toward the head in
+            an ordinary axial series), in other files along the array axis that runs along the slicing axis
+"instance"  the InstanceNumber of the image in its DICOM series; in an enhanced file the number of the frame
+"position"  millimeters along the slicing axis, as in ImagePositionPatient: toward the left, the back or the head
+==========  =======================================================================================================
 """
 
 from __future__ import annotations
@@ -34,15 +38,21 @@ __all__ = ["SliceCut", "write_slices"]
 _logger = logging.getLogger(__name__)
 
 
+_TURNED = {"RL": "PIL", "AP": "LIP", "SI": "LPS"}
+"""Toward which sides the axes of a volume run after a turn: as slices are looked at, and numbered as in DICOM."""
+
+
 @dataclass
 class SliceCut:
-    """How the volumes of a table are cut: all along one anatomical axis.
+    """How the volumes of a table are cut: all along one anatomical axis, the nearest array axis where they are oblique.
 
-    A volume whose last array axis runs along it is cut as it is stored.  Others are turned to lie as the first one.
+    A volume whose last array axis runs along it is cut as it is stored.  Others are turned to lie as the first that is
+    cut so.  Axial slices (SI) are the default.  A DICOM series of other images has to name its axis, since a table of
+    its images means these.
 
     Attributes:
         numbers: "index", "instance" or "position".
-        axis: "RL", "AP" or "SI"; None takes that of the last array axis of the first volume.
+        axis: "RL", "AP" or "SI"; None for "SI" where no DICOM series has images across another axis.
         axes: toward which sides the axes of the first volume run as it is cut, e.g. "LPS"; None before.
     """
 
@@ -51,22 +61,35 @@ class SliceCut:
     axes: str | None = None
     _told: set[str] = field(default_factory=set)
 
+    @property
+    def along(self) -> str:
+        """Give the axis along which volumes are cut."""
+        return self.axis or "SI"
+
     def turn_of(self, image: MetaTensor, name: str) -> np.ndarray | None:
-        """Give nibabel's orientation transform (3, 2) that brings a volume to lie as it is cut; None for none."""
+        """Give nibabel's orientation transform (3, 2) that brings a volume to lie as it is cut; None for none.
+
+        Raises:
+            DataError: the images of a DICOM series are not axial, and no axis is named.
+        """
         own = axes_of(affine_of(image))
         if own is None:
             return None
-        if self.axis is None:
-            self.axis = next(axis for axis in SLICING_AXES if own[2] in axis)
-        if self.axes is None:
-            along = next(side for side in own if side in self.axis)
-            self.axes = own.replace(along, "") + along
-        if own[2] in self.axis:
+        if own[2] in self.along:
+            self.axes = self.axes or own
             return None
+        stored = next(axis for axis in SLICING_AXES if own[2] in axis)
+        if self.axis is None and image.meta.get("image_numbers") is not None:
+            raise DataError(
+                f'The images of DICOM series "{name}" lie across {stored}, so they are not axial: give --slicing-axis '
+                f"{stored} if the table means these images, or SI to cut axial slices through them."
+            )
+        self.axes = self.axes or _TURNED[self.along]
         self._tell_once(
             "turned",
-            f'Volume "{name}" is stored along other axes ({own}): it is cut along {self.axis} all the same, and turned '
-            f"to {self.axes}, so its slices are numbered toward {self.axes[2]}.",
+            f'Volume "{name}" is stored along other axes ({own}): it is cut along {self.along} all the same, and '
+            f"turned to {self.axes}, so its slices are numbered from 0 on toward {self.axes[2]}; --slicing-axis names "
+            "another axis.",
         )
         return np.asarray(ornt_transform(io_orientation(affine_of(image)), axcodes2ornt(self.axes)))
 
@@ -86,7 +109,7 @@ class SliceCut:
         if self.numbers == "instance":
             if turned or by_image is None:
                 raise DataError(
-                    f'Volume "{name}" has no images with numbers along {self.axis}: only DICOM series that are cut as '
+                    f'Volume "{name}" has no images with numbers along {self.along}: only DICOM series that are cut as '
                     "they were taken have; give --slice-numbers index or position."
                 )
             if None in by_image or len(set(by_image)) < count:
@@ -102,10 +125,12 @@ class SliceCut:
                     "--slice-numbers instance if the numbers of the table are these.",
                 )
             return {float(index): index for index in range(count)}
-        if image.meta.get("unit", MILLIMETERS) != MILLIMETERS:
-            raise DataError(f'Nobody knows the size of the pixels of "{name}": give --slice-numbers index.')
-        affine, along = affine_of(image), SLICING_AXES.index(str(self.axis))
-        sign = 1 if self.axis == "SI" else -1  # DICOM counts toward the left and the back
+        if image.meta.get("unit", MILLIMETERS) != MILLIMETERS or axes_of(affine_of(image)) is None:
+            raise DataError(
+                f'No file says where the slices of "{name}" lie in millimeters: give --slice-numbers index.'
+            )
+        affine, along = affine_of(image), SLICING_AXES.index(self.along)
+        sign = 1 if self.along == "SI" else -1  # DICOM counts toward the left and the back
         return {float(sign * (affine[along, 3] + index * affine[along, 2])): index for index in range(count)}
 
     def _tell_once(self, key: str, sentence: str) -> None:
@@ -148,7 +173,7 @@ def _index(row: LabeledRow, places: Mapping[float, int], cut: SliceCut) -> int:
     if abs(heights[nearest] - number) > reach * (1 + 1e-6):
         raise DataError(
             f'{row.where}: the slice is at {number:g} mm, but volume "{row.image_id}" reaches from {heights.min():g} '
-            f"to {heights.max():g} mm along {cut.axis}: correct the number, it counts toward L, P or S."
+            f"to {heights.max():g} mm along {cut.along}: correct the number, it counts toward L, P or S."
         )
     return places[float(heights[nearest])]
 
@@ -169,7 +194,7 @@ def write_slices(
         case: the images of the volume.
         mask: the mask of the volume, or None.
         classes: names of the classes, (K).
-        cut: along which axis, and how slices are numbered; the first volume decides where it says no axis.
+        cut: along which axis, and how slices are numbered.
 
     Returns:
         Per row what :func:`~monai_wsss.data.case_files.write_slice` returns, the scaled volume (C, X, Y, Z) uint16 with

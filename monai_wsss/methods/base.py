@@ -150,7 +150,10 @@ class WSSSMethod(nn.Module):
         if not isinstance(self.network, ActivationNetwork):
             return
         channels = self.network.groups * self.network.num_classes
-        responses = self._negative_responses(self.network, channels, train_data_loader, device)
+        network = self.network
+        responses = self._negative_responses(
+            lambda image: network.of_classes(network(image)), channels, train_data_loader, device
+        )
         self.network.set_healthy_level(responses.reference(), responses.quantile())
 
     def _negative_responses(

@@ -39,6 +39,7 @@ from monai_wsss.refinement.pseudo_label import (
 )
 from monai_wsss.refinement.region import decide_within
 from monai_wsss.refinement.score_cut import cut_score_maps
+from monai_wsss.refinement.slice_masks import ToMaskBySliced
 from monai_wsss.refinement.swapped_labels import (
     ClassLabels,
     NoiseLabels,
@@ -72,6 +73,7 @@ __all__ = [
     "PixelAdaptiveRefinement",
     "SegmentationLabels",
     "ThresholdLabels",
+    "ToMaskBySliced",
     "ToMaskd",
     "TwoThresholdLabels",
     "affinity_labels",

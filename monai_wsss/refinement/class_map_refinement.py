@@ -27,8 +27,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from monai.data import MetaTensor
-from nibabel.orientations import io_orientation
 from torch import nn
 
 from monai_wsss._checks import check_choice, check_shape, float32_or_wider, plain_tensor
@@ -45,6 +43,7 @@ from monai_wsss.refinement.score_cut import (
     score_maps_of,
     signed_share,
 )
+from monai_wsss.refinement.slice_axis import slice_axis_of
 
 __all__ = ["ClassMapRefinement"]
 
@@ -228,14 +227,7 @@ class ClassMapRefinement:
         """Give the array axis along which the slices of a volume follow one another."""
         if self.slice_axis is not None:
             return self.slice_axis
-        buffers = {} if self.network is None else dict(self.network.named_buffers())
-        records = [name for name in buffers if name.rpartition(".")[2] == "reading_axes"]
-        along = abs(int(buffers[min(records, key=len)][-1])) if records else 0
-        affine = image.affine.reshape(-1, *image.affine.shape[-2:])[0].cpu() if isinstance(image, MetaTensor) else None
-        if not along or affine is None or affine.shape != (4, 4):
-            return -1
-        order = io_orientation(affine.numpy())[:, 0].tolist()
-        return order.index(along - 1) if along - 1 in order else -1
+        return slice_axis_of(image, self.network)
 
     def _by_slices(self, image: torch.Tensor, axis: int, maps: torch.Tensor) -> torch.Tensor:
         """Apply the part, to a volume of a 2D network slice by slice along an array axis."""
@@ -257,7 +249,7 @@ def _decide_through(
     """Decide as the rule does, by probabilities (B, channels, *S) of present classes that ``refine`` changes."""
     maps = rule._taking_part(scores)
     logits = rule.pool(maps) if rule.output_kind == "activation" else None
-    present = rule._present(maps, label, logits)
+    present, maps = rule._present(maps, label, logits), rule.of_classes(maps)
     presence = None if logits is None else logits.amax(dim=1)
     if rule.rule in ("argmax", "background"):
         competing = rule._competing(maps, present).softmax(dim=1).nan_to_num(nan=0.0)

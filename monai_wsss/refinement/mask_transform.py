@@ -17,7 +17,7 @@ from monai_wsss._checks import DataError, as_flag, plain_tensor
 from monai_wsss._resize import resize_linear
 from monai_wsss.refinement.class_map_refinement import ClassMapRefinement
 from monai_wsss.refinement.dense_crf import DenseCRF
-from monai_wsss.refinement.mask_rule import MaskRule
+from monai_wsss.refinement.mask_rule import MaskDecision, MaskRule
 from monai_wsss.refinement.pixel_adaptive import PixelAdaptiveRefinement
 
 __all__ = ["ToMaskd"]
@@ -111,11 +111,7 @@ class ToMaskd(MapTransform):
             level = 0.0 if rule.presence_level is None else rule.presence_level
             rule, label = replace(rule, gate="given"), (logits > torch.as_tensor(level).to(logits)).float()
         for key in self.key_iterator(item):
-            scores = plain_tensor(item[key])[None]
-            if self.refinement is None:
-                mask, cam, presence = rule(scores, label)
-            else:
-                mask, cam, presence = self.refinement(rule, scores, self.refinement.image_of(item), label)
+            mask, cam, presence = self.decide(rule, plain_tensor(item[key])[None], item, label)
             item[key] = mask[0]
             if cam is not None and presence is not None:
                 item["cam"], item["presence"] = cam[0], presence[0]
@@ -124,6 +120,14 @@ class ToMaskd(MapTransform):
             if logits is not None:
                 item["presence"] = logits[0].cpu()
         return item
+
+    def decide(
+        self, rule: MaskRule, scores: torch.Tensor, item: Mapping[Hashable, Any], label: torch.Tensor | None
+    ) -> MaskDecision:
+        """Decide the scores (1, channels, *S) of an item, with a label (1, K) where the gate is given."""
+        if self.refinement is None:
+            return rule(scores, label)
+        return self.refinement(rule, scores, self.refinement.image_of(item), label)
 
     @torch.no_grad()
     def _classified(self, item: Mapping[Hashable, Any], rule: MaskRule) -> torch.Tensor | None:

@@ -64,14 +64,24 @@ def test_volumes_are_cut_along_one_anatomical_axis_however_files_store_them(tmp_
     )
 
 
-def test_an_axis_may_be_named(tmp_path):
-    store(tmp_path / "images" / "a.nii.gz", "PSL")
-    store(tmp_path / "images" / "b.nii.gz", "LPS")
-    found = cut(tmp_path, "a,1,1", "b,1,1", slicing_axis="SI")
-    assert load_header(tmp_path / "out" / "datalist.json")["slicing_axis"] == "SI"
-    assert pixels(found["a_001"]).T.shape == pixels(found["b_001"]).shape
+@pytest.mark.parametrize(("axis", "in_plane"), [("SI", "LP"), ("RL", "PI"), ("AP", "LI")])
+def test_an_axis_may_be_named(tmp_path, axis, in_plane):
+    for name, codes in zip("ab", {"SI": ("PSL", "LIP"), "RL": ("LPS", "LIP"), "AP": ("SPR", "LPS")}[axis], strict=True):
+        store(tmp_path / "images" / f"{name}.nii.gz", codes)
+    found = cut(tmp_path, "a,1,1", "b,1,1", slicing_axis=axis)
+    header = load_header(tmp_path / "out" / "datalist.json")
+    assert (header["slicing_axis"], header["in_plane_axes"]) == (axis, in_plane)
+    np.testing.assert_array_equal(pixels(found["a_001"]), pixels(found["b_001"]))
     with pytest.raises(ValueError, match="Expected `slicing_axis` to be one of RL, AP, SI"):
         cut(tmp_path, "a,1,1", slicing_axis="XY")
+
+
+def test_slices_are_axial_where_nothing_else_is_said(tmp_path, caplog):
+    store(tmp_path / "images" / "a.nii.gz", "PSL")
+    found = cut(tmp_path, "a,0,1", "a,5,1")
+    for item, index in zip(found.values(), (0, 5), strict=True):
+        assert np.corrcoef(pixels(item).ravel(), VALUES[..., index].ravel())[0, 1] > 0.99
+    assert "numbered from 0 on toward S; --slicing-axis names another axis" in caplog.text
 
 
 # DICOM ---------------------------------------------------------------------------------------------------------------
@@ -116,9 +126,21 @@ def test_slices_are_numbered_as_the_table_says(tmp_path, series, caplog, numbers
     assert ('in "a" toward S' in caplog.text) == (numbers == "index")
 
 
+ACROSS: dict[str, Any] = {"slice_numbers": "position", "slicing_axis": "RL"}
+
+
 def test_positions_count_toward_the_left_and_the_back_as_in_dicom(tmp_path, series):
     series("a", (0, 1, 0, 0, 0, -1), (-3, 0, 0))  # toward the right
-    found = cut(tmp_path, "a,-8,1", "a,-11,1", "a,-14,1", "a,-17,1", "a,-20,1", "a,-23,1", slice_numbers="position")
+    found = cut(tmp_path, "a,-8,1", "a,-11,1", "a,-14,1", "a,-17,1", "a,-20,1", "a,-23,1", **ACROSS)
+    assert [number_of(item, found) for item in found.values()] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_series_of_other_than_axial_images_has_to_name_its_axis(tmp_path, series):
+    series("a", (0, 1, 0, 0, 0, -1), (-3, 0, 0))
+    with pytest.raises(DataError, match=r'series "a" lie across RL, so they are not axial: give --slicing-axis RL if'):
+        cut(tmp_path, "a,1,1")
+    rows = [f"a,{one},1" for one in range(1, 7)]
+    found = cut(tmp_path, *rows, slice_numbers="instance", slicing_axis="RL")
     assert [number_of(item, found) for item in found.values()] == [1, 2, 3, 4, 5, 6]
 
 
@@ -159,7 +181,9 @@ def test_numbers_that_files_do_not_say(tmp_path, series):
     with pytest.raises(DataError, match=r'Images of "a" have no InstanceNumber, or share one: give'):
         cut(tmp_path, "a,1,1", slice_numbers="instance")
     series("b", PixelSpacing=None)
-    with pytest.raises(DataError, match=r'Nobody knows the size of the pixels of "b": give --slice-numbers index'):
+    with pytest.raises(
+        DataError, match=r'No file says where the slices of "b" lie in millimeters: give --slice-numbers index'
+    ):
         cut(tmp_path, "b,3,1", slice_numbers="position")
     store(tmp_path / "images" / "c.nii.gz", "LPS")
     with pytest.raises(DataError, match=r'Volume "c" has no images with numbers along SI: only DICOM'):

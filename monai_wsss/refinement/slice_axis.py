@@ -1,0 +1,32 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""The array axis along which the slices of a volume follow one another, for what is decided slice by slice."""
+
+from __future__ import annotations
+
+import torch
+from monai.data import MetaTensor
+from nibabel.orientations import io_orientation
+from torch import nn
+
+__all__ = ["slice_axis_of"]
+
+
+def slice_axis_of(image: torch.Tensor, network: nn.Module | None) -> int:
+    """Give the array axis of a volume along which a network's training slices were cut.
+
+    Args:
+        image: a volume (C, *S) or batch of alike ones (B, C, *S), with its affine where it has one.
+        network: records along which anatomical axis slices were cut.
+
+    Returns:
+        0..2; -1, the last axis, where the network has no record of it or the volume no affine.
+    """
+    buffers = {} if network is None else dict(network.named_buffers())
+    records = [name for name in buffers if name.rpartition(".")[2] == "reading_axes"]
+    along = abs(int(buffers[min(records, key=len)][-1])) if records else 0
+    affine = image.affine.reshape(-1, *image.affine.shape[-2:])[0].cpu() if isinstance(image, MetaTensor) else None
+    if not along or affine is None or affine.shape != (4, 4):
+        return -1
+    order = io_orientation(affine.numpy())[:, 0].tolist()
+    return order.index(along - 1) if along - 1 in order else -1
