@@ -15,7 +15,7 @@ from monai.networks.nets import UNet
 from torch import nn
 
 from monai_wsss.engines import save_weights, with_weights
-from monai_wsss.methods import BMP, ClassActivationMapping, FullSupervision, PseudoMaskSupervision, SegmentationNetwork
+from monai_wsss.methods import ClassActivationMapping, FullSupervision, PseudoMaskSupervision, SegmentationNetwork
 from monai_wsss.networks import (
     CAMEncoder,
     FusedSegmenter,
