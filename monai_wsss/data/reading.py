@@ -131,7 +131,7 @@ def _reader_of(file: Path, kind: str, convert: Callable[[Image.Image], Image.Ima
     if kind == "picture":
         return PILReader(converter=partial(_opened, file=file, convert=convert))
     if kind == "dicom":
-        return DicomReader(leave_out_localizers=leave_out_localizers)
+        return DicomReader(leave_out_localizers=leave_out_localizers, numbered=True)
     return MillimeterNiftiReader() if kind == "nifti" else MetaImageReader()
 
 
