@@ -108,6 +108,7 @@ class CaseReader:
             notes.append(f"{', '.join(lacking)} is missing: segmented with {', '.join(present)}")
         values = torch.cat([channels[replaced.get(name, name)] for name in present])
         image = MetaTensor(values.as_tensor() if isinstance(values, MetaTensor) else values, meta=dict(first.meta))
+        image.meta.pop("image_numbers", None)  # of one sequence
         picture = case.kind == "image" and image_format(case.all_files[0]) == "picture"
         image.meta["filename_or_obj"] = "image.png" if picture else "image.nii.gz"  # its kind, and no name of a patient
         flat = picture or (case.kind == "dicom" and is_radiograph(case.all_files[0]))

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 import tempfile
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -350,4 +351,4 @@ def _sentence(error: Exception) -> str:
 
 def _unnamed(sentence: str) -> str:
     """Leave paths out of a sentence for the page."""
-    return " ".join("(a file)" if "/" in word and "." in word else word for word in sentence.split(" "))
+    return re.sub(r"[^\s'\"(),;:]*[/\\][^\s'\"(),;:]+", "a file", sentence)

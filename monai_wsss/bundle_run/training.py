@@ -7,6 +7,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 import shlex
 import warnings
 from collections.abc import Iterator, Mapping
@@ -32,6 +33,8 @@ TRAINING_METHODS = ("auto", "cam", "cmer", "gland", "bmp", "cosa", "coingan")
 """What ``monai-wsss train --method`` takes."""
 LEAST_STEPS = 300
 """Steps that a training on a small folder gets at least; fewer teach a network nothing."""
+_COLLAPSE = re.compile("almost all (back|fore)ground|converted images differ by|the generator changes images")
+"""Warnings of methods about an epoch that are signs of a collapse; others are advice."""
 _BUNDLES = {
     "cmer": "brain_mri_cmer_segmentation",
     "gland": "histology_gland_segmentation",
@@ -166,7 +169,7 @@ def _refuse_volumes(image: Any) -> None:
     if image_format(file) == "nifti":
         import nibabel
 
-        if len(nibabel.load(file).header.get_data_shape()) > 2:  # type: ignore[attr-defined]
+        if len(nibabel.load(file).header.get_data_shape()) > 2:
             raise DataError("The training images are volumes, and bundles train on slices: prepare with --as-slices.")
 
 
@@ -206,28 +209,27 @@ def _run(bundle: ShippedBundle, run: dict[str, Any], out: Path, images: int) -> 
     parser = workflow.parser
     trainer = parser.get_parsed_content("train#trainer")
     metrics = dict(parser.get_parsed_content("validate#evaluator").state.metrics)
-    steps = int(trainer.state.iteration)
-    return judge(metrics, sentences, images=images, steps=steps, epochs=int(trainer.state.max_epochs))
+    steps, epochs = int(trainer.state.iteration), int(trainer.state.max_epochs)
+    last = [text.partition(": ")[2] for text in sentences if text.startswith(f"Epoch {epochs}: ")]
+    return judge(metrics, [text for text in last if _COLLAPSE.search(text)], images=images, steps=steps, epochs=epochs)
 
 
 @contextmanager
 def _noted(sentences: list[str]) -> Iterator[None]:
-    """Log warnings once, without the place in the code, and keep those about a collapse of the last epoch."""
+    """Log warnings once, without the place in the code, and keep those about an epoch."""
     told: set[str] = set()
     with warnings.catch_warnings():
 
         def note(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
             text = str(message)
             if issubclass(category, UserWarning) and text.startswith("Epoch "):
-                epoch, _, sentence = text.partition(": ")
-                sentences[:] = [one for one in sentences if one.startswith(f"{epoch}: ")]
                 sentences.append(text)
-                text = sentence
+                text = text.partition(": ")[2]
             if text not in told and issubclass(category, UserWarning):
                 told.add(text)
                 _logger.warning("%s", text)
 
-        warnings.showwarning = note  # type: ignore[assignment]
+        warnings.showwarning = note
         yield
 
 
@@ -238,8 +240,7 @@ def _own_error(error: BaseException) -> Exception:
     while below is not None and below not in seen:
         seen.append(below)
         below = below.__cause__ or below.__context__
-    own = [one for one in seen if isinstance(one, DataError)] or [one for one in seen if isinstance(one, ValueError)]
-    found = own[0] if own else seen[0]
+    found = next((one for kind in (DataError, ValueError) for one in seen if isinstance(one, kind)), seen[0])
     return found if isinstance(found, Exception) else RuntimeError(str(found))
 
 

@@ -115,8 +115,20 @@ LAYOUTS = (
             Argument("--as-slices", "cut volumes into slices; the table has one row per slice", False),
             Argument(
                 "--slice-column",
-                "column with the slice along the last axis, from 0 on (default slice)",
+                "column with the number of the slice (default slice)",
                 metavar="NAME",
+            ),
+            Argument(
+                "--slice-numbers",
+                "what it is: index (from 0 on along the volume; DICOM by position), instance (InstanceNumber), or "
+                "position (mm)",
+                "index",
+                choices=("index", "instance", "position"),
+            ),
+            Argument(
+                "--slicing-axis",
+                "anatomical axis along which volumes are cut (default SI, axial slices)",
+                choices=("RL", "AP", "SI"),
             ),
             Argument("--leave-out-localizers", "leave out localizers among the images of a DICOM series", False),
             *_DRAW,

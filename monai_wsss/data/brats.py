@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from monai_wsss._checks import DataError, check_choice
 from monai_wsss._intensity import foreground_statistics
+from monai_wsss._nifti import unit_code
 from monai_wsss._orientation import axes_of
 from monai_wsss._pictures import XY
 from monai_wsss.data.brats_layouts import BratsCase, find_brats_cases
@@ -45,6 +46,8 @@ _CMER = {"training": 271, "validation": 32, "test": 32}
 _logger = logging.getLogger(__name__)
 
 Piece = tuple[LabeledRow, dict[str, Any]]
+_Place = tuple[np.ndarray, Mapping[Any, Any]]
+"""Affine (4, 4) and metadata of a sequence."""
 
 
 @dataclass(frozen=True)
@@ -116,8 +119,8 @@ def _check_complete(case: BratsCase, chosen: Sequence[str]) -> None:
         )
 
 
-def _read_case(case: BratsCase, modalities: Sequence[str]) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
-    """Read the sequences (C, X, Y, Z) float32, the whole tumor (X, Y, Z) bool, and the affine (4, 4) per sequence."""
+def _read_case(case: BratsCase, modalities: Sequence[str]) -> tuple[np.ndarray, np.ndarray, list[_Place]]:
+    """Read the sequences (C, X, Y, Z) float32, the whole tumor (X, Y, Z) bool, and the place of each sequence."""
     files = {case.images[name][0] for name in modalities}
     images = {file: read_image(file) for file in sorted(files)}
     for file, image in images.items():
@@ -130,8 +133,9 @@ def _read_case(case: BratsCase, modalities: Sequence[str]) -> tuple[np.ndarray, 
     truth = read_labels(case.truth)
     check_alike({**{str(file): image for file, image in images.items()}, str(case.truth): truth})
     volumes = [images[case.images[name][0]][case.images[name][1]].as_tensor().numpy() for name in modalities]
-    affines = [affine_of(images[case.images[name][0]]) for name in modalities]
-    return np.stack(volumes), truth[0].as_tensor().numpy() > 0, affines
+    of = [images[case.images[name][0]] for name in modalities]
+    places: list[_Place] = [(affine_of(image), image.meta) for image in of]
+    return np.stack(volumes), truth[0].as_tensor().numpy() > 0, places
 
 
 def splits_by_grade(cases: Sequence[BratsCase], seed: int) -> dict[str, str]:
@@ -167,23 +171,25 @@ def _write_volume(
     modalities: Sequence[str],
     volume: np.ndarray,
     tumor: np.ndarray,
-    affines: Sequence[np.ndarray],
+    places: Sequence[_Place],
 ) -> dict[str, Any]:
-    """Write all sequences with the affine of the first, since MONAI demands one affine; return the names of the files.
+    """Write all sequences in the place of the first, since MONAI demands one affine; return the names of the files.
 
     A sequence is copied if it is a NIfTI file of its own that has this affine already and no text in its header.
     """
     paths = []
-    for name, values, affine in zip(modalities, volume, affines, strict=True):
+    first, header = places[0]
+    for name, values, (affine, meta) in zip(modalities, volume, places, strict=True):
         paths.append(f"images/{case.subject}/{case.name}_{name}.nii.gz")
         source = case.images[name][0]
         as_it_is = case.channels == 1 and source.name.lower().endswith(".nii.gz")
-        if as_it_is and np.array_equal(affine, affines[0]) and is_bare_nifti(source):
+        same = np.array_equal(affine, first) and unit_code(meta) == unit_code(header)
+        if as_it_is and same and is_bare_nifti(source):
             copy_file(source, out / paths[-1])
         else:
-            write_nifti(out / paths[-1], values, affines[0])
+            write_nifti(out / paths[-1], values, first, header)
     mask = f"masks/{case.subject}/{case.name}.nii.gz"
-    write_nifti(out / mask, tumor.astype(np.uint8), affines[0])
+    write_nifti(out / mask, tumor.astype(np.uint8), first, header)
     return {"image": paths, "mask": mask}
 
 
@@ -223,20 +229,20 @@ def _convert(
     out: Path, case: BratsCase, modalities: Sequence[str], rule: _Rule
 ) -> tuple[list[Piece], np.ndarray, str | None]:
     """Read and write one case; return its rows with their files, the volume (C, X, Y, Z) as written, and its axes."""
-    volume, tumor, affines = _read_case(case, modalities)
-    axes = axes_of(affines[0])
+    volume, tumor, places = _read_case(case, modalities)
+    axes = axes_of(places[0][0])
     if not rule.as_slices:
         label = rule.label(tumor)
         if label is None:
             return [], volume, axes
-        files = _write_volume(out, case, modalities, volume, tumor, affines)
+        files = _write_volume(out, case, modalities, volume, tumor, places)
         return [(_row(case, case.name, label), files)], volume, axes
     _check_axial(case, axes)
     try:
         scaled, brain = scale_to_16_bit(volume, rule.percentiles)
     except ValueError as error:
         raise DataError(f"Case {case.name} ({case.folder}) cannot be scaled: {error}") from error
-    return list(_write_slices(out, case, modalities, scaled, brain, tumor, rule, affines[0])), scaled, axes
+    return list(_write_slices(out, case, modalities, scaled, brain, tumor, rule, places[0][0])), scaled, axes
 
 
 def _convert_all(

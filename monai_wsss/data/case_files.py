@@ -39,7 +39,6 @@ from monai_wsss.data.writing import (
     copy_file,
     fits_picture,
     is_bare_nifti,
-    scale_to_16_bit,
     write_nifti,
     write_picture,
 )
@@ -55,7 +54,6 @@ __all__ = [
     "read_mask",
     "write_case",
     "write_slice",
-    "write_slices",
 ]
 
 UNNAMED = ""
@@ -334,49 +332,6 @@ def write_slice(
     item["mask"] = f"masks/{row.subject}/{row.id}.png"
     write_picture(out / item["mask"], shown)
     return item, mask_shows(shown, row.label)
-
-
-def write_slices(
-    out: Path, rows: Sequence[LabeledRow], case: ImageCase, mask: Path | None, classes: Sequence[str]
-) -> tuple[list[tuple[dict[str, Any], bool]], np.ndarray]:
-    """Cut a volume along its last axis and write the slices of the rows, scaled to 16 bits by the whole volume.
-
-    Args:
-        out: the prepared folder.
-        rows: the rows of the volume, with ``volume`` set.
-        case: the images of the volume.
-        mask: the mask of the volume, or None.
-        classes: names of the classes, (K).
-
-    Returns:
-        Per row what :func:`write_slice` returns, and the scaled volume (C, X, Y, Z) uint16.
-
-    Raises:
-        DataError: the case is no volume, a slice lies outside of it, the volume cannot be scaled, or the mask cannot be
-            read or does not fit.
-    """
-    first = rows[0]
-    if case.images[0].ndim != 4:
-        raise DataError(
-            f'{first.where}: the image of "{first.image_id}" is 2D, but slices are cut from volumes: prepare 2D '
-            "images without `as_slices`."
-        )
-    try:
-        scaled, _ = scale_to_16_bit(case.volume)
-    except ValueError as error:
-        raise DataError(f'{first.where}: volume "{first.image_id}" cannot be scaled: {error}') from error
-    shown = None if mask is None else read_mask(mask, case.images[0], classes)
-    written = []
-    for row in rows:
-        index = row.volume[1] if row.volume else 0
-        if index >= scaled.shape[-1]:
-            raise DataError(
-                f'{row.where}: the slice is {index}, but volume "{row.image_id}" has the slices 0 to '
-                f"{scaled.shape[-1] - 1} along its last axis: correct the number, it counts from 0."
-            )
-        mask_of_slice = None if shown is None else shown[..., index]
-        written.append(write_slice(out, row, case.names, scaled[..., index], mask_of_slice))
-    return written, scaled
 
 
 def _write(path: Path, values: np.ndarray, like: MetaTensor) -> None:

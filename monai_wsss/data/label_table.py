@@ -15,16 +15,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from monai_wsss._checks import DataError
+from monai_wsss._checks import DataError, check_choice
 from monai_wsss._image_formats import image_stem
+from monai_wsss._orientation import SLICING_AXES
 from monai_wsss.data.csv_table import LABEL_WORDS, CsvTable, plain_name, read_csv_table, row_numbers, subject_like
 from monai_wsss.data.faults import Faults
 from monai_wsss.data.splits import SPLIT_OF_WORD
 
-__all__ = ["WHOLE", "LabelTable", "LabeledRow", "read_label_table"]
+__all__ = ["SLICE_NUMBERS", "WHOLE", "LabelTable", "LabeledRow", "read_label_table"]
 
 WHOLE = "foreground"
 """The class of a single column called ``label``: everything that is not background."""
+
+SLICE_NUMBERS = ("index", "instance", "position")
+"""What the numbers of slices in a table are, see :mod:`monai_wsss.data.slice_cutting`."""
 
 _PATCH_COLUMNS = ("source", "x", "y")
 _NO_LABEL = -1
@@ -44,7 +48,7 @@ class LabeledRow:
         label: 0/1 per class, (K).
         split: "training", "validation" or "test"; None where the table has no splits.
         values: the unparsed row, column -> text.
-        volume: for a slice, the id of its volume and its index along the last axis; else None.
+        volume: for a slice, the id of its volume and its number, see :data:`SLICE_NUMBERS`; else None.
         source: for a patch, the name of the image from which it was cut; else None.
         origin: for a patch, its first column and row in that image; None where the table has none.
     """
@@ -55,7 +59,7 @@ class LabeledRow:
     label: list[int]
     split: str | None
     values: Mapping[str, str]
-    volume: tuple[str, int] | None = None
+    volume: tuple[str, float] | None = None
     source: str | None = None
     origin: tuple[int, int] | None = None
 
@@ -81,6 +85,8 @@ class LabelTable:
         scored_class: without background, where every pixel belongs to a class, the class that foreground metrics score;
             with background None.
         faulty: ids of rows with faults, which are not among ``rows``; empty unless faults are collected.
+        slice_numbers: where rows are slices, what their numbers are, see :data:`SLICE_NUMBERS`.
+        slicing_axis: along which axis they are numbered, "RL", "AP" or "SI"; None for "SI".
     """
 
     path: Path
@@ -88,6 +94,8 @@ class LabelTable:
     rows: list[LabeledRow]
     scored_class: str | None = None
     faulty: frozenset[str] = frozenset()
+    slice_numbers: str = "index"
+    slicing_axis: str | None = None
 
     def by_subject(self) -> dict[str, list[LabeledRow]]:
         """Collect the rows of each subject, in the order of the table."""
@@ -180,12 +188,20 @@ def _parse_row(row: dict[str, Any], where: str, names: _Columns, faults: Faults)
     return LabeledRow(where, name, subject, label, split, row)
 
 
-def _as_slice(row: LabeledRow, column: str) -> LabeledRow:
+def _as_slice(row: LabeledRow, column: str, numbers: str) -> LabeledRow:
     """Turn a row with the id of a volume into the row of a slice, whose number is in the column."""
     text = row.values[column].strip()
+    if numbers == "position":
+        if not re.fullmatch(r"[-+]?[0-9]{1,5}([.,][0-9]{1,6})?", text):
+            raise DataError(
+                f'{row.where}: the slice in column "{column}" is "{text}": write its position in millimeters, as 12.5.'
+            )
+        place = float(text.replace(",", ".")) + 0.0
+        return replace(row, id=f"{row.id}_{place:g}", volume=(row.id, place))
     if not re.fullmatch("[0-9]{1,6}", text):
         raise DataError(
-            f'{row.where}: the slice in column "{column}" is "{text}": write its number along the last axis, from 0 on.'
+            f'{row.where}: the slice in column "{column}" is "{text}": write its '
+            + ("number along the slicing axis, from 0 on." if numbers == "index" else "InstanceNumber.")
         )
     return replace(row, id=f"{row.id}_{int(text):03d}", volume=(row.id, int(text)))
 
@@ -231,6 +247,8 @@ def read_label_table(
     label_columns: Sequence[str] | None = None,
     split_column: str | None = None,
     slice_column: str | None = None,
+    slice_numbers: str = "index",
+    slicing_axis: str | None = None,
     background: bool = True,
     scored_class: str | None = None,
     faults: Faults | None = None,
@@ -245,8 +263,11 @@ def read_label_table(
         label_columns: the columns with 0/1 labels, one per class; None takes ``label`` if there is one, else all
             columns with no other meaning; an empty list reads no labels.
         split_column: the column with train, val or test; None takes ``split`` if there is one, else no split is read.
-        slice_column: for a table of slices, the column with their numbers along the last axis of their volume, from 0
-            on.  The id is then that of the volume, and the case is called ``<id>_<slice:03d>``.
+        slice_column: for a table of slices, the column with their numbers.  The id is then that of the volume, and the
+            case is called ``<id>_<slice:03d>``, or ``<id>_<millimeters>``.
+        slice_numbers: what these numbers are: "index" along the slicing axis, from 0 on; "instance", the
+            InstanceNumber in a DICOM series; "position" in millimeters, see :mod:`monai_wsss.data.slice_cutting`.
+        slicing_axis: "RL", "AP" or "SI", the axis along which the slices are numbered and cut; None for "SI".
         background: whether pixels may belong to no class.  Without background the classes are all real (gland and
             other tissue), and the columns ``source``, ``x`` and ``y``, if there are any, say from which image a patch
             was cut, and where.
@@ -271,6 +292,9 @@ def read_label_table(
     """
     if background and scored_class is not None:
         raise ValueError(f'Expected no `scored_class` with background, got "{scored_class}": say that there is none.')
+    check_choice("slice_numbers", slice_numbers, SLICE_NUMBERS)
+    if slicing_axis is not None:
+        check_choice("slicing_axis", slicing_axis, SLICING_AXES)
     collected = Faults() if faults is None else faults
     csv_table = read_csv_table(path)
     names = _columns(csv_table, id_column, subject_column, label_columns, split_column, slice_column, background)
@@ -280,7 +304,7 @@ def read_label_table(
         with collected.gather():
             one = _parse_row(row, f"{csv_table.path}, row {number}", names, collected)
             if one is not None and names.slice is not None:
-                one = _as_slice(one, names.slice)
+                one = _as_slice(one, names.slice, slice_numbers)
             if one is not None and _NO_LABEL not in one.label:
                 parsed.append(one if background else _as_patch(one))
         if len(collected.sentences) > before or one is None or _NO_LABEL in one.label:
@@ -294,7 +318,7 @@ def read_label_table(
         _check_complete(unique, classes, scored, collected)
     if faults is None:
         collected.check()
-    return LabelTable(csv_table.path, classes, unique, scored, frozenset(faulty))
+    return LabelTable(csv_table.path, classes, unique, scored, frozenset(faulty), slice_numbers, slicing_axis)
 
 
 def _columns(

@@ -131,7 +131,7 @@ def _reader_of(file: Path, kind: str, convert: Callable[[Image.Image], Image.Ima
     if kind == "picture":
         return PILReader(converter=partial(_opened, file=file, convert=convert))
     if kind == "dicom":
-        return DicomReader(**series)
+        return DicomReader(numbered=True, **series)
     return MillimeterNiftiReader() if kind == "nifti" else MetaImageReader()
 
 

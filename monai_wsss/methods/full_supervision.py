@@ -16,6 +16,7 @@ from monai_wsss._labels import IGNORED
 from monai_wsss.engines.schedules import Progress
 from monai_wsss.losses import purified_label_loss
 from monai_wsss.methods.base import WSSSMethod
+from monai_wsss.networks.checked import CheckedModule
 from monai_wsss.networks.reading_record import add_reading_record
 from monai_wsss.refinement import MaskRule
 
@@ -24,7 +25,7 @@ __all__ = ["FullSupervision", "SegmentationNetwork", "class_targets"]
 _CERTAIN = 50.0  # a logit whose softmax is 1 in float32
 
 
-class SegmentationNetwork(nn.Module):
+class SegmentationNetwork(CheckedModule):
     """Any MONAI segmenter as a deployable network with ``output_kind = "segmentation"``.
 
     Args:

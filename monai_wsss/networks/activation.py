@@ -16,6 +16,7 @@ from monai_wsss._checks import check_choice
 from monai_wsss._resize import linear_mode
 from monai_wsss._running import fill_where_finite
 from monai_wsss.cams import pool_maps
+from monai_wsss.networks.checked import CheckedModule
 from monai_wsss.networks.reading_record import add_reading_record
 from monai_wsss.refinement import MaskRule
 
@@ -25,7 +26,7 @@ POOLINGS = ("average", "max", "topk", "lse")
 _LEVELS = ("negative_reference", "negative_quantile")
 
 
-class ActivationNetwork(nn.Module):
+class ActivationNetwork(CheckedModule):
     """Base of networks whose output is G groups of K raw, un-normalized activation maps.
 
     Weights from before there was the buffer ``filled`` load, too: levels that are finite count as measured.  How its

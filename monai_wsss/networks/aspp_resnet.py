@@ -28,6 +28,7 @@ from monai.networks.layers.factories import Conv
 from torch import nn
 
 from monai_wsss.networks.activation import ActivationNetwork
+from monai_wsss.networks.checked import CheckedModule
 from monai_wsss.networks.dilated_resnet import dilate_stage, resnet_stages
 from monai_wsss.networks.pooled_norm import PooledBatchNorm
 from monai_wsss.networks.pretrained import load_pretrained
@@ -35,7 +36,7 @@ from monai_wsss.networks.pretrained import load_pretrained
 __all__ = ["ASPPResNet", "AtrousSpatialPyramid"]
 
 
-class AtrousSpatialPyramid(nn.Module):
+class AtrousSpatialPyramid(CheckedModule):
     """Context at several scales: ``(B, F, *s) -> (B, out_channels, *s)``, each convolution with batch norm and ReLU.
 
     The image mean of a batch of one image has no batch statistics, since it is a single value per channel. In training

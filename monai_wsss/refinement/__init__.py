@@ -54,6 +54,7 @@ from monai_wsss.refinement.threshold import (
     otsu_threshold,
     percentile_threshold,
 )
+from monai_wsss.refinement.told_rule import ToldRule, tell_rule, told_rule
 
 __all__ = [
     "AssignedThresholds",
@@ -75,6 +76,7 @@ __all__ = [
     "ThresholdLabels",
     "ToMaskBySliced",
     "ToMaskd",
+    "ToldRule",
     "TwoThresholdLabels",
     "affinity_labels",
     "assigned_thresholds",
@@ -103,6 +105,8 @@ __all__ = [
     "seed_label",
     "segmentation_assignment",
     "softmax_with_background",
+    "tell_rule",
     "to_mask",
+    "told_rule",
     "two_threshold_label",
 ]

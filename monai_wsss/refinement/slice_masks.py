@@ -19,6 +19,7 @@ from monai_wsss._checks import as_flag, plain_tensor
 from monai_wsss.refinement.mask_rule import MaskDecision, MaskRule
 from monai_wsss.refinement.mask_transform import ToMaskd
 from monai_wsss.refinement.slice_axis import slice_axis_of
+from monai_wsss.refinement.told_rule import ToldRule
 
 __all__ = ["ToMaskBySliced"]
 
@@ -48,19 +49,26 @@ class ToMaskBySliced(ToMaskd):
         0
     """
 
-    def __init__(self, keys: KeysCollection, network: nn.Module, by_slice: bool | str = True, **words: Any) -> None:
+    def __init__(
+        self, keys: KeysCollection, network: nn.Module | None = None, by_slice: bool | str = True, **words: Any
+    ) -> None:
         super().__init__(keys, network, **words)
         self.by_slice = as_flag("by_slice", by_slice)
         self.settings["by_slice"] = self.by_slice
 
     def decide(
-        self, rule: MaskRule, scores: torch.Tensor, item: Mapping[Hashable, Any], label: torch.Tensor | None
+        self,
+        rule: MaskRule,
+        scores: torch.Tensor,
+        item: Mapping[Hashable, Any],
+        label: torch.Tensor | None,
+        told: ToldRule | None = None,
     ) -> MaskDecision:
         """Decide a volume (1, channels, *S) as a batch of slices."""
         if not self.by_slice or scores.ndim != 5:
-            return super().decide(rule, scores, item, label)
+            return super().decide(rule, scores, item, label, told)
         along = item["image"] if isinstance(item.get("image"), torch.Tensor) else scores
-        axis = slice_axis_of(along, self.network) % 3 + 2
+        axis = slice_axis_of(along, self.network if told is None else told.slicing_axis) % 3 + 2
         slices = scores.movedim(axis, 1)[0]
         labels = None if label is None else label.expand(len(slices), -1)
         if self.refinement is None:

@@ -582,6 +582,32 @@ def test_all_faults_are_told_at_once(tmp_path):
     ] * 2
 
 
+def test_masks_and_sequences_that_are_written_anew_keep_the_forms_of_the_first(tmp_path):
+    plain_case(tmp_path / "source" / "anna")
+    turned = np.diag([-2.0, -2, 3, 1])
+    for path in (tmp_path / "source" / "anna").iterdir():
+        image = nibabel.load(path)
+        data = np.asarray(image.dataobj)
+        copy = nibabel.Nifti1Image(data, LPS)
+        copy.set_sform(LPS, 2)
+        copy.set_qform(turned, 1)
+        copy.header["pixdim"][1:4] = 1, 1, 1
+        copy.header["descrip"] = b"text" if path.name.startswith("t2") else b""
+        nibabel.save(copy, path)
+    prepare_brats(tmp_path / "source", tmp_path / "out")
+    written = sorted((tmp_path / "out").rglob("*.nii.gz"))
+    assert len(written) == 5
+    for path in written:
+        header = nibabel.load(path).header
+        assert (int(header["sform_code"]), int(header["qform_code"])) == (2, 1)
+        np.testing.assert_allclose(header.get_sform(), LPS)
+        points = [
+            SimpleITK.ReadImage(str(one)).TransformIndexToPhysicalPoint((3, 4, 5))
+            for one in (path, tmp_path / "source" / "anna" / "t1.nii.gz")
+        ]
+        np.testing.assert_allclose(*points, atol=1e-5)
+
+
 def by_grade(folder: Path, high: int, low: int) -> Path:
     for grade, count in (("HGG", high), ("LGG", low)):
         for number in range(count):
