@@ -157,7 +157,7 @@ class ToMaskd(MapTransform):
     def _classified(self, item: Mapping[Hashable, Any], rule: MaskRule, told: ToldRule | None) -> torch.Tensor | None:
         """Give the logits (1, K) of a segmenter's own classifier where the label filter asks it, else None."""
         branches = getattr(self.network, "branches", None)
-        if rule.output_kind != "segmentation" or rule.gate != "predicted" or branches is None:
+        if self.network is None or rule.output_kind != "segmentation" or rule.gate != "predicted" or branches is None:
             return None
         if told is not None and told.network != id(self.network):
             raise ValueError(

@@ -77,5 +77,7 @@ def told_rule(prediction: Any) -> ToldRule | None:
     if not isinstance(text, str):
         return None
     told = json.loads(text)
-    words = {name: torch.tensor(value) if isinstance(value, list) else value for name, value in told["rule"].items()}
+    words: dict[str, Any] = {
+        name: torch.tensor(value) if isinstance(value, list) else value for name, value in told["rule"].items()
+    }
     return ToldRule(replace(MaskRule(), **words), told["slicing_axis"], told["network"])
