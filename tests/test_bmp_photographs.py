@@ -165,6 +165,29 @@ def test_a_short_run_from_end_to_end(kind, data, tmp_path):
             assert mask.max() <= CLASSES[kind]
 
 
+def test_both_branches_are_logged_by_iterations_and_measured_for_all_classes(kind, data, tmp_path):
+    """Zhu et al., Tab. II (seeds), Tab. VI (Y^c, Y^s) and Fig. 7 (by iteration), for the classes of VOC and COCO."""
+    short: dict[str, Any] = {**TINY, **CONFIDENT, "branches#evaluation#label_filters": ["given"]}
+    training = run(
+        BUNDLE, "train", tmp_path / "run", data,
+        iterations=4, val_interval=5, pretrained="none", overlays=(*OVERLAYS[kind], "log_branches.json"),
+        **{"branches#log#iterations": 2, "method#scales": [1.0], **AT_ONCE, **short},
+    )  # fmt: skip
+    logged = read_rows(training / "branches.csv")
+    assert [row["iteration"] for row in logged] == ["2"] * 6 + ["4"] * 6
+    assert {(row["split"], row["branch"]) for row in logged} == {
+        (split, branch) for split in ("training", "validation") for branch in "MSY"
+    }
+    options = {"overlays": (*OVERLAYS[kind], "evaluate_branches.json"), "ckpt_dir": str(training), **short}
+    measured = run(BUNDLE, "train", tmp_path / "branches", data, **{"method#scales": [1.0], **options})
+    rows = read_json(measured / "branches.json")["rows"]
+    assert len(rows) == 6
+    assert all(len(row["iou"]) == CLASSES[kind] + 1 and "background" in row["iou"] for row in rows)
+    for row, last in zip(rows, logged[-6:], strict=True):
+        assert (row["split"], row["branch"]) == (last["split"], last["branch"])
+        assert row["miou"] == pytest.approx(float(last["miou"]))
+
+
 def test_one_run_of_the_paper_itself_says_that_it_is_too_short(data, kind, tmp_path):
     with pytest.warns(UserWarning, match="`propagation_ramp` will not end in this run"):
         run(
