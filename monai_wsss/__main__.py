@@ -3,8 +3,8 @@
 """``monai-wsss``, or ``python -m monai_wsss``: prepares data, draws phantoms, writes reports, compares, scans bundles.
 
 :mod:`monai_wsss.command_line` holds the table of the commands; this module runs a row of it and prints the result.
-Training and inference stay ``python -m monai.bundle run``.  Exit codes: 0 done, 1 a mistake in data or arguments (one
-line on stderr), 2 wrong usage.  torch and monai are imported when a command needs them, so that ``--help`` is quick.
+Training and inference stay ``python -m monai.bundle run``.  Exit codes: 0 done, 1 mistakes in data or arguments (a line
+on stderr for each), 2 wrong usage.  torch and monai are imported when a command needs them: ``--help`` is quick.
 """
 
 from __future__ import annotations
@@ -253,10 +253,11 @@ def _print_row(first: object, *cells: object) -> None:
 
 
 def _error_line(error: Exception) -> str:
-    """Write an error as one line, with its type unless it is a mistake of the user."""
-    text = " ".join(str(error).split())
+    """Write an error as one line, or a line per mistake of the user; the type of any other error stands before it."""
     if isinstance(error, ValueError):
-        return f"error: {text}"
+        lines = (" ".join(line.split()) for line in str(error).splitlines())
+        return "\n".join(f"error: {line}" for line in lines if line)
+    text = " ".join(str(error).split())
     return f"error: {type(error).__name__}: {text} (run again with --debug to see where)"
 
 

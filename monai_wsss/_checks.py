@@ -23,8 +23,9 @@ __all__ = [
     "check_label",
     "check_label_map",
     "check_shape",
+    "check_sizes",
     "float32_or_wider",
-    "other_channels",
+    "misfit",
     "plain_tensor",
 ]
 
@@ -57,7 +58,7 @@ def check_shape(name: str, tensor: torch.Tensor, shape: str) -> None:
 
 
 def check_image(image: torch.Tensor) -> None:
-    """Check a batch of images before a network gets it, in the words of whoever prepares data.
+    """Check a batch of images at the door of a method or an inferer, in the words of whoever prepares data.
 
     Args:
         image: the images, (B, C, *S).
@@ -69,30 +70,61 @@ def check_image(image: torch.Tensor) -> None:
         >>> import torch
         >>> check_image(torch.zeros(2, 3, 8, 8))
     """
-    check_shape("image", image, "(B, C, *S)")
-    size = tuple(image.shape)
-    if size[0] == 0:
-        raise ValueError(f"Expected `image` of at least one image, got an empty batch {size}: leave it out.")
-    if 0 in size:
-        raise ValueError(f"Expected `image` with pixels along each axis, got {size}: look at the file it came from.")
+    check_sizes("image", image)
     if image.dtype == torch.float16 and image.device.type == "cpu":
         raise ValueError("Expected `image` of float32 on a CPU, got float16: convert it, or use bfloat16 or a GPU.")
 
 
-def other_channels(error: RuntimeError) -> ValueError | None:
-    """Explain torch's complaint that a network takes another number of channels; None for other errors.
+def check_sizes(name: str, image: torch.Tensor) -> None:
+    """Check that a batch of images or features is (B, C, *S) and that no axis is empty.
+
+    Raises:
+        ValueError: another shape, an empty batch, or an axis without pixels.
 
     Example:
-        >>> print(other_channels(RuntimeError("out of memory")))
+        >>> check_sizes("features", torch.zeros(2, 3, 8, 8))
+    """
+    size = tuple(image.shape)
+    if size[0:1] == (0,):
+        raise ValueError(f"Expected `{name}` of at least one image, got an empty batch {size}: leave it out.")
+    if 0 in size:
+        raise ValueError(f"Expected `{name}` with pixels along each axis, got {size}: look at the file it came from.")
+    check_shape(name, image, "(B, C, *S)")
+
+
+_OTHER_AXES = "choose other images or build the network for them (`spatial_dims`)."
+_OTHER_TYPES = "of the type of the network's weights, got {0} and {1}: convert one of them, or use autocast."
+_MISFITS = {
+    r"expected input\[.*\] to have (\d+) channels, but got (\d+) channels": "of {0} channels, got {1}: choose other "
+    "images (`modalities`) or build the network for them (`in_channels`).",
+    r"input to conv(\d)d, but got input of size: (\[.*?\])": "of {0} spatial axes after batch and channels, got {1}: "
+    + _OTHER_AXES,
+    r"required rank (\d) tensor to use channels_last": "of {0} axes in all, got others: " + _OTHER_AXES,
+    r"Padding size \d is not supported for (\d)D input": "of the network's spatial axes, got {0} axes in all: "
+    + _OTHER_AXES,
+    r"Input type \((\S+)\) and \w+ type \((\S+)\)": _OTHER_TYPES,
+    r"same dtype, but got (?:c10::)?(\w+) (?:and|!=) (?:c10::)?(\w+)": _OTHER_TYPES,
+    r"expected scalar type (\w+) but found (\w+)": _OTHER_TYPES,
+    r"not implemented for '(Half)'": "of float32 on a CPU, got {0}: convert it, or use bfloat16 or a GPU.",
+}
+"""What torch complains of when images do not fit a network, and how an error says it."""
+
+
+def misfit(error: RuntimeError, name: str = "image") -> ValueError | None:
+    """Explain torch's complaint that a network takes other channels, spatial axes or types; None for other errors.
+
+    Args:
+        error: what torch raised.
+        name: the argument that does not fit, for the message.
+
+    Example:
+        >>> print(misfit(RuntimeError("out of memory")))
         None
     """
-    found = re.search(r"expected input\[.*\] to have (\d+) channels, but got (\d+) channels", str(error))
-    if found is None:
-        return None
-    return ValueError(
-        f"Expected `image` of {found[1]} channels, got {found[2]}: choose other images (`modalities`) or build the "
-        "network for them (`in_channels`)."
-    )
+    for pattern, words in _MISFITS.items():
+        if found := re.search(pattern, str(error)):
+            return ValueError(f"Expected `{name}` {words.format(*found.groups())}")
+    return None
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

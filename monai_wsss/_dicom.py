@@ -37,11 +37,14 @@ class DicomImage:
         values: (C, x, y) or (C, x, y, z) float32; C is 3 for colors, else 1.
         affine: from indices to RAS millimeters, (4, 4).
         in_millimeters: whether the size of the pixels is known; if not, the affine counts pixels.
+        numbers: that people call the slices by, in their order: ``InstanceNumber``, or from 1 on in a file of several
+            frames; None where a file says none.
     """
 
     values: np.ndarray
     affine: np.ndarray
     in_millimeters: bool
+    numbers: tuple[int | None, ...]
 
 
 def _read(file: Path, *, pixels: bool) -> Dataset:
@@ -158,7 +161,7 @@ def _values(frames: Sequence[Frame]) -> np.ndarray:
         if volume is None:
             volume = np.empty((len(frames), *values.shape[1:]), dtype=np.float32)
         if values.shape[1:] != volume.shape[1:]:
-            raise DataError(f"{file} is in color and other images of its series are gray: keep one kind in a folder.")
+            raise DataError(f"{file} and other images of its series are in color and gray: keep one kind in a folder.")
         for place in own:
             volume[place] = values[frames[place].index]
     return np.empty((0, 0, 0), dtype=np.float32) if volume is None else volume
@@ -198,4 +201,5 @@ def read_dicom(path: Path, *, leave_out_localizers: bool = False) -> DicomImage:
         raise DataError(f"The DICOM series {path} is a stack of {len(frames)} color images: give them one by one.")
     moved = values.T if values.ndim == 4 else values.T[None]  # (3, x, y, 1) or (1, x, y, z)
     moved = np.ascontiguousarray(moved[..., 0] if len(frames) == 1 else moved)
-    return DicomImage(moved, affine, in_millimeters=frames[0].spacing is not None)
+    numbers = tuple(frame.number for frame in frames)
+    return DicomImage(moved, affine, in_millimeters=frames[0].spacing is not None, numbers=numbers)

@@ -10,6 +10,7 @@ directions are DICOM's (LPS), in millimeters.
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 from pydicom.dataset import Dataset
 
-__all__ = ["Frame", "frames_of", "number_of_frames", "numbers"]
+__all__ = ["ALIKE_IN_STACK", "Frame", "frames_of", "number_of_frames", "numbers"]
 
 _TELLING = {
     "StackID": "stack",
@@ -52,9 +53,22 @@ _TELLING = {
     "AcquisitionTime": "acquisition time",
     "FrameReferenceDateTime": "acquisition time",
     "ContentTime": "time",
+    "PatientID": "patient",
+    "FrameOfReferenceUID": "frame of reference",
 }
 """Tags in which images at one position may differ, the likeliest first, and what they mean."""
+ALIKE_IN_STACK = (
+    *("patient (PatientID)", "frame of reference (FrameOfReferenceUID)", "stack (StackID)", "echo time (EchoTime)"),
+    *("echo time (EffectiveEchoTime)", "echo number (EchoNumbers)", "b-value (DiffusionBValue)"),
+    *("inversion time (InversionTime)", "component of complex images (ComplexImageComponent)"),
+    *("tube voltage (KVP)", "energy (MonoenergeticEnergy)", "kernel (ConvolutionKernel)"),
+    *("contrast agent (ContrastBolusAgent)", "point in time (TemporalPositionIdentifier)"),
+    *("point in time (TemporalPositionIndex)", "type of image (ImageType)", "type of image (FrameType)"),
+)
+"""Tags, as in ``Frame.telling``, that are one and the same throughout an ordinary stack."""
 _PRIVATE_B_VALUES = ((0x0019, 0x100C), (0x0043, 0x1039), (0x2001, 0x1003))  # Siemens, GE, Philips
+_ALONG_BODY = 0.999
+"""From which cosine on a normal counts as running along the body."""
 _CENTIMETERS = 3
 _TWO_DIMENSIONAL = 1
 
@@ -74,6 +88,8 @@ class Frame:
         thickness: of the slice; None where it is unknown.
         step: distance between slices as the file states it, None where it does not.
         telling: tag -> its value, of the tags in which images at one position may differ.
+        number: that people call the frame by: ``InstanceNumber``, or from 1 on in a file of several frames; None where
+            the file says none.
         is_localizer: whether the file calls the frame a localizer.
     """
 
@@ -87,6 +103,7 @@ class Frame:
     thickness: float | None
     step: float | None
     telling: dict[str, str] = field(default_factory=dict)
+    number: int | None = None
     is_localizer: bool = False
 
     @property
@@ -129,15 +146,14 @@ def _positive(headers: Sequence[Dataset], keyword: str, count: int = 1) -> tuple
 def _pixel_spacing(headers: Sequence[Dataset]) -> tuple[float, float] | None:
     """Give the size of a pixel along a column and along a row, in the patient where the file knows it.
 
-    Projections that have no ``PixelSpacing`` state the size on the detector, which is larger than that in the patient
-    by the magnification.
+    Projections that have no ``PixelSpacing``, or one that repeats ``ImagerPixelSpacing`` and is not called calibrated,
+    state the size on the detector, which is larger than that in the patient by the magnification.
     """
-    found = _positive(headers, "PixelSpacing", 2)
-    if found is None:
-        detector = _positive(headers, "ImagerPixelSpacing", 2)
-        if detector is not None:
-            magnification = (_positive(headers, "EstimatedRadiographicMagnificationFactor") or (1.0,))[0]
-            found = tuple(side / magnification for side in detector)
+    found, detector = _positive(headers, "PixelSpacing", 2), _positive(headers, "ImagerPixelSpacing", 2)
+    calibrated = any(_text(header, "PixelSpacingCalibrationType") for header in headers)
+    if (found is None or (found == detector and not calibrated)) and detector is not None:
+        magnification = (_positive(headers, "EstimatedRadiographicMagnificationFactor") or (1.0,))[0]
+        found = tuple(side / magnification for side in detector)
     for keyword in ("NominalScannedPixelSpacing", "ImagePlanePixelSpacing"):
         found = found or _positive(headers, keyword, 2)
     found = found or _ultrasound_spacing(headers[-1])
@@ -194,12 +210,13 @@ def _text(header: Dataset, tag: Any) -> str | None:
 
 
 def _telling(headers: Sequence[Dataset]) -> dict[str, str]:
-    """Collect the tags in which images at one position may differ."""
+    """Collect the tags in which images at one position may differ; a patient is told apart, but not named."""
     found: dict[str, str] = {}
     for keyword in _TELLING:
         value = next((text for header in headers if (text := _text(header, keyword)) is not None), None)
         if value is not None:
-            found[f"{_TELLING[keyword]} ({keyword})"] = value
+            shown = f"#{zlib.crc32(value.encode()):08x}" if keyword == "PatientID" else value
+            found[f"{_TELLING[keyword]} ({keyword})"] = shown
     for tag in _PRIVATE_B_VALUES:
         value = _text(headers[-1], tag)
         if value is not None:
@@ -228,11 +245,17 @@ def _stepped_positions(header: Dataset, count: int) -> list[np.ndarray] | None:
     start, directions = _first(headers, "ImagePositionPatient", 3), _directions(headers)
     if offsets is None and numbers(header, "NumberOfSlices", 1) == (count,):
         step = _first(headers, "SpacingBetweenSlices", 1) or _positive(headers, "SliceThickness")
-        offsets = None if step is None else tuple(step[0] * index for index in range(count))
+        places = numbers(header, "SliceVector", count) or range(1, count + 1)
+        offsets = None if step is None else tuple(step[0] * (place - 1) for place in places)
+        first = 0.0
+    else:
+        first = offsets[0] if offsets else 0.0
     if offsets is None or start is None or directions is None:
         return None
     normal = np.cross(*directions)
-    return [np.asarray(start) + (offset - offsets[0]) * normal for offset in offsets]
+    if first != 0 and abs(normal[2]) > _ALONG_BODY:  # planes of a dose by their own heights, not by their distances
+        normal = np.abs(normal)
+    return [np.asarray(start) + (offset - first) * normal for offset in offsets]
 
 
 def frames_of(file: Path, header: Dataset) -> list[Frame]:
@@ -246,10 +269,11 @@ def frames_of(file: Path, header: Dataset) -> list[Frame]:
     positions = _stepped_positions(header, count) if count > 1 else None
     detector = list(header.get("DetectorInformationSequence") or ())[:1]
     size = (int(header.Rows), int(header.Columns))
+    instance = numbers(header, "InstanceNumber", 1)
     frames = []
     for index, headers in enumerate(_groups_by_frame(header, count)):
         headers = [*headers[:-1], *detector, header]
-        own = _first(headers, "ImagePositionPatient", 3)
+        own = _first(headers if count == 1 else headers[: -1 - len(detector)], "ImagePositionPatient", 3)
         position = None if own is None else np.asarray(own, dtype=np.float64)
         kinds = " ".join(text for one in headers for key in ("ImageType", "FrameType") if (text := _text(one, key)))
         slope = _first(headers, "RescaleSlope", 1) or _first([header], "DoseGridScaling", 1) or (1.0,)
@@ -265,6 +289,7 @@ def frames_of(file: Path, header: Dataset) -> list[Frame]:
             thickness=(_positive(headers, "SliceThickness") or (None,))[0],
             step=(_positive(headers, "SpacingBetweenSlices") or (None,))[0],
             telling=_telling(headers),
+            number=index + 1 if count > 1 else None if instance is None else int(instance[0]),
             is_localizer="LOCALIZER" in kinds.upper(),
         )
         frames.append(frame)

@@ -14,6 +14,7 @@ them.
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from importlib import import_module
 from pathlib import Path
@@ -24,6 +25,9 @@ import SimpleITK
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.filewriter import dcmwrite
 from pydicom.uid import UID, MRImageStorage, SecondaryCaptureImageStorage
+
+_told: set[Path] = set()
+_logger = logging.getLogger(__name__)
 
 __all__ = ["Rescale", "meant_values"]
 
@@ -38,9 +42,11 @@ _DESCRIPTION = (
 )
 _BY_GDCM = tuple(f"1.2.840.10008.1.2.4.{number}" for number in (50, 51, 57, 70, 80, 81, 90, 91))
 """Transfer syntaxes of JPEG, JPEG-LS and JPEG 2000; newer ones are left to the plug-ins of pydicom."""
+_LONGEST_START = 4096
+"""Bytes of a JPEG stream among which its markers of colors stand."""
 _GRAY = ("MONOCHROME1", "MONOCHROME2")
 _WIDEST = 16
-"""Bits up to which MONOCHROME1 is inverted within the range that can be stored, beyond it within the values."""
+"""Bits up to which MONOCHROME1 is inverted within the range that can be stored; beyond it, values change their sign."""
 
 
 def meant_values(dataset: Dataset, rescale: list[Rescale]) -> np.ndarray:
@@ -58,11 +64,11 @@ def meant_values(dataset: Dataset, rescale: list[Rescale]) -> np.ndarray:
             pydicom or ITK, which raise other errors, too.
     """
     interpretation = str(dataset.get("PhotometricInterpretation", "")).strip()
-    stored = _decoded(dataset)
     frames = int(dataset.get("NumberOfFrames") or 1)
     colors = int(dataset.get("SamplesPerPixel") or 1)
     shape = (frames, int(dataset.Rows), int(dataset.Columns), *((3,) if colors == 3 else ()))
-    stored = stored.reshape(shape)
+    _check_number(dataset, shape)
+    stored = _decoded(dataset).reshape(shape)
     if colors == 3:
         return _as_rgb(stored, interpretation, dataset)
     if interpretation == "PALETTE COLOR":
@@ -70,7 +76,21 @@ def meant_values(dataset: Dataset, rescale: list[Rescale]) -> np.ndarray:
         return _eight_bits(colors, 16 if colors.max(initial=0) > 255 else 8)
     if interpretation not in _GRAY or colors != 1:
         raise ValueError(f"the photometric interpretation {interpretation or 'nothing'} is not known")
-    return _gray(_within_bits(stored, dataset), dataset, rescale, inverted=interpretation == "MONOCHROME1")
+    within = _within_bits(stored, dataset)
+    values = _gray(within, dataset, rescale, inverted=interpretation == "MONOCHROME1")
+    _tell_of_padding(within, values, dataset)
+    return values
+
+
+def _check_number(dataset: Dataset, shape: tuple[int, ...]) -> None:
+    """Refuse uncompressed pixels of more frames than the header says."""
+    bits = int(dataset.get("BitsAllocated") or 0)
+    if dataset.file_meta.TransferSyntaxUID.is_compressed or bits % 8 or bits == 0:
+        return
+    size = int(np.prod(shape[1:])) * bits // 8
+    found = len(dataset.get("PixelData") or b"") // size
+    if found > shape[0]:
+        raise ValueError(f"it holds pixels of {found} frames, but NumberOfFrames says {shape[0]}")
 
 
 def _decoded(dataset: Dataset) -> np.ndarray:
@@ -101,10 +121,23 @@ def _decoded_by_gdcm(dataset: Dataset) -> np.ndarray:
             bare[name] = dataset[name]
     if gray:
         bare.PhotometricInterpretation = "MONOCHROME2"
+    elif (colors := _colors_of_jpeg(dataset)) is not None:
+        bare.PhotometricInterpretation = colors
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "pixels.dcm"
         _write(file, bare)
         return np.asarray(SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(file))))
+
+
+def _colors_of_jpeg(dataset: Dataset) -> str | None:
+    """Give the colors that a JPEG stream itself says it has, whatever the header says; None where it says none."""
+    start = bytes(dataset.PixelData[:_LONGEST_START])
+    if dataset.file_meta.TransferSyntaxUID not in _BY_GDCM[:2]:
+        return None
+    if b"JFIF\0" in start:
+        return "YBR_FULL_422"
+    place = start.find(b"Adobe")
+    return None if place < 0 else "RGB" if start[place + 11 : place + 12] == b"\0" else "YBR_FULL_422"
 
 
 def _write(file: Path, dataset: Dataset) -> None:
@@ -133,7 +166,7 @@ def _within_bits(stored: np.ndarray, dataset: Dataset) -> np.ndarray:
 def _gray(stored: np.ndarray, dataset: Dataset, rescale: list[Rescale], inverted: bool) -> np.ndarray:
     """Apply the modality LUT, and invert within the range of what it can give."""
     bits = int(dataset.get("BitsStored") or stored.dtype.itemsize * 8)
-    ends = np.asarray([stored.min(), stored.max()])
+    ends = np.zeros(2)  # of values without a range that can be stored: files of a series are inverted alike
     if stored.dtype.kind in "iu" and bits <= _WIDEST:
         lowest = -(2 ** (bits - 1)) if stored.dtype.kind == "i" else 0
         ends = np.asarray([lowest, lowest + 2**bits - 1])
@@ -144,6 +177,32 @@ def _gray(stored: np.ndarray, dataset: Dataset, rescale: list[Rescale], inverted
     slopes, intercepts = np.asarray(rescale, dtype=np.float64).reshape(-1, 2, 1, 1).transpose(1, 0, 2, 3)
     values = stored * slopes + intercepts
     return (ends.sum() * slopes + 2 * intercepts) - values if inverted else values
+
+
+def _tell_of_padding(stored: np.ndarray, values: np.ndarray, dataset: Dataset) -> None:
+    """Log, once per folder, that pixels of padding have values as if they were measured, unless these are 0."""
+    folder = Path(str(dataset.get("filename") or getattr(dataset, "filename", ""))).parent
+    first = _number(dataset, "PixelPaddingValue")
+    if first is None or stored.dtype.kind not in "iu" or folder in _told:
+        return
+    last = _number(dataset, "PixelPaddingRangeLimit")
+    low, high = sorted(np.asarray([first, first if last is None else last]).astype(stored.dtype).tolist())
+    padded = values[(stored >= low) & (stored <= high)]
+    if padded.any():
+        _told.add(folder)
+        _logger.warning(
+            "%s holds DICOM images with padding (PixelPaddingValue %d), which keeps its value, here %g: set it to that "
+            "of air or background if it disturbs.",
+            folder,
+            first,
+            padded[padded != 0][0],
+        )
+
+
+def _number(dataset: Dataset, keyword: str) -> int | None:
+    """Give a whole number of an element; None where it is absent, or still bytes."""
+    value = dataset.get(keyword)
+    return int(value) if isinstance(value, int) else None
 
 
 def _looked_up(stored: np.ndarray, item: Dataset, dataset: Dataset) -> tuple[np.ndarray, float]:

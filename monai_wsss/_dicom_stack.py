@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 
 from monai_wsss._checks import DataError
-from monai_wsss._dicom_frames import Frame
+from monai_wsss._dicom_frames import ALIKE_IN_STACK, Frame
 
 __all__ = ["affine_of_slice", "common_frames", "stacked"]
 
 _SAME_DIRECTION = 1e-3
 """Largest difference between direction cosines of slices that count as parallel."""
-_OFF_GRID, _OFF_GRID_MM = 0.05, 0.1
+_OFF_GRID, _OFF_GRID_MM = 0.1, 0.1
 """How far a slice may lie from its place on an even grid: a share of the step, and millimeters; the less counts."""
 _SAME_PLACE, _SAME_PLACE_MM = 0.1, 0.2
 """Up to which distance slices count as lying at one place: a share of the largest step, and millimeters."""
@@ -67,7 +67,7 @@ def common_frames(frames: Sequence[Frame], where: Path, leave_out_localizers: bo
     """
     leaders: list[Frame] = []
     kinds = [_kind(frame, leaders) for frame in frames]
-    commonest = Counter(kinds).most_common(1)[0][0]
+    commonest, count = Counter(kinds).most_common(1)[0]
     others = [frame for frame, kind in zip(frames, kinds, strict=True) if kind != commonest]
     if not others:
         return list(frames)
@@ -76,6 +76,10 @@ def common_frames(frames: Sequence[Frame], where: Path, leave_out_localizers: bo
         f"{len(others)} image{'s' * (len(others) > 1)} of another {'orientation' if turned else 'size'} than the other "
         f"{len(frames) - len(others)} ({_listed([other.name for other in others])})"
     )
+    if leave_out_localizers and count in [one for kind, one in Counter(kinds).items() if kind != commonest]:
+        raise DataError(
+            f"The DICOM series {where} holds {found}, so nobody knows which are the localizers: move them away."
+        )
     if not leave_out_localizers:
         raise DataError(
             f"The DICOM series {where} holds {found}, perhaps localizers: move them away, or leave them out with "
@@ -138,6 +142,7 @@ def stacked(frames: Sequence[Frame], where: Path) -> tuple[list[Frame], np.ndarr
     _check_single(ordered, heights, where)
     _check_even(ordered, heights, where)
     step = (_place(ordered[-1]) - _place(ordered[0])) / (len(ordered) - 1)
+    _tell_of_kinds(ordered, where)
     _tell_of_stated_step(ordered[0], step, normal, where)
     _tell_of_tilt(step, normal, where)
     return ordered, affine_of_slice(ordered[0], step)
@@ -219,6 +224,20 @@ def _check_even(ordered: Sequence[Frame], heights: np.ndarray, where: Path) -> N
         f"The slices of the DICOM series {where} are shifted sideways, up to {off:.3g} mm from the line from the first "
         "to the last: resample it to a straight grid."
     )
+
+
+def _tell_of_kinds(frames: Sequence[Frame], where: Path) -> None:
+    """Log that the images of a stack differ in what tells echoes, kernels or patients apart."""
+    for tag in dict.fromkeys(tag for frame in frames for tag in frame.telling if tag in ALIKE_IN_STACK):
+        values = list(dict.fromkeys(frame.telling.get(tag, "none") for frame in frames))
+        if len(values) > 1:
+            _logger.warning(
+                "The images of the DICOM series %s differ in their %s (%s): they are stacked by their positions "
+                "alone, so keep one kind in a folder if they do not belong together.",
+                where,
+                tag,
+                _listed(values),
+            )
 
 
 def _tell_of_stated_step(first: Frame, step: np.ndarray, normal: np.ndarray, where: Path) -> None:

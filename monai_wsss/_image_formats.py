@@ -49,6 +49,8 @@ _UNREAD_VOLUMES: tuple[str, ...] = (
     ".vti",
 )
 _UNREAD_VOLUMES += (".mhd.gz", ".gipl", ".npy", ".npz", ".h5", ".hdf5", ".mat", ".nii.bz2", ".nii.zst", ".nii.xz")
+_START = 132
+"""Bytes up to the end of the mark of a DICOM file."""
 _UNREAD = _UNREAD_PICTURES + _UNREAD_SLIDES + _UNREAD_VOLUMES
 
 
@@ -135,6 +137,22 @@ def image_stem(path: str | os.PathLike[str]) -> str:
 def _begins_like_dicom(file: Path) -> bool:
     try:
         with open(file, "rb") as stream:
-            return stream.read(132)[128:] == b"DICM" and file.name != "DICOMDIR"
+            start = stream.read(_START)
+            return file.name != "DICOMDIR" and (start[128:] == b"DICM" or _begins_like_old_dicom(start))
     except OSError:
         return False
+
+
+def _begins_like_old_dicom(start: bytes) -> bool:
+    """Tell whether a file begins with an element of group 8, as DICOM without a preamble does."""
+    for order in ("little", "big"):
+        group, element, length = (int.from_bytes(start[i : i + n], order) for i, n in ((0, 2), (2, 2), (4, 4)))
+        explicit = start[4:6] in (b"UL", b"CS", b"UI", b"DA", b"LO")
+        if (
+            group == 8
+            and element <= 0x18
+            and len(start) == _START
+            and (explicit or (order == "little" and length <= 64))
+        ):
+            return True
+    return False

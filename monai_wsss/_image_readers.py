@@ -22,17 +22,16 @@ from monai.utils import ensure_tuple
 from monai_wsss._checks import DataError
 from monai_wsss._dicom import read_dicom
 from monai_wsss._image_formats import image_format
+from monai_wsss._pictures import MILLIMETERS, PIXELS
 
 __all__ = ["DicomReader", "MetaImageReader"]
 
-MILLIMETERS, PIXELS = "mm", "px"
-"""Units of length of an image; pixels are of unknown size."""
-
-_Placed = tuple[np.ndarray, np.ndarray, str]
-"""Values (C, *S) float32, affine (4, 4) to RAS millimeters, and the unit."""
+_Placed = tuple[np.ndarray, np.ndarray, dict[str, Any]]
+"""Values (C, *S) float32, affine (4, 4) to RAS millimeters, and the metadata ``unit``, perhaps more."""
 _TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _SIZE_KEYS = (b"elementspacing", b"elementsize")
 _LONGEST_HEADER = 65536
+_UNITS = {"?": 1.0, "unknown": 1.0, "um": 0.001, "mm": 1.0, "cm": 10.0}
 
 
 class _PlacedReader(ImageReader):
@@ -58,13 +57,13 @@ class _PlacedReader(ImageReader):
         Raises:
             DataError: the files lie on several grids.
         """
-        (values, affine, unit), *others = img
+        (values, affine, entries), *others = img
         for other, other_affine, _ in others:
             if other.shape != values.shape or not np.allclose(other_affine, affine, atol=1e-3):
                 raise DataError("The files of a case lie on several grids: register and resample them to one first.")
         shape = np.asarray(values.shape[1:])
         meta: dict[str, Any] = {"affine": affine, "original_affine": affine.copy(), "spatial_shape": shape}
-        meta |= {"space": "RAS", "original_channel_dim": 0, "unit": unit}
+        meta |= {"space": "RAS", "original_channel_dim": 0} | entries
         return np.concatenate([one for one, _, _ in img]), meta
 
 
@@ -73,18 +72,22 @@ class DicomReader(_PlacedReader):
 
     Args:
         leave_out_localizers: whether localizers in a folder are left out.
+        numbered: whether the metadata say, under ``image_numbers``, how people number the slices; batches of images
+            need metadata of one length each, so they are not for training.
     """
 
     kind = "dicom"
 
-    def __init__(self, *, leave_out_localizers: bool = False) -> None:
+    def __init__(self, *, leave_out_localizers: bool = False, numbered: bool = False) -> None:
         super().__init__()
+        self.numbered = numbered
         self.leave_out_localizers = leave_out_localizers
 
     def read_one(self, path: Path) -> _Placed:
         """Read one file, or the series in a folder."""
         image = read_dicom(path, leave_out_localizers=self.leave_out_localizers)
-        return image.values, image.affine, MILLIMETERS if image.in_millimeters else PIXELS
+        entries: dict[str, Any] = {"unit": MILLIMETERS if image.in_millimeters else PIXELS}
+        return image.values, image.affine, entries | ({"image_numbers": image.numbers} if self.numbered else {})
 
 
 class MetaImageReader(_PlacedReader):
@@ -106,13 +109,29 @@ class MetaImageReader(_PlacedReader):
         affine[:count, :count] = directions * np.asarray(image.GetSpacing())[:count]
         affine[:count, 3] = np.asarray(image.GetOrigin())[:count]
         moved = channels.transpose(0, *range(channels.ndim - 1, 0, -1))
-        return np.ascontiguousarray(moved), _TO_RAS @ affine + 0.0, MILLIMETERS if _says_size(path) else PIXELS
+        says_size, unit = _stated_size(path)
+        affine[:3] *= unit
+        return np.ascontiguousarray(moved), _TO_RAS @ affine + 0.0, {"unit": MILLIMETERS if says_size else PIXELS}
 
 
-def _says_size(path: Path) -> bool:
-    """Tell whether the header of a MetaImage says the size of its pixels, which ITK takes for 1 mm if it does not."""
+def _stated_size(path: Path) -> tuple[bool, float]:
+    """Read the header of a MetaImage, whose unit of length ITK passes over.
+
+    Returns:
+        Whether it says the size of pixels, for which ITK takes 1 if it does not, and its unit in millimeters.
+
+    Raises:
+        DataError: an unknown unit.
+    """
     with open(path, "rb") as file:
-        header = file.read(_LONGEST_HEADER)
-    keys = [line.split(b"=")[0].strip().lower() for line in header.split(b"\n")]
-    end = next((place for place, key in enumerate(keys) if key == b"elementdatafile"), len(keys))
-    return any(key in _SIZE_KEYS for key in keys[:end])
+        lines = file.read(_LONGEST_HEADER).split(b"\n")
+    entries: dict[bytes, bytes] = {}
+    for line in lines:
+        key, _, value = line.partition(b"=")
+        if key.strip().lower() == b"elementdatafile":
+            break
+        entries[key.strip().lower()] = value.strip().lower()
+    unit = entries.get(b"distanceunits", b"mm").decode("latin-1")
+    if unit not in _UNITS:
+        raise DataError(f"{path} states lengths in {unit}, which is not known: write um, mm or cm as DistanceUnits.")
+    return any(key in entries for key in _SIZE_KEYS), _UNITS[unit]

@@ -2,15 +2,17 @@
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 """Units and forms of NIfTI headers: read in millimeters, written as the source has them.
 
-A header says its unit of length by a code: 1 meters, 2 millimeters, 3 micrometers, and 0, which nibabel writes by
-default, says nothing and counts as millimeters by convention.  It says the place of an image twice, by a qform and an
-sform, which may differ, each with a code of its own.
+A header says its unit of length by a code: 1 meters, 2 millimeters, 3 micrometers.  Code 0, which nibabel writes by
+default, and codes without a meaning say nothing and count as millimeters by convention.  A header says the place of an
+image twice, by a qform and an sform, which may differ, each with a code of its own.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import nibabel
@@ -21,7 +23,9 @@ from monai.data.utils import correct_nifti_header_if_necessary
 from monai.utils import ensure_tuple
 from nibabel.spatialimages import HeaderDataError
 
+from monai_wsss._checks import DataError
 from monai_wsss._image_formats import image_format, image_stem
+from monai_wsss._pictures import PIXELS
 
 __all__ = ["MillimeterNiftiReader", "as_nifti", "open_nifti", "says_no_unit", "unit_code"]
 
@@ -32,6 +36,8 @@ _FORMS = (
     *("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"),
     *("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z"),
 )
+
+_logger = logging.getLogger(__name__)
 
 
 def unit_code(header: Mapping[str, Any]) -> int | None:
@@ -66,19 +72,17 @@ def open_nifti(path: str | os.PathLike[str]) -> Any:
 class MillimeterNiftiReader(NibabelReader):
     """MONAI's reader of NIfTI, with affines in millimeters whatever the unit of the header is.
 
-    Where the voxel sizes of the two forms differ, MONAI takes the one that the header's ``pixdim`` confirms, and writes
-    it over the other.  The metadata keep the forms as the file has them.
+    The sform says the place where its code is not 0, else the qform.  Where both have a code and the header's
+    ``pixdim`` confirms the voxel size of the qform alone, the qform does, as in MONAI's own reader.  The metadata keep
+    the forms as the file has them, and say under ``unit`` "px" where neither a form nor ``pixdim`` says a size.
     """
 
     def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> Any:
-        names = ensure_tuple(data)
-        if any(map(_is_mixed, names)):
-            self.filenames = names
-            images = [correct_nifti_header_if_necessary(open_nifti(name)) for name in names]
-        else:
-            images = super().read(data, **kwargs)
-        self._stored = open_nifti(names[0]).header
-        return images[0] if isinstance(images, list) and len(images) == 1 else images
+        self.filenames = ensure_tuple(data)
+        images = [_placed(open_nifti(name), Path(name)) for name in self.filenames]
+        self._stored = open_nifti(self.filenames[0]).header
+        self._has_size = all(map(_says_size, images))
+        return images[0] if len(images) == 1 else images
 
     def get_data(self, img: Any) -> tuple[np.ndarray, dict[str, Any]]:
         values, meta = super().get_data(img)
@@ -90,7 +94,61 @@ class MillimeterNiftiReader(NibabelReader):
             for name in ("affine", "original_affine"):
                 meta[name] = np.asarray(meta[name], dtype=np.float64)
                 meta[name][:3] *= scale
+        if not self._has_size:
+            meta["unit"] = PIXELS
         return values, meta
+
+    def _get_array_data(self, img: Any, filename: Any) -> np.ndarray:
+        """Give the values of an image, with a fourth axis of length 1 before channels left out."""
+        values = np.asanyarray(img.dataobj)
+        if values.ndim == 5 and values.shape[3] == 1:
+            values = values[:, :, :, 0]
+        if values.size and not 2 <= values.ndim <= 4:
+            raise DataError(f"{filename} has {values.ndim} dimensions: save one image, or one volume, per file.")
+        if values.dtype.kind not in "iufb":
+            kind = "complex numbers: save their magnitude" if values.dtype.kind == "c" else "colors: save gray channels"
+            raise DataError(f"{filename} holds {kind}.")
+        return values
+
+
+def _placed(image: Any, path: Path) -> Any:
+    """Take the form that says the place of an image; tell of what is guessed or contradicts it."""
+    codes = [int(image.header[name]) for name in ("sform_code", "qform_code") if name in image.header]
+    if len(codes) == 2 and not any(codes):
+        _tell(path, "says no place (the codes of its forms are 0)", "its axes count as running to L, A and S")
+    before = image.affine.copy()
+    if len(codes) == 2 and all(codes):
+        image = correct_nifti_header_if_necessary(image)
+    if not np.allclose(before, image.affine, rtol=1e-3, atol=1e-3, equal_nan=True):
+        _tell(path, "has two forms that differ in the size of voxels", "the qform counts, as pixdim confirms it")
+    else:
+        stated = np.asarray(image.header.get_zooms()[:3], dtype=np.float64)
+        found = np.linalg.norm(image.affine[:3, : len(stated)], axis=0)
+        if not np.allclose(stated, found, rtol=0.01, equal_nan=True):
+            _tell(path, "has a pixdim that contradicts its sform", "the sform counts")
+    return image
+
+
+_told: set[tuple[Path, str]] = set()
+
+
+def _tell(path: Path, what: str, consequence: str) -> None:
+    """Log, once per folder, what a header says, and what follows."""
+    if (path.parent, consequence) not in _told:
+        _told.add((path.parent, consequence))
+        _logger.warning(
+            "The NIfTI file %s %s: %s, here and in other such files of its folder.", path, what, consequence
+        )
+
+
+def _says_size(image: Any) -> bool:
+    """Tell whether a NIfTI file says the size of its voxels; nibabel puts 1 for a ``pixdim`` of 0."""
+    header = image.header
+    if "sform_code" not in header or int(header["sform_code"]):
+        return True
+    with image.file_map["image"].get_prepare_fileobj() as file:
+        raw = type(header).from_fileobj(file, check=False)
+    return bool((np.asarray(raw["pixdim"])[1 : 1 + min(int(raw["dim"][0]), 3)] != 0).all())
 
 
 def says_no_unit(path: str | os.PathLike[str]) -> bool:
@@ -98,7 +156,7 @@ def says_no_unit(path: str | os.PathLike[str]) -> bool:
     if image_format(path) != "nifti":
         return False
     try:
-        return unit_code(dict(open_nifti(path).header)) == 0
+        return unit_code(dict(open_nifti(path).header)) not in (*_MILLIMETERS, 2)
     except Exception:  # nibabel raises many kinds for a broken file
         return False
 

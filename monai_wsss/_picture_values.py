@@ -7,6 +7,9 @@ what the file says      what is read
 ======================  ==============================================================================================
 white is 0 (TIFF)       inverted, so that bright means much
 colors of over 8 bits   refused, since Pillow would keep 8 of the bits
+signed 8 bits (TIFF)    refused, since Pillow would read -1 as 255; so are values from 2**31 on, read as negative
+unnamed channels        refused (TIFF), since Pillow would leave them out
+several pages           refused, unless they are smaller copies of the first, or the previews in a phone's JPEG
 CIE L*a*b*              refused
 mask with a palette     its indices where entry 0 is black or transparent, else whatever is not black
 mask with colors        gray as it is, or one color on black; anything else is refused
@@ -19,22 +22,29 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from monai_wsss._checks import DataError
+from monai_wsss._pictures import upright
 
 __all__ = [
+    "as_shown",
+    "begins_with_black",
     "bits_of",
     "check_values_kept",
     "gamma_of",
+    "has_colors",
     "has_transparency",
     "is_white_zero",
     "mask_numbers",
-    "with_black_as_zero",
+    "profile_is_unusual",
+    "refuse_unknown_tiff",
 ]
 
-_PHOTOMETRIC, _BITS = 262, 258
-_WHITE_IS_ZERO = 0
+_PHOTOMETRIC, _BITS, _SAMPLE_FORMAT, _EXTRA_SAMPLES, _SUBFILE = 262, 258, 339, 338, 254
+_WHITE_IS_ZERO, _UNSIGNED, _SIGNED, _UNSPECIFIED, _REDUCED = 0, 1, 2, 0, 1
+_USUAL_PROFILES = ("sRGB", "Gray Gamma 2.2", "Gray gamma 2.2")
+_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _ALPHA_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
 _SIXTEEN_BITS = ("I;16", "I;16B", "I;16L")
 _JPEG_SPREAD = 32
@@ -59,6 +69,11 @@ def gamma_of(picture: Image.Image) -> float | None:
     return None if gamma is None or "srgb" in picture.info else float(gamma)
 
 
+def has_colors(picture: Image.Image) -> bool:
+    """Tell whether a picture has colors, be it by a palette."""
+    return picture.mode not in ("1", "L", "LA", "La", "I", "F", *_SIXTEEN_BITS)
+
+
 def has_transparency(picture: Image.Image) -> bool:
     """Tell whether any pixel of a picture is transparent."""
     if picture.mode not in _ALPHA_MODES and "transparency" not in picture.info:
@@ -66,12 +81,38 @@ def has_transparency(picture: Image.Image) -> bool:
     return bool((_colors(picture)[..., 3] < 255).any())
 
 
+def profile_is_unusual(picture: Image.Image) -> bool:
+    """Tell whether a picture has a color profile by which viewers show other values than it holds."""
+    profile: bytes = picture.info.get("icc_profile") or b""
+    usual = any(name.encode(code) in profile for name in _USUAL_PROFILES for code in ("ascii", "utf-16-be"))
+    return bool(profile) and not usual
+
+
+def _pages(picture: Image.Image) -> int:
+    """Count the pages; not the smaller copies of a pyramid, nor the previews beside the photograph of a phone."""
+    frames: int = getattr(picture, "n_frames", 1)
+    if frames == 1 or picture.format == "MPO":
+        return 1
+    if picture.format != "TIFF":
+        return frames
+    reduced = 0
+    for frame in range(1, frames):
+        picture.seek(frame)
+        reduced += picture.tag_v2.get(_SUBFILE, 0) & _REDUCED  # type: ignore[attr-defined]
+    picture.seek(0)
+    return frames - reduced
+
+
 def check_values_kept(picture: Image.Image, file: Path) -> None:
-    """Refuse a picture of which Pillow would read other values than it holds.
+    """Refuse a picture of which Pillow would read other values than it holds, or a part alone.
 
     Raises:
-        DataError: colors or transparency of more than 8 bits, CIE L*a*b*, or white as 0 in signed or fractional values.
+        DataError: several pages, colors or transparency of more than 8 bits, CIE L*a*b*, white as 0 in signed or
+            fractional values, or channels or numbers of a TIFF that Pillow does not know.
     """
+    pages = _pages(picture)
+    if pages > 1:
+        raise DataError(f"{file} holds {pages} pages: save each page as a picture, or the stack as NIfTI.")
     bits = bits_of(picture)
     if bits > 8 and (len(picture.getbands()) > 1):
         raise DataError(
@@ -82,6 +123,52 @@ def check_values_kept(picture: Image.Image, file: Path) -> None:
         raise DataError(f"{file} stores its colors as CIE L*a*b*: save it as RGB.")
     if is_white_zero(picture) and picture.mode in ("I", "F"):
         raise DataError(f"{file} stores white as 0 in signed or fractional values: save it with black as 0.")
+    if picture.format == "TIFF":
+        _check_tiff(picture, file, bits)
+
+
+def _check_tiff(picture: Image.Image, file: Path, bits: int) -> None:
+    """Refuse a TIFF with channels or numbers that Pillow takes for others."""
+    tags = picture.tag_v2  # type: ignore[attr-defined]
+    if _UNSPECIFIED in np.atleast_1d(tags.get(_EXTRA_SAMPLES, 1)):
+        raise DataError(
+            f"{file} holds a channel beyond gray or RGB without saying what it is, and it would be left out: save each "
+            "channel as an image of its own, or the picture as RGB."
+        )
+    signs = np.atleast_1d(tags.get(_SAMPLE_FORMAT, _UNSIGNED))
+    if bits == 8 and _SIGNED in signs:
+        raise DataError(f"{file} holds signed values of 8 bits, which would be read as 0 to 255: save them as 16 bits.")
+    if bits == 32 and picture.mode == "I" and _UNSIGNED in signs:
+        with Image.open(file) as again:
+            least = again.getextrema()[0]
+        if least < 0:  # type: ignore[operator]
+            raise DataError(f"{file} holds values from 2**31 on, which would be read as negative: save smaller ones.")
+
+
+def refuse_unknown_tiff(error: Exception, file: Path) -> None:
+    """Refuse, in place of the error of Pillow, a TIFF that is whole but of a kind that Pillow does not know.
+
+    Raises:
+        DataError: the file is such a TIFF.
+    """
+    if not isinstance(error, (UnidentifiedImageError, SyntaxError)):
+        return
+    with open(file, "rb") as stream:
+        if stream.read(4) not in _TIFF_STARTS:
+            return
+    raise DataError(
+        f"{file} is a TIFF of a kind that is not read, e.g. with values of 64 bits or with several channels that are "
+        "no colors: save each channel as gray of up to 16 bits or float of 32, or the picture as RGB of 8 bits."
+    ) from error
+
+
+def as_shown(picture: Image.Image) -> Image.Image:
+    """Give a picture upright, with black as 0; the file of one with several frames, which stays open, is closed."""
+    shown = _with_black_as_zero(upright(picture), picture)
+    if getattr(picture, "n_frames", 1) > 1:
+        shown = shown.copy()
+        picture.close()
+    return shown
 
 
 def is_white_zero(picture: Image.Image) -> bool:
@@ -89,7 +176,7 @@ def is_white_zero(picture: Image.Image) -> bool:
     return picture.format == "TIFF" and picture.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO  # type: ignore[attr-defined]
 
 
-def with_black_as_zero(picture: Image.Image, source: Image.Image) -> Image.Image:
+def _with_black_as_zero(picture: Image.Image, source: Image.Image) -> Image.Image:
     """Invert a gray TIFF of more than 8 bits that stores white as 0; Pillow itself inverts those of 8 bits.
 
     Args:
@@ -146,13 +233,17 @@ def mask_numbers(picture: Image.Image, source: Image.Image, file: Path, palette:
     return numbers
 
 
+def begins_with_black(picture: Image.Image) -> bool:
+    """Tell whether entry 0 of the palette of a picture is black."""
+    return (picture.getpalette("RGB") or [0, 0, 0])[:3] == [0, 0, 0]
+
+
 def _palette_numbers(picture: Image.Image, file: Path) -> np.ndarray:
     """Give the indices of a palette whose entry 0 is background; else what its colors show."""
     colors = _colors(picture)
     indices = np.asarray(picture) if picture.mode == "P" else np.asarray(picture)[..., 0]
-    first = (picture.getpalette("RGB") or [0, 0, 0])[:3]
     hidden = colors[..., 3] == 0
-    if first == [0, 0, 0] or (hidden[indices == 0].all() and (indices == 0).any()):
+    if begins_with_black(picture) or (hidden[indices == 0].all() and (indices == 0).any()):
         numbers = np.where(hidden, 0, indices)
         if (colors[numbers > 0, :3].max(axis=-1, initial=0) == 0).any():
             raise _unclear(file, "has a palette with black as background and as something else")

@@ -28,6 +28,7 @@ from test_coingan_datasets import DATA_SETS, NARROW, SMALL
 from test_every_bundle import BUNDLES, PATCHES, call, environment, phantom_kind, read_json, read_rows
 
 from monai_wsss.data import load_datalist, make_phantoms
+from monai_wsss.data.writing import write_nifti
 from monai_wsss.networks import MixTransformer, ResNeSt, VisionTransformer, resnet38_classifier
 
 __all__ = ["environment"]  # one thread, no GPU, no network
@@ -137,6 +138,21 @@ def glands(root: Path, *, official: bool) -> None:
         (root / "labels.csv").write_text("id,case,split\n" + "\n".join(rows) + "\n", encoding="utf-8")
 
 
+def other_glands(mine: Path) -> None:
+    """ProG and EBHI as they unpack, few images of each."""
+    rng = np.random.default_rng(0)
+    for number in range(12):
+        mask = np.zeros((230, 230), np.uint8)
+        mask[:, : (60, 120, 230)[number % 3]] = 255
+        pixels = rng.integers(60, 200, (230, 230, 3)).astype(np.uint8)
+        for folder, array in (("prog/images", pixels), ("prog/masks", mask)):
+            (mine / folder).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array).save(mine / folder / f"{number}.png")
+        for folder, array in (("image", pixels), ("label", mask)):
+            (mine / "ebhi" / "Normal" / folder).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array[:224, :224]).save(mine / "ebhi" / "Normal" / folder / f"GT{number}-1-400-001.png")
+
+
 def patches(folder: Path, table: Path) -> None:
     """Tagged patches of six patients, as `prepare folder` reads them."""
     folder.mkdir()
@@ -160,6 +176,19 @@ def tagged_skin(phantoms: Path, root: Path) -> None:
     (root / "tiles.csv").write_text("id,x,y,label\n" + "\n".join(rows) + "\n", encoding="utf-8")
 
 
+def brats(root: Path) -> None:
+    """Twelve studies in the folders of their grades: noise, with a bright block in half of the slices."""
+    rng = np.random.default_rng(0)
+    tumor = np.zeros((24, 24, 6), np.uint8)
+    tumor[8:16, 8:16, 3:] = 1
+    for number in range(12):
+        name = f"BraTS19_{number}"
+        folder = root / ("HGG" if number % 4 else "LGG") / name
+        for word in ("t1", "t1ce", "t2", "flair"):
+            write_nifti(folder / f"{name}_{word}.nii.gz", rng.uniform(50, 150, tumor.shape) + 99 * tumor, np.eye(4))
+        write_nifti(folder / f"{name}_seg.nii.gz", tumor, np.eye(4))
+
+
 def prepare_surroundings(bundle: Path, mine: Path) -> None:
     """Put what the README takes as given beside the copy of the bundle and under `/my`."""
     kind = phantom_kind(bundle)
@@ -170,6 +199,8 @@ def prepare_surroundings(bundle: Path, mine: Path) -> None:
         modalities = read_json(bundle / "configs" / "train.json")["modalities"]
         make_phantoms(mine / "data", modalities=modalities, subjects=(2, 2, 1))
         slices(bundle / "lgg_mri_64")
+        if "cmer" in bundle.name:
+            brats(bundle / "BraTS2019")
         if "bmp" in bundle.name:
             make_voc(mine / "VOCdevkit" / "VOC2012")
             make_coco(mine / "coco2014")
@@ -188,6 +219,7 @@ def prepare_surroundings(bundle: Path, mine: Path) -> None:
         return
     glands(mine / "glas", official=True)
     glands(bundle / "glas_gland", official=False)
+    other_glands(mine)
     patches(bundle / "patches", bundle / "labels.csv")
     pixels = np.random.default_rng(0).integers(60, 200, (512, 512, 3)).astype(np.uint8)
     resolution: dict[str, Any] = {"resolution": (1e4 / 0.62, 1e4 / 0.62), "resolutionunit": 3, "photometric": "rgb"}
@@ -200,6 +232,9 @@ def prepare_surroundings(bundle: Path, mine: Path) -> None:
 def adapted(words: list[str], bundle: Path, mine: Path) -> list[str]:
     """The command with `/my` in its place, a training of one short epoch, and small data where it names none."""
     words = [word.replace("/my/", f"{mine}/") for word in words]
+    if words[1] == "benchmark" and "--size" in words:
+        words[words.index("--size") + 1] = "small"
+        return [*words, "--seeds", "0"]
     if words[:3] != ["python", "-m", "monai.bundle"]:
         return words + (SMALL.get(words[2], []) if "coingan" in bundle.name else [])
     files, gland = words[words.index("--config_file") + 1], "histology" in bundle.name
@@ -211,7 +246,7 @@ def adapted(words: list[str], bundle: Path, mine: Path) -> list[str]:
     elif "coingan" in bundle.name and "paper.json" in files:
         words += [word for name, value in NARROW.items() for word in (f"--{name}", str(value))]
     elif "paper.json" in files:
-        more = NARROW_PAPER if gland else {"network_def#width": "4"} if "cmer" in bundle.name else {}
+        more = NARROW_PAPER if gland else {"network_def#width": "4", "grid": "[64,64]"} if "cmer" in bundle.name else {}
         if "paper_voc.json" in files or "paper_coco.json" in files:
             more = NARROW_PHOTOGRAPHS | ({"iterations": "2"} if training else {})
         words += [word for name, value in more.items() for word in (f"--{name}", value)]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from monai_wsss._checks import check_image, other_channels
+from monai_wsss._checks import check_image, misfit
 from monai_wsss.engines import Progress
 from monai_wsss.inferers import VolumeInferer
 from monai_wsss.methods import ClassActivationMapping
@@ -52,11 +52,11 @@ def test_other_images_pass(dtype):
 def test_channels_of_every_kind_of_convolution_are_counted(layer):
     with pytest.raises(RuntimeError) as caught:
         layer(torch.zeros(1, 5, *[4] * (3 if isinstance(layer, nn.Conv3d) else 2)))
-    assert "of 4 channels, got 5" in str(other_channels(caught.value))
+    assert "of 4 channels, got 5" in str(misfit(caught.value))
 
 
 def test_other_errors_are_left_alone():
-    assert other_channels(RuntimeError("out of memory")) is None
+    assert misfit(RuntimeError("out of memory")) is None
 
 
 def test_no_classes_are_refused():

@@ -28,7 +28,7 @@ from monai_wsss.transforms import PairedSpatialTransform
 BUNDLE = ROOT / "bundles" / "brain_mri_cmer_segmentation"
 MODALITIES = ("T1", "T1c", "FLAIR")
 PRESETS = {"default": (), "paper": ("paper.json",), "released": ("released.json",)}
-NARROW = {"network_def#width": 4}
+NARROW = {"network_def#width": 4, "grid": [64, 64]}
 GRAD_CAM = {
     "_target_": "monai_wsss.inferers.GradientCAMInferer",
     "target_layer": "encoder",

@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from monai_wsss._checks import DataError
-from monai_wsss._files import save_tensors
+from monai_wsss._files import load_tensors, save_tensors
 from monai_wsss.engines import with_weights
 from monai_wsss.networks import CAMUNet, reading_order
 
+WEIGHTS = sorted((Path(__file__).parents[1] / "bundles").glob("*_segmentation/models/*.pt"))
 BUNDLES = sorted((Path(__file__).parents[1] / "bundles").glob("*_segmentation"))
 
 
@@ -54,6 +55,19 @@ def test_damaged_weights_are_named_and_nothing_in_them_runs(tmp_path, kind):
         with pytest.raises(DataError, match=r"model\.pt.* damaged"):
             read(path)
     assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("path", WEIGHTS, ids=lambda path: f"{path.parts[-3]}-{path.stem}")
+def test_a_flipped_bit_of_shipped_weights_is_noticed(tmp_path, path):
+    """Also where no checksum of an entry covers it, such as in the padding between tensors."""
+    content = bytearray(path.read_bytes())
+    load_tensors(path)
+    for place in (40, len(content) // 3, len(content) // 2, len(content) - 120, len(content) - 70, len(content) - 1):
+        content[place] ^= 1
+        (tmp_path / "model.pt").write_bytes(content)
+        content[place] ^= 1
+        with pytest.raises(DataError, match=r"model\.pt.* damaged"):
+            load_tensors(tmp_path / "model.pt")
 
 
 @pytest.mark.parametrize("kind", ["a list", "a tensor", "nested", "other tensors"])

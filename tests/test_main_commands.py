@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from monai_wsss.__main__ import main
+from monai_wsss.benchmark.gland_table import GlandOptions, make_gland_table
 from monai_wsss.command_line.arguments import REQUIRED, Argument, Command, Elsewhere
 from monai_wsss.command_line.table import COMMANDS, LAYOUTS, SPLITS
 from monai_wsss.data import splits
@@ -28,10 +29,14 @@ ROWS = [
 # Parameters that the command line leaves to Python on purpose.
 ONLY_IN_PYTHON = {
     "phantom": {"subjects"},
-    "benchmark": {"name", "recipes", "metrics", "figure", "grid", "samples", "batch_size", "window"},
+    "benchmark": {"name", "recipes", "grid", "samples", "batch_size", "window", "scale"},
 }
 # Options that functions hand on together -> their names, and what takes them.
-HANDED_ON = {"LabelColumns": (LabelColumns, read_label_table), "TileOptions": (TileOptions, TileRule)}
+HANDED_ON = {
+    "GlandOptions": (GlandOptions, make_gland_table),
+    "LabelColumns": (LabelColumns, read_label_table),
+    "TileOptions": (TileOptions, TileRule),
+}
 
 
 def parameters_of(function: Any) -> dict[str, Any]:

@@ -5,13 +5,15 @@
 
 from monai_wsss.benchmark.bmp_table import make_bmp_table
 from monai_wsss.benchmark.cam_table import make_cam_table
-from monai_wsss.benchmark.cmer_table import (
+from monai_wsss.benchmark.cmer_paper import (
+    CmerPaper,
+    make_cmer_backbone,
+    make_cmer_comparison,
     make_cmer_errors,
-    make_cmer_full_resolution,
-    make_cmer_table,
-    make_cmer_thresholds,
-    make_cmer_transforms,
+    make_cmer_losses,
 )
+from monai_wsss.benchmark.cmer_paper_figures import make_cmer_thresholds, make_cmer_transforms
+from monai_wsss.benchmark.cmer_table import make_cmer_full_resolution, make_cmer_table
 from monai_wsss.benchmark.coingan_figures import make_coingan_figures
 from monai_wsss.benchmark.coingan_table import make_coingan_table
 from monai_wsss.benchmark.cosa_figures import make_cosa_figures
@@ -19,7 +21,13 @@ from monai_wsss.benchmark.cosa_table import make_cosa_table
 from monai_wsss.benchmark.decision_table import make_decision_table
 from monai_wsss.benchmark.encoder_table import make_encoder_table, make_lever_table
 from monai_wsss.benchmark.formatting import Column, format_rows
-from monai_wsss.benchmark.gland_table import make_gland_adaptation, make_gland_table
+from monai_wsss.benchmark.gland_table import (
+    make_gland_adaptation,
+    make_gland_attention,
+    make_gland_comparison,
+    make_gland_pyramid,
+    make_gland_table,
+)
 from monai_wsss.benchmark.patches import Patches
 from monai_wsss.benchmark.prepared import Slices
 from monai_wsss.benchmark.published_numbers import PublishedRow, PublishedTable, published_tables
@@ -31,6 +39,7 @@ from monai_wsss.benchmark.tiles import Tiles
 __all__ = [
     "AdamWOneCycle",
     "BenchmarkTable",
+    "CmerPaper",
     "Column",
     "Entry",
     "Measured",
@@ -45,8 +54,11 @@ __all__ = [
     "format_rows",
     "make_bmp_table",
     "make_cam_table",
+    "make_cmer_backbone",
+    "make_cmer_comparison",
     "make_cmer_errors",
     "make_cmer_full_resolution",
+    "make_cmer_losses",
     "make_cmer_table",
     "make_cmer_thresholds",
     "make_cmer_transforms",
@@ -57,6 +69,9 @@ __all__ = [
     "make_decision_table",
     "make_encoder_table",
     "make_gland_adaptation",
+    "make_gland_attention",
+    "make_gland_comparison",
+    "make_gland_pyramid",
     "make_gland_table",
     "make_lever_table",
     "published_tables",

@@ -183,7 +183,9 @@ def coingan_recipes(budget: CoinganBudget = COINGAN_BUDGET) -> dict[str, Recipe]
     rows[unet] = _other(budget, CAM_RECIPES[f"{FULL_SUPERVISION} (masks)"], "full supervision", network="BasicUNet")
     rows[_PLAIN] = _other(budget, CAM_RECIPES["max"], "cam", pooling="max")
     weak = {
-        _CMER: _other(budget, CMER_RECIPES["SEAM, all transforms"], "cmer", cross_modal=False, distillation=False),
+        _CMER: _other(
+            budget, CMER_RECIPES["SEAM's equivariance, all transforms"], "cmer", cross_modal=False, distillation=False
+        ),
         "BMP": _other(budget, BMP_RECIPES["+ affinity (all of BMP)"], "bmp", preset="scratch"),
     }
     clean = {**rows, **weak}

@@ -27,18 +27,21 @@ class Column:
         head: the column's title.
         metric: name of the metric; ``_mm`` or ``_px`` at its end may be left out.
         of: the :attr:`~monai_wsss.benchmark.Row.column` of the rows to show; None shows those of the whole line.
-        kind: ``"value"``: mean over seeds, and standard deviation of several; ``"ratio"``: mean divided by that of the
-            best line of full supervision in the column ``bound``; ``"ratio alike"``: in the line's own column;
-            ``"ratio best"``: in any column; ``"p"``: p-value of Welch's t-test against the first line; ``"count"``: the
-            number of rows, which is that of the seeds.
+        kind: ``"value"``: mean over seeds, and standard deviation of several; ``"patients"``: mean and standard
+            deviation over patients, of several seeds the means of both; ``"ratio"``: mean divided by that of the best
+            line of full supervision in the column ``bound``; ``"ratio alike"``: in the line's own column; ``"ratio
+            best"``: in any column; ``"p"``: p-value of Welch's t-test against a line; ``"count"``: the number
+            of rows, which is that of the seeds.
         bound: for ``"ratio"``, the column of full supervision's rows to divide by; None takes any.
+        against: for ``"p"``, the name of the line to compare with; None takes the first line.
     """
 
     head: str
     metric: str
     of: str | None = None
-    kind: Literal["value", "ratio", "ratio alike", "ratio best", "p", "count"] = "value"
+    kind: Literal["value", "patients", "ratio", "ratio alike", "ratio best", "p", "count"] = "value"
     bound: str | None = None
+    against: str | None = None
 
 
 def format_rows(rows: Sequence[Row], columns: Sequence[Column]) -> str:
@@ -68,12 +71,13 @@ def format_rows(rows: Sequence[Row], columns: Sequence[Column]) -> str:
     bounds = [row for row in rows if FULL_SUPERVISION in row.name]
     text = [f"| {' | '.join(['row', *(column.head for column in columns)])} |", "|---" * (len(columns) + 1) + "|"]
     for name, own in lines.items():
-        cells = [_cell(column, own, bounds=bounds, first=first) for column in columns]
+        others = [first if column.against is None else lines.get(column.against, []) for column in columns]
+        cells = [_cell(column, own, bounds=bounds, other=other) for column, other in zip(columns, others, strict=True)]
         text.append(f"| {' | '.join([name, *cells])} |")
     return "\n".join(text)
 
 
-def _cell(column: Column, rows: Sequence[Row], *, bounds: Sequence[Row], first: Sequence[Row]) -> str:
+def _cell(column: Column, rows: Sequence[Row], *, bounds: Sequence[Row], other: Sequence[Row]) -> str:
     values = values_of(rows, column.metric, column.of)
     if not values:
         return _NOTHING
@@ -84,8 +88,12 @@ def _cell(column: Column, rows: Sequence[Row], *, bounds: Sequence[Row], first: 
         best = _best_line(bounds if of is None else [row for row in bounds if row.column == of], column.metric)
         return f"{np.mean(values) / best:.2f}" if best > 0 else _NOTHING
     if column.kind == "p":
-        baseline = values_of(first, column.metric, column.of)
-        return f"{welch_t_test(baseline, values).p:.2f}" if len(values) > 1 and values != baseline else _NOTHING
+        baseline = values_of(other, column.metric, column.of)
+        comparable = min(len(values), len(baseline)) > 1 and values != baseline
+        return f"{welch_t_test(baseline, values).p:.2f}" if comparable else _NOTHING
+    if column.kind == "patients":
+        spreads = values_of(rows, column.metric, column.of, "std")
+        return f"{np.mean(values):.3f} ± {np.mean(spreads):.3f}" if spreads else f"{np.mean(values):.3f}"
     spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
     return f"{np.mean(values):.3f}{spread}"
 
@@ -99,14 +107,15 @@ def _best_line(rows: Sequence[Row], metric: str) -> float:
     return max((float(np.mean(values)) for values in found if values), default=0.0)
 
 
-def values_of(rows: Sequence[Row], metric: str, column: str | None = None) -> list[float]:
+def values_of(rows: Sequence[Row], metric: str, column: str | None = None, part: str = "mean") -> list[float]:
     """Give the means of a metric in those rows that have it.
 
     Args:
         rows: rows of any seeds.
         metric: name of the metric, with or without ``_mm`` or ``_px``.
         column: the column of the rows; None takes all.
+        part: another entry of the metric in the place of its mean, such as ``"std"``.
     """
     chosen = [row.metrics for row in rows if column is None or row.column == column]
     names = (metric, f"{metric}_mm", f"{metric}_px")
-    return [metrics[name]["mean"] for metrics in chosen for name in names if name in metrics]
+    return [metrics[name][part] for metrics in chosen for name in names if part in metrics.get(name, {})]

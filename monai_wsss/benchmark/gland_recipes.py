@@ -24,24 +24,68 @@ from monai_wsss.methods import (
     WSSSMethod,
 )
 
-__all__ = ["CLASSIFIERS", "GLAND_BOUND", "SEGMENTERS", "gland_recipes", "make_segmenter", "two_stages"]
+__all__ = [
+    "CLASSIFIERS",
+    "GLAND_BOUND",
+    "OEEM",
+    "OEEM_WITH_PARTS",
+    "OURS",
+    "PYRAMIDS",
+    "ROWS",
+    "SEGMENTERS",
+    "STRUCTURES",
+    "TEACHER",
+    "gland_recipes",
+    "make_segmenter",
+    "two_stages",
+]
 
 GLAND_BOUND = f"{FULL_SUPERVISION} (masks)"
 
+_LEVELS = (2, 4, 8, 16)
 _CCA = {"attention": "cca", "attention_stages": (4, 5, 6)}
-_MPFP = {"pyramid": (2, 4, 8), "fusion": "sign"}
+_MPFP = {"pyramid": _LEVELS, "fusion": "sign", "logit": "weighted"}
+TEACHER = "CCA + MPFP (Eq. 9)"
 CLASSIFIERS: dict[str, dict[str, Any]] = {
     "baseline, average pooling": {"pooling": "average"},
     "+ CCA": {"pooling": "average", **_CCA},
-    "+ MPFP (Eq. 9)": {**_MPFP, "logit": "weighted"},
-    "CCA + MPFP (Eq. 9)": {**_CCA, **_MPFP, "logit": "weighted"},
+    "+ MPFP (Eq. 9)": _MPFP,
+    TEACHER: {**_CCA, **_MPFP},
     "default: top 25 %": {},
 }
-"""Settings over those of the preset ``default``; the pseudo-masks of each train a segmenter by cross-entropy."""
+"""Rows of Table 2: settings over those of the preset ``default``; pseudo-masks train a segmenter by cross-entropy."""
 
-_TEACHER = "CCA + MPFP (Eq. 9)"
-SEGMENTERS: dict[str, str] = {f"{_TEACHER}, PLF ({name})": name for name in ("paper", "official", "oeem")}
+SEGMENTERS: dict[str, str] = {f"{TEACHER}, PLF ({name})": name for name in ("paper", "official", "oeem")}
 """Variants of purified label filtration on the pseudo-masks of the full system."""
+
+OURS = f"{TEACHER}, PLF (paper)"
+"""The whole system, as the last row of Tables 1 to 4."""
+
+OEEM = "OEEM's loss alone, on the pseudo-masks of the baseline"
+OEEM_WITH_PARTS = f"{TEACHER}, PLF (oeem)"
+
+STRUCTURES: dict[str, dict[str, Any]] = {
+    "criss-cross attention x 1": {**_CCA, **_MPFP, "attention": "cc1"},
+    "criss-cross attention x 2": {**_CCA, **_MPFP, "attention": "cc2"},
+    **{f"CCA after stage {stage} only": {**_CCA, **_MPFP, "attention_stages": (stage,)} for stage in (4, 5, 6)},
+}
+"""Rows of Table 3 besides the whole system, with MPFP and PLF."""
+
+PYRAMIDS: dict[str, dict[str, Any]] = {
+    **{f"P_{level}": {**_CCA, **_MPFP, "pyramid": (level,)} for level in _LEVELS},
+    "P_2 + P_4, S": {**_CCA, **_MPFP, "pyramid": (2, 4)},
+    "P_2 + P_4 + P_8, S": {**_CCA, **_MPFP, "pyramid": (2, 4, 8)},
+    "P_2 + P_4 + P_8 + P_16, Average": {**_CCA, **_MPFP, "fusion": "average"},
+}
+"""Rows of Table 4 besides the whole system, with CCA and PLF."""
+
+ROWS: dict[str, tuple[str, ...]] = {
+    "gland": (*CLASSIFIERS, *SEGMENTERS, GLAND_BOUND),
+    "gland_comparison": (GLAND_BOUND, "baseline, average pooling", OEEM, OEEM_WITH_PARTS, OURS),
+    "gland_attention": (*list(STRUCTURES)[:2], OURS, *list(STRUCTURES)[2:]),
+    "gland_pyramid": (*PYRAMIDS, OURS),
+}
+"""Name of a table -> its rows in their order."""
 
 _OPTIMIZER = AdamWOneCycle(learning_rate=2e-3)
 
@@ -60,6 +104,7 @@ def two_stages(
     width: int,
     share: float = 1.0,
     initial: Path | None = None,
+    plf: str = "none",
     **options: Any,
 ) -> dict[str, Recipe]:
     """Give the classifier and the segmenter of a row by their keys.
@@ -70,19 +115,23 @@ def two_stages(
         width: width of the small ResNet38.
         share: share of the training patches to train on.
         initial: folder with ``classifier.pt`` and ``model.pt`` to begin from; None begins from scratch.
+        plf: weights of purified label filtration, see :meth:`~monai_wsss.methods.PseudoMaskSupervision.build`.
         options: other fields of both recipes.
     """
     begin = [None, None] if initial is None else [initial / "classifier.pt", initial / "model.pt"]
     shared: dict[str, Any] = {"optimizer": _OPTIMIZER, "share": share, **options}
-    classifier = Recipe(partial(_classifier, width=width, settings=settings), begin=begin[0], **shared)
+    # Weights of other levels, as those of earlier versions, are not taken for these.
+    words = {"levels": list(settings["pyramid"])} if settings.get("pyramid") else {}
+    build = partial(_classifier, width=width, settings=settings)
+    classifier = Recipe(build, begin=begin[0], words=words, **shared)
     return {
         f"{name} > classifier": classifier,
-        f"{name} > segmenter": _taught(name, "none", begin=begin[1], **shared),
+        f"{name} > segmenter": _taught(name, plf, begin=begin[1], **shared),
     }
 
 
 def gland_recipes(width: int, **options: Any) -> dict[str, Recipe]:
-    """Give all recipes of the ablation by their keys, in the order of the table.
+    """Give the recipes of all tables by their keys.
 
     Args:
         width: width of the small ResNet38.
@@ -91,8 +140,11 @@ def gland_recipes(width: int, **options: Any) -> dict[str, Recipe]:
     recipes: dict[str, Recipe] = {}
     for name, settings in CLASSIFIERS.items():
         recipes |= two_stages(name, settings, width=width, **options)
+    for name, settings in {**STRUCTURES, **PYRAMIDS}.items():
+        recipes |= two_stages(name, settings, width=width, plf="paper", **options)
     for name, plf in SEGMENTERS.items():
-        recipes[f"{name} > segmenter"] = _taught(_TEACHER, plf, optimizer=_OPTIMIZER, **options)
+        recipes[f"{name} > segmenter"] = _taught(TEACHER, plf, optimizer=_OPTIMIZER, **options)
+    recipes[f"{OEEM} > segmenter"] = _taught("baseline, average pooling", "oeem", optimizer=_OPTIMIZER, **options)
     recipes[f"{GLAND_BOUND} > segmenter"] = Recipe(_full_supervision, optimizer=_OPTIMIZER, **options)
     return recipes
 

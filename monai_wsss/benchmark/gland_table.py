@@ -1,45 +1,111 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""The ablation of the gland paper on any prepared dataset of patches with two or more real classes and no background.
+"""The tables of the gland paper, run small, on any prepared dataset of patches with two or more real classes.
 
-| rows                                  | what is measured                                                  |
-|---------------------------------------|-------------------------------------------------------------------|
-| baseline, + CCA, + MPFP, CCA + MPFP   | the classifier's class maps and its pseudo-masks of the training  |
-|                                       | patches, then a segmenter trained on them by cross-entropy        |
-| + PLF (paper, official, oeem)         | a segmenter trained on the last row's pseudo-masks                |
-| full supervision (masks)              | the same segmenter on masks, for as many epochs: the upper bound  |
+| command            | of the paper       | rows                                                                   |
+|--------------------|--------------------|------------------------------------------------------------------------|
+| `gland`            | Table 2            | baseline, + CCA, + MPFP, both, + PLF (paper, official, oeem), bound    |
+| `gland-comparison` | Table 1, Table A5  | bound, baseline, OEEM's loss without and with CCA and MPFP, the system |
+| `gland-attention`  | Table 3            | structures of CCA, stages that it follows                              |
+| `gland-pyramid`    | Table 4            | levels of MPFP, averaged or fused by S                                 |
+| `gland-adaptation` | Fig. 4             | weights of another dataset, fine-tuned on shares of the images         |
+
+A row is a classifier, whose class maps and pseudo-masks of the training patches are measured, and a segmenter that is
+trained on them; rows of full supervision train the same segmenter on masks.  All networks are small and trained from
+scratch, which the titles say; the paper's own networks are trained by the bundle's `paper.json`.
 
 `map_miou` takes the class of the highest map; `map_miou_mixture` the scored class where its probability exceeds the cut
 that a mixture finds in those of all images, without masks.
 
-Every stage leaves its weights below ``<out>/<row>/seed<k>/`` and is skipped when they are there.  Masks are read to
-measure, and to train the row that says so.
+Every stage leaves its weights below ``<out>/<row>/seed<k>/`` and is skipped when they are there, so tables in one
+folder share them.  Masks are read to measure, and to train the row that says so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack, cast
 
 from markupsafe import Markup
 
 from monai_wsss._files import file_sha256
 from monai_wsss.benchmark.formatting import Column, values_of
-from monai_wsss.benchmark.gland_recipes import gland_recipes, make_segmenter, two_stages
+from monai_wsss.benchmark.gland_recipes import (
+    CLASSIFIERS,
+    OURS,
+    ROWS,
+    TEACHER,
+    gland_recipes,
+    make_segmenter,
+    two_stages,
+)
 from monai_wsss.benchmark.patches import Patches
+from monai_wsss.benchmark.published_numbers import published_tables
 from monai_wsss.benchmark.recipes import Recipe
 from monai_wsss.benchmark.rows import Measured, Row
 from monai_wsss.benchmark.table import BenchmarkTable, Entry, Trained
 from monai_wsss.engines import with_weights
 from monai_wsss.reports import box_chart
 
-__all__ = ["make_gland_adaptation", "make_gland_table"]
+__all__ = [
+    "GlandTable",
+    "make_gland_adaptation",
+    "make_gland_attention",
+    "make_gland_comparison",
+    "make_gland_pyramid",
+    "make_gland_table",
+]
 
-_METRICS = ("pseudo_miou", "map_miou", "miou_pooled", "f1", "f1_from_miou", "dice_pooled", "map_miou_mixture")
+_COLUMNS = {
+    "pseudo-masks, mIoU": "pseudo_miou",
+    "class maps, mIoU": "map_miou",
+    "mIoU": "miou_pooled",
+    "F1 of the paper, 2m / (1 + m)": "f1_from_miou",
+    "F1 of the scored class": "f1",
+    "Dice of the scored class": "dice_pooled",
+    "class maps cut by a mixture, mIoU": "map_miou_mixture",
+}
 _SHARES = (0.2, 0.1, 0.05, 0.01)
 _UNTUNED = "without fine-tuning"
+_FINE_TUNED = "fine-tuned on {share:.0%} of the images"
+_OF_OEEM = "OEEM's loss, "
+
+
+class GlandOptions(TypedDict, total=False):
+    """Further arguments of the tables, see :func:`make_gland_table`."""
+
+    epochs: int
+    seeds: Sequence[int]
+    split: str
+    every: int
+    samples: int
+    width: int
+    batch_size: int
+    window: int
+
+
+@dataclass(frozen=True)
+class GlandTable(BenchmarkTable):
+    """A table with a title, which says what of the paper it is and that it was run small.
+
+    Attributes:
+        title: stands above the table.
+        published: number of the paper's table whose printed numbers stand below it, or empty.
+    """
+
+    title: str = ""
+    published: str = ""
+
+    def format(self, rows: Sequence[Row]) -> str:
+        """Give the title and the rows as Markdown, and the paper's own numbers below."""
+        parts = [f"**{self.title}**", super().format(rows)]
+        if self.published:
+            table = published_tables("gland")[self.published]
+            parts += [f"**Table {self.published} as published, not run here: {table.title}**", table.markdown()]
+        return "\n\n".join(parts)
 
 
 def make_gland_table(
@@ -54,8 +120,8 @@ def make_gland_table(
     width: int = 8,
     batch_size: int = 32,
     window: int = 112,
-) -> BenchmarkTable:
-    """Make the ablation of the gland paper.
+) -> GlandTable:
+    """Make the ablation of the gland paper, Table 2, run small.
 
     Args:
         datalist: path of a prepared ``datalist.json`` without background.
@@ -70,15 +136,42 @@ def make_gland_table(
         window: side of the windows in which whole images are segmented, in pixels; the training patches' side.
     """
     data = Patches(datalist, split, every, samples, window)
-    recipes = gland_recipes(width, batch_size=batch_size)
-    entries = [_entry(data, key) for key in recipes if key.endswith(" > segmenter")]
-    columns = [
-        *(Column(metric, metric) for metric in _METRICS),
-        Column("ratio of mIoU to full supervision", "miou_pooled", kind="ratio"),
-        Column("p against the baseline", "miou_pooled", kind="p"),
-    ]
-    settings = {"width": width}
-    return BenchmarkTable("gland", data, out, recipes, entries, columns, epochs=epochs, seeds=seeds, settings=settings)
+    return _table("gland", "2", data, out, epochs=epochs, seeds=seeds, width=width, batch_size=batch_size)
+
+
+def make_gland_comparison(datalist: Path, out: Path, **options: Unpack[GlandOptions]) -> GlandTable:
+    """Make Table 1 and Table A5, run small: what this package has of the competitors, tested against the system.
+
+    Of OEEM it is the loss alone.  The published numbers of all competitors stand below the table.
+
+    Args:
+        datalist: see :func:`make_gland_table`.
+        out: see there.
+        options: see there.
+    """
+    return _of_paper("gland_comparison", "1", datalist, out, options)
+
+
+def make_gland_attention(datalist: Path, out: Path, **options: Unpack[GlandOptions]) -> GlandTable:
+    """Make Table 3, run small: structures of CCA, and the stages that it follows.
+
+    Args:
+        datalist: see :func:`make_gland_table`.
+        out: see there.
+        options: see there.
+    """
+    return _of_paper("gland_attention", "3", datalist, out, options)
+
+
+def make_gland_pyramid(datalist: Path, out: Path, **options: Unpack[GlandOptions]) -> GlandTable:
+    """Make Table 4, run small: levels of MPFP, and how they are fused.
+
+    Args:
+        datalist: see :func:`make_gland_table`.
+        out: see there.
+        options: see there.
+    """
+    return _of_paper("gland_pyramid", "4", datalist, out, options)
 
 
 def make_gland_adaptation(
@@ -86,6 +179,7 @@ def make_gland_adaptation(
     out: Path,
     *,
     initial: Path = Path("models"),
+    initial_oeem: Path | None = None,
     epochs: int = 6,
     seeds: Sequence[int] = (0, 1, 2),
     split: str = "validation",
@@ -94,37 +188,85 @@ def make_gland_adaptation(
     width: int = 8,
     batch_size: int = 32,
     window: int = 112,
-) -> BenchmarkTable:
-    """Make the table of domain adaptation (Fig. 4): both stages fine-tuned on a small share of another dataset's tags.
+) -> GlandTable:
+    """Make Fig. 4, run small: the whole system (CCA, MPFP, PLF) fine-tuned on few images of another dataset.
 
-    There is one row per share and one without fine-tuning; each seed is a draw of the patches.  The figure is the box
-    chart over the draws.
+    There is one row per share of the images and one without fine-tuning; each seed is a draw of the images.  The figure
+    is the box chart over the draws.  The paper's two directions are two tables: from ProG to GlaS, and back.
 
     Args:
         datalist: see :func:`make_gland_table`, and so all arguments that are not named here.
         out: folder for weights, pseudo-masks, rows, the table and its figure.
-        initial: folder with ``classifier.pt`` and ``model.pt`` of another dataset, both of this table's networks.
+        initial: folder with ``classifier.pt`` and ``model.pt`` of another dataset, both of this table's networks: those
+            of the rows "CCA + MPFP (Eq. 9)" (classifier) and "CCA + MPFP (Eq. 9), PLF (paper)" (segmenter).
+        initial_oeem: the same of the baseline and of OEEM's loss; None leaves out the rows of OEEM's loss.
         seeds: seeds of each row, and of its draw.
     """
-    data = Patches(datalist, split, every, samples, window)
+    data = Patches(datalist, split, every, samples, window, share_of="images")
     recipes: dict[str, Recipe] = {}
-    for share in _SHARES:
-        name = f"fine-tuned on {share:.0%} of the tags"
-        recipes |= two_stages(name, {}, width=width, share=share, initial=initial, batch_size=batch_size)
-    entries = [Entry(_UNTUNED, partial(_untuned, data, initial), None)]
-    entries += [_entry(data, key) for key in recipes if key.endswith(" > segmenter")]
-    digests = {name: file_sha256(initial / f"{name}.pt") for name in ("classifier", "model")}
-    return BenchmarkTable(
-        "gland_adaptation",
-        data,
-        out,
-        recipes,
-        entries,
-        [Column(metric, metric) for metric in _METRICS],
-        epochs=epochs,
-        seeds=seeds,
-        figures={"gland_adaptation.svg": _share_chart},
+    systems = {"": (initial, CLASSIFIERS[TEACHER], "paper")}
+    if initial_oeem is not None:
+        systems[_OF_OEEM] = (initial_oeem, CLASSIFIERS["baseline, average pooling"], "oeem")
+    entries: list[Entry] = []
+    for system, (folder, settings, plf) in systems.items():
+        own: dict[str, Recipe] = {}
+        for share in _SHARES:
+            name = system + _FINE_TUNED.format(share=share)
+            words: dict[str, Any] = {"share": share, "initial": folder, "plf": plf, "batch_size": batch_size}
+            own |= two_stages(name, settings, width=width, **words)
+        entries.append(Entry(system + _UNTUNED, partial(_untuned, data, folder), None))
+        entries += [_entry(data, key) for key in own if key.endswith(" > segmenter")]
+        recipes |= own
+    digests = {
+        f"{system}{name}": file_sha256(folder / f"{name}.pt")
+        for system, (folder, _, _) in systems.items()
+        for name in ("classifier", "model")
+    }
+    return GlandTable(
+        "gland_adaptation", data, out, recipes, entries, [Column(*column) for column in _COLUMNS.items()],
+        epochs=epochs, seeds=seeds, figures={"gland_adaptation.svg": _share_chart},
         settings={"width": width, **digests},
+        title=_title(data, width, f"Fig. 4: weights of {initial.name} fine-tuned on shares of the images"),
+    )  # fmt: skip
+
+
+def _of_paper(name: str, number: str, datalist: Path, out: Path, options: GlandOptions) -> GlandTable:
+    """Make a table of the paper with the options of :func:`make_gland_table`, beside whose rows it lies."""
+    usual = make_gland_table(datalist, out, **options)
+    batch_size = options.get("batch_size", 32)
+    width, data = usual.settings["width"], cast(Patches, usual.data)
+    return _table(name, number, data, out, epochs=usual.epochs, seeds=usual.seeds, width=width, batch_size=batch_size)
+
+
+def _table(
+    name: str,
+    number: str,
+    data: Patches,
+    out: Path,
+    *,
+    epochs: int,
+    seeds: Sequence[int],
+    width: int,
+    batch_size: int,
+) -> GlandTable:
+    recipes = gland_recipes(width, batch_size=batch_size)
+    against = None if name == "gland" else OURS
+    columns = [
+        *(Column(*column) for column in _COLUMNS.items()),
+        Column("ratio of mIoU to full supervision", "miou_pooled", kind="ratio"),
+        Column(f"p against {'the baseline' if against is None else against}", "miou_pooled", kind="p", against=against),
+    ]
+    entries = [_entry(data, f"{row} > segmenter") for row in ROWS[name]]
+    return GlandTable(
+        name, data, out, recipes, entries, columns, epochs=epochs, seeds=seeds, settings={"width": width},
+        title=_title(data, width, f"Table {number}"), published="" if number == "2" else number,
+    )  # fmt: skip
+
+
+def _title(data: Patches, width: int, what: str) -> str:
+    return (
+        f"{what} of Feng et al. (AAAI 2025), run small on {data.header['name']}: a ResNet38 of width {width} and a "
+        "U-Net, both from scratch. Not the paper's run"
     )
 
 
@@ -156,9 +298,10 @@ def _untuned(data: Patches, initial: Path, table: BenchmarkTable, trained: Seque
 
 
 def _share_chart(table: BenchmarkTable, rows: Sequence[Row]) -> Markup:
-    """Draw the mIoU by the share of tags, over the draws."""
+    """Draw the mIoU by the share of the images, over the draws."""
     groups: dict[str, dict[str, list[float]]] = {}
     for row in rows:
-        group = groups.setdefault(row.name.removeprefix("fine-tuned on "), {"mIoU": []})
-        group["mIoU"] += values_of([row], "miou_pooled")
-    return box_chart(groups, title="mIoU by the share of tags, over the draws", y_label="mIoU")
+        name = row.name.removeprefix(_OF_OEEM).removeprefix("fine-tuned on ")
+        system = "OEEM's loss" if row.name.startswith(_OF_OEEM) else "CCA + MPFP + PLF"
+        groups.setdefault(name, {}).setdefault(system, []).extend(values_of([row], "miou_pooled"))
+    return box_chart(groups, title="mIoU by the share of the images, over the draws", y_label="mIoU")

@@ -37,6 +37,8 @@ class Patches(PreparedData):
         samples: patches per epoch, drawn so that labels are balanced.
         window: side of the windows in which whole images are segmented, in pixels.
         grid: side of a patch, and of a window, as networks see it, in pixels; None leaves them as they are.
+        share_of: what a recipe's share is drawn from, ``"items"`` or ``"images"``, see
+            :func:`~monai_wsss.data.draw_share`.
     """
 
     runtime_cache = True
@@ -49,12 +51,14 @@ class Patches(PreparedData):
         samples: int = 1600,
         window: int = _WINDOW,
         grid: int | None = None,
+        share_of: str = "items",
     ) -> None:
         super().__init__(datalist, split)
         self.every = every
         self.samples = samples
         self.window = window
         self.grid = grid
+        self.share_of = share_of
         self._read: dict[str, Cases] = {}
 
     def check(self) -> None:
@@ -70,7 +74,8 @@ class Patches(PreparedData):
     def settings(self) -> dict[str, Any]:
         """Tell what of the data decides the weights, for JSON."""
         grid = {} if self.grid is None else {"grid": self.grid}
-        return {**super().settings, "every": self.every, "samples": self.samples, **grid}
+        share = {} if self.share_of == "items" else {"share_of": self.share_of}
+        return {**super().settings, "every": self.every, "samples": self.samples, **grid, **share}
 
     @property
     def unusual(self) -> dict[str, Any]:
@@ -82,7 +87,7 @@ class Patches(PreparedData):
         items = load_datalist(self.datalist, "training", masks=masks)
         images = sorted({item.get("source", item["id"]) for item in items})[:: self.every]
         kept = [item for item in items if item.get("source", item["id"]) in images]
-        return draw_share(kept, recipe.share, seed=seed)
+        return draw_share(kept, recipe.share, seed=seed, of=self.share_of)
 
     def reading(self, keys: Sequence[str]) -> list[Any]:
         """Give the transforms that read patches and normalize their tissue."""

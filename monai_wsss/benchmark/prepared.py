@@ -32,6 +32,7 @@ from monai_wsss.data import (
     load_datalist,
     load_header,
 )
+from monai_wsss.engines.evaluation import slice_place
 from monai_wsss.inferers import PseudoMaskWriter, VolumeInferer
 from monai_wsss.metrics import CaseTable
 from monai_wsss.refinement import MaskRule
@@ -180,12 +181,29 @@ class Slices(PreparedData):
         datalist: path of the prepared ``datalist.json``.
         split: where to measure.
         grid: in-plane size of the networks, in pixels.
+        modalities: the channels to take, in this order; None takes those of the datalist.
+        raw: whether slices are neither clipped nor, in training, flipped and turned, as CMER's paper has it.
     """
 
-    def __init__(self, datalist: Path, split: str = "validation", grid: tuple[int, int] = (64, 64)) -> None:
+    def __init__(
+        self,
+        datalist: Path,
+        split: str = "validation",
+        grid: tuple[int, int] = (64, 64),
+        *,
+        modalities: Sequence[str] | None = None,
+        raw: bool = False,
+    ) -> None:
         super().__init__(datalist, split)
         self.grid = grid
+        self.chosen = None if modalities is None else list(modalities)
+        self.raw = raw
         self._read: dict[tuple[bool, str, int], Cases] = {}
+
+    @property
+    def modalities(self) -> list[str]:
+        """Give the names of the input channels, in their order."""
+        return super().modalities if self.chosen is None else self.chosen
 
     def check(self) -> None:
         """Refuse data with several classes, or without positive or negative images.
@@ -198,11 +216,13 @@ class Slices(PreparedData):
     @property
     def settings(self) -> dict[str, Any]:
         """Tell what of the data decides the weights, for JSON."""
-        return {**super().settings, "grid": list(self.grid)}
+        unusual = {"modalities": self.chosen, "raw": self.raw or None}
+        told = {name: value for name, value in unusual.items() if value is not None}
+        return {**super().settings, "grid": list(self.grid), **told}
 
     def items(self, recipe: Recipe, seed: int, *, masks: bool = False) -> Cases:
         """Give the training items of a recipe; with ``masks`` only those whose mask is on disk, healthy ones too."""
-        items = load_datalist(self.datalist, "training", masks=masks)
+        items = load_datalist(self.datalist, "training", masks=masks, modalities=self.chosen)
         items = [item for item in items if "mask" in item] if masks else items
         return self.of_recipe(draw_share(items, recipe.share, seed=seed), recipe)
 
@@ -216,8 +236,12 @@ class Slices(PreparedData):
         """Give the transforms that read slices; a mask may be missing."""
         return [
             LoadOrderedd(keys, allow_missing_keys=True),
-            NormalizeSubjectd("image"),
+            NormalizeSubjectd("image", clip=not self.raw),
         ]
+
+    def augmentation(self, keys: Sequence[str], recipe: Recipe) -> list[Any]:
+        """Give the random transforms of a training."""
+        return [] if self.raw else super().augmentation(keys, recipe)
 
     def fitting(self, keys: Sequence[str]) -> list[Any]:
         """Give the transforms that bring slices and their masks to the grid."""
@@ -236,7 +260,8 @@ class Slices(PreparedData):
         if key not in self._read:
             # Datasets may be large: the cases of another normalization are not kept.
             self._read = {kept: cases for kept, cases in self._read.items() if kept[0] == recipe.by_subject}
-            items = self.of_recipe(load_datalist(self.datalist, key[1], masks=True), recipe)[::every]
+            items = load_datalist(self.datalist, key[1], masks=True, modalities=self.chosen)
+            items = self.of_recipe(items, recipe)[::every]
             self._read[key] = list(CacheDataset(items, Compose(self.reading(["image", "mask"])), progress=False))
         return self._read[key]
 
@@ -315,6 +340,7 @@ def add_case(
         reference=case.get("mask"),
         presence=presence,
         cam=cam,
+        place=slice_place(case),
     )
 
 

@@ -17,7 +17,7 @@ from monai_wsss._checks import check_choice
 
 __all__ = ["PublishedRow", "PublishedTable", "not_rebuilt", "published_tables"]
 
-PAPERS = ("coingan", "cosa")
+PAPERS = ("coingan", "cosa", "gland")
 _NOTHING = "–"
 
 
@@ -76,7 +76,7 @@ def published_tables(paper: str = "cosa") -> dict[str, PublishedTable]:
     """Read the tables of a paper, by its own numbers of them.
 
     Args:
-        paper: ``"coingan"`` or ``"cosa"``.
+        paper: ``"coingan"``, ``"cosa"`` or ``"gland"``.
 
     Raises:
         ValueError: another paper.

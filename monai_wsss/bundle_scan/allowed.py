@@ -3,7 +3,8 @@
 """What a bundle's configuration may call: a list of what is allowed, so that what nobody thought of is refused.
 
 The list holds rooms, of which all classes and functions may be used, and single names.  Left out are parts that start
-programs, import or look things up by name, unpickle, download, or write where they are told to.
+programs, import or look things up by name, unpickle, download, or write where they are told to.  Some do so only where
+an argument asks for it: such arguments have a list of their own.
 """
 
 from __future__ import annotations
@@ -15,18 +16,18 @@ from typing import Any
 
 import torch
 
-__all__ = ["MEMBERS", "READERS", "is_allowed"]
+__all__ = ["MEMBERS", "argument_problem", "is_allowed", "told_arguments"]
 
 _ROOMS = {
     "monai.engines": "",
     "monai.inferers": "",
-    "monai.losses": "",
+    "monai.losses": "Perceptual",
     "monai.metrics": "",
     "monai.networks.blocks": "",
     "monai.networks.layers": "",
-    "monai.networks.nets": "",
+    "monai.networks.nets": "BertPreTrained CellSam EncoderRegister MultiModal TorchVision Transchex pretrained",
     "monai.networks.schedulers": "",
-    "monai.optimizers": "",
+    "monai.optimizers": "LearningRateFinder",
     "monai.transforms": "CuCIM TorchIO TorchVision WriteFileMapping SaveClassification",
     "torch.nn": "",
     "torch.nn.functional": "",
@@ -44,6 +45,9 @@ _OWN_ROOMS = _OWN.split()
 _OWN_EXCLUDED = ("download", "prepare", "remove", "save", "write")
 """Beginnings of the names of functions in them that may not."""
 
+_OWN_NAMES = "monai_wsss.methods.coingan_settings.coingan_optimizers"
+"""Names of files in these rooms that are not names of the room."""
+
 _NAMES = {
     "monai.data": """
         ArrayDataset CacheDataset DataLoader Dataset DistributedSampler DistributedWeightedRandomSampler
@@ -54,7 +58,7 @@ _NAMES = {
         set_track_meta
     """,
     "monai.handlers": """
-        AveragePrecision CheckpointLoader CheckpointSaver ClassificationSaver ConfusionMatrix EarlyStopHandler
+        AveragePrecision CheckpointLoader CheckpointSaver ConfusionMatrix EarlyStopHandler
         GarbageCollector HausdorffDistance IgniteMetricHandler LrScheduleHandler MeanAbsoluteError MeanDice
         MeanIoUHandler MeanSquaredError MetricLogger MetricsSaver PanopticQuality PeakSignalToNoiseRatio PostProcessing
         ProbMapProducer ROCAUC RootMeanSquaredError SmartCacheHandler StatsHandler SurfaceDistance
@@ -81,8 +85,61 @@ MEMBERS = frozenset(_MEMBERS.split())
 """Attributes that an expression may take of what a @reference or a call gives, and class methods that build."""
 
 _READERS = "itkreader nibabelreader nrrdreader pilreader pydicomreader itkwriter nibabelwriter pilwriter"
-READERS = frozenset(_READERS.split())
-"""Readers and writers that may be named by a text; MONAI imports and calls whatever else such a text names."""
+
+_ARGUMENTS: dict[str, tuple[Any, ...]] = {
+    "reader": (None, *_READERS.split()),
+    "writer": (None, *_READERS.split()),
+    "merger_cls": ("avgmerger",),
+    "workflow_name": (None, "configworkflow"),
+    "allow_pickle": (False,),
+    "compile": (False,),
+    "pretrained": (None, False),
+    "pretrained_url": (None,),
+}
+"""Arguments of MONAI's parts that name what is imported and called, or ask to unpickle, compile or download, and the
+values that are harmless; texts in small letters."""
+
+_DOWNLOADS = ("pretrained", "pretrained_url")
+"""Those of them that parts of monai_wsss take, too: they look for installed weights."""
+
+
+def told_arguments(thing: Any) -> dict[str, Any]:
+    """Give the arguments of a class or function that tell it what to import, unpickle, compile or download.
+
+    Returns:
+        Their defaults by name.
+
+    Example:
+        >>> from monai.transforms import LoadImage
+        >>> told_arguments(LoadImage)
+        {'reader': None}
+    """
+    try:
+        parameters = inspect.signature(thing).parameters
+    except (TypeError, ValueError):
+        return {}
+    return {name: parameters[name].default for name in _ARGUMENTS if name in parameters}
+
+
+def argument_problem(name: str, value: Any, *, own: bool = False) -> str | None:
+    """Say why an argument may not have a value that is no dictionary and no list.
+
+    Args:
+        name: of the argument.
+        value: as the configuration gives it; references and expressions are refused, too.
+        own: whether it belongs to a part of monai_wsss.
+
+    Example:
+        >>> argument_problem("reader", "PILReader") is None, argument_problem("reader", "os.system") is None
+        (True, False)
+    """
+    harmless = _ARGUMENTS.get(name)
+    if harmless is None or (own and name in _DOWNLOADS):
+        return None
+    if (value.lower() if isinstance(value, str) else value) in harmless:
+        return None
+    shown = ", ".join("null" if one is None else str(one).lower() for one in harmless)
+    return f"tells MONAI by {value!r} what to import, unpickle, compile or download: write one of {shown}, as it stands"
 
 
 def is_allowed(path: str, thing: Any) -> bool:
@@ -115,12 +172,17 @@ def is_allowed(path: str, thing: Any) -> bool:
 
 
 def _is_own(room: str, name: str) -> bool:
-    """Tell whether a name is public in a room of monai_wsss or in a file of one."""
+    """Tell whether a name is public in a room of monai_wsss, also by the path of its file there."""
     parts = room.split(".")
-    module = sys.modules.get(room)
-    if parts[0] != "monai_wsss" or len(parts) not in (2, 3) or parts[1] not in _OWN_ROOMS or module is None:
+    if parts[0] != "monai_wsss" or len(parts) not in (2, 3) or parts[1] not in _OWN_ROOMS:
         return False
-    return name in getattr(module, "__all__", ()) and not name.startswith(_OWN_EXCLUDED)
+    public = sys.modules.get(".".join(parts[:2]))
+    if name.startswith(_OWN_EXCLUDED):
+        return False
+    if f"{room}.{name}" in _OWN_NAMES.split():
+        return True
+    shown = getattr(public, name, None) if name in getattr(public, "__all__", ()) else None
+    return shown is not None and shown is _attribute(f"{room}.{name}")
 
 
 def _attribute(path: str) -> Any:

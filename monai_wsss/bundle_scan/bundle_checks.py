@@ -24,7 +24,7 @@ from monai_wsss._checks import DataError
 from monai_wsss._files import file_sha256
 from monai_wsss.bundle_scan.config_rules import inference_faults, training_faults
 from monai_wsss.bundle_scan.config_scan import scan_expressions
-from monai_wsss.bundle_scan.other_files import hidden_faults, logging_faults
+from monai_wsss.bundle_scan.other_files import bundle_files, foreign_faults, hidden_faults, logging_faults
 
 __all__ = ["check_bundle", "metadata_schema", "scan_bundle"]
 
@@ -40,8 +40,6 @@ _FILES = (
     "docs/data_license.txt",
     "models/model.pt",
 )
-_GENERATED = re.compile(r"(eval|sample_data|models/stage[^/]*)/")
-_FOREIGN = (".py", ".pyc", ".ipynb", ".pkl", ".pickle", ".sh", ".yaml", ".yml", ".pth", ".ts")
 _LARGEST = 25 * 2**20
 _TASKS = ("segmentation", "classification", "detection", "annotation")
 # Folders of one machine or one person. In prose, `/my/data` and `/path/to` are plain placeholders.
@@ -102,6 +100,7 @@ def check_bundle(path: str | os.PathLike[str]) -> list[str]:
         raise DataError(f"There is no folder {path}: give the folder of a bundle, which holds configs/ and models/.")
     configs, faults = _read_configs(root)
     faults += _layout_faults(root)
+    faults += foreign_faults(root)
     faults += _personal_path_faults(root)
     faults += _weight_faults(root / "models" / "model.pt") or _checksum_faults(root)
     faults += logging_faults(root)
@@ -134,14 +133,6 @@ def metadata_schema() -> dict[str, Any]:
 # ---- files -----------------------------------------------------------------------------------------------------------
 
 
-def _bundle_files(root: Path) -> Iterator[tuple[str, Path]]:
-    """Give (path relative to the bundle, file) of each file, without those that a default run generates."""
-    for file in sorted(root.rglob("*")):
-        name = file.relative_to(root).as_posix()
-        if file.is_file() and not _GENERATED.match(name) and "__pycache__" not in name:
-            yield name, file
-
-
 def _layout_faults(root: Path) -> list[str]:
     faults = [f"{name} is missing." for name in _FILES if not (root / name).is_file()]
     if not re.fullmatch(r"[a-z0-9]+(_[a-z0-9]+)+", root.name) or not any(task in root.name for task in _TASKS):
@@ -149,11 +140,11 @@ def _layout_faults(root: Path) -> list[str]:
             f"The folder is called {root.name}: use lower_snake_case <data>_<method>_segmentation, from which other "
             "programs read the task."
         )
-    for name, file in _bundle_files(root):
+    for name, file in bundle_files(root):
+        if not file.is_file():
+            continue
         if file.stat().st_size > _LARGEST:
             faults.append(f"{name} is larger than 25 MB: a bundle's files stay below.")
-        if file.suffix in _FOREIGN or name == "large_files.yml":
-            faults.append(f"{name} does not belong here: a bundle is JSON, text and models/model.pt.")
         if name in ("LICENSE", "docs/data_license.txt") and not file.read_bytes().strip():
             faults.append(f"{name} is empty: state the license.")
     license_file = root / "LICENSE"
@@ -164,8 +155,8 @@ def _layout_faults(root: Path) -> list[str]:
 
 def _personal_path_faults(root: Path) -> list[str]:
     faults = []
-    for name, file in _bundle_files(root):
-        if file.suffix in (".json", ".md", ".txt", ".conf"):
+    for name, file in bundle_files(root):
+        if file.is_file() and file.suffix in (".json", ".md", ".txt", ".conf"):
             pattern = f"{_PERSONAL}|{_ABSOLUTE}" if file.suffix == ".json" else _PERSONAL
             if found := re.search(pattern, file.read_text(encoding="utf-8", errors="replace")):
                 faults.append(f"{name} names {found[0]}, a path of one machine: write it relative to the bundle.")
@@ -175,11 +166,11 @@ def _personal_path_faults(root: Path) -> list[str]:
 def _read_configs(root: Path) -> tuple[dict[str, Any], list[str]]:
     """Read the JSON files of ``configs/``: their contents by name, and the faults of the files."""
     configs, faults = {}, []
-    for file in sorted((root / "configs").glob("*.json")):
+    for file in sorted(path for path in (root / "configs").glob("*.json") if path.is_file()):
         try:
             text = file.read_text(encoding="utf-8")
             content = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             faults.append(f"configs/{file.name} is no JSON ({error}): correct it.")
             continue
         if not isinstance(content, dict):

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
-from monai_wsss.bundle_scan.allowed import MEMBERS, READERS, is_allowed
+from monai_wsss.bundle_scan.allowed import MEMBERS, argument_problem, is_allowed, told_arguments
 
 __all__ = ["iterate_config", "scan_expressions"]
 
@@ -69,24 +69,62 @@ def scan_expressions(config: Any) -> list[str]:
     """
     faults = []
     for name, value in iterate_config(config):
-        problem = None
-        if name.rsplit("#", 1)[-1] == "_target_":
-            problem = _target_problem(value)
-        elif _key(name) in ("reader", "writer") and isinstance(value, str) and value[:1] not in ("@", "$"):
-            known = value.lower() in READERS
-            problem = None if known else f"names {value!r}, which MONAI would look up and call: use a reader of MONAI"
-        elif name.rsplit("#", 1)[-1] == "_mode_":
-            problem = None if value in ("default", "callable") else "may be `default` or `callable` only"
-        elif isinstance(value, str):
-            problem = _string_problem(value)
-        if problem:
+        if problem := _value_problem(name, value):
             faults.append(f"`{name}` {problem}.")
-    return faults
+    for name, component in _components(config):
+        if problem := _component_problem(component):
+            faults.append(f"`{f'{name}#' if name else ''}{problem}.")
+    return list(dict.fromkeys(faults))
 
 
-def _key(name: str) -> str:
-    """Give the last part of an id that is no number: the argument that a list belongs to."""
-    return next((part for part in reversed(name.split("#")) if not part.isdigit()), "")
+def _value_problem(name: str, value: Any) -> str | None:
+    """Say what is wrong with one value, by its id in either of MONAI's notations."""
+    parts = name.replace("::", "#").split("#")
+    if "_target_" in parts[:-1] or "_mode_" in parts[:-1]:
+        return "lies below `_target_` or `_mode_`: write a plain text there"
+    if parts[-1] == "_target_":
+        return _target_problem(value)
+    if parts[-1] == "_mode_":
+        return None if value in ("default", "callable") else "may be `default` or `callable` only"
+    # A word of the bundle itself may have the name of such an argument.
+    key = next((part for part in reversed(parts) if not part.isdigit()), "")
+    if (len(parts) > 1 or key == "workflow_name") and (problem := argument_problem(key, value, own=True)):
+        return problem
+    return _string_problem(value) if isinstance(value, str) else None
+
+
+def _components(config: Any, name: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Give each dictionary that MONAI makes an object of, with its id."""
+    if isinstance(config, dict) and "_target_" in config:
+        yield name, config
+    if isinstance(config, (dict, list)):
+        for key, value in config.items() if isinstance(config, dict) else enumerate(config):
+            yield from _components(value, f"{name}#{key}" if name else str(key))
+
+
+def _component_problem(component: dict[str, Any]) -> str | None:
+    """Say which arguments of an allowed part ask for more than it may do, beginning with the argument's name."""
+    target = component["_target_"]
+    if not isinstance(target, str) or _target_problem(target) is not None:
+        return None
+    own = target.startswith("monai_wsss.")
+    told = told_arguments(_locate(target)) if not own else {}
+    for name, default in told.items():
+        value = component.get(name, default)
+        problem = None if isinstance(value, (dict, list, type)) else argument_problem(name, value)
+        if problem:
+            return f"{name}` {problem}"
+    if told and component.get("_mode_", "default") != "default":
+        return f"_mode_` leaves it to others what {target} imports, unpickles, compiles or downloads: do without"
+    return None
+
+
+def _locate(path: str) -> Any:
+    """Give what lies at a path that has been checked."""
+    thing: Any = importlib.import_module(path.split(".")[0])
+    for part in path.split(".")[1:]:
+        thing = getattr(thing, part)
+    return thing
 
 
 def _target_problem(target: Any) -> str | None:
@@ -119,6 +157,8 @@ class _ExpressionVisitor(ast.NodeVisitor):
         self.problems: list[str] = []
         self.bound = {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
         self.bound |= {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+        if hidden := self.bound.intersection(_PACKAGES):
+            self.problems.append(f"binds the name `{hidden.pop()}` to something else: choose another")
 
     def visit_Name(self, node: ast.Name) -> None:
         if node.id in _PACKAGES:
@@ -129,7 +169,7 @@ class _ExpressionVisitor(ast.NodeVisitor):
     def visit_Attribute(self, node: ast.Attribute) -> None:
         path = _dotted(node)
         if path is not None and path.split(".")[0] in _PACKAGES:
-            problem = _path_problem(path)
+            problem = _path_problem(path) or _told_problem(path)
         else:
             problem = _part_problem(node.attr)
             if problem is None and node.attr not in MEMBERS:
@@ -171,6 +211,14 @@ def _part_problem(part: str) -> str | None:
     return None
 
 
+def _told_problem(path: str) -> str | None:
+    """Say why an expression may not use what can be told to import, unpickle, compile or download."""
+    told = told_arguments(_locate(path)) if not path.startswith("monai_wsss.") else {}
+    if not told:
+        return None
+    return f"uses {path}, whose `{next(iter(told))}` nobody can check here: write it as a `_target_`"
+
+
 def _path_problem(path: str) -> str | None:
     """Say why ``torch.a.b`` may not be used; this imports the packages and evaluates nothing of the configuration."""
     parts = path.split(".")
@@ -181,7 +229,7 @@ def _path_problem(path: str) -> str | None:
     for length, part in enumerate(parts[1:], start=2):
         try:
             thing = getattr(thing, part) if hasattr(thing, part) else importlib.import_module(".".join(parts[:length]))
-        except ImportError:
+        except Exception:  # what modules raise that cannot be imported here, and torch's tables of compiled parts
             return f"names {path}, which does not exist: correct the path"
         owner = thing.__name__ if isinstance(thing, ModuleType) else getattr(thing, "__module__", None)
         if isinstance(owner, str) and owner.split(".")[0] not in _PACKAGES:

@@ -8,6 +8,7 @@ Both take any file by its path: a configuration in a subfolder, or a logging con
 from __future__ import annotations
 
 import configparser
+import io
 import json
 import re
 from collections.abc import Iterator
@@ -17,9 +18,16 @@ import torch
 
 from monai_wsss.bundle_scan.config_scan import scan_expressions
 
-__all__ = ["hidden_faults", "logging_faults"]
+__all__ = ["bundle_files", "foreign_faults", "hidden_faults", "logging_faults"]
 
-_LARGEST_TEXT = 2**20
+_SHIPPED = (".json", ".md", ".txt", ".conf", ".pt", ".png", ".jpg")
+_GENERATED = (*_SHIPPED, ".csv", ".html", ".nii", ".gz", ".tif", ".tiff", ".jpeg", ".bmp", ".dcm", ".log", ".xml")
+"""Suffixes of files that neither Python nor MONAI would import or unpickle, for the bundle and for what it writes."""
+
+_NAMES = re.compile(r"LICENSE|\.in_use|\.unfinished|events\.out\.tfevents\.[\w.-]+|\..*\.partial\..*")
+
+_RESULTS = re.compile(r"(eval|sample_data|models/stage[^/]*)/")
+"""Folders that a default run fills."""
 
 _KEYS = {
     "loggers": "keys",
@@ -32,26 +40,39 @@ _KEYS = {
 """Keys of a logging configuration by the kind of section.  Python evaluates or imports several of the others."""
 
 
-def _files(root: Path) -> Iterator[tuple[str, Path]]:
-    """Give (path relative to the bundle, file) of each file and link."""
+def bundle_files(root: Path, *, results: bool = False) -> Iterator[tuple[str, Path]]:
+    """Give (path relative to the bundle, file) of each file and link, with or without those that a run generates."""
     for file in sorted(root.rglob("*")):
-        if "__pycache__" not in file.parts and (file.is_symlink() or file.is_file()):
-            yield file.relative_to(root).as_posix(), file
+        name = file.relative_to(root).as_posix()
+        if (file.is_symlink() or not file.is_dir()) and (results or not _RESULTS.match(name)):
+            yield name, file
+
+
+def foreign_faults(root: Path) -> list[str]:
+    """Check that no file lies here that Python would import or MONAI would unpickle, such as programs and archives."""
+    faults = []
+    for name, file in bundle_files(root, results=True):
+        if file.is_symlink():
+            faults.append(f"{name} is a link: put the file itself in its place.")
+        elif not file.is_file():
+            faults.append(f"{name} is no plain file: leave it out.")
+        elif hidden := re.match(r"((?:[^/]+/)*?(?:\.[^/]+|__pycache__))/", name):
+            faults.append(f"{hidden[1]} does not belong here: a bundle has no hidden folders.")
+        elif file.suffix not in (_GENERATED if _RESULTS.match(name) else _SHIPPED) and not _NAMES.fullmatch(file.name):
+            faults.append(f"{name} does not belong here: a bundle is JSON, text and models/model.pt.")
+    return faults
 
 
 def hidden_faults(root: Path) -> list[str]:
-    """Check links, configurations outside of ``configs/*.json``, and other weights than ``models/model.pt``."""
+    """Check configurations outside of ``configs/*.json``, and other weights than ``models/model.pt``."""
     faults = []
-    for name, file in _files(root):
-        lower = file.name.lower()
-        if file.is_symlink():
-            faults.append(f"{name} is a link: put the file itself in its place.")
-        elif lower.endswith("json") and not re.fullmatch(r"configs/[^/]+\.json", name):
+    for name, file in bundle_files(root, results=True):
+        if not file.is_file() or file.is_symlink():
+            continue
+        if file.name.lower().endswith("json") and not re.fullmatch(r"configs/[^/]+\.json", name):
             faults += [f"{name}: {fault}" for fault in _config_faults(file)]
-        elif lower.endswith(("yaml", "yml")) and file.suffix not in (".yaml", ".yml"):
-            faults.append(f"{name} does not belong here: MONAI reads it as a configuration.")
-        elif file.suffix in (".pt", ".pth") and name != "models/model.pt" and not name.startswith(("eval/", "sample_")):
-            faults += [] if _is_plain(file) else [f"{name} does not load with weights_only=True: leave it out."]
+        elif file.suffix == ".pt" and name != "models/model.pt" and not _is_plain(file):
+            faults.append(f"{name} does not load with weights_only=True: leave it out.")
     return faults
 
 
@@ -73,22 +94,24 @@ def _is_plain(file: Path) -> bool:
 def logging_faults(root: Path) -> list[str]:
     """Check every file that could be a logging configuration: Python evaluates and imports what it says."""
     faults = []
-    for name, file in _files(root):
+    for name, file in bundle_files(root, results=True):
         known = name == "configs/logging.conf"
-        if not known and (file.is_symlink() or file.stat().st_size > _LARGEST_TEXT or file.suffix in (".pt", ".json")):
-            continue
-        text = file.read_bytes().decode("utf-8", errors="replace")
-        if not known and not re.search(r"^\[(loggers|handlers|formatters)\]", text, flags=re.MULTILINE):
+        if not file.is_file() or file.is_symlink() or file.suffix in (".pt", ".json"):
             continue
         parser = configparser.RawConfigParser()
         try:
-            parser.read_string(text)
+            # As Python's logging reads it: every kind of line end counts.
+            with io.TextIOWrapper(io.BytesIO(file.read_bytes()), encoding="utf-8", errors="replace") as text:
+                parser.read_file(text)
         except configparser.Error:
             # What cannot be parsed cannot be used as one, either.
             if known:
                 faults.append(f"{name} is no logging configuration: use the plain form of the other bundles.")
             continue
-        faults += [f"{name}: {fault}" for section in parser.sections() for fault in _section_faults(parser, section)]
+        if known or {"loggers", "handlers", "formatters"}.intersection(parser.sections()):
+            faults += [
+                f"{name}: {fault}" for section in parser.sections() for fault in _section_faults(parser, section)
+            ]
     return faults
 
 

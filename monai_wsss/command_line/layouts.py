@@ -115,8 +115,20 @@ LAYOUTS = (
             Argument("--as-slices", "cut volumes into slices; the table has one row per slice", False),
             Argument(
                 "--slice-column",
-                "column with the slice along the last axis, from 0 on (default slice)",
+                "column with the number of the slice (default slice)",
                 metavar="NAME",
+            ),
+            Argument(
+                "--slice-numbers",
+                "what it is: index (from 0 on along the volume; DICOM by position), instance (InstanceNumber), or "
+                "position (mm)",
+                "index",
+                choices=("index", "instance", "position"),
+            ),
+            Argument(
+                "--slicing-axis",
+                "anatomical axis along which volumes are cut (default SI, axial slices)",
+                choices=("RL", "AP", "SI"),
             ),
             Argument("--leave-out-localizers", "leave out localizers among the images of a DICOM series", False),
             *_DRAW,
@@ -125,7 +137,8 @@ LAYOUTS = (
     Command(
         "brats",
         "BraTS studies of any year, or folders with flair.nii.gz, t1c.nii.gz, seg.nii.gz, …",
-        "monai-wsss prepare brats --root BraTS2021 --modalities T1,T1c,FLAIR --as-slices --out prepared",
+        "monai-wsss prepare brats --root BraTS2021 --modalities T1,T1c,FLAIR --as-slices --out prepared\n"
+        "  monai-wsss prepare brats --root BraTS2019 --as-slices --split cmer --out prepared",
         function="monai_wsss.data.brats.prepare_brats",
         arguments=(
             Argument("--root", "the folder with the studies", REQUIRED, metavar="DIR"),
@@ -136,7 +149,7 @@ LAYOUTS = (
             Argument("--min-brain-fraction", "leave out slices with a smaller share of brain", 0.02, float),
             Argument("--min-tumor-pixels", "leave out images with tumor in fewer pixels", 1, int),
             Argument("--percentiles", "percentiles of the brain for black and white in slices", (0.5, 99.5), pair),
-            _split("drawn", "paper"),
+            _split("drawn", "paper", "cmer"),
             *_DRAW,
         ),
     ),
@@ -157,7 +170,8 @@ LAYOUTS = (
     Command(
         "glas",
         "GlaS: train_1.bmp, train_1_anno.bmp, …, Grade.csv, or labels.csv with images/ and masks/",
-        "monai-wsss prepare glas --root glas --out prepared",
+        "monai-wsss prepare glas --root glas --out prepared\n"
+        "  monai-wsss prepare glas --root glas --split official --out prepared",
         function="monai_wsss.data.glas.prepare_glas",
         arguments=(
             *_tissue(("patient", "official"), (0.7, 0.15, 0.15)),
@@ -169,10 +183,17 @@ LAYOUTS = (
     Command(
         "prog",
         "ProG: images/ and masks/, with the split by table also labels.csv with id, case, split",
-        "monai-wsss prepare prog --root prog --out prepared",
+        "monai-wsss prepare prog --root prog --out prepared\n"
+        "  monai-wsss prepare prog --root prog --measure patches --out prepared",
         function="monai_wsss.data.prog.prepare_prog",
         arguments=(
             *_tissue(("image", "table"), Elsewhere("monai_wsss.data.prog.PAPER_FRACTIONS", "those of the paper")),
+            Argument(
+                "--measure",
+                "images of validation and test, whole or cut into patches as the paper's",
+                "whole",
+                choices=("whole", "patches"),
+            ),
             Argument("--patch", "size of the training patches", 224, int),
             Argument("--white", "leave out patches with a larger share of white, none with 1", 1.0, float),
         ),
@@ -180,9 +201,13 @@ LAYOUTS = (
     Command(
         "ebhi",
         "EBHI-Seg: one folder per kind of tissue, with image/ and label/",
-        "monai-wsss prepare ebhi --root ebhi --out prepared",
+        "monai-wsss prepare ebhi --root ebhi --out prepared\n"
+        "  monai-wsss prepare ebhi --root ebhi --split image --glands-only --out prepared",
         function="monai_wsss.data.ebhi.prepare_ebhi",
-        arguments=_tissue(("specimen", "image"), (0.7, 0.1, 0.2)),
+        arguments=(
+            *_tissue(("specimen", "image"), (0.7, 0.1, 0.2)),
+            Argument("--glands-only", "take the images alone that hold glands, as the paper does", False),
+        ),
     ),
     Command(
         "isic",

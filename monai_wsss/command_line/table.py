@@ -22,7 +22,10 @@ _TABLES = {
     "cam": "make_cam_table",
     "cmer": "make_cmer_table",
     "cmer-unet": "make_cmer_full_resolution",
+    "cmer-backbone": "make_cmer_backbone",
+    "cmer-comparison": "make_cmer_comparison",
     "cmer-errors": "make_cmer_errors",
+    "cmer-losses": "make_cmer_losses",
     "cmer-thresholds": "make_cmer_thresholds",
     "cmer-transforms": "make_cmer_transforms",
     "coingan": "make_coingan_table",
@@ -33,12 +36,17 @@ _TABLES = {
     "encoder": "make_encoder_table",
     "gland": "make_gland_table",
     "gland-adaptation": "make_gland_adaptation",
+    "gland-attention": "make_gland_attention",
+    "gland-comparison": "make_gland_comparison",
+    "gland-pyramid": "make_gland_pyramid",
     "levers": "make_lever_table",
 }
+_GLAND_TABLES = tuple(name for name in _TABLES if name.startswith("gland"))
 _REFINED_TABLES = ("encoder", "levers")
 _ENCODER_TABLES = ("encoder", "levers", "decisions")
 _KEPT_TABLES = ("coingan", "coingan-figures", "cosa", "cosa-figures")
 _FIXED_TABLES = (*_KEPT_TABLES, *_ENCODER_TABLES)
+_CMER_PAPER = tuple(name for name in _TABLES if name.startswith("cmer-") and name != "cmer-unet")
 
 COMMANDS = (
     Command(
@@ -80,25 +88,47 @@ COMMANDS = (
                 "epochs of every training",
                 8,
                 int,
-                only=tuple(name for name in _TABLES if name not in _FIXED_TABLES),
+                only=tuple(name for name in _TABLES if name not in (*_FIXED_TABLES, *_CMER_PAPER)),
                 other_defaults={"gland": 6},
             ),
             Argument("--seeds", "seeds of every recipe", (0, 1, 2), whole_numbers),
             Argument("--split", "the split to measure on", "validation", choices=SPLITS),
             Argument(
+                "--sets",
+                "tables of the CMER paper: sets of modalities, e.g. T1+T2,T1+FLAIR (default the paper's)",
+                (),
+                names,
+                "A+B,C+D",
+                only=_CMER_PAPER,
+            ),
+            Argument(
+                "--size",
+                "tables of the CMER paper: run small, or as the paper",
+                "small",
+                choices=("small", "paper"),
+                only=_CMER_PAPER,
+            ),
+            Argument(
                 "--every",
                 "gland tables: train on every n-th image",
                 1,
                 int,
-                only=("gland", "gland-adaptation"),
+                only=_GLAND_TABLES,
             ),
-            Argument("--width", "gland tables: width of ResNet38", 8, int, only=("gland", "gland-adaptation")),
+            Argument("--width", "gland tables: width of ResNet38", 8, int, only=_GLAND_TABLES),
             Argument(
                 "--initial",
                 "gland-adaptation: classifier.pt and model.pt",
                 Path("models"),
                 Path,
                 "DIR",
+                only=("gland-adaptation",),
+            ),
+            Argument(
+                "--initial-oeem",
+                "gland-adaptation: the same of the baseline and OEEM's loss",
+                kind=Path,
+                metavar="DIR",
                 only=("gland-adaptation",),
             ),
             Argument(

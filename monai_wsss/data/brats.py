@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +20,19 @@ from tqdm import tqdm
 
 from monai_wsss._checks import DataError, check_choice
 from monai_wsss._intensity import foreground_statistics
+from monai_wsss._nifti import unit_code
 from monai_wsss._orientation import axes_of
 from monai_wsss._pictures import XY
 from monai_wsss.data.brats_layouts import BratsCase, find_brats_cases
-from monai_wsss.data.datalist import statistics_entry
+from monai_wsss.data.datalist import slice_entry, statistics_entry
 from monai_wsss.data.label_table import LabeledRow, LabelTable
 from monai_wsss.data.modalities import SEQUENCES, sort_modalities
-from monai_wsss.data.prepared_folder import Faults, check_output, write_prepared
+from monai_wsss.data.prepared_folder import Faults, check_output, warn_of_other_numbers, write_prepared
 from monai_wsss.data.reading import affine_of, check_alike, read_image, read_labels
+from monai_wsss.data.splits import split_by_subject
 from monai_wsss.data.writing import copy_file, is_bare_nifti, scale_to_16_bit, write_nifti, write_picture
 
-__all__ = ["prepare_brats"]
+__all__ = ["prepare_brats", "splits_by_grade"]
 
 _PAPER = (0.8, 0.1, 0.1)
 """Shares of the split of CoinGAN's tables."""
@@ -38,9 +40,14 @@ _PAPER = (0.8, 0.1, 0.1)
 _PAPER_BRAIN = 0.1
 """Least share of brain on slices for CoinGAN's tables."""
 
+_CMER = {"training": 271, "validation": 32, "test": 32}
+"""Subjects of the split of CMER (Sec. IV-A), of BraTS 2019."""
+
 _logger = logging.getLogger(__name__)
 
 Piece = tuple[LabeledRow, dict[str, Any]]
+_Place = tuple[np.ndarray, Mapping[Any, Any]]
+"""Affine (4, 4) and metadata of a sequence."""
 
 
 @dataclass(frozen=True)
@@ -112,8 +119,8 @@ def _check_complete(case: BratsCase, chosen: Sequence[str]) -> None:
         )
 
 
-def _read_case(case: BratsCase, modalities: Sequence[str]) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
-    """Read the sequences (C, X, Y, Z) float32, the whole tumor (X, Y, Z) bool, and the affine (4, 4) per sequence."""
+def _read_case(case: BratsCase, modalities: Sequence[str]) -> tuple[np.ndarray, np.ndarray, list[_Place]]:
+    """Read the sequences (C, X, Y, Z) float32, the whole tumor (X, Y, Z) bool, and the place of each sequence."""
     files = {case.images[name][0] for name in modalities}
     images = {file: read_image(file) for file in sorted(files)}
     for file, image in images.items():
@@ -126,8 +133,32 @@ def _read_case(case: BratsCase, modalities: Sequence[str]) -> tuple[np.ndarray, 
     truth = read_labels(case.truth)
     check_alike({**{str(file): image for file, image in images.items()}, str(case.truth): truth})
     volumes = [images[case.images[name][0]][case.images[name][1]].as_tensor().numpy() for name in modalities]
-    affines = [affine_of(images[case.images[name][0]]) for name in modalities]
-    return np.stack(volumes), truth[0].as_tensor().numpy() > 0, affines
+    of = [images[case.images[name][0]] for name in modalities]
+    places: list[_Place] = [(affine_of(image), image.meta) for image in of]
+    return np.stack(volumes), truth[0].as_tensor().numpy() > 0, places
+
+
+def splits_by_grade(cases: Sequence[BratsCase], seed: int) -> dict[str, str]:
+    """Draw the split of CMER, stratified by the grade of the tumor: subject -> split.
+
+    Raises:
+        DataError: a case does not lie below a folder ``HGG`` or ``LGG``, a line per case, or a subject in both.
+    """
+    faults, grade_of = Faults(), dict[str, str]()
+    for case in cases:
+        with faults.gather():
+            if case.grade is None or grade_of.setdefault(case.subject, case.grade) != case.grade:
+                raise DataError(
+                    f"Case {case.name} ({case.folder}) does not lie below one folder HGG or LGG, by which the split of "
+                    "CMER is stratified: sort the cases into such folders, or draw the split."
+                )
+    faults.check()
+    subjects = sorted(grade_of)
+    grades = [[int(grade_of[subject] == "HGG")] for subject in subjects]
+    total = sum(_CMER.values())
+    drawn = split_by_subject(subjects, grades, fractions=[number / total for number in _CMER.values()], seed=seed)
+    warn_of_other_numbers({split: drawn.count(split) for split in _CMER}, _CMER)
+    return dict(zip(subjects, drawn, strict=True))
 
 
 def _row(case: BratsCase, name: str, label: int) -> LabeledRow:
@@ -140,23 +171,25 @@ def _write_volume(
     modalities: Sequence[str],
     volume: np.ndarray,
     tumor: np.ndarray,
-    affines: Sequence[np.ndarray],
+    places: Sequence[_Place],
 ) -> dict[str, Any]:
-    """Write all sequences with the affine of the first, since MONAI demands one affine; return the names of the files.
+    """Write all sequences in the place of the first, since MONAI demands one affine; return the names of the files.
 
     A sequence is copied if it is a NIfTI file of its own that has this affine already and no text in its header.
     """
     paths = []
-    for name, values, affine in zip(modalities, volume, affines, strict=True):
+    first, header = places[0]
+    for name, values, (affine, meta) in zip(modalities, volume, places, strict=True):
         paths.append(f"images/{case.subject}/{case.name}_{name}.nii.gz")
         source = case.images[name][0]
         as_it_is = case.channels == 1 and source.name.lower().endswith(".nii.gz")
-        if as_it_is and np.array_equal(affine, affines[0]) and is_bare_nifti(source):
+        same = np.array_equal(affine, first) and unit_code(meta) == unit_code(header)
+        if as_it_is and same and is_bare_nifti(source):
             copy_file(source, out / paths[-1])
         else:
-            write_nifti(out / paths[-1], values, affines[0])
+            write_nifti(out / paths[-1], values, first, header)
     mask = f"masks/{case.subject}/{case.name}.nii.gz"
-    write_nifti(out / mask, tumor.astype(np.uint8), affines[0])
+    write_nifti(out / mask, tumor.astype(np.uint8), first, header)
     return {"image": paths, "mask": mask}
 
 
@@ -176,8 +209,9 @@ def _write_slices(
     brain: np.ndarray,
     tumor: np.ndarray,
     rule: _Rule,
+    affine: np.ndarray,
 ) -> Iterator[Piece]:
-    """Write the slices that the rule takes; give each with its row."""
+    """Write the slices that the rule takes; give each with its row and its place in the volume."""
     for z in range(0, scaled.shape[-1], rule.slice_step):
         label = rule.label(tumor[..., z])
         if label is None or brain[..., z].mean() < rule.min_brain_fraction:
@@ -187,27 +221,28 @@ def _write_slices(
         for path, values in zip(images, scaled[..., z], strict=True):
             write_picture(out / path, values[None])
         write_picture(out / f"masks/{stem}.png", tumor[None, ..., z].astype(np.uint8))
-        yield _row(case, f"{case.name}_{z:03d}", label), {"image": images, "mask": f"masks/{stem}.png"}
+        files = {"image": images, "mask": f"masks/{stem}.png", **slice_entry(case.name, z, affine)}
+        yield _row(case, f"{case.name}_{z:03d}", label), files
 
 
 def _convert(
     out: Path, case: BratsCase, modalities: Sequence[str], rule: _Rule
 ) -> tuple[list[Piece], np.ndarray, str | None]:
     """Read and write one case; return its rows with their files, the volume (C, X, Y, Z) as written, and its axes."""
-    volume, tumor, affines = _read_case(case, modalities)
-    axes = axes_of(affines[0])
+    volume, tumor, places = _read_case(case, modalities)
+    axes = axes_of(places[0][0])
     if not rule.as_slices:
         label = rule.label(tumor)
         if label is None:
             return [], volume, axes
-        files = _write_volume(out, case, modalities, volume, tumor, affines)
+        files = _write_volume(out, case, modalities, volume, tumor, places)
         return [(_row(case, case.name, label), files)], volume, axes
     _check_axial(case, axes)
     try:
         scaled, brain = scale_to_16_bit(volume, rule.percentiles)
     except ValueError as error:
         raise DataError(f"Case {case.name} ({case.folder}) cannot be scaled: {error}") from error
-    return list(_write_slices(out, case, modalities, scaled, brain, tumor, rule)), scaled, axes
+    return list(_write_slices(out, case, modalities, scaled, brain, tumor, rule, places[0][0])), scaled, axes
 
 
 def _convert_all(
@@ -277,7 +312,9 @@ def prepare_brats(
         percentiles: the percentiles of the brain, 0 to 100, that become black and white; for slices.
         split: "drawn" draws the split by ``fractions``.  "paper" is that of CoinGAN's tables, 8:1:1, drawn anew; the
             tables are scored on its validation subjects.  Their images are FLAIR slices, here those with brain on at
-            least a tenth: ``modalities=("FLAIR",), as_slices=True, min_brain_fraction=0.1``.
+            least a tenth: ``modalities=("FLAIR",), as_slices=True, min_brain_fraction=0.1``.  "cmer" is that of CMER:
+            271, 32 and 32 of 335 subjects of BraTS 2019, other numbers in these shares, stratified by the folders
+            ``HGG`` and ``LGG``; which subjects is not published, so that it is drawn anew.
         fractions: shares of the subjects for training, validation and test; for "drawn".
         seed: seed of the split.
 
@@ -298,8 +335,8 @@ def prepare_brats(
         >>> prepare_brats(root, root / "prepared").name
         'datalist.json'
     """
-    check_choice("split", split, ("drawn", "paper"))
-    shares = fractions if split == "drawn" else _PAPER
+    check_choice("split", split, ("drawn", "paper", "cmer"))
+    shares = _PAPER if split == "paper" else fractions
     rule = _Rule(as_slices, slice_step, min_brain_fraction, min_tumor_pixels, percentiles)
     rule.check()
     cases = find_brats_cases(root)
@@ -309,6 +346,7 @@ def prepare_brats(
             "The paper's tables are of FLAIR slices with brain on at least a tenth: --modalities FLAIR --as-slices "
             "--min-brain-fraction 0.1."
         )
+    split_of = splits_by_grade(cases, seed) if split == "cmer" else {}
     folder = check_output(out, root)
     pieces, statistics, cut = _convert_all(folder, cases, chosen, rule)
     if not pieces:
@@ -316,7 +354,7 @@ def prepare_brats(
             f"Nothing of {root} is left: lower `min_brain_fraction` ({min_brain_fraction}) or `min_tumor_pixels` "
             f"({min_tumor_pixels})."
         )
-    rows = [row for row, _ in pieces]
+    rows = [replace(row, split=split_of.get(row.subject)) for row, _ in pieces]
     positives = sum(row.label[0] for row in rows)
     _logger.info("%d %s of %s: %d with, %d without tumor", len(rows), rule, root, positives, len(rows) - positives)
     table = LabelTable(Path(root), ["tumor"], rows)

@@ -41,6 +41,7 @@ _DEEPEST = 4  # most folders from the root to a case: BRATS2015_Training/HGG/<ca
 
 # Names whose last number is a scan of the same patient; every other case is a subject of its own.
 _TIMEPOINT = re.compile(r"(BraTS-[A-Za-z]+-\d+)-\d+|(brats_(?:2013|tcia)_pat\d+)_\d+")
+_GRADES = {"HGG": "HGG", "HG": "HGG", "LGG": "LGG", "LG": "LGG"}  # folder: of 2013, of 2015 and later
 _DECATHLON_CHANNELS = ("FLAIR", "T1w", "t1gd", "T2w")
 
 _logger = logging.getLogger(__name__)
@@ -78,6 +79,17 @@ class BratsCase:
         """
         match = _TIMEPOINT.fullmatch(self.name)
         return (match[1] or match[2]) if match else self.name
+
+    @property
+    def grade(self) -> str | None:
+        """Grade of the tumor, "HGG" or "LGG", by the nearest folder of that name above the case; None without one.
+
+        Example:
+            >>> BratsCase("Brats18_2013_10_1", Path("training/HGG/Brats18_2013_10_1"), {}, None).grade
+            'HGG'
+        """
+        names = (part.upper() for part in reversed(self.folder.resolve().parts[:-1]))
+        return next((_GRADES[name] for name in names if name in _GRADES), None)
 
 
 def _role(entry: Path) -> str | None:

@@ -27,12 +27,18 @@ from monai_wsss._nifti import unit_code
 from monai_wsss._pictures import MILLIMETERS, PIXELS, is_turned
 from monai_wsss.data.label_table import WHOLE, LabeledRow
 from monai_wsss.data.modalities import COLORS, canonical_modality, sort_modalities
-from monai_wsss.data.reading import affine_of, check_alike, check_mask_fits, read_image, read_labels
+from monai_wsss.data.reading import (
+    affine_of,
+    check_alike,
+    check_mask_fits,
+    read_image,
+    read_labels,
+    tell_if_inverted,
+)
 from monai_wsss.data.writing import (
     copy_file,
     fits_picture,
     is_bare_nifti,
-    scale_to_16_bit,
     write_nifti,
     write_picture,
 )
@@ -41,7 +47,6 @@ __all__ = [
     "UNNAMED",
     "ImageCase",
     "image_name",
-    "is_color_picture",
     "labels_to_classes",
     "mask_shows",
     "name_channels",
@@ -49,7 +54,6 @@ __all__ = [
     "read_mask",
     "write_case",
     "write_slice",
-    "write_slices",
 ]
 
 UNNAMED = ""
@@ -57,7 +61,6 @@ UNNAMED = ""
 
 _COPIED_MODES = ("L", "RGB", "I;16")
 _JPEG_SUFFIXES = (".jpg", ".jpeg")
-_GRAY_MODES = ("1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L")
 
 
 @dataclass(frozen=True)
@@ -91,17 +94,6 @@ class ImageCase:
     def volume(self) -> np.ndarray:
         """Give all channels in one array (C, *S)."""
         return torch.cat([image.as_tensor() for image in self.images]).numpy()
-
-
-def is_color_picture(path: Path) -> bool:
-    """Tell whether a file is a picture with colors; False for a broken file, since reading it will say why."""
-    if image_format(path) != "picture":
-        return False
-    try:
-        with Image.open(path) as picture:
-            return picture.mode not in _GRAY_MODES
-    except Exception:  # whatever Pillow raises: OSError, SyntaxError, DecompressionBombError
-        return False
 
 
 def _copyable(path: Path) -> Path | None:
@@ -216,8 +208,8 @@ def labels_to_classes(values: np.ndarray, classes: Sequence[str], where: str) ->
         if len(found) > 1 and classes[0] != WHOLE:
             raise DataError(
                 f'{where} holds the values {", ".join(map(str, found[:5]))}, but "{classes[0]}" is the only class: '
-                "name the label columns of all classes, in the order of the values, or call the column `label` to "
-                "count every value above 0."
+                "name the label columns of all classes, in the order of the values, call the column `label` to count "
+                "every value above 0, or save gray edges as 0 and 255."
             )
         if len(found) > 1 and not (values == 0).any():
             raise DataError(
@@ -258,7 +250,10 @@ def read_mask(path: Path, like: MetaTensor, classes: Sequence[str]) -> np.ndarra
     values = mask.as_tensor().numpy()
     if path.name.lower().endswith(_JPEG_SUFFIXES):
         values = _cut_jpeg(values, len(classes), str(path))
-    return labels_to_classes(values, classes, str(path))
+    shown = labels_to_classes(values, classes, str(path))
+    if len(classes) == 1:
+        tell_if_inverted(shown, path)
+    return shown
 
 
 def write_case(
@@ -337,49 +332,6 @@ def write_slice(
     item["mask"] = f"masks/{row.subject}/{row.id}.png"
     write_picture(out / item["mask"], shown)
     return item, mask_shows(shown, row.label)
-
-
-def write_slices(
-    out: Path, rows: Sequence[LabeledRow], case: ImageCase, mask: Path | None, classes: Sequence[str]
-) -> tuple[list[tuple[dict[str, Any], bool]], np.ndarray]:
-    """Cut a volume along its last axis and write the slices of the rows, scaled to 16 bits by the whole volume.
-
-    Args:
-        out: the prepared folder.
-        rows: the rows of the volume, with ``volume`` set.
-        case: the images of the volume.
-        mask: the mask of the volume, or None.
-        classes: names of the classes, (K).
-
-    Returns:
-        Per row what :func:`write_slice` returns, and the scaled volume (C, X, Y, Z) uint16.
-
-    Raises:
-        DataError: the case is no volume, a slice lies outside of it, the volume cannot be scaled, or the mask cannot be
-            read or does not fit.
-    """
-    first = rows[0]
-    if case.images[0].ndim != 4:
-        raise DataError(
-            f'{first.where}: the image of "{first.image_id}" is 2D, but slices are cut from volumes: prepare 2D '
-            "images without `as_slices`."
-        )
-    try:
-        scaled, _ = scale_to_16_bit(case.volume)
-    except ValueError as error:
-        raise DataError(f'{first.where}: volume "{first.image_id}" cannot be scaled: {error}') from error
-    shown = None if mask is None else read_mask(mask, case.images[0], classes)
-    written = []
-    for row in rows:
-        index = row.volume[1] if row.volume else 0
-        if index >= scaled.shape[-1]:
-            raise DataError(
-                f'{row.where}: the slice is {index}, but volume "{row.image_id}" has the slices 0 to '
-                f"{scaled.shape[-1] - 1} along its last axis: correct the number, it counts from 0."
-            )
-        mask_of_slice = None if shown is None else shown[..., index]
-        written.append(write_slice(out, row, case.names, scaled[..., index], mask_of_slice))
-    return written, scaled
 
 
 def _write(path: Path, values: np.ndarray, like: MetaTensor) -> None:

@@ -12,8 +12,8 @@ of the 40,504 of val2014).
 
 Masks, for evaluation only, are drawn from the outlines if asked, smaller objects over larger ones.  Pixels of a crowd
 that belong to no single object are 255, ignored: the outline of a crowd is rough, and COCO's own evaluation ignores it.
-So are the pixels of an annotation that has a box and no outline.  An image with an annotation that has neither gets no
-mask.  Both are told in the log; labels come from all annotations.
+So are the pixels of an annotation that has a box and no outline, or one that cannot be drawn.  An image with an
+annotation that has neither gets no mask.  Both are told in the log; labels come from all annotations.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -43,6 +44,7 @@ __all__ = ["prepare_coco"]
 _SETS = {"training": "train", "validation": "val"}
 """Beginning of the names of the sets that are searched where none is named."""
 
+_NUMBERS = ("id", "image_id", "category_id", "width", "height")
 _PARTS = ("images", "annotations", "categories")
 
 _logger = logging.getLogger(__name__)
@@ -87,11 +89,23 @@ def _find_set(root: Path, split: str, wanted: str | None) -> Path | None:
     return found[0] if found else None
 
 
+def _whole(value: Any) -> Any:
+    """Give a whole number for "7" and 7.0; any other value, such as "007", stays."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return int(value) if isinstance(value, str) and re.fullmatch("0|[1-9][0-9]{0,17}", value) else value
+
+
 def _entries(content: Mapping[str, Any], part: str, keys: Mapping[str, Any], path: Path) -> list[tuple[str, Any]]:
-    """Give (where, entry) for a part of the file; each entry must have the keys, with values of the right types."""
+    """Give (where, entry) for a part of the file; each entry must have the keys, with values of the right types.
+
+    Whole numbers may be written as texts or with a point.
+    """
     entries = []
     for index, entry in enumerate(content[part]):
         where = f"{path}, {part}[{index}]"
+        if isinstance(entry, dict):
+            entry = {key: _whole(value) if key in _NUMBERS else value for key, value in entry.items()}
         if not isinstance(entry, dict) or not all(isinstance(entry.get(key), kind) for key, kind in keys.items()):
             raise DataError(f"{where} is {entry!r:.80}: give {', '.join(keys)}, as COCO does.")
         entries.append((where, entry))
@@ -157,10 +171,15 @@ def _draw_mask(
     annotations: Sequence[tuple[str, Mapping[str, Any]]],
     numbers: Mapping[int, int],
     where: str,
-) -> np.ndarray:
-    """Draw the mask (1, x, y) uint8 of an image: first crowds and boxes, as ignored, then objects, large ones first."""
+    undrawn: list[str],
+) -> np.ndarray | None:
+    """Draw the mask (1, x, y) uint8 of an image: first crowds and boxes, as ignored, then objects, large ones first.
+
+    An outline that cannot be drawn is added to ``undrawn``, and its box takes its place.  Without a box there is no
+    mask.
+    """
     columns, rows = image.shape[1:]
-    size = [entry.get("width", columns), entry.get("height", rows)]
+    size = [entry.get("width") or columns, entry.get("height") or rows]  # 0 and null are unknown
     if size != [columns, rows]:
         turned = columns != rows and size == [rows, columns]
         remedy = (
@@ -175,14 +194,10 @@ def _draw_mask(
     mask = np.zeros((columns, rows), dtype=np.uint8)
     objects: list[tuple[int, np.ndarray]] = []
     for place, annotation in annotations:
-        outline = annotation.get("segmentation")
-        outlined = has_outline(outline)
-        if outlined and isinstance(outline, list):
-            outline = [part for part in outline if has_outline([part])]
-        pixels = (
-            draw_outline(outline, columns, rows, place) if outlined else draw_box(annotation["bbox"], columns, rows)
-        )
-        if annotation.get("iscrowd") or not outlined:
+        pixels, ignored = _pixels(annotation, columns, rows, place, undrawn)
+        if pixels is None:
+            return None
+        if ignored:
             mask[pixels] = IGNORED
         else:
             objects.append((numbers[annotation["category_id"]], pixels))
@@ -191,10 +206,26 @@ def _draw_mask(
     return mask[None]
 
 
+def _pixels(
+    annotation: Mapping[str, Any], columns: int, rows: int, place: str, undrawn: list[str]
+) -> tuple[np.ndarray | None, bool]:
+    """Give the pixels (x, y) of an annotation, and whether they are ignored; None where nobody knows them."""
+    outline = annotation.get("segmentation")
+    if has_outline(outline):
+        if isinstance(outline, list):
+            outline = [part for part in outline if has_outline([part])]
+        try:
+            return draw_outline(outline, columns, rows, place), bool(annotation.get("iscrowd"))
+        except DataError as error:
+            undrawn.append(str(error))
+    box: Any = annotation.get("bbox")
+    return (draw_box(box, columns, rows) if is_box(box) else None), True
+
+
 def _to_photographs(
-    root: Path, instances: _Instances, split: str, masks: bool, annotated_only: bool
+    root: Path, instances: _Instances, split: str, masks: bool, annotated_only: bool, undrawn: list[str]
 ) -> list[Photograph]:
-    """List the images of a set with their labels."""
+    """List the images of a set with their labels; outlines that cannot be drawn will be added to ``undrawn``."""
     folder = _image_folder(root, instances.path)
     numbers = {category: number for number, category in enumerate(instances.categories, start=1)}
     photographs = []
@@ -204,14 +235,45 @@ def _to_photographs(
             continue
         present = {numbers[annotation["category_id"]] for _, annotation in annotations}
         label = [int(number in present) for number in numbers.values()]
-        image = spelled_on_disk(path_inside(folder, entry["file_name"], where))
+        image = _find_image(root, folder, entry["file_name"], where)
         id = case_file_name(image.relative_to(folder).with_name(image_stem(image)).as_posix())
-        draw = partial(_draw_mask, entry=entry, annotations=annotations, numbers=numbers, where=where)
+        draw = partial(_draw_mask, entry=entry, annotations=annotations, numbers=numbers, where=where, undrawn=undrawn)
         drawn = masks and not any(_unknown(annotation) for _, annotation in annotations)
-        photographs.append(Photograph(where, id, split, label, image, draw if drawn else None))
+        ignored = {numbers[annotation["category_id"]] for _, annotation in annotations if _is_ignored(annotation)}
+        mask = draw if drawn else None
+        photographs.append(Photograph(where, id, split, label, image, mask, frozenset(ignored)))
     if masks:
+        _check_pixels(instances)
         _tell_of_outlines(instances, [annotation for pairs in instances.annotations.values() for annotation in pairs])
     return photographs
+
+
+def _find_image(root: Path, folder: Path, name: str, where: str) -> Path:
+    """Give the file of an image; its name may begin with the folder of the set, as some exports write it."""
+    image = spelled_on_disk(path_inside(folder, name, where))
+    whole = spelled_on_disk(path_inside(root, name, where))
+    return whole if not image.is_file() and whole.is_file() and whole.is_relative_to(folder) else image
+
+
+def _is_ignored(annotation: Mapping[str, Any]) -> bool:
+    """Tell whether the pixels of an annotation are ignored: those of a crowd, and of a box without outline."""
+    return bool(annotation.get("iscrowd")) or not has_outline(annotation.get("segmentation"))
+
+
+def _check_pixels(instances: _Instances) -> None:
+    """Refuse outlines and boxes in shares of the size of the image, which all lie in its first pixel."""
+    found = [
+        [number for part in values for number in (part if isinstance(part, list) else [part])]
+        for pairs in instances.annotations.values()
+        for _, annotation in pairs
+        for values in (annotation.get("segmentation"), annotation.get("bbox"))
+        if isinstance(values, list) and values
+    ]
+    numbers = [number for values in found for number in values if isinstance(number, (int, float))]
+    if numbers and max(numbers) <= 1 and any(0 < number < 1 for number in numbers):
+        raise DataError(
+            f"All outlines and boxes of {instances.path} lie between 0 and 1: write pixels, not shares of the size."
+        )
 
 
 def _unknown(annotation: Mapping[str, Any]) -> bool:
@@ -285,6 +347,7 @@ def prepare_coco(
     target = check_output(out, folder)
     photographs: list[Photograph] = []
     first: _Instances | None = None
+    undrawn: list[str] = []
     left_out: dict[str, int] = {}
     for split, name in {"training": training, "validation": validation, "test": test}.items():
         path = _find_set(folder, split, name)
@@ -294,7 +357,7 @@ def prepare_coco(
         first = first or instances
         if instances.categories != first.categories:
             raise DataError(f"{path} has other categories than {first.path}: take sets with the same categories.")
-        listed = _to_photographs(folder, instances, split, masks, annotated_only)
+        listed = _to_photographs(folder, instances, split, masks, annotated_only, undrawn)
         photographs += listed
         _logger.info("The %s images are those of %s.", split, path)
         if annotated_only:
@@ -303,4 +366,12 @@ def prepare_coco(
     classes = check_classes(list(first.categories.values()) if first else [])
     labels = "of the image, from its annotations of instances"
     entries = {"left_out": {"images without annotation": left_out}} if annotated_only else {}
-    return write_photographs(target, photographs, classes, labels=labels, entries=entries)
+    written = write_photographs(target, photographs, classes, labels=labels, entries=entries)
+    if undrawn:
+        _logger.warning(
+            "%d outlines cannot be drawn; their boxes are ignored (255), and images of outlines without a box have no "
+            "mask.  The first: %s",
+            len(undrawn),
+            undrawn[0],
+        )
+    return written

@@ -2,7 +2,7 @@
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 """CSV tables as spreadsheets write them: what is unambiguous is forgiven.
 
-Read are UTF-8 and UTF-16 with or without a byte order mark, and commas, semicolons, tabs or bars between the fields,
+Read are UTF-8 and UTF-16, with or without a byte order mark, and commas, semicolons, tabs or bars between the fields,
 with Excel's line ``sep=;`` or without.  Passed over are empty rows, columns without a name, and blanks around a field.
 The case of the names of columns does not count.  Names of cases are brought to one Unicode form (NFC), and the signs
 with which spreadsheets mark text, ``="001"`` and ``'001``, are taken off.
@@ -22,7 +22,7 @@ from typing import Any
 
 from monai_wsss._checks import DataError
 
-__all__ = ["LABEL_WORDS", "CsvTable", "plain_name", "read_csv_table", "subject_like"]
+__all__ = ["LABEL_WORDS", "CsvTable", "plain_name", "read_csv_table", "row_numbers", "subject_like"]
 
 _YES = ("1", "1.0", "1,0", "yes", "y", "true", "t", "positive", "pos")
 _NO = ("0", "0.0", "0,0", "no", "n", "false", "f", "negative", "neg")
@@ -33,7 +33,10 @@ _SEPARATORS = ",;\t|"
 _UNSEEN = dict.fromkeys(map(ord, "\ufeff\u200b\u200c\u200d\u2060\u00ad"))
 """Characters without a width, which copying from documents leaves."""
 _TEXT_MARK = re.compile(r'="(.*)"|\'(.*)')
-_SUBJECT_WORDS = ("subject", "patient", "person", "participant", "mrn", "pid", "individual", "case")
+_MOST_RUNS = 20
+"""Runs of rows that a message names."""
+_SUBJECT_WORDS: tuple[str, ...] = ("subject", "subj", "patient", "patienten", "pat", "person", "participant")
+_SUBJECT_WORDS += ("mrn", "pid", "individual", "case")
 
 
 @dataclass(frozen=True)
@@ -92,8 +95,31 @@ def subject_like(columns: Sequence[str]) -> list[str]:
 
 
 def _decoded(content: bytes) -> str:
-    """Decode UTF-16 with a byte order mark, else UTF-8."""
-    return content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+    """Decode UTF-16, which has a byte order mark or begins with a letter beside a zero byte, else UTF-8."""
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return content.decode("utf-16")
+    if content[:2].count(0) == 1:
+        return content.decode("utf-16-le" if content[1] == 0 else "utf-16-be")
+    return content.decode("utf-8-sig")
+
+
+def row_numbers(numbers: Sequence[int]) -> str:
+    """Write the numbers of rows, in ascending order, for a message.
+
+    Example:
+        >>> row_numbers([2]), row_numbers([2, 3, 4, 9])
+        ('row 2', 'rows 2 to 4, 9')
+    """
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    texts = [str(first) if first == last else f"{first} to {last}" for first, last in runs]
+    more = len(texts) - _MOST_RUNS
+    texts = texts[:_MOST_RUNS] + ([f"and {more} more places"] if more > 0 else [])
+    return f"row{'s' * (len(numbers) > 1)} {', '.join(texts)}"
 
 
 def read_csv_table(path: str | os.PathLike[str]) -> CsvTable:
@@ -136,13 +162,10 @@ def read_csv_table(path: str | os.PathLike[str]) -> CsvTable:
 
 
 def _row(columns: Sequence[str], fields: Sequence[str]) -> dict[str, Any]:
-    """Give column → text; fields without a column are passed over where they are empty."""
-    row: dict[Any, Any] = {}
-    for index, field in enumerate(fields):
-        name = columns[index] if index < len(columns) else ""
-        if name:
-            row[name] = field
-        elif field:
-            row.setdefault(None, []).append(field)
+    """Give column → text; columns without a name are passed over, and empty fields behind the last column."""
+    row: dict[Any, Any] = {name: field for name, field in zip(columns, fields, strict=False) if name}
+    surplus = [field for field in fields[len(columns) :] if field]
+    if surplus:
+        row[None] = surplus
     row.update({name: None for name in columns[len(fields) :] if name})
     return row

@@ -33,6 +33,7 @@ __all__ = [
     "load_header",
     "modality_entry",
     "read_content",
+    "slice_entry",
     "statistics_entry",
     "write_datalist",
 ]
@@ -65,6 +66,22 @@ def statistics_entry(mean: np.ndarray, std: np.ndarray) -> dict[str, list[float]
         {'mean': [2.0], 'std': [0.5]}
     """
     return {"mean": mean.tolist(), "std": std.tolist()}
+
+
+def slice_entry(volume: str, index: int, affine: np.ndarray | None) -> dict[str, Any]:
+    """Give the entries of an item that say where its slice lies in its volume, for distances in 3D.
+
+    Args:
+        volume: name of the volume, unique within its subject.
+        index: number of the slice along the last axis.
+        affine: (4, 4) of the volume, in millimeters; None where it is unknown.
+
+    Example:
+        >>> slice_entry("anna", 7, np.diag([-1.0, 1.0, 3.0, 1.0]))
+        {'volume': 'anna', 'slice': 7, 'voxel_size': [1.0, 1.0, 3.0]}
+    """
+    size = {} if affine is None else {"voxel_size": np.linalg.norm(affine[:3, :3], axis=0).round(6).tolist()}
+    return {"volume": volume, "slice": int(index), **size}
 
 
 def check_trainable(items: Sequence[Mapping[str, Any]]) -> None:
@@ -112,8 +129,9 @@ def write_datalist(directory: str | os.PathLike[str], datalist: Mapping[str, Any
     None: nobody knows it, so the case is predicted and not measured.  Its entry ``statistics`` is the
     key of its intensity statistics; without this entry the key is its ``subject``.  The item of a patch may name the
     image from which it was cut, ``source``, and its first column and row there, ``origin``, which is [x, y] in any
-    ``order``.  An item whose files do not say the size of their pixels, though their kind can, has the ``unit`` "px":
-    distances are told in pixels.
+    ``order``.  The item of a slice may say where it lies (:func:`slice_entry`): ``volume``, ``slice`` and, in mm along
+    x, y and between slices, ``voxel_size``.  An item whose files do not say the size of their pixels, though their kind
+    can, has the ``unit`` "px": distances are told in pixels.
 
     Args:
         directory: the folder of the list; relative paths in it are relative to this folder.
@@ -261,7 +279,8 @@ def load_datalist(
         One dictionary per item: ``id``, ``subject``, ``image`` (an absolute path, or one per modality) and ``label``
         float32 (K,), which a test case without label lacks; ``mask`` and ``region`` (absolute paths), if asked for and
         in the list; ``intensity_mean`` and ``intensity_std`` float32 (C,), if the list has statistics of the item or
-        its subject; ``source`` and ``origin`` of a patch, if the list has them; ``order``, if the list says it, for
+        its subject; ``source`` and ``origin`` of a patch, if the list has them; ``volume``, ``slice`` and
+        ``voxel_size`` of a slice likewise, with masks; ``order``, if the list says it, for
         :class:`~monai_wsss.transforms.LoadOrderedd`; ``unit``, "mm" or "px", if an item of the split has it.
 
     Raises:
@@ -303,6 +322,7 @@ def load_datalist(
         item = {"id": entry["id"], "subject": entry["subject"], "image": files[0] if len(files) == 1 else files}
         if entry["label"] is not None:
             item["label"] = np.asarray(entry["label"], dtype=np.float32)
+        item |= {key: entry[key] for key in ("volume", "slice", "voxel_size") if masks and key in entry}
         for key, wanted in (("mask", masks), ("region", regions)):
             if wanted and key in entry:
                 item[key] = os.path.normpath(file.parent / entry[key])

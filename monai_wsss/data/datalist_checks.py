@@ -155,6 +155,20 @@ def _check_patch(item: Mapping[str, Any], where: str) -> None:
     origin = item.get("origin", [0, 0])
     if not isinstance(origin, list) or not all(isinstance(start, int) and start >= 0 for start in origin):
         raise DataError(f"{where} has origin {origin!r}: give the first column and row as whole numbers from 0 on.")
+    _check_slice(item, where)
+
+
+def _check_slice(item: Mapping[str, Any], where: str) -> None:
+    """Check the entries of an item that say where its slice lies in a volume."""
+    if "volume" not in item and "slice" not in item:
+        return
+    number, size = item.get("slice"), item.get("voxel_size", [1, 1, 1])
+    whole = isinstance(number, int) and number >= 0
+    if not (_are_names([item.get("volume")]) and whole and _are_numbers(size, 3) and min(size) > 0):
+        raise DataError(
+            f"{where} has volume {item.get('volume')!r}, slice {number!r} and voxel_size {size!r}: give the name of "
+            "the volume, the number of the slice from 0 on and, where known, three sizes in mm."
+        )
 
 
 def check_datalist(datalist: Mapping[str, Any], source: str) -> None:

@@ -4,7 +4,8 @@
 
 The folder holds one folder per kind of tissue (``Adenocarcinoma``, ``Normal``, …), with ``image/`` and ``label/`` whose
 files have the same names, such as ``GT2012149-1-400-001.png``: specimen, block, magnification, number.  Each image is a
-patch.  Feng et al. (AAAI 2025) took 1169 images with glands, 818 / 117 / 234, and do not say which; all are taken here.
+patch.  Feng et al. (AAAI 2025) took 1169 images with glands, in a ratio of 7:1:2 (818 / 117 / 234), and do not say
+which: ``glands_only`` leaves out the images that are not tagged as gland.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from monai_wsss._checks import DataError, check_choice
+from monai_wsss.data.case_files import read_mask
 from monai_wsss.data.gland_folder import (
     GlandImage,
     PatchRule,
@@ -23,9 +25,13 @@ from monai_wsss.data.gland_folder import (
     table_of_folder,
     write_glands,
 )
-from monai_wsss.data.prepared_folder import check_output
+from monai_wsss.data.label_table import WHOLE
+from monai_wsss.data.prepared_folder import check_output, warn_of_other_numbers
+from monai_wsss.data.reading import read_image
 
 __all__ = ["prepare_ebhi"]
+
+_PAPER_NUMBERS = {"images with glands": 1169}
 
 
 def _images_of_kind(folder: Path, split: str) -> list[GlandImage]:
@@ -39,11 +45,17 @@ def _images_of_kind(folder: Path, split: str) -> list[GlandImage]:
     return images
 
 
+def _holds_gland(case: GlandImage, presence: float) -> bool:
+    """Tell whether gland covers more than a share of an image."""
+    return bool((read_mask(case.mask, read_image(case.image, on_white=True), [WHOLE]) > 0).mean() > presence)
+
+
 def prepare_ebhi(
     root: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
     split: str = "specimen",
+    glands_only: bool = False,
     presence: float = 0.05,
     fractions: Sequence[float] = (0.7, 0.1, 0.2),
     seed: int = 0,
@@ -55,6 +67,8 @@ def prepare_ebhi(
         out: the folder to write.
         split: "specimen" keeps the images of a specimen, whose number begins their names, in one split.  "image" splits
             by image, as the paper does; each image is a subject of its own.  Both are stratified by the kind of tissue.
+        glands_only: take the images alone in whose masks gland counts as present, as the paper does; the log warns
+            where they are not 1169.
         presence: the share of pixels above which a class counts as present.
         fractions: shares of the subjects for training, validation and test.
         seed: seed of the draw.
@@ -85,5 +99,8 @@ def prepare_ebhi(
         raise DataError(f"{folder} has no folders with image/ and label/, one for each kind of tissue: check the path.")
     target = check_output(out, folder)
     images = [case for kind in kinds for case in _images_of_kind(kind, split)]
+    if glands_only:
+        images = [case for case in images if _holds_gland(case, presence)]
+        warn_of_other_numbers({"images with glands": len(images)}, _PAPER_NUMBERS)
     images = draw_splits(images, fractions, seed)
     return write_glands(target, images, PatchRule(presence=presence), subjects=f"{split}s")

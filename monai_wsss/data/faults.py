@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,7 +14,9 @@ from monai_wsss._files import WriteError
 
 __all__ = ["Faults"]
 
-_MOST_FAULTS = 20
+_MOST_OF_A_KIND = 20
+_DETAIL = re.compile(r'"[^"]*"|\S*[/\\]\S*|[\d.]+')
+"""Parts in which sentences on faults of one kind differ: quoted texts, paths and numbers."""
 
 
 @dataclass
@@ -49,8 +52,16 @@ class Faults:
         self.sentences.append(sentence)
 
     def check(self) -> None:
-        """Raise one ``DataError`` with a line per fault, if there are any."""
-        if self.sentences:
-            more = len(self.sentences) - _MOST_FAULTS
-            lines = [*self.sentences[:_MOST_FAULTS], *([f"{more} more faults are of such kinds."] if more > 0 else [])]
-            raise DataError("\n".join(lines))
+        """Raise one ``DataError`` with a line per fault, if there are any; of many of a kind the first ones."""
+        if not self.sentences:
+            return
+        kinds: dict[str, list[str]] = {}
+        for sentence in self.sentences:
+            line = " ".join(sentence.split())
+            kinds.setdefault(_DETAIL.sub("", line), []).append(line)
+        lines = []
+        for sentences in kinds.values():
+            lines += sentences[:_MOST_OF_A_KIND]
+            more = len(sentences) - _MOST_OF_A_KIND
+            lines += [f"{more} more faults are of this kind."] if more > 0 else []
+        raise DataError("\n".join(lines))

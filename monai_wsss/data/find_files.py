@@ -34,8 +34,9 @@ from monai_wsss.data.modalities import SEQUENCES, canonical_modality, sort_modal
 __all__ = ["common_modalities", "find_images", "find_masks", "folders_below", "is_prepared", "visible_entries"]
 
 _MASK_WORD = re.compile(r"(seg|mask|label|annotation)[a-z0-9_-]*", re.IGNORECASE)
+_NUMBER = re.compile(r"[0-9]+([.,][0-9]+)?(e[+-]?[0-9]+)?", re.IGNORECASE)
 _NAMED = 3
-"""Files that a warning names."""
+"""Files that a message names."""
 
 _logger = logging.getLogger(__name__)
 
@@ -111,7 +112,10 @@ def _add_file(files: dict[str, Path], modality: str, path: Path) -> None:
         raise DataError(f"{path} looks like a mask among the images: move it to a folder of its own, given as masks.")
     if modality in files or (files and UNNAMED in (*files, modality)):
         other = files.get(modality) or next(iter(files.values()))
-        raise DataError(f"{other} and {path} are the same modality of the same case: keep one of them.")
+        raise DataError(
+            f"{other} and {path} are the same modality of the same case: keep one of them, or add a row for the one "
+            "whose name is longer."
+        )
     files[modality] = path
 
 
@@ -139,25 +143,10 @@ class _Names:
             return None
         return self._folded[found[0]], plain[len(plain) - len(found[1]) :] if found[1] else UNNAMED
 
-    def near(self, stem: str) -> str | None:
-        """Give the only id that is the same number as a stem, as spreadsheets write it."""
-        alike = [name for name in self.ids.values() if _same_number(name, stem)]
-        return alike[0] if len(alike) == 1 else None
-
 
 def _same_number(one: str, other: str) -> bool:
     """Tell whether two names are one number, perhaps without its zeros, or in scientific notation."""
-    try:
-        return float(one.lstrip("'").replace(",", ".")) == float(other.lstrip("'").replace(",", "."))
-    except ValueError:
-        return False
-
-
-def _near_hint(one: str, other: str) -> str:
-    return (
-        f'but "{one}" and "{other}" are one number: a spreadsheet may have taken zeros away, so format the column of '
-        "ids as text"
-    )
+    return all(map(_NUMBER.fullmatch, (one, other))) and float(one.replace(",", ".")) == float(other.replace(",", "."))
 
 
 def find_images(folder: Path, table: LabelTable, faults: Faults | None = None) -> dict[str, dict[str, Path]]:
@@ -189,10 +178,10 @@ def find_images(folder: Path, table: LabelTable, faults: Faults | None = None) -
     missing = {row.image_id: row for row in reversed(table.rows) if not found[row.image_id]}
     for row in reversed(missing.values()):
         collected.add(_without_image(row, folder, unread.get(row.image_id), strange))
-    lost = _Names(missing)
     for path in strange:
-        near = lost.near(stem_of_any(path))
-        if near is None:
+        if path.is_dir() and any(names.match(stem_of_any(entry)) for entry in visible_entries(path)):
+            collected.add(f"The folder {path} holds images of {table.path}: put them into {folder} itself.")
+        elif not any(_same_number(name, stem_of_any(path)) for name in missing):
             collected.add(f"The image {path} has no row in {table.path}: add its row, or move the image away.")
     if faults is None:
         collected.check()
@@ -247,9 +236,13 @@ def _without_image(row: LabeledRow, folder: Path, unread: Path | None, strange: 
             f'{row.where}: the image {unread} of "{row.image_id}" is of a kind that is not read: {remedy_for(unread)}.'
         )
     near = [path for path in strange if _same_number(stem_of_any(path), row.image_id)]
-    if len(near) == 1:
-        hint = _near_hint(row.image_id, stem_of_any(near[0]))
-        return f'{row.where}: {folder} has no image for the id "{row.image_id}", {hint}, to match {near[0].name}.'
+    if near:
+        names = " and ".join(f'"{stem_of_any(path)}"' for path in near[:_NAMED])
+        return (
+            f'{row.where}: {folder} has no image for the id "{row.image_id}", but "{row.image_id}" and {names} are one '
+            "number: a spreadsheet may have taken zeros away, so format the column of ids as text, to match "
+            f"{near[0].name}."
+        )
     return f'{row.where}: {folder} has no image for the id "{row.image_id}": add it under this name, or delete the row.'
 
 
@@ -288,7 +281,10 @@ def find_masks(
         else:
             masks[matched[0]] = entry
     if not masks and not collected.sentences:
-        raise DataError(f"No file in {folder} is named by an id of the label table: name the masks as the images.")
+        first = f" ({', '.join(path.name for path in strange[:_NAMED])})" if strange else ""
+        raise DataError(
+            f"No file in {folder} is named by an id of the label table{first}: name the masks as the images."
+        )
     _tell_of_masks(Path(folder), masks, strange, len(names.ids))
     if faults is None:
         collected.check()

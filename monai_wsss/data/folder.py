@@ -20,16 +20,16 @@ from tqdm import tqdm
 
 from monai_wsss._checks import DataError
 from monai_wsss._intensity import foreground_statistics, tissue_statistics
-from monai_wsss._orientation import axes_of
 from monai_wsss._pictures import ROWS_COLUMNS, XY
-from monai_wsss.data.case_files import ImageCase, is_color_picture, read_case, write_case, write_slices
+from monai_wsss.data.case_files import ImageCase, read_case, write_case
 from monai_wsss.data.datalist import statistics_entry
 from monai_wsss.data.faults import Faults
 from monai_wsss.data.find_files import common_modalities, find_images, find_masks
 from monai_wsss.data.label_table import LabeledRow, LabelTable, read_label_table
 from monai_wsss.data.patches import contradicting_pairs
 from monai_wsss.data.prepared_folder import check_output, log_sizes, warn_of_contradictions, write_prepared
-from monai_wsss.data.reading import affine_of, image_format, is_radiograph
+from monai_wsss.data.reading import image_format, is_color_picture, is_radiograph
+from monai_wsss.data.slice_cutting import SliceCut, write_slices
 from monai_wsss.data.table_warnings import warn_of_kinds
 
 __all__ = ["LabelColumns", "check_like_first", "prepare_folder", "prepare_images"]
@@ -45,8 +45,10 @@ class LabelColumns(TypedDict, total=False):
         subject_column: the column with the subjects.
         label_columns: the columns with 0/1 labels, one per class.
         split_column: the column with train, val or test.
-        slice_column: the column with the number of the slice, from 0 on, "slice" if left out; read only with
-            ``as_slices``.
+        slice_column: the column with the number of the slice, "slice" if left out; read only with ``as_slices``.
+        slice_numbers: what these numbers are: "index" (default), "instance" or "position", see
+            :mod:`monai_wsss.data.slice_cutting`.
+        slicing_axis: "RL", "AP" or "SI", along which volumes are cut, "SI" (axial slices) if left out.
     """
 
     id_column: str
@@ -54,6 +56,8 @@ class LabelColumns(TypedDict, total=False):
     label_columns: Sequence[str] | None
     split_column: str | None
     slice_column: str | None
+    slice_numbers: str
+    slicing_axis: str | None
 
 
 def check_like_first(row: LabeledRow, case: ImageCase, first: ImageCase) -> None:
@@ -67,16 +71,22 @@ def check_like_first(row: LabeledRow, case: ImageCase, first: ImageCase) -> None
 
 
 def _write_image(
-    out: Path, rows: Sequence[LabeledRow], case: ImageCase, mask: Path | None, classes: Sequence[str]
-) -> tuple[list[tuple[dict[str, Any], bool]], np.ndarray]:
+    out: Path,
+    rows: Sequence[LabeledRow],
+    case: ImageCase,
+    mask: Path | None,
+    classes: Sequence[str],
+    cut: SliceCut,
+) -> tuple[list[tuple[dict[str, Any], bool]], np.ndarray, str | None]:
     """Write an image whole, or its slices.
 
     Returns:
-        Per row what :func:`~monai_wsss.data.case_files.write_case` returns, and the values (C, *S) for the statistics.
+        Per row what :func:`~monai_wsss.data.case_files.write_case` returns, the values (C, *S) for the statistics, and
+        of a volume that is cut the sides toward which its axes run.
     """
     if rows[0].volume is not None:
-        return write_slices(out, rows, case, mask, classes)
-    return [write_case(out, rows[0], case, mask, classes)], case.volume
+        return write_slices(out, rows, case, mask, classes, cut)
+    return [write_case(out, rows[0], case, mask, classes)], case.volume, None
 
 
 def _by_image(rows: Sequence[LabeledRow]) -> dict[str, list[LabeledRow]]:
@@ -166,6 +176,7 @@ def prepare_images(
     names = common_modalities(found, table.rows, modalities, collected)
     color = modalities is None and any(is_color_picture(path) for files in found.values() for path in files.values())
     reading = {"on_white": table.scored_class is not None, "leave_out_localizers": leave_out_localizers}
+    cut = SliceCut(table.slice_numbers, table.slicing_axis)
     done = _Written()
     first: ImageCase | None = None
     for rows in tqdm(table.by_subject().values(), desc="subjects", disable=None):
@@ -178,8 +189,8 @@ def prepare_images(
                 case = read_case(files, channel_names=modalities, color=color, **reading)
                 first = first or case
                 check_like_first(of_image[0], case, first)
-                items, volume = _write_image(out, of_image, case, masks.get(image_id), table.classes)
-                done.add(of_image, case, items, volume)
+                items, volume, axes = _write_image(out, of_image, case, masks.get(image_id), table.classes, cut)
+                done.add(of_image, items, volume, axes)
                 key = _statistics_key(of_image[0], case, table)
                 if key is not None and not collected.sentences:
                     values.setdefault(key, []).append(volume.astype(np.uint8) if case.is_color else volume)
@@ -211,16 +222,16 @@ class _Written:
     def add(
         self,
         rows: Sequence[LabeledRow],
-        case: ImageCase,
         items: Sequence[tuple[dict[str, Any], bool]],
         volume: np.ndarray,
+        axes: str | None,
     ) -> None:
-        """Keep the items of an image, whose values are ``volume`` (C, *S)."""
+        """Keep the items of an image, whose values are ``volume`` (C, *S), and whose axes run toward ``axes``."""
         self.items |= {row.id: item for row, (item, _) in zip(rows, items, strict=True)}
         self.contradictions += [row.id for row, (_, agrees) in zip(rows, items, strict=True) if not agrees]
         self.shapes[rows[0].image_id] = volume.shape[1:]
         if rows[0].volume is not None:
-            self.cut.add(axes_of(affine_of(case.images[0])))
+            self.cut.add(axes)
 
 
 def prepare_folder(
@@ -241,10 +252,11 @@ def prepare_folder(
     """Turn a folder of images and a table of image-level labels into a prepared folder.
 
     With ``as_slices`` the table has one row per slice to be taken.  The row holds the id of the volume, the number of
-    the slice along the last array axis of the volume (the axial one where files are stored as scanned), and the labels
-    of the slice.  Labels never come from a mask.  Slices become PNG files of 16 bits, scaled by percentiles of the
-    whole volume (:func:`~monai_wsss.data.writing.scale_to_16_bit`).  The statistics are those of the subject's whole
-    volumes as written.
+    the slice, and its labels.  All volumes are cut along one anatomical axis, however files store them: slices are
+    axial unless ``slicing_axis`` says otherwise.  :mod:`monai_wsss.data.slice_cutting` says how they are numbered.
+    Labels never come from a mask.  Slices become PNG files of 16 bits, scaled by percentiles of the whole volume
+    (:func:`~monai_wsss.data.writing.scale_to_16_bit`).  The statistics are those of the subject's whole volumes as
+    written.
 
     Networks get pictures (PNG, JPEG, TIFF, BMP) and X-rays as (C, rows, columns).  Slices keep the order [x, y] of
     their volume.  A picture or mask that an EXIF entry turns is read and written upright, as viewers show it.
@@ -302,6 +314,8 @@ def prepare_folder(
         faults=faults,
         **rest,
     )
+    if masks is not None and Path(masks).resolve() == Path(images).resolve():
+        raise DataError(f"The masks and the images are in one folder, {masks}: give the masks a folder of their own.")
     folder = check_output(out, images, masks, Path(labels).parent)
     found = {} if masks is None else find_masks(masks, table.rows, faults)
     return prepare_images(

@@ -3,7 +3,8 @@
 """Common parts of the gland adapters: images with gland masks become training patches and whole images to evaluate on.
 
 The classes are gland and other tissue, both real, without background; a mask holds 1 for gland and 2 for the rest.  The
-training split consists of patches, tagged by the classes that their masks show; validation and test keep whole images.
+training split consists of patches, tagged by the classes that their masks show; validation and test keep whole images,
+unless the rule says that they are cut as well.
 The tags are simulated, and the datalist says so (``"simulated_supervision"``, ``"labels"``).  The color statistics are
 those of the tissue of the whole image, so that a patch is standardized as its image.
 
@@ -87,6 +88,7 @@ class PatchRule:
         presence: the share of pixels above which a class counts as present.
         white: patches with more than this share of white pixels (:func:`~monai_wsss.data.patches.white_pixels`) are
             left out; 1 keeps all.
+        every_split: whether images of validation and test are cut, too; none of their patches is left out.
     """
 
     patch: int | None = None
@@ -94,6 +96,7 @@ class PatchRule:
     align: bool = True
     presence: float = 0.05
     white: float = 1.0
+    every_split: bool = False
 
 
 def table_of_folder(images: Path) -> LabelTable:
@@ -205,12 +208,16 @@ def _windows(case: GlandImage, pixels: np.ndarray, rule: PatchRule) -> list[tupl
 def _write_patches(
     out: Path, case: GlandImage, pixels: np.ndarray, mask: np.ndarray, rule: PatchRule
 ) -> tuple[list[dict[str, Any]], int]:
-    """Write the patches of an image; return their items and the number of white patches that were left out."""
+    """Write the patches of an image; return their items and the number of white patches that were left out.
+
+    Of images to measure, no patch is left out.
+    """
     items = []
+    limit = rule.white if case.split == "training" else 1.0
     glass = white_pixels(pixels)
     windows = _windows(case, pixels, rule)
     for x, y, columns, rows in windows:
-        if glass[columns, rows].mean() > rule.white:
+        if glass[columns, rows].mean() > limit:
             continue
         name = case.id if rule.patch is None else f"{case.id}_{x}_{y}"
         item = _write_item(out, name, case, pixels[:, columns, rows], mask[:, columns, rows], rule.presence)
@@ -254,7 +261,7 @@ def empty_gland_list(rule: PatchRule, subjects: str) -> dict[str, Any]:
 def add_gland_image(
     datalist: dict[str, Any], out: Path, case: GlandImage, pixels: np.ndarray, mask: np.ndarray, rule: PatchRule
 ) -> int:
-    """Write an image, cut into patches if it is for training, and add it and its color statistics to a datalist.
+    """Write an image, cut into patches if the rule says so, and add it and its color statistics to a datalist.
 
     Args:
         datalist: begun by :func:`empty_gland_list`; changed in place.
@@ -271,11 +278,11 @@ def add_gland_image(
         DataError: the image is smaller than a patch.
     """
     datalist["statistics"][case.id] = statistics_entry(*tissue_statistics(pixels))
-    if case.split != "training":
+    if case.split != "training" and not rule.every_split:
         datalist[str(case.split)].append(_write_item(out, case.id, case, pixels, mask, rule.presence))
         return 0
     items, left_out = _write_patches(out, case, pixels, mask, rule)
-    datalist["training"] += items
+    datalist[str(case.split)] += items
     return left_out
 
 
@@ -311,7 +318,8 @@ def _describe(datalist: Mapping[str, Any], images: Sequence[GlandImage], white: 
         counts = Counter(_KINDS.get(tuple(item["label"]), "neither") for item in datalist[split])
         text = ", ".join(f"{counts[kind]} {kind}" for kind in _KINDS.values())
         cases = sum(case.split == split for case in images)
-        what = f"patches of {cases} images" if split == "training" else "whole images"
+        whole = split != "training" and len(datalist[split]) == cases
+        what = "whole images" if whole else f"patches of {cases} images"
         _logger.info("%s: %d %s (%s).", split, len(datalist[split]), what, text)
     _logger.info("%d patches of white background were left out; the labels are %s.", white, datalist["labels"])
     if datalist["subjects"] == "images":

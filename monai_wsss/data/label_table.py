@@ -15,18 +15,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from monai_wsss._checks import DataError
+from monai_wsss._checks import DataError, check_choice
 from monai_wsss._image_formats import image_stem
-from monai_wsss.data.csv_table import LABEL_WORDS, CsvTable, plain_name, read_csv_table, subject_like
+from monai_wsss._orientation import SLICING_AXES
+from monai_wsss.data.csv_table import LABEL_WORDS, CsvTable, plain_name, read_csv_table, row_numbers, subject_like
 from monai_wsss.data.faults import Faults
 from monai_wsss.data.splits import SPLIT_OF_WORD
 
-__all__ = ["WHOLE", "LabelTable", "LabeledRow", "read_label_table"]
+__all__ = ["SLICE_NUMBERS", "WHOLE", "LabelTable", "LabeledRow", "read_label_table"]
 
 WHOLE = "foreground"
 """The class of a single column called ``label``: everything that is not background."""
 
+SLICE_NUMBERS = ("index", "instance", "position")
+"""What the numbers of slices in a table are, see :mod:`monai_wsss.data.slice_cutting`."""
+
 _PATCH_COLUMNS = ("source", "x", "y")
+_NO_LABEL = -1
+_NAMED = 3
+"""Fields that a message names."""
 _SAFE_NAME = re.compile(r"[^./\\\x00-\x1f][^/\\\x00-\x1f]{0,199}")
 
 
@@ -41,7 +48,7 @@ class LabeledRow:
         label: 0/1 per class, (K).
         split: "training", "validation" or "test"; None where the table has no splits.
         values: the unparsed row, column -> text.
-        volume: for a slice, the id of its volume and its index along the last axis; else None.
+        volume: for a slice, the id of its volume and its number, see :data:`SLICE_NUMBERS`; else None.
         source: for a patch, the name of the image from which it was cut; else None.
         origin: for a patch, its first column and row in that image; None where the table has none.
     """
@@ -52,7 +59,7 @@ class LabeledRow:
     label: list[int]
     split: str | None
     values: Mapping[str, str]
-    volume: tuple[str, int] | None = None
+    volume: tuple[str, float] | None = None
     source: str | None = None
     origin: tuple[int, int] | None = None
 
@@ -78,6 +85,8 @@ class LabelTable:
         scored_class: without background, where every pixel belongs to a class, the class that foreground metrics score;
             with background None.
         faulty: ids of rows with faults, which are not among ``rows``; empty unless faults are collected.
+        slice_numbers: where rows are slices, what their numbers are, see :data:`SLICE_NUMBERS`.
+        slicing_axis: along which axis they are numbered, "RL", "AP" or "SI"; None for "SI".
     """
 
     path: Path
@@ -85,6 +94,8 @@ class LabelTable:
     rows: list[LabeledRow]
     scored_class: str | None = None
     faulty: frozenset[str] = frozenset()
+    slice_numbers: str = "index"
+    slicing_axis: str | None = None
 
     def by_subject(self) -> dict[str, list[LabeledRow]]:
         """Collect the rows of each subject, in the order of the table."""
@@ -92,6 +103,17 @@ class LabelTable:
         for row in self.rows:
             subjects.setdefault(row.subject, []).append(row)
         return subjects
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Names of the columns that are read."""
+
+    id: str
+    subject: str
+    labels: list[str]
+    split: str | None
+    slice: str | None
 
 
 def _label_columns(table: CsvTable, wanted: Sequence[str] | None, others: Sequence[str | None]) -> list[str]:
@@ -108,16 +130,22 @@ def _label_columns(table: CsvTable, wanted: Sequence[str] | None, others: Sequen
     return [name for name in table.columns if name not in others and name not in subjects]
 
 
-def _parse_label(row: Mapping[str, str], columns: Sequence[str], where: str) -> list[int]:
-    label = []
+def _check_labels(table: CsvTable, columns: Sequence[str], faults: Faults) -> None:
+    """Check that every field of the columns is a label; a sentence per column names all rows."""
     for column in columns:
-        text = row[column].strip()
-        if text.lower() not in LABEL_WORDS:
-            raise DataError(
-                f'{where}: the label in column "{column}" is "{text}": write 0 or 1, or name the label columns.'
+        fields = [(number, row.get(column)) for number, row in table.rows]
+        wrong = [(number, text) for number, text in fields if text is not None and text.lower() not in LABEL_WORDS]
+        texts = list(dict.fromkeys(f'"{text}"' for _, text in wrong))
+        if wrong:
+            faults.add(
+                f'{table.path}, {row_numbers([number for number, _ in wrong])}: the label in column "{column}" is '
+                f"{', '.join(texts[:_NAMED])}{', …' * (len(texts) > _NAMED)}: write 0 or 1, or name the label columns."
             )
-        label.append(LABEL_WORDS[text.lower()])
-    return label
+
+
+def _file_name(text: str) -> str:
+    """Give the name of the file, without folder and suffix, that a field with an id means."""
+    return image_stem(plain_name(text).replace("\\", "/").rsplit("/", 1)[-1])
 
 
 def _parse_split(row: Mapping[str, str], column: str | None, where: str) -> str | None:
@@ -132,28 +160,48 @@ def _parse_split(row: Mapping[str, str], column: str | None, where: str) -> str 
 def _name(row: Mapping[str, str], column: str, where: str) -> str:
     """Read a name that becomes that of a file or folder."""
     text = plain_name(row[column])
+    if not text:
+        raise DataError(f'{where}: the field in column "{column}" is empty: write a name, or delete the row.')
+    if "/" in text or "\\" in text:
+        raise DataError(f'{where}: "{text}" in column "{column}" names a folder: write the name alone.')
     if not _SAFE_NAME.fullmatch(text):
         raise DataError(f'{where}: "{text}" in column "{column}" cannot name a file: use letters, digits, "-" and "_".')
     return text
 
 
-def _parse_row(
-    row: dict[str, Any], where: str, id_column: str, subject_column: str, labels: list[str], split: str | None
-) -> LabeledRow:
-    """Check one row by itself."""
+def _parse_row(row: dict[str, Any], where: str, names: _Columns, faults: Faults) -> LabeledRow | None:
+    """Check one row by itself, but for its labels; give None where it has faults."""
     if None in row or None in row.values():
-        raise DataError(f"{where} has more or fewer fields than the header: correct the row.")
-    name = image_stem(_name(row, id_column, where))
-    subject = name if subject_column == id_column else _name(row, subject_column, where)
-    return LabeledRow(where, name, subject, _parse_label(row, labels, where), _parse_split(row, split, where), row)
+        faults.add(f"{where} has more or fewer fields than the header: correct the row.")
+        return None
+    name = subject = split = None
+    before = len(faults.sentences)
+    with faults.gather():
+        name = image_stem(_name(row, names.id, where))
+    with faults.gather():
+        subject = name if names.subject == names.id else _name(row, names.subject, where)
+    with faults.gather():
+        split = _parse_split(row, names.split, where)
+    if len(faults.sentences) > before or name is None or subject is None:
+        return None
+    label = [LABEL_WORDS.get(row[column].lower(), _NO_LABEL) for column in names.labels]
+    return LabeledRow(where, name, subject, label, split, row)
 
 
-def _as_slice(row: LabeledRow, column: str) -> LabeledRow:
+def _as_slice(row: LabeledRow, column: str, numbers: str) -> LabeledRow:
     """Turn a row with the id of a volume into the row of a slice, whose number is in the column."""
     text = row.values[column].strip()
+    if numbers == "position":
+        if not re.fullmatch(r"[-+]?[0-9]{1,5}([.,][0-9]{1,6})?", text):
+            raise DataError(
+                f'{row.where}: the slice in column "{column}" is "{text}": write its position in millimeters, as 12.5.'
+            )
+        place = float(text.replace(",", ".")) + 0.0
+        return replace(row, id=f"{row.id}_{place:g}", volume=(row.id, place))
     if not re.fullmatch("[0-9]{1,6}", text):
         raise DataError(
-            f'{row.where}: the slice in column "{column}" is "{text}": write its number along the last axis, from 0 on.'
+            f'{row.where}: the slice in column "{column}" is "{text}": write its '
+            + ("number along the slicing axis, from 0 on." if numbers == "index" else "InstanceNumber.")
         )
     return replace(row, id=f"{row.id}_{int(text):03d}", volume=(row.id, int(text)))
 
@@ -199,6 +247,8 @@ def read_label_table(
     label_columns: Sequence[str] | None = None,
     split_column: str | None = None,
     slice_column: str | None = None,
+    slice_numbers: str = "index",
+    slicing_axis: str | None = None,
     background: bool = True,
     scored_class: str | None = None,
     faults: Faults | None = None,
@@ -213,8 +263,11 @@ def read_label_table(
         label_columns: the columns with 0/1 labels, one per class; None takes ``label`` if there is one, else all
             columns with no other meaning; an empty list reads no labels.
         split_column: the column with train, val or test; None takes ``split`` if there is one, else no split is read.
-        slice_column: for a table of slices, the column with their numbers along the last axis of their volume, from 0
-            on.  The id is then that of the volume, and the case is called ``<id>_<slice:03d>``.
+        slice_column: for a table of slices, the column with their numbers.  The id is then that of the volume, and the
+            case is called ``<id>_<slice:03d>``, or ``<id>_<millimeters>``.
+        slice_numbers: what these numbers are: "index" along the slicing axis, from 0 on; "instance", the
+            InstanceNumber in a DICOM series; "position" in millimeters, see :mod:`monai_wsss.data.slice_cutting`.
+        slicing_axis: "RL", "AP" or "SI", the axis along which the slices are numbered and cut; None for "SI".
         background: whether pixels may belong to no class.  Without background the classes are all real (gland and
             other tissue), and the columns ``source``, ``x`` and ``y``, if there are any, say from which image a patch
             was cut, and where.
@@ -239,6 +292,9 @@ def read_label_table(
     """
     if background and scored_class is not None:
         raise ValueError(f'Expected no `scored_class` with background, got "{scored_class}": say that there is none.')
+    check_choice("slice_numbers", slice_numbers, SLICE_NUMBERS)
+    if slicing_axis is not None:
+        check_choice("slicing_axis", slicing_axis, SLICING_AXES)
     collected = Faults() if faults is None else faults
     csv_table = read_csv_table(path)
     names = _columns(csv_table, id_column, subject_column, label_columns, split_column, slice_column, background)
@@ -246,12 +302,14 @@ def read_label_table(
     for number, row in csv_table.rows:
         before = len(collected.sentences)
         with collected.gather():
-            where = f"{csv_table.path}, row {number}"
-            one = _parse_row(row, where, names.id, names.subject, names.labels, names.split)
-            one = one if names.slice is None else _as_slice(one, names.slice)
-            parsed.append(one if background else _as_patch(one))
-        if len(collected.sentences) > before:
-            faulty.add(image_stem(plain_name(row.get(names.id) or "")))
+            one = _parse_row(row, f"{csv_table.path}, row {number}", names, collected)
+            if one is not None and names.slice is not None:
+                one = _as_slice(one, names.slice, slice_numbers)
+            if one is not None and _NO_LABEL not in one.label:
+                parsed.append(one if background else _as_patch(one))
+        if len(collected.sentences) > before or one is None or _NO_LABEL in one.label:
+            faulty.add(_file_name(row.get(names.id) or ""))
+    _check_labels(csv_table, names.labels, collected)
     classes = [WHOLE] if [name.lower() for name in names.labels] == ["label"] else names.labels
     unique = _unique(parsed, collected)
     faulty |= {row.image_id for row in parsed} - {row.image_id for row in unique}
@@ -260,18 +318,7 @@ def read_label_table(
         _check_complete(unique, classes, scored, collected)
     if faults is None:
         collected.check()
-    return LabelTable(csv_table.path, classes, unique, scored, frozenset(faulty))
-
-
-@dataclass(frozen=True)
-class _Columns:
-    """Names of the columns that are read."""
-
-    id: str
-    subject: str
-    labels: list[str]
-    split: str | None
-    slice: str | None
+    return LabelTable(csv_table.path, classes, unique, scored, frozenset(faulty), slice_numbers, slicing_axis)
 
 
 def _columns(
@@ -294,11 +341,13 @@ def _columns(
         subject_column = table.column(subject_column) or subject_column
     others = () if background else _PATCH_COLUMNS
     labels = _label_columns(table, label_columns, (id_column, subject_column, split_column, slice_column, *others))
-    for column in (id_column, subject_column, *labels, *filter(None, (split_column, slice_column))):
-        if column not in table.columns:
-            raise DataError(
-                f'{table.path} has no column "{column}", it has {", ".join(table.columns)}: name the right column.'
-            )
+    wanted = (id_column, subject_column, *labels, *filter(None, (split_column, slice_column)))
+    missing = [f'"{column}"' for column in dict.fromkeys(wanted) if column not in table.columns]
+    if missing:
+        raise DataError(
+            f"{table.path} has no column {', '.join(missing)}, it has {', '.join(table.columns)}: "
+            "name the right column."
+        )
     if not labels and label_columns is None:
         raise DataError(f"{table.path} has no column with labels: add one with 0 or 1 for each class.")
     return _Columns(id_column, subject_column, labels, split_column, slice_column)

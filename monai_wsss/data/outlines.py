@@ -140,6 +140,11 @@ def draw_outline(outline: Any, columns: int, rows: int, where: str) -> np.ndarra
     raise DataError(f"{where} has the outline {outline!r:.80}: give polygons or run lengths, as COCO does.")
 
 
+def _count(part: Sequence[Any]) -> int:
+    """Count the numbers of a polygon, whose corners may be lists of their own."""
+    return sum(len(corner) if isinstance(corner, list) else 1 for corner in part)
+
+
 def has_outline(outline: Any) -> bool:
     """Tell whether an annotation says an outline at all; a polygon of fewer than three corners is none.
 
@@ -148,7 +153,7 @@ def has_outline(outline: Any) -> bool:
         (True, False, False, False)
     """
     if isinstance(outline, list):
-        return any(not isinstance(part, list) or len(part) > _LINE for part in outline)
+        return any(not isinstance(part, list) or _count(part) > _LINE for part in outline)
     return outline not in (None, {}, "")
 
 

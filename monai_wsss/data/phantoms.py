@@ -24,7 +24,7 @@ from monai_wsss._intensity import foreground_statistics, tissue_statistics
 from monai_wsss._orientation import axes_of, slicing_entry
 from monai_wsss._pictures import ROWS_COLUMNS, XY
 from monai_wsss.data.crops import TileRule
-from monai_wsss.data.datalist import modality_entry, statistics_entry, write_datalist
+from monai_wsss.data.datalist import modality_entry, slice_entry, statistics_entry, write_datalist
 from monai_wsss.data.datalist_checks import SPLIT_OF_LIST
 from monai_wsss.data.gland_folder import GlandImage, PatchRule, add_gland_image, empty_gland_list
 from monai_wsss.data.label_table import WHOLE, LabeledRow
@@ -240,7 +240,7 @@ def _write_slices(folder: Path, subject: str, study: BrainStudy) -> list[dict[st
             write_picture(folder / path, volume[None, :, :, z])
         label = [int(study.mask[:, :, z].any())]
         case = {"id": f"{subject}_{z:02d}", "image": list(images), "label": label, "subject": subject, "mask": mask}
-        cases.append(case)
+        cases.append({**case, **slice_entry(subject, int(z), study.affine)})
     return cases
 
 

@@ -25,9 +25,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from monai_wsss._checks import DataError
+from monai_wsss._image_formats import image_stem, is_unread_image, remedy_for, stem_of_any
 from monai_wsss._labels import IGNORED
 from monai_wsss._pictures import ROWS_COLUMNS
 from monai_wsss.data.case_files import UNNAMED, mask_shows, read_case
+from monai_wsss.data.csv_table import plain_name
 from monai_wsss.data.datalist import modality_entry, write_datalist
 from monai_wsss.data.modalities import COLORS
 from monai_wsss.data.patches import presence_tags
@@ -66,8 +68,9 @@ class Photograph:
         label: 0/1 per class, (K); None takes the classes that the mask shows.  Without a mask either, which only test
             images may lack, the label is not known.
         image: the file.
-        mask: function from the image as read, (3, x, y), to its mask (1, x, y) uint8, 0..K and 255; None where there is
-            no mask.
+        mask: function from the image as read, (3, x, y), to its mask (1, x, y) uint8, 0..K and 255, or to None where it
+            turns out that there is none; None where there is no mask.
+        ignored: classes, 1..K, of which pixels are ignored in the mask by intent, so that it need not show them.
     """
 
     where: str
@@ -75,7 +78,8 @@ class Photograph:
     split: str
     label: list[int] | None
     image: Path
-    mask: Callable[[MetaTensor], np.ndarray] | None
+    mask: Callable[[MetaTensor], np.ndarray | None] | None
+    ignored: frozenset[int] = frozenset()
 
 
 def check_classes(classes: Sequence[str]) -> list[str]:
@@ -175,6 +179,15 @@ def read_indices(path: Path, like: MetaTensor, num_classes: int) -> np.ndarray:
     return values.astype(np.uint8)
 
 
+def _check_kind(photograph: Photograph) -> None:
+    """Refuse an image that is there, but of a kind that is not read."""
+    image = photograph.image
+    entries = image.parent.iterdir() if image.parent.is_dir() else ()
+    for path in entries:
+        if is_unread_image(path) and plain_name(stem_of_any(path)) == plain_name(image_stem(image)):
+            raise DataError(f"{photograph.where}: the image {path} is of a kind that is not read: {remedy_for(path)}.")
+
+
 def _check_all(photographs: Sequence[Photograph]) -> None:
     """Check, before anything is written, that there are photographs, that they exist, and that none is listed twice."""
     if not photographs:
@@ -182,6 +195,7 @@ def _check_all(photographs: Sequence[Photograph]) -> None:
     owner: dict[str, Photograph] = {}
     for photograph in photographs:
         if not photograph.image.is_file():
+            _check_kind(photograph)
             raise DataError(
                 f"{photograph.where}: the image {photograph.image} does not exist: add it, or take it out of the list."
             )
@@ -216,13 +230,14 @@ def _write_item(out: Path, photograph: Photograph, num_classes: int) -> tuple[di
     path, image = _write_image(out, photograph)
     item: dict[str, Any] = {"id": photograph.id, "image": path, "subject": photograph.id, "statistics": "imagenet"}
     label, agrees = photograph.label, True
-    if photograph.mask is not None:
-        mask = photograph.mask(image)
+    mask = None if photograph.mask is None else photograph.mask(image)
+    if mask is not None:
         item["mask"] = f"masks/{photograph.id}.png"
         write_picture(out / item["mask"], mask)
         if label is None:
             label = presence_tags(np.where(mask == IGNORED, 0, mask), num_classes, presence=0.0)
-        agrees = mask_shows(mask, label)
+        unseen = [number for number in photograph.ignored if IGNORED in mask and number not in mask]
+        agrees = mask_shows(mask, [0 if number in unseen else tag for number, tag in enumerate(label, start=1)])
     return {**item, "label": label}, tuple(image.shape[1:]), agrees
 
 

@@ -3,9 +3,9 @@
 """``prepare prog``: prostate glands, ProG (Salvi et al. 2021), 1500 images of 1500 x 1500 pixels of 150 patients.
 
 Feng et al. (AAAI 2025) count 36 000, 8 244 and 9 756 patches of 224 pixels: 6 x 6 without overlap per image, split by
-image 1000 / 229 / 271; the last 156 columns and rows of an image are not used.  Here validation and test keep the whole
-images.  The paper does not say whether the images of a patient were kept in one split; a table with the patients does
-so.
+image 1000 / 229 / 271; the last 156 columns and rows of an image are not used.  ``measure="patches"`` gives these
+patches in all splits; by default validation and test keep the whole images, with that rim.  The paper does not say
+whether the images of a patient were kept in one split; a table with the patients does so.
 """
 
 from __future__ import annotations
@@ -15,14 +15,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from monai_wsss._checks import check_choice
+from monai_wsss.data.datalist import load_datalist
 from monai_wsss.data.gland_folder import PatchRule, draw_splits, pair_files, table_of_folder, write_glands
 from monai_wsss.data.label_table import read_label_table
-from monai_wsss.data.prepared_folder import check_output
+from monai_wsss.data.prepared_folder import check_output, warn_of_other_numbers
 
-__all__ = ["PAPER_FRACTIONS", "prepare_prog"]
+__all__ = ["PAPER_FRACTIONS", "PAPER_NUMBERS", "prepare_prog"]
 
 PAPER_FRACTIONS = (1000 / 1500, 229 / 1500, 271 / 1500)
 """Shares of the images for training, validation and test: 1000, 229 and 271 of 1500 (Feng et al., AAAI 2025)."""
+
+PAPER_NUMBERS = {"training": 36_000, "validation": 8_244, "test": 9_756}
+"""Patches of the splits (Feng et al., AAAI 2025)."""
 
 
 def prepare_prog(
@@ -31,6 +35,7 @@ def prepare_prog(
     *,
     patch: int = 224,
     split: str = "image",
+    measure: str = "whole",
     presence: float = 0.05,
     white: float = 1.0,
     fractions: Sequence[float] = PAPER_FRACTIONS,
@@ -45,6 +50,8 @@ def prepare_prog(
         split: "image" draws a split of the images, as the numbers of the paper suggest; each image is a subject of its
             own.  "table" takes the patients from the column ``case`` of ``labels.csv``, and the split from its column
             ``split``, or draws a split of the patients.
+        measure: images of validation and test: "whole", or cut into "patches" as those of training, as the paper does;
+            then the log warns where the splits have other numbers of patches than the paper's.
         presence: the share of pixels above which a class counts as present; the paper gives none for ProG.
         white: patches with more than this share of white pixels are left out; by its numbers the paper leaves none out.
         fractions: shares of the subjects for training, validation and test where a split is drawn.
@@ -55,7 +62,7 @@ def prepare_prog(
 
     Raises:
         DataError: a file or row is wrong; one sentence says what, and the remedy.
-        ValueError: the split is unknown, or a size or share is out of range.
+        ValueError: the split or ``measure`` is unknown, or a size or share is out of range.
 
     Example:
         >>> import tempfile
@@ -70,6 +77,7 @@ def prepare_prog(
         'datalist.json'
     """
     check_choice("split", split, ("image", "table"))
+    check_choice("measure", measure, ("whole", "patches"))
     folder = Path(root)
     target = check_output(out, folder)
     if split == "table":
@@ -77,5 +85,8 @@ def prepare_prog(
     else:
         table = table_of_folder(folder / "images")
     images = draw_splits(pair_files(table, folder / "images", folder / "masks"), fractions, seed)
-    rule = PatchRule(patch, patch, align=False, presence=presence, white=white)
-    return write_glands(target, images, rule, subjects="patients" if split == "table" else "images")
+    rule = PatchRule(patch, patch, align=False, presence=presence, white=white, every_split=measure == "patches")
+    path = write_glands(target, images, rule, subjects="patients" if split == "table" else "images")
+    if measure == "patches":
+        warn_of_other_numbers({name: len(load_datalist(path, name)) for name in PAPER_NUMBERS}, PAPER_NUMBERS)
+    return path

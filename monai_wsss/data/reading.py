@@ -32,13 +32,16 @@ from monai_wsss._image_formats import image_format, image_stem, remedy_for
 from monai_wsss._image_readers import DicomReader, MetaImageReader
 from monai_wsss._nifti import MillimeterNiftiReader
 from monai_wsss._picture_values import (
+    as_shown,
     check_values_kept,
     gamma_of,
+    has_colors,
     has_transparency,
     mask_numbers,
-    with_black_as_zero,
+    profile_is_unusual,
+    refuse_unknown_tiff,
 )
-from monai_wsss._pictures import MILLIMETERS, PIXELS, is_turned, upright
+from monai_wsss._pictures import MILLIMETERS, PIXELS, is_turned
 
 __all__ = [
     "affine_of",
@@ -46,9 +49,11 @@ __all__ = [
     "check_mask_fits",
     "image_format",
     "image_stem",
+    "is_color_picture",
     "is_radiograph",
     "read_image",
     "read_labels",
+    "tell_if_inverted",
 ]
 
 _FLAT = 1e-9
@@ -92,6 +97,8 @@ def _opened(picture: Image.Image, file: Path, convert: Callable[[Image.Image], I
     gamma = gamma_of(picture)
     if gamma is not None and not _USUAL_GAMMA[0] <= gamma <= _USUAL_GAMMA[1]:
         _tell(file, f"of an unusual gamma ({gamma:g})", "their values are read as stored")
+    if profile_is_unusual(picture):
+        _tell(file, "with a color profile other than sRGB", "their values are read as stored, without the profile")
     if convert is _to_gray_or_rgb and has_transparency(turned):
         _tell(file, "with transparent pixels", "they keep the color that the file holds there")
     return convert(turned)
@@ -99,9 +106,6 @@ def _opened(picture: Image.Image, file: Path, convert: Callable[[Image.Image], I
 
 def _turned_upright(picture: Image.Image, file: Path) -> Image.Image:
     """Refuse several pages and values that would be lost; give the picture upright, with black as 0."""
-    pages = getattr(picture, "n_frames", 1)
-    if pages > 1:
-        raise DataError(f"{file} holds {pages} pages: save each page as a picture, or the stack as NIfTI.")
     check_values_kept(picture, file)
     if is_turned(picture):
         _tell(
@@ -109,7 +113,7 @@ def _turned_upright(picture: Image.Image, file: Path) -> Image.Image:
             "that viewers turn, as their EXIF entry says",
             "they are read and written upright, and masks count as drawn on the upright image",
         )
-    return with_black_as_zero(upright(picture), picture)
+    return as_shown(picture)
 
 
 _told: set[tuple[Path, str]] = set()
@@ -127,7 +131,7 @@ def _reader_of(file: Path, kind: str, convert: Callable[[Image.Image], Image.Ima
     if kind == "picture":
         return PILReader(converter=partial(_opened, file=file, convert=convert))
     if kind == "dicom":
-        return DicomReader(leave_out_localizers=leave_out_localizers)
+        return DicomReader(leave_out_localizers=leave_out_localizers, numbered=True)
     return MillimeterNiftiReader() if kind == "nifti" else MetaImageReader()
 
 
@@ -208,6 +212,7 @@ def read_image(
     except DataError:
         raise
     except Exception as error:  # every reader has its own exceptions, down to bare RuntimeError and EOFError
+        refuse_unknown_tiff(error, file)
         raise DataError(
             f"Cannot read {file} as {kind} ({_reason(error)}): the file is damaged or of another kind, "
             "so copy or export it again."
@@ -237,6 +242,17 @@ def _check_values(image: torch.Tensor, file: Path, color: bool) -> None:
     for channel in image[None] if color else image:
         if bool((channel == channel.flatten()[0]).all()):
             raise DataError(f"{file} is constant (every value is {channel.flatten()[0].item():g}): {remedy}.")
+
+
+def is_color_picture(path: Path) -> bool:
+    """Tell whether a file is a picture with colors; False for a broken file, since reading it will say why."""
+    if image_format(path) != "picture":
+        return False
+    try:
+        with Image.open(path) as picture:
+            return has_colors(picture)
+    except Exception:  # whatever Pillow raises: OSError, SyntaxError, DecompressionBombError
+        return False
 
 
 def read_labels(path: str | os.PathLike[str], *, palette: str = "shown") -> MetaTensor:
@@ -279,12 +295,24 @@ def read_labels(path: str | os.PathLike[str], *, palette: str = "shown") -> Meta
     except DataError:
         raise
     except Exception as error:
+        refuse_unknown_tiff(error, file)
         raise DataError(f"Cannot read the mask {file} ({_reason(error)}): copy or export it again.") from error
     if mask.shape[0] != 1:
         raise DataError(f"The mask {file} has {mask.shape[0]} channels: give one channel with 0 for background.")
     if not bool(((mask >= 0) & (mask == mask.round())).all()):
         raise DataError(f"The mask {file} holds values other than whole numbers from 0 on: export it as labels.")
     return mask.long()
+
+
+def tell_if_inverted(mask: np.ndarray, path: Path) -> None:
+    """Log, once per folder, that a mask (1, *S) of 0 and 1 is foreground at all corners and not everywhere."""
+    corners = mask[np.ix_([0], *([0, -1] for _ in mask.shape[1:]))]
+    if corners.all() and not mask.all():
+        _tell(
+            path,
+            "that are foreground at all corners",
+            "if black marks the object in them, invert them, since black is background",
+        )
 
 
 def is_radiograph(path: str | os.PathLike[str]) -> bool:
@@ -353,5 +381,11 @@ def check_mask_fits(mask: MetaTensor, path: Path, image: MetaTensor) -> None:
             raise DataError(
                 f"The mask {path} is of size {columns} x {rows} but its image of {rows} x {columns}, as viewers show "
                 "it: turn the mask as the image is shown; an EXIF entry may turn either of them."
+            )
+        if mask.shape[1:] != grid.shape[1:]:
+            wanted = " x ".join(map(str, grid.shape[1:]))
+            raise DataError(
+                f"The mask {path} is of size {columns} x {rows} but its image of {wanted}: take the mask that was "
+                "drawn on this image, or bring it to the size of the image, without values between its own."
             )
     check_alike({f"the image of {path.name}": grid, str(path): mask})

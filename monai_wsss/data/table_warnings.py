@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from monai_wsss._image_formats import image_format
-from monai_wsss._picture_values import bits_of
+from monai_wsss._picture_values import bits_of, has_colors
 from monai_wsss.data.csv_table import plain_name, subject_like
 from monai_wsss.data.label_table import LabeledRow, LabelTable
 
@@ -31,7 +32,7 @@ def _kind(path: Path) -> str:
         return {"nifti": "NIfTI", "metaimage": "MetaImage", "dicom": "DICOM"}.get(kind, kind)
     try:
         with Image.open(path) as picture:
-            color = "gray" if picture.mode in ("1", "L", "LA", "I", "F") or picture.mode.startswith("I;16") else "color"
+            color = "color" if has_colors(picture) else "gray"
             bits = max(bits_of(picture), 16 if picture.mode.startswith("I") else 1)
             return f"{picture.format} in {color}" + (f" of {bits} bits" if bits > 8 else "")
     except OSError:
@@ -80,6 +81,7 @@ def warn_of_subjects(table: LabelTable, splits: Sequence[str]) -> None:
         table: the cases.
         splits: the split of every case, (N).
     """
+    _warn_of_alike(table.rows, splits)
     columns = [name for name in table.rows[0].values if name is not None]
     for column in subject_like(columns):
         names = [plain_name(str(row.values.get(column) or "")) for row in table.rows]
@@ -95,6 +97,23 @@ def warn_of_subjects(table: LabelTable, splits: Sequence[str]) -> None:
             "so that all images of one are in one split.",
             column,
             told or "images of one subject count as independent",
+        )
+
+
+def _warn_of_alike(rows: Sequence[LabeledRow], splits: Sequence[str]) -> None:
+    """Log if subjects in several splits are perhaps one, written in two ways: Anna and anna, 7 and 007 or 7.0."""
+    written: dict[str, dict[str, set[str]]] = {}
+    for row, split in zip(rows, splits, strict=True):
+        name = row.subject.casefold()
+        number = re.fullmatch(r"0*([0-9]+?)(\.0*)?", name)
+        written.setdefault(number[1] if number else name, {}).setdefault(row.subject, set()).add(split)
+    alike = [names for names in written.values() if len(names) > 1 and len(set.union(*names.values())) > 1]
+    if alike:
+        _logger.warning(
+            "%d subjects are in several splits and may be one each, written in several ways, first %s: write a subject "
+            "always in the same way.",
+            len(alike),
+            " and ".join(sorted(alike[0])),
         )
 
 

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from monai_wsss._checks import DataError
 from monai_wsss._intensity import foreground_statistics, tissue_statistics
 from monai_wsss._pictures import ROWS_COLUMNS
-from monai_wsss.data.case_files import ImageCase, image_name, is_color_picture, mask_shows, read_case, read_mask
+from monai_wsss.data.case_files import ImageCase, image_name, mask_shows, read_case, read_mask
 from monai_wsss.data.crops import (
     TileRule,
     dark_corners,
@@ -46,6 +46,7 @@ from monai_wsss.data.folder import check_like_first
 from monai_wsss.data.label_table import WHOLE, LabeledRow, LabelTable
 from monai_wsss.data.patches import patch_origins
 from monai_wsss.data.prepared_folder import check_targets, warn_of_contradictions
+from monai_wsss.data.reading import is_color_picture
 from monai_wsss.data.tile_table import ListedTiles, read_tile_table
 from monai_wsss.data.writing import fits_picture, write_picture
 

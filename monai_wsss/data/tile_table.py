@@ -4,14 +4,13 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from monai_wsss._checks import DataError
-from monai_wsss.data.csv_table import LABEL_WORDS, plain_name
+from monai_wsss.data.csv_table import LABEL_WORDS, plain_name, read_csv_table
 from monai_wsss.data.label_table import WHOLE, LabelTable
 
 __all__ = ["ListedTiles", "read_tile_table"]
@@ -31,7 +30,7 @@ def _fault(row: dict[str, Any], ids: set[str], labels: list[str]) -> str:
         return f'no image is called "{row["id"]}"'
     if not all(re.fullmatch("[0-9]{1,9}", row[column]) for column in ("x", "y")):
         return f'x and y are "{row["x"]}" and "{row["y"]}", no whole numbers from 0 on'
-    wrong = [name for name in labels if row[name].strip().lower() not in LABEL_WORDS]
+    wrong = [name for name in labels if row[name].lower() not in LABEL_WORDS]
     return f'the label in column "{wrong[0]}" is "{row[wrong[0]]}", neither 0 nor 1' if wrong else ""
 
 
@@ -63,17 +62,14 @@ def read_tile_table(path: Path, table: LabelTable) -> ListedTiles:
             f"Nothing says what the tiles show: take their tags from the masks (`--labels-from-masks`), which "
             f"simulates image-level labels and is recorded, or list tiles with id, x, y and labels in {path}."
         )
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
-            rows = [(reader.line_num, row) for row in reader]
-            columns = list(reader.fieldnames or [])
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"Cannot read {path} ({error}): save the table as CSV (UTF-8).") from error
     labels = ["label"] if table.classes == [WHOLE] else table.classes
-    missing = [name for name in ("id", "x", "y", *labels) if name not in columns]
-    if missing or not rows:
-        raise DataError(f"{path} lacks {', '.join(missing) or 'rows'}: give id, x, y, {', '.join(labels)} per tile.")
+    content = read_csv_table(path)
+    columns = {name: content.column(name) for name in ("id", "x", "y", *labels)}
+    missing = [name for name, found in columns.items() if found is None]
+    if missing:
+        raise DataError(f"{path} lacks {', '.join(missing)}: give id, x, y, {', '.join(labels)} per tile.")
+    name_of = {found: name for name, found in columns.items()}
+    rows = [(number, {name_of.get(key, key): field for key, field in row.items()}) for number, row in content.rows]
     ids = {row.id for row in table.rows}
     faults = [f"row {number}: {fault}" for number, row in rows if (fault := _fault(row, ids, labels))]
     tiles: dict[str, dict[tuple[int, int], list[int]]] = {}
@@ -81,7 +77,7 @@ def read_tile_table(path: Path, table: LabelTable) -> ListedTiles:
         of_image, place = tiles.setdefault(row["id"], {}), (int(row["x"]), int(row["y"]))
         if place in of_image:
             faults.append(f"row {number}: the tile is listed before")
-        of_image[place] = [LABEL_WORDS[row[name].strip().lower()] for name in labels]
+        of_image[place] = [LABEL_WORDS[row[name].lower()] for name in labels]
     if faults:
         more = f"; and {len(faults) - _SHOWN_FAULTS} more" if len(faults) > _SHOWN_FAULTS else ""
         raise DataError(f"{path}: {'; '.join(faults[:_SHOWN_FAULTS])}{more}: correct the rows.")

@@ -16,12 +16,12 @@ from ignite.metrics import Metric
 
 from monai_wsss._checks import DataError, check_choice
 from monai_wsss._files import atomic_path, make_directory
-from monai_wsss._pictures import PIXELS, is_sheared, unit_of
+from monai_wsss._pictures import PIXELS, ROWS_COLUMNS, is_sheared, unit_of
 from monai_wsss._processes import gather_objects, is_main_process
 from monai_wsss.data import load_header
-from monai_wsss.metrics import PAPER_GRID, CaseTable
+from monai_wsss.metrics import PAPER_GRID, CaseTable, SlicePlace
 
-__all__ = ["SegmentationScores", "TrainingLog", "case_spacing"]
+__all__ = ["SegmentationScores", "TrainingLog", "case_spacing", "slice_place"]
 
 logger = logging.getLogger(__name__)
 
@@ -37,13 +37,25 @@ def case_spacing(image: Any) -> tuple[float, ...] | None:
     return tuple(float(side) for side in image.pixdim[: image.ndim - 1])
 
 
+def slice_place(item: Mapping[str, Any]) -> SlicePlace | None:
+    """Give the place of a slice in its volume, as its datalist tells it; None for other items."""
+    if "volume" not in item:
+        return None
+    size: list[float] | None = None
+    if "voxel_size" in item:
+        x, y, between = (float(side) for side in item["voxel_size"])
+        size = [y, x, between] if item.get("order") == ROWS_COLUMNS else [x, y, between]
+    return SlicePlace(str(item["volume"]), int(item["slice"]), None if size is None else (size[0], size[1], size[2]))
+
+
 class SegmentationScores(Metric):
     """An ignite metric that collects every case of an evaluation in a :class:`~monai_wsss.metrics.CaseTable`.
 
     Attach it under a name of your choice.  That name gets ``dice_subject`` (NaN, with a warning, where no reference
     exists); every metric of the table's summary goes to ``engine.state.metrics`` under its own name.  The metric reads
     decollated, post-processed items: ``pred`` (1, *S), ``label``, ``id``, ``subject``, and ``mask``, ``cam``, ``heat``,
-    ``presence`` and ``label_filter`` where they exist.
+    ``presence`` and ``label_filter`` where they exist, and of slices ``volume``, ``slice`` and ``voxel_size``, by which
+    they are restacked.
 
     Args:
         datalist: path of the datalist, for the names of the classes and their context.
@@ -105,6 +117,7 @@ class SegmentationScores(Metric):
                 cam=result.get("cam"),
                 heat=result.get("heat"),
                 label_filter=result.get("label_filter"),
+                place=slice_place(item),
             )
 
     def iteration_completed(self, engine: Engine) -> None:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from monai.inferers import Inferer
 from torch import nn
 
@@ -35,7 +36,9 @@ class GradientCAMInferer(Inferer):
     The maps are not negative and their mean is no logit. To have :func:`monai_wsss.refinement.to_mask` gate absent
     classes, choose ``gate="predicted"`` here: their maps are then zero, which every pooling calls absent.
 
-    A :class:`~monai_wsss.networks.ModalityNetworks` is explained network by network, (B, G*K, *S).
+    A :class:`~monai_wsss.networks.ModalityNetworks` is explained network by network, (B, G*K, *S).  Of networks with a
+    map of the background (``background_map``), that is explained too and stands first, (B, K+1, *S); the logit that
+    ``gate`` asks is then that of the class minus that of the background.
 
     Args:
         target_layer: module of the network, or its name in ``network.named_modules()``, whose output (B, F, *S) is
@@ -95,8 +98,7 @@ class GradientCAMInferer(Inferer):
                 raise ValueError(f"The target layer {self.target_layer!r} was not called in the forward pass.")
             maps = self._maps(logits, captured[-1])
             if self.gate == "predicted":
-                present = logits > (0 if (level := getattr(network, "presence_level", None)) is None else level)
-                maps = maps * present.to(maps).reshape(*present.shape, *[1] * (maps.ndim - 2))
+                maps = maps * _presence(logits, network).to(maps).reshape(*logits.shape, *[1] * (maps.ndim - 2))
         return resize_maps(maps, inputs.shape[2:])
 
     def _maps(self, logits: torch.Tensor, activations: torch.Tensor) -> torch.Tensor:
@@ -109,6 +111,15 @@ class GradientCAMInferer(Inferer):
             )
             maps.append(gradient_activation_maps(activations.detach(), gradients, variant=self.variant))
         return torch.stack(maps, dim=1)
+
+
+def _presence(logits: torch.Tensor, network: nn.Module) -> torch.Tensor:
+    """Tell which logits (B, K) exceed the network's level; a background, which is first, is always there."""
+    level = getattr(network, "presence_level", None)
+    level = 0 if level is None else level
+    if not getattr(network, "background_map", False):
+        return logits > level
+    return F.pad(logits[:, 1:] - logits[:, :1] > level, (1, 0), value=True)
 
 
 def _find_layer(network: nn.Module, target_layer: str | nn.Module) -> nn.Module:

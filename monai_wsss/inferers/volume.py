@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from monai.inferers import Inferer, SlidingWindowInferer
 
-from monai_wsss._checks import check_image, other_channels, plain_tensor
+from monai_wsss._checks import check_image, misfit, plain_tensor
 from monai_wsss._pictures import ROWS_COLUMNS
 from monai_wsss.inferers.multi_view import multi_view_maps
 from monai_wsss.inferers.slicing import SliceTurn, array_axes, slice_turn
 from monai_wsss.networks import recorded_reading
+from monai_wsss.refinement import tell_rule
 from monai_wsss.transforms import resize_in_plane
 
 __all__ = ["VolumeInferer"]
@@ -47,6 +48,8 @@ class VolumeInferer(Inferer):
         reduction: see there.
         cam: how a map is taken from an image or window, e.g. a
             :class:`~monai_wsss.inferers.GradientCAMInferer`; None for the network's own output.
+        tell_rule: give the maps of a MetaTensor as a MetaTensor with its metadata, which also hold the network's rule,
+            so that :class:`~monai_wsss.refinement.ToMaskd` needs no network.
 
     Raises:
         ValueError: an image whose dimensions do not fit the network; ``cam`` together with ``roi_size``.
@@ -71,6 +74,7 @@ class VolumeInferer(Inferer):
         scales: Sequence[float] = (1.0,),
         reduction: str = "mean",
         cam: Inferer | None = None,
+        tell_rule: bool = False,
     ) -> None:
         super().__init__()
         if cam is not None and roi_size:
@@ -87,6 +91,7 @@ class VolumeInferer(Inferer):
         self.scales = tuple(scales)
         self.reduction = reduction
         self.cam = cam
+        self.tell_rule = tell_rule
         self._told: set[str] = set()
 
     def __call__(
@@ -94,13 +99,17 @@ class VolumeInferer(Inferer):
     ) -> torch.Tensor:
         """Give raw maps (B, K, *S) of ``inputs`` (B, C, *S); further arguments are the network's."""
         check_image(inputs)
+        maps = self._maps(inputs, network, *args, **kwargs)
+        return tell_rule(maps, inputs, network) if self.tell_rule else maps
+
+    def _maps(self, inputs: torch.Tensor, network: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         image = plain_tensor(inputs)
 
         def view_maps(view: torch.Tensor) -> torch.Tensor:
             try:
                 return network(view, *args, **kwargs) if self.cam is None else self.cam(view, network, *args, **kwargs)
             except RuntimeError as error:
-                raise other_channels(error) or error from error
+                raise misfit(error) or error from error
 
         def whole(patch: torch.Tensor) -> torch.Tensor:
             return multi_view_maps(view_maps, patch, views=self.views, scales=self.scales, reduction=self.reduction)

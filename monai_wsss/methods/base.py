@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from monai_wsss._checks import check_image, check_label, float32_or_wider, other_channels
+from monai_wsss._checks import check_image, check_label, float32_or_wider, misfit
 from monai_wsss._processes import broadcast_buffers, gather_objects
 from monai_wsss.engines.schedules import Progress
 from monai_wsss.networks import ActivationNetwork
@@ -76,7 +76,7 @@ class WSSSMethod(nn.Module):
         try:
             return self.losses(batch, progress, player)
         except RuntimeError as error:
-            raise other_channels(error) or error from error
+            raise misfit(error) or error from error
 
     def _num_classes(self, label: torch.Tensor) -> int:
         """Give K of the network, or of the label where the network is any segmenter without ``num_classes``."""
@@ -150,7 +150,10 @@ class WSSSMethod(nn.Module):
         if not isinstance(self.network, ActivationNetwork):
             return
         channels = self.network.groups * self.network.num_classes
-        responses = self._negative_responses(self.network, channels, train_data_loader, device)
+        network = self.network
+        responses = self._negative_responses(
+            lambda image: network.of_classes(network(image)), channels, train_data_loader, device
+        )
         self.network.set_healthy_level(responses.reference(), responses.quantile())
 
     def _negative_responses(

@@ -25,8 +25,12 @@ What the default deploys.  Networks are compared by their classification loss; w
 the fusion.  The best network therefore learns from its labels and from L_ER alone, and where it leaves all others
 behind, its map is the mask: cross-modal learning then serves the studies that lack that modality.
 
-Differences.  The paper's classifier has a softmax over background and tumor and takes the map of the second; here
-each of the K classes has one logit and one map, which for K = 1 is the difference of those two, with equal losses.
+The classifier.  The paper's has a softmax over background and tumor, and M is N of the tumor's map alone.  So it is in
+``"paper"`` and ``"released"`` (``background_map``): a group has K + 1 maps, and class k is told from the background by
+s_k = mean A_k - mean A_0, whose BCE and KL are those of the softmax over the two.  For K = 1 that is the paper; for
+more classes, several of which an image may have, each has its own softmax against the one background.  ``"default"``
+has K maps without a background: M is then N of what stands for the difference, other maps with equal L_C and L_KD.
+
 Presets: ``"paper"`` takes the equations as printed, ``"released"`` what the authors' code computes; what ``"default"``
 changes, and why, is said in ``cmer_settings.py``.
 """
@@ -50,7 +54,7 @@ from monai_wsss.losses import (
     unit_norm_maps,
 )
 from monai_wsss.methods.base import WSSSMethod, describe
-from monai_wsss.methods.cmer_settings import CMER_PRESETS, CmerSettings
+from monai_wsss.methods.cmer_settings import CMER_PRESETS, CMER_RULES, CmerSettings
 from monai_wsss.networks import ModalityNetworks, networks_by_modality
 from monai_wsss.networks.encoder_facts import encoder_name
 from monai_wsss.transforms import PairedSpatialTransform, SpatialRecord
@@ -223,6 +227,8 @@ class CMER(WSSSMethod):
         if standardize is not None:
             told["standardize"] = as_flag("standardize", standardize)
         network = networks_by_modality(modalities, **told)
+        if preset in CMER_RULES:
+            network.rule = told["rule"] = CMER_RULES[preset]  # type: ignore[assignment]
         if told.get("encoder") is not None:
             told["encoder"] = encoder_name(network.members[0].backbone.encoder)  # type: ignore[union-attr, arg-type]
         network.settings = {"preset": preset, "network_modalities": list(modalities), **told}  # type: ignore[assignment]
@@ -260,9 +266,10 @@ class CMER(WSSSMethod):
         return losses
 
     def _see(self, image: torch.Tensor) -> _View:
-        raw = float32_or_wider(self.network(image))
-        logits, maps = self.network.pool(raw), normalize_maps(raw, self.norm)
+        output = float32_or_wider(self.network(image))
+        raw, logits = self.network.of_classes(output), self.network.pool(output)
         groups = (self.network.groups, self.network.num_classes)
+        maps = normalize_maps(raw, self.norm)
         return _View(raw.unflatten(1, groups), logits.unflatten(1, groups), maps.unflatten(1, groups))
 
     def _classification(self, views: Sequence[_View], label: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -4,18 +4,18 @@
 
 | preset         | network               | L_ER          | L_CMER                   | KD   | lambda_E(t)     |
 |----------------|-----------------------|---------------|--------------------------|------|-----------------|
-| ``"paper"``    | U-Net, average, z     | sum, all      | sum, all                 | T=1  | exponential, 15 |
-| ``"released"`` | U-Net, average, z     | mean, labeled | mean, labeled, predicted | T=10 | 1               |
+| ``"paper"``    | U-Net, average, z, bg | sum, all      | sum, all                 | T=1  | exponential, 15 |
+| ``"released"`` | U-Net, average, z, bg | mean, labeled | mean, labeled, predicted | T=10 | 1               |
 | ``"default"``  | stride-4 encoder, max | mean, labeled | sum, labeled, predicted  | T=1  | step at half    |
 
-In the table, z means that the network z-scores each slice; "labeled" and "predicted" say which maps count: those of
-classes that the image holds, and of classes that the teacher predicts.  ``"paper"`` normalizes maps by their maximum,
-scales them to unit norm before they are transformed, and draws 0 to 3 quarter turns.  The others normalize by min-max,
-scale to unit norm after the transform, and draw 1 to 3 quarter turns.  As printed, L_ER (Eq. 2) is about 1000, far
-above the classification loss; as released, L_CMER (Eq. 4) is below 2 / number of pixels and has no effect.
-``"default"`` takes the mean of the one and the sum of the other, so that both are about 1 or below.  It lets a network
-teach another only in the second half of the run, and only if its classification loss is clearly lower; this holds for
-distillation, too.
+In the table, z means that the network z-scores each slice, and bg that it has a map of the background, for a softmax
+over background and tumor; "labeled" and "predicted" say which maps count: those of classes that the image holds, and of
+classes that the teacher predicts.  ``"paper"`` normalizes maps by their maximum, at inference too, scales them to unit
+norm before they are transformed, and draws 0 to 3 quarter turns.  The others normalize by min-max, scale to unit norm
+after the transform, and draw 1 to 3 quarter turns.  As printed, L_ER (Eq. 2) is about 1000, far above the
+classification loss; as released, L_CMER (Eq. 4) is below 2 / number of pixels and has no effect.  ``"default"`` takes
+the mean of the one and the sum of the other, so that both are about 1 or below.  It lets a network teach another only
+in the second half of the run, and only if its classification loss is clearly lower; this holds for distillation, too.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from monai_wsss.engines import Term, WeightRamp
 from monai_wsss.losses import CrossModalEquivarianceLoss, EquivarianceLoss, MutualDistillationLoss
 from monai_wsss.transforms import PairedSpatialTransform
 
-__all__ = ["CMER_PRESETS", "CmerSettings"]
+__all__ = ["CMER_PRESETS", "CMER_RULES", "CmerSettings"]
 
-_UNET: dict[str, Any] = {"backbone": "unet", "pooling": "average", "standardize": True}
+_UNET: dict[str, Any] = {"backbone": "unet", "pooling": "average", "standardize": True, "background_map": True}
 
 
 @dataclass(frozen=True)
@@ -135,6 +135,10 @@ CMER_PRESETS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
 }
 """The words are functions, so that each method gets parts of its own."""
+
+CMER_RULES = {"paper": "max"}
+"""Preset -> rule by which its network's maps are cut, where it is not that of the pooling: at inference, too, the paper
+normalizes by the maximum (Sec. III-A)."""
 
 
 def _switch(name: str, given: Any) -> Any:

@@ -16,6 +16,7 @@ from monai_wsss._labels import IGNORED
 from monai_wsss.engines.schedules import Progress
 from monai_wsss.losses import purified_label_loss
 from monai_wsss.methods.base import WSSSMethod
+from monai_wsss.networks.checked import CheckedModule
 from monai_wsss.networks.reading_record import add_reading_record
 from monai_wsss.refinement import MaskRule
 
@@ -24,7 +25,7 @@ __all__ = ["FullSupervision", "SegmentationNetwork", "class_targets"]
 _CERTAIN = 50.0  # a logit whose softmax is 1 in float32
 
 
-class SegmentationNetwork(nn.Module):
+class SegmentationNetwork(CheckedModule):
     """Any MONAI segmenter as a deployable network with ``output_kind = "segmentation"``.
 
     Args:
@@ -91,10 +92,20 @@ class FullSupervision(WSSSMethod):
         return cls(SegmentationNetwork.tiny(spatial_dims, in_channels, num_classes))
 
     def losses(self, batch: dict[str, Any], progress: Progress, player: str) -> dict[str, torch.Tensor]:
-        """Give ``full_supervision``: cross-entropy plus soft Dice against ``mask`` (B, 1, *S)."""
+        """Give ``full_supervision``: cross-entropy plus soft Dice against ``mask`` (B, 1, *S).
+
+        Without a background, a network with an auxiliary head gives ``auxiliary`` in training, as in the second stage.
+        """
         if "mask" not in batch:
             raise ValueError("Full supervision needs `mask` in its batch: read the split with masks=True.")
-        logits = float32_or_wider(self.network(batch["image"]))
+        network: Any = self.network
+        if not self.background and self.training and getattr(network, "auxiliary", None) is not None:
+            logits, auxiliary = network.auxiliary_logits(batch["image"])
+            return {
+                "full_supervision": _cross_entropy(logits, batch["mask"]),
+                "auxiliary": network.auxiliary_weight * _cross_entropy(auxiliary, batch["mask"]),
+            }
+        logits = float32_or_wider(network(batch["image"]))
         if self.background:
             unlabeled = batch["mask"] == IGNORED
             # A pixel that is certainly and correctly background adds nothing to either term, and no gradient.
@@ -102,8 +113,13 @@ class FullSupervision(WSSSMethod):
             certain[:, 0] = _CERTAIN
             target = batch["mask"].masked_fill(unlabeled, 0)
             return {"full_supervision": self.criterion(torch.where(unlabeled, certain, logits), target)}
-        target = class_targets(batch["mask"], background=False)
-        return {"full_supervision": purified_label_loss(logits, target, ignore_index=IGNORED, purify=False)}
+        return {"full_supervision": _cross_entropy(logits, batch["mask"])}
+
+
+def _cross_entropy(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Compare logits with masks of real classes alone, over the labeled pixels."""
+    target = class_targets(mask, background=False)
+    return purified_label_loss(float32_or_wider(logits), target, ignore_index=IGNORED, purify=False)
 
 
 def class_targets(mask: torch.Tensor, *, background: bool) -> torch.Tensor:

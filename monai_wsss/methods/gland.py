@@ -18,6 +18,7 @@ segmenter with purified label filtration: :class:`~monai_wsss.methods.PseudoMask
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -36,6 +37,7 @@ from monai_wsss.networks import (
     resnet38_classifier,
 )
 from monai_wsss.networks.encoder_facts import encoder_name
+from monai_wsss.networks.gland_classifier import PART_WORDS
 
 __all__ = ["GlandClassification"]
 
@@ -52,6 +54,10 @@ _PRESETS: dict[str, dict[str, Any]] = {
     # As printed; it needs ImageNet weights, see networks.load_encoder_weights.
     "paper": {},
 }
+_WORDS: tuple[Callable[..., Any] | str, ...] = (
+    *(resnet38_classifier, ResNet38, fused_gland_classifier, FusedFeatures),
+    *(word for words in PART_WORDS.values() for word in words),
+)
 # Words of the ResNet38's preset, which mean something else to other encoders, or nothing.
 _OF_RESNET38 = ("small", "width", "frozen")
 _OF_RESNET38_ALONE = ("small", "frozen", "attention_stages")
@@ -82,7 +88,7 @@ class GlandClassification(WSSSMethod):
         return cls(GlandClassifier.tiny(spatial_dims, in_channels, num_classes))
 
     @classmethod
-    @takes_arguments_of(resnet38_classifier, ResNet38, fused_gland_classifier, FusedFeatures)
+    @takes_arguments_of(*_WORDS)
     def from_preset(cls, preset: str = "default", **settings: Any) -> GlandClassification:
         """Build the whole stage by name.
 
@@ -100,7 +106,7 @@ class GlandClassification(WSSSMethod):
         return cls(cls.network_from_preset(preset, **settings))
 
     @classmethod
-    @takes_arguments_of(resnet38_classifier, ResNet38, fused_gland_classifier, FusedFeatures)
+    @takes_arguments_of(*_WORDS)
     def network_from_preset(
         cls, preset: str = "default", *, encoder: nn.Module | None = None, **settings: Any
     ) -> GlandClassifier:

@@ -16,6 +16,7 @@ from monai_wsss.metrics.comparison import WelchTest, welch_t_test
 from monai_wsss.metrics.definitions import METRIC_DEFINITIONS, metric_definition
 from monai_wsss.metrics.intensity import intensity_pmf, pmf_distance
 from monai_wsss.metrics.paper_protocol import PAPER_GRID, counts_from_rates, prevalence_from_rates
+from monai_wsss.metrics.restacked import SlicePlace
 from monai_wsss.metrics.segmentation import (
     EMPTY_RULE,
     PixelCounts,
@@ -42,6 +43,7 @@ __all__ = [
     "SWEEP_THRESHOLDS",
     "CaseTable",
     "PixelCounts",
+    "SlicePlace",
     "SurfaceDistances",
     "WelchTest",
     "accuracy",

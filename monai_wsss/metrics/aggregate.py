@@ -12,11 +12,9 @@ Undefined numbers are left out and counted in :attr:`CaseTable.notes`; no NaN le
 
 from __future__ import annotations
 
-import csv
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import IO, Any
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,15 +25,21 @@ from monai_wsss._labels import IGNORED
 from monai_wsss.metrics import segmentation
 from monai_wsss.metrics.bootstrap import bootstrap_interval, bootstrap_weights
 from monai_wsss.metrics.cam_quality import pixel_auroc, sweep_counts
+from monai_wsss.metrics.csv_tables import table_text, write_csv, write_table
 from monai_wsss.metrics.estimates import CaseArrays, ClassScheme, coverage_notes, metric_estimates, sweep_content
 from monai_wsss.metrics.paper_protocol import paper_estimates, paper_note, paper_row
+from monai_wsss.metrics.restacked import (
+    SlicePlace,
+    restacked_distances,
+    slice_row,
+    volume_estimates,
+    volume_means,
+    volume_note,
+)
 from monai_wsss.metrics.segmentation import PixelCounts, count_pixels, where_referenced
 from monai_wsss.metrics.surface import SurfaceDistances, surface_distances
 
 __all__ = ["CaseTable", "table_text", "write_table"]
-
-_FORMULA = tuple("=+-@\uff1d\uff0b\uff0d\uff20")
-"""What a formula begins with in spreadsheets, also in full width."""
 
 Row = dict[str, Any]
 Metrics = dict[str, dict[str, Any]]
@@ -107,6 +111,7 @@ class CaseTable:
         cam: torch.Tensor | np.ndarray | None = None,
         heat: torch.Tensor | np.ndarray | None = None,
         label_filter: str | None = None,
+        place: SlicePlace | None = None,
     ) -> None:
         """Measure one case, an image or a volume, and keep its row.
 
@@ -125,6 +130,7 @@ class CaseTable:
                 rules.
             label_filter: name of what removed classes from a segmentation, see
                 :class:`~monai_wsss.refinement.ToMaskd`; for the table and its notes.
+            place: of a slice in its volume, which is then restacked and measured in 3D.
 
         Raises:
             ValueError: an ``id`` that is there already, or an array of the wrong shape or range.
@@ -143,11 +149,14 @@ class CaseTable:
             scores = convert_to_numpy(presence)
             self._check("presence", scores.shape == self._shape and bool(np.isfinite(scores).all()), scores)
             row |= self._by_class("presence", scores.tolist())
+        if place is not None:
+            row["volume"] = place.volume
         if truth != "unknown":
             wanted = np.zeros_like(found) if reference is None else convert_to_numpy(reference)
             self._check("reference", wanted.shape == found.shape, wanted)
             row |= self._overlap(found, wanted, healthy=not labels.any())
             row |= self._distances(found[0], wanted[0], spacing)
+            row |= {} if place is None else slice_row(place, found[0], wanted[0], self.scheme.labels)
             row |= self._map_quality(cam, cam if heat is None else heat, wanted[0])
             if self.paper_grid is not None and labels.any() and row["finding"]:
                 row |= paper_row(found[0], wanted[0], self.paper_grid)
@@ -234,8 +243,9 @@ class CaseTable:
             seed: seed of the resampling.
 
         Returns:
-            Name to ``{"mean", "ci95": [low, high], "n"}``, n being the number of subjects that enter.  Undefined
-            metrics are missing and named in :attr:`notes`.
+            Name to ``{"mean", "ci95": [low, high], "n"}``, n being the number of subjects that enter, and ``"std"``
+            over them where the metric is a mean over two or more.  Undefined metrics are missing and named in
+            :attr:`notes`.
 
         Raises:
             ValueError: there is no case, or ``bootstrap`` is below 1.
@@ -254,6 +264,10 @@ class CaseTable:
         if self.paper_grid is not None:
             estimates |= paper_estimates(arrays)
             self.notes.insert(-1, paper_note(arrays, self.paper_grid))
+        if any("stack" in row for row in self.rows):
+            volumes = restacked_distances(self.rows, self.scheme)
+            estimates |= volume_estimates(arrays, volumes)
+            self.notes.insert(-1, volume_note(volumes))
         for name, estimate in estimates.items():
             interval = bootstrap_interval(estimate, weights)
             if interval is None:
@@ -264,6 +278,8 @@ class CaseTable:
                 "ci95": [interval.low, interval.high],
                 "n": int(estimate.members.sum()),
             }
+            if estimate.spread is not None:
+                metrics[name]["std"] = estimate.spread
             if interval.undefined:
                 undefined.setdefault(interval.undefined, []).append(name)
         for count, names in sorted(undefined.items()):
@@ -301,11 +317,11 @@ class CaseTable:
         write_json(folder / "metrics.json", metrics)
         with atomic_path(folder / "notes.txt") as temporary:
             temporary.write_text("".join(f"{note}\n" for note in self.notes), encoding="utf-8")
-        _write_csv(
+        write_csv(
             folder / "per_case.csv", [{"row": i} | row for i, row in enumerate(self.rows, start=1)], self._columns()
         )
         subject_rows = self.subject_rows
-        _write_csv(folder / "per_subject.csv", subject_rows, list(subject_rows[0]))
+        write_csv(folder / "per_subject.csv", subject_rows, list(subject_rows[0]))
         (folder / "sweep.json").unlink(missing_ok=True)  # of an earlier evaluation into the same folder
         sweep = self.sweep()
         if sweep["classes"]:
@@ -332,6 +348,11 @@ class CaseTable:
         for name in SurfaceDistances._fields:
             means = [arrays.subject_mean(arrays.column(name, k)) for k in self.scheme.labels]
             columns |= self._by_class(name, means)
+        if any("stack" in row for row in self.rows):
+            volumes = restacked_distances(self.rows, self.scheme)
+            for name in SurfaceDistances._fields:
+                of_volumes = [volume_means(arrays, volumes, name, k) for k in self.scheme.labels]
+                columns |= self._by_class(f"volume_{name}", of_volumes)
         cells = zip(arrays.subjects, *(column.tolist() for column in columns.values()), strict=True)
         return [
             {key: None if value != value else value for key, value in zip(("subject", *columns), row, strict=True)}
@@ -353,38 +374,6 @@ class CaseTable:
         ]
 
 
-def table_text(name: str) -> str:
-    """Give a name as a cell of a table: a leading ``'`` keeps spreadsheets from reading it as a formula.
-
-    Spreadsheets pass over blanks, tabs and line ends before a formula.
-
-    Example:
-        >>> table_text("=1+1"), table_text("case-1")
-        ("'=1+1", 'case-1')
-    """
-    return f"'{name}" if name.lstrip()[:1] in _FORMULA or name[:1] in ("\t", "\r", "\n") else name
-
-
-def write_table(file: IO[str], rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
-    """Write a table as CSV; names of columns and texts in cells never become formulas, see :func:`table_text`.
-
-    Args:
-        file: open for writing, with ``newline=""``.
-        rows: cells by the name of their column; others are left out, missing ones are empty.
-        columns: names of the columns, in order.
-    """
-    writer = csv.writer(file)
-    writer.writerow([table_text(name) for name in columns])
-    for row in rows:
-        cells = (row.get(name, "") for name in columns)
-        writer.writerow([table_text(cell) if isinstance(cell, str) else cell for cell in cells])
-
-
 def _interval_note(subjects: int, bootstrap: int, seed: int) -> str:
     width = " With one subject they have no width and mean nothing." if subjects == 1 else ""
     return f"Intervals: 2.5th and 97.5th percentiles of {bootstrap} resamplings of the subjects, seed {seed}.{width}"
-
-
-def _write_csv(path: Path, rows: Sequence[Row], columns: Sequence[str]) -> None:
-    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        write_table(file, rows, columns)

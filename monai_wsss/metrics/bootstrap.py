@@ -10,7 +10,7 @@ computed at once, and pooled metrics follow from the counts of the drawn subject
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -40,10 +40,12 @@ class Estimate:
     Attributes:
         function: weights ``(R, S)`` to values ``(R,)``, NaN where undefined.
         members: which of the S subjects enter it at all, bool ``(S,)``.
+        spread: standard deviation over the subjects (divisor n - 1), where it is a mean over two or more of them.
     """
 
     function: Callable[[np.ndarray], np.ndarray]
     members: np.ndarray
+    spread: float | None = None
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,9 @@ def sum_ratio_estimate(numerator: np.ndarray, denominator: np.ndarray) -> Estima
 def subject_mean_estimate(values: np.ndarray) -> Estimate:
     """Average ``values (S,)`` over the subjects; subjects with NaN do not enter."""
     defined = ~np.isnan(values)
-    return sum_ratio_estimate(np.where(defined, values, 0.0), defined.astype(np.float64))
+    estimate = sum_ratio_estimate(np.where(defined, values, 0.0), defined.astype(np.float64))
+    spread = float(np.std(values[defined], ddof=1)) if np.count_nonzero(defined) > 1 else None
+    return replace(estimate, spread=spread)
 
 
 def pooled_estimate(counts: np.ndarray, metric: Callable[[PixelCounts], np.ndarray]) -> Estimate:
@@ -149,6 +153,8 @@ def presence_estimate(scores: np.ndarray, labels: np.ndarray, subject: np.ndarra
 
 def mean_of_estimates(estimates: Sequence[Estimate]) -> Estimate:
     """Average one metric over classes; a class without a value in a sample does not enter there."""
+    if len(estimates) == 1:
+        return estimates[0]
 
     def function(weights: np.ndarray) -> np.ndarray:
         values = np.stack([estimate.function(weights) for estimate in estimates])

@@ -37,6 +37,8 @@ METRIC_DEFINITIONS = {
 }
 """One sentence per metric, by its name without unit and class."""
 
+_VOLUME = "volume_"
+_VOLUME_SENTENCE = "Of volumes, whose slices were restacked after each had its mask: "
 _PAPER = "paper_"
 _PAPER_SENTENCE = "In the evaluation of CoinGAN's tables (positive images alone, on the resized grid): "
 
@@ -49,5 +51,8 @@ def metric_definition(name: str) -> str:
         'The larger of the two directed 95th percentiles of the surface distances.'
     """
     base = name.split("/", 1)[0].removesuffix("_mm").removesuffix("_px")
+    if base.startswith(_VOLUME):
+        of_slices = METRIC_DEFINITIONS.get(base.removeprefix(_VOLUME), "")
+        return _VOLUME_SENTENCE + of_slices if of_slices else ""
     known = METRIC_DEFINITIONS.get(base.removeprefix(_PAPER), "")
     return _PAPER_SENTENCE + known if known and base.startswith(_PAPER) else known

@@ -16,6 +16,7 @@ from monai_wsss._checks import check_choice
 from monai_wsss._resize import linear_mode
 from monai_wsss._running import fill_where_finite
 from monai_wsss.cams import pool_maps
+from monai_wsss.networks.checked import CheckedModule
 from monai_wsss.networks.reading_record import add_reading_record
 from monai_wsss.refinement import MaskRule
 
@@ -25,7 +26,7 @@ POOLINGS = ("average", "max", "topk", "lse")
 _LEVELS = ("negative_reference", "negative_quantile")
 
 
-class ActivationNetwork(nn.Module):
+class ActivationNetwork(CheckedModule):
     """Base of networks whose output is G groups of K raw, un-normalized activation maps.
 
     Weights from before there was the buffer ``filled`` load, too: levels that are finite count as measured.  How its
@@ -38,6 +39,8 @@ class ActivationNetwork(nn.Module):
         pooling: how image-level logits follow from a map: ``average``, ``max``, ``topk`` or ``lse``.
         topk_share: share of the pixels that ``topk`` averages, in (0, 1].
         lse_sharpness: r of the log-sum-exp pooling; 0+ is the average, large is the maximum.
+        background_map: whether each group begins with a map of the background, K + 1 maps in all, as a softmax over
+            background and classes has it. A logit is then that of the class minus that of the background.
 
     Attributes:
         output_kind: ``"activation"``.
@@ -69,6 +72,7 @@ class ActivationNetwork(nn.Module):
         pooling: str = "max",
         topk_share: float = 0.1,
         lse_sharpness: float = 5.0,
+        background_map: bool = False,
     ) -> None:
         super().__init__()
         if spatial_dims not in (2, 3):
@@ -82,6 +86,7 @@ class ActivationNetwork(nn.Module):
         self.pooling = pooling
         self.topk_share = topk_share
         self.lse_sharpness = lse_sharpness
+        self.background_map = background_map
         self.output_kind = "activation"
         self._mode = linear_mode(spatial_dims)
         for name in _LEVELS:
@@ -105,8 +110,26 @@ class ActivationNetwork(nn.Module):
 
     @torch.jit.unused
     def pool(self, maps: torch.Tensor) -> torch.Tensor:
-        """Pool maps into image-level logits: ``(B, G*K, *S) -> (B, G*K)``, with this network's pooling."""
-        return pool_maps(maps, self.pooling, topk_share=self.topk_share, lse_sharpness=self.lse_sharpness)
+        """Pool maps into image-level logits (B, G*K), with this network's pooling: class minus background of K+1 maps.
+
+        Example:
+            >>> from monai_wsss.networks import CAMUNet
+            >>> network = CAMUNet(width=4, background_map=True)
+            >>> network.pool(torch.tensor([2.0, 5.0]).reshape(1, 2, 1, 1)).tolist()
+            [[3.0]]
+        """
+        logits = pool_maps(maps, self.pooling, topk_share=self.topk_share, lse_sharpness=self.lse_sharpness)
+        if not self.background_map:
+            return logits
+        of_groups = logits.unflatten(1, (-1, self.num_classes + 1))
+        return (of_groups[:, :, 1:] - of_groups[:, :, :1]).flatten(1)
+
+    @torch.jit.unused
+    def of_classes(self, maps: torch.Tensor) -> torch.Tensor:
+        """Give the maps of the classes, (B, G*K, *S), of the network's output, without those of the background."""
+        if not self.background_map:
+            return maps
+        return maps.unflatten(1, (-1, self.num_classes + 1))[:, :, 1:].flatten(1, 2)
 
     @torch.jit.unused
     def mask_rule(self) -> MaskRule:
@@ -117,7 +140,15 @@ class ActivationNetwork(nn.Module):
             >>> CAMEncoder(pooling="average").mask_rule().rule
             'minmax'
         """
-        names: tuple[str, ...] = ("pooling", "topk_share", "lse_sharpness", "groups", *_LEVELS, "filled")
+        names: tuple[str, ...] = (
+            "pooling",
+            "topk_share",
+            "lse_sharpness",
+            "groups",
+            *_LEVELS,
+            "filled",
+            "background_map",
+        )
         told: dict[str, Any] = {name: getattr(self, name) for name in names}
         told |= {name: getattr(self, name, None) for name in ("presence_level", "rule", "min_contrast")}
         # Copies: a rule stays as it is when training measures the levels anew.

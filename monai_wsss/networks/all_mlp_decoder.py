@@ -16,6 +16,7 @@ from monai.networks.layers.factories import Conv, Dropout, Norm
 from torch import nn
 
 from monai_wsss._resize import linear_mode
+from monai_wsss.networks.checked import CheckedModule
 
 __all__ = ["AllMLPDecoder"]
 
@@ -43,7 +44,7 @@ class _Fusion(nn.Module):
         self.bn = Norm[Norm.BATCH, spatial_dims](width)
 
 
-class AllMLPDecoder(nn.Module):
+class AllMLPDecoder(CheckedModule):
     """SegFormer's decoder: ``[(B, F_i, *s_i)] -> (B, out_channels, *s_1)``, of four levels in the paper.
 
     A linear layer brings each level to ``width`` channels, which are interpolated to the first level's size.  A 1x1

@@ -9,7 +9,7 @@ convolution for semantic image segmentation", arXiv:1706.05587, Section 3.3.
 |------------|------------------------------------------------------------------------------------|---------------|
 | `backbone` | 7x7 stem and stages 1-3 of a ResNet-50, stride 16, or 8 with a dilated third stage | 16w = 1024    |
 | `pyramid`  | 1x1; 3x3 at three dilations; image mean with 1x1; side by side, fused by a 1x1     | 4w = 256      |
-| `head`     | 1x1 with bias: the raw class maps                                                  | K             |
+| `head`     | 1x1 with bias: the raw class maps                                                  | K, or K + 1   |
 
 The backbone keeps the parameter names of torchvision and of MONAI, so that :meth:`ASPPResNet.load_backbone` loads
 ImageNet weights (2D) and MedicalNet weights (3D) by name. Nothing is downloaded.
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,7 @@ from monai.networks.layers.factories import Conv
 from torch import nn
 
 from monai_wsss.networks.activation import ActivationNetwork
+from monai_wsss.networks.checked import CheckedModule
 from monai_wsss.networks.dilated_resnet import dilate_stage, resnet_stages
 from monai_wsss.networks.pooled_norm import PooledBatchNorm
 from monai_wsss.networks.pretrained import load_pretrained
@@ -34,7 +36,7 @@ from monai_wsss.networks.pretrained import load_pretrained
 __all__ = ["ASPPResNet", "AtrousSpatialPyramid"]
 
 
-class AtrousSpatialPyramid(nn.Module):
+class AtrousSpatialPyramid(CheckedModule):
     """Context at several scales: ``(B, F, *s) -> (B, out_channels, *s)``, each convolution with batch norm and ReLU.
 
     The image mean of a batch of one image has no batch statistics, since it is a single value per channel. In training
@@ -92,6 +94,7 @@ class ASPPResNet(ActivationNetwork):
         pooling: see :class:`~monai_wsss.networks.activation.ActivationNetwork`; the paper's is ``average``.
         topk_share: see there.
         lse_sharpness: see there.
+        background_map: see there; the paper's classifier has it.
 
     Raises:
         ValueError: an unknown stride or pooling; an image smaller than the stride.
@@ -115,8 +118,10 @@ class ASPPResNet(ActivationNetwork):
         pooling: str = "average",
         topk_share: float = 0.1,
         lse_sharpness: float = 5.0,
+        background_map: bool = False,
     ) -> None:
-        super().__init__(spatial_dims, num_classes, pooling=pooling, topk_share=topk_share, lse_sharpness=lse_sharpness)
+        pooled: dict[str, Any] = {"pooling": pooling, "topk_share": topk_share, "lse_sharpness": lse_sharpness}
+        super().__init__(spatial_dims, num_classes, **pooled, background_map=background_map)
         if output_stride not in (8, 16):
             raise ValueError(f"Expected `output_stride` to be 8 or 16, got {output_stride}.")
         self.output_stride = output_stride
@@ -126,7 +131,7 @@ class ASPPResNet(ActivationNetwork):
             dilate_stage(self.backbone[-1])
             dilations = (12, 24, 36)
         self.pyramid = AtrousSpatialPyramid(spatial_dims, 16 * width, 4 * width, dilations)
-        self.head = Conv[Conv.CONV, spatial_dims](4 * width, num_classes, kernel_size=1)
+        self.head = Conv[Conv.CONV, spatial_dims](4 * width, num_classes + background_map, kernel_size=1)
 
     @classmethod
     def tiny(cls, spatial_dims: int = 2, in_channels: int = 1, num_classes: int = 1) -> ASPPResNet:

@@ -20,6 +20,7 @@ from monai.networks.layers.factories import Conv
 from torch import nn
 
 from monai_wsss._resize import linear_mode
+from monai_wsss.networks.checked import CheckedModule
 from monai_wsss.networks.dilated_resnet import DilatedResNet
 from monai_wsss.networks.reading_record import add_reading_record
 from monai_wsss.networks.resnet38 import ResNet38
@@ -28,7 +29,7 @@ from monai_wsss.refinement import MaskRule
 __all__ = ["AtrousSegmenter", "deeplab_segmenter", "resnet38_segmenter"]
 
 
-class AtrousSegmenter(nn.Module):
+class AtrousSegmenter(CheckedModule):
     """A backbone and dilated 3x3 classifiers as a deployable segmenter: ``(B, C, *S) -> (B, out_channels, *S)`` logits.
 
     Args:

@@ -14,13 +14,14 @@ from monai.networks.layers.factories import Conv
 from torch import nn
 
 from monai_wsss.networks.attention_logits import attention_logits
+from monai_wsss.networks.checked import CheckedModule
 from monai_wsss.networks.conv_pyramid import ConvPyramid
 from monai_wsss.networks.encoder_facts import encoder_channels, encoder_dims, encoder_in_channels, encoder_strides
 
 __all__ = ["AttentionPyramid"]
 
 
-class AttentionPyramid(nn.Module):
+class AttentionPyramid(CheckedModule):
     """An encoder with query and key projections of its last level, as an encoder of a two-branch network.
 
     Args:

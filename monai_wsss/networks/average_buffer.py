@@ -13,11 +13,12 @@ from torch import nn
 from monai_wsss._checks import check_choice, float32_or_wider
 from monai_wsss._processes import gather_objects, is_distributed, sum_of_processes
 from monai_wsss._resize import linear_mode
+from monai_wsss.networks.checked import CheckedModule
 
 __all__ = ["AverageBuffer"]
 
 
-class AverageBuffer(nn.Module):
+class AverageBuffer(CheckedModule):
     """Hold the mean representation of healthy images (Eq. 11 to 13): that of a batch, and one for inference.
 
     A new batch replaces the mean; nothing of older batches stays.  At inference there is no healthy batch, so a mean is

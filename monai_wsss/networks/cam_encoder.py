@@ -10,6 +10,8 @@ average pooling it classifies by the background, at stride 4 with max pooling it
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from monai.networks.layers.factories import Conv, Pool
 from monai.networks.nets.basic_unet import TwoConv
@@ -33,6 +35,7 @@ class CAMEncoder(ActivationNetwork):
         topk_share: see there.
         lse_sharpness: see there.
         norm: MONAI normalization of the blocks.
+        background_map: see :class:`~monai_wsss.networks.activation.ActivationNetwork`.
 
     Raises:
         ValueError: an unknown stride or pooling; an image smaller than the stride.
@@ -56,8 +59,10 @@ class CAMEncoder(ActivationNetwork):
         topk_share: float = 0.1,
         lse_sharpness: float = 5.0,
         norm: str = "batch",
+        background_map: bool = False,
     ) -> None:
-        super().__init__(spatial_dims, num_classes, pooling=pooling, topk_share=topk_share, lse_sharpness=lse_sharpness)
+        pooled: dict[str, Any] = {"pooling": pooling, "topk_share": topk_share, "lse_sharpness": lse_sharpness}
+        super().__init__(spatial_dims, num_classes, **pooled, background_map=background_map)
         if stride not in (2, 4, 8):
             raise ValueError(f"Expected `stride` to be 2, 4 or 8, got {stride}.")
         levels = stride.bit_length()
@@ -69,7 +74,7 @@ class CAMEncoder(ActivationNetwork):
             blocks.append(TwoConv(spatial_dims, channels[level], channels[level + 1], "relu", norm, bias=False))
         self.stride = stride
         self.encoder = nn.Sequential(*blocks)
-        self.head = Conv[Conv.CONV, spatial_dims](channels[-1], num_classes, kernel_size=1)
+        self.head = Conv[Conv.CONV, spatial_dims](channels[-1], num_classes + background_map, kernel_size=1)
 
     @classmethod
     def tiny(cls, spatial_dims: int = 2, in_channels: int = 1, num_classes: int = 1) -> CAMEncoder:

@@ -11,14 +11,16 @@ is that of the authors' network, which the paper calls U-Net and does not print:
 | `down1..3` | maximum of 2x2, then as the stem                                                | 2w 4w 4w | 2 4 8  |
 | `up1..3`   | nearest upsampling, concatenation behind the skip connection, then as the stem  | 2w w w   | 4 2 1  |
 | `features` | convolution 3x3, batch norm, ReLU: the target layer of Grad-CAM                 | w        | 1      |
-| `head`     | after dropout, convolution 1x1 without bias: the raw class maps, the paper's A  | K        | 1      |
+| `head`     | after dropout, convolution 1x1 without bias: the raw class maps, the paper's A  | K, K + 1 | 1      |
 
-Three levels only, and the deepest is no wider than the one above it. Difference from the authors' network: K channels
-of foreground classes instead of K + 1 with a background channel (one logit per class, not a softmax), and sides that
-are no multiple of 8 are accepted.
+Three levels only, and the deepest is no wider than the one above it. The authors' network has K + 1 channels, that of
+the background first (``background_map``); without it there is one logit per class. Difference from it: sides that are
+no multiple of 8 are accepted.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from monai.networks.blocks import Convolution
@@ -45,6 +47,7 @@ class CAMUNet(ActivationNetwork):
         pooling: see :class:`~monai_wsss.networks.activation.ActivationNetwork`; the paper's is ``average``.
         topk_share: see there.
         lse_sharpness: see there.
+        background_map: see there; the paper's classifier has it.
 
     Raises:
         ValueError: an unknown pooling; an image with a side below 8.
@@ -67,8 +70,10 @@ class CAMUNet(ActivationNetwork):
         pooling: str = "average",
         topk_share: float = 0.1,
         lse_sharpness: float = 5.0,
+        background_map: bool = False,
     ) -> None:
-        super().__init__(spatial_dims, num_classes, pooling=pooling, topk_share=topk_share, lse_sharpness=lse_sharpness)
+        pooled: dict[str, Any] = {"pooling": pooling, "topk_share": topk_share, "lse_sharpness": lse_sharpness}
+        super().__init__(spatial_dims, num_classes, **pooled, background_map=background_map)
         self.stem = TwoConv(spatial_dims, in_channels, width, "relu", "batch", bias=True)
         self.down1 = _down(spatial_dims, width, 2 * width)
         self.down2 = _down(spatial_dims, 2 * width, 4 * width)
@@ -78,7 +83,7 @@ class CAMUNet(ActivationNetwork):
         self.up3 = _up(spatial_dims, width, width, width)
         self.features = Convolution(spatial_dims, width, width, kernel_size=3, act="relu", norm="batch")
         self.dropout = Dropout[Dropout.DROPOUT, spatial_dims](dropout)
-        self.head = Conv[Conv.CONV, spatial_dims](width, num_classes, kernel_size=1, bias=False)
+        self.head = Conv[Conv.CONV, spatial_dims](width, num_classes + background_map, kernel_size=1, bias=False)
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.Conv3d)):
                 nn.init.xavier_normal_(module.weight)

@@ -10,10 +10,10 @@ c = pool(X) W^T   or   c = pool(C)     image-level logits, (B, K)
 import torch
 import torch.nn.functional as F
 from monai.networks.layers.factories import Conv
-from torch import nn
 
 from monai_wsss._checks import check_choice
 from monai_wsss.cams import pool_maps
+from monai_wsss.networks.checked import CheckedModule
 
 __all__ = ["DETACHED", "ClassHead"]
 
@@ -21,7 +21,7 @@ DETACHED = ("none", "features", "weights", "all")
 """What a loss on class maps may leave untrained: nothing, the features, the classifier's weights, or both."""
 
 
-class ClassHead(nn.Module):
+class ClassHead(CheckedModule):
     """Class maps of features, and the logits that follow from pooling: ``(B, F, *s) -> (B, K, *s)``.
 
     Args:

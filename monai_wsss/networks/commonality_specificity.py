@@ -28,9 +28,9 @@ Eq. 6 does not say over which axis its softmax runs, nor Eq. 8:
 
 import torch
 from monai.networks.blocks import ChannelSELayer
-from torch import nn
 
 from monai_wsss._checks import check_choice, float32_or_wider
+from monai_wsss.networks.checked import CheckedModule
 
 __all__ = ["CommonalitySpecificityAttention"]
 
@@ -38,7 +38,7 @@ INCIDENCES = ("reference_channel", "reference_position", "affinity", "affinity_p
 SPECIFICITIES = ("channel", "spatial", "sigmoid", "zsigmoid", "zposition", "twoway")
 
 
-class CommonalitySpecificityAttention(nn.Module):
+class CommonalitySpecificityAttention(CheckedModule):
     """Attention that adds what features share with healthy ones and removes what is specific: Eq. 6 to 9, 14 to 16.
 
     ``(B, c, *s)`` and a reference ``(c, *s)`` to ``(B, c, *s)``.  Everything runs in float32 or wider, under autocast

@@ -18,13 +18,14 @@ import torch
 from torch import nn
 
 from monai_wsss._checks import check_choice
+from monai_wsss.networks.checked import CheckedModule
 from monai_wsss.networks.criss_cross import CrissCrossAttention
 from monai_wsss.networks.position_attention import PositionAttention
 
 __all__ = ["ConsistencyCorrelationAttention"]
 
 
-class ConsistencyCorrelationAttention(nn.Module):
+class ConsistencyCorrelationAttention(CheckedModule):
     """Attention within lines, then over the whole image, then within lines: ``(B, C, *s) -> (B, C, *s)``.
 
     The three parts have weights of their own and nothing between them.  All start as the identity (``gamma_init`` 0).

@@ -18,11 +18,12 @@ from torch import nn
 
 from monai_wsss._checks import check_choice, float32_or_wider
 from monai_wsss._running import RunningMean
+from monai_wsss.networks.checked import CheckedModule
 
 __all__ = ["ContrastiveConvolution"]
 
 
-class ContrastiveConvolution(nn.Module):
+class ContrastiveConvolution(CheckedModule):
     """Convolution whose response is set to zero where a wider ring of pixels responds otherwise.
 
     ``(B, C, *S) -> (B, C', *S)``, stride 1, without bias, for images and volumes.  The gate is decided in float32 or

@@ -18,11 +18,12 @@ from monai.networks.nets.basic_unet import TwoConv
 from torch import nn
 
 from monai_wsss.networks.attention_logits import attention_logits
+from monai_wsss.networks.checked import CheckedModule
 
 __all__ = ["ConvPyramid"]
 
 
-class ConvPyramid(nn.Module):
+class ConvPyramid(CheckedModule):
     """Features of four levels: ``(B, C, *S) -> [(B, F1, *s1), (B, F2, *s2), (B, F3, *s3), (B, F4, *s4)]``.
 
     Args:

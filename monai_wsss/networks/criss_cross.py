@@ -25,10 +25,12 @@ import torch
 from monai.networks.layers.factories import Conv
 from torch import nn
 
+from monai_wsss.networks.checked import CheckedModule
+
 __all__ = ["CrissCrossAttention", "QueriesKeysValues", "inner_products"]
 
 
-class QueriesKeysValues(nn.Module):
+class QueriesKeysValues(CheckedModule):
     """The learned part of an attention over positions: 1x1 convolutions with bias for Q, K and V, and γ.
 
     Args:

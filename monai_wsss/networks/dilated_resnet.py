@@ -15,10 +15,12 @@ import torch
 from monai.networks.nets.resnet import ResNet, ResNetBottleneck
 from torch import nn
 
+from monai_wsss.networks.checked import CheckedModule
+
 __all__ = ["DilatedResNet", "dilate_stage", "resnet_stages"]
 
 
-class DilatedResNet(nn.Sequential):
+class DilatedResNet(CheckedModule, nn.Sequential):
     """Features at stride 8 of images or volumes: ``(B, C, *S) -> (B, 32 width, *ceil(S / 8))``.
 
     Args:

@@ -33,6 +33,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from monai_wsss._checks import DataError, check_choice
+from monai_wsss.networks.checked import CheckedModule
 from monai_wsss.networks.pretrained import spread_rgb_filters
 
 __all__ = ["EfficientNetLite"]
@@ -132,7 +133,7 @@ class InvertedBottleneck(nn.Module):
         return features + inner if self.added else inner
 
 
-class EfficientNetLite(nn.Module):
+class EfficientNetLite(CheckedModule):
     """Features of several strides: ``(B, C, H, W) -> [(B, F_n, *ceil(S / 2**n))]`` for each level n, fine to coarse.
 
     Weights are random until :func:`~monai_wsss.networks.published_weights.load_encoder_weights` fills them.

@@ -23,6 +23,7 @@ from torch import nn
 
 from monai_wsss._resize import linear_mode
 from monai_wsss.networks.cam_adapter import CAMAdapter
+from monai_wsss.networks.checked import CheckedModule
 from monai_wsss.networks.conv_pyramid import ConvPyramid
 from monai_wsss.networks.encoder_facts import encoder_channels, encoder_dims, encoder_name, encoder_strides
 from monai_wsss.networks.reading_record import add_reading_record
@@ -39,7 +40,7 @@ def sum_of_maps(maps: list[torch.Tensor]) -> torch.Tensor:
     return total
 
 
-class FusedFeatures(nn.Module):
+class FusedFeatures(CheckedModule):
     """The maps of an encoder as one dense map: ``(B, C, *S) -> (B, width, *s)``.
 
     Args:
@@ -143,7 +144,7 @@ class FusedFeatures(nn.Module):
         return levels
 
 
-class EncoderLevel(nn.Module):
+class EncoderLevel(CheckedModule):
     """One map of an encoder: ``(B, C, *S) -> (B, F, *s)``.
 
     Layers behind that map get no gradient: build the encoder without them where it can be, e.g.
@@ -189,7 +190,7 @@ class EncoderLevel(nn.Module):
         return self.encoder(image)[self.level]
 
 
-class FusedSegmenter(nn.Module):
+class FusedSegmenter(CheckedModule):
     """A segmenter on the fused maps of an encoder: ``(B, C, *S) -> (B, out_channels, *S)`` logits.
 
     Args:

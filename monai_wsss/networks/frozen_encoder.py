@@ -28,6 +28,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from monai_wsss._checks import check_choice, plain_tensor
+from monai_wsss.networks.checked import CheckedModule
 from monai_wsss.networks.conv_pyramid import ConvPyramid
 from monai_wsss.networks.encoder_facts import encoder_channels, encoder_dims, encoder_in_channels, encoder_strides
 
@@ -36,7 +37,7 @@ __all__ = ["FrozenEncoder"]
 _DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
-class FrozenEncoder(nn.Module):
+class FrozenEncoder(CheckedModule):
     """An encoder, or its batch norms, that stays in eval mode without gradients, whatever :meth:`train` is told.
 
     Its weights have the names of the encoder's own, so that a network trained with a frozen encoder is loaded into one

@@ -32,6 +32,19 @@ __all__ = ["GlandClassifier", "fused_gland_classifier", "resnet38_classifier"]
 _SOURCES = ("class_map", "pyramid", "product")
 _ATTENTION = ("none", "cc1", "cc2", "cca")
 
+PART_WORDS = {
+    "attention": (
+        "criss_cross_reduction",
+        "gamma_init",
+        "official_quirk",
+        "pam_normalizer",
+        "pam_reduction",
+        "pam_residual",
+    ),
+    "pyramid": ("pool_mode", "relu_class_map", "share_sign_weights"),
+}
+"""Words of the builders below that go to the attention (CCA) and to the pyramid (MPFP), beside those by name."""
+
 
 class GlandClassifier(ActivationNetwork):
     """Signed class maps of K real classes, with the pooling that trains them.
@@ -133,7 +146,7 @@ def resnet38_classifier(
     cam_source: str = "class_map",
     pooling: str = "average",
     topk_share: float = 0.25,
-    **backbone: Any,
+    **words: Any,
 ) -> GlandClassifier:
     """Build the paper's network: ResNet38, attention after chosen stages, multi-scale pyramid fusion pooling.
 
@@ -150,9 +163,12 @@ def resnet38_classifier(
         cam_source: see :class:`GlandClassifier`.
         pooling: the pooling of the baseline.
         topk_share: for the pooling ``topk``.
-        backbone: words of the :class:`~monai_wsss.networks.ResNet38`: ``in_channels``; ``width``, channels of the first
+        words: those of the :class:`~monai_wsss.networks.ResNet38`: ``in_channels``; ``width``, channels of the first
             convolution, 64 as published (105 M parameters); ``frozen``, here ``paper`` by default: the first two stages
-            and all normalization stay as they were loaded; ``none`` trains all.
+            and all normalization stay as they were loaded; ``none`` trains all.  Those of the attention, such as
+            ``gamma_init``, see :class:`~monai_wsss.networks.ConsistencyCorrelationAttention`, and of the pyramid,
+            ``pool_mode``, ``relu_class_map`` and ``share_sign_weights``, see
+            :class:`~monai_wsss.networks.PyramidFusionPooling`; without that part they have no effect.
 
     Raises:
         ValueError: a stage other than 4 to 7, or what the parts refuse.
@@ -164,14 +180,17 @@ def resnet38_classifier(
         torch.Size([1, 2, 32, 32])
     """
     check_choice("attention", attention, _ATTENTION)
-    resnet = (ResNet38.small if small else ResNet38)(**({"frozen": "paper"} | backbone))
+    of_attention, of_pyramid = (_taken(words, part) for part in ("attention", "pyramid"))
+    resnet = (ResNet38.small if small else ResNet38)(**({"frozen": "paper"} | words))
     channels = resnet.stage_channels
     if not set(attention_stages) <= channels.keys():
         raise ValueError(f"Expected `attention_stages` among 4, 5, 6, 7, got {sorted(attention_stages)}.")
     if attention != "none":
         stages = sorted(attention_stages)
-        resnet.attend({k: ConsistencyCorrelationAttention(channels[k], kind=attention) for k in stages})
-    fused = None if pyramid is None else PyramidFusionPooling(num_classes, levels=pyramid, fusion=fusion, logit=logit)
+        resnet.attend({k: ConsistencyCorrelationAttention(channels[k], attention, **of_attention) for k in stages})
+    fused = None
+    if pyramid is not None:
+        fused = PyramidFusionPooling(num_classes, levels=pyramid, fusion=fusion, logit=logit, **of_pyramid)
     return GlandClassifier(
         resnet,
         channels[7],
@@ -195,7 +214,7 @@ def fused_gland_classifier(
     cam_source: str = "class_map",
     pooling: str = "average",
     topk_share: float = 0.25,
-    **features: Any,
+    **words: Any,
 ) -> GlandClassifier:
     """Build the paper's network around another encoder: its fused maps, or one of them, in the place of ResNet38's.
 
@@ -210,8 +229,9 @@ def fused_gland_classifier(
         cam_source: see :class:`GlandClassifier`.
         pooling: see :func:`resnet38_classifier`.
         topk_share: see there.
-        features: words of :class:`~monai_wsss.networks.FusedFeatures`: ``width``, ``stride``, ``dropout``,
-            ``feature_channels``; with ``level`` only the last of them.
+        words: those of :class:`~monai_wsss.networks.FusedFeatures`: ``width``, ``stride``, ``dropout``,
+            ``feature_channels``; with ``level`` only the last of them.  Those of attention and pyramid, see
+            :func:`resnet38_classifier`.
 
     Raises:
         ValueError: an unknown attention or level, or what the parts refuse.
@@ -224,14 +244,16 @@ def fused_gland_classifier(
         torch.Size([1, 2, 8, 8])
     """
     check_choice("attention", attention, _ATTENTION)
-    backbone: Any = FusedFeatures(encoder, **features) if level is None else EncoderLevel(encoder, level, **features)
+    of_attention, of_pyramid = (_taken(words, part) for part in ("attention", "pyramid"))
+    backbone: Any = FusedFeatures(encoder, **words) if level is None else EncoderLevel(encoder, level, **words)
     (channels,), dims = backbone.feature_channels, backbone.spatial_dims
-    attend = (
-        None if attention == "none" else ConsistencyCorrelationAttention(channels, kind=attention, spatial_dims=dims)
-    )
-    fused = None
+    attend = fused = None
+    if attention != "none":
+        attend = ConsistencyCorrelationAttention(channels, attention, spatial_dims=dims, **of_attention)
     if pyramid is not None:
-        fused = PyramidFusionPooling(num_classes, levels=pyramid, fusion=fusion, logit=logit, spatial_dims=dims)
+        fused = PyramidFusionPooling(
+            num_classes, levels=pyramid, fusion=fusion, logit=logit, spatial_dims=dims, **of_pyramid
+        )
     return GlandClassifier(
         backbone,
         channels,
@@ -243,3 +265,8 @@ def fused_gland_classifier(
         pooling=pooling,
         topk_share=topk_share,
     )
+
+
+def _taken(words: dict[str, Any], part: str) -> dict[str, Any]:
+    """Take the words of a part out of those of a builder."""
+    return {name: words.pop(name) for name in PART_WORDS[part] if name in words}

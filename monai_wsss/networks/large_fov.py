@@ -10,12 +10,13 @@ It is the decoder of CoSA (Yang et al., ECCV 2024), in the form of its released 
 import torch
 import torch.nn.functional as F
 from monai.networks.layers.factories import Conv
-from torch import nn
+
+from monai_wsss.networks.checked import CheckedModule
 
 __all__ = ["LargeFOV"]
 
 
-class LargeFOV(nn.Module):
+class LargeFOV(CheckedModule):
     """Logits of the last map: ``[..., (B, F, *s)] -> (B, num_outputs, *s)``.
 
     Args:

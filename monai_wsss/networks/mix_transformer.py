@@ -37,6 +37,7 @@ from torch import nn
 
 from monai_wsss._checks import check_choice
 from monai_wsss.networks.attention_logits import attention_logits
+from monai_wsss.networks.checked import CheckedModule
 
 __all__ = ["MixTransformer"]
 
@@ -164,7 +165,7 @@ class MixStage(nn.ModuleList):
         return tokens
 
 
-class MixTransformer(nn.Module):
+class MixTransformer(CheckedModule):
     """Features of four stages: ``(B, C, *S) -> [(B, F1, *s1), (B, F2, *s2), (B, F3, *s3), (B, F4, *s4)]``.
 
     The public weights are for images with three channels; ``load_mix_transformer`` adapts them to other numbers.  In 3D

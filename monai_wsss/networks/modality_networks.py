@@ -33,6 +33,8 @@ _NAME_BYTES = 128
 class ModalityNetworks(ActivationNetwork):
     """G networks side by side, network g on channel g of the image: ``(B, G, *S) -> (B, G*K, *S)``.
 
+    Members with a map of the background (``background_map``) give ``(B, G*(K+1), *S)``, it first in each group.
+
     Args:
         members: an activation network of one input channel for each modality; they agree in spatial dimensions,
             classes and pooling, and share no weights.
@@ -78,7 +80,7 @@ class ModalityNetworks(ActivationNetwork):
         if not members:
             raise ValueError("Expected `members` to hold at least one network, got none.")
         first = members[0]
-        for name in ("spatial_dims", "num_classes", "pooling", "topk_share", "lse_sharpness"):
+        for name in ("spatial_dims", "num_classes", "pooling", "topk_share", "lse_sharpness", "background_map"):
             values = {getattr(member, name) for member in members}
             if len(values) > 1:
                 raise ValueError(f"Expected `members` that agree in {name}, got {sorted(values)}.")
@@ -99,6 +101,7 @@ class ModalityNetworks(ActivationNetwork):
             pooling=first.pooling,
             topk_share=first.topk_share,
             lse_sharpness=first.lse_sharpness,
+            background_map=first.background_map,
         )
         # The buffers of the base stay those of all modalities; the output has the groups that are present.
         self.groups = len(channels)
@@ -199,6 +202,7 @@ def networks_by_modality(
     topk_share: float = 0.1,
     present: Sequence[str] | None = None,
     standardize: bool = False,
+    background_map: bool = False,
 ) -> ModalityNetworks:
     """Build the same kind of network for each modality; for configurations, which have no loops.
 
@@ -218,9 +222,12 @@ def networks_by_modality(
         topk_share: see there.
         present: see :class:`ModalityNetworks`.
         standardize: see there; the paper's way.
+        background_map: see :class:`~monai_wsss.networks.ActivationNetwork`; the paper's softmax over background and
+            tumor. ``backbone`` has it, ``encoder`` has not.
 
     Raises:
-        ValueError: an unknown backbone, names that do not fit, or an ``encoder`` that gives the same network twice.
+        ValueError: an unknown backbone, names that do not fit, an ``encoder`` with ``background_map``, or one that
+            gives the same network twice.
 
     Example:
         >>> networks_by_modality(["T1", "FLAIR"], width=4).groups
@@ -240,7 +247,10 @@ def networks_by_modality(
     options |= {"stride": stride} if backbone == "encoder" or encoder is not None else {}
     members: list[ActivationNetwork]
     if encoder is None:
+        options |= {"background_map": background_map}
         members = [backbones[backbone](spatial_dims, 1, num_classes, **options) for _ in modalities]
+    elif background_map:
+        raise ValueError("Expected `background_map` with a `backbone`, not with an `encoder`, whose head has none.")
     else:
         encoders = [encoder() for _ in modalities]
         if len({id(one) for one in encoders}) < len(encoders):

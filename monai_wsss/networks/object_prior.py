@@ -7,14 +7,14 @@ C^m = max_k a(C_k)      a: sigmoid, min-max or the identity      Zhu et al. (arX
 
 # Annotations stay real types: TorchScript reads them.
 import torch
-from torch import nn
 
 from monai_wsss._checks import check_choice
+from monai_wsss.networks.checked import CheckedModule
 
 __all__ = ["ObjectPrior"]
 
 
-class ObjectPrior(nn.Module):
+class ObjectPrior(CheckedModule):
     """The strongest activated seed of each pixel: ``(B, K, *S) -> (B, 1, *S)``.
 
     Args:

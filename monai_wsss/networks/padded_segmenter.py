@@ -15,13 +15,14 @@ from monai.networks.nets import SwinUNETR, UNet
 from torch import nn
 
 from monai_wsss._checks import DataError
+from monai_wsss.networks.checked import CheckedModule
 from monai_wsss.networks.reading_record import add_reading_record
 from monai_wsss.refinement import MaskRule
 
 __all__ = ["PaddedSegmenter", "swin_segmenter"]
 
 
-class PaddedSegmenter(nn.Module):
+class PaddedSegmenter(CheckedModule):
     """A segmenter whose images are padded to sides of a multiple, and whose logits are cut to the image's size again.
 
     Images are padded with zeros, at the end of each axis.

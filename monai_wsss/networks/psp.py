@@ -24,6 +24,7 @@ from monai.networks.layers.factories import Conv, Dropout, Pool
 from torch import nn
 
 from monai_wsss._resize import linear_mode
+from monai_wsss.networks.checked import CheckedModule
 from monai_wsss.networks.pooled_norm import PooledBatchNorm
 from monai_wsss.networks.reading_record import add_reading_record
 from monai_wsss.networks.resnest import ResNeSt
@@ -31,7 +32,7 @@ from monai_wsss.networks.resnest import ResNeSt
 __all__ = ["PSPHead", "PyramidSceneParsing"]
 
 
-class PSPHead(nn.Module):
+class PSPHead(CheckedModule):
     """Logits from features and their averages at several scales: ``(B, F, *s) -> (B, out_channels, *s)``.
 
     A batch of one image can be trained: see :class:`~monai_wsss.networks.pooled_norm.PooledBatchNorm`.
@@ -91,7 +92,7 @@ class PSPHead(nn.Module):
         return self.classifier(self.fuse(torch.cat(parts, dim=1)))
 
 
-class PyramidSceneParsing(nn.Module):
+class PyramidSceneParsing(CheckedModule):
     """A backbone with a pyramid head as a deployable segmenter: ``(B, C, *S) -> (B, out_channels, *S)`` logits.
 
     Args:

@@ -19,6 +19,7 @@ its SHA-256, and read as tensors.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -43,6 +44,9 @@ from monai_wsss.networks.vit import VisionTransformer
 from monai_wsss.networks.vit_weights import load_vision_transformer
 
 __all__ = ["encoder_weights_of", "find_published", "load_encoder_weights", "record_whole_weights", "unfilled_encoder"]
+
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -147,6 +151,12 @@ def load_encoder_weights(
     if path is None and (kept := encoder_weights_of(network)) is not None:
         network.encoder_weights = kept  # type: ignore[assignment]
         return kept
+    if path is None and any(isinstance(one, ResNet38) and one.frozen == "paper" for one in encoders):
+        _logger.warning(
+            "Without published weights the first stages of the ResNet38 stay at their random beginnings and its batch "
+            "norms do nothing, since both are frozen: give a file with %s PATH, or train all with frozen='none'.",
+            option,
+        )
     source = "none" if path is None else "imagenet" if pretrained == "imagenet" else "file"
     return _record(network, source, names, path)
 

@@ -30,11 +30,12 @@ from torch import nn
 
 from monai_wsss._checks import check_choice
 from monai_wsss._resize import linear_mode
+from monai_wsss.networks.checked import CheckedModule
 
 __all__ = ["PyramidFusionPooling", "SignPreservingFusion"]
 
 
-class SignPreservingFusion(nn.Module):
+class SignPreservingFusion(CheckedModule):
     """One step from a coarse map to a finer one that keeps positive and negative responses apart (Eqs. 5-8).
 
     With Pos = sigmoid(conv([δ(a), δ(b)])) and Neg = sigmoid(conv'([δ(-a), δ(-b)])), two channels each::
@@ -80,7 +81,7 @@ class SignPreservingFusion(nn.Module):
         return (raised - lowered).to(coarse.dtype) / 2
 
 
-class PyramidFusionPooling(nn.Module):
+class PyramidFusionPooling(CheckedModule):
     """Pooling of a signed class map into image-level logits through its fused pyramid: ``(B, K, *s) -> (B, K)``.
 
     The class map is averaged on grids of 2, 4, 8 and 16 cells per side, interpolated back, and fused step by step from

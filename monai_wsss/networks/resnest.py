@@ -27,6 +27,7 @@ import torch
 from monai.networks.layers.factories import Conv, Norm, Pad, Pool
 from torch import nn
 
+from monai_wsss.networks.checked import CheckedModule
 from monai_wsss.networks.pooled_norm import PooledBatchNorm
 
 __all__ = ["ResNeSt", "ResNeStBottleneck", "SplitAttentionConv"]
@@ -35,7 +36,7 @@ __all__ = ["ResNeSt", "ResNeStBottleneck", "SplitAttentionConv"]
 _DEPTHS = {50: ((3, 4, 6, 3), 1), 101: ((3, 4, 23, 3), 2), 200: ((3, 24, 36, 3), 2)}
 
 
-class SplitAttentionConv(nn.Module):
+class SplitAttentionConv(CheckedModule):
     """A 3x3 convolution into R branches and their sum with weights that depend on the whole image.
 
     The branches U_r (B, channels, *s) are summed and averaged over the image.  Two 1x1 convolutions turn that into R
@@ -150,7 +151,7 @@ class ResNeStBottleneck(nn.Module):
         return self.relu(out + self.downsample(features))
 
 
-class ResNeSt(nn.Module):
+class ResNeSt(CheckedModule):
     """Features of four layers: ``(B, C, *S) -> [(B, 4w, *s1), (B, 8w, *s2), (B, 16w, *s3), (B, 32w, *s4)]``.
 
     The list is that of MONAI's ``ResNetFeatures``; whoever wants one map takes the last.

@@ -33,6 +33,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from monai_wsss._checks import check_choice
+from monai_wsss.networks.checked import CheckedModule
 
 __all__ = ["PreActivationBlock", "PreActivationBottleneck", "ResNet38"]
 
@@ -151,7 +152,7 @@ class PreActivationBottleneck(_PreActivation):
         return self.conv_branch2b2(self.dropout(features))
 
 
-class ResNet38(nn.Sequential):
+class ResNet38(CheckedModule, nn.Sequential):
     """Features at stride 8 of images or volumes: ``(B, C, *S) -> (B, 64 * width, *ceil(S / 8))``.
 
     It is a chain of its parts under the names of the public checkpoint (105 070 912 parameters at width 64), which

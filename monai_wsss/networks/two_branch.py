@@ -27,6 +27,7 @@ from monai_wsss._checks import as_flag, check_choice
 from monai_wsss._resize import linear_mode
 from monai_wsss.networks.all_mlp_decoder import AllMLPDecoder
 from monai_wsss.networks.attention_affinity import AttentionAffinity
+from monai_wsss.networks.checked import CheckedModule
 from monai_wsss.networks.class_head import DETACHED, ClassHead
 from monai_wsss.networks.conv_pyramid import ConvPyramid
 from monai_wsss.networks.encoder_facts import encoder_channels, encoder_dims
@@ -60,7 +61,7 @@ class BranchOutputs(NamedTuple):
     features: torch.Tensor | None = None
 
 
-class TwoBranchNetwork(nn.Module):
+class TwoBranchNetwork(CheckedModule):
     """A deployable segmenter that classifies as well: ``(B, C, *S) -> (B, K + 1, *S)`` logits.
 
     Args:

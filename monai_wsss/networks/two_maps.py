@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from monai.networks.blocks import Convolution
 from torch import nn
 
+from monai_wsss.networks.checked import CheckedModule
 from monai_wsss.networks.conv_pyramid import ConvPyramid
 from monai_wsss.networks.encoder_facts import encoder_channels, encoder_in_channels
 from monai_wsss.networks.feature_fusion import FusedFeatures, sum_of_maps
@@ -25,7 +26,7 @@ from monai_wsss.networks.feature_fusion import FusedFeatures, sum_of_maps
 __all__ = ["TwoFusedMaps"]
 
 
-class TwoFusedMaps(nn.Module):
+class TwoFusedMaps(CheckedModule):
     """An encoder of two maps at one stride: ``(B, C, *S) -> [early (B, width, *s), final (B, width, *s)]``.
 
     Args:

@@ -30,6 +30,7 @@ from torch import nn
 
 from monai_wsss._checks import check_choice
 from monai_wsss._resize import linear_mode
+from monai_wsss.networks.checked import CheckedModule
 
 __all__ = ["VisionTransformer"]
 
@@ -99,7 +100,7 @@ class _Block(nn.Module):
         return tokens + self.mlp(self.norm2(tokens))
 
 
-class VisionTransformer(nn.Module):
+class VisionTransformer(CheckedModule):
     """Maps of an early and of the last block: ``(B, C, *S) -> [(B, F, *s), (B, F, *s)]``, s = ceil(S / patch_size).
 
     Images may have any size.  Sides that are no multiple of the patch are enlarged to the next one, linearly, so that

@@ -39,6 +39,7 @@ from monai_wsss.refinement.pseudo_label import (
 )
 from monai_wsss.refinement.region import decide_within
 from monai_wsss.refinement.score_cut import cut_score_maps
+from monai_wsss.refinement.slice_masks import ToMaskBySliced
 from monai_wsss.refinement.swapped_labels import (
     ClassLabels,
     NoiseLabels,
@@ -53,6 +54,7 @@ from monai_wsss.refinement.threshold import (
     otsu_threshold,
     percentile_threshold,
 )
+from monai_wsss.refinement.told_rule import ToldRule, tell_rule, told_rule
 
 __all__ = [
     "AssignedThresholds",
@@ -72,7 +74,9 @@ __all__ = [
     "PixelAdaptiveRefinement",
     "SegmentationLabels",
     "ThresholdLabels",
+    "ToMaskBySliced",
     "ToMaskd",
+    "ToldRule",
     "TwoThresholdLabels",
     "affinity_labels",
     "assigned_thresholds",
@@ -101,6 +105,8 @@ __all__ = [
     "seed_label",
     "segmentation_assignment",
     "softmax_with_background",
+    "tell_rule",
     "to_mask",
+    "told_rule",
     "two_threshold_label",
 ]

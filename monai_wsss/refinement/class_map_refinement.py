@@ -27,8 +27,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from monai.data import MetaTensor
-from nibabel.orientations import io_orientation
 from torch import nn
 
 from monai_wsss._checks import check_choice, check_shape, float32_or_wider, plain_tensor
@@ -45,6 +43,7 @@ from monai_wsss.refinement.score_cut import (
     score_maps_of,
     signed_share,
 )
+from monai_wsss.refinement.slice_axis import slice_axis_of
 
 __all__ = ["ClassMapRefinement"]
 
@@ -108,12 +107,13 @@ class ClassMapRefinement:
         self.network = network
 
     @classmethod
-    def of(cls, refine: Any, network: nn.Module, slice_axis: int | None = None) -> ClassMapRefinement | None:
+    def of(cls, refine: Any, network: nn.Module | None, slice_axis: int | None = None) -> ClassMapRefinement | None:
         """Read the word of a configuration, for the maps of a network; give None for None and ``"none"``.
 
         Args:
             refine: ``"none"``, ``"par"``, ``"crf"``, one of their modules, or a finished :class:`ClassMapRefinement`.
-            network: its ``spatial_dims``, or else its weights, tell whether it takes slices or volumes.
+            network: its ``spatial_dims``, or else its weights, tell whether it takes slices or volumes.  None is enough
+                for None, ``"none"`` and a finished part.
             slice_axis: see the class.
 
         Raises:
@@ -125,6 +125,11 @@ class ClassMapRefinement:
             return refine
         if isinstance(refine, str):
             check_choice("refine", refine, ("none", "par", "crf"))
+        if network is None:
+            raise ValueError(
+                "Expected `network` with `refine`, which tells whether volumes are refined slice by slice, got None: "
+                "give it, or ClassMapRefinement(..., spatial_dims=2 or 3)."
+            )
         return cls(refine, spatial_dims=_spatial_dims(network), slice_axis=slice_axis, network=network)
 
     @property
@@ -142,7 +147,12 @@ class ClassMapRefinement:
 
     @torch.no_grad()
     def __call__(
-        self, rule: MaskRule, scores: torch.Tensor, image: torch.Tensor, label: torch.Tensor | None = None
+        self,
+        rule: MaskRule,
+        scores: torch.Tensor,
+        image: torch.Tensor,
+        label: torch.Tensor | None = None,
+        slicing_axis: int | None = None,
     ) -> MaskDecision:
         """Decide as ``rule(scores, label)`` does, with refined maps.
 
@@ -151,6 +161,8 @@ class ClassMapRefinement:
             scores: what the rule takes, (B, channels, *S).
             image: (B, C, *S), see the module for its values.
             label: as the rule takes it.
+            slicing_axis: 1, 2 or 3, the anatomical axis that the network which made ``scores`` has a record of, 0 for
+                none; None: asked of ``network``.
 
         Returns:
             ``(mask, cam, presence)``; cut by the rule, ``cam`` gives the mask.
@@ -160,20 +172,28 @@ class ClassMapRefinement:
         """
         scores = plain_tensor(scores)
         if isinstance(self.part, DenseCRF):
-            refine = partial(self._by_slices, self._image(image, scores), self._axis(image))
+            refine = partial(self._by_slices, self._image(image, scores), self._axis(image, slicing_axis))
             return _decide_through(rule, refine, scores, label)
         if rule.output_kind == "activation":
-            return rule(scores, label, refined=self.maps(scores, image))
-        return rule(scores, label, refined=_log(self.maps(float32_or_wider(scores).softmax(dim=1), image)))
+            return rule(scores, label, refined=self.maps(scores, image, slicing_axis=slicing_axis))
+        shares = float32_or_wider(scores).softmax(dim=1)
+        return rule(scores, label, refined=_log(self.maps(shares, image, slicing_axis=slicing_axis)))
 
     @torch.no_grad()
-    def maps(self, maps: torch.Tensor, image: torch.Tensor, allowed: torch.Tensor | None = None) -> torch.Tensor:
+    def maps(
+        self,
+        maps: torch.Tensor,
+        image: torch.Tensor,
+        allowed: torch.Tensor | None = None,
+        slicing_axis: int | None = None,
+    ) -> torch.Tensor:
         """Refine the signed maps (B, K, *S) of classes that compete by argmax, without a background.
 
         Args:
             maps: raw maps. PAR refines any, one by one.
             image: (B, C, *S).
             allowed: (B, K), 0/1, the classes that take part in a CRF; None: all.
+            slicing_axis: as of a call.
 
         Returns:
             (B, K, *S): PAR, on the scale of the maps; CRF, the logarithm of probabilities.
@@ -181,7 +201,7 @@ class ClassMapRefinement:
         Raises:
             ValueError: an image of another size.
         """
-        refine = partial(self._by_slices, self._image(image, maps), self._axis(image))
+        refine = partial(self._by_slices, self._image(image, maps), self._axis(image, slicing_axis))
         maps = float32_or_wider(plain_tensor(maps))
         if isinstance(self.part, PixelAdaptiveRefinement):
             # Rounding must not take a mean beyond the extremes of its map: a constant map stays constant.
@@ -224,18 +244,11 @@ class ClassMapRefinement:
             return torch.stack([_gray_levels(one, highest) for one in image])
         return image
 
-    def _axis(self, image: torch.Tensor) -> int:
+    def _axis(self, image: torch.Tensor, slicing_axis: int | None) -> int:
         """Give the array axis along which the slices of a volume follow one another."""
         if self.slice_axis is not None:
             return self.slice_axis
-        buffers = {} if self.network is None else dict(self.network.named_buffers())
-        records = [name for name in buffers if name.rpartition(".")[2] == "reading_axes"]
-        along = abs(int(buffers[min(records, key=len)][-1])) if records else 0
-        affine = image.affine.reshape(-1, *image.affine.shape[-2:])[0].cpu() if isinstance(image, MetaTensor) else None
-        if not along or affine is None or affine.shape != (4, 4):
-            return -1
-        order = io_orientation(affine.numpy())[:, 0].tolist()
-        return order.index(along - 1) if along - 1 in order else -1
+        return slice_axis_of(image, self.network if slicing_axis is None else slicing_axis)
 
     def _by_slices(self, image: torch.Tensor, axis: int, maps: torch.Tensor) -> torch.Tensor:
         """Apply the part, to a volume of a 2D network slice by slice along an array axis."""
@@ -257,7 +270,7 @@ def _decide_through(
     """Decide as the rule does, by probabilities (B, channels, *S) of present classes that ``refine`` changes."""
     maps = rule._taking_part(scores)
     logits = rule.pool(maps) if rule.output_kind == "activation" else None
-    present = rule._present(maps, label, logits)
+    present, maps = rule._present(maps, label, logits), rule.of_classes(maps)
     presence = None if logits is None else logits.amax(dim=1)
     if rule.rule in ("argmax", "background"):
         competing = rule._competing(maps, present).softmax(dim=1).nan_to_num(nan=0.0)

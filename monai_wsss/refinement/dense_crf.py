@@ -321,13 +321,12 @@ def _gray_level(image: torch.Tensor, intensity_range: float | None) -> float:
 def has_gray_levels(image: torch.Tensor, intensity_range: float) -> bool:
     """Tell whether an image may be one of 0..R.
 
-    One of negative values beyond what interpolation overshoots is none, nor is one of fractions that reach only 1, or,
-    with any negative value, only a sixteenth of the range, as z-scores do.
+    One of negative values beyond what interpolation overshoots is none, nor is one of fractions that reach only a
+    sixteenth of the range, as z-scores do, be they clipped at 0 or not.
     """
     low, high = (value.item() for value in image.aminmax())
-    least = 1 if low >= 0 else max(1, intensity_range / 16)
     fractions = image.is_floating_point() and bool((image != image.round()).any())
-    narrow = intensity_range > 1 and high <= least and fractions
+    narrow = intensity_range > 1 and high <= max(1, intensity_range / 16) and fractions
     overshoot = 0.05 * intensity_range
     return low >= -0.05 * min(intensity_range, high - low) and high <= intensity_range + overshoot and not narrow
 

@@ -24,9 +24,9 @@ class, and where they do not show two populations it cuts at their 0.5. One cut 
 :func:`~monai_wsss.refinement.mixture_rule` and :func:`~monai_wsss.refinement.otsu_rule`.
 
 Every rule but `logit`, `negative_quantile` and `fixed` finds something in whatever map it gets. So an image has to pass
-the presence gate first: its map, pooled as the network was trained, must exceed the *presence level* of the class. That
-level is 0 for maps whose pooled value is a logit. Maps that are never negative, such as differences of two images, are
-above 0 everywhere and need a level of their own. `min_contrast` guards them also where there is no gate.
+the presence gate first: its map, pooled as the network was trained, must exceed the *presence level* of the class: 0
+for maps whose pooled value is a logit. Maps that are never negative, such as differences of two images, need a level of
+their own. `min_contrast` guards them also where there is no gate.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ from monai_wsss.refinement.threshold import otsu_threshold, percentile_threshold
 
 __all__ = ["MaskDecision", "MaskRule"]
 
-# What a network tells of itself; whatever else it may have under the name of a word is its own affair.
+# What a network tells of itself.
 _TOLD = (
     "pooling", "topk_share", "lse_sharpness", "groups", "reliable",
-    "negative_reference", "negative_quantile", "filled", "presence_level", "rule", "min_contrast",
+    "negative_reference", "negative_quantile", "filled", "presence_level", "rule", "min_contrast", "background_map",
 )  # fmt: skip
 
 
@@ -72,8 +72,8 @@ class MaskRule:
     """How what a network gives for the *whole* image or volume becomes a mask.
 
     Activations: class k is present if its pooled raw map exceeds the presence level (``gate="predicted"``). The maps of
-    present classes are cut by ``rule``. A pixel above the cut for several classes takes the one with the highest score;
-    other pixels are 0. With G > 1 groups, presence is decided for each group and class, and the groups are fused.
+    present classes are cut by ``rule``. A pixel above the cut for several classes takes the one with the highest score.
+    With G > 1 groups, presence is decided for each group and class, and the groups are fused.
     Segmentations: the argmax over background and classes; with ``gate``, absent classes are left out of it.
 
     ``network.mask_rule()`` gives the rule of a network, :meth:`of` that of a compiled one too, and
@@ -99,6 +99,8 @@ class MaskRule:
         lse_sharpness: of the pooling ``"lse"``.
         min_contrast: a class is absent, whatever the gate says, where no pixel of its raw map exceeds this; None for no
             such guard. Activations alone have it.
+        background_map: whether each group of activations begins with a map of the background, as with a softmax over
+            background and class (CMER). It decides on presence with the class, whose own map is cut.
 
     Raises:
         ValueError: words that do not fit one another.
@@ -127,6 +129,7 @@ class MaskRule:
     topk_share: float = 0.1
     lse_sharpness: float = 5.0
     min_contrast: float | None = None
+    background_map: bool = False
 
     def __post_init__(self) -> None:
         check_choice("output_kind", self.output_kind, ("activation", "segmentation"))
@@ -134,6 +137,8 @@ class MaskRule:
         decision_rule(self.pooling)  # raises for an unknown pooling
         if self.output_kind == "segmentation":
             rule, gate = self.rule or "background", self.gate or "none"
+            if self.background_map:
+                raise ValueError("Expected `background_map` for activations alone: segmentations have a background.")
             if rule not in ("background", "argmax") or self.groups != 1 or self.min_contrast is not None:
                 raise ValueError(
                     "Expected `rule` None or 'argmax' (no background channel), `groups` 1 and no `min_contrast` for "
@@ -151,10 +156,8 @@ class MaskRule:
         if self.reliable is not None and (
             self.reliable.dtype != torch.bool or self.reliable.shape != (self.groups,) or not bool(self.reliable.any())
         ):
-            raise ValueError(
-                f"Expected bool `reliable` of shape (G,) = ({self.groups},) with at least one group, got "
-                f"{self.reliable.tolist()}."
-            )
+            shape = f"of shape (G,) = ({self.groups},) with at least one group"
+            raise ValueError(f"Expected bool `reliable` {shape}, got {self.reliable.tolist()}.")
         level = torch.as_tensor(0.0 if self.presence_level is None else self.presence_level)
         if level.ndim > 1 or not bool(level.isfinite().all()):
             raise ValueError(f"Expected `presence_level` to be a finite number or (G*K,), got {level.tolist()}.")
@@ -203,8 +206,8 @@ class MaskRule:
         """Decide masks, score maps and presence in one pass.
 
         Args:
-            scores: ``"activation"``: raw maps (B, G*K, *S), channel g K + k. ``"segmentation"``: logits (B, K+1, *S),
-                channel 0 background (with ``rule="argmax"``: (B, K, *S), no background).
+            scores: ``"activation"``: raw maps (B, G*K, *S), channel g K + k; with ``background_map`` (B, G*(K+1), *S).
+                ``"segmentation"``: logits (B, K+1, *S), channel 0 background (with ``rule="argmax"``: (B, K, *S)).
             label: (B, K), 0/1, with ``gate="given"`` and only then.
             refined: what is cut in the place of ``scores``, of their shape; presence stays that of ``scores``.
 
@@ -216,7 +219,7 @@ class MaskRule:
                 missing or not asked for, or shapes that do not fit.
         """
         maps = self._taking_part(scores)
-        shown = maps if refined is None else self._taking_part(refined)
+        shown = self.of_classes(maps if refined is None else self._taking_part(refined))
         if self.output_kind == "segmentation":
             return MaskDecision(self._winners(shown, self._present(maps, label)), None, None)
         logits = self.pool(maps)
@@ -229,7 +232,7 @@ class MaskRule:
     def mask(self, scores: torch.Tensor, label: torch.Tensor | None = None) -> torch.Tensor:
         """Decide masks alone, uint8 (B, 1, *S); arguments and errors as of a call."""
         maps = self._taking_part(scores)
-        present = self._present(maps, label)
+        present, maps = self._present(maps, label), self.of_classes(maps)
         if self.rule in ("argmax", "background"):
             return self._winners(maps, present)
         return self._cut_maps(self._score_maps(maps, present))
@@ -237,14 +240,19 @@ class MaskRule:
     def score_maps(self, scores: torch.Tensor, label: torch.Tensor | None = None) -> torch.Tensor:
         """Give the maps (B, K, *S) in [0, 1] that are cut, differentiable; arguments and errors as of a call."""
         maps = self._taking_part(scores)
-        return self._score_maps(maps, self._present(maps, label))
+        return self._score_maps(self.of_classes(maps), self._present(maps, label))
+
+    def of_classes(self, maps: torch.Tensor) -> torch.Tensor:
+        """Give maps (B, G, K, *S) of the classes alone, without those of the background where groups have one."""
+        return maps[:, :, 1:] if self.background_map else maps
 
     def pool(self, maps: torch.Tensor) -> torch.Tensor:
-        """Pool maps into image-level logits, differentiable: ``(B, G, K, *S) -> (B, G, K)``."""
+        """Pool maps into logits, differentiable: ``(B, G, K, *S) -> (B, G, K)``; class minus background of K+1 maps."""
         logits = pool_maps(
             maps.flatten(1, 2), self.pooling, topk_share=self.topk_share, lse_sharpness=self.lse_sharpness
         )
-        return logits.unflatten(1, maps.shape[1:3])
+        logits = logits.unflatten(1, maps.shape[1:3])
+        return logits[:, :, 1:] - logits[:, :, :1] if self.background_map else logits
 
     def settings(self) -> dict[str, Any]:
         """Give all words as plain values, for a record: lists instead of tensors."""
@@ -252,13 +260,12 @@ class MaskRule:
         return {name: value.tolist() if isinstance(value, torch.Tensor) else value for name, value in values.items()}
 
     def _taking_part(self, scores: torch.Tensor) -> torch.Tensor:
-        """Check the scores and give them as (B, G, K, *S), reliable groups alone; segmentations as (B, 1, K+1, *S)."""
+        """Check scores; give (B, G, K, *S) of reliable groups, K+1 with a background, of segmentations G = 1."""
         check_shape("scores", scores, "(B, channels, *S)")
-        if self.groups < 1 or scores.shape[1] % self.groups:
-            raise ValueError(
-                f"Expected `scores` of groups x classes channels, got {scores.shape[1]} with {self.groups} groups."
-            )
-        classes = scores.shape[1] // self.groups - (self.rule == "background")
+        if scores.shape[1] % self.groups:
+            got = f"got {scores.shape[1]} with {self.groups} groups"
+            raise ValueError(f"Expected `scores` of groups x classes channels, {got}.")
+        classes = scores.shape[1] // self.groups - (self.rule == "background" or self.background_map)
         if not (2 if self.rule == "argmax" else 1) <= classes < IGNORED:
             words = f"Expected 1 to {IGNORED - 1} classes (argmax: 2 or more) in `scores`, got {classes}"
             raise ValueError(f"{words}: {IGNORED} in a mask means ignored.")
@@ -288,7 +295,7 @@ class MaskRule:
         passed = self._gated(maps, label, logits)
         if self.min_contrast is None:
             return passed
-        contrasting = maps.flatten(3).amax(dim=3) > self.min_contrast
+        contrasting = self.of_classes(maps).flatten(3).amax(dim=3) > self.min_contrast
         return contrasting if passed is None else passed & contrasting
 
     def _gated(
@@ -296,20 +303,19 @@ class MaskRule:
     ) -> torch.Tensor | None:
         """Decide which classes pass the gate (B, G, K), bool; None: all."""
         if (label is not None) != (self.gate == "given"):
-            raise ValueError(
-                f"Expected `label` with gate='given' and only then, got gate={self.gate!r} "
-                f"and {'no label' if label is None else 'a label'}."
-            )
+            given = "no label" if label is None else "a label"
+            raise ValueError(f"Expected `label` with gate='given' and only then, got gate={self.gate!r} and {given}.")
         if self.gate == "none":
             return None
         if self.rule == "background":
             maps = maps[:, :, 1:] - maps[:, :, :1]
+        classes = self.of_classes(maps)
         if label is not None:
-            check_label(label, maps.shape[0], maps.shape[2])
+            check_label(label, maps.shape[0], classes.shape[2])
             return (label > 0)[:, None].expand(-1, maps.shape[1], -1).to(maps.device)
         level: float | torch.Tensor = 0.0 if self.presence_level is None else self.presence_level
         if isinstance(level, torch.Tensor):
-            level = self._of_channels("presence_level", level, maps) if level.ndim else level.to(maps.device)
+            level = self._of_channels("presence_level", level, classes) if level.ndim else level.to(maps.device)
         return (self.pool(maps) if logits is None else logits) > level
 
     def _score_maps(self, maps: torch.Tensor, present: torch.Tensor | None) -> torch.Tensor:

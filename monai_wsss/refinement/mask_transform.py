@@ -17,8 +17,9 @@ from monai_wsss._checks import DataError, as_flag, plain_tensor
 from monai_wsss._resize import resize_linear
 from monai_wsss.refinement.class_map_refinement import ClassMapRefinement
 from monai_wsss.refinement.dense_crf import DenseCRF
-from monai_wsss.refinement.mask_rule import MaskRule
+from monai_wsss.refinement.mask_rule import MaskDecision, MaskRule
 from monai_wsss.refinement.pixel_adaptive import PixelAdaptiveRefinement
+from monai_wsss.refinement.told_rule import ToldRule, told_rule
 
 __all__ = ["ToMaskd"]
 
@@ -27,12 +28,15 @@ class ToMaskd(MapTransform):
     """Replace a network's output for a whole image (G*K, *S) by its mask (1, *S), uint8 0..K.
 
     For activations it also adds ``cam`` (K, *S), the score map in [0, 1] that was cut, and ``presence`` (K,), the
-    pooled raw logits that the presence gate compares with the presence level. The rule is read from the network each
-    time, since training measures its healthy level anew before each validation.
+    pooled raw logits that the presence gate compares with the presence level. The rule is that of the network which
+    made the prediction: an inferer with ``tell_rule=True`` writes it into the metadata of the maps. Maps that tell
+    nothing are cut by the rule of ``network``, read each time, since training measures its healthy level anew before
+    each validation.
 
     Args:
         keys: the network's output.
-        network: deployable network, see :meth:`MaskRule.of <monai_wsss.refinement.MaskRule.of>`.
+        network: deployable network, see :meth:`MaskRule.of <monai_wsss.refinement.MaskRule.of>`. None where every
+            prediction tells its rule.
         rule: see :class:`~monai_wsss.refinement.MaskRule`; None for the network's own, or else the rule that the
             pooling calls for.
         threshold: see there.
@@ -55,7 +59,8 @@ class ToMaskd(MapTransform):
             for the network's own, which is 0 where it has none.
 
     Raises:
-        ValueError: as :class:`~monai_wsss.refinement.MaskRule` and its call.
+        ValueError: as :class:`~monai_wsss.refinement.MaskRule` and its call; a prediction that tells no rule, without
+            ``network``; a label filter that would ask a network which did not make the prediction.
         DataError: an item without the label that ``gate="given"`` needs.
 
     Example:
@@ -68,7 +73,7 @@ class ToMaskd(MapTransform):
     def __init__(
         self,
         keys: KeysCollection,
-        network: nn.Module,
+        network: nn.Module | None = None,
         rule: str | None = None,
         threshold: float | None = None,
         gate: str | None = None,
@@ -98,7 +103,8 @@ class ToMaskd(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
-        rule = MaskRule.of(self.network, **self.words)
+        told = next((told_rule(item[key]) for key in self.key_iterator(item)), None)
+        rule = self._rule(told)
         gate = rule.gate
         if gate == "given" and self.label_key not in item:
             raise DataError(
@@ -106,16 +112,12 @@ class ToMaskd(MapTransform):
                 "'predicted' or 'none'."
             )
         label = torch.as_tensor(item[self.label_key])[None] if gate == "given" else None
-        logits = self._classified(item, rule)
+        logits = self._classified(item, rule, told)
         if logits is not None:
             level = 0.0 if rule.presence_level is None else rule.presence_level
             rule, label = replace(rule, gate="given"), (logits > torch.as_tensor(level).to(logits)).float()
         for key in self.key_iterator(item):
-            scores = plain_tensor(item[key])[None]
-            if self.refinement is None:
-                mask, cam, presence = rule(scores, label)
-            else:
-                mask, cam, presence = self.refinement(rule, scores, self.refinement.image_of(item), label)
+            mask, cam, presence = self.decide(rule, plain_tensor(item[key])[None], item, label, told)
             item[key] = mask[0]
             if cam is not None and presence is not None:
                 item["cam"], item["presence"] = cam[0], presence[0]
@@ -125,12 +127,43 @@ class ToMaskd(MapTransform):
                 item["presence"] = logits[0].cpu()
         return item
 
+    def _rule(self, told: ToldRule | None) -> MaskRule:
+        """Give the rule that a prediction tells, else that of the network, with the words that were given here."""
+        if told is None and self.network is None:
+            raise ValueError(
+                "Expected a prediction that tells its rule, got none, and no `network`: infer with "
+                "VolumeInferer(tell_rule=True) and keep MONAI's metadata on, or give `network`."
+            )
+        if told is None:
+            return MaskRule.of(self.network, **self.words)
+        words = {name: value for name, value in self.words.items() if name != "rule" or value is not None}
+        return replace(told.rule, **words)
+
+    def decide(
+        self,
+        rule: MaskRule,
+        scores: torch.Tensor,
+        item: Mapping[Hashable, Any],
+        label: torch.Tensor | None,
+        told: ToldRule | None = None,
+    ) -> MaskDecision:
+        """Decide the scores (1, channels, *S) of an item, with a label (1, K) where the gate is given."""
+        if self.refinement is None:
+            return rule(scores, label)
+        axis = None if told is None else told.slicing_axis
+        return self.refinement(rule, scores, self.refinement.image_of(item), label, axis)
+
     @torch.no_grad()
-    def _classified(self, item: Mapping[Hashable, Any], rule: MaskRule) -> torch.Tensor | None:
+    def _classified(self, item: Mapping[Hashable, Any], rule: MaskRule, told: ToldRule | None) -> torch.Tensor | None:
         """Give the logits (1, K) of a segmenter's own classifier where the label filter asks it, else None."""
         branches = getattr(self.network, "branches", None)
         if rule.output_kind != "segmentation" or rule.gate != "predicted" or branches is None:
             return None
+        if told is not None and told.network != id(self.network):
+            raise ValueError(
+                "The label filter 'predicted' asks the classifier of the network that made the prediction, and has "
+                "another one: take `gate` 'none' or 'given', or run the bundle by `python -m monai.bundle run`."
+            )
         if "image" not in item:
             raise ValueError("The label filter 'predicted' reads the key 'image' of an item: keep it.")
         image = plain_tensor(torch.as_tensor(item["image"]))[None].float()

@@ -103,7 +103,7 @@ def otsu_rule(rule: MaskRule, images: Iterable[torch.Tensor]) -> MaskRule:
         number += len(scores)
         maps = raw._taking_part(scores)
         present = raw._present(maps, None)
-        strongest = responses_of(raw, maps, present).amax(dim=1)
+        strongest = responses_of(raw, raw.of_classes(maps), present).amax(dim=1)
         if present is not None:
             strongest = strongest[present.flatten(1).any(dim=1)]
         taken.append(_thinned(strongest).flatten())

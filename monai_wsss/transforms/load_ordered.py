@@ -18,8 +18,8 @@ from PIL import Image
 from monai_wsss._checks import DataError, check_choice
 from monai_wsss._image_readers import DicomReader, MetaImageReader
 from monai_wsss._nifti import MillimeterNiftiReader
-from monai_wsss._picture_values import check_values_kept, with_black_as_zero
-from monai_wsss._pictures import ORDERS, PIXELS, XY, in_order, unit_of, upright
+from monai_wsss._picture_values import as_shown, begins_with_black, check_values_kept, refuse_unknown_tiff
+from monai_wsss._pictures import ORDERS, PICTURE_SUFFIXES, PIXELS, XY, in_order, unit_of
 
 __all__ = ["LoadOrderedd"]
 
@@ -29,9 +29,10 @@ class LoadOrderedd(MapTransform):
 
     In the order ``"rows_columns"`` a 2D image is (C, rows, columns), so that its last axis runs from left to right.
     In the order ``"xy"`` it is (C, x, y), as MONAI's readers give it.  Volumes are (C, x, y, z) in both.  Pictures are
-    turned as their EXIF entry says, masks among them, so that their pixels lie as viewers show them, and TIFFs that
-    store white as 0 are inverted.  DICOM is read as :func:`~monai_wsss.data.read_image` reads it, and affines are in
-    millimeters whatever the unit of a NIfTI file is.
+    turned as their EXIF entry says, masks among them, so that their pixels lie as viewers show them, TIFFs that
+    store white as 0 are inverted, and CMYK becomes RGB.  A palette that begins with black or a transparent entry, as
+    that of a mask, is read as its numbers.  DICOM is read as :func:`~monai_wsss.data.read_image` reads it, and affines
+    are in millimeters whatever the unit of a NIfTI file is.
     The metadata ``unit`` is "px" where the size of the pixels is unknown: of pictures, of files that do not say it, and
     where the item has an entry ``unit`` that says so.
 
@@ -45,8 +46,8 @@ class LoadOrderedd(MapTransform):
 
     Raises:
         ValueError: an unknown order.
-        DataError: when called, a PNG or TIFF of which a part alone would be read: colors or transparency of more than 8
-            bits, several frames in a TIFF.
+        DataError: when called, a picture of which a part alone would be read: colors or transparency of more than 8
+            bits, several pages, unnamed channels, a palette that begins with another color.
 
     Example:
         >>> import tempfile
@@ -92,22 +93,30 @@ class _UprightReader(PILReader):
 
 
 def _as_shown(picture: Image.Image) -> Image.Image:
-    """Give a picture upright, with black as 0."""
-    return with_black_as_zero(upright(picture), picture)
+    """Give a picture upright, with black as 0, and colors as red, green and blue."""
+    shown = as_shown(picture)
+    return shown.convert("RGB") if shown.mode in ("CMYK", "YCbCr", "HSV") else shown
 
 
 def _check_whole(path: Any) -> None:
-    """Refuse a PNG or TIFF of which Pillow would read a part: MONAI passes errors of a reader over and tries others."""
-    if not (_is_tiff(path) or str(path).lower().endswith(".png")):
+    """Refuse a picture of which Pillow would read a part: MONAI passes errors of a reader over and tries others."""
+    if not str(path).lower().endswith(PICTURE_SUFFIXES):
         return
     try:
         with Image.open(path) as picture:
             check_values_kept(picture, Path(path))
-            frames = getattr(picture, "n_frames", 1)
-    except (OSError, Image.DecompressionBombError):  # whoever reads it next says so
+            unclear = picture.mode == "P" and not begins_with_black(picture) and picture.info.get("transparency") != 0
+    except DataError:
+        raise
+    except Exception as error:  # whoever reads it next says so
+        if Path(path).is_file():
+            refuse_unknown_tiff(error, Path(path))
         return
-    if frames > 1 and _is_tiff(path):
-        raise DataError(f"{path} has {frames} frames: save the one that is meant, or a NIfTI volume.")
+    if unclear:
+        raise DataError(
+            f"{path} has a palette that does not begin with black, so its numbers are no brightness: save an image as "
+            "RGB or gray, a mask as gray with 0 for background."
+        )
 
 
 def _is_tiff(path: Any) -> bool:

@@ -17,7 +17,7 @@ import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
 
-from monai_wsss._checks import check_choice
+from monai_wsss._checks import as_flag, check_choice
 from monai_wsss._intensity import GLASS, USUAL_STAIN, foreground_statistics, tissue_statistics
 
 __all__ = ["NormalizeSubjectd"]
@@ -48,6 +48,8 @@ class NormalizeSubjectd(MapTransform):
         foreground: the pixels that an item without statistics is measured on: "bright" (all above the image's mean, for
             scans) or "tissue" (all darker than glass, for color images of stained sections).
         white: value of white in the images, 255 or 1; used for "tissue" only.
+        clip: False keeps all values, so that a z-score that follows, as of CMER's networks, is that of the raw
+            intensities: after clipping, dark tissue of a skull-stripped study and its background are one value.
 
     Raises:
         ValueError: statistics with another number of channels than the image; an image other than (3, H, W) for
@@ -71,6 +73,7 @@ class NormalizeSubjectd(MapTransform):
         *,
         foreground: str = "bright",
         white: float = 255.0,
+        clip: bool | str = True,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         check_choice("foreground", foreground, tuple(_BOUNDS))
@@ -78,6 +81,7 @@ class NormalizeSubjectd(MapTransform):
         self.upper = _BOUNDS[foreground][1] if upper is None else upper
         self.foreground = foreground
         self.white = white
+        self.clip = as_flag("clip", clip)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
@@ -97,7 +101,8 @@ class NormalizeSubjectd(MapTransform):
             device = image.device if isinstance(image, torch.Tensor) else None
             shift = torch.as_tensor(mean, dtype=torch.float32, device=device).reshape(column)
             scale = torch.as_tensor(std, dtype=torch.float32, device=device).reshape(column)
-            item[key] = ((image - shift) / scale).clamp(self.lower, self.upper)
+            normalized = (image - shift) / scale
+            item[key] = normalized.clamp(self.lower, self.upper) if self.clip else normalized
         return item
 
     def measure(self, image: np.ndarray, key: str = "image") -> tuple[np.ndarray, np.ndarray]:

@@ -320,6 +320,7 @@ def test_what_kept_rows_do_not_tell_is_as_it_was():
         "Patches.split": "validation",
         "Patches.every": 1,
         "Patches.samples": 1600,
+        "Patches.share_of": "items",
         "Patches.window": 112,
         "Tiles.split": "validation",
         "Tiles.samples": 480,

@@ -12,11 +12,17 @@ import torch
 
 from monai_wsss._checks import DataError
 from monai_wsss.benchmark import Row, patches
-from monai_wsss.benchmark.gland_recipes import CLASSIFIERS, GLAND_BOUND, SEGMENTERS
-from monai_wsss.benchmark.gland_table import make_gland_adaptation, make_gland_table
+from monai_wsss.benchmark.gland_recipes import CLASSIFIERS, GLAND_BOUND, OEEM, OURS, ROWS, SEGMENTERS
+from monai_wsss.benchmark.gland_table import (
+    make_gland_adaptation,
+    make_gland_attention,
+    make_gland_comparison,
+    make_gland_pyramid,
+    make_gland_table,
+)
 from monai_wsss.benchmark.patches import Patches
 from monai_wsss.data import make_phantoms
-from monai_wsss.metrics import CaseTable
+from monai_wsss.metrics import CaseTable, welch_t_test
 from monai_wsss.refinement import pooled_mixture
 
 pytestmark = pytest.mark.filterwarnings("ignore:Epoch .* maps of positive images")
@@ -46,10 +52,41 @@ def test_the_table_compares_with_full_supervision_and_the_baseline(datalist, tmp
         for seed, value in enumerate(of_seeds)
     ]
     lines = make_gland_table(datalist, tmp_path).format(rows).splitlines()
-    assert lines[2].startswith("| baseline | 0.700 ± 0.000 | – | 0.450 ± 0.071 |")
-    assert lines[2].endswith("| 0.56 | – |")
-    assert lines[3].split(" | ")[-2] == "0.76"
-    assert 0 < float(lines[3].split(" | ")[-1].strip(" |")) < 0.5
+    assert lines[4].startswith("| baseline | 0.700 ± 0.000 | – | 0.450 ± 0.071 |")
+    assert lines[4].endswith("| 0.56 | – |")
+    assert lines[5].split(" | ")[-2] == "0.76"
+    assert 0 < float(lines[5].split(" | ")[-1].strip(" |")) < 0.5
+
+
+def test_the_comparison_tests_every_row_against_the_system(datalist, tmp_path):
+    """Table 1 compares others with Ours, not with the baseline."""
+    values = {GLAND_BOUND: (0.8, 0.81), OEEM: (0.4, 0.5), OURS: (0.7, 0.72)}
+    rows = [
+        Row(name, "", "validation", seed, {"miou_pooled": {"mean": value}})
+        for name, of_seeds in values.items()
+        for seed, value in enumerate(of_seeds)
+    ]
+    table = make_gland_comparison(datalist, tmp_path)
+    text = table.format(rows)
+    measured, _, published = text.partition("as published")
+    lines = {line.split(" | ")[0].strip("| "): line.split(" | ")[-1].strip(" |") for line in measured.splitlines()}
+    assert lines["row"] == f"p against {OURS}"
+    assert lines[OURS] == "–"
+    assert float(lines[OEEM]) == pytest.approx(welch_t_test(values[OURS], values[OEEM]).p, abs=0.005)
+    assert "F1 of the paper, 2m / (1 + m)" in text
+    assert "| HAMIL (2023) |" in published
+
+
+@pytest.mark.parametrize("make", [make_gland_table, make_gland_comparison, make_gland_attention, make_gland_pyramid])
+def test_titles_say_that_a_table_was_run_small_and_rows_share_their_weights(make, datalist, tmp_path):
+    table = make(datalist, tmp_path, **SMALL)
+    assert table.format([]).startswith("**Table ")
+    assert "run small on" in table.title
+    assert table.title.endswith("Not the paper's run")
+    assert table.epochs == 1
+    assert table.recipes[next(iter(table.entries)).recipe].batch_size == 8
+    assert [entry.name for entry in table.entries] == list(ROWS[table.name])
+    assert OURS in [entry.name for entry in table.entries]
 
 
 def test_the_folders_of_the_rows_keep_their_names(datalist, tmp_path):
@@ -114,10 +151,10 @@ def test_small_runs_are_whole_and_fine_tuned(datalist, tmp_path, caplog):
     assert table.run() == rows
     assert all(path.stat().st_mtime_ns == before for path, before in weights.items())
 
-    trained, initial = tmp_path / "out" / "default_top_25" / "seed0", tmp_path / "initial"
+    out, initial = tmp_path / "out", tmp_path / "initial"
     initial.mkdir()
-    (trained / "classifier" / "model.pt").rename(initial / "classifier.pt")
-    (trained / "segmenter" / "model.pt").rename(initial / "model.pt")
+    (out / "cca_mpfp_eq_9" / "seed0" / "classifier" / "model.pt").rename(initial / "classifier.pt")
+    (out / "cca_mpfp_eq_9_plf_paper" / "seed0" / "segmenter" / "model.pt").rename(initial / "model.pt")
     adapted = make_gland_adaptation(datalist, tmp_path / "adapted", seeds=(0, 1), initial=initial, **SMALL).run()
     assert [row.seed for row in adapted] == [None, 0, 1, 0, 1, 0, 1, 0, 1]
     assert (tmp_path / "adapted" / "gland_adaptation.svg").read_text(encoding="utf-8").startswith("<svg")

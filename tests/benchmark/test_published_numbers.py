@@ -96,5 +96,5 @@ def test_a_table_says_that_nothing_was_run():
 
 
 def test_another_paper():
-    with pytest.raises(ValueError, match="`paper` to be one of coingan, cosa, got 'seam'"):
+    with pytest.raises(ValueError, match="`paper` to be one of coingan, cosa, gland, got 'seam'"):
         published_tables("seam")

@@ -315,7 +315,7 @@ def test_the_folder_name_tells_the_task(bundle):
 def test_what_a_default_run_generates_is_not_looked_at(bundle):
     for name in ("eval", "sample_data", "models/stage1"):
         (bundle / name).mkdir()
-        (bundle / name / "notes.pkl").write_text("/home/jane")
+        (bundle / name / "notes.csv").write_text("/home/jane")
     assert new_faults(bundle) == []
 
 
@@ -459,12 +459,82 @@ def test_what_is_not_on_the_list_is_refused(expression):
     assert fault.startswith("`item` ")
 
 
-@pytest.mark.parametrize("reader", ["subprocess.Popen", ["PILReader", "os.system"], "NumpyReader", "builtins.exec"])
+LOAD = "monai.transforms.LoadImaged"
+
+
 @pytest.mark.parametrize("key", ["reader", "writer"])
+@pytest.mark.parametrize("reader", ["subprocess.Popen", ["PILReader", "os.system"], "NumpyReader", "@r", "%r", "$'x'"])
 def test_readers_that_monai_would_look_up_are_refused(reader, key):
-    (fault,) = scan_expressions({"load": {"_target_": "monai.transforms.LoadImaged", "keys": "image", key: reader}})
-    assert "would look up and call" in fault
-    assert scan_expressions({"load": {"reader": "PILReader", "keys": "image"}, "other": {"reader": "@reader"}}) == []
+    (fault,) = scan_expressions({"load": {"_target_": LOAD, "keys": "image", key: reader}, "r": "subprocess.Popen"})
+    assert "what to import" in fault
+    assert scan_expressions({"load": {"_target_": LOAD, "reader": "PILReader", "keys": "image"}}) == []
+
+
+TOLD: dict[str, dict[str, Any]] = {
+    "a reader by position": {"a": "$monai.transforms.LoadImage('subprocess.Popen', args='id', shell=True)"},
+    "a reader later": {"a": {"_target_": LOAD, "keys": "x", "_mode_": "callable"}, "b": "$@a(reader='os.system')"},
+    "a reader in the other notation": {"load::reader": "subprocess.Popen"},
+    "a reader of an overlay": {"load#reader": "subprocess.Popen"},
+    "a reader that is merged": {"+load": {"reader": "subprocess.Popen"}},
+    "a reader of the whole configuration": {"_target_": "monai.transforms.LoadImage", "reader": "os.system"},
+    "a merger": {"a": {"_target_": "monai.inferers.PatchInferer", "merger_cls": "os.system"}},
+    "pickles": {"a": {"_target_": LOAD, "keys": "x", "allow_pickle": True}},
+    "a compiler": {"a": {"_target_": "monai.engines.SupervisedTrainer", "compile": True}},
+    "a compiler by reference": {"a#compile": "@yes", "yes": True},
+    "a download": {"a": {"_target_": "monai.networks.nets.DenseNet121", "pretrained": True}},
+    "a download by default": {"a": {"_target_": "monai.networks.nets.EfficientNetBN", "model_name": "b0"}},
+    "a download from anywhere": {"a": {"_target_": "monai.networks.nets.HoVerNet", "pretrained_url": "http://x"}},
+    "a download in an expression": {"a": "$monai.networks.nets.ResNetFeatures('resnet50')"},
+    "a hub": {"a": {"_target_": "monai.losses.PerceptualLoss", "spatial_dims": 2}},
+    "a function that downloads": {"a": "$monai.networks.nets.get_pretrained_resnet_medicalnet(50)"},
+    "a name in torchvision": {"a": {"_target_": "monai.networks.nets.TorchVisionFCModel", "weights": "DEFAULT"}},
+    "a module that pickles": {"a": {"_target_": "monai.optimizers.LearningRateFinder", "pickle_module": "@p"}},
+    "a file of any name": {"a": {"_target_": "monai.handlers.ClassificationSaver", "filename": "../x"}},
+    "a folder that is emptied": {"a": {"_target_": "monai_wsss.inferers.slide_writing.SlideScratch", "folder": "/x"}},
+    "a copy": {"a": "$monai_wsss.data.writing.copy_file('a', '/b')"},
+    "an output folder": {"a": "$monai_wsss.data.prepared_folder.check_output('/x')"},
+    "a target in the other notation": {"x::_target_": "os.system"},
+    "a mode in the other notation": {"x::_mode_": "debug"},
+    "a target that is an object": {"a": {"_target_": {"_target_": "torch.nn.ReLU"}}},
+    "a target that is a list": {"a": {"_target_": ["torch.nn.ReLU"]}},
+    "a target by reference": {"a": {"_target_": "@b"}, "b": "os.system"},
+    "torch by another name": {"a": "$[torch.nn.ReLU for torch in @x]"},
+    "a table of compiled parts": {"a": "$torch.classes.foo.bar"},
+    "an import after an empty line": {"a": "$\nimport os"},
+    "an import on a continued line": {"a": "$\\\nimport os"},
+    "letters of full width": {"a": "$torch.\uff4c\uff4f\uff41\uff44('x')"},
+    "an f-string": {"a": "$f'{torch.load(1)}'"},
+    "an assignment": {"a": "$(x := torch.load)"},
+    "subclasses": {"a": "$[x for x in ().__class__.__base__.__subclasses__()]"},
+    "a module of a module": {"a": "$monai.transforms.np.load('x')"},
+    "torch of a module": {"a": "$torch.nn.functional.torch.hub.load('x')"},
+    "an optional import": {"a": "$monai.utils.module.optional_import('os')"},
+    "a storage": {"a": "$torch.UntypedStorage.from_file('x')"},
+    "a partial of functools": {"a": {"_target_": "torch.optim.lr_scheduler.partial"}},
+    "metadata": {"_meta_": {"x": "$os.system('id')"}},
+    "a switch": {"a": {"_disabled_": "$os.system('id')"}},
+    "what is needed": {"a": {"_requires_": ["$os.system('id')"]}},
+    "a workflow": {"workflow_name": "evil.Workflow"},
+    "another file": {"a": "%../evil.YAML#x"},
+}
+
+
+@pytest.mark.parametrize("kind", TOLD)
+def test_what_would_be_told_to_run_is_refused(kind):
+    assert scan_expressions(TOLD[kind])
+
+
+@pytest.mark.parametrize(
+    "component",
+    [
+        {"_target_": LOAD, "keys": "x", "reader": None},
+        {"_target_": "monai.networks.nets.DenseNet121", "pretrained": False},
+        {"_target_": "monai.engines.SupervisedEvaluator", "amp": True},
+        {"_target_": "monai.inferers.PatchInferer", "merger_cls": "AvgMerger"},
+    ],
+)
+def test_harmless_arguments_may_be_given(component):
+    assert scan_expressions({"a": component}) == []
 
 
 HANDLER = "[loggers]\nkeys=root\n[handlers]\nkeys=a\n[formatters]\nkeys=f\n[logger_root]\nhandlers=a\n[handler_a]\n"
@@ -475,12 +545,25 @@ HIDDEN: dict[str, tuple[str, str, str]] = {
     "a configuration among data": ("sample_data/a/evil.json", '["$os.system(1)"]', "uses `os`"),
     "capitals": ("configs/evil.JSON", '{"run": ["$os.system(1)"]}', "uses `os`"),
     "no dot": ("configs/eviljson", '{"run": ["$os.system(1)"]}', "uses `os`"),
-    "other suffixes": ("configs/evil.YAML", "run: 1", "does not belong here: MONAI reads it"),
+    "other suffixes": ("configs/evil.YAML", "run: 1", "does not belong here"),
+    "a configuration in a cache": ("__pycache__/evil.json", '["$os.system(1)"]', "uses `os`"),
+    "a configuration in a hidden folder": (".git/evil.json", '["$os.system(1)"]', "uses `os`"),
+    "other forms among results": ("eval/evil.yaml", "run: 1", "does not belong here"),
+    "a program among results": ("eval/numpy.py", "1", "does not belong here"),
+    "a compiled module": ("numpy.cpython-311-x86_64-linux-gnu.so", "x", "does not belong here"),
+    "an archive": ("sample_data/torch.zip", "x", "does not belong here"),
+    "an array": ("configs/x.npy", "x", "does not belong here"),
+    "a program in capitals": ("docs/x.PY", "1", "does not belong here"),
+    "a deep configuration": ("configs/deep.json", "[" * 100_000, "is no JSON"),
     "no json": ("docs/evil.json", "{", "it is no JSON"),
     "weights": ("models/other.pt", "x", "does not load with weights_only=True"),
     "keyword arguments": ("docs/a.conf", HANDLER + "class=StreamHandler\nargs=()\nkwargs={}", "has the key `kwargs`"),
     "a handler by another name": ("docs/notes.txt", HANDLER + "class=evil.Handler\nargs=()", "asks for evil.Handler"),
     "a formatter": ("a.ini", HANDLER + "class=StreamHandler\n[formatter_f]\nclass=os.system", "has the key `class`"),
+    "old line ends": ("docs/a.txt", HANDLER.replace("\n", "\r") + "class=evil.Handler", "asks for evil.Handler"),
+    "indented": ("docs/a.conf", " " + HANDLER.replace("\n", "\n ") + "class=evil.Handler", "asks for evil.Handler"),
+    "long": ("docs/a.txt", "#\n" * 600_000 + HANDLER + "class=evil.Handler", "asks for evil.Handler"),
+    "weights among results": ("eval/x.pt", "x", "does not load with weights_only=True"),
     "defaults": ("docs/a.conf", "[DEFAULT]\nkwargs={}\n" + HANDLER + "class=StreamHandler", "has the key `kwargs`"),
 }
 
@@ -489,10 +572,10 @@ HIDDEN: dict[str, tuple[str, str, str]] = {
 def test_every_file_that_monai_or_logging_would_read_is_read(bundle, kind):
     name, content, words = HIDDEN[kind]
     (bundle / name).parent.mkdir(parents=True, exist_ok=True)
-    (bundle / name).write_text(content)
+    (bundle / name).write_text(content, newline="")
     faults = new_faults(bundle)
     assert faults
-    assert all(fault.startswith(name) for fault in faults)
+    assert all(fault.startswith((name, f"{name.split('/')[0]} does not belong")) for fault in faults)
     assert any(words in fault for fault in faults), faults
 
 

@@ -136,6 +136,41 @@ def test_tiny_networks_give_finite_tensors_in_training_and_evaluation(name, dims
     assert any(parameter.grad is not None for parameter in made.parameters()) or not list(made.parameters())
 
 
+UNFIT = {
+    "an empty batch": (torch.zeros(0, 3, 16, 16), "at least one image, got an empty batch"),
+    "no rows": (torch.zeros(2, 3, 0, 16), "with pixels along each axis, got"),
+    "no channels": (torch.zeros(2, 0, 16, 16), "with pixels along each axis, got"),
+    "other axes": (torch.zeros(3, 16), r"of shape \(B, C, \*S\), got"),
+    "a volume": (torch.zeros(2, 3, 16, 16, 16), r"Expected `\w+` of .* (axes|spatial dimensions).* got"),
+    "other channels": (torch.zeros(2, 5, 32, 32), r"of 3 (channels|classes).* got .*5"),
+    "half precision": (torch.zeros(2, 3, 32, 32, dtype=torch.float16), "of the type of the network's weights, got "),
+}
+
+
+@pytest.mark.parametrize("unfit", UNFIT)
+@pytest.mark.parametrize("name", sorted(NETWORKS | DEPLOYABLE))
+def test_images_that_do_not_fit_a_network_are_one_sentence(name, unfit):
+    made, _ = tiny_and_image((NETWORKS | DEPLOYABLE)[name], 2)
+    image, words = UNFIT[unfit]
+    if unfit == "half precision" and name == "PyramidFusionPooling":  # widens its maps
+        made.eval()(image)
+        return
+    with pytest.raises(ValueError, match=words):
+        made.eval()(image)
+
+
+@pytest.mark.parametrize("name", sorted(set(PARTS) - {"AttentionAffinity"}))
+@pytest.mark.parametrize("unfit", ["an empty batch", "no rows", "other axes"])
+def test_features_that_do_not_fit_a_part_are_one_sentence(name, unfit):
+    make, give = PARTS[name]
+    given, (wrong, _) = give(2), UNFIT[unfit]
+    given = (
+        [wrong] * len(given) if isinstance(given, list) else (wrong, *given[1:]) if isinstance(given, tuple) else wrong
+    )
+    with pytest.raises(ValueError, match=r"Expected .*got"):
+        make(2)(given) if not isinstance(given, tuple) else make(2)(*given)
+
+
 @pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize("name", sorted(DEPLOYABLE))
 def test_deployable_networks_keep_the_size_and_tell_their_rule(name, dims):

@@ -18,7 +18,7 @@ from monai.transforms import MapTransform, Randomizable, Transform
 import monai_wsss.refinement
 import monai_wsss.transforms
 from monai_wsss.networks import CAMEncoder
-from monai_wsss.refinement import ToMaskd
+from monai_wsss.refinement import ToMaskBySliced, ToMaskd
 from monai_wsss.transforms import (
     NormalizeStaind,
     NormalizeSubjectd,
@@ -87,6 +87,10 @@ MADE: dict[str, tuple[Callable[[Path], Any], dict[str, Any]]] = {
     "SaveMaskd": (
         lambda folder: SaveMaskd("image", folder, image_key="source"),
         {"image": torch.ones(1, 8, 8, dtype=torch.uint8), "source": color(8), "id": "one"},
+    ),
+    "ToMaskBySliced": (
+        lambda folder: ToMaskBySliced("image", network()),
+        {"image": torch.linspace(-2, 2, 64).reshape(1, 8, 8)},
     ),
     "ToMaskd": (lambda folder: ToMaskd("image", network()), {"image": torch.linspace(-2, 2, 64).reshape(1, 8, 8)}),
 }

@@ -76,7 +76,7 @@ def test_several_labels_are_refused(values, tmp_path):
 
 def test_another_size_is_refused(tmp_path):
     Image.fromarray(np.uint8(255) * LESION).save(tmp_path / "a.png")
-    with pytest.raises(DataError, match=r"a.png of 40 x 24"):
+    with pytest.raises(DataError, match=r"a.png is of size 40 x 24 but its image of 41 x 24"):
         read_binary_mask(tmp_path / "a.png", MetaTensor(torch.zeros(1, 41, 24)))
     with pytest.raises(DataError, match="turn the mask as the image is shown"):
         read_binary_mask(tmp_path / "a.png", MetaTensor(torch.zeros(1, 24, 40)))

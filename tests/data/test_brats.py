@@ -15,8 +15,8 @@ from monai.transforms import LoadImaged
 from PIL import Image
 
 from monai_wsss._checks import DataError
-from monai_wsss.data.brats import prepare_brats
-from monai_wsss.data.brats_layouts import find_brats_cases
+from monai_wsss.data.brats import prepare_brats, splits_by_grade
+from monai_wsss.data.brats_layouts import BratsCase, find_brats_cases
 from monai_wsss.data.datalist import load_datalist, load_header
 from monai_wsss.data.reading import read_image
 from monai_wsss.data.writing import scale_to_16_bit
@@ -580,3 +580,86 @@ def test_all_faults_are_told_at_once(tmp_path):
     assert [name in line for name, line in zip(("carl", "dora"), str(caught.value).splitlines(), strict=True)] == [
         True
     ] * 2
+
+
+def test_masks_and_sequences_that_are_written_anew_keep_the_forms_of_the_first(tmp_path):
+    plain_case(tmp_path / "source" / "anna")
+    turned = np.diag([-2.0, -2, 3, 1])
+    for path in (tmp_path / "source" / "anna").iterdir():
+        image = nibabel.load(path)
+        data = np.asarray(image.dataobj)
+        copy = nibabel.Nifti1Image(data, LPS)
+        copy.set_sform(LPS, 2)
+        copy.set_qform(turned, 1)
+        copy.header["pixdim"][1:4] = 1, 1, 1
+        copy.header["descrip"] = b"text" if path.name.startswith("t2") else b""
+        nibabel.save(copy, path)
+    prepare_brats(tmp_path / "source", tmp_path / "out")
+    written = sorted((tmp_path / "out").rglob("*.nii.gz"))
+    assert len(written) == 5
+    for path in written:
+        header = nibabel.load(path).header
+        assert (int(header["sform_code"]), int(header["qform_code"])) == (2, 1)
+        np.testing.assert_allclose(header.get_sform(), LPS)
+        points = [
+            SimpleITK.ReadImage(str(one)).TransformIndexToPhysicalPoint((3, 4, 5))
+            for one in (path, tmp_path / "source" / "anna" / "t1.nii.gz")
+        ]
+        np.testing.assert_allclose(*points, atol=1e-5)
+
+
+def by_grade(folder: Path, high: int, low: int) -> Path:
+    for grade, count in (("HGG", high), ("LGG", low)):
+        for number in range(count):
+            plain_case(folder / grade / f"{grade.lower()}_{number:03d}")
+    return folder
+
+
+def test_the_split_of_cmer_keeps_the_share_of_high_grades(tmp_path, caplog):
+    source = by_grade(tmp_path / "source", high=16, low=8)
+    file = prepare_brats(source, tmp_path / "out", split="cmer", modalities=["FLAIR"])
+    subjects = {split: {item["subject"] for item in load_datalist(file, split)} for split in ("training", "test")}
+    assert {split: len(names) for split, names in subjects.items()} == {"training": 20, "test": 2}
+    assert sum(name.startswith("hgg") for name in subjects["training"]) in (13, 14)  # of 20, the share is 13.3
+    assert "20 training, not 271, 2 validation, not 32, 2 test, not 32" in caplog.text
+    assert load_header(file)["split"] == "cmer"
+    again = prepare_brats(source, tmp_path / "again", split="cmer", modalities=["FLAIR"])
+    assert {item["subject"] for item in load_datalist(again, "test")} == subjects["test"]
+
+
+def test_the_split_of_cmer_has_the_numbers_of_the_paper_on_brats_2019(monkeypatch):
+    """259 high and 76 low grades: 271, 32 and 32, with the same share of high grades in each."""
+    cases = [
+        BratsCase(f"BraTS19_{number}", Path(f"/data/{'HGG' if number < 259 else 'LGG'}/BraTS19_{number}"), {}, None)
+        for number in range(335)
+    ]
+    splits = splits_by_grade(cases, seed=0)
+    counts = {split: list(splits.values()).count(split) for split in ("training", "validation", "test")}
+    assert counts == {"training": 271, "validation": 32, "test": 32}
+    for split, count in counts.items():
+        high = sum(name == split for subject, name in splits.items() if int(subject.split("_")[1]) < 259)
+        assert abs(high / count - 259 / 335) < 1 / 32
+
+
+def test_the_split_of_cmer_needs_the_folders_of_the_grades(tmp_path):
+    plain_case(tmp_path / "source" / "anna")
+    plain_case(tmp_path / "source" / "bert")
+    with pytest.raises(DataError, match=r"Case anna .* below one folder HGG or LGG(.|\n)*Case bert"):
+        prepare_brats(tmp_path / "source", tmp_path / "out", split="cmer")
+    assert not (tmp_path / "out").exists()
+
+
+def test_slices_say_where_they_lie_in_their_volume(tmp_path):
+    for word in ("flair", "seg"):
+        save_mha(tmp_path / "source" / "anna" / f"{word}.mha", a_brain("FLAIR") if word == "flair" else a_tumor())
+    file = prepare_brats(tmp_path / "source", tmp_path / "out", as_slices=True, fractions=(1.0, 0.0, 0.0))
+    items = load_datalist(file, "training", masks=True)
+    assert [item["slice"] for item in items] == [int(item["id"].rpartition("_")[2]) for item in items]
+    assert {item["volume"] for item in items} == {"anna"}
+    assert all(item["voxel_size"] == [1.0, 2.0, 3.0] for item in items)
+    assert "volume" not in load_datalist(file, "training")[0]  # training does not read it
+    content = json.loads(file.read_text(encoding="utf-8"))
+    content["training"][0]["slice"] = -1
+    file.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(DataError, match="slice -1 and voxel_size"):
+        load_datalist(file, "training")

@@ -15,13 +15,13 @@ from monai_wsss._checks import DataError
 from monai_wsss.data.case_files import (
     UNNAMED,
     image_name,
-    is_color_picture,
     labels_to_classes,
     mask_shows,
     read_case,
     write_case,
 )
 from monai_wsss.data.label_table import WHOLE, LabeledRow
+from monai_wsss.data.reading import is_color_picture
 
 RNG = np.random.default_rng(0)
 ROW = LabeledRow("row 2", "a", "p", [1], None, {})

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 import SimpleITK
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as DicomSequence
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from monai_wsss._checks import DataError
 from monai_wsss.data.folder import prepare_folder
@@ -404,3 +406,81 @@ def test_prepare_passes_over_what_macos_leaves_beside_a_series(tmp_path, save_di
     (tmp_path / "images" / "__MACOSX" / "._00.dcm").write_bytes(b"\0\5\x16\7")
     prepare(tmp_path, "a")
     assert nibabel.load(tmp_path / "out" / "images" / "a" / "a.nii.gz").shape == (COLUMNS, ROWS, 5)
+
+
+# What stands in a stack without a fault in its positions -------------------------------------------------------------
+
+
+def test_positions_that_are_rounded_to_tenths_are_taken(tmp_path, save_dicom):
+    folder = save_series(save_dicom, tmp_path / "s", [(0, 0, round(0.625 * n + 1e-4, 1)) for n in range(9)])
+    np.testing.assert_allclose(affine_of(read_image(folder))[:3, 2], [0, 0, 0.625], atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("keyword", "values", "words"),
+    [
+        ("EchoTime", (10, 20), r"echo time \(EchoTime\) \(10(\.0)?, 20"),
+        ("ConvolutionKernel", "AB", r"kernel \(ConvolutionKernel\) \(A, B\)"),
+        ("FrameOfReferenceUID", ("1.2", "1.3"), r"frame of reference \(FrameOfReferenceUID\) \(1.2, 1.3\)"),
+        ("PatientID", ("Doe", "Roe"), r"patient \(PatientID\) \(#\w{8}, #\w{8}\)"),
+    ],
+)
+def test_images_of_several_kinds_in_one_stack_are_told(tmp_path, save_dicom, caplog, keyword, values, words):
+    each = [{keyword: values[number // 3]} for number in range(6)]
+    read_image(save_series(save_dicom, tmp_path / "s", along(3), each=each))
+    (record,) = caplog.records
+    assert re.search(rf"/s differ in their {words}", record.message)
+    assert "Doe" not in record.message
+
+
+def test_as_many_localizers_as_images_are_refused_also_on_request(tmp_path, save_dicom):
+    save_series(save_dicom, tmp_path / "s", along(3, 2))
+    for number in range(2):
+        place = {"ImagePositionPatient": [3 * number, 0, 0], "ImageOrientationPatient": list(SAGITTAL)}
+        save_dicom(tmp_path / "s" / f"s{number}.dcm", plane(9), **place)
+    with pytest.raises(
+        DataError, match=r"holds 2 images of another orientation .*nobody knows which are the localizer"
+    ):
+        read_image(tmp_path / "s", leave_out_localizers=True)
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian])
+def test_files_without_suffix_and_preamble_belong_to_their_series(tmp_path, save_dicom, syntax):
+    save_series(save_dicom, tmp_path / "s", along(3), syntax=syntax)
+    for path in list((tmp_path / "s").iterdir()):
+        content = path.read_bytes()
+        start = 132 + 12 + int.from_bytes(content[140:144], "little") if path.name == "05.dcm" else 0
+        path.with_suffix("").write_bytes(content[start:])
+        path.unlink()
+    (tmp_path / "s" / "notes").write_text("08 " * 100)
+    assert order_of(read_image(tmp_path / "s")) == [0, 1, 2, 3, 4, 5]
+
+
+def test_the_slice_vector_of_nuclear_medicine_orders_its_frames(tmp_path, save_dicom):
+    detector = Dataset()
+    detector.ImagePositionPatient, detector.ImageOrientationPatient = [-8, -9, 30], list(AXIAL)
+    tags = {"DetectorInformationSequence": DicomSequence([detector]), "NumberOfSlices": 4, "SpacingBetweenSlices": 3}
+    frames = np.stack([plane(number) for number in range(4)])
+    path = save_dicom(tmp_path / "nm.dcm", frames, Modality="NM", SliceVector=[2, 1, 4, 3], **tags)
+    image = read_image(path)
+    assert order_of(image) == [1, 0, 3, 2]
+    assert affine_of(image)[2, 3] == 30
+
+
+@pytest.mark.parametrize(
+    ("offsets", "heights"), [([5, 7, 9], {0: 5, 1: 7, 2: 9}), ([0, 2, 4], {0: 5, 1: 3, 2: 1})], ids=["own", "steps"]
+)
+def test_planes_of_a_dose_by_their_heights_or_their_distances(tmp_path, save_dicom, offsets, heights):
+    directions = [1, 0, 0, 0, -1, 0]  # the normal runs toward the feet
+    tags = {"ImagePositionPatient": [0, 0, 5], "ImageOrientationPatient": directions, "Modality": "RTDOSE"}
+    frames = np.stack([plane(number) for number in range(3)])
+    image = read_image(save_dicom(tmp_path / "d.dcm", frames, GridFrameOffsetVector=offsets, **tags))
+    affine = affine_of(image)
+    for place, number in enumerate(order_of(image)):
+        assert (affine @ [0, 0, place, 1])[2] == heights[number]
+
+
+def test_one_position_for_many_frames_places_none_of_them(tmp_path, save_dicom):
+    frames = np.stack([plane(number) for number in range(4)])
+    tags = {"ImagePositionPatient": [0, 0, 0], "ImageOrientationPatient": list(AXIAL)}
+    refused(save_dicom(tmp_path / "a.dcm", frames, **tags), r"a.dcm has no valid ImagePositionPatient .*4 images lie")

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -219,6 +220,19 @@ def test_jpeg_in_color_and_a_damaged_one(tmp_path, save_dicom):
     np.testing.assert_allclose(values(path), smooth, atol=12)
     with pytest.raises(DataError, match=r"Cannot read .*b.dcm as dicom \(.*so copy or export it again"):
         read_image(save_dicom(tmp_path / "b.dcm", smooth, PixelData=encapsulate([code[:200]]), **tags))
+
+
+@pytest.mark.parametrize("said", ["RGB", "YBR_FULL", "YBR_FULL_422"])
+@pytest.mark.parametrize("stored", [{}, {"keep_rgb": True}])
+def test_colors_of_jpeg_are_those_that_its_stream_says(tmp_path, save_dicom, said, stored):
+    smooth = np.asarray(Image.fromarray(COLOR[:2, :2]).resize((32, 32), Image.Resampling.BICUBIC))
+    stream = io.BytesIO()
+    Image.fromarray(smooth).save(stream, "JPEG", quality=95, subsampling=0, **stored)
+    code = stream.getvalue()
+    if stored:  # Adobe's marker, with 0 for no transform
+        code = code[:2] + b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00" + code[2:]
+    tags = {"PhotometricInterpretation": said, "syntax": JPEGBaseline8Bit, "PixelData": encapsulate([code])}
+    np.testing.assert_allclose(values(save_dicom(tmp_path / "a.dcm", smooth, **tags)), smooth, atol=12)
 
 
 @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian])

@@ -16,6 +16,7 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, RLELossless, generate_uid
 
+from monai_wsss._checks import DataError
 from monai_wsss.data import load_datalist, prepare_folder
 from monai_wsss.data.reading import affine_of, read_image
 from monai_wsss.engines import case_spacing
@@ -31,7 +32,8 @@ def write(path: Path, photometric: str = "MONOCHROME1", kind: str = CR, bits: in
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = kind, generate_uid()
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    file = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
+    coding = {"is_implicit_VR": False, "is_little_endian": True}  # for pydicom 2
+    file = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128, **coding)
     file.SOPClassUID, file.SOPInstanceUID = kind, meta.MediaStorageSOPInstanceUID
     file.SeriesInstanceUID, file.Modality = generate_uid(), {CR: "CR", DX: "DX", SECONDARY: "OT"}[kind]
     file.PhotometricInterpretation, file.SamplesPerPixel = photometric, 1
@@ -124,3 +126,35 @@ def test_an_unknown_size_stays_unknown_in_prepared_data(tmp_path, tags):
     path = prepare_folder(tmp_path / "known", tmp_path / "one.csv", tmp_path / "millimeters")
     image = LoadOrderedd("image")(load_datalist(path, "training")[0])["image"]
     np.testing.assert_allclose(case_spacing(image), [0.2, 0.3], rtol=1e-5)
+
+
+@pytest.mark.parametrize(("calibration", "side"), [({}, 0.1), ({"PixelSpacingCalibrationType": "FIDUCIAL"}, 0.2)])
+def test_a_spacing_that_repeats_that_of_the_detector_is_magnified(tmp_path, calibration, side):
+    sides = {"PixelSpacing": [0.2, 0.2], "ImagerPixelSpacing": [0.2, 0.2]}
+    path = write(tmp_path / "a.dcm", kind=DX, EstimatedRadiographicMagnificationFactor=2, **sides, **calibration)
+    np.testing.assert_allclose(np.abs(affine_of(read_image(path))).diagonal()[:2], side)
+
+
+def test_pixels_of_more_frames_than_the_header_says_are_refused(tmp_path, save_dicom):
+    path = save_dicom(tmp_path / "a.dcm", np.stack([PIXELS] * 3), NumberOfFrames=None)
+    with pytest.raises(DataError, match=r"a.dcm as dicom \(it holds pixels of 3 frames, but NumberOfFrames says 1\)"):
+        read_image(path)
+
+
+def test_padding_that_is_not_0_is_told(tmp_path, caplog):
+    for name in ("a", "b"):
+        write(tmp_path / f"{name}.dcm", PixelPaddingValue=int(PIXELS[0, 0]), PixelSpacing=[0.2, 0.2])
+        read_image(tmp_path / f"{name}.dcm")
+    (record,) = caplog.records
+    assert (
+        f"holds DICOM images with padding (PixelPaddingValue {PIXELS[0, 0]}), which keeps its value" in record.message
+    )
+
+
+def test_wide_negatives_of_a_series_are_inverted_alike(tmp_path, save_dicom):
+    for number in range(2):
+        place = {"ImagePositionPatient": [0, 0, number], "ImageOrientationPatient": [1, 0, 0, 0, 1, 0]}
+        wide = PIXELS.astype(np.uint32) + 100 * number
+        save_dicom(tmp_path / "s" / f"{number}.dcm", wide, PhotometricInterpretation="MONOCHROME1", **place)
+    image = read_image(tmp_path / "s")[0]
+    np.testing.assert_array_equal(image[..., 0] - image[..., 1], 100)

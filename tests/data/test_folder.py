@@ -404,7 +404,7 @@ def test_the_subject_of_a_slice_is_its_volume_and_labels_are_never_taken_from_ma
     ("rows", "message"),
     [
         (["v_1,4,1"], r'row 2: the slice is 4, but volume "v_1" has the slices 0 to 3 along its last axis: correct'),
-        (["v_1,-1,1"], r'row 2: the slice in column "slice" is "-1": write its number along the last axis, from 0 on'),
+        (["v_1,-1,1"], r'row 2: the slice in column "slice" is "-1": write its number along the slicing axis, from 0'),
         (["v_1,1.5,1"], r'row 2: the slice in column "slice" is "1.5": write its number'),
         (["v_1,1,1", "v_1,01,0"], r'row 3: the id "v_1_001" is also in .*row 2: give each case its own'),
         (["u,1,1"], r"no row in .*labels.csv: add its row"),
@@ -625,7 +625,7 @@ def test_the_output_may_not_be_prepared_already_nor_the_source(two):
 
 def test_an_id_that_leaves_the_folder(two):
     table(two, "../a,1,train")
-    refuse(two, r'row 2: "../a" in column "id" cannot name a file: use letters')
+    refuse(two, r'row 2: "../a" in column "id" names a folder: write the name alone')
 
 
 @pytest.mark.parametrize("call", ["os.replace", "pathlib.Path.write_bytes"])

@@ -15,7 +15,7 @@ from PIL import Image
 from monai_wsss._checks import DataError
 from monai_wsss.data.datalist import load_datalist, load_header
 from monai_wsss.data.ebhi import prepare_ebhi
-from monai_wsss.data.prog import PAPER_FRACTIONS, prepare_prog
+from monai_wsss.data.prog import PAPER_FRACTIONS, PAPER_NUMBERS, prepare_prog
 from monai_wsss.data.reading import read_image, read_labels
 from monai_wsss.data.splits import split_by_subject
 
@@ -71,11 +71,24 @@ def test_prog_is_a_grid_without_overlap_split_by_image(tmp_path, caplog):
     assert load_header(path)["patches"] == {"size": 6, "stride": 6}
 
 
+def test_prog_measures_patches_as_the_paper_does(tmp_path, caplog):
+    """8 244 and 9 756 patches: those of validation and test lie on the same grid, without the rim."""
+    path = prepare_prog(prog(tmp_path / "prog", 15), tmp_path / "out", patch=6, measure="patches", white=0.0)
+    assert [len(load_datalist(path, split)) for split in SPLITS] == [10 * 9, 2 * 9, 3 * 9]
+    item = load_datalist(path, "test", masks=True)[-1]
+    assert (item["origin"], item["id"]) == ([12, 12], f"{item['source']}_12_12")
+    assert read_image(item["image"]).shape == (3, 6, 6)
+    assert "90 training, not 36000, 18 validation, not 8244, 27 test, not 9756" in caplog.text
+    with pytest.raises(ValueError, match="`measure` to be one of whole, patches"):
+        prepare_prog(tmp_path / "prog", tmp_path / "out2", measure="rim")
+
+
 def test_the_papers_numbers_of_prog(tmp_path):
     """Check that 36 000, 8 244 and 9 756 patches are 36 per image of 1000, 229 and 271 images."""
     names = [str(number) for number in range(1500)]
     splits = split_by_subject(names, np.ones((1500, 1)), fractions=PAPER_FRACTIONS)
-    assert [36 * splits.count(split) for split in SPLITS] == [36_000, 8_244, 9_756]
+    assert {split: 36 * splits.count(split) for split in SPLITS} == PAPER_NUMBERS
+    assert list(PAPER_NUMBERS.values()) == [36_000, 8_244, 9_756]
 
 
 def test_prog_by_table_keeps_patients_together(tmp_path):
@@ -124,6 +137,14 @@ def test_ebhi_by_image_is_stratified_by_kind(tmp_path):
     for split, count in zip(SPLITS, (4, 2, 2), strict=True):
         kinds = [item["id"].split("_")[0] for item in load_datalist(path, split)]
         assert (kinds.count("Normal"), kinds.count("Low-grade-IN")) == (count, count)
+
+
+def test_ebhi_takes_the_images_with_glands_alone(tmp_path, caplog):
+    path = prepare_ebhi(ebhi(tmp_path / "ebhi"), tmp_path / "out", split="image", glands_only=True)
+    items = [item for split in SPLITS for item in load_datalist(path, split)]
+    assert len(items) == 8
+    assert all(item["id"].endswith("001") for item in items)
+    assert "8 images with glands, not 1169" in caplog.text
 
 
 def test_ebhi_bad_input(tmp_path):

@@ -242,7 +242,7 @@ def broken(root: Path, change: str) -> None:
         ("deep", r"a.png has values up to 52760 in 1 channels: save it as an image of 8 bits"),
         ("no mask", r'row 2: the image "a" has no mask in .*masks, from which its tags would come: add the mask'),
         ("no image", r'has no image for the id "a"'),
-        ("other size", r"of size 44 x 30 but .*a.png of 40 x 30"),
+        ("other size", r"is of size 40 x 30 but its image of 44 x 30"),
         ("small", r"a.png is of 44 x 15 pixels, smaller than a patch of 16: take smaller patches"),
         ("case", r"a.png and .*A.png would have the same name: rename one of them"),
     ],

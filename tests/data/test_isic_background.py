@@ -161,7 +161,7 @@ def test_all_faults_are_told_at_once(root, tmp_path):
     for name, words in (
         ("ISIC_0000000.jpg", "copy or export it again"),
         ("ISIC_0000001.png", "save it as RGB of 8 bits"),
-        ("ISIC_0000002_segmentation.png", "of size 96 x 64"),
+        ("ISIC_0000002_segmentation.png", "its image of 96 x 64"),
     ):
         assert [words in line for line in lines if name in line] == [True], name
     assert len(lines) == 3

@@ -12,8 +12,7 @@ import pytest
 from PIL import Image
 
 from monai_wsss._checks import DataError
-from monai_wsss.data.case_files import is_color_picture
-from monai_wsss.data.reading import read_image, read_labels
+from monai_wsss.data.reading import is_color_picture, read_image, read_labels
 
 
 def claim(path, width: int, height: int, *, kind: str) -> None:

@@ -96,6 +96,60 @@ def test_transparent_pixels_and_unusual_gamma_are_told(tmp_path, caplog):
     assert "of an unusual gamma (1), first b.png: their values are read as stored" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("values", "options", "words"),
+    [
+        (np.full((6, 8), -1, np.int8), {}, "holds signed values of 8 bits, which would be read as 0 to 255"),
+        (
+            np.full((6, 8), 3_000_000_000, np.uint32),
+            {},
+            r"holds values from 2\*\*31 on, which would be read as negative",
+        ),
+        (np.dstack([GRAY, GRAY // 2]), {"planarconfig": "contig"}, "holds a channel beyond gray or RGB"),
+        (np.dstack([COLORS, GRAY]), {"photometric": "rgb", "extrasamples": ["unspecified"]}, "holds a channel beyond"),
+        (GRAY / 7, {}, "is a TIFF of a kind that is not read, e.g. with values of 64 bits"),
+        (np.dstack([GRAY] * 5), {"planarconfig": "contig"}, "is a TIFF of a kind that is not read"),
+        (np.stack([GRAY] * 3), {}, "holds 3 pages"),
+    ],
+)
+def test_tiffs_that_would_be_read_otherwise_are_refused(tmp_path, values, options, words):
+    tifffile.imwrite(tmp_path / "a.tif", values, **{"photometric": "minisblack", **options})
+    for read in (read_image, read_labels):
+        with pytest.raises(DataError, match=rf"a.tif {words}.*: save"):
+            read(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.uint32])
+def test_whole_values_of_32_bits_are_kept(tmp_path, dtype):
+    tifffile.imwrite(tmp_path / "a.tif", DEEP.astype(dtype))
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif").numpy()[0].T, DEEP)
+    np.testing.assert_array_equal(read_labels(tmp_path / "a.tif").numpy()[0].T, DEEP)
+
+
+def test_smaller_copies_of_a_pyramid_and_previews_of_phones_are_passed_over(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(np.tile(COLORS, (4, 4, 1)), tile=(16, 16), photometric="rgb")
+        file.write(np.tile(COLORS, (2, 2, 1)), tile=(16, 16), photometric="rgb", subfiletype=1)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif").numpy().transpose(2, 1, 0), np.tile(COLORS, (4, 4, 1)))
+    Image.fromarray(COLORS).save(tmp_path / "b.jpg", quality=95)
+    Image.fromarray(COLORS).save(
+        tmp_path / "c.jpg", format="MPO", save_all=True, append_images=[Image.fromarray(COLORS[::2])], quality=95
+    )
+    np.testing.assert_array_equal(read_image(tmp_path / "c.jpg"), read_image(tmp_path / "b.jpg"))
+
+
+def test_a_color_profile_other_than_srgb_is_told(tmp_path, caplog):
+    from PIL import ImageCms
+
+    profiles = {"a": ImageCms.createProfile("sRGB"), "b": ImageCms.createProfile("XYZ")}
+    for name, profile in profiles.items():
+        content = ImageCms.ImageCmsProfile(profile).tobytes()
+        Image.fromarray(COLORS).save(tmp_path / f"{name}.png", icc_profile=content)
+        with caplog.at_level(logging.WARNING):
+            np.testing.assert_array_equal(read_image(tmp_path / f"{name}.png").numpy().transpose(2, 1, 0), COLORS)
+    assert "with a color profile other than sRGB, first b.png: their values are read as stored" in caplog.text
+
+
 @pytest.mark.parametrize("suffix", ["png", "jpg", "tif"])
 @pytest.mark.parametrize("turn", range(2, 9))
 def test_every_turn_of_every_kind_of_picture(tmp_path, suffix, turn):

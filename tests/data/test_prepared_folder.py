@@ -52,7 +52,7 @@ def test_faults_are_told_together_and_a_full_disk_at_once():
         faults.check()
     lines = str(caught.value).splitlines()
     assert lines[:20] == faults.sentences[:20]
-    assert lines[20:] == ["5 more faults are of such kinds."]
+    assert lines[20:] == ["5 more faults are of this kind."]
     with pytest.raises(WriteError, match="disk is full"), faults.gather():
         raise WriteError("Cannot write a.png: the disk is full.")
     Faults().check()

@@ -230,7 +230,7 @@ def test_all_faults_are_told_at_once_with_file_and_remedy(root, tmp_path):
     lines = str(caught.value).splitlines()
     for name, remedy in (
         ("covid_0.png", "copy or export it again"),
-        ("mask_covid_1.png", "resample"),
+        ("mask_covid_1.png", "bring it to the size of the image"),
         ("mask_covid_2.png", "export it as PNG with 0 and 255"),
         ("person_0.png", "export it again"),
     ):

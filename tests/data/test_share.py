@@ -34,3 +34,29 @@ def test_another_seed_is_another_draw():
 def test_a_share_outside_is_refused(share):
     with pytest.raises(ValueError, match="`share` in"):
         draw_share([{"label": [1]}], share)
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.01, 1), (0.1, 2), (1.0, 20)])
+def test_a_share_of_the_images_is_all_patches_of_few_images(share, count):
+    """Fig. 4 of the gland paper: 1 % of the samples must not be one patch of every image."""
+    patches = [
+        {"id": f"{image}_{patch}", "source": f"i{image}", "label": [patch % 2, 1 - patch % 2]}
+        for image in range(20)
+        for patch in range(5)
+    ]
+    drawn = draw_share(patches, share, seed=1, of="images")
+    assert len({item["source"] for item in drawn}) == count
+    assert len(drawn) == 5 * count
+    assert drawn == [item for item in patches if item in drawn]
+
+
+def test_images_are_drawn_until_every_class_is_there():
+    patches = [{"id": str(n), "source": f"i{n // 2}", "label": [1, int(n // 2 == 7)]} for n in range(20)]
+    for seed in range(5):
+        drawn = draw_share(patches, 0.01, seed=seed, of="images")
+        assert any(item["label"][1] for item in drawn)
+
+
+def test_an_unknown_share_is_refused():
+    with pytest.raises(ValueError, match="`of` to be one of items, images"):
+        draw_share([{"label": [1]}], 0.5, of="patches")

@@ -248,3 +248,93 @@ def saved_mask(image: Any, folder: Path) -> str:
 def test_straight_grids_are_not_sheared(tmp_path):
     assert not is_sheared(loaded(save(tmp_path / "a.nii.gz")))
     assert not is_sheared(loaded(save(tmp_path / "c.nii.gz", values=VALUES[..., 0])))
+
+
+# Headers that contradict themselves ----------------------------------------------------------------------------------
+
+
+def with_bytes(path: Path, place: int, values: np.ndarray, **forms: Any) -> Path:
+    """Write a plain NIfTI file, and numbers into its header; forms: ``sform_code`` and ``qform_code``."""
+    image = nibabel.Nifti1Image(VALUES, np.diag([0.5, 0.6, 2.0, 1.0]))
+    image.set_qform(np.diag([0.5, 0.6, 2.0, 1.0]), forms.get("qform_code", 0))
+    image.set_sform(np.diag([0.5, 0.6, 2.0, 1.0]), forms.get("sform_code", 0))
+    nibabel.save(image, path)
+    content = bytearray(path.read_bytes())
+    content[place : place + values.nbytes] = values.tobytes()
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("sides", [[1, 1, 1], [0, 0, 0], [-0.5, -0.6, -2]])
+def test_the_sform_says_the_size_where_the_qform_says_nothing(tmp_path, caplog, sides):
+    path = with_bytes(tmp_path / "a.nii", 80, np.asarray(sides, "<f4"), sform_code=2)
+    for image in (read_image(path), loaded(path)):
+        np.testing.assert_allclose(np.abs(affine_of(image)).diagonal(), [0.5, 0.6, 2, 1], rtol=1e-6)
+        assert image.meta["unit"] == "mm"
+    told = "a.nii has a pixdim that contradicts its sform: the sform counts" in caplog.text
+    assert told == (min(sides) >= 0)
+
+
+def test_a_size_of_zero_without_an_sform_is_unknown(tmp_path):
+    path = with_bytes(tmp_path / "a.nii", 80, np.zeros(3, "<f4"), qform_code=1)
+    assert read_image(path).meta["unit"] == "px"
+    assert case_spacing(loaded(path)) is None
+
+
+def test_forms_that_differ_in_size_are_told(tmp_path, caplog):
+    qform = np.diag([0.9, 1.1, 2.5, 1.0])
+    image = nibabel.Nifti1Image(VALUES, qform)
+    image.set_qform(qform, 1)
+    image.set_sform(2 * qform, 4)
+    nibabel.save(image, tmp_path / "a.nii.gz")
+    np.testing.assert_allclose(case_spacing(loaded(tmp_path / "a.nii.gz")), [0.9, 1.1, 2.5], rtol=1e-5)
+    assert "has two forms that differ in the size of voxels: the qform counts" in caplog.text
+
+
+def test_a_place_that_is_not_said_is_told(tmp_path, caplog):
+    path = with_bytes(tmp_path / "a.nii", 80, np.asarray([0.5, 0.6, 2], "<f4"))
+    assert read_image(path).meta["unit"] == "mm"
+    assert "a.nii says no place (the codes of its forms are 0): its axes count as running to L, A and S" in caplog.text
+    same_place(path, written_mask(path, tmp_path))
+
+
+def test_an_unknown_code_of_the_unit_is_millimeters_and_noted(tmp_path):
+    save(tmp_path / "images" / "a.nii.gz", "mm")
+    content = bytearray(nibabel.load(tmp_path / "images" / "a.nii.gz").to_bytes())
+    content[123] = 5
+    (tmp_path / "images" / "a.nii.gz").unlink()
+    (tmp_path / "images" / "a.nii").write_bytes(content)
+    datalist = prepare(tmp_path, "a")
+    assert str(assumed_units(datalist)).startswith("1 NIfTI images say no unit")
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (VALUES.astype(np.complex64), "holds complex numbers: save their magnitude"),
+        (np.zeros((6, 5, 4), [("R", "u1"), ("G", "u1"), ("B", "u1")]), "holds colors: save gray channels"),
+        (np.stack([np.stack([VALUES] * 2, -1)] * 3, -1), "has 5 dimensions: save one image, or one volume"),
+        (VALUES[:, 0, 0], "has 1 dimensions"),
+    ],
+)
+def test_values_that_are_no_image_are_refused(tmp_path, values, words):
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "a.nii")
+    with pytest.raises(DataError, match=f"a.nii {words}"):
+        read_image(tmp_path / "a.nii")
+
+
+def test_vectors_of_nifti_are_channels(tmp_path):
+    several = np.stack([VALUES, 2 * VALUES], -1)[:, :, :, None]
+    nibabel.save(nibabel.Nifti1Image(several, np.eye(4)), tmp_path / "a.nii")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.nii").numpy(), np.stack([VALUES, 2 * VALUES]))
+
+
+@pytest.mark.parametrize(("unit", "side"), [("um", 0.001), ("cm", 10.0), ("mm", 1.0)])
+def test_the_unit_of_a_metaimage_is_honored(tmp_path, unit, side):
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(VALUES.T), str(tmp_path / "a.mhd"))
+    text = (tmp_path / "a.mhd").read_text(encoding="utf-8")
+    (tmp_path / "a.mhd").write_text(text.replace("NDims", f"DistanceUnits = {unit}\nNDims"))
+    np.testing.assert_allclose(case_spacing(loaded(tmp_path / "a.mhd")), [side] * 3)
+    (tmp_path / "a.mhd").write_text(text.replace("NDims", "DistanceUnits = inch\nNDims"))
+    with pytest.raises(DataError, match="states lengths in inch, which is not known"):
+        read_image(tmp_path / "a.mhd")

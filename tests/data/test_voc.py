@@ -303,7 +303,7 @@ def break_tree(root: Path, change: str) -> None:
         ("deep", r"train.txt, line 1: .*a.png is no image of 8 bits in RGB or gray: export it as one"),
         ("value", r"a.png holds the value 4, but there are 3 classes: name all classes in the order of their values"),
         ("colors", r"The mask .*a.png is PNG of mode RGB, not indices of classes: export it as a PNG with a palette"),
-        ("other size", r"of size 20 x 13 but .*a.png of 21 x 13"),
+        ("other size", r"a.png is of size 21 x 13 but its image of 20 x 13"),
         ("no folder", r"voc holds no folder JPEGImages: give the folder that does, e.g. VOCdevkit/VOC2012"),
     ],
 )
@@ -379,3 +379,10 @@ def test_names_in_any_unicode_form_are_found(tmp_path, form, line):
     (item,) = load_datalist(prepare(root), "training", masks=True)
     assert item["label"].tolist() == [1, 0, 0]
     assert "mask" in item
+
+
+def test_an_image_of_a_kind_that_is_not_read_is_named(tmp_path):
+    root = make_voc(tmp_path / "voc")
+    (root / "JPEGImages" / "a.jpg").rename(root / "JPEGImages" / "a.webp")
+    with pytest.raises(DataError, match=r"the image .*a.webp is of a kind that is not read: save it as PNG"):
+        prepare(root)

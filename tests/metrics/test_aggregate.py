@@ -257,6 +257,7 @@ def test_empty_healthy_and_unknown_cases_are_told_apart_and_counted():
         "mean": pytest.approx((2 / 3 + 1) / 2),
         "ci95": [pytest.approx(2 / 3), 1],
         "n": 2,
+        "std": pytest.approx(2**-0.5 / 3),
     }
     assert metrics["dice_pooled"]["mean"] == pytest.approx(2 * 128 / (2 * 128 + 128 + 64))
     assert metrics["dice_pooled"]["n"] == 3

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from monai.bundle import ConfigParser
 from monai.engines import SupervisedEvaluator
 from monai.handlers import CheckpointLoader
 from monai.networks.nets import UNet
 from torch import nn
 
 from monai_wsss.engines import save_weights, with_weights
-from monai_wsss.methods import BMP, ClassActivationMapping, FullSupervision, PseudoMaskSupervision, SegmentationNetwork
+from monai_wsss.methods import ClassActivationMapping, FullSupervision, PseudoMaskSupervision, SegmentationNetwork
 from monai_wsss.networks import (
     CAMEncoder,
     FusedSegmenter,
@@ -111,12 +112,14 @@ def test_shipped_weights_have_an_order(bundle):
     assert reading_order(path, {"order": "rows_columns"}) in ("xy", "rows_columns")
 
 
-def test_shipped_brain_weights_are_those_of_before_and_read_as_before(caplog):
-    path = BUNDLES / "brain_mri_bmp_segmentation" / "models" / "model.pt"
-    network = with_weights(BMP.network_from_preset("scratch", in_channels=3), path)
-    assert recorded_reading(network) == NOTHING
-    assert reading_order(network, HEADER) == reading_order(path, HEADER) == "xy"
-    assert len(sentences(caplog)) == 1
+@pytest.mark.parametrize("method", ["bmp", "cam", "cmer"])
+def test_shipped_brain_weights_know_that_their_slices_were_axial(method, caplog):
+    bundle = BUNDLES / f"brain_mri_{method}_segmentation"
+    config = ConfigParser(ConfigParser.load_config_file(bundle / "configs/inference.json"))
+    network = with_weights(config.get_parsed_content("network_def"), bundle / "models" / "model.pt")
+    assert recorded_reading(network) == {"order": "xy", "slicing_axis": "SI", "in_plane_axes": "LP"}
+    assert reading_order(bundle / "models" / "model.pt", {"order": "rows_columns"}) == "xy"
+    assert not sentences(caplog)
 
 
 def test_monais_loader_reads_records_and_weights_of_before(tmp_path, caplog):

@@ -317,7 +317,7 @@ def test_z_scores_do_not_pass_as_pictures():
     assert dense_crf_refinement(picture, probabilities, iterations=1).isfinite().all()
 
 
-@pytest.mark.parametrize("low", [-0.1, -0.3, -1.2, -3.0])
+@pytest.mark.parametrize("low", [0.0, -0.1, -0.3, -1.2, -3.0])
 @pytest.mark.parametrize("high", [0.9, 3.0, 8.0, 15.0])
 def test_z_scores_are_no_gray_levels(low, high):
     image = torch.linspace(low, high, 256).reshape(1, 1, 16, 16)

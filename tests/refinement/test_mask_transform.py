@@ -12,8 +12,8 @@ from monai.data import MetaTensor
 
 from monai_wsss._checks import DataError
 from monai_wsss.methods import SegmentationNetwork
-from monai_wsss.networks import CAMEncoder, ModalityNetworks, TwoBranchNetwork
-from monai_wsss.refinement import DenseCRF, ToMaskd, to_mask
+from monai_wsss.networks import CAMEncoder, CAMUNet, ModalityNetworks, TwoBranchNetwork, record_reading
+from monai_wsss.refinement import DenseCRF, ToMaskBySliced, ToMaskd, to_mask
 
 
 def network(pooling: str = "max", num_classes: int = 1, reference: float = -3.0) -> CAMEncoder:
@@ -242,3 +242,50 @@ def test_a_case_without_the_label_that_it_is_filtered_by_is_told():
     item = {"pred": torch.zeros(1, 4, 4), "id": "2012_000001"}
     with pytest.raises(DataError, match="Case 2012_000001 has no `label`"):
         ToMaskd("pred", network(), gate="given")(item)
+
+
+def volume_of_a_few_slices_with_a_finding() -> torch.Tensor:
+    """Most slices are healthy and outvote the others in a study as a whole, as average pooling has it."""
+    scores = torch.full((1, 8, 8, 10), -1.0)
+    scores[..., 3:5] = -0.5
+    scores[:, 2:6, 2:6, 3] = 4.0
+    scores[:, 2:6, 2:6, 4] = 8.0
+    return scores
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_slices_of_a_volume_are_normalized_gated_and_cut_by_themselves(axis):
+    scores = volume_of_a_few_slices_with_a_finding()
+    made = CAMUNet(width=4)
+    record_reading(made, {"order": "xy", "slicing_axis": "SI", "in_plane_axes": "LP"})
+    affine = torch.eye(4)[[*torch.eye(3).roll(axis + 1, 1).argmax(1).tolist(), 3]]  # S lies on this axis
+    volume = scores.movedim(3, 1 + axis)
+    item = {"pred": volume, "image": MetaTensor(volume, affine=affine)}
+    found = ToMaskBySliced("pred", made, rule="max")(item)
+    mask = found["pred"].movedim(1 + axis, 3)
+    assert mask.shape == scores.shape
+    for z in range(10):
+        alone = ToMaskd("pred", made, rule="max")({"pred": scores[..., z]})
+        assert torch.equal(mask[..., z], alone["pred"])
+        torch.testing.assert_close(found["cam"].movedim(1 + axis, 3)[..., z], alone["cam"])
+    assert mask.sum((0, 1, 2)).tolist() == [0, 0, 0, 16, 16, 0, 0, 0, 0, 0]
+    torch.testing.assert_close(found["presence"], scores[..., 4].mean()[None])
+    whole = ToMaskBySliced("pred", made, by_slice="false", rule="max")(item)
+    assert int(whole["pred"].sum()) == 0  # the study as a whole has no tumor by its pooled map
+    assert int(ToMaskd("pred", made, rule="max", gate="none")(item)["pred"].sum()) == 16  # nor slices below its peak
+
+
+def test_refined_slices_are_cut_by_themselves():
+    scores, image = volume_of_a_few_slices_with_a_finding(), torch.rand(1, 8, 8, 10)
+    words = {"rule": "max", "refine": "par"}
+    found = ToMaskBySliced("pred", CAMUNet(width=4), **words)({"pred": scores, "image": image})
+    alone = ToMaskd("pred", CAMUNet(width=4), **words)({"pred": scores[..., 3], "image": image[..., 3]})
+    assert torch.equal(found["pred"][..., 3], alone["pred"])
+
+
+def test_given_labels_and_the_record_of_masks_by_slice():
+    made = CAMUNet(width=4)
+    transform = ToMaskBySliced("pred", made, rule="max", gate="given")
+    assert transform.settings["by_slice"] is True
+    item = {"pred": volume_of_a_few_slices_with_a_finding(), "label": torch.tensor([1.0])}
+    assert transform(item)["pred"].sum((0, 1, 2)).tolist() == [0, 0, 0, 16, 16, 0, 0, 0, 0, 0]

@@ -151,7 +151,7 @@ def test_of_a_tiff_with_several_frames_none_is_read(tmp_path):
     """The first one alone would be half of the file."""
     frames = [Image.fromarray(letter().astype(np.uint8)) for _ in range(2)]
     frames[0].save(tmp_path / "a.tif", save_all=True, append_images=frames[1:])
-    with pytest.raises(Exception, match=r"a\.tif has 2 frames: save the one that is meant"):
+    with pytest.raises(Exception, match=r"a\.tif holds 2 pages: save each page"):
         LoadOrderedd("image")({"image": str(tmp_path / "a.tif")})
 
 
@@ -431,3 +431,33 @@ def test_a_png_of_colors_in_16_bits_is_refused(tmp_path):
     file.write_bytes(content)
     with pytest.raises(DataError, match=r"a.png holds colors or transparency of 16 bits per channel"):
         LoadOrderedd("image")({"image": file})
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "YCbCr"])
+def test_colors_become_red_green_and_blue(tmp_path, mode):
+    colors = np.random.default_rng(1).integers(0, 256, (4, 6, 3)).astype(np.uint8)
+    Image.fromarray(colors).convert(mode).save(tmp_path / "a.tif")
+    image = LoadOrderedd("image")({"image": str(tmp_path / "a.tif"), "order": "rows_columns"})["image"].numpy()
+    np.testing.assert_allclose(image.transpose(1, 2, 0), colors, atol=3)
+
+
+def test_a_palette_that_begins_with_another_color_than_black_is_refused(tmp_path):
+    picture = Image.fromarray(np.eye(4, dtype=np.uint8), mode="P")
+    picture.putpalette([0, 0, 0, 255, 255, 255])
+    picture.save(tmp_path / "a.png")
+    assert LoadOrderedd("mask")({"mask": str(tmp_path / "a.png")})["mask"].sum() == 4
+    picture.putpalette([255, 255, 255, 0, 0, 0])
+    picture.save(tmp_path / "b.png")
+    with pytest.raises(DataError, match=r"b.png has a palette that does not begin with black"):
+        LoadOrderedd("mask")({"mask": str(tmp_path / "b.png")})
+    picture.save(tmp_path / "c.png", transparency=0)
+    assert LoadOrderedd("mask")({"mask": str(tmp_path / "c.png")})["mask"].sum() == 4
+
+
+def test_values_that_would_be_read_as_others_are_refused(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", np.full((4, 6), -1, np.int8))
+    Image.new("RGB", (6, 4)).save(tmp_path / "b.png", save_all=True, append_images=[Image.new("RGB", (6, 4), "red")])
+    tifffile.imwrite(tmp_path / "c.tif", np.zeros((4, 6)))
+    for name, words in (("a.tif", "signed values of 8 bits"), ("b.png", "2 pages"), ("c.tif", "kind that is not read")):
+        with pytest.raises(DataError, match=rf"{name} .*{words}"):
+            LoadOrderedd("image")({"image": str(tmp_path / name)})

@@ -20,6 +20,7 @@ from monai.transforms import LoadImage, LoadImaged
 from PIL import Image
 
 from monai_wsss._checks import DataError
+from monai_wsss.cams import zscore_images
 from monai_wsss.transforms import NormalizeSubjectd, ResizeInPlaned, SaveMaskd, resize_in_plane, write_mask
 
 OBLIQUE = np.array([[-0.98, 0.12, 0.2, 90.0], [-0.1, -0.95, 0.3, 80.0], [0.25, 0.3, 2.4, -40.0], [0.0, 0.0, 0.0, 1.0]])
@@ -176,3 +177,17 @@ def test_palettes_leave_volumes_alone_and_are_checked(tmp_path):
     assert (np.asarray(nibabel.load(tmp_path / "a.nii.gz").dataobj) == 1).all()
     with pytest.raises(ValueError, match="Expected `palette` to be one of none, voc, got 'coco'"):
         SaveMaskd("pred", tmp_path, palette="coco")
+
+
+@pytest.mark.parametrize("clip", [False, "false"])
+def test_without_clipping_a_later_z_score_is_that_of_the_raw_intensities(clip):
+    """A skull-stripped study: the background and dark fluid are two values before the clip, and one after it."""
+    image = torch.full((1, 20, 20), 0.6) + 0.02 * torch.rand((1, 20, 20), generator=torch.Generator().manual_seed(0))
+    image[:, :, :8] = 0.0
+    image[:, 8:11, 8:11] = 0.1
+    raw = zscore_images(image[None])[0]
+    kept = zscore_images(NormalizeSubjectd("image", clip=clip)({"image": image})["image"][None])[0]
+    torch.testing.assert_close(kept, raw, rtol=0, atol=1e-4)
+    clipped = zscore_images(NormalizeSubjectd("image")({"image": image})["image"][None])[0]
+    assert clipped[0, 9, 9] == clipped[0, 0, 0]
+    assert kept[0, 9, 9] > kept[0, 0, 0]
