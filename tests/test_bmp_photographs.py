@@ -121,11 +121,10 @@ def test_the_overlays_hold_the_settings_of_the_paper(kind, data, tmp_path):
     assert ramps == tuple(f"iteration until {end}" for end in warm_ups)
     assert WeightRamp("iteration", end=warm_ups[0])(trainer.progress) == 0
     scheduler = trainer.lr_schedulers["network"]
-    assert max(scheduler.base_lrs) == pytest.approx(6e-4)  # heads; the encoder has a tenth
-    encoder_rate, share = scheduler.base_lrs[0], scheduler.lr_lambdas[0]
-    assert encoder_rate == pytest.approx(6e-5)
-    assert share(iterations // 2) == pytest.approx(0.5)
-    assert share(iterations - 1) == pytest.approx(1 / iterations)
+    assert scheduler.base_lrs == [6e-5]  # of everything: rates by layer are the released code's
+    assert (scheduler.total_iters, scheduler.power) == (iterations, 1.0)
+    trained = sum(len(group["params"]) for group in trainer.optimizers["network"].param_groups)
+    assert trained == len(list(trainer.method.network.parameters()))  # norms, too
     batch = next(iter(trainer.data_loader))
     assert batch["image"].shape == (3, 3, 512, 512)
     assert batch["label"].shape == (3, CLASSES[kind])
@@ -164,6 +163,29 @@ def test_a_short_run_from_end_to_end(kind, data, tmp_path):
             mask = np.asarray(Image.open(output / "masks" / f"{name}.png"))
             assert mask.shape == SIZES[name]
             assert mask.max() <= CLASSES[kind]
+
+
+def test_both_branches_are_logged_by_iterations_and_measured_for_all_classes(kind, data, tmp_path):
+    """Zhu et al., Tab. II (seeds), Tab. VI (Y^c, Y^s) and Fig. 7 (by iteration), for the classes of VOC and COCO."""
+    short: dict[str, Any] = {**TINY, **CONFIDENT, "branches#evaluation#label_filters": ["given"]}
+    training = run(
+        BUNDLE, "train", tmp_path / "run", data,
+        iterations=4, val_interval=5, pretrained="none", overlays=(*OVERLAYS[kind], "log_branches.json"),
+        **{"branches#log#iterations": 2, "method#scales": [1.0], **AT_ONCE, **short},
+    )  # fmt: skip
+    logged = read_rows(training / "branches.csv")
+    assert [row["iteration"] for row in logged] == ["2"] * 6 + ["4"] * 6
+    assert {(row["split"], row["branch"]) for row in logged} == {
+        (split, branch) for split in ("training", "validation") for branch in "MSY"
+    }
+    options = {"overlays": (*OVERLAYS[kind], "evaluate_branches.json"), "ckpt_dir": str(training), **short}
+    measured = run(BUNDLE, "train", tmp_path / "branches", data, **{"method#scales": [1.0], **options})
+    rows = read_json(measured / "branches.json")["rows"]
+    assert len(rows) == 6
+    assert all(len(row["iou"]) == CLASSES[kind] + 1 and "background" in row["iou"] for row in rows)
+    for row, last in zip(rows, logged[-6:], strict=True):
+        assert (row["split"], row["branch"]) == (last["split"], last["branch"])
+        assert row["miou"] == pytest.approx(float(last["miou"]))
 
 
 def test_one_run_of_the_paper_itself_says_that_it_is_too_short(data, kind, tmp_path):

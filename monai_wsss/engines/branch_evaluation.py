@@ -1,18 +1,19 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Evaluation of every branch of every network of a co-training: class maps, their ensemble, and the segmentation.
+"""Evaluation of every branch of every network of CoSA, BMP or AFA: class maps, their labels, and the segmentation.
 
-| branch         | mask                                                            | in CoSA |
-|----------------|-----------------------------------------------------------------|---------|
-| `M`            | the class maps M', cut at xi: the label that teaches            | CPL     |
-| `M_aux`        | the auxiliary class maps, cut at their own xi                   | M†'     |
-| `M+M_aux`      | the mean of both, cut at the mean of both xi                    |         |
-| `S`            | the segmentation: the argmax                                    | S'      |
+| branch    | mask                                                     | in CoSA | in BMP                      |
+|-----------|----------------------------------------------------------|---------|-----------------------------|
+| `M`       | the class maps M', cut at xi                             | CPL     | seeds as they are (Tab. II) |
+| `M_aux`   | the auxiliary class maps, cut at their own xi            | M†'     |                             |
+| `M+M_aux` | the mean of both, cut at the mean of both xi             |         |                             |
+| `S`       | the segmentation: the argmax                             | S'      | branch S (Tab. VI)          |
+| `Y`       | the labels that seeds become, with nothing ignored       |         | branch C, Y^c (Tab. VI)     |
 
-Each branch is measured by every ``label_filter`` and, on request, after a CRF.  It reads the image as it was before
-its normalization where a batch has that (``intensity``), and the softmax of logits.  CoSA's logits are sums over scales
-and mirror images, as in its released code.  The number is the mean IoU over the K classes and the background, of pixels
-pooled over the images, as in the papers.
+Each branch is measured by every ``label_filter`` and, all but `Y`, on request after a CRF.  The CRF reads the image as
+it was before its normalization where a batch has that (``intensity``), and the softmax of logits.  Logits are those of
+the method's label passes: means over scales and mirror images in BMP, sums in CoSA, as in its released code.  The
+number is the mean IoU over the K classes and the background, of pixels pooled over the images, as in the papers.
 
 | ``label_filter`` | classes that a mask may hold                                                        |
 |------------------|-------------------------------------------------------------------------------------|
@@ -29,18 +30,18 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from monai_wsss._checks import DataError, check_choice, plain_tensor
-from monai_wsss._resize import resize_linear
+from monai_wsss._checks import DataError, check_choice
+from monai_wsss._resize import resize_linear, resize_nearest
 from monai_wsss.data import load_header
-from monai_wsss.engines.branch_masks import branch_maps_of, decided_masks, in_batches, threshold_of
+from monai_wsss.engines.branch_cases import BranchCase, batches_of, cases_of
+from monai_wsss.engines.branch_masks import decided_masks, threshold_of
 from monai_wsss.engines.checkpoint import latest_checkpoint, read_checkpoint, with_weights
 from monai_wsss.metrics import PixelCounts, count_pixels, iou_score, miou_pooled
 from monai_wsss.metrics.segmentation import where_referenced
@@ -57,19 +58,6 @@ Key = tuple[str, str, str, bool]
 
 _FILTERS = ("none", "predicted", "given")
 _SEGMENTATION = {"output_kind": "segmentation"}
-_PIXELS = 2**17  # of the images that are computed together
-
-
-class _Case(NamedTuple):
-    """An image to measure: ``image`` and perhaps ``intensity`` (C, *S), label (K,) and reference (1, *S)."""
-
-    shown: dict[str, torch.Tensor]
-    label: torch.Tensor
-    reference: torch.Tensor
-
-    def shapes(self) -> tuple[Any, ...]:
-        """Give the shapes of all parts."""
-        return (*(image.shape for image in self.shown.values()), self.label.shape, self.reference.shape)
 
 
 class BranchEvaluation:
@@ -86,6 +74,8 @@ class BranchEvaluation:
             measured besides; None or ``"none"``: no CRF.
         grid: size to which images are brought, regardless of their proportions; maps are brought back. None: their own.
         device: of the networks.
+        label_maker: a function that gives what makes the labels `Y` when it is asked, with a method ``mask`` as those
+            of :mod:`~monai_wsss.refinement.class_labels`; None: there is no branch `Y`.
 
     Raises:
         ValueError: no network or filter, an unknown filter, or another ``crf``.
@@ -113,6 +103,7 @@ class BranchEvaluation:
         crf: DenseCRF | str | None = None,
         grid: Sequence[int] | None = None,
         device: torch.device | str = "cpu",
+        label_maker: Callable[[], Any] | None = None,
     ) -> None:
         if not networks or not label_filters:
             raise ValueError(
@@ -132,6 +123,7 @@ class BranchEvaluation:
         self.refinement = refinement
         self.grid = grid
         self.device = device
+        self.label_maker = label_maker
         self._measure_level: Callable[..., None] | None = None
 
     @classmethod
@@ -144,15 +136,16 @@ class BranchEvaluation:
         weights: str | os.PathLike[str] | None = None,
         **words: Any,
     ) -> BranchEvaluation:
-        """Make the evaluation of a co-training method.
+        """Make the evaluation of a method.
 
         Args:
-            method: has ``network``, ``seeds``, ``labels`` and ``auxiliary_labels``, which have a threshold, and
-                ``online``, the trained network; wrapped by ``DistributedDataParallel`` or not.
+            method: has ``network`` and ``seeds``, wrapped by ``DistributedDataParallel`` or not.  Of a co-training:
+                ``labels`` and ``auxiliary_labels``, which have a threshold, and ``online``, the trained network.  Of
+                one network with two branches: ``first_labels``, whose background scores are xi, and ``label_maker``.
             datalist: path, for the names of the classes.
             checkpoint_dir: the method is filled from the latest checkpoint there, if there is one.
-            weights: without a checkpoint, fills ``method.network``, which is then measured alone, at the thresholds
-                that the method was built with: ``model.pt`` holds no other.
+            weights: without a checkpoint, fills ``method.network``.  Of a co-training it is then measured alone, at the
+                thresholds that the method was built with: ``model.pt`` holds no other.
             words: further arguments of the class.
 
         Raises:
@@ -161,29 +154,29 @@ class BranchEvaluation:
                 network or method, or of images in another order than the datalist's.
         """
         core = getattr(method, "module", method)
-        if not hasattr(core, "online") or not hasattr(core, "auxiliary_labels"):
-            raise ValueError(f"Expected a co-training method, such as CoSA, got {type(core).__name__}.")
-        header, networks = load_header(datalist), {"assignment": core.network, "online": core.online}
+        networks, makers = _parts_of(core)
+        header = load_header(datalist)
         if checkpoint_dir is not None or weights is not None:
             path = None if checkpoint_dir is None else latest_checkpoint(checkpoint_dir)
             if path is not None:
                 _fill(core, path)
-                logger.info("Both networks and their thresholds are those of %s.", path)
+                logger.info("All networks and thresholds are those of %s.", path)
             elif weights is not None and os.path.isfile(weights):
                 with_weights(core.network, weights)
-                del networks["online"]
-                logger.warning(
-                    "No checkpoint: of %s the deployed network alone is measured, at the thresholds of the preset.",
-                    weights,
-                )
+                if networks.pop("online", None) is not None:
+                    logger.warning(
+                        "No checkpoint: of %s the deployed network alone is measured, at the thresholds of the preset.",
+                        weights,
+                    )
             else:
                 raise DataError(f"Expected a checkpoint in {checkpoint_dir} or the weights {weights}: train first.")
             check_order(core.network, header, path or str(weights))
-        if core.online is core.network:
+        if getattr(core, "online", None) is core.network:
             networks = {"network": core.network}
-        thresholds = [threshold_of(maker) for maker in (core.labels, core.auxiliary_labels)]
         words = {"background": header.get("background", True), **words}
-        evaluation = cls(networks, core.seeds, thresholds, header["classes"], **words)
+        if not hasattr(core, "online"):
+            words["label_maker"] = lambda: core.label_maker
+        evaluation = cls(networks, core.seeds, [threshold_of(maker) for maker in makers], header["classes"], **words)
         evaluation._measure_level = getattr(core, "measure_negative_reference", None)
         return evaluation
 
@@ -231,8 +224,8 @@ class BranchEvaluation:
         for network in self.networks.values():
             network.eval()
         try:
-            known = _cases(tqdm(loader, desc=f"branches {split}".strip(), disable=None), left_out)
-            for cases in _batches(known):
+            known = cases_of(tqdm(loader, desc=f"branches {split}".strip(), disable=None), left_out)
+            for cases in batches_of(known):
                 images += len(cases)
                 reference = torch.stack([case.reference for case in cases])
                 for key, masks in self._masks(cases, seconds):
@@ -245,14 +238,19 @@ class BranchEvaluation:
         common = {"split": split, "images": images, "left_out": sum(left_out)}
         return [self._row(key, counts[key], seconds, common) for key in counts]
 
-    def _masks(self, cases: Sequence[_Case], seconds: dict[Any, float]) -> Iterator[tuple[Key, torch.Tensor]]:
+    def _masks(self, cases: Sequence[BranchCase], seconds: dict[Any, float]) -> Iterator[tuple[Key, torch.Tensor]]:
         """Give the masks (B, 1, *S) of images of one size, of all branches, at the size of their references."""
         image = torch.stack([case.shown["image"] for case in cases]).to(self.device)
         label = torch.stack([case.label for case in cases]).to(self.device)
         cuts = self.cuts
         for name, network in self.networks.items():
             start = time.perf_counter()
-            branches, predicted = self._branches(network, image, cases[0].reference.shape[1:])
+            given = self._given(network, image)
+            on_grid = self._maps(network, given)
+            branches = self._branches(on_grid, cases[0].reference.shape[1:])
+            predicted = None
+            if "predicted" in self.label_filters:
+                predicted = (network.branches(given).logits > 0).to(given)
             if image.is_cuda:
                 torch.cuda.synchronize(image.device)
             _add(seconds, name, time.perf_counter() - start)
@@ -272,31 +270,47 @@ class BranchEvaluation:
                         found = [self._refined(cut, *own, refined) for own in zip(cases, scores, chosen, strict=True)]
                         _add(seconds, key, sum(taken for _, taken in found))
                         yield key, torch.stack([mask for mask, _ in found])
+            for label_filter in () if self.label_maker is None else self.label_filters:
+                start, key = time.perf_counter(), (name, "Y", label_filter, False)
+                masks = self._labels(given, allowed[label_filter], on_grid)
+                masks = resize_nearest(masks[:, None], cases[0].reference.shape[1:]).to(torch.uint8).cpu()
+                _add(seconds, key, time.perf_counter() - start)
+                yield key, masks
 
-    def _branches(
-        self, network: Any, image: torch.Tensor, size: Sequence[int]
-    ) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
-        """Give the scores of each branch at a size, of all classes; and the predicted labels where they are asked."""
+    def _given(self, network: Any, image: torch.Tensor) -> torch.Tensor:
+        """Give the images as the network takes them."""
         dims = int(getattr(network, "spatial_dims", image.ndim - 2))
         if image.ndim - 2 != dims or len(self.grid or image.shape[2:]) != dims:
             raise ValueError(
                 f"Expected images of {dims} dimensions, as the network takes them, and a `grid` of as many, got "
                 f"{tuple(image.shape[2:])} and {self.grid}: measure a network of slices on slices."
             )
-        given = image if self.grid is None else resize_linear(image, self.grid)
+        return image if self.grid is None else resize_linear(image, self.grid)
+
+    def _maps(self, network: Any, given: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Give class maps and logits of images on the grid, of all classes."""
         every = LabeledImages(given, given.new_ones(len(given), len(self.classes)), validate_args=False)
-        *maps, logits = branch_maps_of(self.seeds, network, every, size)
+        return tuple(self.seeds(network, every))
+
+    def _branches(self, on_grid: Sequence[torch.Tensor], size: Sequence[int]) -> dict[str, torch.Tensor]:
+        """Give the scores of each branch at a size."""
+        *maps, logits = (resize_linear(each, size) for each in on_grid)
         if len(maps) == 2:
             maps.append((maps[0] + maps[1]) / 2)
-        branches = dict(zip(("M", "M_aux", "M+M_aux"), maps, strict=False)) | {"S": logits}
-        if "predicted" not in self.label_filters:
-            return branches, None
-        return branches, (network.branches(given).logits > 0).to(given)
+        return dict(zip(("M", "M_aux", "M+M_aux"), maps, strict=False)) | {"S": logits}
+
+    def _labels(self, given: torch.Tensor, allowed: torch.Tensor, on_grid: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Give the labels (B, *grid) that seeds of the allowed classes become, with nothing ignored."""
+        assert self.label_maker is not None
+        images = LabeledImages(given, allowed, validate_args=False)
+        seeds = on_grid[0] * allowed.reshape(*allowed.shape, *[1] * (given.ndim - 2))
+        label: torch.Tensor = self.label_maker().mask(images, seeds, on_grid[-1])
+        return label
 
     def _refined(
         self,
         cut: float | None,
-        case: _Case,
+        case: BranchCase,
         scores: torch.Tensor,
         allowed: torch.Tensor,
         known: dict[tuple[int, ...], tuple[torch.Tensor, float]],
@@ -352,6 +366,18 @@ class BranchEvaluation:
         }
 
 
+def _parts_of(method: Any) -> tuple[dict[str, Any], list[Any]]:
+    """Give the networks of a method by name, and the makers of labels that have a xi."""
+    if hasattr(method, "online") and hasattr(method, "auxiliary_labels"):
+        return {"assignment": method.network, "online": method.online}, [method.labels, method.auxiliary_labels]
+    if hasattr(method, "first_labels") and hasattr(method, "label_maker"):
+        return {"network": method.network}, [method.first_labels]
+    raise ValueError(
+        f"Expected a co-training method, such as CoSA, or one of two branches, such as BMP, got "
+        f"{type(method).__name__}."
+    )
+
+
 def _fill(method: Any, checkpoint: Path) -> None:
     """Load the state of a method from a checkpoint of its training."""
     try:
@@ -360,30 +386,6 @@ def _fill(method: Any, checkpoint: Path) -> None:
         raise DataError(
             f"{checkpoint} holds another method: measure with the settings of its training. {error}"
         ) from error
-
-
-def _batches(cases: Iterable[_Case]) -> Iterator[list[_Case]]:
-    """Give as many images of one size together as have no more pixels than 32 tiles of 64 x 64."""
-    cases = iter(cases)
-    for first in cases:
-        most = max(1, _PIXELS // max(first.reference.numel(), first.shown["image"][0].numel()))
-        yield from in_batches(chain([first], islice(cases, most - 1)), most, _Case.shapes)
-
-
-def _cases(loader: Iterable[Mapping[str, Any]], left_out: list[int]) -> Iterator[_Case]:
-    """Give the images that can be measured; the numbers of others are added to ``left_out``."""
-    for batch in loader:
-        shown = {name: plain_tensor(batch[name]).float() for name in ("image", "intensity") if name in batch}
-        labels = plain_tensor(batch["label"]).float() if "label" in batch else None
-        for place in range(len(shown["image"])):
-            own = {name: images[place] for name, images in shown.items()}
-            label = None if labels is None else labels[place]
-            if label is not None and "mask" in batch:
-                yield _Case(own, label, plain_tensor(batch["mask"])[place])
-            elif label is not None and not label.any():
-                yield _Case(own, label, torch.zeros(1, *own["image"].shape[1:], dtype=torch.uint8))
-            else:
-                left_out.append(1)
 
 
 def _add(seconds: dict[Any, float], key: Any, taken: float) -> None:

@@ -30,7 +30,7 @@ _LOG = "branches.csv"
 class BranchLog:
     """A handler that measures all branches during a training, by interval, and writes ``branches.csv``.
 
-    A resumed run keeps the rows of the epochs before it.  :meth:`measure` measures once, without a training, and writes
+    A resumed run keeps the rows from before it.  :meth:`measure` measures once, without a training, and writes
     ``branches_once.csv`` and ``branches.json``, so that the log of a training in the same folder stays.  Where class
     maps need a healthy level, the log begins when training knows it, and :meth:`measure` gets it from the images of the
     split ``training``.
@@ -40,9 +40,10 @@ class BranchLog:
         loaders: by the name of the split, see :meth:`BranchEvaluation.measure`.
         output_dir: folder of the run.
         interval: epochs between two measurements.
+        iterations: iterations between two measurements, in place of ``interval``.
 
     Raises:
-        ValueError: an interval below 1.
+        ValueError: an interval or iterations below 1.
     """
 
     def __init__(
@@ -52,19 +53,26 @@ class BranchLog:
         output_dir: str | os.PathLike[str],
         *,
         interval: int = 1,
+        iterations: int | None = None,
     ) -> None:
         if interval < 1:
             raise ValueError(f"Expected `interval` >= 1, got {interval}.")
+        if iterations is not None and iterations < 1:
+            raise ValueError(f"Expected `iterations` >= 1, got {iterations}.")
         self.evaluation = evaluation
         self.loaders = dict(loaders)
         self.output_dir = Path(output_dir)
         self.interval = interval
+        self.iterations = iterations
         self._lines: list[dict[str, Any]] = []
 
     def attach(self, engine: Engine) -> None:
         """Register on the trainer."""
         engine.add_event_handler(Events.STARTED, self._start)
-        engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self._log)
+        event = Events.EPOCH_COMPLETED(every=self.interval)
+        if self.iterations is not None:
+            event = Events.ITERATION_COMPLETED(every=self.iterations)
+        engine.add_event_handler(event, self._log)
 
     def measure(self) -> list[Row]:
         """Measure now, write ``branches.json`` and ``branches_once.csv``, and give the rows."""
@@ -79,10 +87,10 @@ class BranchLog:
 
     def _start(self, engine: Engine) -> None:
         path = self.output_dir / _LOG
-        if engine.state.epoch and path.is_file():
+        if engine.state.iteration and path.is_file():
             with open(path, newline="", encoding="utf-8") as file:
                 lines = list(csv.DictReader(file))
-            self._lines = [line for line in lines if int(line["epoch"]) <= engine.state.epoch]
+            self._lines = [line for line in lines if int(line["iteration"]) <= engine.state.iteration]
 
     def _log(self, engine: Engine) -> None:
         if not is_main_process():

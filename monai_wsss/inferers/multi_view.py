@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Raw maps brought together over views of the same image: flips, quarter turns, scales, each undone before the mean."""
+"""Raw maps brought together over views of the same image: flips, quarter turns, scales, each undone before."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def multi_view_maps(
     scales: Sequence[float] = (1.0,),
     reduction: str = "mean",
 ) -> torch.Tensor | tuple[torch.Tensor, ...]:
-    """Average, or sum, the raw maps over views and scales; differentiable.
+    """Average the raw maps over views and scales, or take their sum or maximum; differentiable.
 
     Args:
         network: gives maps at its input's size, one or a tuple of them: ``(B, C, *S) -> (B, K, *S)``.
@@ -57,7 +57,7 @@ def multi_view_maps(
             ``flips``, all 2^d combinations of axis flips; ``dihedral``, the quarter turns of the first two spatial axes
             and their mirror images (8 views).
         scales: factors of the image's size; maps are brought back by linear interpolation.
-        reduction: over views and scales: ``mean`` or ``sum``.
+        reduction: over views and scales: ``mean``, ``sum``, or ``max``, pixel by pixel and class by class.
 
     Returns:
         ``(B, K, *S)`` float32 or wider, or a tuple of such.
@@ -73,7 +73,7 @@ def multi_view_maps(
         [2, 1]
     """
     check_choice("views", views, ("none", "mirror", "flips", "dihedral"))
-    check_choice("reduction", reduction, ("mean", "sum"))
+    check_choice("reduction", reduction, ("mean", "sum", "max"))
     check_scales(scales)
     size = image.shape[2:]
     totals: list[torch.Tensor] = []
@@ -89,7 +89,8 @@ def multi_view_maps(
             parts = [backward(float32_or_wider(maps)) for maps in several]
             if scale != 1.0:
                 parts = [resize_linear(maps, size) for maps in parts]
-            totals = [total + maps for total, maps in zip(totals, parts, strict=True)] if totals else parts
+            join = torch.maximum if reduction == "max" else torch.add
+            totals = [join(total, maps) for total, maps in zip(totals, parts, strict=True)] if totals else parts
             count += 1
     if reduction == "mean":
         totals = [total / count for total in totals]

@@ -196,15 +196,16 @@ class BMP(TwoBranchMethod):
         ready = self.gate(classification)
         self._progress = progress
         self._waits = not ready and Term.any_begun(progress, self.c2s, self.s2c, self.affinity)
-        label, first = None, None
-        if ready and Term.any_begun(progress, self.c2s, self.affinity):
-            label, first = self._class_labels(images, progress)
+        teaching = ready and Term.any_begun(progress, self.c2s, self.affinity)
+        label, first = self._class_labels(images, progress) if teaching else (None, None)
         losses = {"classification": classification}
         if self.c2s is not None:
             made = label is not None
             losses["c2s"] = self.c2s(progress, segmentation, lambda l_seg: l_seg(segmentation, label), when=made)
         if self.s2c is not None:
-            losses["s2c"] = self.s2c(progress, seeds, lambda l_s2c: l_s2c(images, seeds, segmentation), when=ready)
+            bsp = self._begun(progress)
+            taught = (images, seeds, segmentation)
+            losses["s2c"] = self.s2c(progress, seeds, lambda l_s2c: l_s2c(*taught, bsp=bsp), when=ready)
         if (pairs := outputs.affinity) is not None and self.affinity is not None:
             tokens = None if first is None else resize_nearest(first[:, None], outputs.seeds.shape[2:])[:, 0]
             # Healthy images have positive pairs alone, which draw every affinity to 1.
@@ -226,7 +227,7 @@ class BMP(TwoBranchMethod):
             some = images.of(chosen)
             seeds, segmentation = self.seeds_and_segmentation(some)
             first_of = label_of = self.first_labels(some, seeds, segmentation)
-            if self.labels is not None and self.labels_ramp(progress) > 0:
+            if self.labels is not None and self._begun(progress):
                 label_of = self.labels(some, seeds, segmentation, self.pairs)
             label[images.index(chosen)], first[images.index(chosen)] = label_of, first_of
         if self.healthy_is_background and len(chosen) > len(found):
@@ -235,10 +236,15 @@ class BMP(TwoBranchMethod):
             label, first = (of.masked_fill(images.padding, IGNORED) for of in (label, first))
         return label, first
 
+    def _begun(self, progress: Progress) -> bool:
+        """Tell whether ``labels`` have taken over."""
+        return self.labels is not None and self.labels_ramp(progress) > 0
+
     @property
     def label_maker(self) -> ConstantScores | BackgroundAware:
-        """Give what makes Y^c in the end."""
-        return self.first_labels if self.labels is None else self.labels
+        """Give what makes Y^c: at the last training step of this process, or else in the end."""
+        begun = self._progress is None or self._begun(self._progress)
+        return self.labels if self.labels is not None and begun else self.first_labels
 
     @property
     def may_leave_parameters_unused(self) -> bool:

@@ -13,7 +13,7 @@
 | sigma_s compared with  | probabilities    | probabilities     | probabilities    | logits           |
 | L_s2c on               | seeds            | seeds             | scores S^c       | seeds            |
 | l_seg of L_s2c         | auto             | auto              | soft margin      | auto             |
-| B^s                    | auto             | auto              | auto             | scaled logits    |
+| B^s                    | auto             | auto              | probability      | scaled logits    |
 | S^c                    | shares           | shares            | shares           | as refined       |
 | Y^s filtered by labels | yes              | yes               | yes              | no               |
 | refinement's weights   | sum to 1         | sum to 1          | sum to 1         | sum to 1.01      |
@@ -25,7 +25,8 @@ trained from scratch on small images: its long warm-ups wait until the classifie
 ``"released"`` also makes its labels in training mode and treats healthy images like any other; so does AFA's
 ``"paper"``.  For one class the released code's L_s2c is a cross-entropy over one channel, which is always 0: ``auto``
 takes the binary cross-entropy.  ``"paper"`` reads the shares S^c as logits, as its equation does, so that its L_s2c
-lies between 0.5 and 1.0.  A warm-up of more iterations than the run has never ends; a warning says so.
+lies between 0.5 and 1.0; without BSP and before it begins, the background in S^c is the score between ``low`` and
+``high``.  A warm-up of more iterations than the run has never ends; a warning says so.
 
 AFA's ``"paper"`` has a balanced cross-entropy with weight 0.1, labels spread by the learned affinity from iteration
 6000 on, no feedback, no OFD, and seeds that its losses do not train.  AFA's ``"default"`` has the same terms, with the
@@ -84,6 +85,7 @@ BMP_PRESETS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {
             "s2c_input": "scores",
             "s2c_loss": "softmargin",
+            "background_scale": "softmax",
             "c2s_ramp": WeightRamp("iteration", end=2000),
             "s2c_ramp": WeightRamp("iteration", end=4000),
             "propagation_ramp": WeightRamp("iteration", end=4000),
@@ -122,7 +124,8 @@ class BmpSettings:
         c2s_loss: l_seg of L_c2s: ``"softmargin"``, ``"ce"``, ``"bce"``, or ``"balanced"`` (AFA).
         s2c_loss: l_seg of L_s2c: ``"ce"``, ``"softmargin"``, ``"bce"``; ``"auto"`` is ``"bce"`` for one class, where
             the cross-entropy over one channel is zero, and ``"ce"`` for several.
-        s2c_input: the maps that L_s2c trains: ``"seeds"``: C upsampled, as released; ``"scores"``: S^c, as printed.
+        s2c_input: the maps that L_s2c trains: ``"seeds"``: C upsampled, as released; ``"scores"``: S^c, as printed,
+            whose background is the segmenter's where BSP is on, and the score between ``low`` and ``high`` elsewhere.
         s2c_background: take confident background pixels of images that hold any class as negatives of L_s2c.
         class_confidence: sigma_c.
         segmentation_confidence: sigma_s.
@@ -276,7 +279,7 @@ class BmpSettings:
             "labels": makers[words.propagation](),
             "labels_ramp": words.propagation_ramp,
             "c2s": _term(_class_loss(words.c2s_loss), words.c2s_weight, words.c2s_ramp),
-            "s2c": _term(words._feedback(scale, spread), words.s2c_weight, words.s2c_ramp),
+            "s2c": _term(words._feedback(scale, refine, spread), words.s2c_weight, words.s2c_ramp),
             "affinity": _term(affinity, words.affinity_weight, words.c2s_ramp),
             "gate": LossGate(words.ready_below),
             "healthy_is_background": words.healthy_is_background,
@@ -284,7 +287,7 @@ class BmpSettings:
             "train_mode_labels": words.train_mode_labels,
         }
 
-    def _feedback(self, scale: Any, spread: BackgroundAware) -> SegmentationFeedback:
+    def _feedback(self, scale: Any, refine: Any, spread: BackgroundAware) -> SegmentationFeedback:
         options: dict[str, Any] = {
             "confidence": self.segmentation_confidence,
             "confidence_of": self.confidence_of,
@@ -292,7 +295,11 @@ class BmpSettings:
         }
         if self.s2c_input == "scores":
             loss = ClassToSegmentationLoss(kind=self.s2c_loss, validate_args=False)
-            return FeedbackThroughSpreading(loss, scale, spread, **options)
+            fixed = BackgroundAware(
+                refine, background=(self.low + self.high) / 2, scores=self.score_scale, downscale=self.downscale
+            )
+            aware = spread if self.propagation == "bsp" else fixed
+            return FeedbackThroughSpreading(loss, scale, aware, fixed, **options)
         return SegmentationFeedback(
             SegmentationToClassLoss(kind=self.s2c_loss, use_background=self.s2c_background, validate_args=False),
             **options,

@@ -4,9 +4,11 @@
 
     Y^s   = argmax S^s where max S^s >= sigma_s, no background        confident pixels       Eq. 7
     L_s2c = l(C, Y^s)                                                 as released            `SegmentationFeedback`
-    L_s2c = l(S^c, Y^s),  S^c = p([B^s; C'])                          as printed             `FeedbackThroughSpreading`
+    L_s2c = l(S^c, Y^s),  S^c = p([B^s; C'])                          as printed, with BSP   `FeedbackThroughSpreading`
+    L_s2c = l(S^c, Y^s),  S^c = p([B; C'])                            and without it
 
-The gradient of the printed form passes through the differentiable refinement, but not into the background B^s.
+B is a fixed score.  The gradient of the printed form passes through the differentiable refinement, but not into the
+background.
 """
 
 from __future__ import annotations
@@ -60,8 +62,17 @@ class SegmentationFeedback(nn.Module):
         allowed = images.label if self.filtered else None
         return segmentation_label(segmentation, allowed, self.confidence, self.confidence_of, valid, IGNORED)
 
-    def forward(self, images: LabeledImages, seeds: torch.Tensor, segmentation: torch.Tensor) -> torch.Tensor:
-        """Give L_s2c of raw seeds (B, K, *S) and segmentation logits (B, K + 1, *S), both at the images' size."""
+    def forward(
+        self, images: LabeledImages, seeds: torch.Tensor, segmentation: torch.Tensor, *, bsp: bool = True
+    ) -> torch.Tensor:
+        """Give L_s2c.
+
+        Args:
+            images: with their labels.
+            seeds: raw seeds (B, K, *S) at the images' size.
+            segmentation: logits (B, K + 1, *S) at the images' size.
+            bsp: whether the segmenter's background spreads with the seeds; nothing spreads here.
+        """
         return self.loss(seeds, self.label(images, segmentation), images.found)
 
 
@@ -71,7 +82,8 @@ class FeedbackThroughSpreading(SegmentationFeedback):
     Args:
         loss: l, over K + 1 channels.
         scale: brings raw seeds to [0, 1], e.g. :class:`~monai_wsss.inferers.MinMax`.
-        scores: gives S^c.
+        scores: gives S^c with BSP.
+        fixed_scores: gives S^c without BSP, and before it begins.
         confidence: see :class:`SegmentationFeedback`.
         confidence_of: see there.
         filtered: see there.
@@ -82,6 +94,7 @@ class FeedbackThroughSpreading(SegmentationFeedback):
         loss: ClassToSegmentationLoss,
         scale: nn.Module,
         scores: BackgroundAware,
+        fixed_scores: BackgroundAware,
         *,
         confidence: float = 0.5,
         confidence_of: str = "prob",
@@ -90,9 +103,13 @@ class FeedbackThroughSpreading(SegmentationFeedback):
         super().__init__(loss, confidence=confidence, confidence_of=confidence_of, filtered=filtered)
         self.scale = scale
         self.scores = scores
+        self.fixed_scores = fixed_scores
 
-    def forward(self, images: LabeledImages, seeds: torch.Tensor, segmentation: torch.Tensor) -> torch.Tensor:
-        """Give L_s2c of raw seeds (B, K, *S) and segmentation logits (B, K + 1, *S), both at the images' size."""
+    def forward(
+        self, images: LabeledImages, seeds: torch.Tensor, segmentation: torch.Tensor, *, bsp: bool = True
+    ) -> torch.Tensor:
+        """Give L_s2c, see :class:`SegmentationFeedback`."""
         label = self.label(images, segmentation)
-        scores = self.scores.scores(images, self.scale(seeds), segmentation.detach())
+        maker = self.scores if bsp else self.fixed_scores
+        scores = maker.scores(images, self.scale(seeds), segmentation.detach())
         return self.loss(scores, label.masked_fill(label == 0, IGNORED))

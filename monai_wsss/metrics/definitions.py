@@ -11,7 +11,8 @@ METRIC_DEFINITIONS = {
     "subjects with a finding in the reference.",
     "dice_pooled": "Dice of the foreground: pixels of the whole set pooled, images without a finding included; "
     "undefined where no reference holds a finding.",
-    "iou_pooled": "Intersection over union of the foreground, pixels of the whole set pooled.",
+    "iou_pooled": "Intersection over union of the foreground, pixels of the whole set pooled; of several classes "
+    "also of the background.",
     "miou_pooled": "Mean over the classes, the background among them if there is one, of the pooled intersection over "
     "union; a class that no reference holds does not enter.",
     "context_miou_pooled": "C-mIoU: mean of the pooled intersection over union over the classes that something "

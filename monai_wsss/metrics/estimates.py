@@ -144,7 +144,10 @@ class CaseArrays:
 
 
 def metric_estimates(arrays: CaseArrays) -> dict[str, Estimate]:
-    """Give every metric by its name: the plain name, then ``name/class`` where there are several classes."""
+    """Give every metric by its name: the plain name, then ``name/class`` where there are several classes.
+
+    Of the background there is ``iou_pooled/background`` alone, as papers print it beside the classes.
+    """
     scheme = arrays.scheme
     by_class = [_class_estimates(arrays, k) for k in scheme.labels]
     estimates: dict[str, Estimate] = {}
@@ -155,6 +158,8 @@ def metric_estimates(arrays: CaseArrays) -> dict[str, Estimate]:
             estimates |= {f"{name}/{label}": estimate for label, estimate in group.items()}
     miou = partial(segmentation.miou_pooled, background=scheme.background)
     macro = partial(segmentation.dice_macro_pooled, background=scheme.background)
+    if scheme.background and len(scheme.classes) > 1:
+        estimates["iou_pooled/background"] = pooled_estimate(arrays.counts, _of_class(_POOLED["iou_pooled"], 0))
     if scheme.context:
         numbers = [label for label in scheme.labels if scheme.classes[label - 1] in scheme.context]
         of_context = partial(segmentation.class_miou_pooled, labels=numbers)

@@ -7,6 +7,7 @@
 | `ConstantScores`   | two constant scores         | refinement           | AFA    |
 | `LearnedAffinity`  | two constant scores         | affinity, refinement | AFA    |
 | `BackgroundAware`  | the segmenter's background  | refinement           | BMP    |
+|                    | or one constant score       |                      |        |
 
 A method calls ``maker(images, seeds, segmentation, pairs)``, without gradient:
 
@@ -133,16 +134,18 @@ class BackgroundAware(nn.Module):
 
         S^c = p([B^s; C']),   Y^c = argmax S^c where max S^c >= sigma_c          Zhu et al., Eq. 12-13, 3, 5
 
+    Without BSP, and before it begins, the background is a fixed score B instead: S^c = p([B; C']) (Sec. III-A, IV-B).
+
     Args:
         refine: p, ``(image, maps) -> maps`` at the image's size.
         confidence: sigma_c, in [0, 1].
         background: B^s: ``"softmax"``: the probability of the background; ``"minmax"``: its logits scaled per image, as
-            in the released code.
+            in the released code.  A number in [0, 1]: B, the same everywhere.
         scores: normalization of S^c before sigma_c: ``"l1"``, to shares that sum to 1; ``"softmax"`` or ``"none"``.
         downscale: factor by which images shrink for the refinement.
 
     Raises:
-        ValueError: an unknown choice, a confidence outside of [0, 1], or a factor below 1.
+        ValueError: an unknown choice, a confidence or a fixed score outside of [0, 1], or a factor below 1.
     """
 
     def __init__(
@@ -150,12 +153,15 @@ class BackgroundAware(nn.Module):
         refine: Refine,
         *,
         confidence: float = 0.75,
-        background: str = "minmax",
+        background: str | float = "minmax",
         scores: str = "l1",
         downscale: float = 2.0,
     ) -> None:
         super().__init__()
-        check_choice("background", background, ("softmax", "minmax"))
+        if isinstance(background, str):
+            check_choice("background", background, ("softmax", "minmax"))
+        elif not 0 <= background <= 1:
+            raise ValueError(f"Expected a fixed `background` score in [0, 1], got {background}.")
         check_choice("scores", scores, ("none", "l1", "softmax"))
         _check_downscale(downscale)
         if not 0 <= confidence <= 1:
@@ -178,7 +184,9 @@ class BackgroundAware(nn.Module):
 
     def scores(self, images: LabeledImages, seeds: torch.Tensor, segmentation: torch.Tensor) -> torch.Tensor:
         """Give S^c (B, K + 1, *S), differentiable."""
-        if self.background == "minmax":
+        if not isinstance(self.background, str):
+            background = torch.full_like(seeds[:, :1], self.background)
+        elif self.background == "minmax":
             background = between_extremes(segmentation[:, :1])
         else:
             background = segmentation.softmax(1)[:, :1]

@@ -16,8 +16,10 @@ from torch.utils.data import DataLoader
 
 from monai_wsss._checks import DataError
 from monai_wsss.engines import BranchEvaluation, BranchLog, save_checkpoint, save_weights
+from monai_wsss.methods import BMP
+from monai_wsss.networks import TwoBranchNetwork
 from monai_wsss.networks.reading_record import add_reading_record, record_reading
-from monai_wsss.refinement import DenseCRF
+from monai_wsss.refinement import DenseCRF, LabeledImages, PixelAdaptiveRefinement
 
 CLASSES = ["disk", "ring"]
 
@@ -219,7 +221,7 @@ def test_a_method_is_measured_at_its_thresholds_as_they_are(datalist):
     assert measured.cuts["M"] == pytest.approx(0.3)
     assert list(measured.networks) == ["assignment", "online"]
     assert list(BranchEvaluation.of(CoTraining(two=False), datalist).networks) == ["network"]
-    with pytest.raises(ValueError, match="a co-training method, such as CoSA, got Network"):
+    with pytest.raises(ValueError, match="such as CoSA, or one of two branches, such as BMP, got Network"):
         BranchEvaluation.of(Network(), datalist)
 
 
@@ -255,6 +257,61 @@ def test_checkpoints_and_weights_that_do_not_fit_are_named(datalist, tmp_path):
             BranchEvaluation.of(other, datalist, **given)
 
 
+# ------------------------------------------------------------------------------- a method with one network
+
+
+def bmp(**words) -> BMP:
+    network = TwoBranchNetwork.tiny(2, 2, 2)
+    with torch.no_grad():
+        network.classifier.weight *= 50  # seeds of both classes somewhere
+    refine = PixelAdaptiveRefinement(dilations=(1, 2), iterations=2, row_stochastic=True)
+    return BMP.from_preset(network=network, refine=refine, scales=(1.0,), **words)
+
+
+def test_both_branches_of_bmp_are_measured_for_several_classes(datalist, tmp_path):
+    """Seeds as they are (Zhu et al., Tab. II), Y^c and the segmentation (Tab. VI), by hand from the method's parts."""
+    torch.manual_seed(0)
+    method = bmp().eval()
+    save_weights(tmp_path / "model.pt", method.network)
+    cases = [item(seed, label, (12, 16)) for seed, label in enumerate([(1.0, 0.0), (1.0, 1.0), (0.0, 0.0)])]
+    measured = BranchEvaluation.of(bmp(), datalist, weights=tmp_path / "model.pt")
+    rows = measured.measure(cases)
+    assert [row["branch"] for row in rows] == ["M", "M", "S", "S", "Y", "Y"]
+    assert {row["network"] for row in rows} == {"network"}
+    assert rows[0]["threshold"] == pytest.approx(0.45)
+    for row in rows:
+        pairs = []
+        for case in cases:
+            label = case["label"] if row["label_filter"] == "given" else torch.ones(1, 2)
+            images = LabeledImages(case["image"], label)
+            seeds_of, logits = method.seeds(method.network, images)
+            gone = torch.nn.functional.pad(label == 0, (1, 0))[..., None, None]
+            strongest, winner = seeds_of.max(1)
+            pairs.append(
+                {
+                    "M": torch.where(strongest > 0.45, winner + 1, 0),
+                    "S": logits.masked_fill(gone, -torch.inf).argmax(1),
+                    "Y": method.class_branch_mask(case["image"], label)[:, 0].long(),
+                }[row["branch"]]
+            )
+        told = list(zip(pairs, (case["mask"][:, 0] for case in cases), strict=True))
+        assert row["miou"] == pytest.approx(mean_iou(told)), row
+    assert len({row["miou"] for row in rows}) > 3
+
+
+def test_labels_are_made_on_the_grid_and_brought_to_the_masks(datalist):
+    method = bmp(propagation="par")
+    measured = BranchEvaluation.of(method, datalist, grid=(8, 8), label_filters=("given",))
+    sizes = []
+    method.first_labels.mask = lambda images, seeds, logits: (
+        sizes.append((images.image.shape[2:], seeds.shape[2:])) or torch.full((len(images), 8, 8), 2)
+    )
+    rows = measured.measure([item(0, (0.0, 1.0), (12, 16))])
+    assert sizes == [((8, 8), (8, 8))]
+    assert rows[-1]["branch"] == "Y"
+    assert rows[-1]["iou"]["disk"] == 0
+
+
 # ------------------------------------------------------------------------------------------------ the log
 
 
@@ -280,6 +337,24 @@ def test_branches_are_logged_by_interval_and_a_resumed_run_keeps_earlier_rows(tm
     assert [row["epoch"] for row in read(tmp_path / "branches.csv")] == ["2"] * 32 + ["4"] * 16
     BranchLog(evaluation(), {"training": [item()]}, tmp_path).measure()
     assert len(read(tmp_path / "branches.csv")) == 48  # the log of the training stays
+
+
+def test_branches_are_logged_by_iterations_on_request(tmp_path):
+    """As the curves of Zhu et al., Fig. 7; a resumed run keeps what was measured before it, also within an epoch."""
+    log = BranchLog(evaluation(label_filters=("given",)), {"validation": [item()]}, tmp_path, iterations=2)
+    trainer = Engine(lambda engine, batch: None)
+    log.attach(trainer)
+    trainer.run([0, 0, 0], max_epochs=2)
+    rows = read(tmp_path / "branches.csv")
+    assert sorted({(row["epoch"], row["iteration"]) for row in rows}) == [("1", "2"), ("2", "4"), ("2", "6")]
+    resumed = Engine(lambda engine, batch: None)
+    BranchLog(evaluation(label_filters=("given",)), {"validation": [item()]}, tmp_path, iterations=2).attach(resumed)
+    resumed.load_state_dict({"epoch": 1, "epoch_length": 3, "max_epochs": 2})
+    resumed.run([0, 0, 0], max_epochs=2)
+    assert sorted({row["iteration"] for row in read(tmp_path / "branches.csv")}) == ["2", "4", "6"]
+    assert len(read(tmp_path / "branches.csv")) == len(rows)
+    with pytest.raises(ValueError, match="`iterations` >= 1, got 0"):
+        BranchLog(evaluation(), {}, tmp_path, iterations=0)
 
 
 def test_branches_are_measured_once_without_a_training(tmp_path, caplog):

@@ -115,6 +115,20 @@ def test_views_and_scales_are_summed_on_request_at_the_size_of_the_grid():
     assert sizes == [(side, side) for side in (8, 12, 16, 20, 24) for _ in range(2)]
 
 
+def test_the_largest_map_of_views_and_scales_on_request():
+    """BMP's released inference: three scales, each with its mirror image, and the maximum of their logits."""
+    image = torch.rand(1, 1, 8, 8)
+    scales, seen = (0.5, 0.75, 1.0), []
+
+    def network(x):
+        seen.append(x.flip(-1) if len(seen) % 2 else x)
+        return x * (1 - len(seen) % 2)  # the mirrored view alone
+
+    maps = multi_view_maps(network, image, views="mirror", scales=scales, reduction="max")
+    brought = [torch.nn.functional.interpolate(x, (8, 8), mode="bilinear") for x in seen[1::2]]
+    torch.testing.assert_close(maps, torch.stack(brought).amax(0))
+
+
 def test_maps_are_differentiable_and_float32_under_autocast():
     network = CAMEncoder.tiny()
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -351,6 +351,29 @@ def test_the_segmenter_teaches_the_classifier():
     assert not seeds.grad[2].any()
 
 
+def test_before_bsp_the_feedback_has_a_fixed_background():
+    """Zhu et al., Sec. IV-B: S^c changes its background when BSP begins, and not without it (Tab. VI, row 3)."""
+    words = {"s2c_input": "scores", "segmentation_confidence": 0.0, "s2c_ramp": WeightRamp("none")}
+    batch, given = make_batch(), {}
+    for name, changes in {"bsp": {"propagation_ramp": 0.5}, "par": {"propagation": "par"}}.items():
+        method = method_of(**words, **changes)
+        method.s2c.loss.register_forward_pre_hook(
+            lambda module, args, kwargs, name=name: given.setdefault(name, []).append(kwargs["bsp"]), with_kwargs=True
+        )
+        for fraction in (0.4, 0.5):
+            method(batch, Progress(1, 1, fraction))
+        assert (method.label_maker is method.labels) == (name == "bsp")
+    assert given == {"bsp": [False, True], "par": [False, False]}
+
+
+def test_class_branch_masks_are_those_of_the_labels_of_today():
+    """Before its labels take over they are made as the training makes them; without a training as in the end."""
+    method = method_of(propagation_ramp=0.5)
+    assert method.label_maker is method.labels
+    method(make_batch(), Progress(1, 1, 0.4))
+    assert method.label_maker is method.first_labels
+
+
 def test_as_printed_the_feedback_passes_through_the_refinement():
     method = method_of(s2c_input="scores", segmentation_confidence=0.0, c2s_weight=0.0, affinity_weight=0.0)
     with torch.no_grad():

@@ -74,7 +74,7 @@ PRESETS: dict[tuple[type[BMP], str], dict[str, Any]] = {
     (BMP, "paper"): {
         "prior": "none", "prior_detached": False, "labels_ramp": iterations(4000), "c2s_ramp": iterations(2000),
         "affinity_ramp": iterations(2000), "s2c_ramp": iterations(4000), "feedback": FeedbackThroughSpreading,
-        "s2c_kind": "softmargin", "s2c_background": None,
+        "s2c_kind": "softmargin", "s2c_background": None, "background": "softmax",
     },
     (BMP, "released"): {
         **AS_ANY_OTHER_IMAGE, "score": "none", "class_confidence": 0.5, "segmentation_confidence": 0.75,
@@ -178,15 +178,18 @@ def test_one_class_has_losses_and_a_background_of_its_own(classes, loss, backgro
     assert (method.s2c.loss.loss.kind, method.labels.background) == (loss, background)
     assert (method.settings["s2c_loss"], method.settings["background_scale"]) == (loss, background)
     paper = BMP.from_preset("paper", network=quiet_network(classes))
-    assert (paper.s2c.loss.loss.kind, paper.labels.background) == ("softmargin", background)
+    assert (paper.s2c.loss.loss.kind, paper.labels.background) == ("softmargin", "softmax")
 
 
 def test_words_choose_what_makes_labels():
     assert method_of(propagation="par").labels is None
     assert isinstance(method_of(propagation="affinity").labels, LearnedAffinity)
     feedback = method_of(s2c_input="scores").s2c.loss
-    assert feedback.scores.kind == "l1"
+    assert feedback.scores.kind == feedback.fixed_scores.kind == "l1"
+    assert (feedback.scores.background, feedback.fixed_scores.background) == ("softmax", pytest.approx(0.45))
     assert isinstance(feedback.scale, MinMax)
+    without = method_of(s2c_input="scores", propagation="par").s2c.loss
+    assert without.scores is without.fixed_scores
 
 
 def test_feedback_on_scores_scales_seeds_by_the_level_that_labels_use():

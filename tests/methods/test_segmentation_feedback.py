@@ -79,7 +79,8 @@ def test_scores_learn_from_it_as_printed(classes):
     images, seeds, logits = case(classes)
     refine = PixelAdaptiveRefinement(dilations=(1, 2), iterations=2, row_stochastic=True)
     spread = BackgroundAware(refine, background="softmax", downscale=1.0)
-    feedback = FeedbackThroughSpreading(ClassToSegmentationLoss(kind="softmargin"), MinMax(), spread, confidence=0.6)
+    loss = ClassToSegmentationLoss(kind="softmargin")
+    feedback = FeedbackThroughSpreading(loss, MinMax(), spread, spread, confidence=0.6)
     got = feedback(images, seeds.requires_grad_(), logits.requires_grad_())
     label = confident_segmentation_label(logits, images.label, threshold=0.6, valid=~images.padding)
     boxes = torch.tensor([[0, 8, 0, 6], [3, 8, 0, 6], [0, 8, 0, 6]])
@@ -96,11 +97,33 @@ def test_scores_learn_from_it_as_printed(classes):
     assert logits.grad is None
 
 
+@CLASSES
+def test_scores_have_a_fixed_background_without_bsp(classes):
+    """Zhu et al., Tab. VI, row 3, and Sec. IV-B: S^c = p([B; C']), whatever the segmenter says of the background."""
+    images, seeds, logits = case(classes)
+    refine = PixelAdaptiveRefinement(dilations=(1, 2), iterations=2, row_stochastic=True)
+    aware, fixed = (BackgroundAware(refine, background=kind, downscale=1.0) for kind in ("softmax", 0.45))
+    loss = ClassToSegmentationLoss(kind="softmargin")
+    feedback = FeedbackThroughSpreading(loss, MinMax(), aware, fixed, confidence=0.6)
+    got = feedback(images, seeds.requires_grad_(), logits, bsp=False)
+    label = confident_segmentation_label(logits, images.label, threshold=0.6, valid=~images.padding)
+    boxes = torch.tensor([[0, 8, 0, 6], [3, 8, 0, 6], [0, 8, 0, 6]])
+    background = torch.full_like(logits[:, :1], 0.45)
+    scores = background_aware_scores(
+        images.image, MinMax()(seeds), background, images.label, refine, normalize="l1", downscale=1.0, boxes=boxes
+    )
+    expected = class_to_segmentation_loss(scores, label.masked_fill(label == 0, 255), kind="softmargin")
+    torch.testing.assert_close(got, expected)
+    assert got.item() != feedback(images, seeds, logits).item()
+    got.backward()
+    assert seeds.grad.any()
+
+
 def test_the_scale_belongs_to_both():
     """A healthy level that the method follows is that of the feedback, and is saved with it."""
     scale = AboveHealthyLevel(1)
     spread = BackgroundAware(PixelAdaptiveRefinement(dilations=(1,)))
-    feedback = FeedbackThroughSpreading(ClassToSegmentationLoss(), scale, spread)
+    feedback = FeedbackThroughSpreading(ClassToSegmentationLoss(), scale, spread, spread)
     images, seeds, logits = case(1)
     with pytest.raises(ValueError, match="training images without each class"):
         feedback(images, seeds, logits)

@@ -148,6 +148,9 @@ def test_several_classes_have_their_own_names_and_the_mean_under_the_plain_one()
         np.add.at(table, (case["reference"].ravel(), case["prediction"].ravel()), 1)
     iou = np.diag(table) / (table.sum(0) + table.sum(1) - np.diag(table))
     assert metrics["miou_pooled"]["mean"] == pytest.approx(iou.mean())
+    of_all = [metrics[f"iou_pooled/{name}"]["mean"] for name in ("background", "core", "edema")]
+    assert of_all == pytest.approx(iou.tolist())
+    assert {name for name in metrics if "background" in name} == {"iou_pooled/background"}
     assert "miou_pooled/core" not in metrics
 
 
@@ -164,7 +167,7 @@ def test_without_background_the_scored_class_has_the_plain_names():
     assert metrics["dice_pooled"] == metrics["dice_pooled/gland"] != metrics["dice_pooled/other"]
     both = [metrics[f"iou_pooled/{name}"]["mean"] for name in ("other", "gland")]
     assert metrics["miou_pooled"]["mean"] == pytest.approx(np.mean(both))
-    assert "healthy_clean" not in metrics
+    assert not {"healthy_clean", "iou_pooled/background"} & metrics.keys()
 
 
 def test_volumes_are_cases_too_and_tensors_are_welcome():

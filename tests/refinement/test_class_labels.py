@@ -84,13 +84,16 @@ def test_the_learned_affinity_is_the_propagated_seed_label(size, classes, boxed)
 @SIZES
 @CLASSES
 @BOXED
-@pytest.mark.parametrize(("background", "scores"), [("softmax", "l1"), ("minmax", "none"), ("minmax", "softmax")])
+@pytest.mark.parametrize(
+    ("background", "scores"), [("softmax", "l1"), ("minmax", "none"), ("minmax", "softmax"), (0.45, "l1")]
+)
 def test_background_awareness_is_the_confident_label_of_its_scores(size, classes, boxed, background, scores):
     case, refine = Case(size, classes, boxed), refinement()
     maker = BackgroundAware(refine, confidence=0.55, background=background, scores=scores, downscale=1.5)
     of_segmenter = {
         "softmax": case.segmentation.softmax(1)[:, :1],
         "minmax": rescale_maps(case.segmentation[:, :1]),
+        0.45: torch.full_like(case.segmentation[:, :1], 0.45),
     }[background]
     expected = background_aware_scores(
         case.intensity,
@@ -153,6 +156,7 @@ def test_scores_teach_the_seeds():
         (lambda refine: LearnedAffinity(refine, radius=-1), "`radius` of at least 0 tokens"),
         (lambda refine: LearnedAffinity(refine, low=0.6, high=0.5), "`low` <= `high`"),
         (lambda refine: BackgroundAware(refine, background="auto"), "`background` to be one of softmax, minmax"),
+        (lambda refine: BackgroundAware(refine, background=1.5), r"`background` score in \[0, 1\], got 1.5"),
         (lambda refine: BackgroundAware(refine, scores="l2"), "`scores` to be one of none, l1, softmax, got 'l2'"),
         (lambda refine: BackgroundAware(refine, confidence=75.0), r"`confidence` in \[0, 1\], got 75.0"),
         (lambda refine: BackgroundAware(refine, downscale=0.0), "`downscale` >= 1, got 0.0"),
