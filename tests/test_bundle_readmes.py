@@ -237,6 +237,8 @@ def adapted(words: list[str], bundle: Path, mine: Path) -> list[str]:
         return [*words, "--seeds", "0"]
     if words[:3] != ["python", "-m", "monai.bundle"]:
         return words + (SMALL.get(words[2], []) if "coingan" in bundle.name else [])
+    if "--iterations" in words:
+        words[words.index("--iterations") + 1] = "2"
     files, gland = words[words.index("--config_file") + 1], "histology" in bundle.name
     default = words[-1] == "./out" or files.endswith("'configs/evaluate.json']")  # both are looked at
     training = "configs/train" in files and not re.search(r"evaluate|generate_pseudo|score_pseudo", files)
