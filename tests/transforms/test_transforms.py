@@ -175,7 +175,7 @@ def test_palettes_leave_volumes_alone_and_are_checked(tmp_path):
     volume = torch.ones(1, 2, 3, 4)
     write_mask(tmp_path / "a.nii.gz", volume, np.eye(4), palette="voc")
     assert (np.asarray(nibabel.load(tmp_path / "a.nii.gz").dataobj) == 1).all()
-    with pytest.raises(ValueError, match="Expected `palette` to be one of none, voc, got 'coco'"):
+    with pytest.raises(ValueError, match="Expected `palette` to be one of none, voc, classes, got 'coco'"):
         SaveMaskd("pred", tmp_path, palette="coco")
 
 
