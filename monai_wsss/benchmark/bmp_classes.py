@@ -38,6 +38,7 @@ from markupsafe import Markup
 
 from monai_wsss._checks import DataError
 from monai_wsss.benchmark.bmp_recipes import BMP_BOUND, TABLE_SIX
+from monai_wsss.benchmark.bmp_table import BmpTable
 from monai_wsss.benchmark.formatting import Column
 from monai_wsss.benchmark.prepared import Cases, Slices
 from monai_wsss.benchmark.recipes import Recipe
@@ -79,8 +80,10 @@ class ClassImages(Slices):
 
 
 @dataclass(frozen=True)
-class BmpClasses(BenchmarkTable):
-    """The table with a title, and what is measured while the rows of Fig. 7 are trained."""
+class BmpClasses(BmpTable):
+    """The table, and what is measured while the rows of Fig. 7 are trained."""
+
+    what: str = "Tables II and VI, without CRF,"
 
     def handlers(self, recipe: str, method: WSSSMethod, folder: Path, steps: int) -> list[Any]:
         """Log the branches of the rows of Fig. 7 on unseen images; the training goes on as if nobody had measured."""
@@ -89,14 +92,6 @@ class BmpClasses(BenchmarkTable):
         evaluation = BranchEvaluation.of(method, self.data.datalist, label_filters=_filters(), grid=self._images.grid)
         loaders = {self.data.split: _one_by_one(self._images.cases(self.recipes[recipe]))}
         return [BranchLog(evaluation, loaders, folder, iterations=max(1, steps // _POINTS))]
-
-    def format(self, rows: Sequence[Row]) -> str:
-        """Give the title and the rows as Markdown."""
-        title = (
-            f"Tables II and VI of Zhu et al. (BMP), run small on {self.data.header['name']}: a convolutional pyramid "
-            f"of width 16 from scratch, {self.epochs} epochs, no CRF. Not the paper's run"
-        )
-        return f"**{title}**\n\n{super().format(rows)}"
 
     @property
     def _images(self) -> ClassImages:
