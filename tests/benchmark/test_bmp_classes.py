@@ -25,6 +25,7 @@ def datalist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(make_phantoms(folder, kind="scene", subjects=(8, 8, 0))) / "datalist.json"
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Epoch .* maps of positive images")
 @pytest.mark.filterwarnings("ignore:Epoch .* will not end in this run")
 def test_a_small_run_has_both_branches_of_all_classes_and_draws_their_curves(datalist, tmp_path):

@@ -80,7 +80,7 @@ def test_the_table_has_both_branches_and_the_ratio(datalist, tmp_path):
     assert lines[0].endswith("Not the paper's run**")
     assert lines[2] == "| row | C train | S train | C | S | S + CRF | CRF, s | ratio |"
     assert lines[4] == "| + c2s | 0.200 | – | – | 0.400 ± 0.141 | 0.600 | 0.250 | 0.50 |"
-    assert lines[3].endswith("| 0.800 | – | – | 1.00 |")
+    assert lines[5].endswith("| 0.800 | – | – | 1.00 |")
     assert table.format([row("+ c2s", "S", 0.3)]).endswith("| 0.300 | – | – | – |")
 
 
