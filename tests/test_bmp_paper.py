@@ -18,11 +18,12 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
 from monai.bundle import ConfigParser
+from paper_lists import Item
 from test_every_bundle import ROOT
 
 from monai_wsss._checks import DataError
@@ -99,22 +100,6 @@ class Run:
     def part(self, name: str) -> Any:
         """A part of the method that these words stand for."""
         return self.words.parts(self("num_classes"))[name]
-
-
-class Item(NamedTuple):
-    """An item of the list.
-
-    Attributes:
-        name: of the item.
-        value: what it has to be.
-        source: where that stands.
-        found: looks it up.
-    """
-
-    name: str
-    value: Any
-    source: str
-    found: Callable[[Run], Any]
 
 
 def word(*names: str) -> Callable[[Run], Any]:
