@@ -16,9 +16,9 @@ DSC and ASSD have their mean and standard deviation over patients, of several se
 restacked volumes where the datalist says where slices lie, as those of ``prepare brats --as-slices`` do.  Table V has
 methods as rows and modalities as columns, the paper the other way round.
 
-A table is the paper's only at the paper's size (``size="paper"``) and on its split of BraTS (``--split cmer``); every
-other says in its title that it was run small.  ResNet-50 starts from random weights here.  Masks are read to measure,
-and to train the rows that say so.
+A table is the paper's only at the paper's size (``size="paper"``), on slices of all 335 studies in its split of BraTS
+(``prepare brats --as-slices --split cmer``), and measured on the test split; every other says in its title what is not.
+ResNet-50 starts from random weights here.  Masks are read to measure, and to train the rows that say so.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ from monai_wsss.benchmark.recipes import Recipe
 from monai_wsss.benchmark.rows import Measured, Row, folder_name
 from monai_wsss.benchmark.table import BenchmarkTable, Entry, Trained
 from monai_wsss.data import load_datalist, load_header
+from monai_wsss.data.brats import CMER_SUBJECTS
 from monai_wsss.inferers import GradientCAMInferer
 from monai_wsss.refinement import MaskRule
 from monai_wsss.reports import write_svg
@@ -148,14 +149,14 @@ class CmerRun:
                 f"Expected `sets` of the modalities {', '.join(known)}, such as {every}, got {', '.join(unknown)}."
             )
         scale = scale or (PAPER_SCALE if size == "paper" else SMALL_SCALE)
-        papers = scale == PAPER_SCALE and header.get("split") == "cmer"
+        papers = scale == PAPER_SCALE and _is_papers(datalist, header)
         return cls(Path(datalist), Path(out), chosen, scale, papers, tuple(seeds), split)
 
     def title(self, what: str) -> str:
-        """Give a title that says whether the run is the paper's."""
+        """Give a title that says whether the run is the paper's, which is measured on the test split."""
         name = f"{what} of the CMER paper"
         if self.papers:
-            return name
+            return name if self.split == "test" else f"{name}, but on the {self.split} split"
         how = "not on its data" if self.scale == PAPER_SCALE else "run small"
         return f"{name}, {how}: {self.scale}"
 
@@ -199,6 +200,15 @@ class CmerRun:
             epochs=self.scale.epochs,
             seeds=self.seeds,
         )
+
+
+def _is_papers(datalist: Path, header: Mapping[str, Any]) -> bool:
+    """Tell whether data are slices of the paper's 335 studies, split as there (Sec. IV-A)."""
+    if header.get("split") != "cmer":
+        return False
+    items = {split: load_datalist(datalist, split, masks=True) for split in CMER_SUBJECTS}
+    numbers = {split: len({item["subject"] for item in own}) for split, own in items.items()}
+    return numbers == CMER_SUBJECTS and all("volume" in item for own in items.values() for item in own)
 
 
 # ---- measuring -------------------------------------------------------------------------------------------------------
@@ -352,7 +362,7 @@ def make_cmer_backbone(
         one: run.table("cmer_backbone", one, recipes, columns=columns_of([FUSED], metrics), layer=layer)
         for one in run.sets
     }
-    title = f"{replace(run, papers=False).title('Table IV')}, from random weights"
+    title = f"{run.title('Table IV')}, from random weights"
     return CmerPaper("cmer_backbone", title, Path(out), tables, partial(_side_by_side, metrics))
 
 

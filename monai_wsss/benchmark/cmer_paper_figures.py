@@ -130,7 +130,7 @@ def make_cmer_thresholds(
     """
     run = CmerRun.of(datalist, out, sets=sets, usual="both", size=size, scale=scale, seeds=seeds, split=split)
     recipes = comparison_recipes(run.scale, run.papers)
-    proposed = {name: recipes[name] for name in (proposed_name(run.papers),)}
+    proposed = {name: recipes[name] for name in (proposed_name(run.scale, run.papers),)}
     largest = max(run.sets, key=lambda one: one.count("+"))
     tables = {
         one: run.table(
