@@ -40,6 +40,10 @@ from monai_wsss.reports.charts import ChartLine, line_chart
 __all__ = ["make_cmer_thresholds", "make_cmer_transforms"]
 
 
+_ALONE = (BASELINE, SEAM_SCALE, SEAM_ALL)
+"""Rows that use no other modality."""
+
+
 def _transform_chart(paper: CmerPaper, rows: RowsOfSets) -> Markup:
     """Draw DSC by the kind of transform, for each modality, beside the baseline."""
     ((table, own),) = [(paper.tables[one], own) for one, own in rows.items()]
@@ -69,13 +73,13 @@ def _threshold_chart(modality: str, paper: CmerPaper, rows: RowsOfSets) -> Marku
             found = [_sweep(data, modality, table.trained(entry.name, seed)) for seed in table.seeds]
             (tumor,) = found[0]["classes"]
             dice = np.mean([sweep["classes"][tumor]["dice_subject"] for sweep in found], axis=0)
-            alone = entry.name in (BASELINE, SEAM_SCALE, SEAM_ALL)
-            name = entry.name if alone else f"{entry.name}, {one}"
+            name = entry.name if entry.name in _ALONE else f"{entry.name}, {one}"
             curves[name] = {"threshold": found[0]["thresholds"], "dice_subject": dice.tolist()}
+    curves = dict(sorted(curves.items(), key=lambda item: item[0] not in _ALONE))  # alike in all figures, first
     write_json(paper.out / f"{paper.name}_{modality}.json", curves)
     return line_chart(
         [ChartLine(name, curve["threshold"], curve["dice_subject"]) for name, curve in curves.items()],
-        title=f"{paper.title}: {modality}",
+        title=f"{modality}. {paper.title}",
         x_label="threshold of the max-normalized map",
         y_label="DSC",
         y_range=(0.0, 1.0),

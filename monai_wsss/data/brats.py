@@ -156,7 +156,9 @@ def splits_by_grade(cases: Sequence[BratsCase], seed: int) -> dict[str, str]:
     subjects = sorted(grade_of)
     grades = [[int(grade_of[subject] == "HGG")] for subject in subjects]
     total = sum(CMER_SUBJECTS.values())
-    drawn = split_by_subject(subjects, grades, fractions=[number / total for number in CMER_SUBJECTS.values()], seed=seed)
+    drawn = split_by_subject(
+        subjects, grades, fractions=[number / total for number in CMER_SUBJECTS.values()], seed=seed
+    )
     warn_of_other_numbers({split: drawn.count(split) for split in CMER_SUBJECTS}, CMER_SUBJECTS)
     return dict(zip(subjects, drawn, strict=True))
 

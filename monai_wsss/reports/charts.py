@@ -8,6 +8,7 @@ and :func:`write_svg` writes it into the file.
 
 from __future__ import annotations
 
+import html
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -330,7 +331,7 @@ def write_svg(path: str | os.PathLike[str], chart: Markup) -> Path:
         raise ValueError(f"Expected `chart` as bar_chart or line_chart gives it, got {str(chart)[:40]!r}.")
     tag, _, content = str(chart).removeprefix("<svg").partition("</title>")
     _, _, title = tag.partition("<title>")
-    shown, above = caption_above(Markup(title).unescape(), int(found[1]))
+    shown, above = caption_above(html.unescape(title), int(found[1]))
     width, height = found[1], int(found[2]) + above
     tag = tag.replace(found[0].removeprefix("<svg"), f' class="chart" viewBox="0 0 {width} {height}"')
     light, dark = _rules("light"), _rules("dark")

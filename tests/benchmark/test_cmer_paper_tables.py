@@ -211,7 +211,10 @@ def test_tiny_runs_leave_tables_and_figures_and_train_nothing_twice(datalist, tm
     assert figure.figures == tuple(f"cmer_thresholds_{name}.svg" for name in ("T1", "FLAIR", "T1c"))
     curves = json.loads((out / "cmer_thresholds_FLAIR.json").read_text(encoding="utf-8"))
     of_sets = {f"{PROPOSED}, {one}" for one in ("T1+FLAIR", "T1c+FLAIR")}
+    assert list(curves)[:3] == [BASELINE, SEAM_SCALE, SEAM_ALL]
     assert set(curves) == {BASELINE, SEAM_SCALE, SEAM_ALL} | of_sets
+    drawn = (out / "cmer_thresholds_FLAIR.svg").read_text(encoding="utf-8")
+    assert drawn.count("FLAIR. Fig. 4 of the CMER paper, run small") == 2  # for readers of screens, and seen
     make_cmer_losses(datalist, out, sets=("T1+FLAIR", "T1c+FLAIR"), **words).run()
     head = (out / "cmer_losses.md").read_text(encoding="utf-8").splitlines()[2]
     assert head == "| row | T1+FLAIR DSC | T1+FLAIR ASSD | T1c+FLAIR DSC | T1c+FLAIR ASSD |"
