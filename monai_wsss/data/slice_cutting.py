@@ -27,8 +27,9 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, 
 
 from monai_wsss._checks import DataError
 from monai_wsss._orientation import SLICING_AXES, axes_of
-from monai_wsss._pictures import MILLIMETERS
+from monai_wsss._pictures import MILLIMETERS, PIXELS
 from monai_wsss.data.case_files import ImageCase, read_mask, write_slice
+from monai_wsss.data.datalist import slice_entry
 from monai_wsss.data.label_table import LabeledRow
 from monai_wsss.data.reading import affine_of
 from monai_wsss.data.writing import scale_to_16_bit
@@ -197,8 +198,9 @@ def write_slices(
         cut: along which axis, and how slices are numbered.
 
     Returns:
-        Per row what :func:`~monai_wsss.data.case_files.write_slice` returns, the scaled volume (C, X, Y, Z) uint16 with
-        its slices along the last axis, and toward which sides its axes run.
+        Per row what :func:`~monai_wsss.data.case_files.write_slice` returns, the item with its place in the volume
+        (:func:`~monai_wsss.data.datalist.slice_entry`), the scaled volume (C, X, Y, Z) uint16 with its slices along the
+        last axis, and toward which sides its axes run.
 
     Raises:
         DataError: the case is no volume, a slice lies outside of it, two rows mean one slice, the volume cannot be
@@ -220,6 +222,7 @@ def write_slices(
     except ValueError as error:
         raise DataError(f'{first.where}: volume "{first.image_id}" cannot be scaled: {error}') from error
     places = cut.places(case.images, first.image_id, turn is not None)
+    affine = None if case.unit == PIXELS else affine_of(case.images[0])
     written: list[tuple[dict[str, Any], bool]] = []
     rows_of: dict[int, str] = {}
     for row in rows:
@@ -228,5 +231,6 @@ def write_slices(
             raise DataError(f"{row.where}: this slice is also in {rows_of[index]}: give each slice one row.")
         rows_of[index] = row.where
         mask_of_slice = None if shown is None else shown[..., index]
-        written.append(write_slice(out, row, case.names, scaled[..., index], mask_of_slice))
+        item, agrees = write_slice(out, row, case.names, scaled[..., index], mask_of_slice)
+        written.append((item | slice_entry(first.image_id, index, affine), agrees))
     return written, scaled, axes_of(affine_of(case.images[0]))

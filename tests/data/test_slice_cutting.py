@@ -56,6 +56,8 @@ def test_volumes_are_cut_along_one_anatomical_axis_however_files_store_them(tmp_
     for item in found.values():
         np.testing.assert_array_equal(pixels(item), expected)
         np.testing.assert_array_equal(read_labels(item["mask"])[0].numpy(), mask[..., 1])
+        np.testing.assert_allclose(item["voxel_size"], [1.5, 1.5, 4.0], rtol=1e-5)
+    assert [(item["volume"], item["slice"]) for item in found.values()] == [("a", 1), ("b", 1), ("c", 1), ("d", 4)]
     header = load_header(tmp_path / "out" / "datalist.json")
     assert (header["slicing_axis"], header["in_plane_axes"]) == ("SI", "LP")
     (record,) = (one for one in caplog.records if one.name.endswith("slice_cutting"))
