@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from monai_wsss._checks import DataError
 from monai_wsss._files import file_sha256
@@ -31,6 +32,7 @@ from monai_wsss.reports.templates import png_text, write_page
 
 __all__ = ["write_report"]
 
+_TALL = 300  # pixels of the height of a picture of several slices
 _AVERAGED = "Averaged over the classes"
 _GROUPS: dict[str, dict[str, str]] = {
     "Overlap with the reference": {
@@ -44,6 +46,10 @@ _GROUPS: dict[str, dict[str, str]] = {
         "assd_directed": "ASSD, mean of directions",
         "asd": "ASD, mask to reference",
         "hd95": "HD95",
+        "volume_assd": "ASSD, of restacked volumes",
+        "volume_assd_directed": "ASSD, mean of directions, of restacked volumes",
+        "volume_asd": "ASD, of restacked volumes",
+        "volume_hd95": "HD95, of restacked volumes",
     },
     "Healthy images and presence": {
         "healthy_clean": "Healthy images left clean",
@@ -235,7 +241,7 @@ def _metric_row(name: str, mean: float, interval: Sequence[float], subjects: int
 
 def _cases(rows: Sequence[Mapping[str, str]], panels: Path, background: bool | None) -> dict[str, Any]:
     """Prepare the cases: numbers of cases and subjects, selected panels, and the table."""
-    chosen = choose_cases(rows, each=2)
+    chosen = choose_cases(rows, each=_each(panels))
     findings, healthy = (sum(row[name] == "1" for row in rows) for name in ("finding", "healthy"))
     return {
         "lead": f"{count(len(rows), 'case')} of {count(len({row['subject'] for row in rows}), 'subject')}",
@@ -247,6 +253,15 @@ def _cases(rows: Sequence[Mapping[str, str]], panels: Path, background: bool | N
         ],
         "table": evaluated_cases(rows, panels, background=background is not False),
     }
+
+
+def _each(panels: Path) -> int:
+    """Give the number of pictures of a kind: one where they show several slices."""
+    try:
+        with Image.open(panels / "1.png") as picture:
+            return 1 if picture.height > _TALL else 2
+    except OSError:
+        return 2
 
 
 def _panel(number: int, row: Mapping[str, str], panels: Path) -> dict[str, Any]:

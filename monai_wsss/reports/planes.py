@@ -81,9 +81,9 @@ def _in_space(affine: np.ndarray) -> Display:
 def telling_slices(parts: Sequence[np.ndarray | None], heat: np.ndarray | None = None, *, most: int = 3) -> list[int]:
     """Choose slices of the last axis, the most telling one first.
 
-    The first is the one where a part is largest; then follow those where each part is largest, and those that lie
-    lower and higher in what the parts cover.  Without any part it is the one with the strongest map; without a map the
-    middle one.
+    The first is the one where a part is largest.  Then follow those where each part is largest, and those lower and
+    higher in what the parts cover, but no neighbors.  Without any part it is the one with the strongest map; without a
+    map the middle one.
 
     Args:
         parts: reference and mask, label maps (x, y, z), or None.
@@ -94,7 +94,7 @@ def telling_slices(parts: Sequence[np.ndarray | None], heat: np.ndarray | None =
         >>> mask = np.zeros((4, 4, 9), int)
         >>> mask[..., 2:7], mask[:2, :, 5] = 1, 0
         >>> telling_slices([mask, None])
-        [2, 3, 5]
+        [2, 5]
     """
     amounts = [(part > 0).sum(axis=(0, 1)) for part in parts if part is not None and (part > 0).any()]
     if not amounts:
@@ -105,4 +105,9 @@ def telling_slices(parts: Sequence[np.ndarray | None], heat: np.ndarray | None =
     covered = np.flatnonzero(np.max(amounts, axis=0))
     lower, higher = (covered[round(share * (len(covered) - 1))] for share in (0.2, 0.8))
     wanted = [np.argmax(np.max(amounts, axis=0)), *(np.argmax(amount) for amount in amounts), lower, higher]
-    return list(dict.fromkeys(int(place) for place in wanted))[:most]
+    near = max(1, len(covered) // 8)
+    chosen: list[int] = []
+    for place in map(int, wanted):
+        if all(abs(place - other) > near for other in chosen):
+            chosen.append(place)
+    return chosen[:most]

@@ -40,13 +40,18 @@ def test_a_mask_lies_where_it_is(order):
 
 def test_a_volume_is_shown_where_its_mask_is():
     mask = np.zeros((16, 16, 30), int)
-    mask[4:9, 4:9, 20:26] = 2
+    mask[4:9, 4:9, 10:28] = 2
     drawn = pixels(
         render_overlay(np.random.default_rng(0).random((3, 16, 16, 30)), mask, ["a", "b"], ["T1", "T2", "X"])
     )
     color = np.asarray(CLASS_COLORS[1])
     assert (np.abs(drawn[-40:] - color).sum(-1) < 10).any()  # in the legend
-    assert drawn.shape[0] > 3 * 320
+    assert drawn.shape[0] > 2 * 320
+    assert drawn.shape[1] == 3 * 324 - 4
+    assert (drawn[:320, :, 0] == drawn[:320, :, 2]).all()  # images above, masks below
+    assert all(
+        (drawn[324:644, left : left + 320, 0] != drawn[324:644, left : left + 320, 2]).any() for left in (0, 324, 648)
+    )
 
 
 def test_an_empty_mask_and_many_classes_are_drawn():
