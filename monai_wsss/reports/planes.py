@@ -103,8 +103,8 @@ def telling_slices(parts: Sequence[np.ndarray | None], heat: np.ndarray | None =
         given: Any = next(part for part in parts if part is not None)
         return [given.shape[2] // 2]
     covered = np.flatnonzero(np.max(amounts, axis=0))
-    lower, higher = (covered[round(share * (len(covered) - 1))] for share in (0.2, 0.8))
-    wanted = [np.argmax(np.max(amounts, axis=0)), *(np.argmax(amount) for amount in amounts), lower, higher]
+    within = [covered[round(share * (len(covered) - 1))] for share in (0.2, 0.8, 0.5, 1.0, 0.0)]
+    wanted = [np.argmax(np.max(amounts, axis=0)), *(np.argmax(amount) for amount in amounts), *within]
     near = max(1, len(covered) // 8)
     chosen: list[int] = []
     for place in map(int, wanted):

@@ -82,6 +82,10 @@ def _amounts(row: Mapping[str, Any]) -> dict[tuple[str, str], float]:
     return {(match[1], match[2]): float(value) for match, value in matches if match}
 
 
+def _rounded(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
+
+
 def _table(records: Sequence[Mapping[str, Any]], out: Path) -> dict[str, Any]:
     """Prepare the table: per case its amounts, its presence scores, its size, and whether it departs from the rest."""
     amounts = [_amounts(record["row"]) for record in records]
@@ -93,13 +97,13 @@ def _table(records: Sequence[Mapping[str, Any]], out: Path) -> dict[str, Any]:
     rows = []
     for number, (record, found) in enumerate(zip(records, amounts, strict=True), start=1):
         cells = [cell(str(number), number)]
-        cells += [cell(f"{found[kind]:g}", found[kind]) if kind in found else cell("–") for kind in kinds]
+        cells += [cell(_rounded(found[kind]), found[kind]) if kind in found else cell("–") for kind in kinds]
         cells += [cell(f"{value:.2f}", value) if (value := record["row"].get(name)) else cell("–") for name in scores]
         notes = list(record["notes"])
         cells += [cell(record["size"], record["size"], number=False)]
-        cells += [cell("; ".join(notes) if notes else "as trained", len(notes), number=False)]
+        cells += [cell("; ".join(notes) if notes else "nothing noticed", len(notes), number=False)]
         picture = pictures.of(out / record["overlay"]) if record.get("overlay") else CasePictures().of(Path())
-        words = ", ".join(f"{name} {value:g} {_UNITS[unit]}" for (name, unit), value in found.items())
+        words = ", ".join(f"{name} {_rounded(value)} {_UNITS[unit]}" for (name, unit), value in found.items())
         about = {"number": number, "cells": cells, "link": None, "no_picture": "Its picture is in overlays."}
         about["notes"] = [f"Differs from the training: {note}." for note in notes]
         about["caption"] = f"{f'Found: {words}.' if any(found.values()) else 'Nothing found.'} {record['size']}."
