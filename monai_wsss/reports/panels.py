@@ -132,8 +132,8 @@ def render_panel(
     shown = sorted(chosen)
     rows = []
     for z, plane in zip(shown, _windowed(picture, names, shown), strict=True):
-        parts = [None if part is None else part[..., z] for part in (heat, found, wanted)]
-        rows.append(_tiles(plane, *parts, names=names, size=size))
+        above, beside = (None if part is None else part[..., z] for part in (heat, wanted))
+        rows.append(_tiles(plane, above, found[..., z], beside, names=names, size=size))
     labels = [f"slice {z + 1} of {found.shape[2]}" for z in shown] if found.shape[2] > 1 else [""]
     return _sheet(rows, size, labels, telling=shown.index(chosen[0]), letter=display.letter)
 
@@ -366,8 +366,8 @@ def _sheet(
         for column, (_, tile) in enumerate(tiles):
             picture = Image.fromarray(tile.round().clip(0, 255).astype(np.uint8))
             sheet.paste(picture, (column * (width + _GAP), top))
-        for text, place in ((labels[row], top + 3), (letter, top + height // 2 - 7)):
-            draw.text((4, place), text, fill=_INK, font=font, stroke_width=1, stroke_fill="#000000")
+        for text, level in ((labels[row], top + 3), (letter, top + height // 2 - 7)):
+            draw.text((4, level), text, fill=_INK, font=font, stroke_width=1, stroke_fill="#000000")
     place = 4.0
     for text, color in below:
         draw.text((place, bottom + 3), text, fill=color, font=font)

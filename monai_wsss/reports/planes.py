@@ -44,7 +44,7 @@ class Display:
         """Give (..., columns, rows, slices) of an array (..., *S); a 2D image has one slice."""
         leading = array.ndim - len(self.axes)
         turned = np.moveaxis(array, [leading + axis for axis in self.axes], range(leading, array.ndim))
-        turned = np.flip(turned, [leading + axis for axis in self.flipped])
+        turned = np.flip(turned, tuple(leading + axis for axis in self.flipped))
         return turned if len(self.axes) == 3 else turned[..., None]
 
 

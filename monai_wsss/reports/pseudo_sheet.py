@@ -74,9 +74,9 @@ def write_pseudo_sheet(
         temporary.write_bytes(add_legend(file, classes))
 
 
-def _pair(item: Mapping[str, Any]) -> tuple[Image.Image, Image.Image]:
+def _pair(item: Mapping[Any, Any]) -> tuple[Image.Image, Image.Image]:
     """Draw an image and its pseudo-mask over it; pixels that no loss learns from are hatched."""
-    read = LoadOrderedd(["image", "pseudo_mask"])(dict(item))
+    read = LoadOrderedd(["image", "pseudo_mask"])({**item})
     display = display_of(read["image"])
     picture = display.turn(np.asarray(read["image"], dtype=np.float32))[..., 0]
     labels = display.turn(np.asarray(read["pseudo_mask"]).astype(int))[0, ..., 0]
