@@ -66,7 +66,8 @@ def test_masks_of_studies_are_those_of_the_bundle_in_the_geometry_of_the_studies
         assert (result.out / row["overlay"]).read_bytes().startswith(b"\x89PNG")
     page = result.report.read_text(encoding="utf-8")
     assert "TCGA-LGG" in page
-    assert page.count("data:image/png") == 2
+    assert page.count("data:image/webp") == 2 * page.count("data:image/jpeg") == 4  # above the table, and in it
+    assert "<title>Masks of 2 cases by brain_mri_cam_segmentation, " in page
     assert str(tmp_path) not in page
     record = json.loads((result.out / "run.json").read_text(encoding="utf-8"))
     assert record["classes"] == ["tumor"]

@@ -40,13 +40,18 @@ def test_a_mask_lies_where_it_is(order):
 
 def test_a_volume_is_shown_where_its_mask_is():
     mask = np.zeros((16, 16, 30), int)
-    mask[4:9, 4:9, 20:26] = 2
+    mask[4:9, 4:9, 10:28] = 2
     drawn = pixels(
         render_overlay(np.random.default_rng(0).random((3, 16, 16, 30)), mask, ["a", "b"], ["T1", "T2", "X"])
     )
     color = np.asarray(CLASS_COLORS[1])
     assert (np.abs(drawn[-40:] - color).sum(-1) < 10).any()  # in the legend
-    assert drawn.shape[0] > 3 * 320
+    assert drawn.shape[0] > 2 * 320
+    assert drawn.shape[1] == 3 * 324 - 4
+    for left in (0, 324, 648):  # images above, masks below
+        above, below = (drawn[top : top + 290, left : left + 320] for top in (30, 354))
+        assert (above[..., 0] == above[..., 2]).all()
+        assert (below[..., 0] != below[..., 2]).any()
 
 
 def test_an_empty_mask_and_many_classes_are_drawn():
