@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 BUNDLES = ROOT / "bundles"
 LIMIT_SECONDS = 1800
 SHOWN = 8
-"""Values of an answer that a table shows."""
+"""Items of a prepared folder that an answer describes."""
 _TELLING = re.compile(r"(Error|error): |^monai.bundle run: |^broken|WARNING|tilted|left out|lies? ")
 _NOISE = re.compile(r"INFO|Warning: |warnings\.warn|^\s*$|^Next,|^  (cd|python) |^\d{4}-\d\d-\d\d|^[|+-]+$")
 _SAID = re.compile(r"^(\[rank\d\]: )?(monai_wsss\._checks\.)?(monai\.bundle run: |error: |DataError: )")
@@ -92,7 +92,8 @@ def answer_of(arguments: Sequence[str], folder: Path) -> Answer:
     answer = Answer(code, [line.removeprefix("error: ") for line in lines] + kept.sentences)
     out = folder / arguments[list(arguments).index("--out") + 1] if "--out" in arguments else folder
     if code == 0 and (out / "datalist.json").exists():
-        answer.values = values_of(out)
+        values = values_of(out)
+        answer.values = values if len(values) <= SHOWN else [*values[:SHOWN], "…"]
     return answer.relative_to(folder)
 
 
@@ -105,7 +106,10 @@ def _unprinted(errors: io.StringIO) -> Iterator[None]:
 
 @contextlib.contextmanager
 def listening(kept: Kept) -> Iterator[None]:
-    """Keep the warnings of the package meanwhile."""
+    """Keep the warnings of the package meanwhile, also those that it tells once per folder and told before."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("monai_wsss.") and hasattr(module, "_told"):
+            module._told.clear()
     logger = logging.getLogger("monai_wsss")
     logger.addHandler(kept)
     try:
@@ -185,6 +189,7 @@ def answer_of_process(command: Sequence[str] | str, folder: Path, **how: object)
         printed = [line for line in printed if "DataError: " in line or not _TELLING.search(line)]
     printed = [re.sub(r"^monai_wsss\._checks\.DataError: ", "", line) for line in printed]
     printed.sort(key=lambda line: bool(_TELLING.search(line)))
+    printed += ["(runs to its end)"] * (not told and not printed and not ran.returncode)
     return Answer(ran.returncode, list(dict.fromkeys(told))[:6], list(dict.fromkeys(printed))[-8:])
 
 
@@ -196,5 +201,4 @@ def cell(text: str) -> str:
 def said(answer: Answer) -> str:
     """Write an answer as a cell: sentences but that of few images, which small inputs all get, then values."""
     sentences = [text for text in answer.sentences if not _FEW.match(text)]
-    values = answer.values if len(answer.values) <= SHOWN else [*answer.values[:SHOWN], "…"]
-    return "<br>".join(map(cell, [*dict.fromkeys(sentences), *values])) or "(nothing)"
+    return "<br>".join(map(cell, [*dict.fromkeys(sentences), *answer.values])) or "(nothing)"

@@ -59,7 +59,8 @@ _PREPARE = ("prepare", "folder")
 
 
 def _bundle_run(config: str, *words: str) -> list[str]:
-    own = ["--modalities", "['image']", "--in_channels", "1", "--load_pretrain", "False"]
+    own = ["--modalities", "['image']", "--in_channels", "1"]
+    own += ["--load_pretrain", "False"] * (config == "inference")
     return [sys.executable, "-m", "monai.bundle", "run", "--config_file", f"configs/{config}.json", *own, *words]
 
 
@@ -78,9 +79,8 @@ def _trained(folder: Path, epochs: int, resume: bool) -> str:
         EpochCacheDataset(items, Compose([])), batch_size=2
     )
     optimizer = torch.optim.Adam(method.parameters())
-    WSSSTrainer(
-        method, optimizer, loader, epochs, checkpoint_dir=folder / "checkpoints", progress_bar=False, resume=resume
-    ).run()
+    own = {"checkpoint_dir": folder / "checkpoints", "reading": {"order": "xy"}, "progress_bar": False}
+    WSSSTrainer(method, optimizer, loader, epochs, resume=resume, **own).run()
     return ", ".join(sorted(path.name for path in (folder / "checkpoints").iterdir()))
 
 
@@ -97,7 +97,16 @@ def predictions_header_formula(folder: Path) -> Answer:
     content = json.loads((out / "datalist.json").read_text())
     content["classes"] = ['=HYPERLINK("http://x")']
     (out / "datalist.json").write_text(json.dumps(content))
-    words = ["--rule", "otsu", "--split", "test", "--dataset_dir", str(out), "--output_dir", str(folder / "inf")]
+    words = [
+        "--to_mask#rule",
+        "otsu",
+        "--split",
+        "test",
+        "--dataset_dir",
+        str(out),
+        "--output_dir",
+        str(folder / "inf"),
+    ]
     answer = answer_of_process(_bundle_run("inference", *words), BUNDLES / BUNDLE)
     table = folder / "inf" / "predictions.csv"
     answer.values = [table.read_text().splitlines()[0]] if table.exists() else answer.values

@@ -39,7 +39,7 @@ from monai_wsss._picture_values import (
     has_transparency,
     mask_numbers,
     profile_is_unusual,
-    refuse_unknown_tiff,
+    refuse_unread_picture,
 )
 from monai_wsss._pictures import MILLIMETERS, PIXELS, is_turned
 
@@ -218,7 +218,7 @@ def read_image(
     except DataError:
         raise
     except Exception as error:  # every reader has its own exceptions, down to bare RuntimeError and EOFError
-        refuse_unknown_tiff(error, file)
+        refuse_unread_picture(error, file)
         raise DataError(
             f"Cannot read {file} as {kind} ({_reason(error)}): the file is damaged or of another kind, "
             "so copy or export it again."
@@ -301,7 +301,7 @@ def read_labels(path: str | os.PathLike[str], *, palette: str = "shown") -> Meta
     except DataError:
         raise
     except Exception as error:
-        refuse_unknown_tiff(error, file)
+        refuse_unread_picture(error, file)
         raise DataError(f"Cannot read the mask {file} ({_reason(error)}): copy or export it again.") from error
     if mask.shape[0] != 1:
         raise DataError(f"The mask {file} has {mask.shape[0]} channels: give one channel with 0 for background.")
