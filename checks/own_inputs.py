@@ -13,6 +13,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from own_faults import FAULTS
+from own_pictures import PICTURES
 from own_volumes import VOLUMES
 from writers import print_table
 
@@ -21,7 +23,7 @@ def main() -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", help="only these kinds or numbers")
-    return print_table([*VOLUMES], parser.parse_args().names)
+    return print_table([*VOLUMES, *PICTURES, *FAULTS], parser.parse_args().names)
 
 
 if __name__ == "__main__":

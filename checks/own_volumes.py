@@ -422,8 +422,12 @@ def overlay_bits(at: Path) -> Answer:
     return _brighter(prepare(at), at, "a")
 
 
-@tried("K3", "a presentation LUT that inverts, INVERSE, on MONOCHROME2", "values as stored, not as shown",
-       "square 900, around it 400")  # fmt: skip
+@tried(
+    "K3",
+    "a presentation LUT that inverts, INVERSE, on MONOCHROME2",
+    "values as stored, not as shown",
+    "square 900, around it 400",
+)
 def presentation(at: Path) -> Answer:
     dicom(at / "images/a.dcm", _square(900, 400), PresentationLUTShape="INVERSE", WindowCenter=40, WindowWidth=80)
     dicom(at / "images/b.dcm", _square(1, 2))
@@ -469,8 +473,9 @@ def qform_alone(at: Path) -> Answer:
     return _mask_on(at)
 
 
-@tried("K5", "NIfTI in MNI space, sform code 4, and a qform of the scanner that is turned", "the mask has the same",
-       _KEPT)  # fmt: skip
+@tried(
+    "K5", "NIfTI in MNI space, sform code 4, and a qform of the scanner that is turned", "the mask has the same", _KEPT
+)
 def mni(at: Path) -> Answer:
     def change(image: nibabel.Nifti1Image) -> None:
         image.set_qform(np.array([[-1.0, 0, 0, 9], [0, 0.8, -0.6, 0], [0, 0.6, 0.8, 2], [0, 0, 0, 1]]), 1)
@@ -489,8 +494,13 @@ def mask_in_micrometers(at: Path) -> Answer:
     return _mask_on(at)
 
 
-@tried("K5", "a reference mask with another sform code than its image", "the prepared mask lies as its image",
-       "20 foreground", "prepared mask: codes of its image")  # fmt: skip
+@tried(
+    "K5",
+    "a reference mask with another sform code than its image",
+    "the prepared mask lies as its image",
+    "20 foreground",
+    "prepared mask: codes of its image",
+)
 def reference_mask(at: Path) -> Answer:
     for seed, name in enumerate("ab"):
         nifti(at / f"images/{name}.nii.gz", noise((16, 12, 3), seed), None, lambda i: i.set_sform(i.affine, 3))
