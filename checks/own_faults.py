@@ -14,14 +14,17 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+import SimpleITK
 import torch
 from answers import BUNDLES, ROOT, Answer, answer_of, answer_of_call, answer_of_process
 from monai.transforms import Compose
-from writers import Input, entry, gray_pictures, labels, picture, prepare
+from writers import Input, entry, gray_pictures, labels, nifti, noise, picture, prepare
 
 from monai_wsss._locks import LOCK, hold_folder, release_folder
 from monai_wsss.bundle_scan import scan_bundle
 from monai_wsss.data import EpochCacheDataset
+from monai_wsss.data.reading import read_image
 from monai_wsss.engines import WSSSTrainer, load_tensors
 from monai_wsss.losses import PurifiedLabelLoss
 from monai_wsss.methods import ClassActivationMapping
@@ -59,7 +62,7 @@ def through_a_link(at: Path) -> Answer:
 
 def _phantoms(at: Path, name: str) -> Answer:
     """Make phantoms where a datalist of phantoms names another file."""
-    (at / "data").mkdir()
+    (at / "data").mkdir(exist_ok=True)
     (at / "victim.txt").write_text("precious")
     case = {"id": "a", "image": name, "mask": name}
     (at / "data/datalist.json").write_text(json.dumps({"phantom": {"kind": "x"}, "training": [case]}))
@@ -83,12 +86,9 @@ def absolute(at: Path) -> Answer:
     code=1,
 )
 def linked(at: Path) -> Answer:
-    (at / "data").mkdir()
-    (at / "data/up").symlink_to(at)
-    shutil.move(at / "data/up", at / "up")
-    (at / "data").rmdir()
-    answer = _phantoms(at, "images/up/victim.txt")
-    return answer
+    (at / "data/images").mkdir(parents=True)
+    (at / "data/images/up").symlink_to(at)
+    return _phantoms(at, "images/up/victim.txt")
 
 
 # F3, F4, F7 -----------------------------------------------------------------------------------------
@@ -285,11 +285,13 @@ def file_in_place(at: Path) -> Answer:
     return prepare(at)
 
 
-@tried("F8", "an output folder where nobody may write", "one sentence", "Cannot write|cannot be", code=1)
+@tried("F8", "an output folder in a device", "one sentence", "Cannot write|cannot be", code=1)
 def nowhere(at: Path) -> Answer:
     gray_pictures(at, "a.png", "b.png")
     labels(at)
-    return answer_of(["prepare", "folder", "--images", "images", "--labels", "labels.csv", "--out", "/proc/out"], at)
+    return answer_of(
+        ["prepare", "folder", "--images", "images", "--labels", "labels.csv", "--out", "/dev/null/out"], at
+    )
 
 
 @tried(
@@ -341,6 +343,23 @@ def formulas(at: Path) -> Answer:
         cells = [one for row in csv.reader(file) for one in row]
     formulas = [one for one in cells if one.lstrip()[:1] in tuple("=+-@\uff1d") or one[:1] in "\t\r"]
     return Answer(0, [], [f"{len(formulas)} of {len(cells)} cells are formulas"])
+
+
+@tried(
+    "F11",
+    "one bit flipped in each of a PNG, a .nii.gz and a compressed MetaImage",
+    "one sentence each: the checksum",
+    "3 of 3 refused",
+)
+def flipped_images(at: Path) -> Answer:
+    values = noise((9, 8, 7)).astype(np.uint8)
+    paths = [picture(at / "a.png", values[0]), nifti(at / "b.nii.gz", values), at / "c.mha"]
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(values), str(paths[2]), True)
+    for path in paths:
+        content = bytearray(path.read_bytes())
+        content[-20 if path.suffix == ".png" else -6] ^= 1
+        path.write_bytes(content)
+    return _all_refused([partial(read_image, path) for path in paths])
 
 
 @tried(

@@ -27,6 +27,7 @@ from monai.transforms import EnsureChannelFirst
 from PIL import Image
 
 from monai_wsss._checks import DataError
+from monai_wsss._checksums import check_checksums
 from monai_wsss._dicom import modality_of
 from monai_wsss._image_formats import image_format, image_stem, remedy_for
 from monai_wsss._image_readers import DicomReader, MetaImageReader
@@ -213,6 +214,7 @@ def read_image(
     if kind is None:
         raise DataError(f"{file} is of a kind that is not read: {remedy_for(file)}.")
     try:
+        check_checksums(file)
         convert = _to_opaque if on_white else _to_gray_or_rgb
         image = _load(file, kind, convert, leave_out_localizers=leave_out_localizers, series=series)
     except DataError:
@@ -292,6 +294,7 @@ def read_labels(path: str | os.PathLike[str], *, palette: str = "shown") -> Meta
     if kind is None:
         raise DataError(f"The mask {file} does not exist or is of a kind that is not read: {remedy_for(file)}.")
     try:
+        check_checksums(file)
         if kind == "picture":
             with Image.open(file) as opened:
                 values = mask_numbers(_turned_upright(opened, file), opened, file, palette)
