@@ -28,8 +28,9 @@ LIMIT_SECONDS = 1800
 SHOWN = 8
 """Items of a prepared folder that an answer describes."""
 _TELLING = re.compile(r"(Error|error): |^monai.bundle run: |^broken|WARNING|tilted|left out|lies? ")
+_ERROR = re.compile(r"^[\w.]*(Error|Exception)\b")
 _NOISE = re.compile(r"INFO|Warning: |warnings\.warn|^\s*$|^Next,|^  (cd|python) |^\d{4}-\d\d-\d\d|^[|+-]+$")
-_SAID = re.compile(r"^(\[rank\d\]: )?(monai_wsss\._checks\.)?(monai\.bundle run: |error: |DataError: )")
+_SAID = re.compile(r"^(\[rank\d\]: )?(monai_wsss\.\w+\.)?(monai\.bundle run: |error: |(Data|Write)Error: )")
 _FEW = re.compile(r"^training: there are few images, \d+: results will depend on chance\.$")
 
 
@@ -185,9 +186,9 @@ def answer_of_process(command: Sequence[str] | str, folder: Path, **how: object)
     if ran.returncode and not told:
         told = [line.strip() for line in ran.stderr.splitlines() if not _NOISE.search(line)][-1:]
     printed = [line.strip() for line in ran.stdout.splitlines() if not _NOISE.search(line)]
-    if any("DataError: " in line for line in printed):  # what led to it, and what followed
-        printed = [line for line in printed if "DataError: " in line or not _TELLING.search(line)]
-    printed = [re.sub(r"^monai_wsss\._checks\.DataError: ", "", line) for line in printed]
+    if any(_SAID.search(line) for line in printed):  # what led to it, and what followed
+        printed = [line for line in printed if _SAID.search(line) or not _ERROR.search(line)]
+    printed = [_SAID.sub("", line) for line in printed]
     printed.sort(key=lambda line: bool(_TELLING.search(line)))
     printed += ["(runs to its end)"] * (not told and not printed and not ran.returncode)
     return Answer(ran.returncode, list(dict.fromkeys(told))[:6], list(dict.fromkeys(printed))[-8:])

@@ -410,9 +410,8 @@ def _all_refused(calls: Sequence[Callable[[], object]]) -> Answer:
 )
 def wrong_images(_: Path) -> Answer:
     method = ClassActivationMapping.tiny()
-    label = torch.tensor([[1.0]])
     images = (torch.zeros(1, 1, 0, 32), torch.zeros(1, 2, 32, 32), torch.zeros(1, 1, 32, 32, dtype=torch.float16))
-    return _all_refused([partial(method, {"image": image, "label": label}) for image in images])
+    return _all_refused([partial(method.network, image) for image in images])
 
 
 @tried("F12", "a loss gets no classes, and an empty batch", "one sentence each", "2 of 2 refused")
