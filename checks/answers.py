@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -139,7 +140,7 @@ def values_of(prepared: Path) -> list[str]:
     return [f"{item['id']}: {_described(prepared, item)}" for item in items]
 
 
-def _described(prepared: Path, item: dict[str, object]) -> str:
+def _described(prepared: Path, item: dict[str, Any]) -> str:
     files = item["image"] if isinstance(item["image"], list) else [item["image"]]
     image = read_image(prepared / files[0])
     parts = [f"{len(files)} sequences of" * (len(files) > 1) + " × ".join(map(str, image.shape[1:]))]

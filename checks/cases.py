@@ -24,6 +24,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -79,7 +80,7 @@ def _trained(folder: Path, epochs: int, resume: bool) -> str:
         EpochCacheDataset(items, Compose([])), batch_size=2
     )
     optimizer = torch.optim.Adam(method.parameters())
-    own = {"checkpoint_dir": folder / "checkpoints", "reading": {"order": "xy"}, "progress_bar": False}
+    own: dict[str, Any] = {"checkpoint_dir": folder / "checkpoints", "reading": {"order": "xy"}, "progress_bar": False}
     WSSSTrainer(method, optimizer, loader, epochs, resume=resume, **own).run()
     return ", ".join(sorted(path.name for path in (folder / "checkpoints").iterdir()))
 

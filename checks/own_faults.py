@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK
@@ -150,7 +151,7 @@ def _trained(at: Path, epochs: int, seed: int = 0, rate: float = 1e-3, **words: 
     loader: torch.utils.data.DataLoader = torch.utils.data.DataLoader(
         EpochCacheDataset(items, Compose([])), batch_size=2
     )
-    own = {"checkpoint_dir": at / "checkpoints", "reading": {"order": "xy"}, "progress_bar": False}
+    own: dict[str, Any] = {"checkpoint_dir": at / "checkpoints", "reading": {"order": "xy"}, "progress_bar": False}
     WSSSTrainer(method, torch.optim.Adam(method.parameters(), rate), loader, epochs, **own, **words).run()
     return ", ".join(sorted(path.name for path in (at / "checkpoints").iterdir()))
 
