@@ -158,8 +158,9 @@ def _described(prepared: Path, item: dict[str, Any]) -> str:
     if "mask" in item:
         mask = read_labels(prepared / str(item["mask"])).numpy()
         parts.append(f"{int((mask > 0).sum())} foreground")
-        found = (image[0] - image[1]).numpy() > 100 if image.shape[0] == 3 else np.zeros(1)
-        if found.any():
+        red, *others = image.numpy() if image.shape[0] == 3 else np.zeros((3, 1))
+        found = (red > 220) & (np.max(others, axis=0) < 70)
+        if found.sum() >= 16:  # an object, no noise
             parts.append(
                 f"Dice of red and mask {2 * (found & (mask[0] > 0)).sum() / (found.sum() + (mask > 0).sum()):g}"
             )
