@@ -158,9 +158,10 @@ def _described(prepared: Path, item: dict[str, Any]) -> str:
     if "mask" in item:
         mask = read_labels(prepared / str(item["mask"])).numpy()
         parts.append(f"{int((mask > 0).sum())} foreground")
-        red, *others = image.numpy() if image.shape[0] == 3 else np.zeros((3, 1))
-        found = (red > 220) & (np.max(others, axis=0) < 70)
-        if found.sum() >= 16:  # an object, no noise
+        red, *others = image.numpy() if image.shape[0] == 3 else np.zeros((3, 2, 2))
+        found = red - others[0] > 100
+        neighbors = found[1:] & found[:-1]
+        if neighbors.sum() > 0.5 * found.sum():  # an object, no noise
             parts.append(
                 f"Dice of red and mask {2 * (found & (mask[0] > 0)).sum() / (found.sum() + (mask > 0).sum()):g}"
             )
