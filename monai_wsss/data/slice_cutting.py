@@ -41,6 +41,8 @@ _logger = logging.getLogger(__name__)
 
 _TURNED = {"RL": "PIL", "AP": "LIP", "SI": "LPS"}
 """Toward which sides the axes of a volume run after a turn: as slices are looked at, and numbered as in DICOM."""
+_OBLIQUE_DEGREES = 35
+"""From which tilt on slices are told to be oblique; at 45 degrees no axis of the body is nearer than another."""
 
 
 @dataclass
@@ -76,6 +78,7 @@ class SliceCut:
         own = axes_of(affine_of(image))
         if own is None:
             return None
+        self._tell_if_oblique(affine_of(image), own, name)
         if own[2] in self.along:
             self.axes = self.axes or own
             return None
@@ -93,6 +96,19 @@ class SliceCut:
             "another axis.",
         )
         return np.asarray(ornt_transform(io_orientation(affine_of(image)), axcodes2ornt(self.axes)))
+
+    def _tell_if_oblique(self, affine: np.ndarray, own: str, name: str) -> None:
+        """Log once that slices are tilted so far that another axis of the body is nearly as near."""
+        axis = next(index for index, side in enumerate(own) if side in self.along)
+        normal = np.cross(*np.delete(affine[:3, :3], axis, axis=1).T)
+        cosine = abs(normal[SLICING_AXES.index(self.along)]) / np.linalg.norm(normal)
+        degrees = float(np.degrees(np.arccos(min(cosine, 1.0))))
+        if degrees > _OBLIQUE_DEGREES:
+            self._tell_once(
+                "oblique",
+                f'Volume "{name}" lies oblique: its slices, cut along the array axis that is nearest to {self.along}, '
+                f"are tilted by {degrees:.0f} degrees; --slicing-axis names another axis.",
+            )
 
     def places(self, images: Sequence[MetaTensor], name: str, turned: bool) -> dict[float, int]:
         """Give the index of every slice by its number.

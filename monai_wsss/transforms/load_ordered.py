@@ -18,7 +18,7 @@ from PIL import Image
 from monai_wsss._checks import DataError, check_choice
 from monai_wsss._image_readers import DicomReader, MetaImageReader
 from monai_wsss._nifti import MillimeterNiftiReader
-from monai_wsss._picture_values import as_shown, begins_with_black, check_values_kept, refuse_unknown_tiff
+from monai_wsss._picture_values import as_shown, begins_with_black, check_values_kept, refuse_unread_picture
 from monai_wsss._pictures import ORDERS, PICTURE_SUFFIXES, PIXELS, XY, in_order, unit_of
 
 __all__ = ["LoadOrderedd"]
@@ -113,7 +113,7 @@ def _check_whole(path: Any) -> None:
         raise
     except Exception as error:  # whoever reads it next says so
         if Path(path).is_file():
-            refuse_unknown_tiff(error, Path(path))
+            refuse_unread_picture(error, Path(path))
         return
     if unclear:
         raise DataError(

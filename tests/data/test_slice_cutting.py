@@ -66,6 +66,14 @@ def test_volumes_are_cut_along_one_anatomical_axis_however_files_store_them(tmp_
     )
 
 
+@pytest.mark.parametrize(("codes", "tilt"), [("LPS", 44.0), ("PSL", 40.0)])
+def test_slices_that_lie_oblique_are_told(tmp_path, caplog, codes, tilt):
+    store(tmp_path / "images" / "a.nii.gz", codes, tilt=tilt)
+    cut(tmp_path, "a,1,1")
+    assert 'Volume "a" lies oblique: its slices, cut along the array axis that is nearest to SI,' in caplog.text
+    assert f"are tilted by {tilt:g} degrees" in caplog.text
+
+
 @pytest.mark.parametrize(("axis", "in_plane"), [("SI", "LP"), ("RL", "PI"), ("AP", "LI")])
 def test_an_axis_may_be_named(tmp_path, axis, in_plane):
     for name, codes in zip("ab", {"SI": ("PSL", "LIP"), "RL": ("LPS", "LIP"), "AP": ("SPR", "LPS")}[axis], strict=True):
