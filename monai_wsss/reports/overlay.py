@@ -10,11 +10,13 @@ from typing import IO, Any
 
 import numpy as np
 import torch
+from monai.data import MetaTensor
 from monai.utils import convert_to_numpy
 from PIL import Image, ImageDraw, ImageFont
 
 from monai_wsss._labels import CLASS_COLORS
-from monai_wsss._pictures import ROWS_COLUMNS, order_of
+from monai_wsss._pictures import ROWS_COLUMNS, has_geometry, order_of
+from monai_wsss.inferers.slicing import SliceTurn, array_axes, slice_turn
 from monai_wsss.reports.panels import channel_plane, labels_over
 
 __all__ = ["add_legend", "render_overlay"]
@@ -24,7 +26,12 @@ _PAPER, _INK = "#14171c", "#d7dde5"
 
 
 def render_overlay(
-    image: torch.Tensor | np.ndarray, mask: torch.Tensor | np.ndarray, classes: Sequence[str], names: Sequence[str]
+    image: torch.Tensor | np.ndarray,
+    mask: torch.Tensor | np.ndarray,
+    classes: Sequence[str],
+    names: Sequence[str],
+    *,
+    network: Any = None,
 ) -> bytes:
     """Draw image and mask side by side; a volume by three slices, the middle one that with most of the mask.
 
@@ -33,6 +40,8 @@ def render_overlay(
         mask: (x, y[, z]), labels 0..K.
         classes: names of the classes, (K).
         names: of the channels, (C).
+        network: a volume is shown in the slices that this network sees, where it records how they lie; None takes them
+            along the last axis.
 
     Returns:
         The bytes of a PNG file.
@@ -42,13 +51,19 @@ def render_overlay(
         b'PNG'
     """
     picture, labels = convert_to_numpy(image), convert_to_numpy(mask).astype(int)
+    sides = _sides(image)
+    if labels.ndim == 3 and isinstance(image, MetaTensor):
+        turn = slice_turn(array_axes(image[None])[0], network) or SliceTurn()
+        turn = turn._replace(flipped=tuple(axis for axis in turn.flipped if axis < 2))  # slices keep their numbers
+        picture, labels = (turn.turn(torch.as_tensor(part)[None])[0].numpy() for part in (picture, labels[None]))
+        labels, sides = labels[0], [sides[axis] for axis in turn.axes]
     if order_of(image) == ROWS_COLUMNS and labels.ndim == 2:
-        picture, labels = picture.transpose(0, 2, 1), labels.T
+        picture, labels, sides = picture.transpose(0, 2, 1), labels.T, sides[::-1]
     if labels.ndim == 2:
         picture, labels = picture[..., None], labels[..., None]
     tiles = []
     for z in _slices(labels):
-        wide = labels.shape[0] / labels.shape[1]
+        wide = labels.shape[0] * sides[0] / (labels.shape[1] * sides[1])
         size = (int(np.clip(round(_HEIGHT * wide), _HEIGHT // 3, 3 * _HEIGHT)), _HEIGHT)
         base = channel_plane(picture[..., z], names, size)
         tiles.append((base, labels_over(base, labels[..., z], size), z))
@@ -65,6 +80,15 @@ def render_overlay(
     sheet.save(file, "PNG")
     file.seek(0)
     return add_legend(file, classes)
+
+
+def _sides(image: Any) -> list[float]:
+    """Give the lengths of the sides of a pixel or voxel, by which an image is shown undistorted."""
+    count = image.ndim - 1
+    if not isinstance(image, MetaTensor) or not has_geometry(image):
+        return [1.0] * count
+    sides = np.linalg.norm(np.asarray(torch.as_tensor(image.affine).cpu())[:count, :count], axis=0)
+    return [float(side) for side in sides] if sides.all() else [1.0] * count
 
 
 def _slices(labels: np.ndarray) -> list[int]:
