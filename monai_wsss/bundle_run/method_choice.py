@@ -81,6 +81,6 @@ def _refuse_hopeless(shown: np.ndarray, classes: Sequence[str]) -> None:
     if apart < _APART:
         raise DataError(
             f"{', '.join(classes)} occur together in {1 - apart:.0%} of the {len(found)} training images with a "
-            "finding, and no method tells such classes apart: make one class of them, or give images that lack some. A --method "
-            "that is named trains even so."
+            "finding, and no method tells such classes apart: make one class of them, or give images that lack some. A "
+            "--method that is named trains even so."
         )

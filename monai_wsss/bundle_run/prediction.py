@@ -35,7 +35,7 @@ from monai_wsss.bundle_run.case_reading import CaseReader, ReadCase, size_of
 from monai_wsss.bundle_run.dicom_segmentation import has_highdicom, write_dicom_segmentation
 from monai_wsss.bundle_run.log_names import NameFilter, hidden_names
 from monai_wsss.bundle_run.records import digest_of, drop_stale, finished_case, record_path, state_of
-from monai_wsss.bundle_run.runner import BundleRunner, inference_parser, own_error
+from monai_wsss.bundle_run.runner import BundleRunner, check_device, inference_parser, own_error
 from monai_wsss.bundle_run.shipped import ShippedBundle
 from monai_wsss.bundle_run.slides import segment_slide_case
 from monai_wsss.bundle_run.trained import TrainedWeights, weights_for
@@ -136,6 +136,7 @@ def predict_masks(
         DataError: there is nothing to segment, the bundle or its weights cannot be used, or the folder cannot be
             written or holds other results.
     """
+    check_device(device)
     trained = weights_for(bundle, weights)
     folder = Path(out)
     slides = (trained.bundle.path / "configs" / "slide.json").is_file()

@@ -21,7 +21,7 @@ from monai_wsss.engines import check_overrides, with_weights
 from monai_wsss.inferers import VolumeInferer
 from monai_wsss.transforms import SaveMaskd
 
-__all__ = ["BundleRunner", "inference_parser", "own_error"]
+__all__ = ["BundleRunner", "check_device", "inference_parser", "own_error"]
 
 _logger = logging.getLogger(__name__)
 _SMALLEST_WINDOW = 64
@@ -35,8 +35,24 @@ def own_error(error: BaseException) -> Exception:
         seen.append(below)
         below = below.__cause__ or (None if below.__suppress_context__ else below.__context__)
     told = next((one for kind in (DataError, ValueError) for one in seen if isinstance(one, kind)), None)
+    own = next((one for one in seen if type(one).__module__.startswith("monai_wsss")), None)
+    if told is None and own is not None:
+        return DataError(str(own))
     found = told or next((one for one in seen if not str(one).startswith("Failed to ")), seen[0])
     return found if isinstance(found, Exception) else RuntimeError(str(found))
+
+
+def check_device(device: str | None) -> None:
+    """Check that a device is there.
+
+    Raises:
+        DataError: it is not, or its name is none.
+    """
+    try:
+        torch.zeros(1, device=device or "cpu")
+    except Exception as error:  # torch raises many kinds
+        there = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+        raise DataError(f"Expected `device` to be one of {', '.join(there)}, got {device!r}.") from error
 
 
 def inference_parser(

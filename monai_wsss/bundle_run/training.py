@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 from monai.apps import get_logger
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 
 from monai_wsss._checks import DataError, check_choice
 from monai_wsss.bundle_run.method_choice import TRAINING_METHODS, choose_method
-from monai_wsss.bundle_run.runner import own_error
+from monai_wsss.bundle_run.runner import check_device, own_error
 from monai_wsss.bundle_run.shipped import ShippedBundle, find_bundle
 from monai_wsss.bundle_run.verdict import Verdict, judge, mask_metrics, tile_metrics
 from monai_wsss.data import load_datalist, load_header
@@ -115,6 +115,12 @@ def train_bundle(
         raise DataError(f"{data} is no prepared folder: run `monai-wsss prepare folder --help` to see how to make one.")
     if epochs is not None and steps is not None:
         raise DataError("--epochs and --steps are given together: give one of them.")
+    for name, number in (("epochs", epochs), ("steps", steps)):
+        if number is not None and number < 1:
+            raise DataError(f"Expected `{name}` to be 1 or more, got {number}.")
+    check_device(device)
+    if (Path(out) / "datalist.json").exists():
+        raise DataError(f"The output folder {out} holds data: choose another --out.")
     header = load_header(datalist)
     chosen = method
     if method == "auto" and bundle is None:
@@ -196,19 +202,15 @@ def _run(bundle: ShippedBundle, run: dict[str, Any], out: Path, images: int) -> 
             workflow.run()
             workflow.finalize()
     except KeyboardInterrupt as stop:
-        there = any((out / folder).glob("*") for folder in ("checkpoints", "classifier/checkpoints"))
+        folders = (out / "checkpoints", out / "classifier" / "checkpoints")
+        there = any(True for folder in folders for _ in folder.glob("*"))
         how = "give the same command again with --resume to go on" if there else "no epoch was finished, so begin anew"
         raise TrainingInterrupted(f"Training stopped: {how}.") from stop
     except Exception as error:
         raise own_error(error) from error
     parser = workflow.parser
     trainer = parser.get_parsed_content("train#trainer")
-    metrics: dict[str, float] = {}
-    if "validate#evaluator" in parser:
-        metrics |= parser.get_parsed_content("validate#evaluator").state.metrics
-    if "validate#scores" in parser:
-        scores = parser.get_parsed_content("validate#scores")
-        metrics |= mask_metrics(scores.labels, scores.areas)
+    metrics = _validated(parser)
     steps, epochs = int(trainer.state.iteration), int(trainer.state.max_epochs)
     last = [text.partition(": ")[2] for text in sentences if text.startswith(f"Epoch {epochs}: ")]
     collapse, what = [text for text in last if _COLLAPSE.search(text)], "images"
@@ -218,6 +220,20 @@ def _run(bundle: ShippedBundle, run: dict[str, Any], out: Path, images: int) -> 
             metrics |= tile_metrics(parser, tiles)
             what = "tiles"
     return judge(metrics, collapse, images=images, steps=steps, epochs=epochs, what=what)
+
+
+def _validated(parser: ConfigParser) -> dict[str, float]:
+    """Give the metrics of the last validation, and of its masks; validate where a run that had ended was resumed."""
+    if "validate#evaluator" not in parser:
+        return {}
+    evaluator = parser.get_parsed_content("validate#evaluator")
+    if not evaluator.state.metrics:
+        evaluator.run()
+    metrics = dict(evaluator.state.metrics)
+    if "validate#scores" in parser:
+        scores = parser.get_parsed_content("validate#scores")
+        metrics |= mask_metrics(scores.labels, scores.areas)
+    return metrics
 
 
 def _validation_tiles(datalist: Path, modalities: Any) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from monai.utils import convert_to_numpy
 from PIL import Image, ImageDraw, ImageFont
 
 from monai_wsss._labels import CLASS_COLORS
-from monai_wsss._pictures import ROWS_COLUMNS, has_geometry, order_of
+from monai_wsss._pictures import ROWS_COLUMNS, order_of
 from monai_wsss.inferers.slicing import SliceTurn, array_axes, slice_turn
 from monai_wsss.reports.panels import channel_plane, labels_over
 
@@ -85,9 +85,9 @@ def render_overlay(
 def _sides(image: Any) -> list[float]:
     """Give the lengths of the sides of a pixel or voxel, by which an image is shown undistorted."""
     count = image.ndim - 1
-    if not isinstance(image, MetaTensor) or not has_geometry(image):
+    if not isinstance(image, MetaTensor):
         return [1.0] * count
-    sides = np.linalg.norm(np.asarray(torch.as_tensor(image.affine).cpu())[:count, :count], axis=0)
+    sides = np.linalg.norm(np.asarray(torch.as_tensor(image.affine).cpu())[:-1, :count], axis=0)
     return [float(side) for side in sides] if sides.all() else [1.0] * count
 
 

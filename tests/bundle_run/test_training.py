@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import shutil
 
@@ -82,6 +83,19 @@ def test_masks_are_judged_without_references():
 def test_mistakes_are_told_in_one_sentence(brains, tmp_path, capsys):
     assert main(["train", str(tmp_path), "--out", str(tmp_path / "run")]) == 1
     assert "is no prepared folder" in capsys.readouterr().err
+    with pytest.raises(DataError, match=r"`steps` to be 1 or more, got 0"):
+        train_bundle(brains, tmp_path / "run", steps=0)
+    with pytest.raises(DataError, match="holds data"):
+        train_bundle(brains, brains, device="cpu")
+    with pytest.raises(DataError, match="Expected `device` to be one of cpu"):
+        train_bundle(brains, tmp_path / "run", device="nowhere")
+    with pytest.raises(DataError, match="patches that are tagged with 2 tissues"):
+        train_bundle(brains, tmp_path / "run", method="gland")
+    tissue = json.loads((brains / "datalist.json").read_text(encoding="utf-8"))
+    tissue |= {"background": False, "scored_class": tissue["classes"][0]}
+    (tmp_path / "datalist.json").write_text(json.dumps(tissue), encoding="utf-8")
+    with pytest.raises(DataError, match="take --method gland"):
+        train_bundle(tmp_path / "datalist.json", tmp_path / "run", method="cam")
     with pytest.raises(DataError, match="give one of them"):
         train_bundle(brains, tmp_path / "run", epochs=1, steps=2)
     assert main(["train", str(brains), "--out", str(tmp_path / "run"), "--set", "epoch=3"]) == 1
