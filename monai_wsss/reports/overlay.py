@@ -24,7 +24,12 @@ Box = tuple[int, int, int, int]
 
 
 def render_overlay(
-    image: torch.Tensor | np.ndarray, mask: torch.Tensor | np.ndarray, classes: Sequence[str], names: Sequence[str]
+    image: torch.Tensor | np.ndarray,
+    mask: torch.Tensor | np.ndarray,
+    classes: Sequence[str],
+    names: Sequence[str],
+    *,
+    network: Any = None,
 ) -> bytes:
     """Draw an image, and the mask over it beside it; of a volume up to three slices, each mask below its image.
 
@@ -33,6 +38,8 @@ def render_overlay(
         mask: (x, y[, z]), labels 0..K.
         classes: names of the classes, (K).
         names: of the channels, (C).
+        network: a volume is shown in the slices that this network sees, where it records how they lie; None shows it
+            across its coarsest axis, or else axially.
 
     Returns:
         The bytes of a PNG file.
@@ -41,7 +48,7 @@ def render_overlay(
         >>> render_overlay(np.random.rand(1, 32, 24), np.zeros((32, 24), int), ["tumor"], ["FLAIR"])[1:4]
         b'PNG'
     """
-    display = display_of(image)
+    display = display_of(image, network)
     picture, labels = display.turn(convert_to_numpy(image)), display.turn(convert_to_numpy(mask).astype(int))
     chosen = telling_slices([labels])
     shown = sorted(chosen)

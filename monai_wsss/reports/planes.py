@@ -2,8 +2,8 @@
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 """Turn images as viewers show them, and choose the slices of a volume that tell most.
 
-A volume with a place in space is sliced across its coarsest axis, or else axially.  Its slices lie as radiologists see
-them: the right side of the patient on the left, front and head above.
+A volume with a place in space is sliced as the network sees it, where one says so, else across its coarsest axis, or else
+axially.  Its slices lie as radiologists see them: the right side of the patient on the left, front and head above.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ import numpy as np
 from monai.utils import convert_to_numpy
 from nibabel.orientations import io_orientation
 
+from monai_wsss._orientation import SLICING_AXES
 from monai_wsss._pictures import ROWS_COLUMNS, has_geometry, order_of
+from monai_wsss.networks import recorded_reading
 
 __all__ = ["Display", "display_of", "telling_slices"]
 
@@ -48,8 +50,12 @@ class Display:
         return turned if len(self.axes) == 3 else turned[..., None]
 
 
-def display_of(image: Any) -> Display:
+def display_of(image: Any, network: Any = None) -> Display:
     """Tell how an image (C, x, y), (C, rows, columns) or (C, x, y, z) is shown.
+
+    Args:
+        image: the image; a MetaTensor knows its place in space.
+        network: one that may record along which axis its slices were cut.
 
     Example:
         >>> display_of(np.zeros((1, 8, 8, 4))).axes
@@ -58,18 +64,21 @@ def display_of(image: Any) -> Display:
     flat = image.ndim == 3
     if flat or not has_geometry(image):
         return Display((1, 0) if flat and order_of(image) == ROWS_COLUMNS else tuple(range(image.ndim - 1)))
-    return _in_space(np.asarray(convert_to_numpy(image.affine), dtype=np.float64))
+    along = None if network is None else recorded_reading(network)["slicing_axis"]
+    return _in_space(np.asarray(convert_to_numpy(image.affine), dtype=np.float64), along)
 
 
-def _in_space(affine: np.ndarray) -> Display:
-    """Tell how a volume with this affine (4, 4) is shown."""
+def _in_space(affine: np.ndarray, along: str | None) -> Display:
+    """Tell how a volume with this affine (4, 4) is shown, by slices along an anatomical axis if one is named."""
     world, directions = io_orientation(affine).T
     if np.isnan(world).any():
         return Display((0, 1, 2))
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     order = np.argsort(spacing)
-    coarse = spacing[order[2]] > _COARSE * spacing[order[1]]
-    through = int(order[2]) if coarse else int(np.flatnonzero(world == 2)[0])
+    if along is None and spacing[order[2]] > _COARSE * spacing[order[1]]:
+        through = int(order[2])
+    else:
+        through = int(np.flatnonzero(world == SLICING_AXES.index(along or "SI"))[0])
     # Columns run to the left of the patient, or to the back of one seen from the side; rows to the back, or down.
     columns, rows = sorted((axis for axis in range(3) if axis != through), key=lambda axis: world[axis])
     flipped = tuple(place for place, axis in enumerate((columns, rows)) if directions[axis] > 0)

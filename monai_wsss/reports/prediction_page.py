@@ -105,7 +105,7 @@ def _table(records: Sequence[Mapping[str, Any]], out: Path) -> dict[str, Any]:
         picture = pictures.of(out / record["overlay"]) if record.get("overlay") else CasePictures().of(Path())
         words = ", ".join(f"{name} {_rounded(value)} {_UNITS[unit]}" for (name, unit), value in found.items())
         about = {"number": number, "cells": cells, "link": None, "no_picture": "Its picture is in overlays."}
-        about["notes"] = [f"Differs from the training: {note}." for note in notes]
+        about["notes"] = [f"Note: {note}." for note in notes]
         about["caption"] = f"{f'Found: {words}.' if any(found.values()) else 'Nothing found.'} {record['size']}."
         rows.append({**about, **picture, "found": sum(found.values())})
     return {"columns": [*columns, "Size", "Against the training"], "rows": rows}

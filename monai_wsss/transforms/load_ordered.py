@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Hashable, Mapping
 from pathlib import Path
@@ -22,6 +23,8 @@ from monai_wsss._picture_values import as_shown, begins_with_black, check_values
 from monai_wsss._pictures import ORDERS, PICTURE_SUFFIXES, PIXELS, XY, in_order, unit_of
 
 __all__ = ["LoadOrderedd"]
+
+_decoder_log = logging.getLogger("monai.data.nvimgcodec_pydicom_plugin")
 
 
 class LoadOrderedd(MapTransform):
@@ -68,7 +71,9 @@ class LoadOrderedd(MapTransform):
         self.order = order
         with warnings.catch_warnings():  # MONAI warns of a decoder for GPUs that it does not find beside pydicom
             warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
+            _decoder_log.disabled, before = True, _decoder_log.disabled
             self._load = LoadImage(ensure_channel_first=True)
+            _decoder_log.disabled = before
         for reader in (MetaImageReader(), DicomReader(), MillimeterNiftiReader(), _UprightReader(converter=_as_shown)):
             self._load.register(reader)  # the last one registered is asked first
 
