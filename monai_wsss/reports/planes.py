@@ -2,8 +2,8 @@
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 """Turn images as viewers show them, and choose the slices of a volume that tell most.
 
-A volume with a place in space is sliced as the network sees it, where one says so, else across its coarsest axis, or else
-axially.  Its slices lie as radiologists see them: the right side of the patient on the left, front and head above.
+A volume with a place in space is sliced as the network sees it, where one says so, else across its coarsest axis, or
+else axially.  Its slices lie as radiologists see them: the right side of the patient on the left, front and head above.
 """
 
 from __future__ import annotations

@@ -17,6 +17,8 @@ from monai_wsss.networks import CAMEncoder, record_reading
 from monai_wsss.reports.overlay import add_legend, render_overlay
 from monai_wsss.reports.planes import display_of
 
+READ = {"filename_or_obj": "study.nii.gz"}
+
 
 def pixels(png: bytes) -> np.ndarray:
     with Image.open(io.BytesIO(png)) as picture:
@@ -67,10 +69,10 @@ def test_a_volume_is_shown_in_the_slices_of_the_network_and_undistorted():
     record_reading(network, {"order": "xy", "slicing_axis": "SI", "in_plane_axes": "LP"})
     mask = np.zeros((10, 8, 16), int)
     mask[6, 2:6, 4:12] = 1
-    axial = MetaTensor(np.random.rand(1, 8, 16, 10), affine=np.diag([-4.0, -2.0, 5.0, 1.0]))
+    axial = MetaTensor(np.random.rand(1, 8, 16, 10), affine=np.diag([-4.0, -2.0, 5.0, 1.0]), meta=dict(READ))
     turned = np.zeros((4, 4))
     turned[2, 0], turned[0, 1], turned[1, 2], turned[3, 3] = 5, -4, -2, 1
-    stored = MetaTensor(np.asarray(axial).transpose(0, 3, 1, 2), affine=turned)
+    stored = MetaTensor(np.asarray(axial).transpose(0, 3, 1, 2), affine=turned, meta=dict(READ))
     expected = render_overlay(axial, mask.transpose(1, 2, 0), ["tumor"], ["FLAIR"], network=network)
     assert render_overlay(stored, mask, ["tumor"], ["FLAIR"], network=network) == expected
     assert pixels(expected).shape[1] == 2 * 320 + 4  # 8 pixels of 4 mm are as long as 16 of 2 mm
@@ -80,6 +82,6 @@ def test_a_volume_is_shown_in_the_slices_of_the_network_and_undistorted():
 def test_the_axis_of_the_network_comes_before_the_coarsest_one(along, through):
     network = CAMEncoder.tiny()
     record_reading(network, {"order": "xy", "slicing_axis": along, "in_plane_axes": None})
-    volume = MetaTensor(np.zeros((1, 4, 5, 6)), affine=np.diag([1.0, 5.0, 1.0, 1.0]))
+    volume = MetaTensor(np.zeros((1, 4, 5, 6)), affine=np.diag([1.0, 5.0, 1.0, 1.0]), meta=dict(READ))
     assert display_of(volume, network).axes[2] == through
     assert display_of(volume).axes[2] == 1
