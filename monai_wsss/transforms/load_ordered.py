@@ -21,10 +21,10 @@ from monai_wsss._nifti import MillimeterNiftiReader
 from monai_wsss._picture_values import as_shown, begins_with_black, check_values_kept, refuse_unknown_tiff
 from monai_wsss._pictures import ORDERS, PICTURE_SUFFIXES, PIXELS, XY, in_order, unit_of
 
-__all__ = ["LoadOrderedd"]
+__all__ = ["LoadImageOrderedd"]
 
 
-class LoadOrderedd(MapTransform):
+class LoadImageOrderedd(MapTransform):
     """Read image files as MONAI's ``LoadImaged`` does, channel first, and bring 2D images to one order of their axes.
 
     In the order ``"rows_columns"`` a 2D image is (C, rows, columns), so that its last axis runs from left to right.
@@ -55,9 +55,9 @@ class LoadOrderedd(MapTransform):
         >>> from PIL import Image
         >>> file = tempfile.mkdtemp() + "/a.png"
         >>> Image.new("RGB", (3, 2)).save(file)  # three columns, two rows
-        >>> LoadOrderedd("image")({"image": file, "order": "rows_columns"})["image"].shape
+        >>> LoadImageOrderedd("image")({"image": file, "order": "rows_columns"})["image"].shape
         torch.Size([3, 2, 3])
-        >>> LoadOrderedd("image", order="xy")({"image": file, "order": "rows_columns"})["image"].shape
+        >>> LoadImageOrderedd("image", order="xy")({"image": file, "order": "rows_columns"})["image"].shape
         torch.Size([3, 3, 2])
     """
 

@@ -19,10 +19,10 @@ from monai_wsss._files import atomic_path, case_file_name
 from monai_wsss._nifti import as_nifti
 from monai_wsss.transforms.save_mask import beside_its_source, result_folder
 
-__all__ = ["SaveMapd"]
+__all__ = ["SaveImageMapd"]
 
 
-class SaveMapd(MapTransform):
+class SaveImageMapd(MapTransform):
     """Write maps of an item to ``output_dir/<key>/<id><suffix>.nii.gz`` or ``.png``; paths go to ``<key>_path``.
 
     NIfTI files hold the values themselves, float32, with the affine of the source image.  Images without geometry give
@@ -35,7 +35,7 @@ class SaveMapd(MapTransform):
         output_dir: folder of the run.
         value_range: the lowest and the highest value, for PNG files.
         suffix: added to the file names, such as ``"_normalized"`` where the values are not those of the source image.
-        image_key: the source image, see :class:`SaveMaskd`.
+        image_key: the source image, see :class:`SaveImageMaskd`.
         allow_missing_keys: skip keys that an item lacks.
 
     Raises:

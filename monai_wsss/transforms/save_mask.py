@@ -24,7 +24,7 @@ from monai_wsss._labels import CLASS_COLORS
 from monai_wsss._nifti import as_nifti
 from monai_wsss._pictures import ROWS_COLUMNS, as_stored, has_geometry
 
-__all__ = ["SaveMaskd", "has_geometry", "write_mask"]
+__all__ = ["SaveImageMaskd", "has_geometry", "write_mask"]
 
 
 PALETTES = ("none", "voc", "classes")
@@ -136,7 +136,7 @@ def beside_its_source(item: Mapping[Hashable, Any], key: str, image_key: str) ->
     return as_stored(values, image)
 
 
-class SaveMaskd(MapTransform):
+class SaveImageMaskd(MapTransform):
     """Write the masks of an item to ``output_dir/masks/<id>.nii.gz`` or ``.png``; the path goes to ``<key>_path``.
 
     The geometry is that of ``image_key``: the mask has its grid and affine, and unit and forms of a NIfTI header are

@@ -9,10 +9,10 @@ import torch
 from monai.data.meta_tensor import MetaTensor
 
 from monai_wsss._checks import DataError
-from monai_wsss.transforms import SaveMapd, SaveMaskd
+from monai_wsss.transforms import SaveImageMapd, SaveImageMaskd
 
 
-@pytest.mark.parametrize("save", [SaveMaskd("pred", "{0}"), SaveMapd("pred", "{0}")])
+@pytest.mark.parametrize("save", [SaveImageMaskd("pred", "{0}"), SaveImageMapd("pred", "{0}")])
 def test_a_folder_with_a_datalist_is_refused(tmp_path, save):
     item = {"id": "a", "image": MetaTensor(torch.zeros(1, 4, 4)), "pred": torch.zeros(1, 4, 4)}
     save.output_dir = tmp_path
