@@ -12,7 +12,7 @@ from typing import Any
 from monai.config import KeysCollection
 from monai.data import MetaTensor, PILReader
 from monai.transforms import LoadImage, MapTransform
-from monai.utils import ensure_tuple
+from monai.utils import MetaKeys, ensure_tuple
 from PIL import Image
 
 from monai_wsss._checks import DataError, check_choice
@@ -84,6 +84,7 @@ class LoadImageOrderedd(MapTransform):
                 image = self._load(image)
             if isinstance(image, MetaTensor):
                 image.meta["unit"] = PIXELS if item.get("unit") == PIXELS else unit_of(image)
+                image.meta[MetaKeys.ORIGINAL_CHANNEL_DIM] = 0  # for MONAI's EnsureChannelFirstd behind this one
             item[key] = in_order(image, order)
         return item
 

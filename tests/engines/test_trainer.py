@@ -15,6 +15,7 @@ import pytest
 import torch
 from ignite.engine import Events
 from monai.data import DataLoader, DistributedSampler
+from monai.engines import SupervisedTrainer
 from monai.handlers import LrScheduleHandler
 from monai.transforms import Compose, RandFlipd, RandGaussianNoised, RandRotate90d
 from torch import nn
@@ -22,7 +23,7 @@ from torch import nn
 from monai_wsss._checks import DataError
 from monai_wsss.data import EpochCacheDataset
 from monai_wsss.engines import NonFiniteLossError, TrainingLog, WSSSTrainer, one_cycle
-from monai_wsss.methods import ClassActivationMapping, FullSupervision, WSSSMethod
+from monai_wsss.methods import ClassActivationMapping, CoinGAN, FullSupervision, WSSSMethod
 from monai_wsss.networks import (
     CAMAdapter,
     CAMEncoder,
@@ -628,3 +629,14 @@ def test_monitors_are_logged_and_no_part_of_the_loss():
     assert output["players"] == len("network")
     assert output["unknown"] != output["unknown"]
     assert output["loss"] == pytest.approx(sum(output[name] for name in output.keys() - {"loss", "players", "unknown"}))
+
+
+def test_other_programs_find_the_network_and_the_optimizer_of_the_first_player():
+    for kind, players in ((ClassActivationMapping, ["network"]), (CoinGAN, ["generator", "discriminator"])):
+        method = kind.tiny()
+        optimizers = {player: torch.optim.SGD(method.player_parameters(player), lr=0.1) for player in players}
+        trainer = WSSSTrainer(method, optimizers, [{}], 1, progress_bar=False)
+        assert isinstance(trainer, SupervisedTrainer)
+        assert trainer.network is method.network
+        assert next(trainer.network.parameters()) is next(method.player_parameters(players[0]))
+        assert trainer.optimizer is optimizers[players[0]]
