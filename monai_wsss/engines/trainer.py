@@ -10,7 +10,6 @@ rest of the run depends on, and the random draws of the data depend only on (see
 
 from __future__ import annotations
 
-import inspect
 import logging
 import math
 import re
@@ -37,15 +36,11 @@ from monai_wsss._processes import is_main_process, own_and_mean
 from monai_wsss.data import check_trainable
 from monai_wsss.data.dataset import check_workers
 from monai_wsss.engines.checkpoint import remove_checkpoints, save_checkpoint, save_weights
+from monai_wsss.engines.other_programs import ProgressBar, is_federated, with_readable_output
 from monai_wsss.engines.resume import checkpoint_content, resume_training, run_settings
 from monai_wsss.engines.schedules import Progress, epochs_of
 from monai_wsss.networks import record_reading
 from monai_wsss.networks.published_weights import unfilled_sentence
-
-try:
-    from ignite.handlers import ProgressBar
-except ImportError:  # before ignite 0.5
-    from ignite.contrib.handlers import ProgressBar
 
 __all__ = ["NonFiniteLossError", "WSSSTrainer"]
 
@@ -133,19 +128,9 @@ class WSSSTrainer(SupervisedTrainer):
             max_epochs = epochs_of(max_iterations, train_data_loader)
         core: Any = getattr(method, "module", method)
         by_player = _by_player("optimizers", optimizers, core.players)
-        first = core.players[0]
         # CoinGAN's first player is several parts, of which its network is one.
-        network = getattr(core, first, core.network)
-        super().__init__(
-            device,
-            max_epochs,
-            train_data_loader,
-            network,
-            by_player[first],
-            method,
-            amp=amp,
-            decollate=False,
-        )
+        network, optimizer = getattr(core, core.players[0], core.network), by_player[core.players[0]]
+        super().__init__(device, max_epochs, train_data_loader, network, optimizer, method, amp=amp, decollate=False)
         self.max_iterations = max_iterations
         self.method = method
         self.core = core
@@ -162,21 +147,25 @@ class WSSSTrainer(SupervisedTrainer):
         self._stepped: set[str] = set()
         for player, optimizer in self.optimizers.items():
             optimizer.register_step_post_hook(lambda *_, player=player: self._stepped.add(player))
+        self._attach(train_handlers or (), finalize_interval, progress_bar)
+
+    def _attach(self, train_handlers: Sequence, finalize_interval: int | None, progress_bar: bool) -> None:
+        """Register what happens around the steps, in the order in which it has to happen."""
         self.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
-        if max_iterations is not None:
-            self.add_event_handler(Events.ITERATION_COMPLETED(once=max_iterations), self._end_within_epoch)
+        if self.max_iterations is not None:
+            self.add_event_handler(Events.ITERATION_COMPLETED(once=self.max_iterations), self._end_within_epoch)
         if finalize_interval is not None:
             self.add_event_handler(Events.EPOCH_COMPLETED(every=finalize_interval), self._finalize)
         if progress_bar and is_main_process():
             bar = ProgressBar(persist=True, mininterval=1.0)
             bar.attach(self, output_transform=lambda output: {"loss": output["loss"]})
-        self._register_handlers(train_handlers or ())
+        self._register_handlers(with_readable_output(train_handlers))
         # Added last, so that a checkpoint holds what the other handlers did in its epoch.
         self.add_event_handler(Events.EPOCH_COMPLETED, self._end_epoch)
 
     def run(self) -> None:
         """Train to the end of the run, then fill the network's healthy level and write its weights."""
-        if len(self.optimizers) > 1 and _is_federated():
+        if len(self.optimizers) > 1 and is_federated():
             raise ValueError(
                 f"Federated training exchanges one network, and {type(self.core).__name__} trains "
                 f"{' and '.join(self.optimizers)}, which belong together: train it at one site."
@@ -357,16 +346,6 @@ class WSSSTrainer(SupervisedTrainer):
         """Give what a resumed run must have in common: epochs, iterations per epoch and, if asked for, in all."""
         own = [] if self.max_iterations is None else [self.max_iterations]
         return [self.state.max_epochs, self.state.epoch_length, *own]
-
-
-def _is_federated() -> bool:
-    """Tell whether MONAI's federated client called the training."""
-    frame = inspect.currentframe()
-    while frame is not None:
-        if str(frame.f_globals.get("__name__")).startswith("monai.fl."):
-            return True
-        frame = frame.f_back
-    return False
 
 
 def _of_several_sizes(error: RuntimeError) -> DataError | None:
