@@ -327,8 +327,15 @@ def _segmentation(run: _Run, case: InputCase, result: Mapping[Any, Any]) -> tupl
     files = next(iter(case.files.values()))
     values = np.asarray(torch.as_tensor(stored).cpu())[0].astype(np.uint8)
     try:
-        classes = run.trained.header["classes"]
-        write_dicom_segmentation(path, values, np.asarray(affine), files, classes, algorithm=run.bundle.name)
+        write_dicom_segmentation(
+            path,
+            values,
+            np.asarray(affine),
+            files,
+            run.trained.header["classes"],
+            algorithm=run.bundle.name,
+            codes=run.bundle.metadata.get("segment_codes"),
+        )
     except WriteError:
         raise
     except DataError as error:
