@@ -99,9 +99,7 @@ def write_dicom_segmentation(
         made.save_as(temporary)
 
 
-def _segments(
-    classes: Sequence[str], algorithm: str, codes: Mapping[str, Mapping[str, Sequence[str]]]
-) -> list[object]:
+def _segments(classes: Sequence[str], algorithm: str, codes: Mapping[str, Mapping[str, Sequence[str]]]) -> list[object]:
     """Describe the segments 1..K by their codes."""
     family = highdicom.sr.CodedConcept("123109", "DCM", "Artificial Intelligence")
     by = highdicom.AlgorithmIdentificationSequence(name=algorithm, version=monai_wsss.__version__, family=family)

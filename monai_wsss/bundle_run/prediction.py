@@ -41,6 +41,7 @@ from monai_wsss.bundle_run.slides import segment_slide_case
 from monai_wsss.bundle_run.trained import TrainedWeights, weights_for
 from monai_wsss.data.input_cases import FoundInputs, InputCase, find_inputs
 from monai_wsss.reports import collect_provenance, write_run
+from monai_wsss.reports.class_names import write_class_names
 from monai_wsss.reports.overlay import render_overlay
 from monai_wsss.reports.prediction_page import write_prediction_page
 from monai_wsss.reports.prediction_rows import prediction_row, write_predictions
@@ -243,6 +244,7 @@ def _segment(run: _Run, found: FoundInputs, record: dict[str, Any], run_digest: 
                 _logger.warning("%s: %s", *failures[-1])
     rows = [one["row"] for one in kept]
     write_predictions(run.out / "predictions.csv", rows)
+    write_class_names(run.out, run.trained.header["classes"])
     _write_optional(run.out / "failures.csv", [{"case": name, "why": why} for name, why in failures])
     sources = [{"case": case.name, "source": str(file)} for case in found.cases for file in case.all_files]
     _write_optional(run.out / "sources.csv", sources if list_sources else [])

@@ -106,7 +106,10 @@ def test_a_segmentation_lies_on_the_source_voxels(dicom, brains, tmp_path, direc
     assert seg.FrameOfReferenceUID == image.FrameOfReferenceUID
     assert seg.PatientID == image.PatientID
     assert seg.StudyInstanceUID == image.StudyInstanceUID
-    assert [seg.get_segment_description(number).segment_label for number in seg.segment_numbers] == ["tumor"]
+    (segment,) = (seg.get_segment_description(number) for number in seg.segment_numbers)
+    assert segment.segment_label == "tumor"
+    assert segment.segmented_property_category.meaning == "Morphologically abnormal structure"
+    assert segment.segmented_property_type.meaning == "Neoplasm", "by the codes in the bundle's metadata"
 
 
 def test_without_highdicom_there_is_nifti_alone_and_it_is_said(dicom, brains, tmp_path, monkeypatch, caplog):
