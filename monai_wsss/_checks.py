@@ -8,8 +8,11 @@ one sentence: what is wrong, with which file or argument, and what to do.  The c
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
+import threading
+from collections.abc import Iterator
 
 import torch
 from monai.data.meta_tensor import MetaTensor
@@ -24,8 +27,10 @@ __all__ = [
     "check_label_map",
     "check_shape",
     "check_sizes",
+    "checked_once",
     "float32_or_wider",
     "misfit",
+    "parts_are_trusted",
     "plain_tensor",
 ]
 
@@ -125,6 +130,42 @@ def misfit(error: RuntimeError, name: str = "image") -> ValueError | None:
         if found := re.search(pattern, str(error)):
             return ValueError(f"Expected `{name}` {words.format(*found.groups())}")
     return None
+
+
+_running = threading.local()
+"""Whether something that has checked its input runs in this thread."""
+
+
+def parts_are_trusted() -> bool:
+    """Tell whether what runs in this thread has checked its input, so that its parts need not."""
+    return getattr(_running, "checked", False)
+
+
+@contextlib.contextmanager
+def checked_once(name: str = "image") -> Iterator[None]:
+    """Let parts trust their input, which has been checked, and explain what torch says of it by :func:`misfit`.
+
+    Args:
+        name: the argument that was checked, for the message.
+
+    Raises:
+        ValueError: an input that does not fit, which only torch noticed.
+
+    Example:
+        >>> with checked_once():
+        ...     parts_are_trusted()
+        True
+    """
+    outermost = not parts_are_trusted()
+    _running.checked = True
+    try:
+        yield
+    except RuntimeError as error:
+        if not outermost or (explained := misfit(error, name)) is None:
+            raise
+        raise explained from error
+    finally:
+        _running.checked = not outermost
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -63,6 +63,7 @@ def make_voc(root: Path) -> None:
         Image.fromarray(mask).save(root / "SegmentationClass" / f"{name}.png")
     lists = root / "ImageSets" / "Segmentation"
     (lists / "train_aug.txt").write_text("\n".join(TRAINING))
+    (lists / "train.txt").write_text("a\nb")
     (lists / "val.txt").write_text("d\ne")
     # As the test list comes: neither annotation nor mask.
     Image.fromarray(pixels("d")[:, ::-1]).save(root / "JPEGImages" / "f.jpg")

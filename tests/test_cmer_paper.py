@@ -15,11 +15,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
 from monai.bundle import ConfigParser
+from paper_lists import Item
 from test_every_bundle import ROOT
 
 from monai_wsss.benchmark.cmer_paper_recipes import PAPER_SCALE, comparison_recipes
@@ -69,22 +70,6 @@ class Run:
         """Look up what training and inference have alike."""
         assert self(name) == self(name, "inference")
         return self(name)
-
-
-class Item(NamedTuple):
-    """An item of the list.
-
-    Attributes:
-        name: of the item.
-        value: what it has to be.
-        source: where that stands.
-        found: looks it up.
-    """
-
-    name: str
-    value: Any
-    source: str
-    found: Callable[[Run], Any]
 
 
 def ramp(term: str) -> Callable[[Run], tuple[str, float]]:

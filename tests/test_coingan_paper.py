@@ -16,12 +16,13 @@ import inspect
 import re
 from collections.abc import Callable
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser
+from paper_lists import Item
 from test_every_bundle import ROOT
 
 from monai_wsss.data import LabelNoise, brats, isic_background, mela, monuseg, qata
@@ -95,22 +96,6 @@ class Run:
 @cache
 def merged(bundle: str, kind: str) -> Run:
     return Run(bundle, kind)
-
-
-class Item(NamedTuple):
-    """An item of the list.
-
-    Attributes:
-        name: of the item.
-        value: what it has to be.
-        source: where that stands.
-        found: looks it up.
-    """
-
-    name: str
-    value: Any
-    source: str
-    found: Callable[[Run], Any]
 
 
 def word(name: str) -> Callable[[Run], Any]:

@@ -14,10 +14,11 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from monai.bundle import ConfigParser
+from paper_lists import Item
 from test_every_bundle import ROOT
 
 from monai_wsss.data import voc
@@ -72,22 +73,6 @@ class Run:
             assert definition["_target_"] == "monai_wsss.methods.CoSA.network_from_preset"
             assert definition.get(word) is None
         return COSA_NETWORKS[definition["preset"]][word].value
-
-
-class Item(NamedTuple):
-    """An item of the list.
-
-    Attributes:
-        name: of the item.
-        value: what it has to be.
-        source: where that stands.
-        found: looks it up.
-    """
-
-    name: str
-    value: Any
-    source: str
-    found: Callable[[Run], Any]
 
 
 def word(name: str) -> Callable[[Run], Any]:

@@ -15,10 +15,11 @@ import inspect
 import re
 from collections.abc import Callable
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from monai.bundle import ConfigParser
+from paper_lists import Item
 from test_every_bundle import ROOT
 
 from monai_wsss._checks import DataError
@@ -92,15 +93,6 @@ def split_of_glas() -> tuple[int, ...]:
 def images_of_ebhi() -> list[int]:
     # No public name tells them.
     return list(ebhi._PAPER_NUMBERS.values())
-
-
-class Item(NamedTuple):
-    """An item of the list: its name, what it has to be, where that stands, and what looks it up."""
-
-    name: str
-    value: Any
-    source: str
-    found: Callable[[], Any]
 
 
 LIST = [

@@ -3,6 +3,7 @@
 
 """Methods x datasets x seeds: recipes, the rows that they give, and the tables of the papers. No paper's formulas."""
 
+from monai_wsss.benchmark.bmp_classes import make_bmp_classes
 from monai_wsss.benchmark.bmp_table import make_bmp_table
 from monai_wsss.benchmark.cam_table import make_cam_table
 from monai_wsss.benchmark.cmer_paper import (
@@ -52,6 +53,7 @@ __all__ = [
     "Tiles",
     "Trained",
     "format_rows",
+    "make_bmp_classes",
     "make_bmp_table",
     "make_cam_table",
     "make_cmer_backbone",

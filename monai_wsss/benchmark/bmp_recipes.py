@@ -72,7 +72,7 @@ TABLE_SIX = {
 BMP_RECIPES = {
     **TABLE_SIX,
     "AFA": _one_view(partial(_preset, kind=AFA, preset="paper")),
-    "BMP (paper)": _one_view(partial(_preset, preset="paper")),
-    "BMP (released)": _one_view(partial(_preset, preset="released")),
+    "BMP, preset paper, run small": _one_view(partial(_preset, preset="paper")),
+    "BMP, preset released, run small": _one_view(partial(_preset, preset="released")),
 }
 BMP_BOUND = {_BOUND: _one_view(_full_supervision)}

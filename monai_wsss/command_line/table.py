@@ -20,6 +20,7 @@ SPLITS = ("training", "validation", "test")
 
 _TABLES = {
     "bmp": "make_bmp_table",
+    "bmp-classes": "make_bmp_classes",
     "cam": "make_cam_table",
     "cmer": "make_cmer_table",
     "cmer-unet": "make_cmer_full_resolution",

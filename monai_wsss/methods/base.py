@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from monai_wsss._checks import check_image, check_label, float32_or_wider, misfit
+from monai_wsss._checks import check_image, check_label, checked_once, float32_or_wider
 from monai_wsss._processes import broadcast_buffers, gather_objects
 from monai_wsss.engines.schedules import Progress
 from monai_wsss.networks import ActivationNetwork
@@ -73,10 +73,8 @@ class WSSSMethod(nn.Module):
             )
         check_image(batch["image"])
         check_label(batch["label"], batch["image"].shape[0], self._num_classes(batch["label"]))
-        try:
+        with checked_once():
             return self.losses(batch, progress, player)
-        except RuntimeError as error:
-            raise misfit(error) or error from error
 
     def _num_classes(self, label: torch.Tensor) -> int:
         """Give K of the network, or of the label where the network is any segmenter without ``num_classes``."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from monai_wsss._checks import check_sizes, misfit
+from monai_wsss._checks import check_sizes, checked_once, parts_are_trusted
 
 __all__ = ["CheckedModule"]
 
@@ -18,8 +18,9 @@ __all__ = ["CheckedModule"]
 class CheckedModule(nn.Module):
     """A module that checks its first input when it is called: images or features (B, C, *S), or a list of them.
 
-    Sizes alone are looked at, no values.  Other inputs are left to the module.  Compiled, exported and scripted modules
-    leave the check out.
+    Sizes alone are looked at, no values.  Other inputs are left to the module.  A module that runs as a part of another
+    checked one, or in a step of a method, trusts its input.  Compiled, exported and scripted modules leave the check
+    out.
 
     Raises:
         ValueError: another shape, an empty batch, an axis without pixels, or other channels, spatial axes or another
@@ -28,19 +29,15 @@ class CheckedModule(nn.Module):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Check the input, then run the module with its hooks."""
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or parts_are_trusted():
             return super().__call__(*args, **kwargs)
         name = _name_of_input(type(self).forward)
         given = args[0] if args else kwargs.get(name)
         for image in given if isinstance(given, (list, tuple)) else [given]:
             if torch.is_tensor(image):
                 check_sizes(name, image)
-        try:
+        with checked_once(name):
             return super().__call__(*args, **kwargs)
-        except RuntimeError as error:
-            if (explained := misfit(error, name)) is None:
-                raise
-            raise explained from error
 
 
 @functools.cache
