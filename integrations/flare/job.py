@@ -7,7 +7,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from monai.bundle import ConfigParser
+from model import BundleNetwork
 from nvflare.app_opt.pt.recipes.fedavg import FedAvgRecipe
 from nvflare.recipe import SimEnv
 
@@ -22,14 +22,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("federated"))
     arguments = parser.parse_args()
 
-    config = ConfigParser()
-    config.read_config(str(arguments.bundle / "configs" / "train.json"))
-    config["bundle_root"] = str(arguments.bundle.resolve())
     recipe = FedAvgRecipe(
         name="wsss",
         min_clients=arguments.sites,
         num_rounds=arguments.rounds,
-        model=config.get_parsed_content("network_def"),
+        model=BundleNetwork(str(arguments.bundle.resolve())),
         train_script=str(Path(__file__).with_name("client.py")),
         train_args=" ".join(
             f"--{name} {value}"

@@ -6,6 +6,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import subprocess
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -119,3 +122,36 @@ def test_without_highdicom_there_is_nifti_alone_and_it_is_said(dicom, brains, tm
         result = predict_masks(tmp_path / "in", CAM, tmp_path / "out", device="cpu")
     assert result.rows[0]["segmentation"] == ""
     assert "pip install 'monai-wsss[dicom]'" in result.report.read_text(encoding="utf-8").replace("&#39;", "'")
+
+
+CLIENTS = Path(os.environ.get("WSSS_CLIENTS", "/nowhere"))
+
+
+@pytest.mark.skipif(not (CLIENTS / "monai_deploy").exists(), reason="WSSS_CLIENTS names no environment monai_deploy")
+def test_monai_deploy_writes_the_same_segmentation(dicom, brains, tmp_path, rows_of):
+    """By ``integrations/monai_deploy/app.py``, in the environment that ``integrations/make_environment.sh`` makes."""
+    highdicom = pytest.importorskip("highdicom")
+    write_study(dicom, brains, tmp_path / "in", directions=OBLIQUE, step=tuple(3 * np.cross(OBLIQUE[:3], OBLIQUE[3:])))
+    result = predict_masks(tmp_path / "in", CAM, tmp_path / "out", device="cpu")
+    (row,) = rows_of(result.out / "predictions.csv")
+    root = Path(__file__).parents[2]
+    words = ("--input", tmp_path / "in", "--bundle", root / "bundles" / CAM, "--out", tmp_path / "deployed")
+    done = subprocess.run(
+        [str(CLIENTS / "monai_deploy/bin/python"), str(root / "integrations/monai_deploy/app.py"), *map(str, words)],
+        env={**os.environ, "PYTHONPATH": str(root)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    files = (result.out / row["segmentation"], tmp_path / "deployed" / "segmentation.dcm")
+    read = [highdicom.seg.segread(file) for file in files]
+    uids = [str(pydicom.dcmread(file).SOPInstanceUID) for file in (tmp_path / "in" / "T1").iterdir()]
+    frames = [
+        one.get_pixels_by_source_instance(
+            uids, combine_segments=True, ignore_spatial_locations=True, assert_missing_frames_are_empty=True
+        )
+        for one in read
+    ]
+    assert np.array_equal(*frames)
+    assert read[0].FrameOfReferenceUID == read[1].FrameOfReferenceUID
