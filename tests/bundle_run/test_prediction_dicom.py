@@ -146,12 +146,10 @@ def test_monai_deploy_writes_the_same_segmentation(dicom, brains, tmp_path, rows
     assert done.returncode == 0, done.stderr[-3000:]
     files = (result.out / row["segmentation"], tmp_path / "deployed" / "segmentation.dcm")
     read = [highdicom.seg.segread(file) for file in files]
-    uids = [str(pydicom.dcmread(file).SOPInstanceUID) for file in (tmp_path / "in" / "T1").iterdir()]
-    frames = [
-        one.get_pixels_by_source_instance(
-            uids, combine_segments=True, ignore_spatial_locations=True, assert_missing_frames_are_empty=True
-        )
-        for one in read
-    ]
+    frames = []
+    for one, name in zip(read, ("FLAIR", "T1"), strict=True):  # each refers to another series of the same places
+        uids = [str(pydicom.dcmread(file).SOPInstanceUID) for file in sorted((tmp_path / "in" / name).iterdir())]
+        words = {"combine_segments": True, "ignore_spatial_locations": True, "assert_missing_frames_are_empty": True}
+        frames.append(one.get_pixels_by_source_instance(uids, **words))
     assert np.array_equal(*frames)
     assert read[0].FrameOfReferenceUID == read[1].FrameOfReferenceUID
