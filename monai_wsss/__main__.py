@@ -63,9 +63,12 @@ def _parser() -> argparse.ArgumentParser:
     """Build the parser of all commands."""
     parser = argparse.ArgumentParser(
         prog="monai-wsss",
-        description="Image-level labels in, masks out: prepare data, draw phantoms, write reports.",
-        epilog="example:\n  monai-wsss prepare folder --images scans --labels labels.csv --out prepared\n\n"
-        "Training, evaluation and inference are `python -m monai.bundle run`, see the README.",
+        description="Image-level labels in, masks out: prepare data, train, segment, write reports.",
+        epilog="examples:\n  monai-wsss predict scans --bundle brain_mri_cam --out masks\n"
+        "  monai-wsss prepare folder --images scans --labels labels.csv --out prepared\n"
+        "  monai-wsss train prepared --out run\n"
+        "  monai-wsss predict scans --bundle brain_mri_cam --weights run --out masks\n\n"
+        "Evaluation, and whatever else bundles can do, is `python -m monai.bundle run`, see the README.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)

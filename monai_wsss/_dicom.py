@@ -113,8 +113,23 @@ def _headers(files: Sequence[Path]) -> dict[Path, Dataset]:
     return images
 
 
+def _refuse_mosaics(headers: dict[Path, Dataset]) -> None:
+    """Refuse files that hold the slices of a volume as tiles of one image; files of several frames do not, if so named.
+
+    Raises:
+        DataError: there is such a file.
+    """
+    for file, header in headers.items():
+        if "MOSAIC" in str(header.get("ImageType") or "").upper() and number_of_frames(header) == 1:
+            raise DataError(
+                f"{file} is a mosaic: it holds the slices of a volume as tiles of one image. Convert it to NIfTI with "
+                "a program that takes it apart, such as dcm2niix."
+            )
+
+
 def _single_series(headers: dict[Path, Dataset], where: Path, leave_out_localizers: bool) -> list[Frame]:
     """Give all frames, if they are of one series."""
+    _refuse_mosaics(headers)
     frames = {file: frames_of(file, header) for file, header in headers.items()}
     if leave_out_localizers:
         kept = {file: own for file, own in frames.items() if not all(frame.is_localizer for frame in own)}

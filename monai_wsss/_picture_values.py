@@ -38,7 +38,7 @@ __all__ = [
     "is_white_zero",
     "mask_numbers",
     "profile_is_unusual",
-    "refuse_unknown_tiff",
+    "refuse_unread_picture",
 ]
 
 _PHOTOMETRIC, _BITS, _SAMPLE_FORMAT, _EXTRA_SAMPLES, _SUBFILE = 262, 258, 339, 338, 254
@@ -145,12 +145,17 @@ def _check_tiff(picture: Image.Image, file: Path, bits: int) -> None:
             raise DataError(f"{file} holds values from 2**31 on, which would be read as negative: save smaller ones.")
 
 
-def refuse_unknown_tiff(error: Exception, file: Path) -> None:
-    """Refuse, in place of the error of Pillow, a TIFF that is whole but of a kind that Pillow does not know.
+def refuse_unread_picture(error: Exception, file: Path) -> None:
+    """Refuse, in place of the error of Pillow, a picture that is whole but not read: too large, or an unknown TIFF.
 
     Raises:
-        DataError: the file is such a TIFF.
+        DataError: the file claims too many pixels, or is a TIFF of a kind that Pillow does not know.
     """
+    if isinstance(error, Image.DecompressionBombError):
+        raise DataError(
+            f"{file} claims more pixels than are read at once (more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,}): "
+            "cut tiles from it, or make it smaller."
+        ) from error
     if not isinstance(error, (UnidentifiedImageError, SyntaxError)):
         return
     with open(file, "rb") as stream:

@@ -15,6 +15,7 @@ import inspect
 import re
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from monai_wsss._checks import DataError
 from monai_wsss.benchmark import published_tables
 from monai_wsss.benchmark.gland_recipes import CLASSIFIERS, PYRAMIDS, STRUCTURES, TEACHER
 from monai_wsss.data import ebhi, glas, prog
+from monai_wsss.data.gland_folder import GlandImage
 from monai_wsss.engines import check_overrides
 from monai_wsss.methods import GlandClassification
 from monai_wsss.metrics.definitions import METRIC_DEFINITIONS
@@ -85,9 +87,12 @@ def default_of(function: Callable[..., Any], name: str) -> Any:
     return inspect.signature(function).parameters[name].default
 
 
-def split_of_glas() -> tuple[int, ...]:
-    # No public name tells them.
-    return tuple(round(85 * share) for share in glas._OFFICIAL_FRACTIONS[:2])
+def split_of_glas() -> list[int]:
+    """What the official split draws of 85 training and 80 test images."""
+    names = [f"train_{n}" for n in range(85)] + [f"testA_{n}" for n in range(60)] + [f"testB_{n}" for n in range(20)]
+    images = [GlandImage(name, name, None, Path(name), Path(name)) for name in names]
+    drawn = [case.split for case in glas._split_officially(images, seed=0)]  # no public name draws without files
+    return [drawn.count(split) for split in glas.PAPER_NUMBERS]
 
 
 def images_of_ebhi() -> list[int]:
@@ -144,8 +149,8 @@ LIST = [
     # Data
     Item("GlaS: patch, stride", (112, 56), "Datasets",
          lambda: (default_of(glas.prepare_glas, "patch"), default_of(glas.prepare_glas, "stride"))),
-    Item("GlaS: training, validation of 85", (70, 15), "Datasets",
-         split_of_glas),
+    Item("GlaS: images", [70, 15, 80], "Datasets", split_of_glas),
+    Item("GlaS: what is warned of", [70, 15, 80], "Datasets", lambda: list(glas.PAPER_NUMBERS.values())),
     Item("ProG: patch", 224, "Datasets", lambda: default_of(prog.prepare_prog, "patch")),
     Item("ProG: patches", [36_000, 8_244, 9_756], "Datasets", lambda: list(prog.PAPER_NUMBERS.values())),
     Item("EBHI: ratio", (0.7, 0.1, 0.2), "Datasets", lambda: default_of(ebhi.prepare_ebhi, "fractions")),

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from monai_wsss.__main__ import main
+from monai_wsss.benchmark.cmer_paper import CmerOptions, CmerRun
 from monai_wsss.benchmark.gland_table import GlandOptions, make_gland_table
 from monai_wsss.command_line.arguments import REQUIRED, Argument, Command, Elsewhere
 from monai_wsss.command_line.table import COMMANDS, LAYOUTS, SPLITS
@@ -33,6 +34,7 @@ ONLY_IN_PYTHON = {
 }
 # Options that functions hand on together -> their names, and what takes them.
 HANDED_ON = {
+    "CmerOptions": (CmerOptions, CmerRun.of),
     "GlandOptions": (GlandOptions, make_gland_table),
     "LabelColumns": (LabelColumns, read_label_table),
     "TileOptions": (TileOptions, TileRule),

@@ -16,9 +16,9 @@ DSC and ASSD have their mean and standard deviation over patients, of several se
 restacked volumes where the datalist says where slices lie, as those of ``prepare brats --as-slices`` do.  Table V has
 methods as rows and modalities as columns, the paper the other way round.
 
-A table is the paper's only at the paper's size (``size="paper"``) and on its split of BraTS (``--split cmer``); every
-other says in its title that it was run small.  ResNet-50 starts from random weights here.  Masks are read to measure,
-and to train the rows that say so.
+A table is the paper's only at the paper's size (``size="paper"``), on slices of all 335 studies in its split of BraTS
+(``prepare brats --as-slices --split cmer``), and measured on the test split; every other says in its title what is not.
+ResNet-50 starts from random weights here.  Masks are read to measure, and to train the rows that say so.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import torch
 from markupsafe import Markup
@@ -49,11 +49,13 @@ from monai_wsss.benchmark.recipes import Recipe
 from monai_wsss.benchmark.rows import Measured, Row, folder_name
 from monai_wsss.benchmark.table import BenchmarkTable, Entry, Trained
 from monai_wsss.data import load_datalist, load_header
+from monai_wsss.data.brats import CMER_SUBJECTS
 from monai_wsss.inferers import GradientCAMInferer
 from monai_wsss.refinement import MaskRule
 from monai_wsss.reports import write_svg
 
 __all__ = [
+    "CmerOptions",
     "CmerPaper",
     "CmerRun",
     "make_cmer_backbone",
@@ -110,6 +112,24 @@ class CmerPaper:
         return rows
 
 
+class CmerOptions(TypedDict, total=False):
+    """Further arguments of the tables and figures.
+
+    Attributes:
+        sets: sets of modalities, each with ``+`` between them, such as ``"T1+T2"``; none: the paper's pairs and all.
+        size: ``"small"``, for a CPU and the default, or ``"paper"``.
+        seeds: seeds of each recipe, 0, 1 and 2 by default.
+        split: where to measure, the validation split by default; the paper's is the test split.
+        scale: other sizes than those of ``size``.
+    """
+
+    sets: Sequence[str]
+    size: str
+    seeds: Sequence[int]
+    split: str
+    scale: CmerScale | None
+
+
 @dataclass(frozen=True)
 class CmerRun:
     """What all tables of a command have in common."""
@@ -127,13 +147,13 @@ class CmerRun:
         cls,
         datalist: Path,
         out: Path,
-        *,
-        sets: Sequence[str],
         usual: str,
-        size: str,
-        scale: CmerScale | None,
-        seeds: Sequence[int],
-        split: str,
+        *,
+        sets: Sequence[str] = (),
+        size: str = "small",
+        seeds: Sequence[int] = (0, 1, 2),
+        split: str = "validation",
+        scale: CmerScale | None = None,
     ) -> CmerRun:
         """Read the words of a command; ``usual`` says which sets it has by default: "pairs", "all" or "both"."""
         check_choice("size", size, ("small", "paper"))
@@ -148,14 +168,14 @@ class CmerRun:
                 f"Expected `sets` of the modalities {', '.join(known)}, such as {every}, got {', '.join(unknown)}."
             )
         scale = scale or (PAPER_SCALE if size == "paper" else SMALL_SCALE)
-        papers = scale == PAPER_SCALE and header.get("split") == "cmer"
+        papers = scale == PAPER_SCALE and _is_papers(datalist, header)
         return cls(Path(datalist), Path(out), chosen, scale, papers, tuple(seeds), split)
 
     def title(self, what: str) -> str:
-        """Give a title that says whether the run is the paper's."""
+        """Give a title that says whether the run is the paper's, which is measured on the test split."""
         name = f"{what} of the CMER paper"
         if self.papers:
-            return name
+            return name if self.split == "test" else f"{name}, but on the {self.split} split"
         how = "not on its data" if self.scale == PAPER_SCALE else "run small"
         return f"{name}, {how}: {self.scale}"
 
@@ -199,6 +219,15 @@ class CmerRun:
             epochs=self.scale.epochs,
             seeds=self.seeds,
         )
+
+
+def _is_papers(datalist: Path, header: Mapping[str, Any]) -> bool:
+    """Tell whether data are slices of the paper's 335 studies, split as there (Sec. IV-A)."""
+    if header.get("split") != "cmer":
+        return False
+    items = {split: load_datalist(datalist, split, masks=True) for split in CMER_SUBJECTS}
+    numbers = {split: len({item["subject"] for item in own}) for split, own in items.items()}
+    return numbers == CMER_SUBJECTS and all("volume" in item for own in items.values() for item in own)
 
 
 # ---- measuring -------------------------------------------------------------------------------------------------------
@@ -270,31 +299,18 @@ def _side_by_side(metrics: Mapping[str, str], paper: CmerPaper, rows: RowsOfSets
 # ---- the tables ------------------------------------------------------------------------------------------------------
 
 
-def make_cmer_comparison(
-    datalist: Path,
-    out: Path,
-    *,
-    sets: Sequence[str] = (),
-    size: str = "small",
-    seeds: Sequence[int] = (0, 1, 2),
-    split: str = "validation",
-    scale: CmerScale | None = None,
-) -> CmerPaper:
+def make_cmer_comparison(datalist: Path, out: Path, **options: Unpack[CmerOptions]) -> CmerPaper:
     """Make Tables I and II: each modality and their fusion, by CAM and Grad-CAM++, beside full supervision.
 
     Args:
         datalist: path of the prepared ``datalist.json``.
         out: folder for weights, rows and the table.
-        sets: sets of modalities, each with ``+`` between them, such as ``"T1+T2"``; none: the paper's pairs and all.
-        size: ``"small"``, for a CPU, or ``"paper"``.
-        seeds: seeds of each recipe.
-        split: where to measure; the paper's is the test split.
-        scale: other sizes than those of ``size``.
+        options: see :class:`CmerOptions`.
 
     Raises:
         ValueError: an unknown size, or a set of modalities that the data lack.
     """
-    run = CmerRun.of(datalist, out, sets=sets, usual="both", size=size, scale=scale, seeds=seeds, split=split)
+    run = CmerRun.of(datalist, out, "both", **options)
     head, metric = run.assd
     recipes = comparison_recipes(run.scale, run.papers)
     tables = {
@@ -311,18 +327,9 @@ def make_cmer_comparison(
     return CmerPaper("cmer_comparison", run.title("Tables I and II"), run.out, tables, by_set)
 
 
-def make_cmer_losses(
-    datalist: Path,
-    out: Path,
-    *,
-    sets: Sequence[str] = (),
-    size: str = "small",
-    seeds: Sequence[int] = (0, 1, 2),
-    split: str = "validation",
-    scale: CmerScale | None = None,
-) -> CmerPaper:
+def make_cmer_losses(datalist: Path, out: Path, **options: Unpack[CmerOptions]) -> CmerPaper:
     """Make Table III: which losses, fused, by CAM and Grad-CAM++; arguments of :func:`make_cmer_comparison`."""
-    run = CmerRun.of(datalist, out, sets=sets, usual="both", size=size, scale=scale, seeds=seeds, split=split)
+    run = CmerRun.of(datalist, out, "both", **options)
     head, metric = run.assd
     metrics = {"DSC": "dice_subject", head: metric}
     recipes, columns = loss_recipes(run.scale, run.papers), columns_of([FUSED], metrics)
@@ -330,21 +337,12 @@ def make_cmer_losses(
     return CmerPaper("cmer_losses", run.title("Table III"), run.out, tables, partial(_side_by_side, metrics))
 
 
-def make_cmer_backbone(
-    datalist: Path,
-    out: Path,
-    *,
-    sets: Sequence[str] = (),
-    size: str = "small",
-    seeds: Sequence[int] = (0, 1, 2),
-    split: str = "validation",
-    scale: CmerScale | None = None,
-) -> CmerPaper:
+def make_cmer_backbone(datalist: Path, out: Path, **options: Unpack[CmerOptions]) -> CmerPaper:
     """Make Table IV: Table I, fused, with DeepLabV3 on a ResNet-50; arguments of :func:`make_cmer_comparison`.
 
     The rows lie in a folder ``deeplabv3`` of their own, since they have the names of Table I.
     """
-    run = CmerRun.of(datalist, out, sets=sets, usual="pairs", size=size, scale=scale, seeds=seeds, split=split)
+    run = CmerRun.of(datalist, out, "pairs", **options)
     run = replace(run, out=run.out / "deeplabv3")
     metrics = {"DSC": "dice_subject"}
     recipes, layer = comparison_recipes(run.scale, False, "aspp_resnet"), _LAYERS["aspp_resnet"]
@@ -352,22 +350,13 @@ def make_cmer_backbone(
         one: run.table("cmer_backbone", one, recipes, columns=columns_of([FUSED], metrics), layer=layer)
         for one in run.sets
     }
-    title = f"{replace(run, papers=False).title('Table IV')}, from random weights"
+    title = f"{run.title('Table IV')}, from random weights"
     return CmerPaper("cmer_backbone", title, Path(out), tables, partial(_side_by_side, metrics))
 
 
-def make_cmer_errors(
-    datalist: Path,
-    out: Path,
-    *,
-    sets: Sequence[str] = (),
-    size: str = "small",
-    seeds: Sequence[int] = (0, 1, 2),
-    split: str = "validation",
-    scale: CmerScale | None = None,
-) -> CmerPaper:
+def make_cmer_errors(datalist: Path, out: Path, **options: Unpack[CmerOptions]) -> CmerPaper:
     """Make Table V: r_u = FN/TP and r_o = FP/TP of each modality; arguments of :func:`make_cmer_comparison`."""
-    run = CmerRun.of(datalist, out, sets=sets, usual="all", size=size, scale=scale, seeds=seeds, split=split)
+    run = CmerRun.of(datalist, out, "all", **options)
     recipes = comparison_recipes(run.scale, run.papers)
     recipes = {name: recipe for name, recipe in recipes.items() if name != BASELINE}
     metrics = {"r_u": "r_under", "r_o": "r_over"}

@@ -11,22 +11,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from markupsafe import Markup
 
 from monai_wsss._files import write_json
-from monai_wsss.benchmark.cmer_paper import CmerPaper, CmerRun, RowsOfSets, by_set, columns_of, taking_part
+from monai_wsss.benchmark.cmer_paper import CmerOptions, CmerPaper, CmerRun, RowsOfSets, by_set, columns_of, taking_part
 from monai_wsss.benchmark.cmer_paper_recipes import (
     BASELINE,
     SEAM_ALL,
     SEAM_SCALE,
-    CmerScale,
     comparison_recipes,
     proposed_name,
     transform_recipes,
@@ -38,6 +36,10 @@ from monai_wsss.reports import bar_chart
 from monai_wsss.reports.charts import ChartLine, line_chart
 
 __all__ = ["make_cmer_thresholds", "make_cmer_transforms"]
+
+
+_ALONE = (BASELINE, SEAM_SCALE, SEAM_ALL)
+"""Rows that use no other modality."""
 
 
 def _transform_chart(paper: CmerPaper, rows: RowsOfSets) -> Markup:
@@ -69,13 +71,13 @@ def _threshold_chart(modality: str, paper: CmerPaper, rows: RowsOfSets) -> Marku
             found = [_sweep(data, modality, table.trained(entry.name, seed)) for seed in table.seeds]
             (tumor,) = found[0]["classes"]
             dice = np.mean([sweep["classes"][tumor]["dice_subject"] for sweep in found], axis=0)
-            alone = entry.name in (BASELINE, SEAM_SCALE, SEAM_ALL)
-            name = entry.name if alone else f"{entry.name}, {one}"
+            name = entry.name if entry.name in _ALONE else f"{entry.name}, {one}"
             curves[name] = {"threshold": found[0]["thresholds"], "dice_subject": dice.tolist()}
+    curves = dict(sorted(curves.items(), key=lambda item: item[0] not in _ALONE))  # alike in all figures, first
     write_json(paper.out / f"{paper.name}_{modality}.json", curves)
     return line_chart(
         [ChartLine(name, curve["threshold"], curve["dice_subject"]) for name, curve in curves.items()],
-        title=f"{paper.title}: {modality}",
+        title=f"{modality}. {paper.title}",
         x_label="threshold of the max-normalized map",
         y_label="DSC",
         y_range=(0.0, 1.0),
@@ -89,22 +91,13 @@ def _sweep(data: Slices, modality: str, one: Trained) -> dict[str, Any]:
     return data.measure_maps(cases, maps, rule, sweep=True).sweep()
 
 
-def make_cmer_transforms(
-    datalist: Path,
-    out: Path,
-    *,
-    sets: Sequence[str] = (),
-    size: str = "small",
-    seeds: Sequence[int] = (0, 1, 2),
-    split: str = "validation",
-    scale: CmerScale | None = None,
-) -> CmerPaper:
+def make_cmer_transforms(datalist: Path, out: Path, **options: Unpack[CmerOptions]) -> CmerPaper:
     """Make Fig. 3: L_ER with each kind of transform beside the baseline; arguments of :func:`make_cmer_comparison`.
 
     Raises:
         ValueError: more than one set.
     """
-    run = CmerRun.of(datalist, out, sets=sets, usual="all", size=size, scale=scale, seeds=seeds, split=split)
+    run = CmerRun.of(datalist, out, "all", **options)
     if len(run.sets) > 1:
         raise ValueError(f"Expected one set in `sets`, whose modalities are drawn side by side, got {len(run.sets)}.")
     (one,) = run.sets
@@ -114,23 +107,14 @@ def make_cmer_transforms(
     return CmerPaper("cmer_transforms", run.title("Fig. 3"), run.out, tables, by_set, draw)
 
 
-def make_cmer_thresholds(
-    datalist: Path,
-    out: Path,
-    *,
-    sets: Sequence[str] = (),
-    size: str = "small",
-    seeds: Sequence[int] = (0, 1, 2),
-    split: str = "validation",
-    scale: CmerScale | None = None,
-) -> CmerPaper:
+def make_cmer_thresholds(datalist: Path, out: Path, **options: Unpack[CmerOptions]) -> CmerPaper:
     """Make Fig. 4: DSC against the threshold, for each modality; arguments of :func:`make_cmer_comparison`.
 
     Baseline and SEAM's equivariance, which use no other modality, are drawn from the largest set.
     """
-    run = CmerRun.of(datalist, out, sets=sets, usual="both", size=size, scale=scale, seeds=seeds, split=split)
+    run = CmerRun.of(datalist, out, "both", **options)
     recipes = comparison_recipes(run.scale, run.papers)
-    proposed = {name: recipes[name] for name in (proposed_name(run.papers),)}
+    proposed = {name: recipes[name] for name in (proposed_name(run.scale, run.papers),)}
     largest = max(run.sets, key=lambda one: one.count("+"))
     tables = {
         one: run.table(

@@ -115,13 +115,16 @@ SMALL_SCALE = CmerScale((64, 64), 8, (1, 1, 1), 8, 4, AdamWConstant(1e-3), 16)
 """For a CPU: T is half of the run, as 15 of 30 epochs are, and the rate is one at which few steps teach something."""
 
 
-def proposed_name(papers: bool) -> str:
+def proposed_name(scale: CmerScale, papers: bool) -> str:
     """Give the name of the row of all losses.
 
     Args:
-        papers: whether it is the paper's run.
+        scale: size of the runs.
+        papers: whether it is trained as the paper's run, on its data.
     """
-    return "CMER (paper)" if papers else "CMER, the paper's losses, run small"
+    if papers:
+        return "CMER (paper)"
+    return "CMER, the paper's losses, " + ("not on its data" if scale == PAPER_SCALE else "run small")
 
 
 def _method(channels: int, num_classes: int, *, scale: CmerScale, backbone: str, **words: Any) -> WSSSMethod:
@@ -174,7 +177,7 @@ def comparison_recipes(scale: CmerScale, papers: bool, backbone: str = "unet") -
         BASELINE: {**_ER, "equivariance": False, "second_view": False},
         SEAM_SCALE: {**_ER, "transform": _only("scale")},
         SEAM_ALL: _ER,
-        proposed_name(papers): {},
+        proposed_name(scale, papers): {},
     }
     return _recipes(scale, backbone, rows)
 
@@ -185,7 +188,7 @@ def loss_recipes(scale: CmerScale, papers: bool) -> dict[str, Recipe]:
         "KD": {"equivariance": False, "cross_modal": False},
         "KD + ER": {"cross_modal": False},
         "ER + CMER": {"distillation": False},
-        proposed_name(papers): {},
+        proposed_name(scale, papers): {},
     }
     return _recipes(scale, "unet", rows)
 

@@ -259,7 +259,7 @@ def _table(
     entries = [_entry(data, f"{row} > segmenter") for row in ROWS[name]]
     return GlandTable(
         name, data, out, recipes, entries, columns, epochs=epochs, seeds=seeds, settings={"width": width},
-        title=_title(data, width, f"Table {number}"), published="" if number == "2" else number,
+        title=_title(data, width, f"Table {number}"), published=number,
     )  # fmt: skip
 
 
@@ -304,4 +304,5 @@ def _share_chart(table: BenchmarkTable, rows: Sequence[Row]) -> Markup:
         name = row.name.removeprefix(_OF_OEEM).removeprefix("fine-tuned on ")
         system = "OEEM's loss" if row.name.startswith(_OF_OEEM) else "CCA + MPFP + PLF"
         groups.setdefault(name, {}).setdefault(system, []).extend(values_of([row], "miou_pooled"))
-    return box_chart(groups, title="mIoU by the share of the images, over the draws", y_label="mIoU")
+    title = table.title if isinstance(table, GlandTable) else "weights fine-tuned on shares of the images"
+    return box_chart(groups, title=f"{title}. mIoU over the draws", y_label="mIoU")

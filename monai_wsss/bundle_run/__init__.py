@@ -3,6 +3,7 @@
 
 """Whole bundles put to work: what the commands ``predict``, ``train`` and ``bundles`` do.  No mechanism of its own."""
 
+from monai_wsss.bundle_run.method_choice import TRAINING_METHODS, choose_method
 from monai_wsss.bundle_run.prediction import Prediction, predict_masks
 from monai_wsss.bundle_run.shipped import (
     ShippedBundle,
@@ -12,7 +13,7 @@ from monai_wsss.bundle_run.shipped import (
     list_bundles,
     manage_bundles,
 )
-from monai_wsss.bundle_run.training import TRAINING_METHODS, Training, TrainingInterrupted, choose_method, train_bundle
+from monai_wsss.bundle_run.training import Training, TrainingInterrupted, train_bundle
 from monai_wsss.bundle_run.verdict import Verdict
 
 __all__ = [

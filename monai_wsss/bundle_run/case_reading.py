@@ -20,11 +20,13 @@ from monai_wsss.data.case_files import UNNAMED, name_channels
 from monai_wsss.data.input_cases import InputCase
 from monai_wsss.data.modalities import COLORS, SEQUENCES, canonical_modality
 from monai_wsss.data.reading import affine_of, check_alike, image_format, is_radiograph, read_image
+from monai_wsss.refinement.slice_axis import slice_axis_of
 
 __all__ = ["CaseReader", "ReadCase"]
 
 _LUMINANCE = (0.299, 0.587, 0.114)
 _LIKE = 1.05  # sizes that differ by less are alike
+_STRETCHED = 1.2  # proportions and sizes of pixels that differ by less do no harm
 
 
 @dataclass
@@ -57,6 +59,9 @@ class CaseReader:
         background: whether the classes have a background; if not, transparent pixels are white.
         grid: in-plane size that the network works on, None for the images' own.
         longest_side: length of the longer side of the images of the training in pixels, where that matters.
+        micrometers: side of a pixel of the images of the training, where that matters.
+        slicing: the anatomical axis along which volumes are cut, see
+            :func:`~monai_wsss.refinement.slice_axis.slicing_axis_of`.
         pooled: whether gray 2D images of one subject are normalized together.
         cases: all cases, to pool them.
     """
@@ -68,6 +73,8 @@ class CaseReader:
     background: bool = True
     grid: Sequence[int] | None = None
     longest_side: int | None = None
+    micrometers: float | None = None
+    slicing: int = 0
     pooled: bool = False
     cases: Sequence[InputCase] = ()
     _statistics: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
@@ -90,7 +97,10 @@ class CaseReader:
 
     def _channels(self, case: InputCase) -> ReadCase:
         """Read the files of a case and give its image in the channels of the weights."""
-        images = {name: _read(files, on_white=not self.background) for name, files in case.files.items()}
+        needed = [name for name in case.files if name in (UNNAMED, *self.wanted, *self._stand_ins.values())]
+        if not needed:
+            self._chosen(case.files)  # says what is missing
+        images = {name: _read(case.files[name], on_white=not self.background) for name in needed}
         check_alike({name or case.name: image for name, image in images.items()})
         first = next(iter(images.values()))
         notes: list[str] = []
@@ -105,7 +115,8 @@ class CaseReader:
         notes += [f"{name} is missing: {other} was given in its place" for name, other in replaced.items()]
         lacking = [name for name in self.wanted if name not in present]
         if lacking:
-            notes.append(f"{', '.join(lacking)} is missing: segmented with {', '.join(present)}")
+            verb = "is" if len(lacking) == 1 else "are"
+            notes.append(f"{', '.join(lacking)} {verb} missing: segmented with {', '.join(present)}")
         values = torch.cat([channels[replaced.get(name, name)] for name in present])
         image = MetaTensor(values.as_tensor() if isinstance(values, MetaTensor) else values, meta=dict(first.meta))
         image.meta.pop("image_numbers", None)  # of one sequence
@@ -150,19 +161,24 @@ class CaseReader:
 
     def _chosen(self, channels: Mapping[str, Any]) -> tuple[list[str], dict[str, str]]:
         """Give the channels that are there or have a stand-in, in the order of the weights."""
-        stand_ins = {canonical_modality(name): canonical_modality(other) for name, other in self.stand_ins.items()}
-        replaced = {name: other for name, other in stand_ins.items() if name not in channels and other in channels}
+        stand_ins = self._stand_ins.items()
+        replaced = {name: other for name, other in stand_ins if name not in channels and other in channels}
         replaced = {name: other for name, other in replaced.items() if name in self.wanted}
         present = [name for name in self.wanted if name in channels or name in replaced]
         missing = [name for name in self.wanted if name not in present]
         if missing and not (self.some and present):
             there = ", ".join(name or "one without a name" for name in channels)
             example = next((name for name in channels if name in SEQUENCES), "FLAIR")
+            option = ",".join(f"{name}={example}" for name in missing)
             raise DataError(
-                f"{', '.join(missing)} of the case is missing (there is {there}): add it, or let another stand in by "
-                f"--replace-missing {missing[0]}={example}."
+                f"{', '.join(missing)} of the case {'is' if len(missing) == 1 else 'are'} missing (there is {there}): "
+                f"add {'it' if len(missing) == 1 else 'them'}, or let another stand in by --replace-missing {option}."
             )
         return present, replaced
+
+    @property
+    def _stand_ins(self) -> dict[str, str]:
+        return {canonical_modality(name): canonical_modality(other) for name, other in self.stand_ins.items()}
 
     def _normal(self, case: InputCase, image: MetaTensor) -> tuple[np.ndarray, np.ndarray]:
         """Measure mean and standard deviation of a gray 2D image, or of all of its subject."""
@@ -180,18 +196,47 @@ class CaseReader:
         return self._statistics[case.subject]
 
     def _departures(self, image: MetaTensor) -> list[str]:
-        """Say where the size of an image is not that of the training."""
-        found, sides = [], tuple(image.shape[1:3])
-        if self.grid is not None and any(side > _LIKE * own for side, own in zip(sides, self.grid, strict=False)):
-            found.append(
-                f"{sides[0]} x {sides[1]} pixels, brought to {' x '.join(map(str, self.grid))} for the network"
-            )
+        """Say where the size of an image, or of its pixels, is not that of the training."""
+        found, axes = [], list(range(1, image.ndim))
+        if image.ndim == 4:
+            axes.pop(slice_axis_of(image, self.slicing))
+        sides = tuple(image.shape[axis] for axis in axes)
+        known = image.meta.get("unit") != PIXELS
+        millimeters = np.linalg.norm(affine_of(image)[:3, : image.ndim - 1], axis=0) if known else np.ones(3)
+        lengths = [side * float(millimeters[axis - 1]) for side, axis in zip(sides, axes, strict=True)]
+        if self.grid is not None and len(sides) == 2:
+            if any(side > _LIKE * own for side, own in zip(sides, self.grid, strict=True)):
+                size = " x ".join(map(str, self.grid))
+                found.append(f"{sides[0]} x {sides[1]} pixels, brought to {size} for the network")
+            stretch = lengths[0] / lengths[1] * self.grid[1] / self.grid[0]
+            if not 1 / _STRETCHED < stretch < _STRETCHED:
+                unit = "mm" if known else "pixels"
+                found.append(
+                    f"a field of view of {lengths[0]:.3g} x {lengths[1]:.3g} {unit} looks stretched to the network: "
+                    "pad the images to the proportions of those of the training"
+                )
+        if self.micrometers is not None:
+            found += self._pixel_size(1000 * lengths[0] / sides[0] if known else None)
         if self.longest_side is not None and not 1 / _LIKE < max(sides) / self.longest_side < _LIKE:
             found.append(
                 f"the longer side is {max(sides)} pixels, that of the images of the training {self.longest_side}: "
                 "findings look larger or smaller than those that the weights know, so scale the images first"
             )
         return found
+
+    def _pixel_size(self, micrometers: float | None) -> list[str]:
+        """Say where pixels are larger or smaller than those of the training, or where nobody knows it."""
+        if micrometers is None:
+            return [
+                f"the size of a pixel is not known: the weights know images of {self.micrometers:g} micrometers per "
+                "pixel"
+            ]
+        if 1 / _STRETCHED < micrometers / float(self.micrometers or 1) < _STRETCHED:
+            return []
+        return [
+            f"{micrometers:.3g} micrometers per pixel, those of the training {self.micrometers:g}: scale the images "
+            "first"
+        ]
 
 
 def _is_color(names: Sequence[str]) -> bool:

@@ -8,22 +8,44 @@ import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from monai_wsss.data.input_cases import InputCase
+from monai_wsss.data.modalities import SEQUENCES, canonical_modality
 
 __all__ = ["NameFilter", "hidden_names"]
 
 
-def hidden_names(cases: Sequence[InputCase]) -> dict[str, str]:
-    """Give, per path or name that no log may show, the name of its case."""
+_SHORT = 3  # digits of a number that is none of a patient, but of a series or an image
+
+
+def hidden_names(cases: Sequence[InputCase], root: Path, damaged: Sequence[tuple[str, Path]] = ()) -> dict[str, str]:
+    """Give, per path or name that no log may show, what stands in its place.
+
+    Args:
+        cases: those from DICOM count.
+        root: the input; names of folders above it are the user's own words.
+        damaged: name and path of further files.
+    """
     hidden: dict[str, str] = {}
-    for case in cases:
-        if case.kind == "dicom":
-            for file in case.all_files:
-                hidden |= dict.fromkeys((str(file), str(file.parent)), case.name)
-                hidden.setdefault(file.name, "a file")
-                hidden.setdefault(file.parent.name, case.name)
+    files = [(case.name, file) for case in cases if case.kind == "dicom" for file in case.all_files]
+    for name, file in [*files, *damaged]:
+        hidden |= {str(file): name, str(file.parent): name}
+        if _may_name(file.name):
+            hidden.setdefault(file.name, "a file")
+        for folder in file.parents:
+            if folder == root or root not in folder.parents:
+                break
+            hidden.setdefault(str(folder), "a folder")
+            if _may_name(folder.name):
+                hidden.setdefault(folder.name, "a folder")
+    hidden.pop(str(root), None)
     return hidden
+
+
+def _may_name(word: str) -> bool:
+    """Tell whether a name may be that of a patient: sequences and short numbers are not."""
+    return canonical_modality(word) not in SEQUENCES and not (word.isdigit() and len(word) <= _SHORT)
 
 
 class NameFilter(logging.Filter):
@@ -35,7 +57,7 @@ class NameFilter(logging.Filter):
 
     def __init__(self, hidden: Mapping[str, str]) -> None:
         super().__init__()
-        self._paths = sorted((name for name in hidden if "/" in name or "\\" in name), key=len, reverse=True)
+        self._paths = sorted((name for name in hidden if re.search(r"[\s/\\,;:()'\"]", name)), key=len, reverse=True)
         self._hidden = dict(hidden)
 
     def clean(self, text: str) -> str:

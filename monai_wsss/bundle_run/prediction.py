@@ -35,11 +35,12 @@ from monai_wsss.bundle_run.case_reading import CaseReader, ReadCase, size_of
 from monai_wsss.bundle_run.dicom_segmentation import has_highdicom, write_dicom_segmentation
 from monai_wsss.bundle_run.log_names import NameFilter, hidden_names
 from monai_wsss.bundle_run.records import digest_of, drop_stale, finished_case, record_path, state_of
-from monai_wsss.bundle_run.runner import BundleRunner, inference_parser
+from monai_wsss.bundle_run.runner import BundleRunner, check_device, inference_parser, own_error
 from monai_wsss.bundle_run.shipped import ShippedBundle
 from monai_wsss.bundle_run.slides import segment_slide_case
 from monai_wsss.bundle_run.trained import TrainedWeights, weights_for
 from monai_wsss.data.input_cases import FoundInputs, InputCase, find_inputs
+from monai_wsss.refinement.slice_axis import slicing_axis_of
 from monai_wsss.reports import collect_provenance, write_run
 from monai_wsss.reports.class_names import write_class_names
 from monai_wsss.reports.overlay import render_overlay
@@ -94,7 +95,10 @@ class _Run:
             parser = inference_parser(
                 self.bundle, ["inference"], {**self.settings, **some}, self.trained.header, self.work
             )
-            self.runners[present] = BundleRunner(parser, self.trained.weights)
+            try:
+                self.runners[present] = BundleRunner(parser, self.trained.weights)
+            except Exception as error:
+                raise own_error(error) from error
         return self.runners[present]
 
 
@@ -133,6 +137,7 @@ def predict_masks(
         DataError: there is nothing to segment, the bundle or its weights cannot be used, or the folder cannot be
             written or holds other results.
     """
+    check_device(device)
     trained = weights_for(bundle, weights)
     folder = Path(out)
     slides = (trained.bundle.path / "configs" / "slide.json").is_file()
@@ -146,12 +151,13 @@ def predict_masks(
     run_digest = digest_of(_FORMAT, trained.bundle.config("inference"), weights_digest, depends, trained.header)
     _check_folder(folder, Path(source), run_digest)
     hold_folder(make_directory(folder))
-    names = NameFilter(hidden_names(found.cases))
+    names = NameFilter(hidden_names(found.cases, Path(source), found.damaged))
     try:
         with names.on_all_handlers(), tempfile.TemporaryDirectory() as work:
             reader = _reader(trained, own, found, modalities, replace_missing)
             run = _Run(folder, Path(work), trained.bundle, trained, own, reader, names)
-            run.runner(tuple(trained.modalities))  # so that settings and weights are checked before anything is written
+            network = run.runner(tuple(trained.modalities)).network  # checks settings and weights before all else
+            reader.slicing = slicing_axis_of(network)
             record = _describe(trained, own, run_digest, Path(source))
             write_run(folder, record)
             return _segment(run, found, record, run_digest, list_sources)
@@ -173,6 +179,7 @@ def _reader(
         part.get("_target_", "").endswith("NormalizeSubjectd") and part.get("foreground", "bright") == "bright"
         for part in normal
     )
+    known = {} if trained.own else trained.bundle.metadata.get("training_images", {})
     return CaseReader(
         trained.modalities,
         modalities,
@@ -180,7 +187,8 @@ def _reader(
         some="present" in config,
         background=trained.header["background"],
         grid=own.get("grid", config.get("grid")),
-        longest_side=None if trained.own else trained.bundle.metadata.get("training_images", {}).get("longest_side"),
+        longest_side=known.get("longest_side"),
+        micrometers=known.get("micrometers_per_pixel"),
         pooled=pooled,
         cases=found.cases,
     )
@@ -237,16 +245,18 @@ def _segment(run: _Run, found: FoundInputs, record: dict[str, Any], run_digest: 
                     result["digest"] = digests[case.name]
                     write_json(record_path(run.out, case.name), result)
                 kept.append(result)
-            except WriteError:
-                raise
-            except Exception as error:  # whatever is wrong with one case must not stop the others
+            except Exception as caught:  # whatever is wrong with one case must not stop the others
+                error = own_error(caught)
+                if isinstance(error, WriteError):
+                    raise error from caught
                 failures.append((case.name, run.names.clean(_sentence(error))))
                 _logger.warning("%s: %s", *failures[-1])
     rows = [one["row"] for one in kept]
     write_predictions(run.out / "predictions.csv", rows)
     write_class_names(run.out, run.trained.header["classes"])
     _write_optional(run.out / "failures.csv", [{"case": name, "why": why} for name, why in failures])
-    sources = [{"case": case.name, "source": str(file)} for case in found.cases for file in case.all_files]
+    joined = [*((case.name, file) for case in found.cases for file in case.all_files), *found.damaged]
+    sources = [{"case": name, "source": str(file.resolve())} for name, file in joined]
     _write_optional(run.out / "sources.csv", sources if list_sources else [])
     bundle = run.bundle
     about = {
@@ -292,7 +302,8 @@ def _segment_case(run: _Run, case: InputCase, read: ReadCase | Exception | None)
         return _segment_slide(run, case)
     classes: list[str] = run.trained.header["classes"]
     size = size_of(read.item["image"])
-    result, notes = run.runner(read.present)(read.item)
+    runner = run.runner(read.present)
+    result, notes = runner(read.item)
     row = prediction_row(case.name, result, classes, run.out, read.replaced)
     mask = torch.as_tensor(result["pred"])
     row |= {f"{name}_present": int((mask == number).any()) for number, name in enumerate(classes, start=1)}
@@ -300,7 +311,7 @@ def _segment_case(run: _Run, case: InputCase, read: ReadCase | Exception | None)
         written, told = _segmentation(run, case, result)
         row["segmentation"] = written
         notes += told
-    drawn = render_overlay(result["image"], mask[0].cpu(), classes, list(read.present))
+    drawn = render_overlay(result["image"], mask[0].cpu(), classes, list(read.present), network=runner.network)
     row["overlay"] = _write_overlay(run.out, case.name, drawn)
     return {"row": row, "notes": [*read.notes, *notes], "size": size, "overlay": row["overlay"]}
 

@@ -40,11 +40,18 @@ def finished_case(out: Path, name: str, digest: str) -> dict[str, Any] | None:
     """Give the record of a case that an earlier run finished, with all its files."""
     try:
         record: dict[str, Any] = json.loads(record_path(out, name).read_text(encoding="utf-8"))
-        files = [record["row"].get(key) for key in ("mask", "segmentation", "overlay", "outlines")]
-        whole = record["digest"] == digest and all((out / file).is_file() for file in files if file)
+        whole = record["digest"] == digest and all((out / file).is_file() for file in _files_of(record))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return record if whole else None
+
+
+def _files_of(record: Mapping[str, Any]) -> list[str]:
+    """List the files that a record names; heat map and converted image may be several, one per channel."""
+    row = record["row"]
+    several = [row.get("heat") or "", row.get("converted") or ""]
+    files = [row.get(key) for key in ("mask", "segmentation", "overlay", "outlines")]
+    return [file for file in [*files, *(file for text in several for file in text.split(" "))] if file]
 
 
 def drop_stale(out: Path, digests: Mapping[str, str]) -> None:
@@ -55,10 +62,10 @@ def drop_stale(out: Path, digests: Mapping[str, str]) -> None:
             record = json.loads(path.read_text(encoding="utf-8"))
             if record["digest"] == wanted.get(path.name):
                 continue
-            files = [record["row"].get(key) for key in ("mask", "segmentation", "overlay")]
+            files = _files_of(record)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             files = []
-        for file in filter(None, files):
+        for file in files:
             place = (out / file).resolve()
             if place.is_relative_to(out.resolve()):
                 place.unlink(missing_ok=True)

@@ -21,10 +21,38 @@ from monai_wsss.engines import check_overrides, with_weights
 from monai_wsss.inferers import VolumeInferer
 from monai_wsss.transforms import SaveImageMaskd
 
-__all__ = ["BundleRunner", "inference_parser"]
+__all__ = ["BundleRunner", "check_device", "inference_parser", "own_error"]
 
 _logger = logging.getLogger(__name__)
 _SMALLEST_WINDOW = 64
+
+
+def own_error(error: BaseException) -> Exception:
+    """Give the error that lies below those of MONAI's parser: one sentence of the package, where there is one."""
+    below: BaseException | None = error
+    seen: list[BaseException] = []
+    while below is not None and below not in seen:
+        seen.append(below)
+        below = below.__cause__ or (None if below.__suppress_context__ else below.__context__)
+    told = next((one for kind in (DataError, ValueError) for one in seen if isinstance(one, kind)), None)
+    own = next((one for one in seen if type(one).__module__.startswith("monai_wsss")), None)
+    if told is None and own is not None:
+        return DataError(str(own))
+    found = told or next((one for one in seen if not str(one).startswith("Failed to ")), seen[0])
+    return found if isinstance(found, Exception) else RuntimeError(str(found))
+
+
+def check_device(device: str | None) -> None:
+    """Check that a device is there.
+
+    Raises:
+        DataError: it is not, or its name is none.
+    """
+    try:
+        torch.zeros(1, device=device or "cpu")
+    except Exception as error:  # torch raises many kinds
+        there = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+        raise DataError(f"Expected `device` to be one of {', '.join(there)}, got {device!r}.") from error
 
 
 def inference_parser(
@@ -80,6 +108,7 @@ class BundleRunner:
         self.preprocessing = parser.get_parsed_content("preprocessing")
         self.postprocessing = parser.get_parsed_content("postprocessing")
         self.inferer = parser.get_parsed_content("inferer")
+        self._weak = _weak_sequences(self.network)
         for transform in self.postprocessing.transforms:
             if isinstance(transform, SaveImageMaskd) and transform.palette == "none":
                 transform.palette = "classes"
@@ -89,7 +118,8 @@ class BundleRunner:
         """Segment an item and write its mask.
 
         Returns:
-            The item as the bundle's post-processing leaves it, and what had to be done for want of memory.
+            The item as the bundle's post-processing leaves it, and sentences on sequences that are none to rely on and
+            on what had to be done for want of memory.
 
         Raises:
             DataError: the image does not fit into the memory of the device by any means.
@@ -98,7 +128,7 @@ class BundleRunner:
         batch["image"] = batch["image"].to(self.device)
         batch["pred"], notes = self._maps(batch["image"])
         (result,) = decollate_batch(batch)
-        return self.postprocessing(result), notes
+        return self.postprocessing(result), [*self._weak, *notes]
 
     def _maps(self, image: torch.Tensor) -> tuple[torch.Tensor, list[str]]:
         """Ask the network, with fewer slices at once and then smaller windows where memory does not suffice."""
@@ -149,3 +179,13 @@ class BundleRunner:
         ]
         _logger.warning("The memory of %s does not suffice: windows of %d pixels.", self.device, window)
         return True
+
+
+def _weak_sequences(network: torch.nn.Module) -> list[str]:
+    """Say that all sequences that a network is given are those that its training found unreliable."""
+    reliable, channels = getattr(network, "reliable", None), getattr(network, "channels", None)
+    present = getattr(network, "present_modalities", None)
+    if reliable is None or channels is None or present is None:
+        return []
+    given = [bool(one) for one, channel in zip(reliable.tolist(), channels, strict=True) if channel >= 0]
+    return [] if any(given) else [f"training found {', '.join(present)} unreliable, so do not rely on this mask"]

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -19,6 +20,7 @@ from monai_wsss.bundle_scan import scan_bundle
 
 __all__ = ["ShippedBundle", "check_shipped", "copy_shipped", "find_bundle", "list_bundles", "manage_bundles"]
 
+_logger = logging.getLogger(__name__)
 _LEFT_OUT = shutil.ignore_patterns("eval", "sample_data", "stage*", "__pycache__", ".*")
 _CLASS = re.compile(r"(\d+) ([^,(]+)")
 
@@ -124,6 +126,8 @@ def list_bundles() -> list[ShippedBundle]:
 def find_bundle(name: str | os.PathLike[str]) -> ShippedBundle:
     """Find a bundle by its name, by the beginning of it that no other has, or by its folder.
 
+    A folder of the working folder that has the name of a bundle of the package, as a copy has, is meant by "./name".
+
     Args:
         name: such as "brain_mri_cam_segmentation", "brain_mri_cam" or "my_bundles/brain_mri_cam_segmentation".
 
@@ -134,11 +138,12 @@ def find_bundle(name: str | os.PathLike[str]) -> ShippedBundle:
         >>> find_bundle("histology").classes
         ['gland', 'other tissue']
     """
-    folder = Path(name)
-    if folder.is_dir() or len(folder.parts) != 1:
-        return ShippedBundle(folder.resolve(), _read(folder / "configs" / "metadata.json"))
-    known = [path.parents[1] for path in sorted(_home().glob("*/configs/metadata.json"))]
+    folder, known = Path(name), [path.parents[1] for path in sorted(_home().glob("*/configs/metadata.json"))]
     exact = [path for path in known if path.name == str(name)]
+    if (folder.is_dir() and not exact) or folder.name != str(name):
+        return ShippedBundle(folder.resolve(), _read(folder / "configs" / "metadata.json"))
+    if folder.is_dir():
+        _logger.info("%s is that of the package: for the folder of this name give ./%s.", name, name)
     found = exact or [path for path in known if path.name.startswith(str(name))]
     if len(found) != 1:
         listed = ", ".join(path.name for path in found or known) or "none, so install the package anew"

@@ -16,21 +16,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from monai.bundle import ConfigWorkflow
+import torch
+from monai.apps import get_logger
+from monai.bundle import ConfigParser, ConfigWorkflow
 
 from monai_wsss._checks import DataError, check_choice
+from monai_wsss.bundle_run.method_choice import TRAINING_METHODS, choose_method
+from monai_wsss.bundle_run.runner import check_device, own_error
 from monai_wsss.bundle_run.shipped import ShippedBundle, find_bundle
-from monai_wsss.bundle_run.verdict import Verdict, judge
+from monai_wsss.bundle_run.verdict import Verdict, judge, mask_metrics, tile_metrics
 from monai_wsss.data import load_datalist, load_header
 from monai_wsss.data.modalities import COLORS
 from monai_wsss.data.reading import image_format
 from monai_wsss.engines import check_overrides
 
-__all__ = ["TRAINING_METHODS", "Training", "TrainingInterrupted", "choose_method", "train_bundle"]
+__all__ = ["Training", "TrainingInterrupted", "train_bundle"]
 
 _logger = logging.getLogger(__name__)
-TRAINING_METHODS = ("auto", "cam", "cmer", "gland", "bmp", "cosa", "coingan")
-"""What ``monai-wsss train --method`` takes."""
 LEAST_STEPS = 300
 """Steps that a training on a small folder gets at least; fewer teach a network nothing."""
 _COLLAPSE = re.compile("almost all (back|fore)ground|converted images differ by|the generator changes images")
@@ -62,26 +64,6 @@ class Training:
     command: str
     verdict: Verdict
     predict: str
-
-
-def choose_method(header: Mapping[str, Any]) -> tuple[str, str]:
-    """Choose a method by what a datalist says, as ``docs/which_method.md`` does.
-
-    Args:
-        header: of the datalist, see :func:`~monai_wsss.data.load_header`.
-
-    Returns:
-        The method, and the reason.
-
-    Example:
-        >>> choose_method({"classes": ["gland", "other tissue"], "background": False})[0]
-        'gland'
-    """
-    if not header.get("background", True):
-        return "gland", "the images are patches tagged with their tissues, and there is no background"
-    if "tiles" in header:
-        return "cam", "plain CAM on tiles has the best masks of images that nearly all show the finding"
-    return "cam", "plain CAM is the method to begin with: the best masks per subject, and it learns from few images"
 
 
 def _bundle_for(method: str, header: Mapping[str, Any]) -> str:
@@ -133,15 +115,24 @@ def train_bundle(
         raise DataError(f"{data} is no prepared folder: run `monai-wsss prepare folder --help` to see how to make one.")
     if epochs is not None and steps is not None:
         raise DataError("--epochs and --steps are given together: give one of them.")
+    for name, number in (("epochs", epochs), ("steps", steps)):
+        if number is not None and number < 1:
+            raise DataError(f"Expected `{name}` to be 1 or more, got {number}.")
+    check_device(device)
+    if (Path(out) / "datalist.json").exists():
+        raise DataError(f"The output folder {out} holds data: choose another --out.")
     header = load_header(datalist)
-    chosen, reason = choose_method(header) if method == "auto" else (method, "")
+    chosen = method
+    if method == "auto" and bundle is None:
+        labels = [item["label"] for item in load_datalist(datalist, "training")]
+        gpu = torch.cuda.is_available() if device is None else device != "cpu"
+        chosen, reason = choose_method(header, labels, gpu=gpu)
+        _logger.info("Method %s (%s): %s.", chosen, _bundle_for(chosen, header), reason)
     found = find_bundle(bundle if bundle is not None else _bundle_for(chosen, header))
-    if reason and bundle is None:
-        _logger.info("Method %s (%s): %s.", chosen, found.name, reason)
     run = _settings_for(found, datalist, header) | {"output_dir": str(Path(out).resolve())}
     images = load_datalist(datalist, "training", modalities=run.get("modalities"))
     _refuse_volumes(images[0]["image"])
-    run |= _length(found.config("train"), len(images), epochs, steps)
+    run |= _length({**found.config("train"), **(settings or {})}, len(images), epochs, steps)
     more = {"seed": seed, "device": device, "pretrained": pretrained, "resume": resume or None}
     run |= {name: value for name, value in more.items() if value is not None}
     run |= dict(settings or {})
@@ -153,12 +144,22 @@ def train_bundle(
 
 def _settings_for(bundle: ShippedBundle, datalist: Path, header: Mapping[str, Any]) -> dict[str, Any]:
     """Give the settings in which a run on a datalist differs from the default of its bundle."""
-    config = bundle.config("train")
+    config, tissue = bundle.config("train"), bundle.name.endswith("gland_segmentation")
+    if tissue and (header["background"] or len(header["classes"]) != config["num_classes"]):
+        raise DataError(
+            f"{bundle.name} learns from patches that are tagged with {config['num_classes']} tissues, one of which is "
+            f"everywhere, and these images show {', '.join(header['classes'])} on a background: take --method cam."
+        )
+    if not tissue and not header["background"] and _comes_with_package(bundle):
+        raise DataError(
+            f"{bundle.name} finds classes on a background, and in these images there is none, since all of "
+            f"{', '.join(header['classes'])} are tissues: take --method gland."
+        )
     names = [header["modality"][str(channel)] for channel in range(len(header["modality"]))]
     if "modalities" not in config and tuple(names) != COLORS:
         raise DataError(f"{bundle.name} takes color images, and these have the channels {', '.join(names)}.")
     made = {"modalities": names, "in_channels": len(names), "num_classes": len(header["classes"])}
-    if bundle.name.endswith("gland_segmentation"):
+    if tissue:
         made.pop("num_classes")
     needed = {name: value for name, value in made.items() if name in config and config[name] != value}
     return {"dataset_dir": str(datalist.parent.resolve()), **needed}
@@ -193,7 +194,7 @@ def _run(bundle: ShippedBundle, run: dict[str, Any], out: Path, images: int) -> 
     check_overrides([config], run)
     sentences: list[str] = []
     try:
-        with _noted(sentences):
+        with _noted(sentences), _without_tracebacks():
             workflow = ConfigWorkflow(
                 config, workflow_type="train", logging_file=False, bundle_root=str(bundle.path), **run
             )
@@ -201,17 +202,44 @@ def _run(bundle: ShippedBundle, run: dict[str, Any], out: Path, images: int) -> 
             workflow.run()
             workflow.finalize()
     except KeyboardInterrupt as stop:
-        there = any((out / "checkpoints").glob("*"))
+        folders = (out / "checkpoints", out / "classifier" / "checkpoints")
+        there = any(True for folder in folders for _ in folder.glob("*"))
         how = "give the same command again with --resume to go on" if there else "no epoch was finished, so begin anew"
         raise TrainingInterrupted(f"Training stopped: {how}.") from stop
     except Exception as error:
-        raise _own_error(error) from error
+        raise own_error(error) from error
     parser = workflow.parser
     trainer = parser.get_parsed_content("train#trainer")
-    metrics = dict(parser.get_parsed_content("validate#evaluator").state.metrics)
+    metrics = _validated(parser)
     steps, epochs = int(trainer.state.iteration), int(trainer.state.max_epochs)
     last = [text.partition(": ")[2] for text in sentences if text.startswith(f"Epoch {epochs}: ")]
-    return judge(metrics, [text for text in last if _COLLAPSE.search(text)], images=images, steps=steps, epochs=epochs)
+    collapse, what = [text for text in last if _COLLAPSE.search(text)], "images"
+    if not any(math.isfinite(metrics.get(name, math.nan)) for name in ("presence_auroc", "area_auroc")):
+        tiles = _validation_tiles(Path(run["dataset_dir"]) / "datalist.json", run.get("modalities"))
+        if tiles and "validate#postprocessing" in parser:  # whole images all show the finding, their tiles do not
+            metrics |= tile_metrics(parser, tiles)
+            what = "tiles"
+    return judge(metrics, collapse, images=images, steps=steps, epochs=epochs, what=what)
+
+
+def _validated(parser: ConfigParser) -> dict[str, float]:
+    """Give the metrics of the last validation, and of its masks; validate where a run that had ended was resumed."""
+    if "validate#evaluator" not in parser:
+        return {}
+    evaluator = parser.get_parsed_content("validate#evaluator")
+    if not evaluator.state.metrics:
+        evaluator.run()
+    metrics = dict(evaluator.state.metrics)
+    if "validate#scores" in parser:
+        scores = parser.get_parsed_content("validate#scores")
+        metrics |= mask_metrics(scores.labels, scores.areas)
+    return metrics
+
+
+def _validation_tiles(datalist: Path, modalities: Any) -> list[dict[str, Any]]:
+    if "tiles" not in load_header(datalist):
+        return []
+    return load_datalist(datalist, "validation_tiles", modalities=modalities)
 
 
 @contextmanager
@@ -233,19 +261,29 @@ def _noted(sentences: list[str]) -> Iterator[None]:
         yield
 
 
-def _own_error(error: BaseException) -> Exception:
-    """Give the error in one sentence that lies below those of MONAI's parser."""
-    below: BaseException | None = error
-    seen: list[BaseException] = []
-    while below is not None and below not in seen:
-        seen.append(below)
-        below = below.__cause__ or below.__context__
-    found = next((one for kind in (DataError, ValueError) for one in seen if isinstance(one, kind)), seen[0])
-    return found if isinstance(found, Exception) else RuntimeError(str(found))
+@contextmanager
+def _without_tracebacks() -> Iterator[None]:
+    """Keep back what MONAI and ignite log about an error that is told in one sentence, and about a log file."""
+    unwanted = ("Logging file is set to False", "Engine run is terminating")
+
+    def wanted(record: logging.LogRecord) -> bool:
+        return not record.exc_info and not record.getMessage().startswith(unwanted)
+
+    loggers = [get_logger(name) for name in ("monai.handlers.StatsHandler", "monai.bundle.workflows")]
+    last = [logging.lastResort] if logging.lastResort is not None else []
+    places: list[logging.Filterer] = [*loggers, *logging.getLogger().handlers, *last]
+    for place in places:
+        place.addFilter(wanted)
+    try:
+        yield
+    finally:
+        for place in places:
+            place.removeFilter(wanted)
 
 
 def _word(value: Any) -> str:
-    return shlex.quote(str(value).lower() if isinstance(value, bool) else str(value))
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    return f'"{text}"' if re.fullmatch(r"[\w .+,'\[\]-]+", text) and "'" in text else shlex.quote(text)
 
 
 def _command(bundle: ShippedBundle, run: Mapping[str, Any]) -> str:

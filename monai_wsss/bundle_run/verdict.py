@@ -7,13 +7,84 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-__all__ = ["Verdict", "judge"]
+import numpy as np
+import torch
+from monai.bundle import ConfigParser
+from monai.data import decollate_batch, list_data_collate
+from monai.utils import convert_to_numpy
+
+from monai_wsss.metrics import presence_auroc
+
+__all__ = ["Verdict", "judge", "mask_metrics", "tile_metrics"]
 
 _AUROC = 0.65
 """Presence AUROC below which a network knows too little of what is in an image."""
 _CLEAN = 0.1
 """Share of healthy images left clean below which a network finds something everywhere."""
+_TILES = 400  # that are measured at most
+_FOUND = 0.1
+"""Share of images with a finding that get a mask of it below which a network finds nothing."""
+
+
+def mask_metrics(labels: Sequence[np.ndarray], areas: Sequence[np.ndarray]) -> dict[str, float]:
+    """Measure masks by image-level labels alone.
+
+    Args:
+        labels: per image whether it shows each class, (K,).
+        areas: per image the share of its pixels that the mask gives to each class, (K,).
+
+    Returns:
+        ``found``, the share of findings that have a mask, and ``area_auroc``, how well areas tell presence: the mean
+        over the classes that some images have and others lack.  NaN is what nobody can know.
+
+    Example:
+        >>> mask_metrics([np.array([True]), np.array([False])], [np.array([0.0]), np.array([0.0])])
+        {'found': 0.0, 'area_auroc': 0.5}
+    """
+    if not labels:
+        return {}
+    shown, area = np.array(labels, dtype=bool), np.array(areas)
+    values = [float(presence_auroc(one, label)[0]) for one, label in zip(area.T, shown.T, strict=True)]
+    known = [value for value in values if math.isfinite(value)]
+    return {
+        "found": float((area[shown] > 0).mean()) if shown.any() else math.nan,
+        "area_auroc": float(np.mean(known)) if known else math.nan,
+    }
+
+
+@torch.no_grad()
+def tile_metrics(parser: ConfigParser, tiles: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Measure a trained network on tiles of the validation, by their labels alone.
+
+    Args:
+        parser: of the training, with its ``validate`` part.
+        tiles: items with ``image`` and ``label``.
+
+    Returns:
+        ``presence_auroc`` where the network scores presence, ``healthy_clean``, and what :func:`mask_metrics` gives.
+    """
+    parts = ("preprocessing", "inferer", "postprocessing")
+    before, inferer, after = (parser.get_parsed_content(f"validate#{name}") for name in parts)
+    network, device = parser.get_parsed_content("network").eval(), torch.device(parser.get_parsed_content("device"))
+    labels, areas, scores = [], [], []
+    for tile in tiles[:: -(-len(tiles) // _TILES)]:
+        batch = list_data_collate([before(dict(tile))])
+        batch["image"] = batch["image"].to(device)
+        batch["pred"] = inferer(batch["image"], network)
+        (item,) = decollate_batch(batch)
+        result = after(item)
+        labels.append(np.asarray(tile["label"]) > 0)
+        mask = convert_to_numpy(result["pred"])
+        areas.append(np.array([float((mask == number).mean()) for number in range(1, len(labels[-1]) + 1)]))
+        if "presence" in result:
+            scores.append(convert_to_numpy(result["presence"]))
+    healthy = [area for area, label in zip(areas, labels, strict=True) if not label.any()]
+    measured = {"healthy_clean": float(np.mean([not area.any() for area in healthy]))} if healthy else {}
+    if scores:
+        measured["presence_auroc"] = mask_metrics(labels, scores)["area_auroc"]
+    return measured | mask_metrics(labels, areas)
 
 
 @dataclass(frozen=True)
@@ -25,6 +96,7 @@ class Verdict:
         sentence: the verdict with its numbers, and what to do.
         presence_auroc: on the validation images; None where it is not known.
         healthy_clean: share of healthy validation images with an empty mask; None where it is not known.
+        found: share of the findings of the validation images that have a mask; None where it is not known.
         collapse: signs of a collapse in the last epoch.
     """
 
@@ -32,18 +104,23 @@ class Verdict:
     sentence: str
     presence_auroc: float | None = None
     healthy_clean: float | None = None
+    found: float | None = None
     collapse: tuple[str, ...] = ()
 
 
-def judge(metrics: Mapping[str, float], collapse: Sequence[str], *, images: int, steps: int, epochs: int) -> Verdict:
+def judge(
+    metrics: Mapping[str, float], collapse: Sequence[str], *, images: int, steps: int, epochs: int, what: str = "images"
+) -> Verdict:
     """Judge a training.
 
     Args:
-        metrics: of the last validation; ``presence_auroc`` and ``healthy_clean`` are read.
+        metrics: of the last validation; ``presence_auroc``, ``healthy_clean`` and those of :func:`mask_metrics` are
+            read.
         collapse: signs of a collapse in the last epoch, a sentence each.
         images: of the training.
         steps: that it took.
         epochs: that it took.
+        what: was validated, "images" or "tiles".
 
     Example:
         >>> judge({"presence_auroc": 0.5}, [], images=28, steps=20, epochs=20).sentence
@@ -51,24 +128,32 @@ def judge(metrics: Mapping[str, float], collapse: Sequence[str], *, images: int,
         >>> judge({"presence_auroc": 0.9, "healthy_clean": 0.8}, [], images=500, steps=320, epochs=20).learned
         True
     """
-    auroc, clean = (_known(metrics.get(name)) for name in ("presence_auroc", "healthy_clean"))
+    names = ("presence_auroc", "healthy_clean", "found", "area_auroc")
+    auroc, clean, found, area = (_known(metrics.get(name)) for name in names)
     numbers = []
     if auroc is not None:
         numbers.append(f"presence AUROC {auroc:.2f}")
+    elif area is not None:  # a segmentation without a score for presence: its masks must tell it
+        auroc = area
+        numbers.append(f"presence AUROC {area:.2f}, by the area of the masks")
+    if found is not None:
+        numbers.append(f"a mask in {found:.0%} of the {what} with a finding")
     if clean is not None:
-        numbers.append(f"{clean:.0%} of the healthy images left clean")
+        numbers.append(f"{clean:.0%} of the healthy {what} left clean")
     faults = [text.rstrip(".") for text in collapse]
-    wrong = (auroc is not None and auroc < _AUROC) or (clean is not None and clean < _CLEAN) or bool(faults)
+    limits = ((auroc, _AUROC), (clean, _CLEAN), (found, _FOUND))
+    wrong = any(value is not None and value < limit for value, limit in limits) or bool(faults)
     counted = f"{images} images, {steps} steps"
     told = "; ".join([", ".join(numbers), *faults] if numbers else faults)
     if wrong:
         more = max(3 * epochs, math.ceil(300 * epochs / max(steps, 1)))
         remedy = f"Take --epochs {more}" if steps < 3000 else "Look at the labels and the images, or give more of them"
-        return Verdict(False, f"It did not learn ({counted}): {told}. {remedy}.", auroc, clean, tuple(collapse))
-    if not numbers:
+        sentence = f"It did not learn ({counted}): {told}. {remedy}."
+        return Verdict(False, sentence, auroc, clean, found, tuple(collapse))
+    if auroc is None:
         text = f"Whether it learned is not known ({counted}): the validation does not tell presence from absence."
         return Verdict(None, text)
-    return Verdict(True, f"It learned to tell presence ({counted}): {told}. Look at masks, too.", auroc, clean)
+    return Verdict(True, f"It learned to tell presence ({counted}): {told}. Look at masks, too.", auroc, clean, found)
 
 
 def _known(value: float | None) -> float | None:

@@ -36,21 +36,25 @@ def tell_bundles(result: Any) -> int:
         for label, text in facts.items():
             lines = textwrap.wrap(text, _WIDTH - 14)
             print("\n".join(f"  {label if number == 0 else '':<11}{line}" for number, line in enumerate(lines)))
-    print(f"In {result[0].path.parent if result else '?'}. Research use only, none is for diagnosis.")
+    print(f"In {result[0].path.parent}. Research use only, none is for diagnosis.")
+    print("To segment images with one: monai-wsss predict IMAGES --bundle NAME --out MASKS")
     return 0
 
 
 def tell_prediction(result: Any) -> int:
     """Print where masks, table and page lie, and what could not be read; give the exit code."""
     masks = result.out / "masks"
-    print(f"Masks:  {masks if masks.is_dir() else result.out} ({_counted(result.rows)})")
-    print(f"Table:  {result.out / 'predictions.csv'}")
+    if result.rows:
+        print(f"Masks:  {masks if masks.is_dir() else result.out} ({_counted(result.rows)})")
+        print(f"Table:  {result.out / 'predictions.csv'}")
     print(f"Report: {result.report}")
     if not result.failures:
         return 0
     print(f"{_counted(result.failures)} could not be read, see {result.out / 'failures.csv'}:")
     for name, why in result.failures[:_NAMED]:
         print(f"  {name}: {why}")
+    if len(result.failures) > _NAMED:
+        print(f"  and {len(result.failures) - _NAMED} more")
     return NOT_ALL
 
 

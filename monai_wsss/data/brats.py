@@ -32,7 +32,7 @@ from monai_wsss.data.reading import affine_of, check_alike, read_image, read_lab
 from monai_wsss.data.splits import split_by_subject
 from monai_wsss.data.writing import copy_file, is_bare_nifti, scale_to_16_bit, write_nifti, write_picture
 
-__all__ = ["prepare_brats", "splits_by_grade"]
+__all__ = ["CMER_SUBJECTS", "prepare_brats", "splits_by_grade"]
 
 _PAPER = (0.8, 0.1, 0.1)
 """Shares of the split of CoinGAN's tables."""
@@ -40,7 +40,7 @@ _PAPER = (0.8, 0.1, 0.1)
 _PAPER_BRAIN = 0.1
 """Least share of brain on slices for CoinGAN's tables."""
 
-_CMER = {"training": 271, "validation": 32, "test": 32}
+CMER_SUBJECTS = {"training": 271, "validation": 32, "test": 32}
 """Subjects of the split of CMER (Sec. IV-A), of BraTS 2019."""
 
 _logger = logging.getLogger(__name__)
@@ -155,9 +155,11 @@ def splits_by_grade(cases: Sequence[BratsCase], seed: int) -> dict[str, str]:
     faults.check()
     subjects = sorted(grade_of)
     grades = [[int(grade_of[subject] == "HGG")] for subject in subjects]
-    total = sum(_CMER.values())
-    drawn = split_by_subject(subjects, grades, fractions=[number / total for number in _CMER.values()], seed=seed)
-    warn_of_other_numbers({split: drawn.count(split) for split in _CMER}, _CMER)
+    total = sum(CMER_SUBJECTS.values())
+    drawn = split_by_subject(
+        subjects, grades, fractions=[number / total for number in CMER_SUBJECTS.values()], seed=seed
+    )
+    warn_of_other_numbers({split: drawn.count(split) for split in CMER_SUBJECTS}, CMER_SUBJECTS)
     return dict(zip(subjects, drawn, strict=True))
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pydicom
+from pydicom.uid import UID
 
 from monai_wsss.data.modalities import SEQUENCES, canonical_modality
 
@@ -62,7 +63,10 @@ def find_series(files: Iterable[Path]) -> tuple[list[DicomSeries], list[Path], i
             continue
         modality = str(header.get("Modality") or "").strip()
         if "Rows" not in header or modality in _NO_IMAGES:
-            others += 1
+            if _is_cut_off(header):
+                broken.append(file)
+            else:
+                others += 1
             continue
         study = str(header.get("StudyInstanceUID") or uid)
         found = series.setdefault(uid, DicomSeries(uid, study, modality, None))
@@ -71,6 +75,12 @@ def find_series(files: Iterable[Path]) -> tuple[list[DicomSeries], list[Path], i
     for found in series.values():
         found.sequence = _sequence(found.files, descriptions[found.uid])
     return list(series.values()), broken, others
+
+
+def _is_cut_off(header: pydicom.Dataset) -> bool:
+    """Tell whether a header without rows is that of an image, or of nothing at all, so that its file is damaged."""
+    kind = UID(str(header.get("SOPClassUID") or "")).name
+    return "Rows" not in header and (not kind or "Image Storage" in kind)
 
 
 def _sequence(files: Sequence[Path], description: str) -> str | None:

@@ -22,13 +22,16 @@ from pathlib import Path
 from monai_wsss._checks import DataError, check_choice
 from monai_wsss.data.gland_folder import GlandImage, PatchRule, draw_splits, missing_mask, pair_files, write_glands
 from monai_wsss.data.label_table import read_label_table
-from monai_wsss.data.prepared_folder import check_output
+from monai_wsss.data.prepared_folder import check_output, warn_of_other_numbers
 from monai_wsss.data.reading import image_format, image_stem
 
-__all__ = ["prepare_glas"]
+__all__ = ["PAPER_NUMBERS", "prepare_glas"]
 
 _OFFICIAL_NAME = re.compile(r"(train|testa|testb)_\d+", re.IGNORECASE)
 _ANNOTATION = "_anno"
+PAPER_NUMBERS = {"training": 70, "validation": 15, "test": 80}
+"""Images of the splits (Feng et al., AAAI 2025)."""
+
 _OFFICIAL_FRACTIONS = (70 / 85, 15 / 85, 0.0)
 """Shares of the official training images; the official test images are the test split."""
 
@@ -92,7 +95,9 @@ def _split_officially(images: Sequence[GlandImage], seed: int) -> list[GlandImag
     is_test = [case.id.lower().startswith("test") for case in images]
     test = [replace(case, split="test") for case, held in zip(images, is_test, strict=True) if held]
     rest = [replace(case, split=None) for case, held in zip(images, is_test, strict=True) if not held]
-    return draw_splits(rest, _OFFICIAL_FRACTIONS, seed) + test
+    drawn = draw_splits(rest, _OFFICIAL_FRACTIONS, seed) + test
+    warn_of_other_numbers({name: sum(case.split == name for case in drawn) for name in PAPER_NUMBERS}, PAPER_NUMBERS)
+    return drawn
 
 
 def prepare_glas(
@@ -116,8 +121,8 @@ def prepare_glas(
         stride: step from one patch to the next, in pixels; the last column and row end at the border.
         split: "patient" takes the column ``split`` of ``labels.csv``, or draws a split of the patients.  "official" is
             the split of the challenge: of the images called ``train_…`` 70 for training and 15 for validation, and
-            those called ``testA_…`` and ``testB_…`` for test.  There every image counts as a subject of its own, since
-            its patient may be in several splits.
+            those called ``testA_…`` and ``testB_…`` for test; the log warns of other numbers.  There every image counts
+            as a subject of its own, since its patient may be in several splits.
         presence: the share of pixels above which a class counts as present.
         white: patches with more than this share of white pixels are left out; 1 keeps all.
         fractions: shares of the patients for training, validation and test where a split is drawn.

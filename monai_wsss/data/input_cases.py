@@ -62,11 +62,13 @@ class FoundInputs:
         cases: in the order of their names.
         faults: name of a case, a sentence.
         notes: sentences about what was left out.
+        damaged: name of a fault, the DICOM file that it is about, which the fault itself does not name.
     """
 
     cases: list[InputCase] = field(default_factory=list)
     faults: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    damaged: list[tuple[str, Path]] = field(default_factory=list)
 
 
 def find_inputs(
@@ -106,7 +108,7 @@ def find_inputs(
         raise DataError(f"The input {root} does not exist: check the path.")
     if root.is_dir() and is_prepared(root) and (root / "images").is_dir():
         root = root / "images"
-    found, plain, dicom = FoundInputs(), [], []
+    found, plain, dicom, others = FoundInputs(), [], [], []
     for file in _files(root, leave_out):
         kind = image_format(file)
         if slides and _is_slide(file):
@@ -116,11 +118,17 @@ def find_inputs(
         elif kind:
             plain.append(file)
         elif is_unread_image(file):
-            found.faults.append((file.stem, f"The file is of a kind that is not read: {remedy_for(file)}."))
-    _add_files(found, root, plain, wanted)
+            found.faults.append((file.stem, f"{file.name} is of a kind that is not read: {remedy_for(file)}."))
+        elif not file.suffix or file.suffix[1:].isdigit():
+            others.append(file)
+    _add_files(found, plain, wanted)
     _name_apart(found, root)
     _add_dicom(found, dicom, wanted)
-    found.cases = [replace(case, subject=_subject(case, root, pattern)) for case in found.cases]
+    strangers = sum(file.parent in {other.parent for other in dicom} for file in others)
+    if strangers:
+        found.notes.append(f"{_counted(strangers, 'file')} beside DICOM files without DICOM content, left out.")
+    cases = (replace(case, subject=_subject(case, root, pattern)) for case in found.cases)
+    found.cases = sorted(cases, key=lambda case: case.name.casefold())
     if not found.cases and not found.faults:
         raise DataError(f"{root} holds no image that is read (PNG, JPEG, TIFF, BMP, NIfTI, MetaImage, DICOM).")
     return found
@@ -170,10 +178,10 @@ def _split(stem: str, sequences: bool) -> tuple[str, str]:
     return stem, UNNAMED
 
 
-def _add_files(found: FoundInputs, root: Path, files: Sequence[Path], wanted: Sequence[str]) -> None:
+def _add_files(found: FoundInputs, files: Sequence[Path], wanted: Sequence[str]) -> None:
     """Put files that are no DICOM together to cases, by their names."""
     sequences = any(name in SEQUENCES for name in wanted)
-    cases: dict[tuple[Path, str], dict[str, Path]] = {}
+    cases: dict[tuple[Path, str, str], dict[str, Path]] = {}
     masks = []
     for file in files:
         name, sequence = _split(image_stem(file), sequences)
@@ -183,33 +191,46 @@ def _add_files(found: FoundInputs, root: Path, files: Sequence[Path], wanted: Se
         if sequence != UNNAMED and (not sequences or sequence not in SEQUENCES):
             masks.append(file)
             continue
-        own = cases.setdefault((folder, name), {})
-        if sequence in own:
-            found.faults.append((name, f"Two files are the same image, {own[sequence].name} and {file.name}."))
+        own = cases.setdefault((folder, name, ""), {})
+        if sequence in own and sequence == UNNAMED:
+            cases[folder, name, file.name] = {UNNAMED: file}  # x.png beside x.jpg
+        elif sequence in own:
+            both = f"{own[sequence].name} and {file.name}"
+            found.faults.append((name, f"{both} are both {sequence} of one case: keep one. The first was taken."))
         else:
             own[sequence] = file
-    for (_, name), own in cases.items():
+    for (_, name, _), own in cases.items():
         if UNNAMED in own and len(own) > 1:
-            found.faults.append(
-                (name, f"{own[UNNAMED].name} stands beside files of sequences: say which sequence it is.")
-            )
+            stranger = own[UNNAMED].name
+            remedy = f"add its sequence to its name, as in {name}_{wanted[0]}, or take it away"
+            found.faults.append((name, f"{stranger} stands beside files of sequences: {remedy}."))
         else:
             found.cases.append(InputCase(name, {sequence: (file,) for sequence, file in own.items()}))
     if masks:
-        found.notes.append(f"{len(masks)} files look like masks by their names (…_seg, …_mask) and were left out.")
+        several = f"{len(masks)} files look like masks by their names"
+        what = "1 file looks like a mask by its name" if len(masks) == 1 else several
+        found.notes.append(f"{what} (…_seg, …_mask): left out.")
 
 
 def _name_apart(found: FoundInputs, root: Path) -> None:
     """Add folders to the names of cases that would otherwise share one."""
     counts = Counter(case.name.casefold() for case in found.cases)
+    taken = {name for name, count in counts.items() if count == 1}
     for place, case in enumerate(found.cases):
-        if counts[case.name.casefold()] > 1:
-            file = case.all_files[0]
-            above = file.parent.relative_to(root).as_posix() if root.is_dir() else "."
-            whole = case.name if above == "." else f"{above}/{case.name}"
-            taken = {other.name.casefold() for other in found.cases[:place]}
-            suffix = file.name[len(image_stem(file)) :].replace(".", "_")
-            found.cases[place] = replace(case, name=whole + (suffix if whole.casefold() in taken else ""))
+        if counts[case.name.casefold()] == 1:
+            continue
+        file = case.all_files[0]
+        above = file.parent.relative_to(root).as_posix() if root.is_dir() else "."
+        whole = case.name if above == "." else f"{above}/{case.name}"
+        longer = whole + file.name[len(image_stem(file)) :].replace(".", "_")
+        names = (whole, longer, *(f"{longer}_{number}" for number in range(2, len(found.cases) + 2)))
+        name = next(one for one in names if one.casefold() not in taken)
+        taken.add(name.casefold())
+        found.cases[place] = replace(case, name=name)
+
+
+def _counted(count: int, what: str) -> str:
+    return f"1 {what}" if count == 1 else f"{count} {what}s"
 
 
 def _digest(series: Sequence[DicomSeries]) -> str:
@@ -224,29 +245,43 @@ def _add_dicom(found: FoundInputs, files: Sequence[Path], wanted: Sequence[str])
     for one in series:
         groups.setdefault(one.study if together else one.uid, []).append(one)
     for number, group in enumerate(groups.values(), start=1):
-        found_as: dict[str, list[DicomSeries]] = {}
-        for one in group:
-            found_as.setdefault((one.sequence or UNNAMED) if together and len(group) > 1 else UNNAMED, []).append(one)
         name = f"case{number:03d}_{_digest(group)}"
-        twice = [sequence for sequence in wanted if len(found_as.get(sequence, ())) > 1]
-        if twice:
-            found.faults.append(
-                (name, f"{len(found_as[twice[0]])} series of the study look like {twice[0]}: keep one.")
-            )
-            continue
-        if together and len(group) > 1:
-            unknown = found_as.pop(UNNAMED, [])
-            if unknown:
-                found.notes.append(f"{name}: {len(unknown)} series of no known sequence were left out.")
-            found_as = {sequence: own for sequence, own in found_as.items() if len(own) == 1}
+        found_as, fault, left_out = _by_sequence(group, wanted) if together else ({UNNAMED: group[0]}, "", 0)
         wrong = group[0].sequence
         if len(wanted) == 1 and wanted[0] in SEQUENCES and wrong not in (None, wanted[0]):
-            found.faults.append((name, f"The series is {wrong}, and these weights take {wanted[0]}."))
-            continue
-        found.cases.append(InputCase(name, {key: tuple(own[0].files) for key, own in found_as.items()}, "dicom"))
-    found.faults += [(f"file{number:03d}", "A DICOM file is damaged.") for number, _ in enumerate(broken, start=1)]
+            fault = f"The series is {wrong}, and these weights take {wanted[0]}: give the series of that sequence."
+        if left_out:
+            found.notes.append(f"{name}: {left_out} series of no known sequence left out.")
+        if fault:
+            found.faults.append((name, fault))
+        else:
+            found.cases.append(InputCase(name, {key: tuple(own.files) for key, own in found_as.items()}, "dicom"))
+    for number, file in enumerate(broken, start=1):
+        found.damaged.append((f"file{number:03d}", file))
+        sentence = "A DICOM file is damaged: export it again. --list-sources says which one it is, in sources.csv."
+        found.faults.append((f"file{number:03d}", sentence))
     if others:
-        found.notes.append(f"{others} DICOM files without an image to segment were left out.")
+        found.notes.append(f"{_counted(others, 'DICOM file')} without an image to segment, left out.")
+
+
+def _by_sequence(group: Sequence[DicomSeries], wanted: Sequence[str]) -> tuple[dict[str, DicomSeries], str, int]:
+    """Give the series of a study by their sequence, a sentence on what is wrong, and how many are of none."""
+    if len(group) == 1:
+        return {group[0].sequence or UNNAMED: group[0]}, "", 0
+    known = [one for one in group if one.sequence]
+    counts = Counter(one.sequence for one in known)
+    fault = ""
+    twice = [sequence for sequence in wanted if counts[sequence] > 1]
+    if twice:
+        fault = f"{counts[twice[0]]} series of the study look like {twice[0]}: keep one."
+    if not known:
+        folders = ", ".join(wanted)
+        fault = (
+            f"None of the {len(group)} series of the study says which sequence it is: put each into a folder of its "
+            f"own, named {folders}."
+        )
+    single = {str(one.sequence): one for one in known if counts[one.sequence] == 1}
+    return single, fault, len(group) - len(known)
 
 
 def _compiled(pattern: str | None) -> re.Pattern[str] | None:

@@ -27,6 +27,7 @@ from monai.transforms import EnsureChannelFirst
 from PIL import Image
 
 from monai_wsss._checks import DataError
+from monai_wsss._checksums import check_checksums
 from monai_wsss._dicom import modality_of
 from monai_wsss._image_formats import image_format, image_stem, remedy_for
 from monai_wsss._image_readers import DicomReader, MetaImageReader
@@ -39,7 +40,7 @@ from monai_wsss._picture_values import (
     has_transparency,
     mask_numbers,
     profile_is_unusual,
-    refuse_unknown_tiff,
+    refuse_unread_picture,
 )
 from monai_wsss._pictures import MILLIMETERS, PIXELS, is_turned
 
@@ -213,12 +214,13 @@ def read_image(
     if kind is None:
         raise DataError(f"{file} is of a kind that is not read: {remedy_for(file)}.")
     try:
+        check_checksums(file)
         convert = _to_opaque if on_white else _to_gray_or_rgb
         image = _load(file, kind, convert, leave_out_localizers=leave_out_localizers, series=series)
     except DataError:
         raise
     except Exception as error:  # every reader has its own exceptions, down to bare RuntimeError and EOFError
-        refuse_unknown_tiff(error, file)
+        refuse_unread_picture(error, file)
         raise DataError(
             f"Cannot read {file} as {kind} ({_reason(error)}): the file is damaged or of another kind, "
             "so copy or export it again."
@@ -292,6 +294,7 @@ def read_labels(path: str | os.PathLike[str], *, palette: str = "shown") -> Meta
     if kind is None:
         raise DataError(f"The mask {file} does not exist or is of a kind that is not read: {remedy_for(file)}.")
     try:
+        check_checksums(file)
         if kind == "picture":
             with Image.open(file) as opened:
                 values = mask_numbers(_turned_upright(opened, file), opened, file, palette)
@@ -301,7 +304,7 @@ def read_labels(path: str | os.PathLike[str], *, palette: str = "shown") -> Meta
     except DataError:
         raise
     except Exception as error:
-        refuse_unknown_tiff(error, file)
+        refuse_unread_picture(error, file)
         raise DataError(f"Cannot read the mask {file} ({_reason(error)}): copy or export it again.") from error
     if mask.shape[0] != 1:
         raise DataError(f"The mask {file} has {mask.shape[0]} channels: give one channel with 0 for background.")

@@ -27,8 +27,9 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, 
 
 from monai_wsss._checks import DataError
 from monai_wsss._orientation import SLICING_AXES, axes_of
-from monai_wsss._pictures import MILLIMETERS
+from monai_wsss._pictures import MILLIMETERS, PIXELS
 from monai_wsss.data.case_files import ImageCase, read_mask, write_slice
+from monai_wsss.data.datalist import slice_entry
 from monai_wsss.data.label_table import LabeledRow
 from monai_wsss.data.reading import affine_of
 from monai_wsss.data.writing import scale_to_16_bit
@@ -40,6 +41,8 @@ _logger = logging.getLogger(__name__)
 
 _TURNED = {"RL": "PIL", "AP": "LIP", "SI": "LPS"}
 """Toward which sides the axes of a volume run after a turn: as slices are looked at, and numbered as in DICOM."""
+_OBLIQUE_DEGREES = 35
+"""From which tilt on slices are told to be oblique; at 45 degrees no axis of the body is nearer than another."""
 
 
 @dataclass
@@ -75,6 +78,7 @@ class SliceCut:
         own = axes_of(affine_of(image))
         if own is None:
             return None
+        self._tell_if_oblique(affine_of(image), own, name)
         if own[2] in self.along:
             self.axes = self.axes or own
             return None
@@ -92,6 +96,19 @@ class SliceCut:
             "another axis.",
         )
         return np.asarray(ornt_transform(io_orientation(affine_of(image)), axcodes2ornt(self.axes)))
+
+    def _tell_if_oblique(self, affine: np.ndarray, own: str, name: str) -> None:
+        """Log once that slices are tilted so far that another axis of the body is nearly as near."""
+        axis = next(index for index, side in enumerate(own) if side in self.along)
+        normal = np.cross(*np.delete(affine[:3, :3], axis, axis=1).T)
+        cosine = abs(normal[SLICING_AXES.index(self.along)]) / np.linalg.norm(normal)
+        degrees = float(np.degrees(np.arccos(min(cosine, 1.0))))
+        if degrees > _OBLIQUE_DEGREES:
+            self._tell_once(
+                "oblique",
+                f'Volume "{name}" lies oblique: its slices, cut along the array axis that is nearest to {self.along}, '
+                f"are tilted by {degrees:.0f} degrees; --slicing-axis names another axis.",
+            )
 
     def places(self, images: Sequence[MetaTensor], name: str, turned: bool) -> dict[float, int]:
         """Give the index of every slice by its number.
@@ -197,8 +214,9 @@ def write_slices(
         cut: along which axis, and how slices are numbered.
 
     Returns:
-        Per row what :func:`~monai_wsss.data.case_files.write_slice` returns, the scaled volume (C, X, Y, Z) uint16 with
-        its slices along the last axis, and toward which sides its axes run.
+        Per row what :func:`~monai_wsss.data.case_files.write_slice` returns, the item with its place in the volume
+        (:func:`~monai_wsss.data.datalist.slice_entry`), the scaled volume (C, X, Y, Z) uint16 with its slices along the
+        last axis, and toward which sides its axes run.
 
     Raises:
         DataError: the case is no volume, a slice lies outside of it, two rows mean one slice, the volume cannot be
@@ -220,6 +238,7 @@ def write_slices(
     except ValueError as error:
         raise DataError(f'{first.where}: volume "{first.image_id}" cannot be scaled: {error}') from error
     places = cut.places(case.images, first.image_id, turn is not None)
+    affine = None if case.unit == PIXELS else affine_of(case.images[0])
     written: list[tuple[dict[str, Any], bool]] = []
     rows_of: dict[int, str] = {}
     for row in rows:
@@ -228,5 +247,6 @@ def write_slices(
             raise DataError(f"{row.where}: this slice is also in {rows_of[index]}: give each slice one row.")
         rows_of[index] = row.where
         mask_of_slice = None if shown is None else shown[..., index]
-        written.append(write_slice(out, row, case.names, scaled[..., index], mask_of_slice))
+        item, agrees = write_slice(out, row, case.names, scaled[..., index], mask_of_slice)
+        written.append((item | slice_entry(first.image_id, index, affine), agrees))
     return written, scaled, axes_of(affine_of(case.images[0]))

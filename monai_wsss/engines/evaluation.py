@@ -10,9 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from ignite.metrics import Metric
+from monai.utils import convert_to_numpy
 
 from monai_wsss._checks import DataError, check_choice
 from monai_wsss._files import atomic_path, make_directory
@@ -64,6 +66,11 @@ class SegmentationScores(Metric):
         protocol: None, or "paper" for the metrics of CoinGAN's tables beside all others, under names with ``paper_``
             in front (:mod:`monai_wsss.metrics.paper_protocol`).
         grid: the resized grid of that protocol, in pixels.
+
+    Attributes:
+        labels: per case of this process whether it shows each class, (K,), bool.
+        areas: per case the share of its pixels that the mask gives to each class, (K,): what image-level labels can
+            judge without a reference mask.
     """
 
     def __init__(
@@ -77,6 +84,8 @@ class SegmentationScores(Metric):
     ) -> None:
         if protocol is not None:
             check_choice("protocol", protocol, ("paper",))
+        self.labels: list[np.ndarray] = []
+        self.areas: list[np.ndarray] = []
         self.paper_grid = None if protocol is None else tuple(grid)
         self.datalist = datalist
         self.bootstrap = bootstrap
@@ -86,6 +95,7 @@ class SegmentationScores(Metric):
     def reset(self) -> None:
         """Start an empty table."""
         header = load_header(self.datalist)
+        self.labels, self.areas = [], []
         self.table = CaseTable(
             header["classes"],
             background=header.get("background", True),
@@ -106,6 +116,9 @@ class SegmentationScores(Metric):
                     f'The case "{item["id"]}" has no label, so it cannot be measured: predict it (inference), or '
                     "choose another split."
                 )
+            label, pred = convert_to_numpy(item["label"]) > 0, convert_to_numpy(result["pred"])
+            self.labels.append(label)
+            self.areas.append(np.array([float((pred == number).mean()) for number in range(1, len(label) + 1)]))
             self.table.add(
                 id=str(item["id"]),
                 subject=str(item["subject"]),

@@ -40,7 +40,7 @@ _, _has_imagecodecs = optional_import("imagecodecs")
 
 BLOCK = 2048  # level pixels per side that are read at once: 16 MiB of RGBA
 _SAME_LEVEL = 0.02  # a level whose pixels differ by less from those asked for is taken as it is
-_PLAUSIBLE_MPP = (0.01, 80.0)  # 72, 96 and 300 dpi, which programs write unasked, are 353, 265 and 85
+_PLAUSIBLE_MPP = (0.05, 80.0)  # 100x gives 0.06; 72, 96 and 300 dpi, which programs write unasked, 353, 265 and 85
 _READERS = {"openslide": OpenSlideWSIReader, "tifffile": BoundedTiffReader}
 
 

@@ -177,8 +177,8 @@ def _checked_target(logits: torch.Tensor, label: torch.Tensor, ignore_index: int
     batch, classes, *size = logits.shape
     if classes < 2:
         raise ValueError(
-            "Expected `logits` of at least two classes, got one channel: give the background, or the other tissue, "
-            "a channel of its own."
+            f"Expected `logits` of at least two classes, got {'one channel' if classes else 'none'}: give the "
+            "background, or the other tissue, a channel of its own."
         )
     if label.shape not in ((batch, *size), (batch, 1, *size)):
         raise ValueError(

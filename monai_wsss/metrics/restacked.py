@@ -72,7 +72,8 @@ def restacked_distances(rows: Sequence[Row], scheme: ClassScheme) -> list[Row]:
         scheme: its classes.
 
     Returns:
-        One row per volume: ``subject``, ``unit`` ("mm" or "px"), and the distances of the classes that both masks hold.
+        One row per volume: ``subject``, ``unit`` ("mm" or "px"), whether there are ``gaps`` between its slices, and the
+        distances of the classes that both masks hold.
 
     Raises:
         ValueError: the slices of a volume differ in size, or one is there twice.
@@ -99,7 +100,7 @@ def _distances(key: tuple[str, str], slices: Sequence[Row], scheme: ClassScheme)
     first, (shape,), (size,) = min(numbers), shapes, sizes
     step = math.gcd(*(number - first for number in numbers)) or 1
     spacing = None if size is None else (size[0], size[1], size[2] * step)
-    row: Row = {"unit": "px" if size is None else "mm"}
+    row: Row = {"unit": "px" if size is None else "mm", "gaps": (max(numbers) - first) // step + 1 > len(numbers)}
     for place, label in enumerate(scheme.labels):
         stacks = []
         for side in (0, 1):
@@ -146,9 +147,12 @@ def volume_estimates(arrays: CaseArrays, rows: Sequence[Row]) -> dict[str, Estim
 
 
 def volume_note(rows: Sequence[Row]) -> str:
-    """Say how many volumes were restacked, and that those without a surface are left out."""
+    """Say how many volumes were restacked, that those without a surface are left out, and how many have gaps."""
     measured = sum(any(key.split("/")[0] in SurfaceDistances._fields for key in row) for row in rows)
+    gaps = sum(row["gaps"] for row in rows)
+    of_gaps = f" {gaps} of them lack slices between others, which count as empty in both masks." if gaps else ""
     return (
         f"{_PREFIX} distances are those of {len(rows)} volumes whose slices were restacked, left out in "
         f"{len(rows) - measured} without a surface of both; asd, assd, assd_directed and hd95 are means over slices."
+        f"{of_gaps}"
     )

@@ -43,6 +43,8 @@ def cut_score_maps(shares: torch.Tensor, rule: str, threshold: float | None = No
         [[[[0, 1]]]]
     """
     cut = cut_of(rule, threshold)
+    if shares.shape[1] == 1:  # the same, without the search for the winner
+        return (shares > cut).to(torch.uint8)
     highest, winner = shares.max(dim=1, keepdim=True)
     return torch.where(highest > cut, winner + 1, 0).to(torch.uint8)
 

@@ -9,6 +9,7 @@ from monai_wsss.reports.conversions import render_conversions, render_switches
 from monai_wsss.reports.page import write_report
 from monai_wsss.reports.panels import choose_cases, render_comparison, render_panel
 from monai_wsss.reports.provenance import collect_provenance, write_run
+from monai_wsss.reports.pseudo_sheet import write_pseudo_sheet
 from monai_wsss.reports.run_folder import InferenceLog, RunFolder, RunRecord
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "render_conversions",
     "render_panel",
     "render_switches",
+    "write_pseudo_sheet",
     "write_report",
     "write_run",
     "write_svg",

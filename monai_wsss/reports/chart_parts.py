@@ -23,6 +23,7 @@ __all__ = [
     "TOP",
     "ChartFrame",
     "axis_scale",
+    "caption_above",
     "chart_svg",
     "element",
     "grid_lines",
@@ -147,6 +148,13 @@ def legend_below(names: Sequence[str], size: tuple[int, int], kind: str) -> tupl
             parts.append(element("rect", class_=key, x=left, y=level - 6, width=key_width, height=12))
         parts.append(element("text", name, x=left + key_width + 7, y=level + 4))
     return Markup("").join(parts), ROW * math.ceil(len(names) / columns) + 8
+
+
+def caption_above(title: str, width: int) -> tuple[Markup, int]:
+    """Write the title of a file of its own above its chart, broken into lines; also give the height that it takes."""
+    lines = textwrap.wrap(title, int((width - 2 * RIGHT) / LETTER))
+    texts = [element("text", line, class_="caption", x=RIGHT, y=ROW * (row + 1)) for row, line in enumerate(lines)]
+    return Markup("").join(texts), ROW * len(lines) + TOP
 
 
 def chart_svg(size: tuple[int, int], title: str, parts: Sequence[Markup]) -> Markup:

@@ -8,6 +8,7 @@ and :func:`write_svg` writes it into the file.
 
 from __future__ import annotations
 
+import html
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,7 @@ from monai_wsss.reports.chart_parts import (
     TOP,
     ChartFrame,
     axis_scale,
+    caption_above,
     chart_svg,
     element,
     grid_lines,
@@ -86,6 +88,7 @@ svg .column { fill: currentColor; }
 svg .box { fill: currentColor; fill-opacity: 0.2; stroke: currentColor; stroke-width: 1.5; }
 svg .median { stroke: currentColor; stroke-width: 3; }
 svg .point { fill: currentColor; fill-opacity: 0.6; }
+svg .caption { fill: var(--ink); }
 svg .number { fill: var(--ink); font-size: 11px; }
 svg .dot { fill: var(--accent); fill-opacity: 0.75; }
 svg .mean { stroke: var(--second); stroke-width: 2; }
@@ -302,7 +305,7 @@ def _check_bars(
 
 
 def write_svg(path: str | os.PathLike[str], chart: Markup) -> Path:
-    """Write a chart as a file of its own, with its style sheet; it follows the reader's light or dark setting.
+    """Write a chart as a file of its own, with its title and style sheet; it follows the light or dark setting.
 
     Variables are replaced by their values, for viewers that know no style variables; these show the light colors.
 
@@ -326,13 +329,17 @@ def write_svg(path: str | os.PathLike[str], chart: Markup) -> Path:
     found = re.match(r'<svg class="chart" viewBox="0 0 (\d+) (\d+)"', chart)
     if found is None:
         raise ValueError(f"Expected `chart` as bar_chart or line_chart gives it, got {str(chart)[:40]!r}.")
-    width, height = found.groups()
-    tag, _, content = chart.removeprefix("<svg").partition("</title>")
+    tag, _, content = str(chart).removeprefix("<svg").partition("</title>")
+    _, _, title = tag.partition("<title>")
+    shown, above = caption_above(html.unescape(title), int(found[1]))
+    width, height = found[1], int(found[2]) + above
+    tag = tag.replace(found[0].removeprefix("<svg"), f' class="chart" viewBox="0 0 {width} {height}"')
     light, dark = _rules("light"), _rules("dark")
     text = (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}"{tag}</title>'
         f"<style>\n{light}@media (prefers-color-scheme: dark) {{\n{dark}}}\n</style>"
-        f'<rect class="paper" width="{width}" height="{height}"></rect>{content}\n'
+        f'<rect class="paper" width="{width}" height="{height}"></rect>{shown}'
+        f'<g transform="translate(0 {above})">{content.removesuffix("</svg>")}</g></svg>\n'
     )
     target = Path(path)
     with atomic_path(target) as temporary:

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import IO, Any
 
@@ -14,25 +13,33 @@ from monai.utils import convert_to_numpy
 from PIL import Image, ImageDraw, ImageFont
 
 from monai_wsss._labels import CLASS_COLORS
-from monai_wsss._pictures import ROWS_COLUMNS, order_of
-from monai_wsss.reports.panels import channel_plane, labels_over
+from monai_wsss.reports.panels import channel_planes, labels_over, picture_png
+from monai_wsss.reports.planes import Display, display_of, telling_slices
 
 __all__ = ["add_legend", "render_overlay"]
 
 _HEIGHT, _GAP, _MARGIN, _LARGEST = 320, 4, 8, 1600
 _PAPER, _INK = "#14171c", "#d7dde5"
+Box = tuple[int, int, int, int]
 
 
 def render_overlay(
-    image: torch.Tensor | np.ndarray, mask: torch.Tensor | np.ndarray, classes: Sequence[str], names: Sequence[str]
+    image: torch.Tensor | np.ndarray,
+    mask: torch.Tensor | np.ndarray,
+    classes: Sequence[str],
+    names: Sequence[str],
+    *,
+    network: Any = None,
 ) -> bytes:
-    """Draw image and mask side by side; a volume by three slices, the middle one that with most of the mask.
+    """Draw an image, and the mask over it beside it; of a volume up to three slices, each mask below its image.
 
     Args:
         image: (C, x, y) or (C, x, y, z), or (C, rows, columns) as a MetaTensor that says so.
         mask: (x, y[, z]), labels 0..K.
         classes: names of the classes, (K).
         names: of the channels, (C).
+        network: a volume is shown in the slices that this network sees, where it records how they lie; None shows it
+            across its coarsest axis, or else axially.
 
     Returns:
         The bytes of a PNG file.
@@ -41,43 +48,38 @@ def render_overlay(
         >>> render_overlay(np.random.rand(1, 32, 24), np.zeros((32, 24), int), ["tumor"], ["FLAIR"])[1:4]
         b'PNG'
     """
-    picture, labels = convert_to_numpy(image), convert_to_numpy(mask).astype(int)
-    if order_of(image) == ROWS_COLUMNS and labels.ndim == 2:
-        picture, labels = picture.transpose(0, 2, 1), labels.T
-    if labels.ndim == 2:
-        picture, labels = picture[..., None], labels[..., None]
-    tiles = []
-    for z in _slices(labels):
-        wide = labels.shape[0] / labels.shape[1]
-        size = (int(np.clip(round(_HEIGHT * wide), _HEIGHT // 3, 3 * _HEIGHT)), _HEIGHT)
-        base = channel_plane(picture[..., z], names, size)
-        tiles.append((base, labels_over(base, labels[..., z], size), z))
-    width = max(tile[0].shape[1] for tile in tiles)
-    sheet = Image.new("RGB", (2 * width + _GAP, len(tiles) * (_HEIGHT + _GAP) - _GAP), _PAPER)
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)
-    for row, (base, colored, z) in enumerate(tiles):
-        for column, part in enumerate((base, colored)):
-            place = (column * (width + _GAP), row * (_HEIGHT + _GAP))
-            sheet.paste(Image.fromarray(part.round().clip(0, 255).astype(np.uint8)), place)
-        if len(tiles) > 1:
-            draw.text((4, row * (_HEIGHT + _GAP) + 3), f"slice {z}", fill=_INK, font=font)
-    file = io.BytesIO()
-    sheet.save(file, "PNG")
-    file.seek(0)
-    return add_legend(file, classes)
+    display = display_of(image, network)
+    picture, labels = display.turn(convert_to_numpy(image)), display.turn(convert_to_numpy(mask).astype(int))
+    chosen = telling_slices([labels])
+    shown = sorted(chosen)
+    width = round(_HEIGHT * labels.shape[0] * display.aspect / labels.shape[1])
+    size = (int(np.clip(width, _HEIGHT // 3, 3 * _HEIGHT)), _HEIGHT)
+    tiles = [
+        (base, labels_over(base, labels[..., z], size))
+        for base, z in zip(channel_planes(picture, names, shown, size), shown, strict=True)
+    ]
+    texts = [f"slice {z + 1} of {labels.shape[2]}" for z in shown] if labels.shape[2] > 1 else [""]
+    sheet, boxes = _placed(tiles, texts, size, display)
+    return _with_legend(sheet, classes, boxes[shown.index(chosen[0])])
 
 
-def _slices(labels: np.ndarray) -> list[int]:
-    """Choose the slices of the last axis that are shown: through the first third, the most and the last of the mask."""
-    depth = labels.shape[2]
-    if depth == 1:
-        return [0]
-    amounts = (labels > 0).sum(axis=(0, 1))
-    if not amounts.any():
-        return [depth // 2]
-    found = np.flatnonzero(amounts)
-    low, high = np.quantile(found, [0.2, 0.8]).round().astype(int)
-    return sorted({int(found[np.abs(found - place).argmin()]) for place in (low, int(amounts.argmax()), high)})
+def _placed(
+    tiles: Sequence[tuple[np.ndarray, np.ndarray]], texts: Sequence[str], size: tuple[int, int], display: Display
+) -> tuple[Image.Image, list[Box]]:
+    """Place images and masks (height, width, 3), of one slice side by side, of several in columns; box the masks."""
+    width, height = size[0] + _GAP, size[1] + _GAP
+    columns, rows = (len(tiles), 2) if len(tiles) > 1 else (2, 1)
+    sheet = Image.new("RGB", (columns * width - _GAP, rows * height - _GAP), _PAPER)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=13)
+    boxes = []
+    for column, (pair, text) in enumerate(zip(tiles, texts, strict=True)):
+        for row, part in enumerate(pair):
+            left, top = (column * width, row * height) if len(tiles) > 1 else (row * width, 0)
+            sheet.paste(Image.fromarray(part.round().clip(0, 255).astype(np.uint8)), (left, top))
+        boxes.append((left, top, left + size[0], top + size[1]))
+        draw.text((column * width + 4, 3), text, fill=_INK, font=font, stroke_width=1, stroke_fill="#000000")
+    draw.text((4, size[1] // 2 - 7), display.letter, fill=_INK, font=font, stroke_width=1, stroke_fill="#000000")
+    return sheet, boxes
 
 
 def add_legend(picture: IO[bytes], classes: Sequence[str]) -> bytes:
@@ -92,6 +94,11 @@ def add_legend(picture: IO[bytes], classes: Sequence[str]) -> bytes:
     """
     drawn: Any = Image.open(picture).convert("RGB")
     drawn.thumbnail((_LARGEST, _LARGEST))
+    return _with_legend(drawn, classes, (0, 0, *drawn.size))
+
+
+def _with_legend(drawn: Image.Image, classes: Sequence[str], telling: Box) -> bytes:
+    """Write the legend below a picture, and the box of its most telling tile into the file."""
     font = ImageFont.load_default(size=14)
     lines: list[list[tuple[str, tuple[int, int, int]]]] = [[]]
     place = float(_MARGIN)
@@ -111,6 +118,4 @@ def add_legend(picture: IO[bytes], classes: Sequence[str]) -> bytes:
             draw.rectangle((place, top, place + 14, top + 14), fill=color)
             draw.text((place + 20, top - 2), name, fill=_INK, font=font)
             place += font.getlength(name) + 40
-    file = io.BytesIO()
-    sheet.save(file, "PNG", compress_level=4)
-    return file.getvalue()
+    return picture_png(sheet, telling)

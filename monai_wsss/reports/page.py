@@ -1,9 +1,9 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""A run folder as one page: ``report.html``, without scripts, remote assets or patient identifiers.
+"""A run folder as one page: ``report.html``, without remote assets or patient identifiers.
 
-The page shows what the folder holds and says in a sentence what is missing.  It names cases by their row of
-``per_case.csv``.
+Its one script sorts the table of cases and opens their pictures; without it all pictures stand open.  The page shows
+what the folder holds and says in a sentence what is missing.  It names cases by their row of ``per_case.csv``.
 """
 
 from __future__ import annotations
@@ -18,17 +18,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from monai_wsss._checks import DataError
 from monai_wsss._files import file_sha256
 from monai_wsss.metrics import metric_definition
+from monai_wsss.reports.case_table import count, evaluated_cases, outcome_of, pixels_of
 from monai_wsss.reports.charts import ChartLine, interval_bar, line_chart, value_strip
 from monai_wsss.reports.intensities import intensity_view
+from monai_wsss.reports.page_warnings import evaluation_warnings
 from monai_wsss.reports.panels import MASK_COLOR, REFERENCE_COLOR, choose_cases
 from monai_wsss.reports.templates import png_text, write_page
 
 __all__ = ["write_report"]
 
+_TALL = 300  # pixels of the height of a picture of several slices
 _AVERAGED = "Averaged over the classes"
 _GROUPS: dict[str, dict[str, str]] = {
     "Overlap with the reference": {
@@ -42,6 +46,10 @@ _GROUPS: dict[str, dict[str, str]] = {
         "assd_directed": "ASSD, mean of directions",
         "asd": "ASD, mask to reference",
         "hd95": "HD95",
+        "volume_assd": "ASSD, of restacked volumes",
+        "volume_assd_directed": "ASSD, mean of directions, of restacked volumes",
+        "volume_asd": "ASD, of restacked volumes",
+        "volume_hd95": "HD95, of restacked volumes",
     },
     "Healthy images and presence": {
         "healthy_clean": "Healthy images left clean",
@@ -125,19 +133,34 @@ def _view(folder: Path) -> dict[str, Any]:
         run is not None and run["training_log"] != "" and log.is_file() and file_sha256(log) != run["training_log"]
     )
     background = None if run is None else run["background"]
+    rows = _read(folder / "per_case.csv", _table)
+    cases = _read(folder / "per_case.csv", lambda text: _cases(_table(text), folder / "panels", background))
+    metrics = folder / "metrics.json"
     return {
+        **_title(run, rows),
         "run": run,
-        "metrics": _read(folder / "metrics.json", lambda text: _metrics(text, background)),
+        "warnings": _read(metrics, lambda text: evaluation_warnings(json.loads(text), rows or [], run)) or [],
+        "metrics": _read(metrics, lambda text: _metrics(text, background)),
         "notes": _read(folder / "notes.txt", str.splitlines) or [],
-        "cases": _read(folder / "per_case.csv", lambda text: _cases(text, folder / "panels")),
+        "cases": cases,
         "subject_charts": _read(folder / "per_subject.csv", _subject_charts),
         "intensities": _read(folder / "intensities.json", intensity_view),
         "conversions": png_text(folder / "conversions.png"),
+        "pseudo_masks": png_text(folder / "pseudo_masks.png"),
         "sweep_charts": _read(folder / "sweep.json", _sweep_charts),
         "training_charts": None if foreign else _read(log, _training_charts),
         "foreign_log": foreign,
         "colors": {"reference": REFERENCE_COLOR, "mask": MASK_COLOR},
     }
+
+
+def _title(run: Mapping[str, Any] | None, rows: Sequence[Any] | None) -> dict[str, str]:
+    """Name data and bundle, as far as ``run.json`` does."""
+    data, bundle = (None, None) if run is None else (run["data"], run["bundle"])
+    what = "Training" if rows is None and run is not None else "Segmentation"
+    heading = (f"{what} of {data}" if rows is not None else f"{what} on {data}") if data else f"{what} report"
+    title = heading + (f" by {bundle}" if bundle else "") + (f", {run['date']}" if run and run["date"] else "")
+    return {"heading": heading, "title": title}
 
 
 def _read(path: Path, view: Callable[[str], Any]) -> Any:
@@ -169,6 +192,10 @@ def _run(text: str) -> dict[str, Any]:
         "training_log": run.get("training_log_sha256", ""),
         "background": None if run.get("background") is None else bool(run["background"]),
         "scored_class": run.get("scored_class"),
+        "data": run.get("data"),
+        "bundle": (run.get("config") or {}).get("bundle"),
+        "split": (run.get("config") or {}).get("split"),
+        "assumed_units": run.get("assumed_units"),
         "config": json.dumps(run["config"], indent=2, ensure_ascii=False) if run.get("config") else "",
     }
 
@@ -206,39 +233,46 @@ def _metric_row(name: str, mean: float, interval: Sequence[float], subjects: int
         "unit": unit,
         "definition": "" if label else metric_definition(name),
         "value": f"{mean:.{digits}f}",
-        "interval": f"{low:.{digits}f} to {high:.{digits}f}",
+        "interval": f"{low:.{digits}f} to {high:.{digits}f}" if subjects > 1 else "",
         "n": subjects,
-        "bar": "" if base in _UNBOUNDED or base not in titles else interval_bar(mean, low, high),
+        "bar": interval_bar(mean, low, high) if subjects > 1 and base in titles and base not in _UNBOUNDED else "",
     }
 
 
-def _cases(text: str, panels: Path) -> dict[str, Any]:
-    """Prepare ``per_case.csv``: numbers of cases and subjects, and the panels of selected cases."""
-    rows = _table(text)
-    chosen = choose_cases(rows)
+def _cases(rows: Sequence[Mapping[str, str]], panels: Path, background: bool | None) -> dict[str, Any]:
+    """Prepare the cases: numbers of cases and subjects, selected panels, and the table."""
+    chosen = choose_cases(rows, each=_each(panels))
+    findings, healthy = (sum(row[name] == "1" for row in rows) for name in ("finding", "healthy"))
     return {
-        "number": len(rows),
-        "subjects": len({row["subject"] for row in rows}),
-        "findings": sum(row["finding"] == "1" for row in rows),
-        "healthy": sum(row["healthy"] == "1" for row in rows),
+        "lead": f"{count(len(rows), 'case')} of {count(len({row['subject'] for row in rows}), 'subject')}",
+        "truth": f"{findings} with a finding in the reference, {healthy} healthy",
         "groups": [
             (title, [_panel(number, rows[number - 1], panels) for number in chosen[kind]])
             for kind, title in _CASE_KINDS.items()
             if chosen[kind]
         ],
+        "table": evaluated_cases(rows, panels, background=background is not False),
     }
+
+
+def _each(panels: Path) -> int:
+    """Give the number of pictures of a kind: one where they show several slices."""
+    try:
+        with Image.open(panels / "1.png") as picture:
+            return 1 if picture.height > _TALL else 2
+    except OSError:
+        return 2
 
 
 def _panel(number: int, row: Mapping[str, str], panels: Path) -> dict[str, Any]:
     """Prepare picture and caption of a case; the picture is ``None`` where it was not drawn."""
     distance = f", ASSD {float(row['assd']):.2f} {row['unit']}" if row.get("assd") else ""
-    marked = sum(int(value) for name, value in row.items() if name.split("/")[0] == "fp" and value)
-    score = f"Dice {float(row['dice']):.2f}{distance}" if row["finding"] == "1" else f"{marked} pixels marked"
-    return {
-        "number": number,
-        "score": score,
-        "png": png_text(panels / f"{number}.png"),
-    }
+    score = (
+        f"Dice {float(row['dice']):.2f}{distance}" if row["finding"] == "1" else f"{pixels_of(row, 'fp')} pixels marked"
+    )
+    if outcome_of(row) == "missed":
+        score += ", nothing marked"
+    return {"number": number, "score": score, "png": png_text(panels / f"{number}.png")}
 
 
 def _subject_charts(text: str) -> list[dict[str, Any]]:

@@ -2,9 +2,8 @@
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 """Panels: a case as a strip of pictures, image channels | map | mask | both outlines, and the choice of cases.
 
-Arrays are indexed [x, y] (column, row), as MONAI reads them; those of images read in the order of rows and columns are
-transposed first.  Pictures are rows of pixels, so each array is transposed once, when it becomes a picture.  So a tile
-shows its image upright, as viewers do.
+Arrays are turned first as :mod:`monai_wsss.reports.planes` tells, so that they are indexed [column, row].  Pictures are
+rows of pixels, so each array is transposed once more, when it becomes a picture.
 """
 
 from __future__ import annotations
@@ -16,19 +15,21 @@ from typing import Any
 import numpy as np
 import torch
 from monai.utils import convert_to_numpy
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from monai_wsss._intensity import USUAL_STAIN
 from monai_wsss._labels import CLASS_COLORS
-from monai_wsss._pictures import ROWS_COLUMNS, order_of
+from monai_wsss.reports.planes import Display, display_of, telling_slices
 
 __all__ = [
     "MASK_COLOR",
     "REFERENCE_COLOR",
-    "channel_plane",
+    "TELLING_TILE",
+    "channel_planes",
     "choose_cases",
     "labels_over",
     "outlines_over",
+    "picture_png",
     "render_comparison",
     "render_panel",
 ]
@@ -38,6 +39,9 @@ REFERENCE_COLOR = "#4da3ff"
 
 MASK_COLOR = "#ff9f1c"
 """Outline and filling of the predicted mask (of its first class); distinct from blue in every kind of color vision."""
+
+TELLING_TILE = "telling_tile"
+"""Text entry of a PNG: left, top, right and bottom of the tile that a small picture of the case shows."""
 
 _INK = "#d7dde5"
 _HEIGHT, _CAPTION, _GAP, _MAX_CHANNELS = 192, 20, 4, 4
@@ -92,8 +96,8 @@ def render_panel(
     """Draw a case as a strip of tiles of one height.
 
     The tiles are up to four channels (one tile for red, green, blue), the map over the last channel shown, the mask
-    over it, and the outlines of reference and mask.  A volume is shown by one slice of the last axis: the one with the
-    largest reference; without a reference the one with the largest mask; without a mask the one with the strongest map.
+    over it, and the outlines of reference and mask.  A volume has a row of tiles for each of up to three slices: see
+    :func:`~monai_wsss.reports.planes.telling_slices`.
 
     Args:
         image: ``(C, x, y)`` or ``(C, x, y, z)``, any intensities; those that are not finite are shown black.  An image
@@ -120,15 +124,37 @@ def render_panel(
     wanted = None if reference is None else convert_to_numpy(reference)
     names = list(channel_names) or [f"channel {number}" for number in range(1, len(picture) + 1)]
     _check_shapes(picture, heat, found, wanted, names)
-    if order_of(image) == ROWS_COLUMNS and found.ndim == 2:
-        picture, found = picture.transpose(0, 2, 1), found.T
-        heat, wanted = (None if part is None else part.T for part in (heat, wanted))
-    if found.ndim == 3:
-        z = _telling_slice(found, wanted, heat)
-        picture, found = picture[..., z], found[..., z]
-        heat, wanted = (None if part is None else part[..., z] for part in (heat, wanted))
-    size = (int(np.clip(round(_HEIGHT * found.shape[0] / found.shape[1]), _HEIGHT // 3, 3 * _HEIGHT)), _HEIGHT)
-    tiles = _channel_tiles(picture, names, size)
+    display = display_of(image)
+    picture, found = display.turn(picture), display.turn(found)
+    heat, wanted = (None if part is None else display.turn(part) for part in (heat, wanted))
+    chosen = telling_slices([wanted, found], heat)
+    size = _size_of(found, display)
+    shown = sorted(chosen)
+    rows = []
+    for z, plane in zip(shown, _windowed(picture, names, shown), strict=True):
+        above, beside = (None if part is None else part[..., z] for part in (heat, wanted))
+        rows.append(_tiles(plane, above, found[..., z], beside, names=names, size=size))
+    labels = [f"slice {z + 1} of {found.shape[2]}" for z in shown] if found.shape[2] > 1 else [""]
+    return _sheet(rows, size, labels, telling=shown.index(chosen[0]), letter=display.letter)
+
+
+def _size_of(found: np.ndarray, display: Display) -> tuple[int, int]:
+    """Give width and height of a tile."""
+    width = round(_HEIGHT * found.shape[0] * display.aspect / found.shape[1])
+    return int(np.clip(width, _HEIGHT // 3, 3 * _HEIGHT)), _HEIGHT
+
+
+def _tiles(
+    plane: np.ndarray,
+    heat: np.ndarray | None,
+    found: np.ndarray,
+    wanted: np.ndarray | None,
+    *,
+    names: Sequence[str],
+    size: tuple[int, int],
+) -> list[tuple[str, np.ndarray]]:
+    """Draw a plane (C, x, y) with what belongs to it: names and pictures (height, width, 3)."""
+    tiles = _channel_tiles(plane, names, size)
     base = tiles[-1][1]
     if heat is not None:
         tiles.append(("map", _overlay_heat(base, _resize(heat, size, Image.Resampling.BILINEAR))))
@@ -137,7 +163,7 @@ def render_panel(
     if wanted is not None:
         expected = _resize(wanted.astype(np.float64), size, Image.Resampling.NEAREST).astype(int)
         tiles.append(("reference / mask", _draw_outlines(base, expected, labels)))
-    return _strip(tiles, size)
+    return tiles
 
 
 def render_comparison(
@@ -174,22 +200,25 @@ def render_comparison(
     found = {name: convert_to_numpy(mask) for name, mask in masks.items()}
     for mask in found.values():
         _check_shapes(picture, None, mask, wanted, channel_names)
-    if order_of(image) == ROWS_COLUMNS:
-        picture, wanted = picture.transpose(0, 2, 1), wanted.T
-        found = {name: mask.T for name, mask in found.items()}
-    size = (int(np.clip(round(_HEIGHT * wanted.shape[0] / wanted.shape[1]), _HEIGHT // 3, 3 * _HEIGHT)), _HEIGHT)
-    tiles = _channel_tiles(picture, channel_names, size)[-1:]
+    display = display_of(image)
+    wanted, found = display.turn(wanted)[..., 0], {name: display.turn(mask)[..., 0] for name, mask in found.items()}
+    size = _size_of(wanted, display)
+    (plane,) = _windowed(display.turn(picture), channel_names, [0])
+    tiles = _channel_tiles(plane, channel_names, size)[-1:]
     expected = _resize(wanted.astype(np.float64), size, Image.Resampling.NEAREST).astype(int)
     for name, mask in found.items():
         labels = _resize(mask.astype(np.float64), size, Image.Resampling.NEAREST).astype(int)
         tiles.append((name, _draw_outlines(tiles[0][1], expected, labels)))
-    below = [("reference", REFERENCE_COLOR), ("mask", MASK_COLOR), (note, _INK)]
-    return _strip(tiles, size, below)
+    return _sheet([tiles], size, below=[("reference", REFERENCE_COLOR), ("mask", MASK_COLOR), (note, _INK)])
 
 
-def channel_plane(picture: np.ndarray, names: Sequence[str], size: tuple[int, int]) -> np.ndarray:
-    """Give the picture (height, width, 3) in [0, 255] of a plane (C, x, y): its colors, or its last channel."""
-    return _channel_tiles(picture if len(picture) <= _MAX_CHANNELS else picture[-1:], names, size)[-1][1]
+def channel_planes(
+    picture: np.ndarray, names: Sequence[str], shown: Sequence[int], size: tuple[int, int]
+) -> list[np.ndarray]:
+    """Give pictures (height, width, 3) in [0, 255] of slices of (C, x, y, z): their colors, or their last channel."""
+    if not _is_colored(names):
+        picture, names = picture[-1:], names[-1:]
+    return [_channel_tiles(plane, names, size)[-1][1] for plane in _windowed(picture, names, shown)]
 
 
 def labels_over(base: np.ndarray, labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -219,43 +248,46 @@ def _check_shapes(
             raise ValueError(f"Expected `{name}` of the mask's shape {found.shape}, got {part.shape}.")
 
 
-def _telling_slice(found: np.ndarray, wanted: np.ndarray | None, heat: np.ndarray | None) -> int:
-    """Choose the slice of the last axis with most reference, else most mask, else most map, else the middle one."""
-    for part in (wanted, found, heat):
-        if part is not None and part.any():
-            weight = part if part is heat else part > 0
-            return int(np.argmax(weight.sum(axis=(0, 1))))
-    return found.shape[2] // 2
-
-
 def _resize(plane: np.ndarray, size: tuple[int, int], how: Image.Resampling) -> np.ndarray:
     """Resize a plane ``(x, y)`` to rows of pixels ``(height, width)``; ``size`` is (width, height)."""
     picture = Image.fromarray(np.ascontiguousarray(plane.T, dtype=np.float32))
     return np.asarray(picture.resize(size, how), dtype=np.float32)
 
 
-def _channel_tiles(picture: np.ndarray, names: Sequence[str], size: tuple[int, int]) -> list[tuple[str, np.ndarray]]:
-    """Give name and picture ``(height, width, 3)`` in [0, 255] of each channel shown."""
-    planes = [_resize(_window(plane), size, Image.Resampling.BILINEAR) for plane in picture[:_MAX_CHANNELS]]
-    if [name.lower()[:1] for name in names] == ["r", "g", "b"]:
-        scaled = _colors(np.nan_to_num(picture.astype(np.float64), posinf=0, neginf=0))
-        planes = [_resize(plane, size, Image.Resampling.BILINEAR) for plane in scaled]
+def _is_colored(names: Sequence[str]) -> bool:
+    return [name.lower()[:1] for name in names] == ["r", "g", "b"]
+
+
+def _windowed(picture: np.ndarray, names: Sequence[str], shown: Sequence[int]) -> list[np.ndarray]:
+    """Give slices (C, x, y) of (C, x, y, z) in [0, 1]; those of one channel share a window."""
+    planes = picture[..., list(shown)]
+    if _is_colored(names):
+        scaled = _colors(np.nan_to_num(planes.astype(np.float64), posinf=0, neginf=0))
+    else:
+        scaled = np.stack([_window(channel) for channel in planes[:_MAX_CHANNELS]])
+    return list(np.moveaxis(scaled, -1, 0))
+
+
+def _channel_tiles(plane: np.ndarray, names: Sequence[str], size: tuple[int, int]) -> list[tuple[str, np.ndarray]]:
+    """Give name and picture ``(height, width, 3)`` in [0, 255] of each channel shown of a plane in [0, 1]."""
+    planes = [_resize(channel, size, Image.Resampling.BILINEAR) for channel in plane]
+    if _is_colored(names):
         return [("image", 255 * np.stack(planes, axis=-1))]
     return [(name, 255 * np.repeat(plane[..., None], 3, axis=2)) for name, plane in zip(names, planes, strict=False)]
 
 
 def _colors(picture: np.ndarray) -> np.ndarray:
-    """Scale a color image (3, H, W) to [0, 1]: standardized tissue by the usual stain, others from low to high."""
+    """Scale a color image (3, *S) to [0, 1]: standardized tissue by the usual stain, others from low to high."""
     low, high = picture.min(), picture.max()
     if low < 0:
-        mean, std = (values[:, None, None] for values in USUAL_STAIN)
+        mean, std = (values.reshape(3, *[1] * (picture.ndim - 1)) for values in USUAL_STAIN)
         return ((picture * std + mean) / 255).clip(0, 1)
     return (picture - low) / (high - low if high > low else 1)
 
 
-def _window(plane: np.ndarray) -> np.ndarray:
-    """Scale intensities between the 1st and the 99.5th percentile to 0..1; a constant plane becomes black."""
-    values = np.nan_to_num(plane.astype(np.float64), posinf=0, neginf=0)
+def _window(channel: np.ndarray) -> np.ndarray:
+    """Scale intensities between the 1st and the 99.5th percentile to 0..1; a constant channel becomes black."""
+    values = np.nan_to_num(channel.astype(np.float64), posinf=0, neginf=0)
     low, high = np.percentile(values, [1, 99.5])
     return ((values - low) / (high - low)).clip(0, 1) if high > low else np.zeros(values.shape)
 
@@ -302,23 +334,52 @@ def _rgb(color: str) -> list[int]:
     return [int(color[i : i + 2], 16) for i in (1, 3, 5)]
 
 
-def _strip(
-    tiles: Sequence[tuple[str, np.ndarray]], size: tuple[int, int], below: Sequence[tuple[str, str]] = ()
+def _sheet(
+    rows: Sequence[Sequence[tuple[str, np.ndarray]]],
+    size: tuple[int, int],
+    labels: Sequence[str] = ("",),
+    *,
+    below: Sequence[tuple[str, str]] = (),
+    telling: int = 0,
+    letter: str = "",
 ) -> bytes:
-    """Draw tiles below their names, and a line of texts with their colors below them."""
+    """Draw rows of tiles below the names of their columns, and a line of texts with their colors below them.
+
+    Args:
+        rows: of tiles, each a name and a picture (height, width, 3); all rows have the same names.
+        size: width and height of a tile.
+        labels: what each row is.
+        below: texts and colors.
+        telling: the row whose last tile tells most.
+        letter: the side of the patient on the left.
+    """
     width, height = size
-    rows = height + _CAPTION * (2 if below else 1)
-    sheet = Image.new("RGB", (len(tiles) * (width + _GAP) - _GAP, rows), "#14171c")
+    step = height + _GAP
+    bottom = _CAPTION + len(rows) * step - _GAP
+    sheet = Image.new("RGB", (len(rows[0]) * (width + _GAP) - _GAP, bottom + (_CAPTION if below else 0)), "#14171c")
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(size=12)
-    for position, (name, tile) in enumerate(tiles):
-        left = position * (width + _GAP)
-        sheet.paste(Image.fromarray(tile.round().clip(0, 255).astype(np.uint8)), (left, _CAPTION))
-        draw.text((left + 4, 3), name, fill=_INK, font=font)
+    for column, (name, _) in enumerate(rows[0]):
+        draw.text((column * (width + _GAP) + 4, 3), name, fill=_INK, font=font)
+    for row, tiles in enumerate(rows):
+        top = _CAPTION + row * step
+        for column, (_, tile) in enumerate(tiles):
+            picture = Image.fromarray(tile.round().clip(0, 255).astype(np.uint8))
+            sheet.paste(picture, (column * (width + _GAP), top))
+        for text, level in ((labels[row], top + 3), (letter, top + height // 2 - 7)):
+            draw.text((4, level), text, fill=_INK, font=font, stroke_width=1, stroke_fill="#000000")
     place = 4.0
     for text, color in below:
-        draw.text((place, height + _CAPTION + 3), text, fill=color, font=font)
+        draw.text((place, bottom + 3), text, fill=color, font=font)
         place += font.getlength(text) + 14
+    left, top = (len(rows[0]) - 1) * (width + _GAP), _CAPTION + telling * step
+    return picture_png(sheet, (left, top, left + width, top + height))
+
+
+def picture_png(sheet: Image.Image, telling: tuple[int, int, int, int]) -> bytes:
+    """Write a picture of several tiles as PNG, with the place of the most telling one; no time, no name."""
+    about = PngImagePlugin.PngInfo()
+    about.add_text(TELLING_TILE, " ".join(map(str, telling)))
     file = io.BytesIO()
-    sheet.save(file, "PNG", compress_level=4)
+    sheet.save(file, "PNG", compress_level=4, pnginfo=about)
     return file.getvalue()

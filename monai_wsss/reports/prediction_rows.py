@@ -62,6 +62,6 @@ def write_predictions(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     Raises:
         DataError: the file cannot be written.
     """
-    names = list(dict.fromkeys(name for row in rows for name in row))
+    names = list(dict.fromkeys(name for row in rows for name in row)) or ["id"]
     with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         write_table(file, rows, names)

@@ -37,6 +37,7 @@ __all__ = [
     "recorded_supervision",
     "settings_of",
     "simulated_supervision",
+    "without_user",
     "write_run",
 ]
 
@@ -328,17 +329,18 @@ def _git_commit(checkout: Path) -> str | None:
 def _plain(value: Any) -> Any:
     """Give ``value`` as JSON can hold it, with home folders and the user's name taken out of paths."""
     if isinstance(value, dict):
-        return {_without_user(str(key)): _plain(part) for key, part in value.items()}
+        return {without_user(str(key)): _plain(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(part) for part in value]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if value is None or isinstance(value, bool | int | float):
         return value
-    return _without_user(os.fspath(value) if isinstance(value, str | os.PathLike) else type(value).__name__)
+    return without_user(os.fspath(value) if isinstance(value, str | os.PathLike) else type(value).__name__)
 
 
-def _without_user(text: str) -> str:
+def without_user(text: str) -> str:
+    """Take home folders, the user's name and the host's out of a text."""
     home = Path.home()
     if len(home.parts) > 1:
         text = re.sub(rf"{_START}{re.escape(str(home))}(?=[/\\]|$)", "~", text)

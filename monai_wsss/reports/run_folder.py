@@ -47,6 +47,7 @@ from monai_wsss.reports.provenance import (
     recorded_supervision,
     settings_of,
     simulated_supervision,
+    without_user,
     write_run,
 )
 
@@ -133,6 +134,7 @@ class RunRecord:
         record |= {"encoder_weights": self._encoder_weights(engine)}
         header = load_header(self.datalist)
         record |= {name: header.get(name) for name in ("classes", "background", "scored_class")}
+        record |= {"data": without_user(str(header["name"])) if header.get("name") else None}
         record |= {"assumed_units": assumed_units(self.datalist, self.split)}
         write_run(self.output_dir, record | self._more())
 

@@ -1,10 +1,14 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Pages from templates of this folder: text is escaped, and a template may include another."""
+"""Pages from templates of this folder: text is escaped, and a template may include another.
+
+The one script of a page stands in it and is allowed by its hash; nothing else may run, and nothing is loaded.
+"""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -37,7 +41,9 @@ def write_page(path: Path, template: str, view: Mapping[str, Any]) -> Path:
         loader=FunctionLoader(_source), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     charts = {"style": CHART_STYLE, "colors": CHART_COLORS, "fonts": FONTS}
-    page = environment.get_template(template).render(charts=charts, **view)
+    script = _source("cases.js.jinja").removesuffix("\n")
+    allowed = f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
+    page = environment.get_template(template).render(charts=charts, script_hash=allowed, **view)
     with atomic_path(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return path

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Hashable, Mapping
 from pathlib import Path
@@ -18,10 +19,12 @@ from PIL import Image
 from monai_wsss._checks import DataError, check_choice
 from monai_wsss._image_readers import DicomReader, MetaImageReader
 from monai_wsss._nifti import MillimeterNiftiReader
-from monai_wsss._picture_values import as_shown, begins_with_black, check_values_kept, refuse_unknown_tiff
+from monai_wsss._picture_values import as_shown, begins_with_black, check_values_kept, refuse_unread_picture
 from monai_wsss._pictures import ORDERS, PICTURE_SUFFIXES, PIXELS, XY, in_order, unit_of
 
 __all__ = ["LoadImageOrderedd"]
+
+_decoder_log = logging.getLogger("monai.data.nvimgcodec_pydicom_plugin")
 
 
 class LoadImageOrderedd(MapTransform):
@@ -68,7 +71,9 @@ class LoadImageOrderedd(MapTransform):
         self.order = order
         with warnings.catch_warnings():  # MONAI warns of a decoder for GPUs that it does not find beside pydicom
             warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
+            _decoder_log.disabled, before = True, _decoder_log.disabled
             self._load = LoadImage(ensure_channel_first=True)
+            _decoder_log.disabled = before
         for reader in (MetaImageReader(), DicomReader(), MillimeterNiftiReader(), _UprightReader(converter=_as_shown)):
             self._load.register(reader)  # the last one registered is asked first
 
@@ -114,7 +119,7 @@ def _check_whole(path: Any) -> None:
         raise
     except Exception as error:  # whoever reads it next says so
         if Path(path).is_file():
-            refuse_unknown_tiff(error, Path(path))
+            refuse_unread_picture(error, Path(path))
         return
     if unclear:
         raise DataError(

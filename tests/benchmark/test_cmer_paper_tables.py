@@ -39,7 +39,7 @@ from monai_wsss.transforms import NormalizeSubjectd
 
 TINY = replace(SMALL_SCALE, grid=(32, 32), width=2, epochs=1, ramp_end=1)
 LATE = Progress(epoch=20, iteration=20, fraction=0.9)
-PROPOSED = proposed_name(papers=False)
+PROPOSED = proposed_name(TINY, papers=False)
 RECIPES = {
     **comparison_recipes(TINY, False),
     **loss_recipes(TINY, False),
@@ -91,31 +91,68 @@ def test_a_row_has_the_terms_that_it_names_and_the_papers_classifier(name, terms
     assert method.transform.kinds == kinds.get(name, ("flip", "rotate", "scale", "translate"))
 
 
-def test_a_row_is_the_papers_only_at_its_size_and_on_its_split(datalist, tmp_path):
-    """The datalist of another split, or another size, says in title and row that it is not the paper's run."""
-    content = json.loads(datalist.read_text(encoding="utf-8")) | {"split": "cmer"}
-    of_paper = datalist.with_name("of_paper.json")
-    of_paper.write_text(json.dumps(content), encoding="utf-8")
-    makers = (make_cmer_comparison, make_cmer_losses, make_cmer_errors, make_cmer_thresholds)
-    for make in makers:
-        titles = {
-            name: make(path, tmp_path, sets=("T1+FLAIR",), size=size)
-            for name, path, size in (
-                ("paper", of_paper, "paper"),
-                ("other data", datalist, "paper"),
-                ("small", of_paper, "small"),
-            )
-        }
-        assert titles["paper"].title.endswith(" of the CMER paper")
-        assert ", not on its data: 240 x 240 pixels, width 64, 30 epochs" in titles["other data"].title
-        assert ", run small: 64 x 64 pixels, width 8, 8 epochs" in titles["small"].title
-        names = {key: [entry.name for entry in table.tables["T1+FLAIR"].entries] for key, table in titles.items()}
-        assert ["CMER (paper)" in names[key] for key in titles] == [True, False, False]
-    (recipe,) = [comparison_recipes(PAPER_SCALE, True)["CMER (paper)"]]
+@pytest.fixture(scope="module")
+def of_paper(datalist: Path) -> Path:
+    """A datalist of as many subjects as the paper has, of slices that are here."""
+    content = json.loads(datalist.read_text(encoding="utf-8"))
+    numbers = {"training": 271, "validation": 32, "test": 32}
+    for split, number in numbers.items():
+        slices = [content["training"][0], content["validation"][-1]]
+        content[split] = [
+            {**one, "id": f"{split}_{n}_{place}", "subject": f"{split}_{n}", "statistics": one["subject"]}
+            for n in range(number)
+            for place, one in enumerate(slices)
+        ]
+    path = datalist.with_name("of_paper.json")
+    path.write_text(json.dumps(content | {"split": "cmer"}), encoding="utf-8")
+    return path
+
+
+def changed(path: Path, name: str, **words: object) -> Path:
+    """The datalist with other words."""
+    content = json.loads(path.read_text(encoding="utf-8")) | words
+    other = path.with_name(f"{name}.json")
+    other.write_text(json.dumps(content), encoding="utf-8")
+    return other
+
+
+@pytest.mark.parametrize("make", [make_cmer_comparison, make_cmer_losses, make_cmer_errors, make_cmer_thresholds])
+def test_a_row_is_the_papers_only_at_its_size_and_on_its_split(datalist, of_paper, tmp_path, make):
+    """Other data, another size or another split than the test split: title and row say that it is not the paper's."""
+    content = json.loads(of_paper.read_text(encoding="utf-8"))
+    fewer = changed(of_paper, "fewer", test=content["test"][2:])
+    drawn = changed(of_paper, "drawn", split="drawn")
+    whole = [{key: value for key, value in item.items() if key != "volume"} for item in content["test"]]
+    studies = changed(of_paper, "studies", test=[{k: v for k, v in one.items() if k != "slice"} for one in whole])
+    tables = {
+        name: make(path, tmp_path, sets=("T1+FLAIR",), size=size, split=split)
+        for name, path, size, split in (
+            ("paper", of_paper, "paper", "test"),
+            ("validation", of_paper, "paper", "validation"),
+            ("other data", datalist, "paper", "validation"),
+            ("fewer", fewer, "paper", "test"),
+            ("drawn", drawn, "paper", "test"),
+            ("studies", studies, "paper", "test"),
+            ("small", of_paper, "small", "test"),
+        )
+    }
+    assert tables["paper"].title.endswith(" of the CMER paper")
+    assert tables["validation"].title.endswith(" of the CMER paper, but on the validation split")
+    for name in ("other data", "fewer", "drawn", "studies"):
+        assert ", not on its data: 240 x 240 pixels, width 64, 30 epochs" in tables[name].title, name
+    assert ", run small: 64 x 64 pixels, width 8, 8 epochs" in tables["small"].title
+    names = {key: {entry.name for entry in table.tables["T1+FLAIR"].entries} for key, table in tables.items()}
+    assert [key for key in tables if "CMER (paper)" in names[key]] == ["paper", "validation"]
+    assert "CMER, the paper's losses, not on its data" in names["fewer"]
+    assert "CMER, the paper's losses, run small" in names["small"]
+
+
+def test_the_papers_rows_have_its_optimizer_and_table_iv_is_never_called_the_papers(of_paper, tmp_path):
+    recipe = comparison_recipes(PAPER_SCALE, True)["CMER (paper)"]
     assert recipe.settings["optimizer"] == {"name": "AdamWConstant", "learning_rate": 5e-5, "weight_decay": 0.1}
-    title = make_cmer_backbone(of_paper, tmp_path, sets=("T1+FLAIR",), size="paper").title
-    assert title.endswith("from random weights")
-    assert "not on its data" in title
+    table = make_cmer_backbone(of_paper, tmp_path, sets=("T1+FLAIR",), size="paper", split="test")
+    assert table.title.endswith("from random weights")
+    assert "CMER (paper)" not in {entry.name for entry in table.tables["T1+FLAIR"].entries}
 
 
 def columns_of(paper: CmerPaper, one: str) -> list[str]:
@@ -174,7 +211,10 @@ def test_tiny_runs_leave_tables_and_figures_and_train_nothing_twice(datalist, tm
     assert figure.figures == tuple(f"cmer_thresholds_{name}.svg" for name in ("T1", "FLAIR", "T1c"))
     curves = json.loads((out / "cmer_thresholds_FLAIR.json").read_text(encoding="utf-8"))
     of_sets = {f"{PROPOSED}, {one}" for one in ("T1+FLAIR", "T1c+FLAIR")}
+    assert list(curves)[:3] == [BASELINE, SEAM_SCALE, SEAM_ALL]
     assert set(curves) == {BASELINE, SEAM_SCALE, SEAM_ALL} | of_sets
+    drawn = (out / "cmer_thresholds_FLAIR.svg").read_text(encoding="utf-8")
+    assert drawn.count("FLAIR. Fig. 4 of the CMER paper, run small") == 2  # for readers of screens, and seen
     make_cmer_losses(datalist, out, sets=("T1+FLAIR", "T1c+FLAIR"), **words).run()
     head = (out / "cmer_losses.md").read_text(encoding="utf-8").splitlines()[2]
     assert head == "| row | T1+FLAIR DSC | T1+FLAIR ASSD | T1c+FLAIR DSC | T1c+FLAIR ASSD |"

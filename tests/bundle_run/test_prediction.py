@@ -15,11 +15,13 @@ import pytest
 import tifffile
 import torch
 from monai.bundle import ConfigWorkflow
+from monai.data import MetaTensor
 from PIL import Image
 
 from monai_wsss.__main__ import main
 from monai_wsss._checks import DataError
 from monai_wsss.bundle_run import find_bundle, predict_masks
+from monai_wsss.bundle_run.case_reading import CaseReader
 from monai_wsss.bundle_run.runner import BundleRunner
 from monai_wsss.data import make_phantoms
 from monai_wsss.data.reading import read_labels
@@ -66,7 +68,8 @@ def test_masks_of_studies_are_those_of_the_bundle_in_the_geometry_of_the_studies
         assert (result.out / row["overlay"]).read_bytes().startswith(b"\x89PNG")
     page = result.report.read_text(encoding="utf-8")
     assert "TCGA-LGG" in page
-    assert page.count("data:image/png") == 2
+    assert page.count("data:image/webp") == 2 * page.count("data:image/jpeg") == 4  # above the table, and in it
+    assert "<title>Masks of 2 cases by brain_mri_cam_segmentation, " in page
     assert str(tmp_path) not in page
     record = json.loads((result.out / "run.json").read_text(encoding="utf-8"))
     assert record["classes"] == ["tumor"]
@@ -221,6 +224,66 @@ def test_a_slide_gives_a_pyramid_outlines_and_areas(tmp_path, rows_of):
         ]
         assert sum(areas) == pytest.approx(float(row[f"{name}_mm2"]), rel=0.05)
     assert (result.out / row["mask"]).suffix in (".tif", ".tiff")
+
+
+def test_slides_without_resolution_or_content_are_told_in_one_sentence(tmp_path):
+    pixels = np.full((512, 512, 3), 200, np.uint8)
+    with tifffile.TiffWriter(tmp_path / "nowhere.tif") as file:
+        file.write(pixels, tile=(256, 256), photometric="rgb", subifds=0)
+        file.write(pixels[::4, ::4].copy(), tile=(64, 64), photometric="rgb", subfiletype=1)
+    (tmp_path / "broken.svs").write_bytes(b"II*\0nothing")
+    result = predict_masks(tmp_path, "histology_gland", tmp_path / "out", device="cpu")
+    told = dict(result.failures)
+    assert sorted(told) == ["broken", "nowhere"]
+    assert not any("ConfigExpression" in why for why in told.values())
+    assert "slide_mpp" in told["nowhere"]
+
+
+def test_where_all_cases_fail_the_table_is_empty_and_the_page_says_it(tmp_path, capsys, rows_of):
+    (tmp_path / "in").mkdir()
+    for number in range(12):
+        (tmp_path / "in" / f"{number:02d}.png").write_bytes(b"")
+    assert main(["predict", str(tmp_path / "in"), "--bundle", SKIN, "--out", str(tmp_path / "out")]) == 3
+    printed = capsys.readouterr().out
+    assert "12 cases could not be read" in printed
+    assert "and 2 more" in printed
+    assert "Masks:" not in printed
+    assert rows_of(tmp_path / "out" / "predictions.csv") == []
+    assert (tmp_path / "out" / "predictions.csv").read_text(encoding="utf-8").strip() == "id"
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({"settings": {"refine": "foo"}}, "Expected `refine`"),
+        ({"settings": {"refined": "par"}}, "refine"),
+        ({"device": "nowhere"}, "Expected `device` to be one of cpu"),
+    ],
+)
+def test_settings_that_are_none_are_told_in_one_sentence_before_anything_is_written(skin, tmp_path, more, told):
+    with pytest.raises(ValueError, match=told):
+        predict_masks(skin, SKIN, tmp_path / "out", **{"device": "cpu", **more})
+    assert not (tmp_path / "out" / "run.json").exists()
+
+
+def test_what_is_unlike_the_training_is_said():
+    reader = CaseReader(["FLAIR"], grid=(64, 64), slicing=3)
+    volume = MetaTensor(torch.zeros(1, 24, 240, 150), affine=np.diag([6.0, 1.0, 1.0, 1.0]))
+    volume.affine[:3, :3] = torch.tensor([[0.0, -1, 0], [0, 0, -1], [6, 0, 0]], dtype=torch.float64)
+    first, second = reader._departures(volume)
+    assert first.startswith("240 x 150 pixels, brought to 64 x 64")
+    assert second.startswith("a field of view of 240 x 150 mm looks stretched")
+    tissue = CaseReader(["red", "green", "blue"], micrometers=0.62)
+    picture = MetaTensor(torch.zeros(3, 32, 32), meta={"unit": "px"})
+    assert "the weights know images of 0.62 micrometers" in tissue._departures(picture)[0]
+    assert tissue._pixel_size(0.6) == []
+    assert "0.25 micrometers per pixel" in tissue._pixel_size(0.25)[0]
+
+
+def test_sequences_that_nobody_needs_are_not_read(studies, tmp_path):
+    for folder in studies.iterdir():
+        (folder / "T2.nii.gz").write_bytes(b"damaged")
+    assert predict_masks(studies, CAM, tmp_path / "out", device="cpu").failures == []
 
 
 class Hungry(torch.nn.Module):

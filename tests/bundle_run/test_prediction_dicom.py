@@ -17,7 +17,9 @@ import pytest
 
 from monai_wsss.__main__ import main
 from monai_wsss.bundle_run import predict_masks
+from monai_wsss.bundle_run.log_names import NameFilter, hidden_names
 from monai_wsss.data import read_image
+from monai_wsss.data.input_cases import InputCase
 
 CAM = "brain_mri_cam_segmentation"
 OBLIQUE = (0.9613, 0.1719, 0.2153, -0.1987, 0.9736, 0.1127)
@@ -153,3 +155,33 @@ def test_monai_deploy_writes_the_same_segmentation(dicom, brains, tmp_path, rows
         frames.append(one.get_pixels_by_source_instance(uids, **words))
     assert np.array_equal(*frames)
     assert read[0].FrameOfReferenceUID == read[1].FrameOfReferenceUID
+
+
+def test_names_are_hidden_and_sequences_and_numbers_are_not(tmp_path):
+    root = tmp_path / "export"
+    files = tuple(root / "Jane Doe" / "2020" / "T1" / name for name in ("1", "Doe.dcm"))
+    damaged = [("file001", root / "Roe" / "x.dcm")]
+    names = NameFilter(hidden_names([InputCase("case001_ab", {"T1": files}, "dicom")], root, damaged))
+    assert names.clean(f"T1 of 1 channel in {files[1]}") == "T1 of 1 channel in case001_ab"
+    assert names.clean(f"see {root}/Jane Doe and Doe.dcm, or Roe") == "see a folder and a file, or a folder"
+    assert names.clean("Jane Doe is a folder") == "a folder is a folder"
+    assert names.clean(str(damaged[0][1])) == "file001"
+
+
+def test_a_missing_sequence_is_named_and_a_damaged_file_can_be_found(dicom, brains, tmp_path, rows_of):
+    source = tmp_path / "Doeringer_Jane"
+    write_study(dicom, brains, source, depth=3)
+    for file in (source / "T1c").iterdir():
+        file.unlink()
+    (source / "T1" / "Doeringer_4").write_bytes(bytes(128) + b"DICM" + b"nothing" * 9)
+    result = predict_masks(source, CAM, tmp_path / "out", device="cpu", list_sources=True)
+    told = dict(result.failures)
+    (name,) = set(told) - {"file001"}
+    assert "T1c of the case is missing (there is FLAIR, T1)" in told[name]
+    assert "sources.csv" in told["file001"]
+    sources = {row["case"]: row["source"] for row in rows_of(result.out / "sources.csv")}
+    assert sources["file001"].endswith("Doeringer_4")
+    stands_in = predict_masks(
+        source / "FLAIR", CAM, tmp_path / "alone", device="cpu", replace_missing={"T1": "FLAIR", "T1c": "FLAIR"}
+    )
+    assert stands_in.failures == []

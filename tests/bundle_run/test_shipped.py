@@ -38,10 +38,13 @@ def test_all_of_them_fit_a_wheel():
     assert sum(bundle.size_mb for bundle in list_bundles()) < 100
 
 
-def test_a_bundle_is_found_by_the_beginning_of_its_name_or_by_its_folder(tmp_path):
+def test_a_bundle_is_found_by_the_beginning_of_its_name_or_by_its_folder(tmp_path, monkeypatch):
     assert find_bundle("histology").name == "histology_gland_segmentation"
     copy = copy_shipped("histology", tmp_path)
     assert find_bundle(copy).path == copy.resolve()
+    monkeypatch.chdir(tmp_path)  # a copy here does not stand for the package's own
+    assert find_bundle("histology_gland_segmentation").path != copy.resolve()
+    assert find_bundle("./histology_gland_segmentation").path == copy.resolve()
     with pytest.raises(DataError, match=r"several bundles begin with 'brain': there are brain_mri_bmp_segmentation, b"):
         find_bundle("brain")
     with pytest.raises(DataError, match=r"no bundle is called 'heart': there are brain_mri_bmp_segmentation"):

@@ -484,3 +484,11 @@ def test_one_position_for_many_frames_places_none_of_them(tmp_path, save_dicom):
     frames = np.stack([plane(number) for number in range(4)])
     tags = {"ImagePositionPatient": [0, 0, 0], "ImageOrientationPatient": list(AXIAL)}
     refused(save_dicom(tmp_path / "a.dcm", frames, **tags), r"a.dcm has no valid ImagePositionPatient .*4 images lie")
+
+
+def test_a_mosaic_is_refused_and_frames_that_are_only_called_so_are_read(tmp_path, save_dicom):
+    kind = ["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"]
+    file = save_dicom(tmp_path / "m.dcm", np.tile(plane(0), (3, 3)), ImageType=kind)
+    refused(file, r"m\.dcm is a mosaic: .* Convert it to NIfTI with a program that takes it apart")
+    frames = save_enhanced(save_dicom, tmp_path / "e.dcm", [0, 2, 4], ImageType=kind)
+    assert order_of(read_image(frames)) == [0, 1, 2]

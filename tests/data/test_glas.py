@@ -161,6 +161,7 @@ def test_the_official_split(tmp_path, caplog):
     assert sources | {item["id"] for item in validation} == {f"train_{n}" for n in range(1, 18)}
     assert load_header(path)["subjects"] == "images"
     assert "images of a patient may be in several splits" in caplog.text
+    assert "14 training, not 70, 3 validation, not 15, 3 test, not 80" in caplog.text
 
 
 def test_the_official_split_of_the_table_layout(tmp_path):

@@ -51,14 +51,25 @@ def test_masks_by_their_names_are_left_out_and_it_is_said(tmp_path):
 def test_a_name_is_never_used_twice(tmp_path):
     found = find_inputs(touch(tmp_path, "one/x.png", "two/x.png", "x.png", "X.bmp", "y.png", "y.jpg"), COLORS)
     names = [case.name for case in found.cases]
-    assert len({name.casefold() for name in names}) == len(names) == 5
+    assert len({name.casefold() for name in names}) == len(names) == 6
     assert {"one/x", "two/x", "y"} < set(names)
-    assert [name for name, _ in found.faults] == ["y"]
+    assert found.faults == []
+    assert names == sorted(names, key=str.casefold)
+
+
+def test_pictures_that_share_a_stem_are_cases_of_their_own(tmp_path):
+    found = find_inputs(touch(tmp_path, "a.jpg", "a.png", "a_png.tif"), COLORS)
+    files = {case.name: case.all_files[0].name for case in found.cases}
+    assert files == {"a": "a.jpg", "a_png": "a_png.tif", "a_png_2": "a.png"}
 
 
 def test_faults_of_single_files_stand_beside_the_cases(tmp_path):
     found = find_inputs(touch(tmp_path, "a_T1.nii", "a_t1.nii.gz", "a_T1c.nii", "b.nii", "b_T1.nii", "c.heic"), BRAIN)
-    assert [name for name, _ in found.faults] == ["c", "a", "b"]
+    assert dict(found.faults) == {
+        "c": "c.heic is of a kind that is not read: save it as PNG.",
+        "a": "a_T1.nii and a_t1.nii.gz are both T1 of one case: keep one. The first was taken.",
+        "b": "b.nii stands beside files of sequences: add its sequence to its name, as in b_T1, or take it away.",
+    }
     assert shape_of(found) == {"a": ["T1", "T1c"]}
 
 
@@ -107,6 +118,46 @@ def test_series_of_one_folder_are_sorted_by_their_headers(tmp_path, save_dicom):
     one = find_inputs(tmp_path, ["FLAIR"])
     assert len(one.cases) == 2  # FLAIR, and the one of which nobody knows what it is
     assert len(one.faults) == 2
+
+
+def save_plane(save_dicom, path, number, words, *, study="1.9", z=0.0):
+    save_dicom(
+        path,
+        np.zeros((8, 8), dtype=np.uint16),
+        SeriesInstanceUID=f"1.2.{number}",
+        StudyInstanceUID=study,
+        SeriesDescription=words,
+        ImagePositionPatient=[0, 0, z],
+        ImageOrientationPatient=[1, 0, 0, 0, 1, 0],
+    )
+
+
+def test_the_only_series_of_a_study_keeps_its_sequence(tmp_path, save_dicom):
+    save_plane(save_dicom, tmp_path / "a.dcm", 1, "ax flair")
+    save_plane(save_dicom, tmp_path / "b.dcm", 2, "what is this", study="1.8")
+    assert sorted(key for case in find_inputs(tmp_path, BRAIN).cases for key in case.files) == ["", "FLAIR"]
+
+
+def test_a_study_whose_series_say_nothing_is_a_fault_with_a_remedy(tmp_path, save_dicom):
+    for number in range(2):
+        save_plane(save_dicom, tmp_path / f"{number}.dcm", number, "one of them")
+    found = find_inputs(tmp_path, BRAIN)
+    assert found.cases == []
+    assert "put each into a folder of its own, named T1, T1c, FLAIR" in found.faults[0][1]
+
+
+def test_a_file_cut_off_before_its_image_is_damaged_and_no_report(tmp_path, save_dicom):
+    for z in range(3):
+        save_plane(save_dicom, tmp_path / f"IM{z}", 1, "ax flair", z=2.0 * z)
+    content = (tmp_path / "IM2").read_bytes()
+    (tmp_path / "IM2").write_bytes(content[: content.index(b"1.2.1") + 2])
+    (tmp_path / "garbage.dcm").write_bytes(bytes(128) + b"DICM" + b"nothing" * 9)
+    (tmp_path / "IM3").write_bytes(b"")
+    found = find_inputs(tmp_path, ["FLAIR"])
+    assert [name for name, _ in found.faults] == ["file001", "file002"]
+    assert {path.name for _, path in found.damaged} == {"IM2", "garbage.dcm"}
+    assert not any("IM2" in text for _, text in found.faults)
+    assert found.notes == ["1 file beside DICOM files without DICOM content, left out."]
 
 
 def test_slides_are_told_from_pictures(tmp_path):

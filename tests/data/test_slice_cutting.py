@@ -56,12 +56,22 @@ def test_volumes_are_cut_along_one_anatomical_axis_however_files_store_them(tmp_
     for item in found.values():
         np.testing.assert_array_equal(pixels(item), expected)
         np.testing.assert_array_equal(read_labels(item["mask"])[0].numpy(), mask[..., 1])
+        np.testing.assert_allclose(item["voxel_size"], [1.5, 1.5, 4.0], rtol=1e-5)
+    assert [(item["volume"], item["slice"]) for item in found.values()] == [("a", 1), ("b", 1), ("c", 1), ("d", 4)]
     header = load_header(tmp_path / "out" / "datalist.json")
     assert (header["slicing_axis"], header["in_plane_axes"]) == ("SI", "LP")
     (record,) = (one for one in caplog.records if one.name.endswith("slice_cutting"))
     assert 'Volume "b" is stored along other axes (PSL): it is cut along SI all the same, and turned to LPS' in (
         record.message
     )
+
+
+@pytest.mark.parametrize(("codes", "tilt"), [("LPS", 44.0), ("PSL", 40.0)])
+def test_slices_that_lie_oblique_are_told(tmp_path, caplog, codes, tilt):
+    store(tmp_path / "images" / "a.nii.gz", codes, tilt=tilt)
+    cut(tmp_path, "a,1,1")
+    assert 'Volume "a" lies oblique: its slices, cut along the array axis that is nearest to SI,' in caplog.text
+    assert f"are tilted by {tilt:g} degrees" in caplog.text
 
 
 @pytest.mark.parametrize(("axis", "in_plane"), [("SI", "LP"), ("RL", "PI"), ("AP", "LI")])

@@ -641,6 +641,7 @@ def test_a_truncated_slide_is_noticed_at_once(slide, tmp_path, backend, share):
     [
         ({"resolution": (1, 1), "resolutionunit": 1}, "does not say"),
         ({"resolution": (72, 72), "resolutionunit": 2}, r"says 352\.8 x 352\.8, which no microscope gives"),
+        ({"resolution": (4e5, 4e5), "resolutionunit": 3}, r"says 0\.025 x 0\.025, which no microscope gives"),
     ],
 )
 def test_no_resolution_is_an_error_unless_given(tmp_path, backend, options, words):

@@ -76,6 +76,16 @@ def test_slices_that_were_left_out_evenly_lie_further_apart():
     assert summary["volume_assd_mm"]["mean"] == pytest.approx(expected.assd)
 
 
+def test_slices_that_lack_between_others_are_told():
+    table = table_of_slices({name: study(seed) for seed, name in enumerate("ab")})
+    table.rows = [row for row in table.rows if row["id"] != "a_3"]
+    table.summary(bootstrap=10)
+    assert any("1 of them lack slices between others, which count as empty" in note for note in table.notes)
+    table = table_of_slices({"a": study(3)}, step=2)
+    table.summary(bootstrap=10)
+    assert not any("lack slices" in note for note in table.notes)
+
+
 def test_order_processes_and_studies_of_a_subject_do_not_matter():
     studies = {f"a-{seed}": study(seed) for seed in range(2)}
     table = table_of_slices(studies)

@@ -219,7 +219,9 @@ def test_written_file_stands_alone(tmp_path, chart):
     assert tree.get("viewBox") == f"0 0 {tree.get('width')} {tree.get('height')}"
     paper = tree.find(f"{SVG}rect")
     assert paper.get("class") == "paper"
-    assert len(tree) == len(parsed(chart)) + 2
+    caption, body = tree.findall(f"{SVG}text"), tree.find(f"{SVG}g")
+    assert [text.text for text in caption] == ["<t>"]  # whoever looks at the file alone reads it, too
+    assert len(body) == len(parsed(chart)) - 1
     style = tree.find(f"{SVG}style").text
     light, dark = style.split("@media (prefers-color-scheme: dark)")
     assert "var(" not in style
@@ -228,6 +230,18 @@ def test_written_file_stands_alone(tmp_path, chart):
     used = {name for element in tree.iter() for name in (element.get("class") or "").split()} - {"chart"}
     assert {name for name in used if not re.search(rf"\.{name}\b", style)} == set()
     assert [entry.name for entry in tmp_path.iterdir()] == ["chart.svg"]
+
+
+def test_long_titles_of_files_are_broken_into_lines_above_the_chart(tmp_path):
+    title = "Fig. 3 of the paper, run small: 64 x 64 pixels, width 8, 8 epochs, learning rate 0.001 & more"
+    chart = bar_chart(["a"], {"x": [1]}, title=title)
+    tree = ElementTree.fromstring(write_svg(tmp_path / "a.svg", chart).read_text(encoding="utf-8"))
+    caption = tree.findall(f"{SVG}text")
+    assert " ".join(text.text for text in caption) == title
+    assert len(caption) == 2
+    shift = int(re.search(r"translate\(0 (\d+)\)", tree.find(f"{SVG}g").get("transform"))[1])
+    assert all(0 < float(text.get("y")) < shift for text in caption)
+    assert int(tree.get("height")) == int(re.search(r'viewBox="0 0 \d+ (\d+)"', chart)[1]) + shift
 
 
 def test_no_chart_or_no_folder_is_refused(tmp_path):

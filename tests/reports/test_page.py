@@ -177,19 +177,32 @@ def test_charts(page):
     assert "val_iou_pooled by epoch" not in page  # only the headlines of the validation metrics are drawn
 
 
-def test_holds_no_identifier_no_remote_asset_and_no_script(page):
+def script_of(page):
+    return re.search(r"<script>(.*)</script>", page, re.DOTALL)[1]
+
+
+def digest_of(script):
+    return f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
+
+
+def test_holds_no_identifier_no_remote_asset_and_no_script_but_its_own(page):
     assert SECRET not in page
     assert str(Path.home()) not in page
     without_pictures = re.sub(r"(?<=base64,)[A-Za-z0-9+/=]+", "", page)
     assert not re.search(r"https?:|//|url\(|@import", without_pictures)
     checker = Checker(page)
-    assert not {"script", "link", "iframe", "object", "form", "base"} & set(checker.tags)
-    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-    assert ("content", policy) in checker.attributes
+    assert not {"link", "iframe", "object", "form", "base"} & set(checker.tags)
+    assert checker.tags.count("script") == 1
+    assert f"script-src '{digest_of(script_of(page))}'" in page
+    assert "default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-" in page
     assert not [name for name, _ in checker.attributes if name.startswith("on")]
     assert all(
-        value.startswith("data:image/png;base64,") for name, value in checker.attributes if name in ("src", "href")
+        re.match(r"data:image/(png|jpeg|webp);base64,", value) for name, value in checker.attributes if name == "src"
     )
+    ids = {value for name, value in checker.attributes if name == "id"}
+    for value in [value for name, value in checker.attributes if name == "href"]:
+        assert value[1:] in ids if value.startswith("#") else re.fullmatch(r"panels/\d+\.png", value)
+    assert page.count("<img") == page.count(" alt=")
 
 
 def test_text_is_escaped_wherever_it_comes_from(tmp_path):
@@ -202,7 +215,7 @@ def test_text_is_escaped_wherever_it_comes_from(tmp_path):
     (folder / "training_log.csv").write_text(f'epoch,"{evil.replace(chr(34), chr(34) * 2)}"\n1,0.5\n2,0.4\n')
     page = write_report(folder).read_text(encoding="utf-8")
     checker = Checker(page)
-    assert "script" not in checker.tags
+    assert checker.tags.count("script") == 1
     assert not [name for name, _ in checker.attributes if name.startswith("on")]
     assert "&lt;script&gt;" in page
     assert "used pixel masks: <script>" in checker.text
@@ -243,7 +256,7 @@ def test_classes_that_are_all_tissue_have_no_healthy_images(tmp_path):
     table.write(tmp_path, bootstrap=2)
     write_run(tmp_path, {"uses_masks": [], "background": False, "scored_class": "gland"})
     text = Checker(write_report(tmp_path).read_text(encoding="utf-8")).text
-    assert "1 cases of 1 subjects. " in text
+    assert "1 case of 1 subject. " in text
     assert "healthy." not in text
     assert "Averaged with the background" not in text
 
@@ -317,18 +330,117 @@ def test_what_is_no_run_folder(tmp_path):
         write_report(tmp_path / "nowhere")
 
 
+def test_a_row_per_case_with_its_own_picture(page, run_folder):
+    rows = list(csv.DictReader((run_folder / "per_case.csv").open()))
+    parts = re.findall(r'<tbody id="case-(\d+)">(.*?)</tbody>', page, re.DOTALL)
+    assert [int(number) for number, _ in parts] == list(range(1, 61))
+    smalls = [re.search(r'src="(data:image/jpeg[^"]+)"', part)[1] for _, part in parts]
+    assert len(set(smalls)) > 50
+    for row, (number, part) in zip(rows, parts, strict=True):
+        values = re.findall(r'data-value="([^"]*)"', part)
+        assert values[0] == number
+        assert values[1] == str(int(row["subject"].rpartition("_")[2]) + 1)
+        assert values[3] == (str(float(row["dice"])) if row["finding"] == "1" else "")
+        words = re.search(r"(found|elsewhere|missed|clean|false alarm)</td>", part)[1]
+        assert (words in ("clean", "false alarm")) == (row["healthy"] == "1")
+        assert f"panels/{number}.png" in part
+
+
+def one_subject(folder, prediction, healthy=False):
+    mask = np.zeros((1, 8, 8), dtype=np.uint8)
+    mask[0, 2:6, 2:6] = 1
+    table = CaseTable(["tumor"])
+    table.add(id="a1", subject="a", label=np.ones(1), prediction=prediction * mask, reference=mask)
+    if healthy:
+        table.add(id="a2", subject="a", label=np.zeros(1), prediction=mask)
+    table.write(folder, bootstrap=5)
+    return write_report(folder).read_text(encoding="utf-8")
+
+
+def test_one_subject_has_no_interval(tmp_path):
+    page = one_subject(tmp_path, 1)
+    text = Checker(page).text
+    assert "one subject: no interval" in text
+    assert "All cases are of one subject" in text
+    assert "1.000 to 1.000" not in text
+    assert 'class="bar"' not in page
+
+
+def test_warnings_stand_on_top(tmp_path):
+    text = Checker(one_subject(tmp_path, 0, healthy=True)).text
+    for words in (
+        "Masks hardly overlap the reference: mean Dice per subject 0.00.",
+        "The mask does not touch the finding in 1 of 1 case that have one.",
+        "1 of 1 healthy case got a mask.",
+    ):
+        assert text.index(words) < text.index("Pictures") < text.index("dice_subject")
+
+
+def test_data_and_bundle_are_in_the_title(run_folder, tmp_path):
+    shutil.copy(run_folder / "per_case.csv", tmp_path)
+    write_run(tmp_path, {"data": "<ours>", "config": {"bundle": "brain", "split": "test"}, "time_utc": "2026-01-02"})
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "<title>Segmentation of &lt;ours&gt; by brain, 2026-01-02</title>" in page
+    assert "<h1>Segmentation of &lt;ours&gt;</h1>" in page
+
+
+DRIVER = """
+addEventListener("error", (event) => { document.body.dataset.errors = event.message; });
+const order = () => [...document.querySelectorAll("table.cases tbody")].map((body) => body.id.slice(5)).join(" ");
+const dice = [...document.querySelectorAll("table.cases th button")].find((one) => one.textContent === "Dice");
+const openCases = () => [...document.querySelectorAll("tr.large")].filter((row) => !row.hidden).map((row) => row.id);
+document.body.dataset.linked = openCases().join(" ");
+dice.click();
+document.body.dataset.up = order();
+dice.click();
+document.body.dataset.down = order();
+document.body.dataset.sort = dice.closest("th").getAttribute("aria-sort");
+const second = document.querySelector("#case-2 button.open");
+second.focus();
+second.click();
+document.body.dataset.opened = openCases().join(" ");
+second.dispatchEvent(new KeyboardEvent("keydown", { key: "Escape", bubbles: true }));
+document.body.dataset.closed = openCases().join(" ");
+second.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowDown", bubbles: true }));
+document.body.dataset.focus = document.activeElement.closest("tbody").id;
+"""
+
+
 @pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome on this machine")
-def test_opens_in_a_browser(run_folder, page, tmp_path):
+def test_opens_in_a_browser_sorts_and_shows_a_case(run_folder, page, tmp_path):
+    tested = page.replace("script-src ", f"script-src '{digest_of(DRIVER)}' ")
+    (tmp_path / "page.html").write_text(
+        tested.replace("</body>", f"<script>{DRIVER}</script></body>"), encoding="utf-8"
+    )
     command = [
         BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
         "--disable-component-update", "--disable-sync", "--no-first-run", f"--user-data-dir={tmp_path / 'profile'}",
-        "--virtual-time-budget=2000", "--dump-dom", (run_folder / "report.html").as_uri(),
+        "--enable-logging=stderr", "--virtual-time-budget=2000", "--dump-dom",
+        f"{(tmp_path / 'page.html').as_uri()}#case-7",
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     dom = Checker(done.stdout)
     assert "Segmentation report" in dom.text
     for name in json.loads((run_folder / "metrics.json").read_text(encoding="utf-8")):
         assert name in dom.text
     assert dom.tags.count("img") == page.count("<img") >= 10
     assert dom.tags.count("polyline") == page.count("<polyline") >= 5
+    assert "CONSOLE" not in done.stderr
     assert "Content Security Policy" not in done.stderr
+    seen = {name: value for name, value in dom.attributes if name.startswith("data-") and name != "data-value"}
+    assert "data-errors" not in seen
+    rows = list(csv.DictReader((run_folder / "per_case.csv").open()))
+    scored = [row for row in rows if row["finding"] == "1"]
+    unscored = [row["row"] for row in rows if row["finding"] != "1"]
+    upward = [row["row"] for row in sorted(scored, key=lambda row: float(row["dice"]))]
+    assert seen["data-up"].split() == [*upward, *unscored]
+    downward = seen["data-down"].split()
+    assert [dict(zip([r["row"] for r in rows], rows, strict=True))[n]["dice"] for n in downward[: len(scored)]] == [
+        row["dice"] for row in sorted(scored, key=lambda row: -float(row["dice"]))
+    ]
+    assert set(downward[len(scored) :]) == set(unscored)
+    assert seen["data-sort"] == "descending"
+    assert seen["data-linked"] == "large-7"
+    assert set(seen["data-opened"].split()) == {"large-2", "large-7"}
+    assert seen["data-closed"] == "large-7"
+    assert seen["data-focus"] == f"case-{downward[downward.index('2') + 1]}"

@@ -11,10 +11,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from monai.data import MetaTensor
+from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 from PIL import Image
 
 from monai_wsss.reports import choose_cases, render_panel
-from monai_wsss.reports.panels import MASK_COLOR, REFERENCE_COLOR
+from monai_wsss.reports.panels import MASK_COLOR, REFERENCE_COLOR, TELLING_TILE
+from monai_wsss.reports.planes import display_of, telling_slices
 
 TILE, CAPTION, GAP = 192, 20, 4
 
@@ -77,26 +80,58 @@ def test_both_outlines_show_where_they_agree():
     assert near(outlined, REFERENCE_COLOR).any()
 
 
-def test_a_volume_is_shown_where_the_reference_is_largest():
-    image = np.zeros((1, 16, 16, 6))
-    image[0, ..., 3], image[0, ..., 4], image[0, 2:8, :, 1] = 3, 4, 5
-    mask, reference, cam = np.zeros((3, 16, 16, 6))
-    image[:, :8, :, 3] = 1
-    reference[4:12, 4:12, 3], reference[4:6, 4:6, 4] = 1, 1
-    mask[4:12, 4:12, 4] = 1
-    cam[..., 1] = 0.2
+def test_a_volume_is_shown_by_rows_of_slices():
+    image = np.random.default_rng(0).random((1, 16, 16, 9))
+    mask, reference = np.zeros((2, 16, 16, 9))
+    reference[4:12, 4:12, 1:8], mask[4:10, 4:12, 4] = 1, 1
+    sheet = Image.open(io.BytesIO(render_panel(image, None, mask, reference, channel_names=["a"])))
+    assert sheet.height == CAPTION + 3 * (TILE + GAP) - GAP
+    left, top, right, bottom = map(int, sheet.info[TELLING_TILE].split())
+    assert (right, bottom) == (sheet.width, top + TILE)
+    assert top == CAPTION  # the first slice is the first of those where the reference is largest
+    assert near(np.asarray(sheet.convert("RGB").crop((left, top, right, bottom))).astype(int), REFERENCE_COLOR).any()
 
-    def brightness(*arguments):
-        return tiles_of(render_panel(image, *arguments, channel_names=["a"]))[0].mean()
 
-    def of_slice(z):
-        return tiles_of(render_panel(image[..., z], None, mask[..., z], None, channel_names=["a"]))[0].mean()
+@pytest.mark.parametrize(
+    ("reference", "mask", "heat", "chosen"),
+    [
+        ({3: 4}, {6: 2}, None, [3, 6]),
+        ({3: 2}, {6: 9}, None, [6, 3]),  # where the mask is largest, far from the reference
+        (None, {4: 1}, None, [4]),
+        ({}, {}, 1, [1]),
+        ({}, {}, None, [5]),
+        (dict.fromkeys(range(10), 1), {2: 9}, None, [2, 0, 7]),
+    ],
+)
+def test_telling_slices(reference, mask, heat, chosen):
+    def stack(sizes):
+        part = np.zeros((3, 3, 10))
+        for z, size in sizes.items():
+            part[..., z].flat[:size] = 1
+        return part
 
-    assert len({of_slice(z) for z in (1, 3, 4)}) == 3
-    assert brightness(cam, mask, reference) == of_slice(3)
-    assert brightness(cam, mask, None) == brightness(cam, mask, 0 * reference) == of_slice(4)
-    assert brightness(cam, 0 * mask, None) == of_slice(1)
-    assert brightness(None, 0 * mask, None) == of_slice(3)  # nothing anywhere, so the middle one
+    given = [None if sizes is None else stack(sizes) for sizes in (reference, mask)]
+    assert telling_slices(given, None if heat is None else stack({heat: 1})) == chosen
+
+
+@pytest.mark.parametrize("axes", ["RAS", "LPS", "PIR", "SAL"])
+@pytest.mark.parametrize("coarse", [False, True])
+def test_a_volume_in_space_lies_as_radiologists_see_it(axes, coarse):
+    """Mark right, front and head of a volume in each order of its axes, and look for the marks in the picture."""
+    ras = np.zeros((12, 14, 16))
+    ras[-3:, 6, 8], ras[6, -3:, 8], ras[6, 7, -3:] = 1, 2, 3  # right, front and head, +x, +y and +z
+    affine = np.diag([1.0, 3.0 if coarse else 1.0, 1.0, 1.0])
+    turn = ornt_transform(io_orientation(affine), axcodes2ornt(axes))
+    array = apply_orientation(ras, turn)
+    placed = affine @ inv_ornt_aff(turn, ras.shape)
+    image = MetaTensor(torch.as_tensor(array.copy())[None], affine=placed, meta={"filename_or_obj": "a.nii.gz"})
+    display = display_of(image)
+    shown = display.turn(array)
+    right, front, head = (np.argwhere(shown == value).mean(axis=0) for value in (1, 2, 3))
+    assert right[0] < shown.shape[0] / 4
+    assert display.letter == "R"
+    assert (head if coarse else front)[1] < shown.shape[1] / 4
+    assert display.aspect == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +182,7 @@ def test_identical_input_gives_identical_bytes_without_metadata():
     image, mask = np.random.default_rng(0).random((2, 20, 20)), square(10, 10, 20)
     first, second = (render_panel(image, None, mask, mask, channel_names=["a", "b"]) for _ in range(2))
     assert first == second
-    assert Image.open(io.BytesIO(first)).info == {}
+    assert list(Image.open(io.BytesIO(first)).info) == [TELLING_TILE]
 
 
 @pytest.mark.parametrize(
