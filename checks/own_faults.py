@@ -30,7 +30,7 @@ from monai_wsss.engines import WSSSTrainer, load_tensors
 from monai_wsss.losses import PurifiedLabelLoss
 from monai_wsss.methods import ClassActivationMapping
 from monai_wsss.metrics.csv_tables import write_csv
-from monai_wsss.transforms import SaveMaskd
+from monai_wsss.transforms import SaveImageMaskd
 
 FAULTS: list[Input] = []
 tried = partial(entry, FAULTS)
@@ -56,7 +56,7 @@ def through_a_link(at: Path) -> Answer:
     reference = next((at / "out/masks").rglob("*.png"))
     before = reference.read_bytes()
     item = {"id": "a", "image": torch.zeros(1, 16, 12), "mask": torch.zeros(1, 16, 12)}
-    answer = answer_of_call(lambda: SaveMaskd("mask", at / "link")(item))
+    answer = answer_of_call(lambda: SaveImageMaskd("mask", at / "link")(item))
     answer.values.append(f"the reference is {'there' if reference.read_bytes() == before else 'REPLACED'}")
     return answer
 

@@ -35,7 +35,7 @@ from writers import (
 )
 
 from monai_wsss.data.reading import read_image
-from monai_wsss.transforms import LoadOrderedd, SaveMaskd
+from monai_wsss.transforms import LoadImageOrderedd, SaveImageMaskd
 
 VOLUMES: list[Input] = []
 tried = partial(entry, VOLUMES)
@@ -443,10 +443,10 @@ def _mask_on(at: Path) -> Answer:
     if answer.code:
         return answer
     source = at / "out" / prepared_item(at, "a")["image"]
-    image = LoadOrderedd("image")({"image": str(source)})["image"]
+    image = LoadImageOrderedd("image")({"image": str(source)})["image"]
     mask = torch.zeros(1, *image.shape[1:])
     mask[0, 1:3, 1:3] = 1
-    SaveMaskd("mask", at / "run")({"id": "a", "image": image, "mask": mask})
+    SaveImageMaskd("mask", at / "run")({"id": "a", "image": image, "mask": mask})
     written = at / "run/masks/a.nii.gz"
     one, other = nibabel.load(source), nibabel.load(written)
     names = ("sform_code", "qform_code", "xyzt_units")

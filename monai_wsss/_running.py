@@ -13,7 +13,7 @@ from torch import nn
 
 from monai_wsss._processes import mean_of_processes
 
-__all__ = ["RunningMean", "fill_where_finite"]
+__all__ = ["RunningMean", "fill_where_finite", "store_flags_as_numbers"]
 
 
 class RunningMean(nn.Module):
@@ -44,6 +44,7 @@ class RunningMean(nn.Module):
         self.register_buffer("value", torch.zeros(shape))
         self.register_buffer("filled", torch.zeros(shape, dtype=torch.bool))
         self.register_load_state_dict_pre_hook(_fill_before_loading)
+        store_flags_as_numbers(self)
 
     @torch.no_grad()
     def update(self, now: torch.Tensor, known: torch.Tensor | None = None) -> None:
@@ -86,7 +87,32 @@ def fill_where_finite(state: dict[str, torch.Tensor], prefix: str, levels: tuple
     filled = torch.stack([state[name].isfinite() for name in names]).all(0)
     if (told := state.get(prefix + "filled")) is not None:
         # `monai.bundle.load` copies old weights over the state of a new network, whose unmeasured levels are 0.
-        filled &= told.to(filled.device) | torch.stack([state[name] != 0 for name in names]).any(0)
+        filled &= told.to(filled.device).bool() | torch.stack([state[name] != 0 for name in names]).any(0)
     state[prefix + "filled"] = filled
     for name in names:
         state[name] = torch.where(filled, state[name], torch.zeros_like(state[name]))
+
+
+def store_flags_as_numbers(module: nn.Module) -> None:
+    """Let the state dict of a module hold its own bool buffers as float32, 0 or 1; they stay bool in the module.
+
+    Whoever trains at several sites subtracts and averages what state dicts hold, and torch subtracts no bool.  Loading
+    takes numbers and bool alike: what is not 0 is true.
+
+    Args:
+        module: the module; not those inside it.
+
+    Example:
+        >>> module = nn.Module()
+        >>> module.register_buffer("filled", torch.tensor([True, False]))
+        >>> store_flags_as_numbers(module)
+        >>> module.state_dict()["filled"].tolist(), module.filled.tolist()
+        ([1.0, 0.0], [True, False])
+    """
+    module.register_state_dict_post_hook(_flags_to_numbers)
+
+
+def _flags_to_numbers(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    for name, buffer in module.named_buffers(recurse=False):
+        if buffer.dtype == torch.bool and prefix + name in state:
+            state[prefix + name] = buffer.detach().float()

@@ -51,7 +51,7 @@ from monai_wsss.data import make_phantoms
 from monai_wsss.engines import with_weights
 from monai_wsss.methods import ClassActivationMapping
 from monai_wsss.refinement import ToMaskd
-from monai_wsss.transforms import NormalizeSubjectd, SaveMaskd
+from monai_wsss.transforms import NormalizeSubjectd, SaveImageMaskd
 
 BUNDLE = "brain_mri_cam_segmentation"
 SEQUENCES = ["T1", "T1c", "T2", "FLAIR"]
@@ -113,7 +113,7 @@ def watched(spans: list[Span]) -> Iterator[None]:
         (NormalizeSubjectd, "__call__", "normalizing"),
         (BundleRunner, "_maps", "network"),
         (ToMaskd, "__call__", "mask"),
-        (SaveMaskd, "__call__", "writing"),
+        (SaveImageMaskd, "__call__", "writing"),
         (prediction, "render_overlay", "page"),
         (prediction, "_write_overlay", "page"),
         (prediction, "write_prediction_page", "page"),

@@ -29,7 +29,7 @@ from monai_wsss.inferers import VolumeInferer
 from monai_wsss.methods import ClassActivationMapping
 from monai_wsss.networks import CAMEncoder, MapEnsemble
 from monai_wsss.refinement import ToMaskd
-from monai_wsss.transforms import LoadOrderedd, NormalizeSubjectd, SaveMaskd
+from monai_wsss.transforms import LoadImageOrderedd, NormalizeSubjectd, SaveImageMaskd
 
 
 def make_study(folder: Path) -> Path:
@@ -53,8 +53,8 @@ def time_study(datalist: Path, repeats: int) -> None:
     channels = len(header["modality"])
     network = MapEnsemble([CAMEncoder(2, channels, 1) for _ in range(3)]).eval()
     network.set_healthy_level(-3.0, -3.0)
-    read, normalize = LoadOrderedd("image"), NormalizeSubjectd("image")
-    to_mask, save = ToMaskd("pred", network, gate="none"), SaveMaskd("pred", tempfile.mkdtemp())
+    read, normalize = LoadImageOrderedd("image"), NormalizeSubjectd("image")
+    to_mask, save = ToMaskd("pred", network, gate="none"), SaveImageMaskd("pred", tempfile.mkdtemp())
     for views in ("none", "dihedral"):
         inferer = VolumeInferer(grid=(64, 64), views=views)
         seconds: dict[str, list[float]] = defaultdict(list)
@@ -86,7 +86,7 @@ def time_training() -> None:
     for members in (1, 3):
         method = ClassActivationMapping(MapEnsemble([CAMEncoder(2, 3, 1) for _ in range(members)]))
         augment = Compose([RandRotate90d("image", 0.75, 3), RandFlipd("image", 0.5, 0)])
-        reading = Compose([LoadOrderedd("image"), NormalizeSubjectd("image")])
+        reading = Compose([LoadImageOrderedd("image"), NormalizeSubjectd("image")])
         dataset = EpochCacheDataset(items, reading, augment, progress=False)
         sampler = DistributedSampler(dataset, num_replicas=1, rank=0)
         loader = DataLoader(dataset, batch_size=32, sampler=sampler)

@@ -272,7 +272,7 @@ COMMON = [
          lambda run: (run.network.classifier.pooling, run.network.classifier.pooled)),
     Item("self-attention maps of the affinity", (1, 16, 1, 1), "Sec. III-E; AFA", affinity),
     # Data and pipeline
-    Item("photographs are read", {"monai_wsss.transforms.LoadOrderedd"},
+    Item("photographs are read", {"monai_wsss.transforms.LoadImageOrderedd"},
          "Sec. III-A: 3 x H x W; the datalist says (C, rows, columns)", readers),
     Item("normalization", "monai_wsss.transforms.imagenet_normalization", "Sec. IV-A: ImageNet's weights",
          lambda run: run.both("normalization#_target_")),

@@ -92,7 +92,7 @@ def classifier(run: Run) -> tuple[int, int]:
 def normalizations(run: Run) -> list[Any]:
     """Whether intensities are clipped before the z-score, wherever they are read."""
     places = (("train", "train#deterministic_transforms#1"), ("train", "validate#preprocessing#transforms#1"))
-    return [run(f"{name}#clip", of) for of, name in (*places, ("inference", "preprocessing#transforms#1"))]
+    return [run(f"{name}#clip", of) for of, name in (*places, ("inference", "preprocessing#transforms#2"))]
 
 
 def decision(run: Run) -> tuple[Any, ...]:

@@ -140,7 +140,7 @@ def sizes(run: Run) -> Any:
 def intensities(run: Run) -> Any:
     """The range of intensities, likewise; black and white of files of 8 or of 16 bits become its ends."""
     step = run("train#deterministic_transforms#1")
-    assert run("validate#preprocessing#transforms#1") == run("preprocessing#transforms#1", "inference") == step
+    assert run("validate#preprocessing#transforms#1") == run("preprocessing#transforms#2", "inference") == step
     assert step["_target_"] == "monai.transforms.ScaleIntensityRanged"
     assert (step["a_min"], step["a_max"], step["clip"]) == (0, {"brain": 65535, "chest": 255}[run.bundle], True)
     return step["b_min"], step["b_max"]

@@ -141,7 +141,7 @@ LIST = [
     Item("blur of both: chance, deviation in pixels", [(0.5, (0.1, 2.0))] * 2, "released", blurs),
     Item("loader", "monai.data.DistributedSampler", "released", called("train#sampler", "_target_")),
     Item("normalization of inference", "monai_wsss.transforms.imagenet_normalization", "released",
-         lambda run: run("preprocessing#transforms#1", "inference")["transforms"][1]["_target_"]),
+         lambda run: run("preprocessing#transforms#2", "inference")["transforms"][1]["_target_"]),
     # Network
     Item("encoder", "vit_base", "Sec. 4.1", lambda run: run.network("encoder")),
     Item("weights", "imagenet", "Sec. 4.1", lambda run: run("pretrained")),

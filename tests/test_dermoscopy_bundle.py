@@ -18,7 +18,7 @@ from monai_wsss.metrics import CaseTable
 from monai_wsss.networks import EfficientNetLite, load_encoder_weights
 from monai_wsss.refinement import MaskRule
 from monai_wsss.refinement.dense_crf import has_gray_levels
-from monai_wsss.transforms import LoadOrderedd
+from monai_wsss.transforms import LoadImageOrderedd
 
 BUNDLE = ROOT / "bundles" / "dermoscopy_cam_segmentation"
 BUNDLES = (BUNDLE, ROOT / "bundles" / "dermoscopy_cosa_segmentation")
@@ -124,7 +124,7 @@ def test_every_refinement_takes_gray_levels_as_they_are(refine, part, phantoms, 
 
 def otsu_on_blue(datalist: Path) -> dict[str, Any]:
     """Metrics of the answer that needs no training: what is darker in the blue channel than Otsu's threshold."""
-    table, read = CaseTable(["lesion"]), LoadOrderedd(keys=["image", "mask"])
+    table, read = CaseTable(["lesion"]), LoadImageOrderedd(keys=["image", "mask"])
     for item in load_datalist(datalist, "validation", masks=True):
         case = read(item)
         mask = MaskRule(rule="otsu", gate="none")(-torch.as_tensor(case["image"])[None, 2:3]).mask

@@ -31,7 +31,7 @@ from monai_wsss.methods import ClassActivationMapping
 from monai_wsss.networks import CAMEncoder
 from monai_wsss.refinement import ToMaskd
 from monai_wsss.reports import RunFolder
-from monai_wsss.transforms import LoadOrderedd, NormalizeSubjectd, SaveMaskd
+from monai_wsss.transforms import LoadImageOrderedd, NormalizeSubjectd, SaveImageMaskd
 
 logging.basicConfig(level=logging.WARNING)
 work = Path(tempfile.mkdtemp(prefix="monai_wsss_tutorial_"))
@@ -94,7 +94,7 @@ assert all("mask" not in item for item in training)
 
 # %%
 set_determinism(0)
-reading = [LoadOrderedd("image"), NormalizeSubjectd("image")]
+reading = [LoadImageOrderedd("image"), NormalizeSubjectd("image")]
 augmentation = Compose([RandRotate90d("image", prob=0.75), RandFlipd("image", prob=0.5, spatial_axis=0)])
 dataset = EpochCacheDataset(training, Compose(reading), augmentation, seed=0, progress=False)
 sampler = DistributedSampler(dataset, num_replicas=1, rank=0, shuffle=True, seed=0)
@@ -128,7 +128,7 @@ print(f"healthy level of the map, measured on slices without tumor: {network.neg
 # %%
 validation = load_datalist(datalist, "validation", masks=True, modalities=modalities)
 keys = ["image", "mask"]
-read = Compose([LoadOrderedd(keys, allow_missing_keys=True), NormalizeSubjectd("image")])
+read = Compose([LoadImageOrderedd(keys, allow_missing_keys=True), NormalizeSubjectd("image")])
 scores = SegmentationScores(datalist)
 results = work / "results"
 evaluator = SupervisedEvaluator(
@@ -136,7 +136,7 @@ evaluator = SupervisedEvaluator(
     val_data_loader=DataLoader(Dataset(validation, read), batch_size=1),
     network=network,
     inferer=VolumeInferer(spatial_dims=2, views="dihedral"),
-    postprocessing=Compose([ToMaskd("pred", network), SaveMaskd("pred", results)]),
+    postprocessing=Compose([ToMaskd("pred", network), SaveImageMaskd("pred", results)]),
     key_val_metric={"val_dice_subject": scores},
     val_handlers=[
         CheckpointLoader(work / "training" / "model.pt", {"model": network}),

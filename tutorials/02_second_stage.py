@@ -36,7 +36,7 @@ from monai_wsss.inferers import PseudoMaskWriter, VolumeInferer
 from monai_wsss.methods import ClassActivationMapping, PseudoMaskSupervision, SegmentationNetwork
 from monai_wsss.refinement import ToMaskd
 from monai_wsss.reports import RunFolder, RunRecord
-from monai_wsss.transforms import LoadOrderedd, NormalizeSubjectd, ResizeInPlaned, SaveMaskd
+from monai_wsss.transforms import LoadImageOrderedd, NormalizeSubjectd, ResizeInPlaned, SaveImageMaskd
 
 logging.basicConfig(level=logging.WARNING)
 work = Path(tempfile.mkdtemp(prefix="monai_wsss_tutorial_"))
@@ -58,7 +58,7 @@ grid = (64, 64)
 teacher = ClassActivationMapping.network_from_preset(in_channels=len(modalities))
 weights = bundle / "models" / "model.pt"
 training = load_datalist(datalist, "training", modalities=modalities)
-reading = [LoadOrderedd("image"), NormalizeSubjectd("image")]
+reading = [LoadImageOrderedd("image"), NormalizeSubjectd("image")]
 views = VolumeInferer(spatial_dims=2, grid=grid, views="dihedral")
 PseudoMaskWriter(teacher, weights, training, Compose(reading), views, work / "pseudo_masks").run()
 
@@ -74,7 +74,7 @@ keys = ["image", "pseudo_mask"]
 items = attach_pseudo_masks(training, work / "pseudo_masks")
 augmentation = Compose([RandRotate90d(keys, prob=0.75), RandFlipd(keys, prob=0.5, spatial_axis=0)])
 resizing = [ResizeInPlaned("image", grid), Resized("pseudo_mask", grid, mode="nearest")]
-read = Compose([LoadOrderedd(keys), NormalizeSubjectd("image"), *resizing])
+read = Compose([LoadImageOrderedd(keys), NormalizeSubjectd("image"), *resizing])
 dataset = EpochCacheDataset(items, read, augmentation, seed=0, progress=False)
 sampler = DistributedSampler(dataset, num_replicas=1, rank=0, shuffle=True, seed=0)
 loader = DataLoader(dataset, batch_size=32, sampler=sampler)
@@ -104,7 +104,7 @@ WSSSTrainer(method, optimizer, loader, epochs, train_handlers=handlers, model_pa
 # %%
 validation = load_datalist(datalist, "validation", masks=True, modalities=modalities)
 keys = ["image", "mask"]
-read = Compose([LoadOrderedd(keys, allow_missing_keys=True), NormalizeSubjectd("image")])
+read = Compose([LoadImageOrderedd(keys, allow_missing_keys=True), NormalizeSubjectd("image")])
 dice = {}
 for name, network, path in (("teacher", teacher, weights), ("student", student, training_dir / "model.pt")):
     scores = SegmentationScores(datalist)
@@ -114,7 +114,7 @@ for name, network, path in (("teacher", teacher, weights), ("student", student, 
         val_data_loader=DataLoader(Dataset(validation, read), batch_size=1),
         network=with_weights(network, path),
         inferer=VolumeInferer(spatial_dims=2, grid=grid, views="dihedral"),
-        postprocessing=Compose([ToMaskd("pred", network), SaveMaskd("pred", folder)]),
+        postprocessing=Compose([ToMaskd("pred", network), SaveImageMaskd("pred", folder)]),
         key_val_metric={"val_dice_subject": scores},
         val_handlers=[
             RunFolder(folder, datalist, scores, weights=path, seed=0, settings={"tutorial": "02", "network": name})

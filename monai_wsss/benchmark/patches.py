@@ -20,7 +20,7 @@ from monai_wsss.benchmark.recipes import Recipe
 from monai_wsss.data import EpochCacheDataset, LabelBalancedSampler, draw_share, load_datalist
 from monai_wsss.inferers import PseudoMaskWriter, VolumeInferer, score_pseudo_masks
 from monai_wsss.refinement import pooled_mixture, to_mask
-from monai_wsss.transforms import LoadOrderedd, NormalizeSubjectd, ResizeInPlaned
+from monai_wsss.transforms import LoadImageOrderedd, NormalizeSubjectd, ResizeInPlaned
 
 __all__ = ["Patches"]
 
@@ -91,7 +91,7 @@ class Patches(PreparedData):
 
     def reading(self, keys: Sequence[str]) -> list[Any]:
         """Give the transforms that read patches and normalize their tissue."""
-        return [LoadOrderedd(keys), NormalizeSubjectd("image", foreground="tissue")]
+        return [LoadImageOrderedd(keys), NormalizeSubjectd("image", foreground="tissue")]
 
     def fitting(self, keys: Sequence[str]) -> list[Any]:
         """Give the transforms that bring patches and their masks to the grid."""
@@ -120,7 +120,7 @@ class Patches(PreparedData):
         return score_pseudo_masks(
             folder,
             items,
-            LoadOrderedd(["pseudo_mask", "mask"]),
+            LoadImageOrderedd(["pseudo_mask", "mask"]),
             folder.with_name("pseudo_quality.json"),
             classes=self.header["classes"],
             background=False,

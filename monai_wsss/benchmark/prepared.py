@@ -36,7 +36,7 @@ from monai_wsss.engines.evaluation import slice_place
 from monai_wsss.inferers import PseudoMaskWriter, VolumeInferer
 from monai_wsss.metrics import CaseTable
 from monai_wsss.refinement import MaskRule
-from monai_wsss.transforms import LoadOrderedd, NormalizeSubjectd, ResizeInPlaned
+from monai_wsss.transforms import LoadImageOrderedd, NormalizeSubjectd, ResizeInPlaned
 
 __all__ = ["MIXTURE_OF_ALL", "Cases", "PreparedData", "Slices", "add_case", "maps_of", "rule_of"]
 
@@ -235,7 +235,7 @@ class Slices(PreparedData):
     def reading(self, keys: Sequence[str]) -> list[Any]:
         """Give the transforms that read slices; a mask may be missing."""
         return [
-            LoadOrderedd(keys, allow_missing_keys=True),
+            LoadImageOrderedd(keys, allow_missing_keys=True),
             NormalizeSubjectd("image", clip=not self.raw),
         ]
 

@@ -35,7 +35,7 @@ from monai_wsss.benchmark.recipes import Recipe
 from monai_wsss.data import EpochCacheDataset, LabelBalancedSampler, load_datalist
 from monai_wsss.inferers import PseudoMaskWriter, VolumeInferer
 from monai_wsss.metrics import CaseTable
-from monai_wsss.transforms import LoadOrderedd, NormalizeSubjectd
+from monai_wsss.transforms import LoadImageOrderedd, NormalizeSubjectd
 
 __all__ = ["Tiles"]
 
@@ -127,7 +127,7 @@ class Tiles(PreparedData):
     def reading(self, keys: Sequence[str]) -> list[Any]:
         """Give the transforms that read images, 0 to 255 or standardized; a mask may be missing."""
         return [
-            LoadOrderedd(keys, allow_missing_keys=True),
+            LoadImageOrderedd(keys, allow_missing_keys=True),
             *(_standardizing() if self.colors != "as_they_are" else []),
         ]
 

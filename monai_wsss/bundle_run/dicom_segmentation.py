@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +21,7 @@ __all__ = ["has_highdicom", "write_dicom_segmentation"]
 highdicom, _has_highdicom = optional_import("highdicom")
 _ON_GRID = 0.01
 _FINDING = ("49755003", "SCT", "Morphologically abnormal structure")
-_TISSUE = ("85756007", "SCT", "Tissue")
-_TYPES = {"tumor": ("108369006", "SCT", "Neoplasm"), "lesion": ("52988006", "SCT", "Lesion"), "gland": _TISSUE}
-"""Codes of SNOMED CT for classes that have one; others are abnormal structures, which says no more than is known."""
+"""What a class without codes is said to be, by SNOMED CT: no more than is known."""
 
 
 def has_highdicom() -> bool:
@@ -32,7 +30,14 @@ def has_highdicom() -> bool:
 
 
 def write_dicom_segmentation(
-    path: Path, mask: np.ndarray, affine: np.ndarray, files: Sequence[Path], classes: Sequence[str], *, algorithm: str
+    path: Path,
+    mask: np.ndarray,
+    affine: np.ndarray,
+    files: Sequence[Path],
+    classes: Sequence[str],
+    *,
+    algorithm: str,
+    codes: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
 ) -> None:
     """Write the mask of a series as a DICOM segmentation, whole or not at all.
 
@@ -46,6 +51,8 @@ def write_dicom_segmentation(
         files: of the series, one image each.
         classes: names of the classes, (K).
         algorithm: name of what made the mask.
+        codes: ``category`` and ``type`` of classes, each as value, scheme and meaning, as ``segment_codes`` in the
+            metadata of a bundle has them; a class that is not named is an abnormal structure.
 
     Raises:
         DataError: the images of the series have no place in space, are not one per file, or highdicom refuses them.
@@ -70,7 +77,7 @@ def write_dicom_segmentation(
             source_images=sources,
             pixel_array=frames,
             segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
-            segment_descriptions=_segments(classes, algorithm),
+            segment_descriptions=_segments(classes, algorithm, codes or {}),
             series_instance_uid=highdicom.UID(),
             series_number=_free_number(sources),
             sop_instance_uid=highdicom.UID(),
@@ -92,16 +99,16 @@ def write_dicom_segmentation(
         made.save_as(temporary)
 
 
-def _segments(classes: Sequence[str], algorithm: str) -> list[object]:
-    """Describe the segments 1..K, by SNOMED codes."""
+def _segments(classes: Sequence[str], algorithm: str, codes: Mapping[str, Mapping[str, Sequence[str]]]) -> list[object]:
+    """Describe the segments 1..K by their codes."""
     family = highdicom.sr.CodedConcept("123109", "DCM", "Artificial Intelligence")
     by = highdicom.AlgorithmIdentificationSequence(name=algorithm, version=monai_wsss.__version__, family=family)
     return [
         highdicom.seg.SegmentDescription(
             segment_number=number,
             segment_label=re.sub(r"[\\\x00-\x1f]", " ", name)[:64],
-            segmented_property_category=highdicom.sr.CodedConcept(*(_TISSUE if "tissue" in name else _FINDING)),
-            segmented_property_type=highdicom.sr.CodedConcept(*_TYPES.get(name, _FINDING)),
+            segmented_property_category=highdicom.sr.CodedConcept(*codes.get(name, {}).get("category", _FINDING)),
+            segmented_property_type=highdicom.sr.CodedConcept(*codes.get(name, {}).get("type", _FINDING)),
             algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
             algorithm_identification=by,
         )

@@ -42,6 +42,7 @@ from monai_wsss.bundle_run.trained import TrainedWeights, weights_for
 from monai_wsss.data.input_cases import FoundInputs, InputCase, find_inputs
 from monai_wsss.refinement.slice_axis import slicing_axis_of
 from monai_wsss.reports import collect_provenance, write_run
+from monai_wsss.reports.class_names import write_class_names
 from monai_wsss.reports.overlay import render_overlay
 from monai_wsss.reports.prediction_page import write_prediction_page
 from monai_wsss.reports.prediction_rows import prediction_row, write_predictions
@@ -252,6 +253,7 @@ def _segment(run: _Run, found: FoundInputs, record: dict[str, Any], run_digest: 
                 _logger.warning("%s: %s", *failures[-1])
     rows = [one["row"] for one in kept]
     write_predictions(run.out / "predictions.csv", rows)
+    write_class_names(run.out, run.trained.header["classes"])
     _write_optional(run.out / "failures.csv", [{"case": name, "why": why} for name, why in failures])
     joined = [*((case.name, file) for case in found.cases for file in case.all_files), *found.damaged]
     sources = [{"case": name, "source": str(file.resolve())} for name, file in joined]
@@ -338,8 +340,15 @@ def _segmentation(run: _Run, case: InputCase, result: Mapping[Any, Any]) -> tupl
     files = next(iter(case.files.values()))
     values = np.asarray(torch.as_tensor(stored).cpu())[0].astype(np.uint8)
     try:
-        classes = run.trained.header["classes"]
-        write_dicom_segmentation(path, values, np.asarray(affine), files, classes, algorithm=run.bundle.name)
+        write_dicom_segmentation(
+            path,
+            values,
+            np.asarray(affine),
+            files,
+            run.trained.header["classes"],
+            algorithm=run.bundle.name,
+            codes=run.bundle.metadata.get("segment_codes"),
+        )
     except WriteError:
         raise
     except DataError as error:

@@ -19,7 +19,7 @@ from monai_wsss.bundle_run.shipped import ShippedBundle
 from monai_wsss.bundle_scan.config_scan import scan_expressions
 from monai_wsss.engines import check_overrides, with_weights
 from monai_wsss.inferers import VolumeInferer
-from monai_wsss.transforms import SaveMaskd
+from monai_wsss.transforms import SaveImageMaskd
 
 __all__ = ["BundleRunner", "check_device", "inference_parser", "own_error"]
 
@@ -110,7 +110,7 @@ class BundleRunner:
         self.inferer = parser.get_parsed_content("inferer")
         self._weak = _weak_sequences(self.network)
         for transform in self.postprocessing.transforms:
-            if isinstance(transform, SaveMaskd) and transform.palette == "none":
+            if isinstance(transform, SaveImageMaskd) and transform.palette == "none":
                 transform.palette = "classes"
 
     @torch.no_grad()

@@ -281,7 +281,7 @@ def load_datalist(
         in the list; ``intensity_mean`` and ``intensity_std`` float32 (C,), if the list has statistics of the item or
         its subject; ``source`` and ``origin`` of a patch, if the list has them; ``volume``, ``slice`` and
         ``voxel_size`` of a slice likewise, with masks; ``order``, if the list says it, for
-        :class:`~monai_wsss.transforms.LoadOrderedd`; ``unit``, "mm" or "px", if an item of the split has it.
+        :class:`~monai_wsss.transforms.LoadImageOrderedd`; ``unit``, "mm" or "px", if an item of the split has it.
 
     Raises:
         DataError: the file is absent, broken or inconsistent, or a modality or an image is missing.

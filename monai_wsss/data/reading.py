@@ -178,7 +178,7 @@ def read_image(
 
     Pictures with a palette, with transparency or in CMYK become RGB, and pictures that an EXIF entry turns become
     upright.  Arrays are indexed (C, x, y[, z]), as by all MONAI readers; ``.affine`` maps indices to RAS millimeters.
-    Networks may get 2D images in another order, see :class:`~monai_wsss.transforms.LoadOrderedd`.
+    Networks may get 2D images in another order, see :class:`~monai_wsss.transforms.LoadImageOrderedd`.
 
     DICOM slices are ordered by their positions, a single one becomes 2D.  Values are as the header means them: modality
     LUT, bits and signs, palettes, and MONOCHROME1 inverted, so that bright means much.  Windows, VOI LUTs and overlays

@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""The one training loop of all methods, on ``monai.engines.Trainer``.
+"""The one training loop of all methods, on ``monai.engines.SupervisedTrainer``.
 
 It knows no paper.  A method turns a batch into named, weighted losses.  The loop minimizes their sum for each of the
 method's players in turn, logs each loss, checks that it is finite, writes checkpoints and resumes from them.  On a CPU,
@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
-from monai.engines import Trainer
+from monai.engines import SupervisedTrainer
 from monai.engines.utils import IterationEvents
 from monai.engines.workflow import Workflow
 from torch import nn
@@ -36,7 +36,7 @@ from monai_wsss._processes import is_main_process, own_and_mean
 from monai_wsss.data import check_trainable
 from monai_wsss.data.dataset import check_workers
 from monai_wsss.engines.checkpoint import remove_checkpoints, save_checkpoint, save_weights
-from monai_wsss.engines.progress_bar import ProgressBar
+from monai_wsss.engines.other_programs import ProgressBar, is_federated, with_readable_output
 from monai_wsss.engines.resume import checkpoint_content, resume_training, run_settings
 from monai_wsss.engines.schedules import Progress, epochs_of
 from monai_wsss.networks import record_reading
@@ -51,11 +51,14 @@ class NonFiniteLossError(ArithmeticError):
     """A loss became NaN or infinite; the message names the loss and the images of the batch."""
 
 
-class WSSSTrainer(Trainer):
+class WSSSTrainer(SupervisedTrainer):
     """Train any :class:`~monai_wsss.methods.WSSSMethod` from image-level labels.
 
     ``engine.state.output`` holds ``loss`` (the sum), every named loss and the method's ``monitors`` as floats; with
     several players the names are ``player/loss``.  In a distributed run they are means over the processes.
+
+    ``network`` and ``optimizer`` are those of the first player, as other programs look for them.  MONAI's federated
+    client trains methods of one player, several rounds with one trainer, and is refused for methods of several.
 
     A run holds the folder of its checkpoints: a second one that would write there is refused.  A run that resumes must
     have the length, the seed, the learning rates and the method's settings of the run that it goes on with.  A last
@@ -87,7 +90,8 @@ class WSSSTrainer(Trainer):
             record nothing.
 
     Raises:
-        ValueError: optimizers that do not fit the players, or a count below one.
+        ValueError: optimizers that do not fit the players, a count below one, or, when a federated client starts the
+            training, a method of several players.
         DataError: no positive or no negative image for a class, when training starts; images of several sizes in a
             batch; another process writes to ``checkpoint_dir``; nothing there fits a run that resumes.
         NonFiniteLossError: a loss is NaN or infinite.
@@ -122,11 +126,15 @@ class WSSSTrainer(Trainer):
             )
         if max_iterations is not None:
             max_epochs = epochs_of(max_iterations, train_data_loader)
-        super().__init__(device, max_epochs, train_data_loader, amp=amp, decollate=False)
+        core: Any = getattr(method, "module", method)
+        by_player = _by_player("optimizers", optimizers, core.players)
+        # CoinGAN's first player is several parts, of which its network is one.
+        network, optimizer = getattr(core, core.players[0], core.network), by_player[core.players[0]]
+        super().__init__(device, max_epochs, train_data_loader, network, optimizer, method, amp=amp, decollate=False)
         self.max_iterations = max_iterations
         self.method = method
-        self.core: Any = getattr(method, "module", method)
-        self.optimizers = _by_player("optimizers", optimizers, self.core.players)
+        self.core = core
+        self.optimizers = by_player
         self.lr_schedulers = _by_player("lr_schedulers", lr_schedulers, self.core.players) if lr_schedulers else {}
         self.accumulation_steps = accumulation_steps
         self.clip_norm = clip_norm
@@ -139,19 +147,29 @@ class WSSSTrainer(Trainer):
         self._stepped: set[str] = set()
         for player, optimizer in self.optimizers.items():
             optimizer.register_step_post_hook(lambda *_, player=player: self._stepped.add(player))
+        self._attach(train_handlers or (), finalize_interval, progress_bar)
+
+    def _attach(self, train_handlers: Sequence, finalize_interval: int | None, progress_bar: bool) -> None:
+        """Register what happens around the steps, in the order in which it has to happen."""
         self.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
-        if max_iterations is not None:
-            self.add_event_handler(Events.ITERATION_COMPLETED(once=max_iterations), self._end_within_epoch)
+        if self.max_iterations is not None:
+            self.add_event_handler(Events.ITERATION_COMPLETED(once=self.max_iterations), self._end_within_epoch)
         if finalize_interval is not None:
             self.add_event_handler(Events.EPOCH_COMPLETED(every=finalize_interval), self._finalize)
         if progress_bar and is_main_process():
-            ProgressBar().attach(self)
-        self._register_handlers(train_handlers or ())
+            bar = ProgressBar(persist=True, mininterval=1.0)
+            bar.attach(self, output_transform=lambda output: {"loss": output["loss"]})
+        self._register_handlers(with_readable_output(train_handlers))
         # Added last, so that a checkpoint holds what the other handlers did in its epoch.
         self.add_event_handler(Events.EPOCH_COMPLETED, self._end_epoch)
 
     def run(self) -> None:
         """Train to the end of the run, then fill the network's healthy level and write its weights."""
+        if len(self.optimizers) > 1 and is_federated():
+            raise ValueError(
+                f"Federated training exchanges one network, and {type(self.core).__name__} trains "
+                f"{' and '.join(self.optimizers)}, which belong together: train it at one site."
+            )
         check_workers(self.data_loader)
         logger.info("Training on %s, precision: %s.", self.state.device, self.precision)
         if self.core.uses_masks:
@@ -176,7 +194,9 @@ class WSSSTrainer(Trainer):
         fused = any(hasattr(one, "_step_supports_amp_scaling") for one in self.optimizers.values())
         if self.scaler is not None and fused:
             logger.warning("Fused optimizers do not tell skipped steps: `after_step` of the method follows those, too.")
-        if self.resume:
+        if self.state.epoch:
+            logger.info("The training goes on, in epoch %d.", self.state.epoch + 1)
+        elif self.resume:
             resume_training(self, self._length, self._settings)
         elif self.checkpoint_dir is not None and is_main_process() and remove_checkpoints(self.checkpoint_dir):
             logger.warning("A new training: the earlier checkpoints in %s are removed.", self.checkpoint_dir)

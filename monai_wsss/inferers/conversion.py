@@ -15,6 +15,7 @@ from torch import nn
 
 from monai_wsss._checks import plain_tensor
 from monai_wsss.inferers.volume import VolumeInferer
+from monai_wsss.refinement import told_rule
 
 __all__ = ["AddConversiond"]
 
@@ -24,7 +25,9 @@ class AddConversiond(MapTransform):
 
     Put it before :class:`~monai_wsss.refinement.ToMaskd`, which replaces the raw map by a mask.  The image is converted
     once more, as the inferer shows it to the network: on its grid, slice by slice in a volume, over the same views.
-    The intensities are the network's own, in [-1, 1] as a rule, and those of the item's normalized image.
+    The intensities are the network's own, in [-1, 1] as a rule, and those of the item's normalized image.  A map that
+    tells of another network, as in a server which loads the weights into a copy, is left as it is: what this network
+    makes of the image has nothing to do with it.
 
     Args:
         keys: the raw map (G, *S) of the network; of several groups ``heat`` is the largest.
@@ -68,6 +71,9 @@ class AddConversiond(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
         for key in self.key_iterator(item):
+            told = told_rule(item[key])
+            if told is not None and told.network != id(self.network):
+                continue
             if self.image_key not in item:
                 raise ValueError(f"Expected the key `{self.image_key}` in the item, which is converted: keep it.")
             image = torch.as_tensor(item[self.image_key])

@@ -19,7 +19,8 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from scipy.special import stdtr
+import numpy as np
+from scipy.stats import ttest_ind_from_stats
 
 __all__ = ["WelchTest", "welch_t_test"]
 
@@ -75,28 +76,35 @@ def welch_t_test(a: Sequence[float], b: Sequence[float]) -> WelchTest:
     means = (statistics.mean(samples[0]), statistics.mean(samples[1]))
     # The statistics module sums exactly: the variance of equal values is 0, without rounding errors.
     variances = (statistics.variance(samples[0]), statistics.variance(samples[1]))
-    of_mean = [variance / size for variance, size in zip(variances, sizes, strict=True)]
-    freedom = [size - 1 for size in sizes]
-    pooled = sum(v * f for v, f in zip(variances, freedom, strict=True)) / sum(freedom)
-    error = math.hypot(*map(math.sqrt, of_mean))
-    t, student_t = (
-        (means[0] - means[1]) / s if s > 0 else math.nan
-        for s in (error, math.sqrt(pooled) * math.sqrt(sum(1 / size for size in sizes)))
+    sds = (math.sqrt(variances[0]), math.sqrt(variances[1]))
+    stats = (means[0], sds[0], sizes[0], means[1], sds[1], sizes[1])
+    with np.errstate(all="ignore"):  # values without spread have no test
+        welch, student = (ttest_ind_from_stats(*stats, equal_var=equal) for equal in (False, True))
+    t, p, student_t, student_p = (
+        float(value) if any(variances) else math.nan
+        for one in (welch, student)
+        for value in (one.statistic, one.pvalue)
     )
-    # Shares of the squared error keep variances of any size in range.
-    shares = [(math.sqrt(v) / error) ** 2 if error > 0 else 0.5 for v in of_mean]
-    welch = 1 / sum(share**2 / f for share, f in zip(shares, freedom, strict=True))
     return WelchTest(
         t=t,
-        p=_two_sided(t, welch),
-        degrees_of_freedom=welch,
+        p=p,
+        degrees_of_freedom=_welch_freedom(sds, sizes),
         student_t=student_t,
-        student_p=_two_sided(student_t, sum(freedom)),
-        student_degrees_of_freedom=float(sum(freedom)),
+        student_p=student_p,
+        student_degrees_of_freedom=float(sum(sizes) - 2),
         means=means,
-        sds=(math.sqrt(variances[0]), math.sqrt(variances[1])),
+        sds=sds,
         sizes=sizes,
     )
+
+
+def _welch_freedom(sds: Sequence[float], sizes: Sequence[int]) -> float:
+    """Give the degrees of freedom, which scipy does not tell of a test from means and deviations."""
+    errors = [sd / math.sqrt(size) for sd, size in zip(sds, sizes, strict=True)]
+    error = math.hypot(*errors)
+    # Shares of the squared error keep variances of any size in range.
+    shares = [(one / error) ** 2 if error > 0 else 0.5 for one in errors]
+    return 1 / sum(share**2 / (size - 1) for share, size in zip(shares, sizes, strict=True))
 
 
 def _checked(name: str, values: Sequence[float]) -> list[float]:
@@ -108,7 +116,3 @@ def _checked(name: str, values: Sequence[float]) -> list[float]:
     if not all(map(math.isfinite, checked)):
         raise ValueError(f"Expected finite values in `{name}`, got {checked}: leave out runs without a result.")
     return checked
-
-
-def _two_sided(t: float, degrees_of_freedom: float) -> float:
-    return 2 * float(stdtr(degrees_of_freedom, -abs(t)))

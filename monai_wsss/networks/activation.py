@@ -14,7 +14,7 @@ from torch import nn
 
 from monai_wsss._checks import check_choice
 from monai_wsss._resize import linear_mode
-from monai_wsss._running import fill_where_finite
+from monai_wsss._running import fill_where_finite, store_flags_as_numbers
 from monai_wsss.cams import pool_maps
 from monai_wsss.networks.checked import CheckedModule
 from monai_wsss.networks.reading_record import add_reading_record
@@ -93,6 +93,7 @@ class ActivationNetwork(CheckedModule):
             self.register_buffer(name, torch.zeros(groups * num_classes))
         self.register_buffer("filled", torch.zeros(groups * num_classes, dtype=torch.bool))
         self.register_load_state_dict_pre_hook(_fill_before_loading)
+        store_flags_as_numbers(self)
         add_reading_record(self)
 
     def class_maps(self, image: torch.Tensor) -> torch.Tensor:

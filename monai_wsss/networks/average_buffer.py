@@ -13,6 +13,7 @@ from torch import nn
 from monai_wsss._checks import check_choice, float32_or_wider
 from monai_wsss._processes import gather_objects, is_distributed, sum_of_processes
 from monai_wsss._resize import linear_mode
+from monai_wsss._running import store_flags_as_numbers
 from monai_wsss.networks.checked import CheckedModule
 
 __all__ = ["AverageBuffer"]
@@ -77,6 +78,7 @@ class AverageBuffer(CheckedModule):
         self.register_buffer("reference", torch.zeros(channels, *(size or (0,) * spatial_dims)))
         self.register_buffer("filled", torch.zeros((), dtype=torch.bool))
         self.register_load_state_dict_pre_hook(_resize_before_loading)
+        store_flags_as_numbers(self)
 
     @torch.jit.unused
     def forward(self, healthy: torch.Tensor) -> torch.Tensor:

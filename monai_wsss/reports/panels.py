@@ -101,8 +101,8 @@ def render_panel(
 
     Args:
         image: ``(C, x, y)`` or ``(C, x, y, z)``, any intensities; those that are not finite are shown black.  An image
-            of :class:`~monai_wsss.transforms.LoadOrderedd` in the order "rows_columns" is ``(C, rows, columns)``, and
-            so are the others then.
+            of :class:`~monai_wsss.transforms.LoadImageOrderedd` in the order "rows_columns" is ``(C, rows, columns)``,
+            and so are the others then.
         cam: ``(x, y[, z])`` in [0, 1], or ``None``.
         mask: ``(x, y[, z])``, labels 0..K.
         reference: ``(x, y[, z])``, labels 0..K, or ``None``.

@@ -20,7 +20,7 @@ from monai_wsss.data import attach_pseudo_masks
 from monai_wsss.reports.overlay import add_legend
 from monai_wsss.reports.panels import labels_over
 from monai_wsss.reports.planes import display_of
-from monai_wsss.transforms import LoadOrderedd
+from monai_wsss.transforms import LoadImageOrderedd
 
 __all__ = ["write_pseudo_sheet"]
 
@@ -76,7 +76,7 @@ def write_pseudo_sheet(
 
 def _pair(item: Mapping[Any, Any]) -> tuple[Image.Image, Image.Image]:
     """Draw an image and its pseudo-mask over it; pixels that no loss learns from are hatched."""
-    read = LoadOrderedd(["image", "pseudo_mask"])({**item})
+    read = LoadImageOrderedd(["image", "pseudo_mask"])({**item})
     display = display_of(read["image"])
     picture = display.turn(np.asarray(read["image"], dtype=np.float32))[..., 0]
     labels = display.turn(np.asarray(read["pseudo_mask"]).astype(int))[0, ..., 0]

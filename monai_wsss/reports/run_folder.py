@@ -4,9 +4,9 @@
 
 run.json        what ran: versions, seed, settings, data and weights by their SHA-256
 metrics.json    metric -> mean, interval, n           per_case.csv, per_subject.csv    the tables behind it
-masks/          written by SaveMaskd                  predictions.csv                  inference: what was found
+masks/          written by SaveImageMaskd                  predictions.csv                  inference: what was found
 panels/<n>.png  image | CAM | mask | reference of row n of per_case.csv
-heat/, converted/   written by SaveMapd      intensities.json, conversions.png   of networks that convert images
+heat/, converted/   written by SaveImageMapd      intensities.json, conversions.png   of networks that convert images
 report.html     all of it on one page
 
 An evaluation begins with an empty folder: what an earlier run left under these names goes when it starts.  A folder
@@ -298,7 +298,7 @@ class RunFolder(RunRecord):
 class InferenceLog(RunRecord):
     """Write ``run.json`` and ``predictions.csv``: for each case its mask file, label filter, presence and volumes.
 
-    Heat map and converted image are named, too, where :class:`~monai_wsss.transforms.SaveMapd` wrote them.
+    Heat map and converted image are named, too, where :class:`~monai_wsss.transforms.SaveImageMapd` wrote them.
     Volumes are in milliliters and areas of 2D images in square millimeters where the spacing is known, else in pixels.
     ``replaced`` names a sequence that the data lack and the one in its place, as ``T1<-FLAIR``.
 

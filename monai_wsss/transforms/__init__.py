@@ -6,7 +6,7 @@
 from monai_wsss.transforms.blur import RandBlurd
 from monai_wsss.transforms.color_operations import COLOR_OPERATIONS, RandColorOperationd, change_color
 from monai_wsss.transforms.in_plane import ResizeInPlaned, resize_in_plane
-from monai_wsss.transforms.load_ordered import LoadOrderedd
+from monai_wsss.transforms.load_ordered import LoadImageOrderedd
 from monai_wsss.transforms.normalize_subject import NormalizeSubjectd
 from monai_wsss.transforms.paired_spatial import (
     SPATIAL_KINDS,
@@ -19,8 +19,8 @@ from monai_wsss.transforms.paired_spatial import (
 )
 from monai_wsss.transforms.photometric import RandPhotometricDistortiond
 from monai_wsss.transforms.published import gland_augmentation, imagenet_normalization, strong_and_weak_views
-from monai_wsss.transforms.save_map import SaveMapd
-from monai_wsss.transforms.save_mask import SaveMaskd, has_geometry, write_mask
+from monai_wsss.transforms.save_map import SaveImageMapd
+from monai_wsss.transforms.save_mask import SaveImageMaskd, has_geometry, write_mask
 from monai_wsss.transforms.scale_crop import RandScalePadCropd
 from monai_wsss.transforms.stain import NormalizeStaind, RandStainJitterd
 
@@ -28,7 +28,7 @@ __all__ = [
     "COLOR_OPERATIONS",
     "SPATIAL_KINDS",
     "FlipStep",
-    "LoadOrderedd",
+    "LoadImageOrderedd",
     "NormalizeStaind",
     "NormalizeSubjectd",
     "PairedSpatialTransform",
@@ -40,8 +40,8 @@ __all__ = [
     "RandStainJitterd",
     "ResizeInPlaned",
     "ResizeStep",
-    "SaveMapd",
-    "SaveMaskd",
+    "SaveImageMapd",
+    "SaveImageMaskd",
     "ShiftStep",
     "SpatialRecord",
     "change_color",

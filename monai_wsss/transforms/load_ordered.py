@@ -13,7 +13,7 @@ from typing import Any
 from monai.config import KeysCollection
 from monai.data import MetaTensor, PILReader
 from monai.transforms import LoadImage, MapTransform
-from monai.utils import ensure_tuple
+from monai.utils import MetaKeys, ensure_tuple
 from PIL import Image
 
 from monai_wsss._checks import DataError, check_choice
@@ -22,12 +22,12 @@ from monai_wsss._nifti import MillimeterNiftiReader
 from monai_wsss._picture_values import as_shown, begins_with_black, check_values_kept, refuse_unread_picture
 from monai_wsss._pictures import ORDERS, PICTURE_SUFFIXES, PIXELS, XY, in_order, unit_of
 
-__all__ = ["LoadOrderedd"]
+__all__ = ["LoadImageOrderedd"]
 
 _decoder_log = logging.getLogger("monai.data.nvimgcodec_pydicom_plugin")
 
 
-class LoadOrderedd(MapTransform):
+class LoadImageOrderedd(MapTransform):
     """Read image files as MONAI's ``LoadImaged`` does, channel first, and bring 2D images to one order of their axes.
 
     In the order ``"rows_columns"`` a 2D image is (C, rows, columns), so that its last axis runs from left to right.
@@ -58,9 +58,9 @@ class LoadOrderedd(MapTransform):
         >>> from PIL import Image
         >>> file = tempfile.mkdtemp() + "/a.png"
         >>> Image.new("RGB", (3, 2)).save(file)  # three columns, two rows
-        >>> LoadOrderedd("image")({"image": file, "order": "rows_columns"})["image"].shape
+        >>> LoadImageOrderedd("image")({"image": file, "order": "rows_columns"})["image"].shape
         torch.Size([3, 2, 3])
-        >>> LoadOrderedd("image", order="xy")({"image": file, "order": "rows_columns"})["image"].shape
+        >>> LoadImageOrderedd("image", order="xy")({"image": file, "order": "rows_columns"})["image"].shape
         torch.Size([3, 3, 2])
     """
 
@@ -89,6 +89,7 @@ class LoadOrderedd(MapTransform):
                 image = self._load(image)
             if isinstance(image, MetaTensor):
                 image.meta["unit"] = PIXELS if item.get("unit") == PIXELS else unit_of(image)
+                image.meta[MetaKeys.ORIGINAL_CHANNEL_DIM] = 0  # for MONAI's EnsureChannelFirstd behind this one
             item[key] = in_order(image, order)
         return item
 

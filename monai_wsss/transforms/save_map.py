@@ -12,17 +12,17 @@ from typing import Any
 import nibabel
 import numpy as np
 from monai.config import KeysCollection
-from monai.transforms import MapTransform
+from monai.transforms import SaveImaged
 from PIL import Image
 
-from monai_wsss._files import atomic_path, case_file_name
+from monai_wsss._files import atomic_path
 from monai_wsss._nifti import as_nifti
-from monai_wsss.transforms.save_mask import beside_its_source, result_folder
+from monai_wsss.transforms.save_mask import beside_its_source, item_name, result_folder
 
-__all__ = ["SaveMapd"]
+__all__ = ["SaveImageMapd"]
 
 
-class SaveMapd(MapTransform):
+class SaveImageMapd(SaveImaged):
     """Write maps of an item to ``output_dir/<key>/<id><suffix>.nii.gz`` or ``.png``; paths go to ``<key>_path``.
 
     NIfTI files hold the values themselves, float32, with the affine of the source image.  Images without geometry give
@@ -35,7 +35,7 @@ class SaveMapd(MapTransform):
         output_dir: folder of the run.
         value_range: the lowest and the highest value, for PNG files.
         suffix: added to the file names, such as ``"_normalized"`` where the values are not those of the source image.
-        image_key: the source image, see :class:`SaveMaskd`.
+        image_key: the source image, see :class:`SaveImageMaskd`.
         allow_missing_keys: skip keys that an item lacks.
 
     Raises:
@@ -52,7 +52,7 @@ class SaveMapd(MapTransform):
         image_key: str = "image",
         allow_missing_keys: bool = False,
     ) -> None:
-        super().__init__(keys, allow_missing_keys)
+        super().__init__(keys, output_dir=output_dir, allow_missing_keys=allow_missing_keys, print_log=False)
         low, high = (float(value) for value in value_range)
         if not low < high:
             raise ValueError(f"Expected `value_range` as a lower and a higher value, got {tuple(value_range)}.")
@@ -67,7 +67,7 @@ class SaveMapd(MapTransform):
             stored, affine = beside_its_source(item, str(key), self.image_key)
             source = getattr(item[self.image_key], "meta", None)
             folder = result_folder(self.output_dir, str(key))
-            name = case_file_name(item["id"]) + self.suffix
+            name = item_name(item, self.image_key) + self.suffix
             planes = stored.detach().cpu().float().numpy()
             if affine is None and len(planes) == 3:
                 paths = [self._write(folder / f"{name}.png", planes, affine, source)]

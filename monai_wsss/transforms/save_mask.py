@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ import torch
 from monai.config import KeysCollection
 from monai.data import PILWriter
 from monai.data.meta_tensor import MetaTensor
-from monai.transforms import MapTransform
+from monai.transforms import SaveImaged
+from monai.utils import ImageMetaKey
 from PIL import Image
 
 from monai_wsss._checks import DataError, check_choice, check_shape
@@ -24,7 +26,7 @@ from monai_wsss._labels import CLASS_COLORS
 from monai_wsss._nifti import as_nifti
 from monai_wsss._pictures import ROWS_COLUMNS, as_stored, has_geometry
 
-__all__ = ["SaveMaskd", "has_geometry", "write_mask"]
+__all__ = ["SaveImageMaskd", "has_geometry", "write_mask"]
 
 
 PALETTES = ("none", "voc", "classes")
@@ -136,8 +138,28 @@ def beside_its_source(item: Mapping[Hashable, Any], key: str, image_key: str) ->
     return as_stored(values, image)
 
 
-class SaveMaskd(MapTransform):
+def item_name(item: Mapping[Hashable, Any], image_key: str) -> str:
+    """Give the name of an item's files, without suffix: its ``id``, or else the name of the file of its image.
+
+    Raises:
+        DataError: the item has no ``id``, and its image knows no file.
+    """
+    if "id" in item:
+        return case_file_name(item["id"])
+    file = getattr(item[image_key], "meta", {}).get(ImageMetaKey.FILENAME_OR_OBJ)
+    if not file:
+        raise DataError(
+            f"A case has no `id`, and its `{image_key}` knows no file that its results could be named by: give `id`."
+        )
+    name = Path(str(file)).name
+    return case_file_name(re.sub(r"(\.nii)?\.gz$|\.[A-Za-z]\w{0,4}$", "", name) or name)
+
+
+class SaveImageMaskd(SaveImaged):
     """Write the masks of an item to ``output_dir/masks/<id>.nii.gz`` or ``.png``; the path goes to ``<key>_path``.
+
+    An item without ``id`` has the name of its image's file.  Programs that write masks themselves know this transform
+    by its base class or its name, and leave it out.
 
     The geometry is that of ``image_key``: the mask has its grid and affine, and unit and forms of a NIfTI header are
     kept, see :func:`write_mask`.  Masks of images without geometry (PNG, JPEG, TIFF) become PNG.  Such a mask lies as
@@ -152,7 +174,8 @@ class SaveMaskd(MapTransform):
 
     Raises:
         ValueError: the mask has another size than its source image, or the image has lost its metadata.
-        DataError: the file cannot be written, or ``output_dir`` holds a datalist, whose masks would be replaced.
+        DataError: the file cannot be written, ``output_dir`` holds a datalist, whose masks would be replaced, or the
+            item has neither ``id`` nor an image that knows its file.
     """
 
     def __init__(
@@ -163,7 +186,7 @@ class SaveMaskd(MapTransform):
         allow_missing_keys: bool = False,
         palette: str = "none",
     ) -> None:
-        super().__init__(keys, allow_missing_keys)
+        super().__init__(keys, output_dir=output_dir, allow_missing_keys=allow_missing_keys, print_log=False)
         check_choice("palette", palette, PALETTES)
         self.palette = palette
         self.output_dir = Path(output_dir)
@@ -173,7 +196,7 @@ class SaveMaskd(MapTransform):
         item = dict(data)
         for key in self.key_iterator(item):
             stored, affine = beside_its_source(item, str(key), self.image_key)
-            name = case_file_name(item["id"]) + (".png" if affine is None else ".nii.gz")
+            name = item_name(item, self.image_key) + (".png" if affine is None else ".nii.gz")
             folder = result_folder(self.output_dir, "masks")
             source = getattr(item[self.image_key], "meta", None)
             write_mask(folder / name, stored, affine, palette=self.palette, source=source)

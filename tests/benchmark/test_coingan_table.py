@@ -36,7 +36,7 @@ from monai_wsss.data import load_datalist, make_phantoms
 from monai_wsss.engines import Progress
 from monai_wsss.methods import CoinGAN
 from monai_wsss.refinement import MaskRule
-from monai_wsss.transforms import LoadOrderedd
+from monai_wsss.transforms import LoadImageOrderedd
 
 pytestmark = [pytest.mark.filterwarnings("ignore:Epoch ")]
 SMALL = CoinganBudget(epochs=1, batch_size=32, width=4, ndf=4, num_layers_d=1, steps=1, slices=8, generator_batch=32)
@@ -133,7 +133,7 @@ def test_intensities_are_those_of_the_bundle(brain):
     config = ConfigParser()
     config.read_config(BUNDLES / "brain_mri_coingan_segmentation" / "configs" / "train.json")
     item = load_datalist(brain, "validation")[0]
-    read = LoadOrderedd("image")(CoinganSlices(brain).of_recipe([item], RECIPES[ALL])[0])
+    read = LoadImageOrderedd("image")(CoinganSlices(brain).of_recipe([item], RECIPES[ALL])[0])
     of_bundle = config.get_parsed_content("normalization")(read)["image"]
     torch.testing.assert_close(CoinganSlices(brain).measured_cases(RECIPES[ALL])[0]["image"], of_bundle)
 

@@ -6,6 +6,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import subprocess
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -108,7 +111,10 @@ def test_a_segmentation_lies_on_the_source_voxels(dicom, brains, tmp_path, direc
     assert seg.FrameOfReferenceUID == image.FrameOfReferenceUID
     assert seg.PatientID == image.PatientID
     assert seg.StudyInstanceUID == image.StudyInstanceUID
-    assert [seg.get_segment_description(number).segment_label for number in seg.segment_numbers] == ["tumor"]
+    (segment,) = (seg.get_segment_description(number) for number in seg.segment_numbers)
+    assert segment.segment_label == "tumor"
+    assert segment.segmented_property_category.meaning == "Morphologically abnormal structure"
+    assert segment.segmented_property_type.meaning == "Neoplasm", "by the codes in the bundle's metadata"
 
 
 def test_without_highdicom_there_is_nifti_alone_and_it_is_said(dicom, brains, tmp_path, monkeypatch, caplog):
@@ -118,6 +124,37 @@ def test_without_highdicom_there_is_nifti_alone_and_it_is_said(dicom, brains, tm
         result = predict_masks(tmp_path / "in", CAM, tmp_path / "out", device="cpu")
     assert result.rows[0]["segmentation"] == ""
     assert "pip install 'monai-wsss[dicom]'" in result.report.read_text(encoding="utf-8").replace("&#39;", "'")
+
+
+CLIENTS = Path(os.environ.get("WSSS_CLIENTS", "/nowhere"))
+
+
+@pytest.mark.skipif(not (CLIENTS / "monai_deploy").exists(), reason="WSSS_CLIENTS names no environment monai_deploy")
+def test_monai_deploy_writes_the_same_segmentation(dicom, brains, tmp_path, rows_of):
+    """By ``integrations/monai_deploy/app.py``, in the environment that ``integrations/make_environment.sh`` makes."""
+    highdicom = pytest.importorskip("highdicom")
+    write_study(dicom, brains, tmp_path / "in", directions=OBLIQUE, step=tuple(3 * np.cross(OBLIQUE[:3], OBLIQUE[3:])))
+    result = predict_masks(tmp_path / "in", CAM, tmp_path / "out", device="cpu")
+    (row,) = rows_of(result.out / "predictions.csv")
+    root = Path(__file__).parents[2]
+    words = ("--input", tmp_path / "in", "--bundle", root / "bundles" / CAM, "--out", tmp_path / "deployed")
+    done = subprocess.run(
+        [str(CLIENTS / "monai_deploy/bin/python"), str(root / "integrations/monai_deploy/app.py"), *map(str, words)],
+        env={**os.environ, "PYTHONPATH": str(root)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    files = (result.out / row["segmentation"], tmp_path / "deployed" / "segmentation.dcm")
+    read = [highdicom.seg.segread(file) for file in files]
+    frames = []
+    for one, name in zip(read, ("FLAIR", "T1"), strict=True):  # each refers to another series of the same places
+        uids = [str(pydicom.dcmread(file).SOPInstanceUID) for file in sorted((tmp_path / "in" / name).iterdir())]
+        words = {"combine_segments": True, "ignore_spatial_locations": True, "assert_missing_frames_are_empty": True}
+        frames.append(one.get_pixels_by_source_instance(uids, **words))
+    assert np.array_equal(*frames)
+    assert read[0].FrameOfReferenceUID == read[1].FrameOfReferenceUID
 
 
 def test_names_are_hidden_and_sequences_and_numbers_are_not(tmp_path):

@@ -61,8 +61,8 @@ from monai_wsss.transforms import (
 
 ON_HOST = {
     "NormalizeSubjectd": "measures an image that has no statistics with the same numbers as `prepare`; it stays there",
-    "SaveMapd": "writes a file",
-    "SaveMaskd": "writes a file",
+    "SaveImageMapd": "writes a file",
+    "SaveImageMaskd": "writes a file",
 }
 """Transforms that read an image on the host, and why."""
 

@@ -182,3 +182,8 @@ def test_training_lowers_the_loss_and_deploys_the_network(method, tmp_path):
     output = made.network.eval()(batch["image"])
     assert output.shape[2:] == batch["image"].shape[2:]
     assert min(first[-3:]) < first[0]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.__name__)
+def test_no_state_is_ever_nan(method):
+    assert all(bool(value.isfinite().all()) for value in method.tiny().state_dict().values())

@@ -255,3 +255,13 @@ def test_weights_from_before_healthy_levels_were_marked_load(name):
         assert bool(again.filled.all()) is filled
         assert bool(again.filled.any()) is filled
         assert again.negative_reference.isfinite().all()
+
+
+@pytest.mark.parametrize("name", sorted(DEPLOYABLE))
+def test_sites_can_average_what_the_weights_hold(name):
+    """No NaN, and no bool: weights of several sites are subtracted and averaged, entry by entry."""
+    made, _ = tiny_and_image(DEPLOYABLE[name], 2)
+    state = made.state_dict()
+    assert all(value.dtype != torch.bool and bool(value.isfinite().all()) for value in state.values())
+    assert not any((value - value).count_nonzero() for value in state.values())
+    made.load_state_dict(state)

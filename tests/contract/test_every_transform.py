@@ -29,8 +29,8 @@ from monai_wsss.transforms import (
     RandScalePadCropd,
     RandStainJitterd,
     ResizeInPlaned,
-    SaveMapd,
-    SaveMaskd,
+    SaveImageMapd,
+    SaveImageMaskd,
     SpatialRecord,
 )
 
@@ -41,7 +41,7 @@ DICTIONARY = {name for name, value in CLASSES.items() if issubclass(value, MapTr
 STEPS = {"FlipStep", "QuarterTurnStep", "ResizeStep", "ShiftStep", "SpatialRecord"}
 BATCH = {"PairedSpatialTransform"}
 # Reads files, not tensors; test_load_ordered.py tests it.
-READERS = {"LoadOrderedd"}
+READERS = {"LoadImageOrderedd"}
 FUNCTIONS = {
     "change_color",
     "gland_augmentation",
@@ -66,7 +66,7 @@ def network() -> CAMEncoder:
     return made
 
 
-WRITERS = {"SaveMapd", "SaveMaskd"}
+WRITERS = {"SaveImageMapd", "SaveImageMaskd"}
 # How each is made, given a folder, and the item that it gets.
 MADE: dict[str, tuple[Callable[[Path], Any], dict[str, Any]]] = {
     "NormalizeStaind": (lambda folder: NormalizeStaind("image"), {"image": color()}),
@@ -80,12 +80,12 @@ MADE: dict[str, tuple[Callable[[Path], Any], dict[str, Any]]] = {
     "RandScalePadCropd": (lambda folder: RandScalePadCropd("image", (12, 20)), {"image": color()}),
     "RandStainJitterd": (lambda folder: RandStainJitterd("image", 1.0), {"image": color()}),
     "ResizeInPlaned": (lambda folder: ResizeInPlaned("image", (8, 12)), {"image": color()}),
-    "SaveMapd": (
-        lambda folder: SaveMapd("image", folder, image_key="source"),
+    "SaveImageMapd": (
+        lambda folder: SaveImageMapd("image", folder, image_key="source"),
         {"image": torch.rand(1, 8, 8, generator=torch.Generator().manual_seed(0)), "source": color(8), "id": "one"},
     ),
-    "SaveMaskd": (
-        lambda folder: SaveMaskd("image", folder, image_key="source"),
+    "SaveImageMaskd": (
+        lambda folder: SaveImageMaskd("image", folder, image_key="source"),
         {"image": torch.ones(1, 8, 8, dtype=torch.uint8), "source": color(8), "id": "one"},
     ),
     "ToMaskBySliced": (

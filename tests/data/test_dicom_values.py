@@ -27,7 +27,7 @@ from monai_wsss.data import load_datalist
 from monai_wsss.data.folder import prepare_folder
 from monai_wsss.data.reading import affine_of, read_image, read_labels
 from monai_wsss.engines import case_spacing
-from monai_wsss.transforms import LoadOrderedd
+from monai_wsss.transforms import LoadImageOrderedd
 
 RNG = np.random.default_rng(0)
 STORED = RNG.integers(0, 4096, (5, 7)).astype(np.uint16)
@@ -272,7 +272,7 @@ def test_sizes_that_a_header_says(tmp_path, save_dicom, tags, sides):
     image = read_image(save_dicom(tmp_path / "a.dcm", STORED, **tags))
     np.testing.assert_allclose(np.abs(affine_of(image).diagonal()[:2]), sides, rtol=1e-6)
     assert image.meta["unit"] == "mm"
-    loaded = LoadOrderedd("image")({"image": str(tmp_path / "a.dcm")})["image"]
+    loaded = LoadImageOrderedd("image")({"image": str(tmp_path / "a.dcm")})["image"]
     np.testing.assert_allclose(case_spacing(loaded), sides, rtol=1e-6)
 
 
@@ -292,13 +292,13 @@ def test_sizes_that_a_header_says(tmp_path, save_dicom, tags, sides):
 def test_sizes_that_nobody_knows_stay_unknown(tmp_path, save_dicom, tags):
     path = save_dicom(tmp_path / "images" / "a.dcm", STORED, **tags)
     assert read_image(path).meta["unit"] == "px"
-    loaded = LoadOrderedd("image")({"image": str(path)})["image"]
+    loaded = LoadImageOrderedd("image")({"image": str(path)})["image"]
     assert case_spacing(loaded) is None
     (tmp_path / "labels.csv").write_text("id,label,split\na,1,train\n")
     datalist = prepare_folder(tmp_path / "images", tmp_path / "labels.csv", tmp_path / "out")
     (item,) = load_datalist(datalist, "training")
     assert item["image"].endswith("a.png")
-    assert case_spacing(LoadOrderedd("image")(item)["image"]) is None
+    assert case_spacing(LoadImageOrderedd("image")(item)["image"]) is None
 
 
 def test_a_volume_of_unknown_size_is_nifti_that_is_measured_in_pixels(tmp_path, save_dicom):
@@ -310,7 +310,7 @@ def test_a_volume_of_unknown_size_is_nifti_that_is_measured_in_pixels(tmp_path, 
     datalist = prepare_folder(tmp_path / "images", tmp_path / "labels.csv", tmp_path / "out")
     assert json.loads(datalist.read_text(encoding="utf-8"))["training"][0]["unit"] == "px"
     (item,) = load_datalist(datalist, "training")
-    image = LoadOrderedd("image")(item)["image"]
+    image = LoadImageOrderedd("image")(item)["image"]
     assert image.shape == (1, 7, 5, 3)
     assert case_spacing(image) is None
 

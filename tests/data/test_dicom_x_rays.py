@@ -20,7 +20,7 @@ from monai_wsss._checks import DataError
 from monai_wsss.data import load_datalist, prepare_folder
 from monai_wsss.data.reading import affine_of, read_image
 from monai_wsss.engines import case_spacing
-from monai_wsss.transforms import LoadOrderedd
+from monai_wsss.transforms import LoadImageOrderedd
 
 CR, DX, SECONDARY = (f"1.2.840.10008.5.1.4.1.1.{number}" for number in ("1", "1.1", "7"))
 PIXELS = np.random.default_rng(0).integers(0, 4096, (24, 32)).astype(np.uint16)
@@ -115,7 +115,7 @@ def test_an_unknown_size_stays_unknown_in_prepared_data(tmp_path, tags):
     (tmp_path / "labels.csv").write_text("id,label,split\na,1,train\nb,0,train\n")
     (tmp_path / "one.csv").write_text("id,label,split\na,1,train\n")
     path = prepare_folder(tmp_path / "images", tmp_path / "labels.csv", tmp_path / "out")
-    image = LoadOrderedd("image")(load_datalist(path, "training")[0])["image"]
+    image = LoadImageOrderedd("image")(load_datalist(path, "training")[0])["image"]
     assert case_spacing(image) is None
     inverted = 4095.0 - PIXELS
     values = image[0].numpy()
@@ -124,7 +124,7 @@ def test_an_unknown_size_stays_unknown_in_prepared_data(tmp_path, tags):
     else:
         assert np.corrcoef(values.ravel(), inverted.ravel())[0, 1] > 0.9999
     path = prepare_folder(tmp_path / "known", tmp_path / "one.csv", tmp_path / "millimeters")
-    image = LoadOrderedd("image")(load_datalist(path, "training")[0])["image"]
+    image = LoadImageOrderedd("image")(load_datalist(path, "training")[0])["image"]
     np.testing.assert_allclose(case_spacing(image), [0.2, 0.3], rtol=1e-5)
 
 

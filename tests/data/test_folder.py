@@ -24,7 +24,7 @@ from monai_wsss.data.datalist import load_datalist, load_header
 from monai_wsss.data.folder import prepare_folder
 from monai_wsss.data.reading import read_image, read_labels
 from monai_wsss.data.writing import scale_to_16_bit
-from monai_wsss.transforms import LoadOrderedd
+from monai_wsss.transforms import LoadImageOrderedd
 
 RNG = np.random.default_rng(0)
 AFFINE = np.diag([-1.0, -2.0, 3.0, 1.0])
@@ -455,7 +455,7 @@ def test_an_x_ray_in_dicom_is_a_picture(tmp_path, write_dicom, modality, order):
     table(tmp_path, "a,1,train")
     path = run(tmp_path)
     assert load_header(path)["order"] == order
-    image = LoadOrderedd("image")(items(path)[0])["image"][0].numpy()
+    image = LoadImageOrderedd("image")(items(path)[0])["image"][0].numpy()
     np.testing.assert_array_equal(image, rows[0] if order == "rows_columns" else rows[0].T)
 
 

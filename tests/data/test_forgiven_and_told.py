@@ -24,7 +24,7 @@ from monai_wsss.data.label_table import LabeledRow, LabelTable
 from monai_wsss.data.reading import read_image, read_labels
 from monai_wsss.data.tile_table import read_tile_table
 from monai_wsss.data.writing import scale_to_16_bit
-from monai_wsss.transforms import LoadOrderedd
+from monai_wsss.transforms import LoadImageOrderedd
 
 RNG = np.random.default_rng(5)
 
@@ -136,7 +136,7 @@ def test_volumes_with_suffixes_in_capitals(tmp_path, name, written):
     (tmp_path / "labels.csv").write_text("id,label,split\nA,1,train\n")
     item = run(tmp_path)["A"]
     assert Path(item["image"]).name == written
-    np.testing.assert_array_equal(LoadOrderedd("image")(dict(item))["image"].numpy()[0], values)
+    np.testing.assert_array_equal(LoadImageOrderedd("image")(dict(item))["image"].numpy()[0], values)
 
 
 @pytest.mark.parametrize("name", ["A.PNG", "A.JPG", "A.JPEG", "A.Bmp", "A.TIFF", "A.TIF"])

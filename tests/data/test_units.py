@@ -22,7 +22,7 @@ from monai_wsss.data.folder import prepare_folder
 from monai_wsss.data.reading import affine_of, read_image, read_labels
 from monai_wsss.engines import case_spacing
 from monai_wsss.reports.provenance import assumed_units
-from monai_wsss.transforms import LoadOrderedd, SaveMaskd
+from monai_wsss.transforms import LoadImageOrderedd, SaveImageMaskd
 
 RNG = np.random.default_rng(0)
 VALUES = RNG.normal(size=(6, 5, 4)).astype(np.float32)
@@ -49,7 +49,7 @@ def save(path: Path, unit: str = "mm", values: np.ndarray = VALUES, **changes: A
 
 
 def loaded(path: Path, **entries: Any) -> torch.Tensor:
-    return LoadOrderedd("image")({"image": str(path), **entries})["image"]
+    return LoadImageOrderedd("image")({"image": str(path), **entries})["image"]
 
 
 def written_mask(path: Path, folder: Path) -> Path:
@@ -57,7 +57,7 @@ def written_mask(path: Path, folder: Path) -> Path:
     image = loaded(path)
     mask = torch.zeros(1, *image.shape[1:])
     mask[0, 2, 3, 1] = 1
-    item = SaveMaskd("pred", folder)({"pred": mask, "image": image, "id": "a"})
+    item = SaveImageMaskd("pred", folder)({"pred": mask, "image": image, "id": "a"})
     return Path(item["pred_path"])
 
 
@@ -106,7 +106,7 @@ def test_a_mask_of_an_image_that_was_moved_has_its_new_place_in_the_old_unit(tmp
     image = loaded(save(tmp_path / "a.nii.gz", "micron", qform=np.eye(4)))
     moved = MILLIMETERS @ np.diag([2.0, 2.0, 2.0, 1.0])
     image.affine = torch.as_tensor(moved)
-    item = SaveMaskd("pred", tmp_path)({"pred": torch.zeros(1, *image.shape[1:]), "image": image, "id": "a"})
+    item = SaveImageMaskd("pred", tmp_path)({"pred": torch.zeros(1, *image.shape[1:]), "image": image, "id": "a"})
     mask = nibabel.load(item["pred_path"])
     np.testing.assert_allclose(mask.affine, np.diag([1000.0, 1000, 1000, 1]) @ moved, rtol=1e-5)
     assert mask.header.get_xyzt_units()[0] == "micron"
@@ -139,7 +139,7 @@ def test_sequences_of_one_case_in_two_units_become_one(tmp_path):
     save(tmp_path / "images" / "a_t1.nii.gz", "mm")
     save(tmp_path / "images" / "a_flair.nii.gz", "micron")
     (item,) = load_datalist(prepare(tmp_path, "a"), "training")
-    image = LoadOrderedd("image")(item)["image"]
+    image = LoadImageOrderedd("image")(item)["image"]
     assert image.shape == (2, 6, 5, 4)
     np.testing.assert_allclose(image.affine, MILLIMETERS, rtol=1e-4, atol=1e-4)
 
@@ -210,7 +210,7 @@ def test_pictures_that_become_nifti_stay_of_unknown_size(tmp_path):
     assert [item["unit"] for item in items] == ["px", "mm"]
     assert [Path(item["image"]).suffix for item in items] == [".gz", ".png"]
     for item in items:
-        assert case_spacing(LoadOrderedd("image")(item)["image"]) is None
+        assert case_spacing(LoadImageOrderedd("image")(item)["image"]) is None
 
 
 def test_an_unknown_unit_in_a_datalist_is_refused(tmp_path):
@@ -231,7 +231,7 @@ def test_a_tilted_series_is_measured_in_pixels_and_its_volume_in_milliliters(tmp
         place = {"ImagePositionPatient": [0, 1.5 * number, 3 * number], "ImageOrientationPatient": [1, 0, 0, 0, 1, 0]}
         save_dicom(tmp_path / "images" / "a" / f"{number}.dcm", (VALUES[..., 0] * 100).astype(np.int16), **place)
     for item in ({"image": str(tmp_path / "images" / "a")}, load_datalist(prepare(tmp_path, "a"), "training")[0]):
-        image = LoadOrderedd("image")(item)["image"]
+        image = LoadImageOrderedd("image")(item)["image"]
         np.testing.assert_allclose(image.affine[:3, 2], [0, -1.5, 3])
         assert is_sheared(image)
         assert case_spacing(image) is None
@@ -242,7 +242,7 @@ def test_a_tilted_series_is_measured_in_pixels_and_its_volume_in_milliliters(tmp
 
 def saved_mask(image: Any, folder: Path) -> str:
     mask = torch.ones(1, *image.shape[1:])
-    return str(SaveMaskd("pred", folder)({"pred": mask, "image": image, "id": "a"})["pred_path"])
+    return str(SaveImageMaskd("pred", folder)({"pred": mask, "image": image, "id": "a"})["pred_path"])
 
 
 def test_straight_grids_are_not_sheared(tmp_path):

@@ -15,14 +15,15 @@ import pytest
 import torch
 from ignite.engine import Events
 from monai.data import DataLoader, DistributedSampler
-from monai.handlers import LrScheduleHandler
+from monai.engines import SupervisedTrainer
+from monai.handlers import LrScheduleHandler, from_engine
 from monai.transforms import Compose, RandFlipd, RandGaussianNoised, RandRotate90d
 from torch import nn
 
 from monai_wsss._checks import DataError
 from monai_wsss.data import EpochCacheDataset
 from monai_wsss.engines import NonFiniteLossError, TrainingLog, WSSSTrainer, one_cycle
-from monai_wsss.methods import ClassActivationMapping, FullSupervision, WSSSMethod
+from monai_wsss.methods import ClassActivationMapping, CoinGAN, FullSupervision, WSSSMethod
 from monai_wsss.networks import (
     CAMAdapter,
     CAMEncoder,
@@ -628,3 +629,34 @@ def test_monitors_are_logged_and_no_part_of_the_loss():
     assert output["players"] == len("network")
     assert output["unknown"] != output["unknown"]
     assert output["loss"] == pytest.approx(sum(output[name] for name in output.keys() - {"loss", "players", "unknown"}))
+
+
+def test_other_programs_find_the_network_and_the_optimizer_of_the_first_player():
+    for kind, players in ((ClassActivationMapping, ["network"]), (CoinGAN, ["generator", "discriminator"])):
+        method = kind.tiny()
+        optimizers = {player: torch.optim.SGD(method.player_parameters(player), lr=0.1) for player in players}
+        trainer = WSSSTrainer(method, optimizers, [{}], 1, progress_bar=False)
+        assert isinstance(trainer, SupervisedTrainer)
+        assert trainer.network is method.network
+        assert next(trainer.network.parameters()) is next(method.player_parameters(players[0]))
+        assert trainer.optimizer is optimizers[players[0]]
+
+
+def test_a_handler_reads_the_loss_as_monai_tracks_it():
+    """By ``from_engine``, with which ``--tracking mlflow`` makes its handler."""
+
+    class Tracking:
+        def __init__(self):
+            self.output_transform, self.seen = from_engine(["loss"], first=True), []
+
+        def attach(self, engine):
+            engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+        def __call__(self, engine):
+            self.seen.append(self.output_transform(engine.state.output))
+
+    method, tracking = ClassActivationMapping.tiny(), Tracking()
+    optimizer = torch.optim.SGD(method.parameters(), lr=0.1)
+    WSSSTrainer(method, optimizer, make_loader(make_items(8)), 1, train_handlers=[tracking], progress_bar=False).run()
+    assert len(tracking.seen) == 2
+    assert all(isinstance(loss, float) for loss in tracking.seen)

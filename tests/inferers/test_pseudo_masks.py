@@ -24,7 +24,7 @@ from monai_wsss.inferers import PseudoMaskWriter, VolumeInferer, pseudo_masks, s
 from monai_wsss.inferers.pseudo_masks import merge_patches
 from monai_wsss.networks import CAMEncoder, record_reading
 from monai_wsss.refinement import PixelAdaptiveRefinement
-from monai_wsss.transforms import LoadOrderedd
+from monai_wsss.transforms import LoadImageOrderedd
 
 
 class Maps(nn.Module):
@@ -247,7 +247,7 @@ def test_files_of_images_in_another_order_are_not_kept(tmp_path):
     def calls(**options: Any) -> int:
         network = Maps()
         PseudoMaskWriter(
-            network, None, items, LoadOrderedd("image", **options), AsItIs(1), tmp_path / "out", background=False
+            network, None, items, LoadImageOrderedd("image", **options), AsItIs(1), tmp_path / "out", background=False
         ).run()
         return network.calls
 

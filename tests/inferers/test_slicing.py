@@ -20,7 +20,7 @@ from monai_wsss.data.writing import write_picture
 from monai_wsss.inferers import PseudoMaskWriter, VolumeInferer
 from monai_wsss.networks import ActivationNetwork, record_reading
 from monai_wsss.refinement import MaskRule
-from monai_wsss.transforms import LoadOrderedd
+from monai_wsss.transforms import LoadImageOrderedd
 
 CODES = ["LPS", "RAS", "LAI", "PSL", "ASR", "SLP", "IRA", "SPL"]
 
@@ -165,7 +165,7 @@ def test_a_picture_of_a_slice_and_its_volume_give_the_same_maps(tmp_path, study)
     found = VolumeInferer()(as_batch(values, study[1]), network)[0, 0]
     for z in range(values.shape[2]):
         write_picture(tmp_path / "a.png", values[None, ..., z].astype(np.uint8))
-        image = LoadOrderedd("image", "rows_columns")({"image": tmp_path / "a.png"})["image"]
+        image = LoadImageOrderedd("image", "rows_columns")({"image": tmp_path / "a.png"})["image"]
         torch.testing.assert_close(VolumeInferer()(image[None], network)[0, 0].T, found[..., z], rtol=1e-5, atol=1e-3)
 
 

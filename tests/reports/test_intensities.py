@@ -24,7 +24,7 @@ from monai_wsss.networks import CycleGenerator
 from monai_wsss.refinement import ToMaskd
 from monai_wsss.reports import InferenceLog, RunFolder
 from monai_wsss.reports.intensities import ConversionRecord, intensity_view
-from monai_wsss.transforms import LoadOrderedd, SaveMapd, SaveMaskd
+from monai_wsss.transforms import LoadImageOrderedd, SaveImageMapd, SaveImageMaskd
 
 RNG = np.random.default_rng(0)
 
@@ -104,15 +104,15 @@ def run(chest, split, folder, handlers, *, masks, scores=None):
     inferer = VolumeInferer()
     keys = ["image", "mask"]
     read = Compose(
-        [LoadOrderedd(keys, allow_missing_keys=True), ScaleIntensityRanged("image", 0, 255, -1, 1, clip=True)]
+        [LoadImageOrderedd(keys, allow_missing_keys=True), ScaleIntensityRanged("image", 0, 255, -1, 1, clip=True)]
     )
     items = load_datalist(f"{chest}/datalist.json", split, masks=masks)
     after = [
         AddConversiond("pred", network, inferer),
         ToMaskd("pred", network),
-        SaveMaskd("pred", folder),
-        SaveMapd("heat", folder, (0, 2)),
-        SaveMapd("converted", folder, (-1, 1), "_normalized"),
+        SaveImageMaskd("pred", folder),
+        SaveImageMapd("heat", folder, (0, 2)),
+        SaveImageMapd("converted", folder, (-1, 1), "_normalized"),
     ]
     SupervisedEvaluator(
         device=torch.device("cpu"),

@@ -29,7 +29,7 @@ from monai_wsss.methods import ClassActivationMapping, FullSupervision
 from monai_wsss.networks import ActivationNetwork, load_encoder_weights, record_reading
 from monai_wsss.refinement import ToMaskd
 from monai_wsss.reports import InferenceLog, RunFolder, RunRecord, run_folder, write_report
-from monai_wsss.transforms import NormalizeSubjectd, SaveMaskd
+from monai_wsss.transforms import NormalizeSubjectd, SaveImageMaskd
 
 
 class Bright(ActivationNetwork):
@@ -61,7 +61,7 @@ def evaluate(phantoms, split, output_dir, handlers, *, masks, scores=None):
         val_data_loader=DataLoader(Dataset(items, read), batch_size=1),
         network=network,
         inferer=VolumeInferer(),
-        postprocessing=Compose([ToMaskd("pred", network), SaveMaskd("pred", output_dir)]),
+        postprocessing=Compose([ToMaskd("pred", network), SaveImageMaskd("pred", output_dir)]),
         key_val_metric={"val_dice_subject": scores} if scores else None,
         val_handlers=handlers,
     ).run()

@@ -28,7 +28,7 @@ from monai_wsss.inferers.multi_scale import sum_over_scales
 from monai_wsss.metrics import CaseTable
 from monai_wsss.refinement import MaskRule
 from monai_wsss.reports import render_panel
-from monai_wsss.transforms import LoadOrderedd, SaveMaskd
+from monai_wsss.transforms import LoadImageOrderedd, SaveImageMaskd
 
 ORIENTATION = 0x0112
 # EXIF's definition, not Pillow's code: where the stored row 0 and column 0 lie in what is shown.
@@ -88,24 +88,24 @@ def test_a_letter_from_the_file_to_the_evaluation(tmp_path, orientation, suffix)
     path = prepare(tmp_path, orientation, suffix)
     assert load_header(path)["order"] == "rows_columns"
     (item,) = load_datalist(path, "training", masks=True)
-    read = LoadOrderedd(["image", "mask"])(item)
+    read = LoadImageOrderedd(["image", "mask"])(item)
     image, mask = read["image"], read["mask"]
     assert image.shape == (3, 48, 32)
     shown = red(letter()).transpose(2, 0, 1)
     assert np.abs(image.numpy() - shown).mean() < (6 if suffix == ".jpg" else 0.01)
     np.testing.assert_array_equal(mask[0].numpy() > 0, letter())
 
-    (batch,) = DataLoader(Dataset([item], LoadOrderedd(["image", "mask"])), batch_size=1)
+    (batch,) = DataLoader(Dataset([item], LoadImageOrderedd(["image", "mask"])), batch_size=1)
     (back,) = decollate_batch(batch)
     pred = (back["image"][:1] > 128).to(torch.uint8)
-    saved = SaveMaskd("pred", tmp_path / "run")({"pred": pred, "image": back["image"], "id": "a"})["pred_path"]
+    saved = SaveImageMaskd("pred", tmp_path / "run")({"pred": pred, "image": back["image"], "id": "a"})["pred_path"]
     with Image.open(saved) as written:
         assert written.getexif().get(ORIENTATION, 1) == 1
         np.testing.assert_array_equal(np.asarray(written) > 0, letter())  # as viewers show the image
     with Image.open(tmp_path / "in/images" / f"a{suffix}") as source:
         assert written.size == ImageOps.exif_transpose(source).size
 
-    again = LoadOrderedd("mask")({"mask": saved, "order": item["order"]})["mask"]
+    again = LoadImageOrderedd("mask")({"mask": saved, "order": item["order"]})["mask"]
     table = CaseTable(["f"])
     table.add(id="a", subject="a", label=torch.ones(1), prediction=again, reference=mask)
     assert table.rows[0]["dice"] == 1
@@ -115,7 +115,7 @@ def test_a_letter_from_the_file_to_the_evaluation(tmp_path, orientation, suffix)
 def test_a_mask_with_an_exif_entry_of_its_own_is_turned_too(tmp_path, mask_suffix, mask_turn):
     path = prepare(tmp_path, 3, ".jpg", mask_suffix, mask_turn)
     (item,) = load_datalist(path, "training", masks=True)
-    np.testing.assert_array_equal(LoadOrderedd("mask")(item)["mask"][0].numpy() > 0, letter())
+    np.testing.assert_array_equal(LoadImageOrderedd("mask")(item)["mask"][0].numpy() > 0, letter())
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -125,7 +125,7 @@ def test_files_that_nobody_prepared_are_read_upright(tmp_path, orientation):
         "mask": str(save(tmp_path / "a_mask.png", letter().astype(np.uint8), orientation)),
         "order": "rows_columns",
     }
-    read = LoadOrderedd(["image", "mask"])(item)
+    read = LoadImageOrderedd(["image", "mask"])(item)
     assert np.abs(read["image"].numpy() - red(letter()).transpose(2, 0, 1)).mean() < 6
     np.testing.assert_array_equal(read["mask"][0].numpy(), letter())
     np.testing.assert_array_equal(read_labels(item["mask"])[0].numpy().T, letter())
@@ -140,7 +140,7 @@ def test_tiff_files_that_nobody_prepared_are_read_upright(tmp_path, orientation,
         "mask": str(save(tmp_path / f"a_mask{suffix}", letter().astype(np.uint8), orientation)),
         "order": "rows_columns",
     }
-    read = LoadOrderedd(["image", "mask"])(item)
+    read = LoadImageOrderedd(["image", "mask"])(item)
     np.testing.assert_array_equal(read["image"].numpy(), red(letter()).transpose(2, 0, 1))
     np.testing.assert_array_equal(read["mask"].numpy(), letter()[None])
     for read_file in (read_image, read_labels):
@@ -152,7 +152,7 @@ def test_of_a_tiff_with_several_frames_none_is_read(tmp_path):
     frames = [Image.fromarray(letter().astype(np.uint8)) for _ in range(2)]
     frames[0].save(tmp_path / "a.tif", save_all=True, append_images=frames[1:])
     with pytest.raises(Exception, match=r"a\.tif holds 2 pages: save each page"):
-        LoadOrderedd("image")({"image": str(tmp_path / "a.tif")})
+        LoadImageOrderedd("image")({"image": str(tmp_path / "a.tif")})
 
 
 @pytest.mark.parametrize(
@@ -166,14 +166,14 @@ def test_tiffs_that_pillow_would_scale_or_invert_are_refused(tmp_path, values, p
     """Pillow divides 16-bit colors by 256, and inverts white as 0 in 8 bits alone."""
     tifffile.imwrite(tmp_path / "a.tif", values, photometric=photometric)
     with pytest.raises(DataError, match=said):
-        LoadOrderedd("image")({"image": str(tmp_path / "a.tif")})
+        LoadImageOrderedd("image")({"image": str(tmp_path / "a.tif")})
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.float32])
 def test_gray_tiffs_keep_their_values(tmp_path, dtype):
     values = np.arange(12, dtype=dtype).reshape(3, 4)
     tifffile.imwrite(tmp_path / "a.tif", values, photometric="minisblack")
-    read = LoadOrderedd("image")({"image": str(tmp_path / "a.tif"), "order": "rows_columns"})["image"]
+    read = LoadImageOrderedd("image")({"image": str(tmp_path / "a.tif"), "order": "rows_columns"})["image"]
     np.testing.assert_array_equal(read.numpy(), values[None])
 
 
@@ -225,7 +225,7 @@ def test_photographs_of_voc_and_coco_are_turned_with_their_masks(tmp_path):
         prepare_coco(coco, tmp_path / "b", masks=True),
     ):
         (item,) = load_datalist(path, "training", masks=True)
-        read = LoadOrderedd(["image", "mask"])(item)
+        read = LoadImageOrderedd(["image", "mask"])(item)
         assert load_header(path)["order"] == "rows_columns"
         np.testing.assert_array_equal(read["mask"][0].numpy(), letter())
         assert np.abs(read["image"].numpy() - red(letter()).transpose(2, 0, 1)).mean() < 6
@@ -237,7 +237,7 @@ def test_photographs_of_voc_and_coco_are_turned_with_their_masks(tmp_path):
 def test_the_order_is_the_items_unless_the_transform_is_given_one(tmp_path):
     file = str(save(tmp_path / "a.png", red(letter())))
     shapes = {
-        (given, of_item): tuple(LoadOrderedd("image", given)({"image": file, **of_item_entry})["image"].shape[1:])
+        (given, of_item): tuple(LoadImageOrderedd("image", given)({"image": file, **of_item_entry})["image"].shape[1:])
         for given in (None, "rows_columns", "xy")
         for of_item, of_item_entry in (("none", {}), *((order, {"order": order}) for order in ("rows_columns", "xy")))
     }
@@ -248,9 +248,9 @@ def test_the_order_is_the_items_unless_the_transform_is_given_one(tmp_path):
     }
     assert set(shapes.values()) == {rows, (32, 48)}
     with pytest.raises(ValueError, match="Expected `order` to be one of rows_columns, xy, got 'yx'"):
-        LoadOrderedd("image", "yx")
+        LoadImageOrderedd("image", "yx")
     with pytest.raises(ValueError, match="Expected `order` to be one of rows_columns, xy, got 'up'"):
-        LoadOrderedd("image")({"image": file, "order": "up"})
+        LoadImageOrderedd("image")({"image": file, "order": "up"})
 
 
 def test_without_an_order_it_reads_what_monai_reads(tmp_path):
@@ -260,12 +260,12 @@ def test_without_an_order_it_reads_what_monai_reads(tmp_path):
     volume = tmp_path / "c.nii.gz"
     nibabel.save(nibabel.Nifti1Image(np.random.default_rng(0).random((4, 5, 6)), np.diag([1.0, 2.0, 3.0, 1.0])), volume)
     for file in (color, deep, volume, [deep, deep]):
-        read = LoadOrderedd("image")({"image": file})["image"]
+        read = LoadImageOrderedd("image")({"image": file})["image"]
         wanted = LoadImage(ensure_channel_first=True)(file)
         assert isinstance(read, MetaTensor)
         assert torch.equal(read, wanted)
         assert torch.equal(read.affine, wanted.affine)
-    assert torch.equal(LoadOrderedd("image", "rows_columns")({"image": volume})["image"], wanted_of(volume))
+    assert torch.equal(LoadImageOrderedd("image", "rows_columns")({"image": volume})["image"], wanted_of(volume))
 
 
 def wanted_of(file: Path) -> torch.Tensor:
@@ -276,30 +276,30 @@ def test_a_plane_with_geometry_keeps_its_place(tmp_path):
     affine = np.array([[0.5, 0, 0, -3], [0, 0.8, 0, 7], [0, 0, 2, 1], [0, 0, 0, 1.0]])
     values = np.random.default_rng(0).random((7, 5), dtype=np.float32)
     nibabel.save(nibabel.Nifti1Image(values, affine), tmp_path / "xray.nii.gz")
-    image = LoadOrderedd("image", "rows_columns")({"image": tmp_path / "xray.nii.gz"})["image"]
+    image = LoadImageOrderedd("image", "rows_columns")({"image": tmp_path / "xray.nii.gz"})["image"]
     np.testing.assert_array_equal(image[0].numpy(), values.T)
     np.testing.assert_allclose(image.pixdim[:2], [0.8, 0.5])
     item = {"pred": (image > 0.5).to(torch.uint8), "image": image, "id": "xray"}
-    written = nibabel.load(SaveMaskd("pred", tmp_path)(item)["pred_path"])
+    written = nibabel.load(SaveImageMaskd("pred", tmp_path)(item)["pred_path"])
     np.testing.assert_array_equal(np.asarray(written.dataobj), values > 0.5)
     np.testing.assert_allclose(written.affine, affine)
 
 
 def test_an_order_and_a_file_that_are_missing(tmp_path):
-    transform = LoadOrderedd(["image", "mask"], allow_missing_keys=True)
+    transform = LoadImageOrderedd(["image", "mask"], allow_missing_keys=True)
     item = {"image": str(save(tmp_path / "a.png", red(letter()))), "other": 1}
     read = pickle.loads(pickle.dumps(transform))(item)
     assert isinstance(item["image"], str)
     assert set(read) == {"image", "other"}
     with pytest.raises(KeyError):
-        LoadOrderedd(["image", "mask"])(item)
+        LoadImageOrderedd(["image", "mask"])(item)
 
 
 def test_a_panel_shows_a_photograph_upright_in_either_order(tmp_path):
     file = save(tmp_path / "a.png", red(letter()))
     drawn = []
     for order in ("rows_columns", "xy"):
-        image = LoadOrderedd("image", order)({"image": file})["image"]
+        image = LoadImageOrderedd("image", order)({"image": file})["image"]
         mask = (image[0] > 128).to(torch.uint8)
         drawn.append(render_panel(image, mask.float(), mask, mask, channel_names=["red", "green", "blue"]))
     assert drawn[0] == drawn[1]
@@ -342,7 +342,7 @@ def test_pseudo_masks_of_patches_lie_on_their_patches(tmp_path, order):
         return network(image)
 
     writer = PseudoMaskWriter(
-        Bright(), None, items, LoadOrderedd("image"), inferer, tmp_path / "pseudo", background=False
+        Bright(), None, items, LoadImageOrderedd("image"), inferer, tmp_path / "pseudo", background=False
     )
     writer.run()
     for item, left in zip(items, (0, 12), strict=True):
@@ -352,7 +352,7 @@ def test_pseudo_masks_of_patches_lie_on_their_patches(tmp_path, order):
 
 def test_photographs_are_mirrored_left_to_right_for_pseudo_labels(tmp_path):
     """The mirror image of :func:`sum_over_scales` is what a network sees of a photograph in a mirror."""
-    image = LoadOrderedd("image", "rows_columns")({"image": save(tmp_path / "a.png", red(letter()))})["image"]
+    image = LoadImageOrderedd("image", "rows_columns")({"image": save(tmp_path / "a.png", red(letter()))})["image"]
     seen: list[torch.Tensor] = []
 
     def maps(both):
@@ -409,7 +409,7 @@ def test_a_study_and_its_slices_give_the_same_mask_with_the_shipped_weights(meth
 def test_a_mask_is_not_written_transposed_where_the_metadata_are_lost(tmp_path):
     item = {"id": "a", "order": "rows_columns", "image": torch.zeros(3, 4, 6), "pred": torch.zeros(1, 4, 6)}
     with pytest.raises(ValueError, match="a MetaTensor, which knows the order of its axes, got Tensor"):
-        SaveMaskd("pred", tmp_path)(item)
+        SaveImageMaskd("pred", tmp_path)(item)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -417,7 +417,7 @@ def test_a_mask_is_not_written_transposed_where_the_metadata_are_lost(tmp_path):
 def test_tiffs_are_bright_where_viewers_show_them_bright(tmp_path, dtype, photometric):
     values = np.random.default_rng(0).integers(0, 200, (4, 6)).astype(dtype)
     tifffile.imwrite(tmp_path / "a.tif", values, photometric=photometric)
-    image = LoadOrderedd("image")({"image": str(tmp_path / "a.tif"), "order": "rows_columns"})["image"][0].numpy()
+    image = LoadImageOrderedd("image")({"image": str(tmp_path / "a.tif"), "order": "rows_columns"})["image"][0].numpy()
     expected = np.iinfo(dtype).max - values.astype(int) if photometric == "miniswhite" else values
     np.testing.assert_array_equal(image, expected)
 
@@ -430,14 +430,14 @@ def test_a_png_of_colors_in_16_bits_is_refused(tmp_path):
     content[29:33] = zlib.crc32(bytes(content[12:29])).to_bytes(4, "big")
     file.write_bytes(content)
     with pytest.raises(DataError, match=r"a.png holds colors or transparency of 16 bits per channel"):
-        LoadOrderedd("image")({"image": file})
+        LoadImageOrderedd("image")({"image": file})
 
 
 @pytest.mark.parametrize("mode", ["CMYK", "YCbCr"])
 def test_colors_become_red_green_and_blue(tmp_path, mode):
     colors = np.random.default_rng(1).integers(0, 256, (4, 6, 3)).astype(np.uint8)
     Image.fromarray(colors).convert(mode).save(tmp_path / "a.tif")
-    image = LoadOrderedd("image")({"image": str(tmp_path / "a.tif"), "order": "rows_columns"})["image"].numpy()
+    image = LoadImageOrderedd("image")({"image": str(tmp_path / "a.tif"), "order": "rows_columns"})["image"].numpy()
     np.testing.assert_allclose(image.transpose(1, 2, 0), colors, atol=3)
 
 
@@ -445,13 +445,13 @@ def test_a_palette_that_begins_with_another_color_than_black_is_refused(tmp_path
     picture = Image.fromarray(np.eye(4, dtype=np.uint8), mode="P")
     picture.putpalette([0, 0, 0, 255, 255, 255])
     picture.save(tmp_path / "a.png")
-    assert LoadOrderedd("mask")({"mask": str(tmp_path / "a.png")})["mask"].sum() == 4
+    assert LoadImageOrderedd("mask")({"mask": str(tmp_path / "a.png")})["mask"].sum() == 4
     picture.putpalette([255, 255, 255, 0, 0, 0])
     picture.save(tmp_path / "b.png")
     with pytest.raises(DataError, match=r"b.png has a palette that does not begin with black"):
-        LoadOrderedd("mask")({"mask": str(tmp_path / "b.png")})
+        LoadImageOrderedd("mask")({"mask": str(tmp_path / "b.png")})
     picture.save(tmp_path / "c.png", transparency=0)
-    assert LoadOrderedd("mask")({"mask": str(tmp_path / "c.png")})["mask"].sum() == 4
+    assert LoadImageOrderedd("mask")({"mask": str(tmp_path / "c.png")})["mask"].sum() == 4
 
 
 def test_values_that_would_be_read_as_others_are_refused(tmp_path):
@@ -460,4 +460,4 @@ def test_values_that_would_be_read_as_others_are_refused(tmp_path):
     tifffile.imwrite(tmp_path / "c.tif", np.zeros((4, 6)))
     for name, words in (("a.tif", "signed values of 8 bits"), ("b.png", "2 pages"), ("c.tif", "kind that is not read")):
         with pytest.raises(DataError, match=rf"{name} .*{words}"):
-            LoadOrderedd("image")({"image": str(tmp_path / name)})
+            LoadImageOrderedd("image")({"image": str(tmp_path / name)})

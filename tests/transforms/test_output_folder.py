@@ -7,12 +7,13 @@ from __future__ import annotations
 import pytest
 import torch
 from monai.data.meta_tensor import MetaTensor
+from monai.transforms import SaveImaged
 
 from monai_wsss._checks import DataError
-from monai_wsss.transforms import SaveMapd, SaveMaskd
+from monai_wsss.transforms import SaveImageMapd, SaveImageMaskd
 
 
-@pytest.mark.parametrize("save", [SaveMaskd("pred", "{0}"), SaveMapd("pred", "{0}")])
+@pytest.mark.parametrize("save", [SaveImageMaskd("pred", "{0}"), SaveImageMapd("pred", "{0}")])
 def test_a_folder_with_a_datalist_is_refused(tmp_path, save):
     item = {"id": "a", "image": MetaTensor(torch.zeros(1, 4, 4)), "pred": torch.zeros(1, 4, 4)}
     save.output_dir = tmp_path
@@ -23,3 +24,17 @@ def test_a_folder_with_a_datalist_is_refused(tmp_path, save):
         save(item)
     assert (tmp_path / "masks" / "a.png").read_text() == "drawn by hand"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["datalist.json", "masks"]
+
+
+def test_without_an_id_results_are_named_by_the_file_of_the_image(tmp_path):
+    for file, name in (("a/T1 axial.nii.gz", "T1%20axial"), ("b/scan.2.png", "scan.2"), ("c/IM0001", "IM0001")):
+        image = MetaTensor(torch.zeros(1, 4, 4), meta={"filename_or_obj": file})
+        saved = SaveImageMaskd("pred", tmp_path)({"image": image, "pred": torch.zeros(1, 4, 4)})
+        assert saved["pred_path"] in [str(tmp_path / "masks" / f"{name}{ending}") for ending in (".png", ".nii.gz")]
+    with pytest.raises(DataError, match="has no `id`, and its `image` knows no file"):
+        SaveImageMaskd("pred", tmp_path)({"image": MetaTensor(torch.zeros(1, 4, 4)), "pred": torch.zeros(1, 4, 4)})
+
+
+def test_programs_that_write_masks_themselves_know_what_to_leave_out(tmp_path):
+    for save in (SaveImageMaskd("pred", tmp_path), SaveImageMapd("pred", tmp_path)):
+        assert isinstance(save, SaveImaged)

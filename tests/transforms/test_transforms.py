@@ -21,7 +21,7 @@ from PIL import Image
 
 from monai_wsss._checks import DataError
 from monai_wsss.cams import zscore_images
-from monai_wsss.transforms import NormalizeSubjectd, ResizeInPlaned, SaveMaskd, resize_in_plane, write_mask
+from monai_wsss.transforms import NormalizeSubjectd, ResizeInPlaned, SaveImageMaskd, resize_in_plane, write_mask
 
 OBLIQUE = np.array([[-0.98, 0.12, 0.2, 90.0], [-0.1, -0.95, 0.3, 80.0], [0.25, 0.3, 2.4, -40.0], [0.0, 0.0, 0.0, 1.0]])
 
@@ -94,7 +94,7 @@ def test_the_grid_keeps_the_mean_and_the_place():
 def save(tmp_path, image, identifier="case 1/é"):
     mask = torch.zeros(1, *image.shape[1:])
     mask[0, 2:5, 3] = 2
-    return SaveMaskd("pred", tmp_path)({"pred": mask, "image": image, "id": identifier})["pred_path"], mask
+    return SaveImageMaskd("pred", tmp_path)({"pred": mask, "image": image, "id": identifier})["pred_path"], mask
 
 
 def test_a_volume_mask_has_the_source_geometry_for_nibabel_and_simpleitk(tmp_path):
@@ -132,7 +132,7 @@ def test_a_png_mask_lies_on_its_image_pixel_by_pixel(tmp_path):
 def test_a_mask_of_another_size_is_refused(tmp_path):
     image = MetaTensor(torch.zeros(1, 4, 4))
     with pytest.raises(ValueError, match=r"source image's size \(4, 4\), got \(5, 4\)"):
-        SaveMaskd("pred", tmp_path)({"pred": torch.zeros(1, 5, 4), "image": image, "id": "a"})
+        SaveImageMaskd("pred", tmp_path)({"pred": torch.zeros(1, 5, 4), "image": image, "id": "a"})
     with pytest.raises(ValueError, match="at most 255 classes"):
         write_mask(tmp_path / "a.png", torch.full((1, 4, 4), 256.0))
 
@@ -176,7 +176,7 @@ def test_palettes_leave_volumes_alone_and_are_checked(tmp_path):
     write_mask(tmp_path / "a.nii.gz", volume, np.eye(4), palette="voc")
     assert (np.asarray(nibabel.load(tmp_path / "a.nii.gz").dataobj) == 1).all()
     with pytest.raises(ValueError, match="Expected `palette` to be one of none, voc, classes, got 'coco'"):
-        SaveMaskd("pred", tmp_path, palette="coco")
+        SaveImageMaskd("pred", tmp_path, palette="coco")
 
 
 @pytest.mark.parametrize("clip", [False, "false"])
