@@ -36,7 +36,7 @@ LEVELS = [
         "_running",
     }
     | {"_dicom", "_dicom_frames", "_dicom_pixels", "_dicom_stack", "_image_formats", "_image_readers", "_nifti"}
-    | {"_checksums", "_picture_values", "_windows"},
+    | {"_checksums", "_moved", "_picture_values", "_windows"},
     {"cams"},
     {"refinement"},
     {"losses", "networks", "transforms", "data", "metrics"},

@@ -3,9 +3,7 @@
 
 """Methods x datasets x seeds: recipes, the rows that they give, and the tables of the papers. No paper's formulas."""
 
-import importlib
-import warnings
-
+from monai_wsss._moved import old_names
 from monai_wsss.benchmark.bmp_classes import make_bmp_classes
 from monai_wsss.benchmark.bmp_table import make_bmp_table
 from monai_wsss.benchmark.cam_table import make_cam_table
@@ -82,13 +80,4 @@ __all__ = [
     "published_tables",
 ]
 
-_MOVED = {"check_bundle": "monai_wsss.bundle_scan", "scan_bundle": "monai_wsss.bundle_scan"}
-"""Names that have moved to another room, for scripts that were written before."""
-
-
-def __getattr__(name: str) -> object:
-    """Give a name that has moved, with a warning that says where it is."""
-    if name not in _MOVED:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    warnings.warn(f"`{name}` has moved: import it from {_MOVED[name]}.", FutureWarning, stacklevel=2)
-    return getattr(importlib.import_module(_MOVED[name]), name)
+__getattr__ = old_names(__name__, {name: f"monai_wsss.bundle_scan.{name}" for name in ("check_bundle", "scan_bundle")})

@@ -3,6 +3,7 @@
 
 """Transforms that MONAI lacks: of items, and of batches inside autograd. None reads a label file or trains."""
 
+from monai_wsss._moved import old_names
 from monai_wsss.transforms.blur import RandBlurd
 from monai_wsss.transforms.color_operations import COLOR_OPERATIONS, RandColorOperationd, change_color
 from monai_wsss.transforms.in_plane import ResizeInPlaned, resize_in_plane
@@ -52,3 +53,12 @@ __all__ = [
     "strong_and_weak_views",
     "write_mask",
 ]
+
+__getattr__ = old_names(
+    __name__,
+    {
+        "LoadOrderedd": "monai_wsss.transforms.LoadImageOrderedd",
+        "SaveMapd": "monai_wsss.transforms.SaveImageMapd",
+        "SaveMaskd": "monai_wsss.transforms.SaveImageMaskd",
+    },
+)

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import monai_wsss.bundle_scan
 from monai_wsss._checks import DataError
 from monai_wsss.benchmark import (
     AdamWOneCycle,
@@ -151,11 +150,3 @@ def test_a_line_is_a_name_where_columns_show_columns():
         "|---|---|---|---|",
         "| a | 0.250 | – | – |",
     ]
-
-
-def test_names_that_moved_are_found_and_told():
-    with pytest.warns(FutureWarning, match="`scan_bundle` has moved: import it from monai_wsss.bundle_scan"):
-        from monai_wsss.benchmark import scan_bundle
-    assert scan_bundle is monai_wsss.bundle_scan.scan_bundle
-    with pytest.raises(ImportError, match="make_nothing"):
-        from monai_wsss.benchmark import make_nothing  # noqa: F401
