@@ -19,10 +19,10 @@ def old_names(room: str, moved: Mapping[str, str]) -> Callable[[str], object]:
         moved: old name -> module and name today, such as ``"monai_wsss.bundle_scan.scan_bundle"``.
 
     Example:
-        >>> with warnings.catch_warnings():
-        ...     warnings.simplefilter("ignore")
-        ...     old_names("monai_wsss.benchmark", {"scan": "monai_wsss.bundle_scan.scan_bundle"})("scan").__name__
-        'scan_bundle'
+        >>> give = old_names("monai_wsss.benchmark", {"scan_bundle": "monai_wsss.bundle_scan.scan_bundle"})
+        >>> give("make_nothing")
+        Traceback (most recent call last):
+        AttributeError: module 'monai_wsss.benchmark' has no attribute 'make_nothing'
     """
 
     def give(name: str) -> object:
