@@ -413,7 +413,7 @@ def other_calls(folder: Path) -> Iterator[Callable[[], Any]]:
                 one = made.tiny(2, channels, classes)
                 label = torch.eye(2)[:, :classes]
                 batch = {"image": torch.rand(2, channels, 32, 32), "label": label}
-                if name in ("FullSupervision", "PseudoMaskSupervision"):
+                if one.uses_masks:
                     batch["mask"] = torch.ones(2, 1, 32, 32, dtype=torch.uint8)
                 one(batch, progress, one.players[0])
 
