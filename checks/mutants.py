@@ -2,15 +2,20 @@
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 """Mutants of the package against the tests of their rooms: which small mistake would no test notice?
 
-    python checks/mutants.py --out mutants [--count 310] [--seed 0] [--jobs 1] [--minutes 25] [--again]
+    python checks/mutants.py [--out mutants.jsonl] [--count 310] [--seed 0] [--minutes 90] [--again] [--report]
 
-Draws ``--count`` mutants by a seed, equally over the rooms, and runs each against the tests of its room, ``-x``: the
-test file of the same name first, then those that speak of the file most.  Each mutant gets its own copy of package and
-tests in a temporary folder.  ``out/mutants.json`` keeps what is known, so a later call goes on where one ended;
+Draws ``--count`` mutants by a seed, equally over the rooms, and runs each in a copy of the tree, never in the tree
+itself: first the examples of the changed file and the test file that mirrors it (or speaks of it most), then the other
+tests of its room, ``-x``.  One process at a time runs tests; it is forked from one that has imported what the package
+needs, but nothing of the package.  Before mutants of a room run, its tests must pass unchanged.
+
+``--out`` gets one line per verdict, so a later call goes on where one ended; the last verdict of a mutant counts.
 ``--again`` runs the survivors once more, after new tests.  Mutants that nothing can tell from the original are listed
 with their reasons in ``checks/equivalent_mutants.json``.
 
-Not mutated: messages (``raise``, f-strings), annotations, docstrings, ``__all__``.
+A mutant is a comparison negated or moved by one, an operator of arithmetic or logic exchanged, a condition or sign
+turned, a constant or axis changed, a ``detach`` or a whole call left out.  Not mutated: messages (``raise``,
+f-strings), annotations, docstrings, ``__all__``, and Python's own guards (``strict=``, ``frozen=``, ``stacklevel=``).
 """
 
 from __future__ import annotations
@@ -18,10 +23,13 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
+import hashlib
 import importlib
+import importlib.util
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -33,11 +41,16 @@ from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("losses", "refinement", "metrics", "data", "engines")
 EQUIVALENT = Path(__file__).with_name("equivalent_mutants.json")
-CPU_SECONDS = 240
+OUT = ROOT / "docs" / "results" / "runs" / "mutants" / "verdicts.jsonl"
+# CPU seconds of one run of tests, and how many times longer it may take by the clock.
+NEAR_SECONDS, ROOM_SECONDS = 100, 400
+WAIT = 10
+MEMORY = 8 << 30
 # What the tests import and the package does not change: loaded once, before the processes part.
 LOADED = [
     "torch",
@@ -63,30 +76,33 @@ LOADED = [
     "torch.distributed",
 ]
 
-COMPARED = {
-    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
+MOVED = {ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt}
+NEGATED = {
+    ast.Lt: ast.GtE, ast.LtE: ast.Gt, ast.Gt: ast.LtE, ast.GtE: ast.Lt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
     ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Is: ast.IsNot, ast.IsNot: ast.Is,
 }  # fmt: skip
 CALCULATED = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult,
               ast.Mod: ast.Mult, ast.Pow: ast.Mult}  # fmt: skip
+GUARDS = ("strict", "frozen", "stacklevel")
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """One changed expression: the file from the package on, where it stands, what stood there and what stands now."""
+    """One changed expression: the file and function where it stands, what stood there and what stands now."""
 
     file: str
-    line: int
-    column: int
-    end: tuple[int, int]
+    function: str
+    number: int
     kind: str
     before: str
     after: str
+    start: tuple[int, int]
+    end: tuple[int, int]
 
     @property
     def name(self) -> str:
         """Name the mutant by what it changes, so that it is known again when lines move."""
-        return f"{self.file}: {self.before} -> {self.after} ({self.kind}, line {self.line})"
+        return f"{self.file} {self.function}: {self.before} -> {self.after} ({self.kind} {self.number})"
 
     def applied(self, source: str) -> str:
         """Give the source with the mutant in the place of the original."""
@@ -95,16 +111,24 @@ class Mutant:
         def offset(line: int, column: int) -> int:
             return sum(map(len, lines[: line - 1])) + len(lines[line - 1].encode()[:column].decode())
 
-        start, end = offset(self.line, self.column), offset(*self.end)
-        return f"{source[:start]}({self.after}){source[end:]}"
+        return f"{source[: offset(*self.start)]}({self.after}){source[offset(*self.end) :]}"
 
 
-def _changes(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
+def _another(value: bool | int | float) -> bool | int | float:
+    if isinstance(value, bool):
+        return not value
+    return value + 1 if isinstance(value, int) else value * 1.5 or 1.0
+
+
+def _changes(node: ast.expr) -> Iterator[tuple[str, ast.expr]]:
     """Give each change of one expression, with its kind."""
-    changed = deepcopy(node)
-    if isinstance(changed, ast.Compare) and type(changed.ops[0]) in COMPARED:
-        changed.ops[0] = COMPARED[type(changed.ops[0])]()
-        yield "comparison", changed
+    changed: Any = deepcopy(node)
+    if isinstance(changed, ast.Compare):
+        for kind, others in (("moved", MOVED), ("negated", NEGATED)):
+            if type(changed.ops[0]) in others:
+                other = deepcopy(changed)
+                other.ops[0] = others[type(changed.ops[0])]()
+                yield kind, other
     elif isinstance(changed, ast.BinOp) and type(changed.op) in CALCULATED:
         changed.op = CALCULATED[type(changed.op)]()
         yield "arithmetic", changed
@@ -114,9 +138,7 @@ def _changes(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
     elif isinstance(changed, ast.UnaryOp) and isinstance(changed.op, (ast.Not, ast.USub, ast.Invert)):
         yield "boolean" if isinstance(changed.op, ast.Not) else "sign", changed.operand
     elif isinstance(changed, ast.Constant) and type(changed.value) in (bool, int, float):
-        value = changed.value
-        other = not value if isinstance(value, bool) else value + 1 if isinstance(value, int) else value * 1.5 or 1.0
-        yield "constant", ast.Constant(other)
+        yield "constant", ast.Constant(_another(changed.value))
     elif isinstance(changed, ast.Call):
         if isinstance(changed.func, ast.Attribute) and changed.func.attr == "detach":
             yield "detach", changed.func.value
@@ -128,51 +150,76 @@ def _changes(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
                 return
 
 
-def mutants_of(path: Path) -> list[Mutant]:
-    """Find every mutant of a file of the package."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    found: list[Mutant] = []
-    file = path.relative_to(ROOT).as_posix()
+class _Finder:
+    """Walks over a file of the package and lists its mutants."""
 
-    def visit(node: ast.AST) -> None:
-        if isinstance(node, (ast.Raise, ast.JoinedStr)):
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self.found: list[Mutant] = []
+        self.inside: list[str] = []
+        self.numbers: Counter[tuple[str, ...]] = Counter()
+
+    def add(self, node: ast.expr, kind: str, changed: ast.expr) -> None:
+        key = (".".join(self.inside) or "module", kind, ast.unparse(node), ast.unparse(changed))
+        self.numbers[key] += 1
+        end = (node.end_lineno or 0, node.end_col_offset or 0)
+        self.found.append(
+            Mutant(self.file, key[0], self.numbers[key], *key[1:], (node.lineno, node.col_offset), end)
+        )  # fmt: skip
+
+    def visit(self, node: ast.AST) -> None:
+        if isinstance(node, (ast.Raise, ast.JoinedStr)) or (isinstance(node, ast.keyword) and node.arg in GUARDS):
             return
         if isinstance(node, ast.Assign) and any(getattr(one, "id", "") == "__all__" for one in node.targets):
             return
         if isinstance(node, ast.expr):
             for kind, changed in _changes(node):
-                place = (node.lineno, node.col_offset, (node.end_lineno or 0, node.end_col_offset or 0))
-                found.append(Mutant(file, *place, kind, ast.unparse(node), ast.unparse(changed)))
+                self.add(node, kind, changed)
+        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+            self.add(node.value, "left out", ast.Constant(None))
+        if isinstance(node, (ast.If, ast.IfExp)) and not isinstance(node.test, (ast.Compare, ast.BoolOp, ast.UnaryOp)):
+            self.add(node.test, "turned", ast.UnaryOp(ast.Not(), node.test))
+        named = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
+        if named:
+            self.inside.append(node.name)  # type: ignore[attr-defined]
         for name, value in ast.iter_fields(node):
-            if name in ("annotation", "returns"):
-                continue
             for child in value if isinstance(value, list) else [value]:
-                if isinstance(child, ast.AST):
-                    visit(child)
+                if isinstance(child, ast.AST) and name not in ("annotation", "returns"):
+                    self.visit(child)
+        if named:
+            self.inside.pop()
 
-    visit(tree)
-    return found
+
+def mutants_of(path: Path) -> list[Mutant]:
+    """Find every mutant of a file of the package."""
+    finder = _Finder(path.relative_to(ROOT).as_posix())
+    finder.visit(ast.parse(path.read_text(encoding="utf-8")))
+    return finder.found
 
 
 def draw(count: int, seed: int) -> list[Mutant]:
-    """Draw mutants by a seed, equally over the rooms."""
-    generator = random.Random(seed)
+    """Draw mutants by a seed, equally over the rooms; a changed line changes the draw by its own mutants alone."""
+
+    def rank(mutant: Mutant) -> str:
+        return hashlib.sha256(f"{seed} {mutant.name}".encode()).hexdigest()
+
     drawn = []
     for number, room in enumerate(ROOMS):
         files = sorted((ROOT / "monai_wsss" / room).glob("*.py"))
-        own = [one for path in files for one in mutants_of(path)]
-        share = count // len(ROOMS) + (number < count % len(ROOMS))
-        drawn += generator.sample(own, min(share, len(own)))
+        own = sorted((one for path in files for one in mutants_of(path)), key=rank)
+        drawn += own[: count // len(ROOMS) + (number < count % len(ROOMS))]
     return drawn
 
 
-def tests_of(file: str) -> list[str]:
-    """List what may kill a mutant of a file, the most likely first; the examples in the file are among it."""
+def tests_of_room(room: str) -> list[str]:
+    """List the test files of a room."""
+    own = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "tests" / room).glob("test_*.py"))
+    return [*own, "tests/contract/test_every_loss.py"] if room == "losses" else own
+
+
+def tests_of(file: str) -> tuple[list[str], list[str]]:
+    """List what may kill a mutant of a file: the examples in it and its own tests, and the others of its room."""
     path = Path(file)
-    room = path.parts[1]
-    own = sorted((ROOT / "tests" / room).glob("test_*.py"))
-    if room == "losses":
-        own.append(ROOT / "tests" / "contract" / "test_every_loss.py")
     tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
     names = {node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))} | {path.stem}
 
@@ -180,42 +227,46 @@ def tests_of(file: str) -> list[str]:
         text = test.read_text(encoding="utf-8")
         return test.stem != f"test_{path.stem}", -sum(text.count(name) for name in names)
 
-    return [file, *(test.relative_to(ROOT).as_posix() for test in sorted(own, key=spoken_of))]
+    first, *others = (
+        test.relative_to(ROOT).as_posix()
+        for test in sorted(map(ROOT.joinpath, tests_of_room(path.parts[1])), key=spoken_of)
+    )
+    return [file, first], others
 
 
-def copied(folder: Path) -> Path:
-    """Copy package and tests; the other folders of the repository are links."""
-    folder.mkdir()
-    for path in ROOT.iterdir():
-        if path.name in ("monai_wsss", "tests"):
-            shutil.copytree(path, folder / path.name)
-        elif not path.name.startswith(".") or path.name == ".ci":
-            (folder / path.name).symlink_to(path)
+def copy_tree(folder: Path) -> Path:
+    """Copy the repository, but for hidden folders and what is made."""
+    ignored = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist")
+    shutil.copytree(ROOT, folder, ignore=ignored)
     return folder
 
 
-def run_tests(tree: Path, tests: list[str], log: Path) -> str:
+def run_tests(tree: Path, tests: list[str], log: Path, seconds: int) -> str:
     """Run tests of a tree in a process of their own: ``killed``, ``survived`` or ``timeout``."""
     child = os.fork()
     if child == 0:
         code = 3
         try:
             os.setpgid(0, 0)
-            output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(output, 1)
             os.dup2(output, 2)
-            resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
+            resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+            resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
             os.chdir(tree)
             os.environ.update(PYTHONPATH=str(tree), PYTHONDONTWRITEBYTECODE="1", OMP_NUM_THREADS="1")
             sys.dont_write_bytecode = True
-            sys.path.insert(0, str(tree))
+            sys.path[0] = str(tree)
+            found = importlib.util.find_spec("monai_wsss")
+            if found is None or not str(found.origin).startswith(str(tree)):
+                raise RuntimeError(f"Expected the package of the copy, got {found}.")
             import pytest
 
-            arguments = ["-x", "-q", "-m", "not slow", "-p", "no:cacheprovider", f"--basetemp={tree}/pytest"]
+            arguments = ["-x", "-q", "-m", "not slow", "-p", "no:cacheprovider", f"--basetemp={tree}-pytest"]
             code = int(pytest.main([*arguments, *tests]))
         finally:
             os._exit(code)
-    until = time.monotonic() + 6 * CPU_SECONDS
+    until = time.monotonic() + WAIT * seconds
     ended, status = 0, 0
     while not ended and time.monotonic() < until:
         ended, status = os.waitpid(child, os.WNOHANG)
@@ -230,29 +281,87 @@ def run_tests(tree: Path, tests: list[str], log: Path) -> str:
     return "survived" if os.WEXITSTATUS(status) == 0 else "killed"
 
 
-def judge(mutant: Mutant, log: Path) -> str:
-    """Run one mutant in its own copy of the tree."""
-    with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
-        tree = copied(Path(folder) / "tree")
-        path = tree / mutant.file
-        changed = mutant.applied(path.read_text(encoding="utf-8"))
-        compile(changed, str(path), "exec")
-        path.write_text(changed, encoding="utf-8")
-        return run_tests(tree, tests_of(mutant.file), log)
+class Runner:
+    """Runs mutants in one copy of the tree, one after another."""
+
+    def __init__(self, folder: Path) -> None:
+        self.tree, self.folder = copy_tree(folder / "tree"), folder
+        self.sound: set[str] = set()
+
+    def check_sound(self, room: str) -> None:
+        """Stop if the tests of a room do not pass where nothing is changed, in half of the time that mutants have."""
+        if room in self.sound:
+            return
+        log = self.folder / f"{room}.log"
+        began = time.monotonic()
+        if run_tests(self.tree, [f"monai_wsss/{room}", *tests_of_room(room)], log, ROOM_SECONDS // 2) != "survived":
+            last = log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:]
+            raise SystemExit("\n".join([*last, f"The tests of {room} fail without any mutant."]))
+        print(f"{room}: its tests pass unchanged, {time.monotonic() - began:.0f} s", flush=True)
+        self.sound.add(room)
+
+    def failed_test(self) -> str:
+        """Name the test that failed last, or that could not be collected."""
+        text = (self.folder / "mutant.log").read_text(encoding="utf-8", errors="replace")
+        found = re.findall(r"^(?:FAILED|ERROR) (\S+)", text, re.MULTILINE)
+        return found[-1] if found else "import"
+
+    def judge(self, mutant: Mutant) -> str:
+        """Run one mutant, first against the tests near it."""
+        self.check_sound(mutant.file.split("/")[1])
+        path = self.tree / mutant.file
+        original = path.read_text(encoding="utf-8")
+        changed = mutant.applied(original)
+        compile(changed, mutant.file, "exec")
+        log = self.folder / "mutant.log"
+        log.write_text("", encoding="utf-8")
+        for tests, seconds in zip(tests_of(mutant.file), (NEAR_SECONDS, ROOM_SECONDS), strict=True):
+            path.write_text(changed, encoding="utf-8")
+            try:
+                verdict = run_tests(self.tree, tests, log, seconds)
+            finally:
+                path.write_text(original, encoding="utf-8")
+            if verdict != "survived":
+                return verdict
+        return "survived"
+
+
+def read(path: Path) -> dict[str, str]:
+    """Read the last verdict of each mutant; a line that a killed process left unfinished is passed over."""
+    known = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        with contextlib.suppress(json.JSONDecodeError):
+            entry = json.loads(line)
+            known[entry["mutant"]] = entry["verdict"]
+    return known
+
+
+def keep(path: Path, entry: dict[str, Any]) -> None:
+    """Append one line in one write."""
+    line = f"{json.dumps(entry)}\n".encode()
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        os.write(file, line)
+        os.fsync(file)
+    finally:
+        os.close(file)
 
 
 def report(drawn: list[Mutant], known: dict[str, str]) -> str:
     """Count verdicts by room and list the survivors, as Markdown."""
     equivalent = json.loads(EQUIVALENT.read_text(encoding="utf-8")) if EQUIVALENT.exists() else {}
     verdicts = {
-        one.name: "equivalent" if one.name in equivalent else known[one.name] for one in drawn if one.name in known
+        one.name: "equivalent" if one.name in equivalent and known.get(one.name) != "killed" else known[one.name]
+        for one in drawn
+        if one.name in known
     }
-    lines = ["| room | drawn and run | killed | timeout | survived | equivalent | killed of those that are not |"]
-    lines.append("|---|--:|--:|--:|--:|--:|--:|")
+    lines = ["| room | drawn | run | killed | of it by time | survived | equivalent | killed of those that are not |"]
+    lines.append("|---|--:|--:|--:|--:|--:|--:|--:|")
     for room in (*ROOMS, "all"):
-        counts = Counter(v for name, v in verdicts.items() if room == "all" or name.startswith(f"monai_wsss/{room}/"))
+        inside = [one.name for one in drawn if room == "all" or one.file.startswith(f"monai_wsss/{room}/")]
+        counts = Counter(verdicts[name] for name in inside if name in verdicts)
         dead, rest = counts["killed"] + counts["timeout"], counts.total() - counts["equivalent"]
-        cells = (counts.total(), counts["killed"], counts["timeout"], counts["survived"], counts["equivalent"])
+        cells = (len(inside), counts.total(), dead, counts["timeout"], counts["survived"], counts["equivalent"])
         share = f"{100 * dead / rest:.1f} %" if rest else "–"
         lines.append(f"| {room} | {' | '.join(map(str, cells))} | {share} |")
     for title, verdict in (("Survivors", "survived"), ("Equivalent", "equivalent")):
@@ -265,22 +374,16 @@ def report(drawn: list[Mutant], known: dict[str, str]) -> str:
 def main() -> None:
     """Draw, run what is not known yet, keep the verdicts, and print the report."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder of verdicts and logs")
+    parser.add_argument("--out", type=Path, default=OUT, help="file of verdicts, one per line")
     parser.add_argument("--count", type=int, default=310)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--minutes", type=float, default=25, help="no mutant is begun after so many minutes")
-    parser.add_argument("--part", default="1/1", help="e.g. 1/2: every other mutant, for a process beside another one")
+    parser.add_argument("--minutes", type=float, default=90, help="no mutant is begun after so many minutes")
     parser.add_argument("--again", action="store_true", help="run the survivors again")
+    parser.add_argument("--report", action="store_true", help="run nothing")
     parser.add_argument("--rooms", nargs="*", default=ROOMS)
+    parser.add_argument("--first", type=int, help="run so many mutants at most")
     arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    part, parts = map(int, arguments.part.split("/"))
-    kept = arguments.out / f"mutants_{part}_of_{parts}.json"
-    known = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
-    for other in arguments.out.glob("mutants_*.json"):
-        known = json.loads(other.read_text(encoding="utf-8")) | known
-    drawn = draw(arguments.count, arguments.seed)
-    until = time.monotonic() + 60 * arguments.minutes
+    drawn, known = draw(arguments.count, arguments.seed), read(arguments.out)
     equivalent = json.loads(EQUIVALENT.read_text(encoding="utf-8")) if EQUIVALENT.exists() else {}
     todo = [
         one
@@ -289,17 +392,22 @@ def main() -> None:
         and one.file.split("/")[1] in arguments.rooms
         and (one.name not in known or (arguments.again and known[one.name] == "survived"))
     ]
+    random.Random(arguments.seed).shuffle(todo)
+    todo = [] if arguments.report else todo[: arguments.first]
     for name in LOADED if todo else ():
         importlib.import_module(name)
-    random.Random(arguments.seed).shuffle(todo)
-    for number, mutant in enumerate(todo[part - 1 :: parts]):
-        if time.monotonic() > until:
-            break
-        began = time.monotonic()
-        log = arguments.out / f"{drawn.index(mutant):03}.log"
-        known[mutant.name] = judge(mutant, log)
-        print(f"{number:4} {time.monotonic() - began:6.1f} s {known[mutant.name]:9} {mutant.name}", flush=True)
-        kept.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+    until = time.monotonic() + 60 * arguments.minutes
+    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+        runner = Runner(Path(folder)) if todo else None
+        for number, mutant in enumerate(todo):
+            if runner is None or time.monotonic() > until:
+                break
+            began = time.monotonic()
+            known[mutant.name] = runner.judge(mutant)
+            seconds = round(time.monotonic() - began, 1)
+            by = runner.failed_test() if known[mutant.name] == "killed" else ""
+            keep(arguments.out, {"mutant": mutant.name, "verdict": known[mutant.name], "by": by, "seconds": seconds})
+            print(f"{number:4} {seconds:6.1f} s {known[mutant.name]:9} {mutant.name} {by}", flush=True)
     print(report(drawn, known))
 
 
