@@ -77,12 +77,17 @@ class CosaTiles(Tiles):
         return super().items(recipe, seed, masks=masks)
 
     def augmentation(self, keys: Sequence[str], recipe: Recipe) -> list[Any]:
-        """Give flips, quarter turns and a jitter, then the strong view; tiles are not cropped."""
-        if not _reads_masks(recipe):
-            return [*super().augmentation(keys, recipe), *_strong_view(self.modalities, recipe)]
-        turns = [RandRotate90d(keys, 0.75, 3), RandFlipd(keys, 0.5, 0)]
-        jitter = super().augmentation(["image"], recipe)[2:]
-        return [*turns, *jitter, *_strong_view(self.modalities, recipe)]
+        """Give flips, quarter turns and a jitter, then the strong view; tiles are not cropped.
+
+        The energy reads the colors before the jitter, which may leave the range of gray levels.
+        """
+        if _reads_masks(recipe):
+            turns: list[Any] = [RandRotate90d(keys, 0.75, 3), RandFlipd(keys, 0.5, 0)]
+        else:
+            turns = self.turns(keys, recipe)
+        if recipe.words.get("values", {}).get("energy"):
+            turns = [*turns, CopyItemsd("image", names="intensity")]
+        return [*turns, *self.jitter(), *_strong_view(self.modalities, recipe)]
 
     def measured_cases(self, recipe: Recipe, split: str, every: int) -> Cases:
         """Give one in so many cases of a split to measure; the training images are whole, too."""

@@ -144,11 +144,18 @@ class Tiles(PreparedData):
         if len(keys) > 1:
             fill = [SpatialPadd(key, size, value=0 if key == "image" else IGNORED) for key in keys]
             crops = [*fill, RandSpatialCropd(keys, size, random_size=False)]
-        jitter = [
+        return [*crops, *self.turns(keys, recipe), *self.jitter()]
+
+    def turns(self, keys: Sequence[str], recipe: Recipe) -> list[Any]:
+        """Give quarter turns and flips."""
+        return super().augmentation(keys, recipe)
+
+    def jitter(self) -> list[Any]:
+        """Give a change of gain and offset, which may leave 0 to 255."""
+        return [
             RandScaleIntensityd("image", _JITTER, prob=1.0),
             RandShiftIntensityd("image", 255 * _JITTER, prob=1.0),
         ]
-        return [*crops, *super().augmentation(keys, recipe), *jitter]
 
     def inferer(self) -> VolumeInferer:
         """Give the inferer of whole images."""

@@ -162,6 +162,20 @@ def test_both_views_have_one_geometry(skin, brain):
         assert likeness(item["image"], item["strong"]) > likeness(item["image"], item["strong"].flip(-1))
 
 
+def test_the_energy_reads_colors_before_the_jitter(skin):
+    """The jitter may leave 0 to 255, which the energy of the preset ``released`` refuses."""
+    data, recipes = CosaTiles(skin), cosa_recipes(COSA_BUDGETS["tiles"])
+    recipe = recipes["preset released, run small"]
+    loader = data.loader(data.items(recipe, 0)[:16], recipe, 0)
+    loader.dataset.set_epoch(1)
+    item = next(iter(loader))
+    assert 0 <= item["intensity"].min() <= item["intensity"].max() <= 255
+    assert not torch.equal(item["intensity"], item["image"])
+    assert likeness(item["intensity"], item["image"]) > 0.99
+    energies = {name for name, each in recipes.items() if each.words.get("values", {}).get("energy")}
+    assert energies == {"preset released, run small"}
+
+
 def test_masks_of_branches():
     maps = BranchMaps(
         torch.tensor([[[0.9, 0.2, 0.0]]]),
