@@ -137,7 +137,7 @@ def _changes(node: ast.expr) -> Iterator[tuple[str, ast.expr]]:
         yield "boolean", changed
     elif isinstance(changed, ast.UnaryOp) and isinstance(changed.op, (ast.Not, ast.USub, ast.Invert)):
         yield "boolean" if isinstance(changed.op, ast.Not) else "sign", changed.operand
-    elif isinstance(changed, ast.Constant) and type(changed.value) in (bool, int, float):
+    elif isinstance(changed, ast.Constant) and isinstance(changed.value, (bool, int, float)):
         yield "constant", ast.Constant(_another(changed.value))
     elif isinstance(changed, ast.Call):
         if isinstance(changed.func, ast.Attribute) and changed.func.attr == "detach":

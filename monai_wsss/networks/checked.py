@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from monai_wsss._checks import check_sizes, misfit
+from monai_wsss._checks import check_sizes
+from monai_wsss._doors import explained
 
 __all__ = ["CheckedModule"]
 
@@ -37,10 +38,11 @@ class CheckedModule(nn.Module):
                 check_sizes(name, image)
         try:
             return super().__call__(*args, **kwargs)
-        except RuntimeError as error:
-            if (explained := misfit(error, name)) is None:
+        except Exception as error:
+            forward, own = type(self).forward, type(self).__name__
+            if (said := explained(error, forward, (self, *args), kwargs, name=own)) is None:
                 raise
-            raise explained from error
+            raise said from error
 
 
 @functools.cache

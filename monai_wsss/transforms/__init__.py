@@ -3,6 +3,7 @@
 
 """Transforms that MONAI lacks: of items, and of batches inside autograd. None reads a label file or trains."""
 
+from monai_wsss._doors import open_doors
 from monai_wsss.transforms.blur import RandBlurd
 from monai_wsss.transforms.color_operations import COLOR_OPERATIONS, RandColorOperationd, change_color
 from monai_wsss.transforms.in_plane import ResizeInPlaned, resize_in_plane
@@ -52,3 +53,5 @@ __all__ = [
     "strong_and_weak_views",
     "write_mask",
 ]
+
+open_doors(globals())
