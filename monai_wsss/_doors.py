@@ -19,6 +19,7 @@ import inspect
 import numbers
 import re
 import reprlib
+import sys
 import sysconfig
 import types
 import typing
@@ -43,13 +44,9 @@ _KINDS = (
 )  # fmt: skip
 # Rooms whose functions and modules calculate: there an error that nothing else explains comes from the arguments.
 _CALCULATING = ("cams", "inferers", "losses", "methods", "metrics", "networks", "refinement", "transforms")
+# Rooms that also read, write and train: there a RuntimeError may be a failure of the machine.
+_HANDLING = ("data", "engines", "reports")
 _NO_MISFIT = ("out of memory", "CUDA", "DataLoader", "allow_missing_keys")
-
-
-class _UnfitError(ValueError):
-    """Arguments that do not fit, without a word which; an outer door may know more."""
-
-    raw: Exception
 
 
 # --- Where an error comes from -----------------------------------------------------------------------------------
@@ -65,7 +62,7 @@ def _is_told(trace: TracebackType | None) -> bool:
     if frame.f_code.co_filename.startswith(_PACKAGE):
         return frame.f_code.co_code[at] == dis.opmap["RAISE_VARARGS"]
     files = (frame.f_code.co_filename for frame, _ in frames[1:])
-    return any(not file.startswith((_PACKAGE, *_LIBRARIES, "<")) for file in files)
+    return any(not file.startswith((_PACKAGE, *_LIBRARIES, "<")) and not file.endswith(".pyx") for file in files)
 
 
 # --- Whether an argument is of the type that the signature says --------------------------------------------------
@@ -115,10 +112,11 @@ def _parts_fit(value: Any, kind: type, inner: tuple[Any, ...]) -> bool:
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     """Give the types of a function's parameters; those that cannot be resolved are left out."""
     known: dict[str, Any] = {}
+    known_names = getattr(inspect.unwrap(function), "__globals__", None) or vars(sys.modules[function.__module__])
     for name, hint in getattr(function, "__annotations__", {}).items():
         alone = types.SimpleNamespace(__annotations__={name: hint})
         with contextlib.suppress(Exception):
-            known |= typing.get_type_hints(alone, getattr(inspect.unwrap(function), "__globals__", {}))
+            known |= typing.get_type_hints(alone, known_names)
     return known
 
 
@@ -129,11 +127,16 @@ def _wrong_type(function: Callable[..., Any], bound: inspect.BoundArguments) -> 
         if name not in hints:
             continue
         kind = bound.signature.parameters[name].kind
-        values = value if kind is inspect.Parameter.VAR_POSITIONAL else [value]
-        for one in value.values() if kind is inspect.Parameter.VAR_KEYWORD else values:
-            if not _fits(one, hints[name]):
-                wanted = re.sub(r"\b\w+\.", "", inspect.formatannotation(hints[name]))
-                return f"Expected `{name}` to be {wanted}, got {_described(one)}."
+        each = [(name, value, hints[name])]
+        if kind is inspect.Parameter.VAR_POSITIONAL:
+            each = [(name, one, hints[name]) for one in value]
+        elif kind is inspect.Parameter.VAR_KEYWORD:
+            options = _hints(typing.get_args(hints[name])[0]) if typing.get_args(hints[name]) else {}
+            each = [(key, one, options.get(key, Any if options else hints[name])) for key, one in value.items()]
+        for key, one, hint in each:
+            if not _fits(one, hint):
+                wanted = re.sub(r"\b\w+\.", "", inspect.formatannotation(hint))
+                return f"Expected `{key}` to be {wanted}, got {_described(one)}."
     return ""
 
 
@@ -147,6 +150,10 @@ def _described(value: Any) -> str:
     if isinstance(value, (bool, int, float, str, list, tuple, dict, type(None), Path)):
         return reprlib.repr(value)
     return value.__name__ if inspect.isclass(value) else f"a {type(value).__name__}"
+
+
+def _room_of(function: Callable[..., Any]) -> str:
+    return (function.__module__ or "").removeprefix("monai_wsss.").split(".")[0]
 
 
 # --- The sentence ------------------------------------------------------------------------------------------------
@@ -165,8 +172,9 @@ def explained(
         name: what the function is called in the message where nothing but all arguments can be named; "" leaves such
             errors unexplained.
     """
-    raw = error.raw if isinstance(error, _UnfitError) else error
-    told = type(raw) not in _KINDS or any(one in str(raw) for one in _NO_MISFIT)
+    # An inner door may not have known which argument it was; this one may.
+    raw = getattr(error, "raw", error)
+    told = not (type(raw) in _KINDS or isinstance(raw, TypeError)) or any(one in str(raw) for one in _NO_MISFIT)
     if told or (raw is error and _is_told(error.__traceback__)):
         return None
     try:
@@ -179,12 +187,12 @@ def explained(
     tensors = [key for key, value in given.items() if torch.is_tensor(value)]
     if isinstance(raw, RuntimeError) and tensors and (said := misfit(raw, tensors[0])):
         return said
-    if not name or not given:
+    if not name or not given or (isinstance(raw, RuntimeError) and _room_of(function) in _HANDLING):
         return None
     words = ", ".join(f"`{key}` {_described(value)}" for key, value in given.items())
     first = (str(raw).splitlines() or [""])[0].rstrip(".")
-    unfit = _UnfitError(f"Expected arguments of {name} that fit together, got {words}: {first or type(raw).__name__}.")
-    unfit.raw = raw
+    unfit = ValueError(f"Expected arguments of {name} that fit together, got {words}: {first or type(raw).__name__}.")
+    unfit.raw = raw  # type: ignore[attr-defined]
     return unfit
 
 
@@ -225,7 +233,7 @@ def _call_module(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
 
 def _of_class(value: type, room: str) -> None:
     """Open the doors of a class: its constructor, its builders, and calls; unless it is a module, its methods, too."""
-    name = value.__name__ if room in _CALCULATING else ""
+    name = value.__name__ if room in (*_CALCULATING, *_HANDLING) else ""
     for key, function in [*vars(value).items()]:
         inner = key.startswith("_") or issubclass(value, nn.Module)
         if isinstance(function, classmethod) and not key.startswith("_"):
@@ -256,7 +264,9 @@ def open_doors(room: dict[str, Any]) -> None:
                     _of_class(one, short)
             _of_class(value, short)
         elif inspect.isfunction(value) and not inspect.isgeneratorfunction(value):
-            door = _with_door(value, name if short in _CALCULATING else "")
+            door = _with_door(
+                value, name if short in (*_CALCULATING, *_HANDLING) and not name.startswith("prepare_") else ""
+            )
             # Other processes find it as an attribute of the function, which its module keeps.
             door.__qualname__, value.door = f"{name}.door", door  # type: ignore[attr-defined]
             room[name] = door

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from monai_wsss import cams, losses, metrics
-from monai_wsss._doors import _fits, explained
+from monai_wsss._doors import _fits, explained  # its table of types is checked as such
 from monai_wsss.inferers import VolumeInferer
 from monai_wsss.losses import EquivarianceLoss
 from monai_wsss.networks import CAMUNet

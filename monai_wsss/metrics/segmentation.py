@@ -281,11 +281,20 @@ def dice_macro_pooled(counts: PixelCounts, *, background: bool = True) -> np.nda
 def f1_from_miou(miou: np.ndarray | float) -> np.ndarray:
     """Compute F1 = 2 mIoU / (1 + mIoU): OEEM's script, and so the gland papers' tables, call this F1.
 
+    Args:
+        miou: in [0, 1], or NaN.
+
+    Raises:
+        ValueError: a value outside.
+
     Example:
         >>> round(float(f1_from_miou(0.8769)), 4)
         0.9344
     """
-    return 2 * np.asarray(miou) / (1 + np.asarray(miou))
+    values = np.asarray(miou, dtype=np.float64)
+    if ((values < 0) | (values > 1)).any():
+        raise ValueError(f"Expected `miou` in [0, 1], got values from {values.min():g} to {values.max():g}.")
+    return 2 * values / (1 + values)
 
 
 def r_under(counts: PixelCounts) -> np.ndarray:

@@ -79,9 +79,14 @@ class LoadOrderedd(MapTransform):
         for key in self.key_iterator(item):
             image = item[key]
             if not isinstance(image, MetaTensor):  # one that was read already is only brought to the order
-                for path in ensure_tuple(image):
-                    _check_whole(path)
-                image = self._load(image)
+                try:
+                    for path in ensure_tuple(image):
+                        _check_whole(path)
+                    image = self._load(image)
+                except FileNotFoundError as error:
+                    raise DataError(
+                        f"{image} is no image file or folder of DICOM files: give one for `{key}`."
+                    ) from error
             if isinstance(image, MetaTensor):
                 image.meta["unit"] = PIXELS if item.get("unit") == PIXELS else unit_of(image)
             item[key] = in_order(image, order)
@@ -103,6 +108,8 @@ def _as_shown(picture: Image.Image) -> Image.Image:
 
 def _check_whole(path: Any) -> None:
     """Refuse a picture of which Pillow would read a part: MONAI passes errors of a reader over and tries others."""
+    if not Path(path).exists():
+        raise FileNotFoundError(path)
     if not str(path).lower().endswith(PICTURE_SUFFIXES):
         return
     try:
