@@ -5,9 +5,10 @@
     python checks/mutants.py [--out mutants.jsonl] [--count 310] [--seed 0] [--minutes 90] [--again] [--report]
 
 Draws ``--count`` mutants by a seed, equally over the rooms, and runs each in a copy of the tree, never in the tree
-itself: first the examples of the changed file and the test file that mirrors it (or speaks of it most), then the other
-tests of its room, ``-x``.  One process at a time runs tests; it is forked from one that has imported what the package
-needs, but nothing of the package.  Before mutants of a room run, its tests must pass unchanged.
+itself: first the examples of the changed file and the two test files that mirror it or speak of it most, then the
+other tests of its room and the inventory of defaults, ``-x``.  One process at a time runs tests; it is forked from one
+that has imported what the package needs, but nothing of the package.  Before mutants of a room run, its tests must pass
+unchanged.
 
 ``--out`` gets one line per verdict, so a later call goes on where one ended; the last verdict of a mutant counts.
 ``--again`` runs the survivors once more, after new tests.  Mutants that nothing can tell from the original are listed
@@ -83,6 +84,7 @@ NEGATED = {
 }  # fmt: skip
 CALCULATED = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult,
               ast.Mod: ast.Mult, ast.Pow: ast.Mult}  # fmt: skip
+PHANTOMS = "tests/data/test_phantom_values.py"
 GUARDS = ("strict", "frozen", "stacklevel")
 
 
@@ -214,6 +216,7 @@ def draw(count: int, seed: int) -> list[Mutant]:
 def tests_of_room(room: str) -> list[str]:
     """List the test files of a room."""
     own = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "tests" / room).glob("test_*.py"))
+    own.append("tests/contract/test_defaults.py")
     return [*own, "tests/contract/test_every_loss.py"] if room == "losses" else own
 
 
@@ -227,11 +230,14 @@ def tests_of(file: str) -> tuple[list[str], list[str]]:
         text = test.read_text(encoding="utf-8")
         return test.stem != f"test_{path.stem}", -sum(text.count(name) for name in names)
 
-    first, *others = (
+    first, second, *others = (
         test.relative_to(ROOT).as_posix()
         for test in sorted(map(ROOT.joinpath, tests_of_room(path.parts[1])), key=spoken_of)
     )
-    return [file, first], others
+    if path.stem.startswith("phantom") and second != PHANTOMS:
+        others = [second, *(one for one in others if one != PHANTOMS)]
+        second = PHANTOMS
+    return [file, first, second], others
 
 
 def copy_tree(folder: Path) -> Path:

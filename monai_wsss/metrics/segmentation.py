@@ -255,11 +255,16 @@ def class_miou_pooled(counts: PixelCounts, labels: Sequence[int]) -> np.ndarray:
     Returns:
         ``(...)``, in [0, 1]; NaN where no reference holds a pixel of these classes.
 
+    Raises:
+        ValueError: no class is given.
+
     Example:
         >>> counts = count_pixels(np.array([1, 1, 2, 0]), np.array([1, 0, 2, 2]), num_classes=2)
         >>> float(class_miou_pooled(counts, [1])), float(miou_pooled(counts))
         (0.5, 0.3333333333333333)
     """
+    if not len(labels):
+        raise ValueError("Expected `labels` of at least one class, got none.")
     return _known_mean(where_referenced(iou_score(counts), counts)[..., list(labels)])
 
 
@@ -291,7 +296,7 @@ def f1_from_miou(miou: np.ndarray | float) -> np.ndarray:
         >>> round(float(f1_from_miou(0.8769)), 4)
         0.9344
     """
-    values = np.asarray(miou, dtype=np.float64)
+    values = np.asarray(miou)
     if ((values < 0) | (values > 1)).any():
         raise ValueError(f"Expected `miou` in [0, 1], got values from {values.min():g} to {values.max():g}.")
     return 2 * values / (1 + values)

@@ -98,7 +98,8 @@ def propagate_by_affinity(
         maps: (B, M, *s) on the grid of the tokens; each channel moves independently.
         radius: half the side of the window, in tokens.
         power: exponent of the affinities, element by element.
-        smoothing: added to the sum of a column, so that a token that resembles no other gets values near 0.
+        smoothing: added to the sum of a column, so that a token that resembles no other gets values near 0; without
+            it, 0.
 
     Returns:
         (B, M, *s) in float32 or wider.  Detach the affinities if they should get no gradient.
@@ -132,7 +133,8 @@ def walk_along_affinity(
             moved = (extended.flatten(2) @ weights).reshape(extended.shape)
         else:
             moved = _along_windows(affinity.pow(power), extended, radius)
-        return moved[:, :-1] / (moved[:, -1:] + smoothing)
+        total = moved[:, -1:] + smoothing
+        return moved[:, :-1] / total.where(total != 0, 1)
 
 
 def _along_windows(weights: torch.Tensor, maps: torch.Tensor, radius: int) -> torch.Tensor:

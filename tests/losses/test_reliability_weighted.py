@@ -128,6 +128,19 @@ def test_a_perplexity_of_zero_decides_alone():
     torch.testing.assert_close(loss, F.cross_entropy(logits[:1, :, 0, 0], torch.tensor([2])), rtol=1e-3, atol=1e-3)
 
 
+def test_the_smallest_perplexity_is_a_millionth():
+    logits, label, perplexity = make()
+    perplexity[0, 0, 0], label[0, 0, 0] = 1e-6, 1
+    zero = perplexity.clone()
+    zero[0, 0, 0] = 0.0
+    torch.testing.assert_close(
+        reliability_weighted_loss(logits, label, zero),
+        reliability_weighted_loss(logits, label, perplexity),
+        rtol=0,
+        atol=0,
+    )
+
+
 def test_bad_input():
     logits, label = torch.zeros(2, 3, 4, 4), torch.zeros(2, 4, 4)
     with pytest.raises(ValueError, match=r"`label` of shape \(B, \*S\) = \(2, 4, 4\), got \(2, 8, 8\): bring logits"):

@@ -201,3 +201,9 @@ def test_f1_is_of_shares(miou):
     with pytest.raises(ValueError, match=r"`miou` in \[0, 1\], got"):
         seg.f1_from_miou(miou)
     np.testing.assert_array_equal(seg.f1_from_miou(np.array([0.0, 1.0, np.nan])), [0.0, 1.0, np.nan])
+
+
+def test_a_mean_over_no_class_is_refused():
+    counts = seg.count_pixels(np.array([1, 0]), np.array([1, 1]))
+    with pytest.raises(ValueError, match="`labels` of at least one class"):
+        seg.class_miou_pooled(counts, [])
