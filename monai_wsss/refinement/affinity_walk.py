@@ -105,7 +105,7 @@ def propagate_by_affinity(
         (B, M, *s) in float32 or wider.  Detach the affinities if they should get no gradient.
 
     Raises:
-        ValueError: shapes that do not fit, or a negative radius.
+        ValueError: shapes that do not fit, or a negative radius, power or smoothing.
 
     Example:
         >>> affinity = torch.tensor([[[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]])
@@ -114,6 +114,8 @@ def propagate_by_affinity(
     """
     check_shape("maps", maps, "(B, M, *S)")
     check_pairs(affinity, len(maps), maps.shape[2:], radius)
+    if not power > 0 or not smoothing >= 0:
+        raise ValueError(f"Expected `power` > 0 and `smoothing` >= 0, got {power} and {smoothing}.")
     return walk_along_affinity(affinity, maps, radius, power=power, smoothing=smoothing)
 
 
