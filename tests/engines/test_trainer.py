@@ -628,3 +628,9 @@ def test_monitors_are_logged_and_no_part_of_the_loss():
     assert output["players"] == len("network")
     assert output["unknown"] != output["unknown"]
     assert output["loss"] == pytest.approx(sum(output[name] for name in output.keys() - {"loss", "players", "unknown"}))
+
+
+def test_the_progress_of_an_epoch_of_unknown_length_counts_epochs(tmp_path):
+    trainer = make_trainer(tmp_path)
+    trainer.state.epoch_length, trainer.state.iteration = None, 3
+    assert trainer.progress.fraction == 2 / 4
