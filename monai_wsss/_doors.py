@@ -46,7 +46,7 @@ _KINDS = (
 _CALCULATING = ("cams", "inferers", "losses", "methods", "metrics", "networks", "refinement", "transforms")
 # Rooms that also read, write and train: there a RuntimeError may be a failure of the machine.
 _HANDLING = ("data", "engines", "reports")
-_NO_MISFIT = ("out of memory", "CUDA", "DataLoader", "allow_missing_keys")
+_NO_MISFIT = ("out of memory", "CUDA", "DataLoader", "allow_missing_keys", "unexpected keyword argument")
 
 
 # --- Where an error comes from -----------------------------------------------------------------------------------

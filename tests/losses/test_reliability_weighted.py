@@ -129,16 +129,13 @@ def test_a_perplexity_of_zero_decides_alone():
 
 
 def test_the_smallest_perplexity_is_a_millionth():
-    logits, label, perplexity = make()
-    perplexity[0, 0, 0], label[0, 0, 0] = 1e-6, 1
-    zero = perplexity.clone()
-    zero[0, 0, 0] = 0.0
-    torch.testing.assert_close(
-        reliability_weighted_loss(logits, label, zero),
-        reliability_weighted_loss(logits, label, perplexity),
-        rtol=0,
-        atol=0,
-    )
+    logits = torch.tensor([[[[0.0, 0.0]], [[1.0, 3.0]]]], dtype=torch.float64)
+    label = torch.zeros(1, 1, 2, dtype=torch.long)
+    by_pixel = -logits.log_softmax(1)[0, 0, 0]
+    for least in (0.0, 1e-6):
+        # The weights are 1 000 000 and 500 000.
+        loss = reliability_weighted_loss(logits, label, torch.tensor([[[least, 2e-6]]], dtype=torch.float64))
+        torch.testing.assert_close(loss, (2 * by_pixel[0] + by_pixel[1]) / 3)
 
 
 def test_bad_input():
