@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import numbers
 import re
 import threading
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ __all__ = [
     "check_image",
     "check_label",
     "check_label_map",
+    "check_seed",
     "check_shape",
     "check_sizes",
     "checked_once",
@@ -172,6 +174,19 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Raise ``ValueError`` unless ``value`` is one of ``choices``."""
     if value not in choices:
         raise ValueError(f"Expected `{name}` to be one of {', '.join(choices)}, got {value!r}.")
+
+
+def check_seed(seed: int) -> None:
+    """Check that a seed is a whole number that NumPy takes.
+
+    Raises:
+        ValueError: a negative number, a fraction, or no number.
+
+    Example:
+        >>> check_seed(0)
+    """
+    if not isinstance(seed, numbers.Integral) or seed < 0:
+        raise ValueError(f"Expected `seed` to be a whole number from 0 up, got {seed!r}.")
 
 
 def as_flag(name: str, value: bool | str) -> bool:

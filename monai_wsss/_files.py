@@ -130,8 +130,11 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
 
 def file_sha256(path: str | os.PathLike[str]) -> str:
     """Give the SHA-256 of a file as a hexadecimal string."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError as error:
+        raise DataError(f"There is no file {path}: give one, or make it first.") from error
 
 
 _CHECKSUM = b"monai_wsss sha256 "

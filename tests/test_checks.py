@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from monai_wsss._checks import check_image, misfit
+from monai_wsss._checks import check_image, check_seed, misfit
+from monai_wsss.data import draw_share, split_by_subject
 from monai_wsss.engines import Progress
 from monai_wsss.inferers import VolumeInferer
 from monai_wsss.methods import ClassActivationMapping
@@ -57,6 +58,16 @@ def test_channels_of_every_kind_of_convolution_are_counted(layer):
 
 def test_other_errors_are_left_alone():
     assert misfit(RuntimeError("out of memory")) is None
+
+
+@pytest.mark.parametrize("seed", [-1, 0.5, "0", None])
+def test_seeds_are_whole_numbers(seed):
+    with pytest.raises(ValueError, match="`seed` to be a whole number from 0 up"):
+        check_seed(seed)
+    with pytest.raises(ValueError, match="`seed`"):
+        split_by_subject(["a", "b"], [[0], [1]], seed=seed)
+    with pytest.raises(ValueError, match="`seed`"):
+        draw_share([{"label": [0]}, {"label": [1]}], 0.5, seed=seed)
 
 
 def test_no_classes_are_refused():

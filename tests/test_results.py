@@ -72,7 +72,7 @@ def test_the_rule_of_defaults_is_applied_to_the_kept_rows(generator, tmp_path, m
 
 def test_kept_rows_hold_no_paths_and_no_identifiers():
     for path in (RESULTS / "runs").rglob("*"):
-        if path.is_dir():
+        if path.is_dir() or path.parent.name == "mutants":
             continue
         assert path.suffix == ".json"
         text = path.read_text(encoding="utf-8")
@@ -81,6 +81,13 @@ def test_kept_rows_hold_no_paths_and_no_identifiers():
         assert all(re.fullmatch(r"[0-9a-f]{64}", digest) for digest in content["source"].values())
         assert [Row(**row) for row in content["rows"]]
         assert not re.search(r"\"/|\.png|\.npz|\.jpg|\.pt\b", text), path
+
+
+def test_kept_verdicts_on_mutants_hold_no_paths():
+    lines = (RESULTS / "runs" / "mutants" / "verdicts.jsonl").read_text(encoding="utf-8").splitlines()
+    for entry in map(json.loads, lines):
+        assert "sound" in entry or entry["verdict"] in ("killed", "survived", "timeout")
+        assert not any(str(value).startswith("/") for value in entry.values())
 
 
 def test_kept_rows_are_those_of_the_recipes_of_today():

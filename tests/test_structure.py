@@ -37,6 +37,7 @@ LEVELS = [
     }
     | {"_dicom", "_dicom_frames", "_dicom_pixels", "_dicom_stack", "_image_formats", "_image_readers", "_nifti"}
     | {"_checksums", "_moved", "_picture_values", "_windows"},
+    {"_doors"},
     {"cams"},
     {"refinement"},
     {"losses", "networks", "transforms", "data", "metrics"},

@@ -3,6 +3,7 @@
 
 """Methods x datasets x seeds: recipes, the rows that they give, and the tables of the papers. No paper's formulas."""
 
+from monai_wsss._doors import open_doors
 from monai_wsss._moved import old_names
 from monai_wsss.benchmark.bmp_classes import make_bmp_classes
 from monai_wsss.benchmark.bmp_table import make_bmp_table
@@ -81,3 +82,4 @@ __all__ = [
 ]
 
 __getattr__ = old_names(__name__, {name: f"monai_wsss.bundle_scan.{name}" for name in ("check_bundle", "scan_bundle")})
+open_doors(globals())

@@ -3,6 +3,7 @@
 
 """Whole bundles put to work: what the commands ``predict``, ``train`` and ``bundles`` do.  No mechanism of its own."""
 
+from monai_wsss._doors import open_doors
 from monai_wsss.bundle_run.method_choice import TRAINING_METHODS, choose_method
 from monai_wsss.bundle_run.prediction import Prediction, predict_masks
 from monai_wsss.bundle_run.shipped import (
@@ -32,3 +33,5 @@ __all__ = [
     "predict_masks",
     "train_bundle",
 ]
+
+open_doors(globals())

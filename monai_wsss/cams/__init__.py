@@ -3,6 +3,7 @@
 
 """Class activation maps: extraction, pooling, normalization, fusion. Tensors in, tensors out; no paper, no cuts."""
 
+from monai_wsss._doors import open_doors
 from monai_wsss.cams.differences import difference_map
 from monai_wsss.cams.extract import gradient_activation_maps, head_activation_maps, resize_maps
 from monai_wsss.cams.fuse import average_ensemble, fuse_groups
@@ -23,3 +24,5 @@ __all__ = [
     "subtract_negative_reference",
     "zscore_images",
 ]
+
+open_doors(globals())

@@ -47,6 +47,8 @@ def pool_maps(maps: torch.Tensor, pooling: str, topk_share: float = 0.1, lse_sha
     if maps.dim() < 3:
         raise ValueError(f"Expected `maps` of shape (B, K, *S), got {maps.shape}.")
     values = maps.flatten(2)
+    if values.shape[2] == 0:
+        raise ValueError(f"Expected `maps` with pixels along each axis, got {maps.shape}.")
     if values.dtype == torch.float16 or values.dtype == torch.bfloat16:
         values = values.float()
     if pooling == "average":

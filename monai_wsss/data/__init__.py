@@ -3,6 +3,7 @@
 
 """Adapters from folders to a datalist, the datalist's reader, phantoms and the training dataset. No networks."""
 
+from monai_wsss._doors import open_doors
 from monai_wsss.data.brats import prepare_brats
 from monai_wsss.data.cases import prepare_cases
 from monai_wsss.data.coco import prepare_coco
@@ -66,3 +67,5 @@ __all__ = [
     "take_validation",
     "write_datalist",
 ]
+
+open_doors(globals())

@@ -116,7 +116,10 @@ class EpochCacheDataset(CacheDataset):
         runtime_cache: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.device = torch.device(device)
+        try:
+            self.device = torch.device(device)
+        except RuntimeError as error:
+            raise ValueError(f"Expected `device` to be a device such as cpu or cuda:0, got {device!r}.") from error
         if self.device.type == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"Expected a device of this machine for transforms, got {self.device}: there is no GPU.")
         self.random_transform = random_transform

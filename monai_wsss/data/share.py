@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from monai_wsss._checks import check_choice
+from monai_wsss._checks import check_choice, check_seed
 
 __all__ = ["draw_share"]
 
@@ -44,6 +44,7 @@ def draw_share(items: Sequence[Item], share: float, *, seed: int = 0, of: str = 
     check_choice("of", of, ("items", "images"))
     if not 0.0 < share <= 1.0:
         raise ValueError(f"Expected `share` in (0, 1], got {share}.")
+    check_seed(seed)
     if share == 1.0:
         return list(items)
     if of == "images":

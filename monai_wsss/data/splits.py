@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from monai_wsss._checks import check_seed
+
 __all__ = ["SPLITS", "SPLIT_OF_WORD", "split_by_subject", "split_in_name", "take_validation", "words_in"]
 
 SPLITS = ("training", "validation", "test")
@@ -75,6 +77,7 @@ def split_by_subject(
         >>> split_by_subject(["a", "a", "b", "c", "d"], [[1], [0], [0], [1], [0]], fractions=(0.5, 0.5, 0.0))
         ['training', 'training', 'training', 'validation', 'validation']
     """
+    check_seed(seed)
     shares = np.asarray(fractions, dtype=np.float64)
     if shares.shape != (3,) or (shares < 0).any() or abs(shares.sum() - 1) > 1e-6:
         raise ValueError(f"Expected `fractions` to be three shares that add up to 1, got {tuple(fractions)}.")

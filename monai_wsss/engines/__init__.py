@@ -3,6 +3,7 @@
 
 """The training loop, schedules and evaluation loop that all methods share. No paper lives here."""
 
+from monai_wsss._doors import open_doors
 from monai_wsss.engines.branch_evaluation import BranchEvaluation
 from monai_wsss.engines.branch_log import BranchLog
 from monai_wsss.engines.checkpoint import (
@@ -61,3 +62,5 @@ __all__ = [
     "takes_arguments_of",
     "with_weights",
 ]
+
+open_doors(globals())

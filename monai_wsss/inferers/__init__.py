@@ -3,6 +3,7 @@
 
 """How a network meets a whole image, volume or slide: score maps out, and what is written of them to disk."""
 
+from monai_wsss._doors import open_doors
 from monai_wsss.inferers.conversion import AddConversiond
 from monai_wsss.inferers.gradient_cam import GradientCAMInferer
 from monai_wsss.inferers.multi_scale import multi_scale_branches
@@ -33,3 +34,5 @@ __all__ = [
     "score_pseudo_masks",
     "segment_slide",
 ]
+
+open_doors(globals())

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from monai_wsss._checks import check_choice, check_shape, float32_or_wider
+from monai_wsss._checks import check_choice, check_shape, check_sizes, float32_or_wider
 
 __all__ = [
     "LeastSquaresAdversarialLoss",
@@ -54,7 +54,7 @@ def minimax_adversarial_loss(
         scalar in float32 or wider, the mean over images.
 
     Raises:
-        ValueError: another shape or reduction.
+        ValueError: another shape or reduction, or no image or patch.
 
     Example:
         >>> logits = torch.zeros(2, 1, 3, 3)
@@ -102,9 +102,9 @@ def _loss(
 ) -> torch.Tensor:
     """Check the logits, apply the player's functions to each patch, and reduce."""
     check_choice("reduction", reduction, ("mean", "sum"))
-    check_shape("converted", converted, "(B, 1, *S)")
-    if healthy is not None:
-        check_shape("healthy", healthy, "(B, 1, *S)")
+    for name, logits in (("converted", converted), ("healthy", converted if healthy is None else healthy)):
+        check_shape(name, logits, "(B, 1, *S)")
+        check_sizes(name, logits)
 
     def reduced(per_patch: PerPatch, logits: torch.Tensor) -> torch.Tensor:
         patches = per_patch(float32_or_wider(logits)).flatten(1)

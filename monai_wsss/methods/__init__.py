@@ -3,6 +3,7 @@
 
 """Methods, one paper per file: each composes networks, cams, refinement and losses into named training losses."""
 
+from monai_wsss._doors import open_doors
 from monai_wsss.methods.afa import AFA
 from monai_wsss.methods.base import WSSSMethod
 from monai_wsss.methods.bmp import BMP
@@ -27,3 +28,5 @@ __all__ = [
     "SegmentationNetwork",
     "WSSSMethod",
 ]
+
+open_doors(globals())

@@ -3,6 +3,7 @@
 
 """Numbers that compare masks with references. They read masks, so no training may call them."""
 
+from monai_wsss._doors import open_doors
 from monai_wsss.metrics.aggregate import CaseTable
 from monai_wsss.metrics.cam_quality import (
     SWEEP_THRESHOLDS,
@@ -72,3 +73,5 @@ __all__ = [
     "sweep_dice",
     "welch_t_test",
 ]
+
+open_doors(globals())

@@ -255,11 +255,16 @@ def class_miou_pooled(counts: PixelCounts, labels: Sequence[int]) -> np.ndarray:
     Returns:
         ``(...)``, in [0, 1]; NaN where no reference holds a pixel of these classes.
 
+    Raises:
+        ValueError: no class is given.
+
     Example:
         >>> counts = count_pixels(np.array([1, 1, 2, 0]), np.array([1, 0, 2, 2]), num_classes=2)
         >>> float(class_miou_pooled(counts, [1])), float(miou_pooled(counts))
         (0.5, 0.3333333333333333)
     """
+    if not len(labels):
+        raise ValueError("Expected `labels` of at least one class, got none.")
     return _known_mean(where_referenced(iou_score(counts), counts)[..., list(labels)])
 
 
@@ -281,11 +286,20 @@ def dice_macro_pooled(counts: PixelCounts, *, background: bool = True) -> np.nda
 def f1_from_miou(miou: np.ndarray | float) -> np.ndarray:
     """Compute F1 = 2 mIoU / (1 + mIoU): OEEM's script, and so the gland papers' tables, call this F1.
 
+    Args:
+        miou: in [0, 1], or NaN.
+
+    Raises:
+        ValueError: a value outside.
+
     Example:
         >>> round(float(f1_from_miou(0.8769)), 4)
         0.9344
     """
-    return 2 * np.asarray(miou) / (1 + np.asarray(miou))
+    values = np.asarray(miou)
+    if ((values < 0) | (values > 1)).any():
+        raise ValueError(f"Expected `miou` in [0, 1], got values from {values.min():g} to {values.max():g}.")
+    return 2 * values / (1 + values)
 
 
 def r_under(counts: PixelCounts) -> np.ndarray:

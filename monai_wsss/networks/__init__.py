@@ -3,6 +3,7 @@
 
 """Networks: tensors in, tensors out. Nothing here knows a loss, a dataset or a device."""
 
+from monai_wsss._doors import open_doors
 from monai_wsss.networks.activation import POOLINGS, ActivationNetwork
 from monai_wsss.networks.all_mlp_decoder import AllMLPDecoder
 from monai_wsss.networks.aspp_resnet import ASPPResNet, AtrousSpatialPyramid
@@ -113,3 +114,5 @@ __all__ = [
     "resnet38_segmenter",
     "swin_segmenter",
 ]
+
+open_doors(globals())

@@ -15,7 +15,7 @@ from torch import nn
 from monai_wsss._checks import check_choice
 from monai_wsss._resize import linear_mode
 from monai_wsss._running import fill_where_finite, store_flags_as_numbers
-from monai_wsss.cams import pool_maps
+from monai_wsss.cams.pooling import pool_maps
 from monai_wsss.networks.checked import CheckedModule
 from monai_wsss.networks.reading_record import add_reading_record
 from monai_wsss.refinement import MaskRule

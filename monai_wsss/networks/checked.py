@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from monai_wsss._checks import check_sizes, checked_once, parts_are_trusted
+from monai_wsss._doors import explained
 
 __all__ = ["CheckedModule"]
 
@@ -36,8 +37,14 @@ class CheckedModule(nn.Module):
         for image in given if isinstance(given, (list, tuple)) else [given]:
             if torch.is_tensor(image):
                 check_sizes(name, image)
-        with checked_once(name):
-            return super().__call__(*args, **kwargs)
+        try:
+            with checked_once(name):
+                return super().__call__(*args, **kwargs)
+        except Exception as error:
+            forward, own = type(self).forward, type(self).__name__
+            if (said := explained(error, forward, (self, *args), kwargs, name=own)) is None:
+                raise
+            raise said from error
 
 
 @functools.cache

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from monai.networks.layers.factories import Conv
 
 from monai_wsss._checks import check_choice
-from monai_wsss.cams import pool_maps
+from monai_wsss.cams.pooling import pool_maps
 from monai_wsss.networks.checked import CheckedModule
 
 __all__ = ["DETACHED", "ClassHead"]

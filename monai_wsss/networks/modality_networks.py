@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from monai_wsss._checks import DataError, check_choice
-from monai_wsss.cams import zscore_images
+from monai_wsss.cams.normalize import zscore_images
 from monai_wsss.networks.activation import ActivationNetwork
 from monai_wsss.networks.aspp_resnet import ASPPResNet
 from monai_wsss.networks.cam_encoder import CAMEncoder

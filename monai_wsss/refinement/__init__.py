@@ -3,6 +3,7 @@
 
 """From maps to masks: thresholds, presence gates, pseudo-label refinement."""
 
+from monai_wsss._doors import open_doors
 from monai_wsss.refinement.affinity_walk import affinity_labels, propagate_by_affinity, softmax_with_background
 from monai_wsss.refinement.assigned_labels import (
     class_assignment,
@@ -110,3 +111,5 @@ __all__ = [
     "told_rule",
     "two_threshold_label",
 ]
+
+open_doors(globals())

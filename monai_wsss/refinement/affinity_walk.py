@@ -98,13 +98,14 @@ def propagate_by_affinity(
         maps: (B, M, *s) on the grid of the tokens; each channel moves independently.
         radius: half the side of the window, in tokens.
         power: exponent of the affinities, element by element.
-        smoothing: added to the sum of a column, so that a token that resembles no other gets values near 0.
+        smoothing: added to the sum of a column, so that a token that resembles no other gets values near 0; without
+            it, 0.
 
     Returns:
         (B, M, *s) in float32 or wider.  Detach the affinities if they should get no gradient.
 
     Raises:
-        ValueError: shapes that do not fit, or a negative radius.
+        ValueError: shapes that do not fit, or a negative radius, power or smoothing.
 
     Example:
         >>> affinity = torch.tensor([[[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]])
@@ -113,6 +114,8 @@ def propagate_by_affinity(
     """
     check_shape("maps", maps, "(B, M, *S)")
     check_pairs(affinity, len(maps), maps.shape[2:], radius)
+    if not power > 0 or not smoothing >= 0:
+        raise ValueError(f"Expected `power` > 0 and `smoothing` >= 0, got {power} and {smoothing}.")
     return walk_along_affinity(affinity, maps, radius, power=power, smoothing=smoothing)
 
 
@@ -132,7 +135,8 @@ def walk_along_affinity(
             moved = (extended.flatten(2) @ weights).reshape(extended.shape)
         else:
             moved = _along_windows(affinity.pow(power), extended, radius)
-        return moved[:, :-1] / (moved[:, -1:] + smoothing)
+        total = moved[:, -1:] + smoothing
+        return moved[:, :-1] / total.where(total != 0, 1)
 
 
 def _along_windows(weights: torch.Tensor, maps: torch.Tensor, radius: int) -> torch.Tensor:

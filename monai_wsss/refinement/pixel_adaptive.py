@@ -207,8 +207,8 @@ def pixel_adaptive_weights(
 def _checked_rule(dilations: Sequence[int], intensity: float, position: float, row_stochastic: bool) -> _Rule:
     if not dilations or any(d != int(d) or d < 1 for d in dilations):
         raise ValueError(f"Expected `dilations` to be whole numbers >= 1, at least one, got {tuple(dilations)}.")
-    if not intensity > 0:
-        raise ValueError(f"Expected `intensity_weight` > 0, got {intensity}: it divides intensity differences.")
+    if not intensity >= 1e-6:
+        raise ValueError(f"Expected `intensity_weight` >= 1e-6, got {intensity}: it divides intensity differences.")
     if not position >= 0:
         raise ValueError(f"Expected `position_weight` >= 0, got {position}; 0 leaves distances out.")
     return _Rule(tuple(int(d) for d in dilations), intensity, position, row_stochastic)

@@ -3,6 +3,7 @@
 
 """Run folders with their HTML page of results, data and weights, and charts as files."""
 
+from monai_wsss._doors import open_doors
 from monai_wsss.reports.box_chart import box_chart
 from monai_wsss.reports.charts import bar_chart, write_svg
 from monai_wsss.reports.conversions import render_conversions, render_switches
@@ -29,3 +30,5 @@ __all__ = [
     "write_run",
     "write_svg",
 ]
+
+open_doors(globals())

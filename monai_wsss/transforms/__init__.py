@@ -3,6 +3,7 @@
 
 """Transforms that MONAI lacks: of items, and of batches inside autograd. None reads a label file or trains."""
 
+from monai_wsss._doors import open_doors
 from monai_wsss._moved import old_names
 from monai_wsss.transforms.blur import RandBlurd
 from monai_wsss.transforms.color_operations import COLOR_OPERATIONS, RandColorOperationd, change_color
@@ -62,3 +63,4 @@ __getattr__ = old_names(
         "SaveMaskd": "monai_wsss.transforms.SaveImageMaskd",
     },
 )
+open_doors(globals())

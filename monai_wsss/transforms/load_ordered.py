@@ -84,9 +84,14 @@ class LoadImageOrderedd(MapTransform):
         for key in self.key_iterator(item):
             image = item[key]
             if not isinstance(image, MetaTensor):  # one that was read already is only brought to the order
-                for path in ensure_tuple(image):
-                    _check_whole(path)
-                image = self._load(image)
+                try:
+                    for path in ensure_tuple(image):
+                        _check_whole(path)
+                    image = self._load(image)
+                except FileNotFoundError as error:
+                    raise DataError(
+                        f"{image} is no image file or folder of DICOM files: give one for `{key}`."
+                    ) from error
             if isinstance(image, MetaTensor):
                 image.meta["unit"] = PIXELS if item.get("unit") == PIXELS else unit_of(image)
                 image.meta[MetaKeys.ORIGINAL_CHANNEL_DIM] = 0  # for MONAI's EnsureChannelFirstd behind this one
@@ -109,6 +114,8 @@ def _as_shown(picture: Image.Image) -> Image.Image:
 
 def _check_whole(path: Any) -> None:
     """Refuse a picture of which Pillow would read a part: MONAI passes errors of a reader over and tries others."""
+    if not Path(path).exists():
+        raise FileNotFoundError(path)
     if not str(path).lower().endswith(PICTURE_SUFFIXES):
         return
     try:

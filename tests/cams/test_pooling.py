@@ -102,3 +102,9 @@ def test_bad_arguments() -> None:
         pool_maps(maps, "lse", lse_sharpness=-1.0)
     with pytest.raises(ValueError, match=r"`maps` of shape \(B, K, \*S\)"):
         pool_maps(torch.zeros(2, 3), "max")
+
+
+@pytest.mark.parametrize("pooling", ["average", "max", "topk", "lse"])
+def test_maps_without_pixels_are_refused(pooling):
+    with pytest.raises(ValueError, match="with pixels along each axis"):
+        pool_maps(torch.zeros(1, 2, 0, 4), pooling)

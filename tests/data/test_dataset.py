@@ -71,3 +71,8 @@ def test_memory_is_said_before_the_cache_is_filled(caplog):
     assert "Caching 5 of 10 items in memory: about 1 MB." in caplog.text  # 5 x 120,004 bytes
     assert item_bytes(items[0]) == 120_004
     assert item_bytes({"id": "name", "parts": [torch.zeros(2, dtype=torch.uint8)]}) == 2
+
+
+def test_a_device_that_does_not_exist_is_named():
+    with pytest.raises(ValueError, match="`device` to be a device such as cpu"):
+        EpochCacheDataset([], Compose([]), device="nonsense")

@@ -416,3 +416,14 @@ def test_measuring_does_not_change_the_training(tmp_path):
         torch.manual_seed(0)
         trainer.run([0, 0], max_epochs=2)
     assert drawn[:4] == drawn[4:]
+
+
+def test_label_makers_get_the_first_maps_and_the_logits():
+    given = []
+    maker = SimpleNamespace(mask=lambda images, seeds, logits: given.append((seeds, logits)))
+    evaluation = SimpleNamespace(label_maker=lambda: maker)
+    on_grid = [torch.full((1, 1, 2, 2), value) for value in (1.0, 2.0, 3.0)]
+    # What a network with auxiliary maps gives: class maps, auxiliary maps, logits.
+    BranchEvaluation._labels(evaluation, torch.zeros(1, 1, 2, 2), torch.ones(1, 1), on_grid)
+    assert torch.equal(given[0][0], on_grid[0])
+    assert torch.equal(given[0][1], on_grid[2])

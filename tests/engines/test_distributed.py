@@ -125,6 +125,19 @@ def test_processes_wait_for_half_an_hour(monkeypatch):
     assert asked["timeout"].total_seconds() == 1800
 
 
+@pytest.mark.parametrize(("gpu", "backend"), [(True, "nccl"), (False, "gloo")])
+def test_processes_with_gpus_speak_by_nccl(monkeypatch, gpu, backend):
+    asked = []
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: asked.append(str(device)))
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda name, **options: asked.append(name))
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+    start_distributed()
+    assert asked == ([backend, "cuda:0"] if gpu else [backend])
+
+
 def test_one_process_needs_none_of_it(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     assert is_main_process()

@@ -660,3 +660,9 @@ def test_a_handler_reads_the_loss_as_monai_tracks_it():
     WSSSTrainer(method, optimizer, make_loader(make_items(8)), 1, train_handlers=[tracking], progress_bar=False).run()
     assert len(tracking.seen) == 2
     assert all(isinstance(loss, float) for loss in tracking.seen)
+
+
+def test_the_progress_of_an_epoch_of_unknown_length_counts_epochs(tmp_path):
+    trainer = make_trainer(tmp_path)
+    trainer.state.epoch_length, trainer.state.iteration = None, 3
+    assert trainer.progress.fraction == 2 / 4

@@ -100,3 +100,12 @@ def test_minimax_is_flat_where_the_discriminator_is_sure_and_the_other_is_not():
 def test_mistakes_are_named(arguments, words, message):
     with pytest.raises(ValueError, match=message):
         minimax_adversarial_loss(*arguments, **words)
+
+
+@pytest.mark.parametrize("module", [LeastSquaresAdversarialLoss, MinimaxAdversarialLoss, NonSaturatingAdversarialLoss])
+@pytest.mark.parametrize("shape", [(0, 1, 3, 3), (2, 1, 0, 3), (2, 1, 3, 0)])
+def test_no_image_and_no_patch_are_refused(module, shape):
+    with pytest.raises(ValueError, match="`converted`"):
+        module()(torch.zeros(shape))
+    with pytest.raises(ValueError, match="`healthy`"):
+        module()(torch.zeros(2, 1, 3, 3), torch.zeros(shape))

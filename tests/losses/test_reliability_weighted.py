@@ -128,6 +128,16 @@ def test_a_perplexity_of_zero_decides_alone():
     torch.testing.assert_close(loss, F.cross_entropy(logits[:1, :, 0, 0], torch.tensor([2])), rtol=1e-3, atol=1e-3)
 
 
+def test_the_smallest_perplexity_is_a_millionth():
+    logits = torch.tensor([[[[0.0, 0.0]], [[1.0, 3.0]]]], dtype=torch.float64)
+    label = torch.zeros(1, 1, 2, dtype=torch.long)
+    by_pixel = -logits.log_softmax(1)[0, 0, 0]
+    for least in (0.0, 1e-6):
+        # The weights are 1 000 000 and 500 000.
+        loss = reliability_weighted_loss(logits, label, torch.tensor([[[least, 2e-6]]], dtype=torch.float64))
+        torch.testing.assert_close(loss, (2 * by_pixel[0] + by_pixel[1]) / 3)
+
+
 def test_bad_input():
     logits, label = torch.zeros(2, 3, 4, 4), torch.zeros(2, 4, 4)
     with pytest.raises(ValueError, match=r"`label` of shape \(B, \*S\) = \(2, 4, 4\), got \(2, 8, 8\): bring logits"):

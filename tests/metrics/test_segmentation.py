@@ -194,3 +194,16 @@ def test_the_mean_over_some_classes_leaves_out_background_and_classes_without_re
     assert seg.class_miou_pooled(counts, [1, 3]) == pytest.approx((1 / 2 + 1 / 3) / 2)
     assert seg.class_miou_pooled(counts, [1, 2]) == pytest.approx(1 / 2)  # no reference holds class 2
     assert np.isnan(seg.class_miou_pooled(counts, [2]))
+
+
+@pytest.mark.parametrize("miou", [-1.0, 1.1, [0.5, -0.1]])
+def test_f1_is_of_shares(miou):
+    with pytest.raises(ValueError, match=r"`miou` in \[0, 1\], got"):
+        seg.f1_from_miou(miou)
+    np.testing.assert_array_equal(seg.f1_from_miou(np.array([0.0, 1.0, np.nan])), [0.0, 1.0, np.nan])
+
+
+def test_a_mean_over_no_class_is_refused():
+    counts = seg.count_pixels(np.array([1, 0]), np.array([1, 1]))
+    with pytest.raises(ValueError, match="`labels` of at least one class"):
+        seg.class_miou_pooled(counts, [])

@@ -230,5 +230,5 @@ def test_smallest_side_is_the_smallest():
         side = network.smallest_side
         assert len(network.eval()(torch.rand(1, 3, side, side))) == 4
         network.smallest_side = 0
-        with pytest.raises(RuntimeError, match="Kernel size can't be greater"):
+        with pytest.raises(ValueError, match="Kernel size can't be greater"):
             network(torch.rand(1, 3, side - 1, side))

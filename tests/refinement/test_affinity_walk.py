@@ -143,3 +143,14 @@ def test_bad_input():
         affinity_labels(torch.zeros(2, 4))
     with pytest.raises(ValueError, match=r"`label` of shape \(B, K\) = \(2, 3\), got \(2, 2\)"):
         softmax_with_background(maps, torch.ones(2, 2), 0.45)
+
+
+def test_tokens_that_resemble_nothing_get_zero_without_smoothing():
+    moved = propagate_by_affinity(torch.zeros(1, 4, 4), torch.rand(1, 2, 2, 2), smoothing=0)
+    assert torch.equal(moved, torch.zeros(1, 2, 2, 2))
+
+
+@pytest.mark.parametrize("words", [{"power": -1.0}, {"power": 0.0}, {"smoothing": -0.1}])
+def test_powers_and_smoothing_out_of_range_are_refused(words):
+    with pytest.raises(ValueError, match="Expected `power` > 0 and `smoothing` >= 0"):
+        propagate_by_affinity(torch.zeros(1, 4, 4), torch.rand(1, 2, 2, 2), **words)

@@ -124,6 +124,8 @@ def test_no_gradient_is_remembered():
         (lambda maps: class_assignment(maps, 0.5, padding=torch.zeros(2, 5, 6, dtype=torch.bool)), "bool `padding`"),
         (lambda maps: class_assignment(maps, 0.5, padding=torch.zeros(2, 5, 7)), "bool `padding`"),
         (lambda maps: two_threshold_label(maps, torch.ones(2, 2)), r"`label` of shape \(B, K\)"),
+        (lambda maps: two_threshold_label(maps[0, 0], torch.ones(2, 3)), r"`maps` of shape \(B, K, \*S\)"),
+        (lambda maps: two_threshold_label(maps, torch.ones(2, 3), padding=torch.zeros(2, 5, 7)), "bool `padding`"),
         (lambda maps: two_threshold_label(maps, torch.ones(2, 3), low=0.8), "0 <= `low` <= `high` <= 1"),
         (lambda maps: two_threshold_label(maps, torch.ones(2, 3), downscale=0.5), "`downscale` >= 1"),
         (lambda maps: segmentation_assignment(maps, torch.ones(2, 3)), r"`label` of shape \(B, K\) = \(2, 2\)"),

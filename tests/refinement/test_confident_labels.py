@@ -111,6 +111,8 @@ def test_bad_input():
         confident_label(torch.zeros(2, 3))
     with pytest.raises(ValueError, match=r"`ignore_index` to be no class, got 2 with classes 0\.\.2: choose another"):
         confident_label(logits, ignore_index=2)
+    with pytest.raises(ValueError, match=r"`ignore_index` to be no class, got 2 with classes 0\.\.2"):
+        confident_segmentation_label(logits, ignore_index=2)
     with pytest.raises(ValueError, match="`score` to be one of prob, logit, got 'p'"):
         confident_segmentation_label(logits, score="p")
     with pytest.raises(ValueError, match=r"`label` of shape \(B, K\) = \(2, 2\), got \(2, 3\)"):

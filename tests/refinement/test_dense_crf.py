@@ -324,3 +324,8 @@ def test_z_scores_are_no_gray_levels(low, high):
     probabilities = torch.full((1, 2, 16, 16), 0.5)
     with pytest.raises(ValueError, match=r"Expected `image` in 0\.\.255"):
         dense_crf_refinement(image, probabilities)
+
+
+def test_fractions_above_one_of_a_short_range_may_be_gray_levels():
+    assert module.has_gray_levels(torch.tensor([0.0, 1.5]), 16.0)
+    assert not module.has_gray_levels(torch.tensor([0.0, 0.5]), 16.0)

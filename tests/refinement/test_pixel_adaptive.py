@@ -286,7 +286,7 @@ def test_module_is_the_function():
         ({"dilations": ()}, r"`dilations` to be whole numbers >= 1, at least one, got \(\)"),
         ({"dilations": (1, 0)}, r"`dilations` to be whole numbers >= 1, at least one, got \(1, 0\)"),
         ({"iterations": -1}, "`iterations` >= 0, got -1"),
-        ({"intensity_weight": 0.0}, "`intensity_weight` > 0, got 0.0"),
+        ({"intensity_weight": 0.0}, "`intensity_weight` >= 1e-6, got 0.0"),
         ({"position_weight": -1.0}, "`position_weight` >= 0, got -1.0"),
     ],
 )

@@ -79,6 +79,9 @@ def test_two_thresholds_leave_out_what_lies_between():
     assert torch.equal(label[0] == 255, (strength > 0.25) & (strength <= 0.75))
     assert torch.equal(label[0] == 1, strength > 0.75)
     assert not label[1].any()
+    middle = TwoThresholdLabels(low=0.25, high=0.75, downscale=1).mask(make_images(), make_maps(), make_maps())
+    assert torch.equal(middle[0] == 1, strength > 0.5)
+    assert not (middle == 255).any()
     with pytest.raises(ValueError, match="Expected 0 <= `low` <= `high` <= 1"):
         TwoThresholdLabels(low=0.8, high=0.7)
 

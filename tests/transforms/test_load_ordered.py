@@ -461,3 +461,10 @@ def test_values_that_would_be_read_as_others_are_refused(tmp_path):
     for name, words in (("a.tif", "signed values of 8 bits"), ("b.png", "2 pages"), ("c.tif", "kind that is not read")):
         with pytest.raises(DataError, match=rf"{name} .*{words}"):
             LoadImageOrderedd("image")({"image": str(tmp_path / name)})
+
+
+@pytest.mark.parametrize("name", ["missing.nii.gz", "missing", "empty"])
+def test_what_is_no_image_is_named(tmp_path, name):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=f"{name} is no image file or folder of DICOM files"):
+        LoadImageOrderedd("image")({"image": str(tmp_path / name)})
