@@ -84,7 +84,7 @@ class CosaTiles(Tiles):
         if _reads_masks(recipe):
             turns: list[Any] = [RandRotate90d(keys, 0.75, 3), RandFlipd(keys, 0.5, 0)]
         else:
-            turns = self.turns(keys, recipe)
+            turns = self.geometry(keys, recipe)
         if recipe.words.get("values", {}).get("energy"):
             turns = [*turns, CopyItemsd("image", names="intensity")]
         return [*turns, *self.jitter(), *_strong_view(self.modalities, recipe)]

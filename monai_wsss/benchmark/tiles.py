@@ -138,17 +138,17 @@ class Tiles(PreparedData):
         return super().sampler(items, dataset, recipe, seed)
 
     def augmentation(self, keys: Sequence[str], recipe: Recipe) -> list[Any]:
-        """Give quarter turns, flips and a change of gain and offset; crops of whole images come first."""
+        """Give the transforms of :meth:`geometry` and :meth:`jitter`."""
+        return [*self.geometry(keys, recipe), *self.jitter()]
+
+    def geometry(self, keys: Sequence[str], recipe: Recipe) -> list[Any]:
+        """Give quarter turns and flips; crops of whole images, which come with their masks, come first."""
         size = (self.crop, self.crop)
         crops: list[Any] = []
         if len(keys) > 1:
             fill = [SpatialPadd(key, size, value=0 if key == "image" else IGNORED) for key in keys]
             crops = [*fill, RandSpatialCropd(keys, size, random_size=False)]
-        return [*crops, *self.turns(keys, recipe), *self.jitter()]
-
-    def turns(self, keys: Sequence[str], recipe: Recipe) -> list[Any]:
-        """Give quarter turns and flips."""
-        return super().augmentation(keys, recipe)
+        return [*crops, *super().augmentation(keys, recipe)]
 
     def jitter(self) -> list[Any]:
         """Give a change of gain and offset, which may leave 0 to 255."""

@@ -418,7 +418,7 @@ def test_opens_in_a_browser_sorts_and_shows_a_case(run_folder, page, tmp_path):
         "--enable-logging=stderr", "--virtual-time-budget=2000", "--dump-dom",
         f"{(tmp_path / 'page.html').as_uri()}#case-7",
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=120, check=False)
     dom = Checker(done.stdout)
     assert "Segmentation report" in dom.text
     for name in json.loads((run_folder / "metrics.json").read_text(encoding="utf-8")):
