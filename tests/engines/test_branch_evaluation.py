@@ -16,7 +16,9 @@ from torch.utils.data import DataLoader
 
 from monai_wsss._checks import DataError
 from monai_wsss.engines import BranchEvaluation, BranchLog, save_checkpoint, save_weights
+from monai_wsss.engines.evaluation import slice_place
 from monai_wsss.methods import BMP
+from monai_wsss.metrics import SlicePlace
 from monai_wsss.networks import TwoBranchNetwork
 from monai_wsss.networks.reading_record import add_reading_record, record_reading
 from monai_wsss.refinement import DenseCRF, LabeledImages, PixelAdaptiveRefinement
@@ -427,3 +429,11 @@ def test_label_makers_get_the_first_maps_and_the_logits():
     BranchEvaluation._labels(evaluation, torch.zeros(1, 1, 2, 2), torch.ones(1, 1), on_grid)
     assert torch.equal(given[0][0], on_grid[0])
     assert torch.equal(given[0][1], on_grid[2])
+
+
+def test_the_place_of_a_slice_keeps_the_order_of_its_sides():
+    item = {"volume": "a", "slice": 3, "voxel_size": [1.0, 2.0, 4.0]}
+    assert slice_place(item) == SlicePlace("a", 3, (1.0, 2.0, 4.0))
+    assert slice_place(item | {"order": "rows_columns"}) == SlicePlace("a", 3, (2.0, 1.0, 4.0))
+    assert slice_place({"volume": "a", "slice": 3}) == SlicePlace("a", 3, None)
+    assert slice_place({}) is None

@@ -14,7 +14,7 @@ from monai_wsss._checks import DataError
 from monai_wsss._files import load_tensors, save_tensors
 from monai_wsss._locks import LOCK
 from monai_wsss.engines import TrainingLog, WSSSTrainer
-from monai_wsss.engines.checkpoint import read_checkpoint
+from monai_wsss.engines.checkpoint import read_checkpoint, restore_rng_state, rng_state
 from monai_wsss.methods import ClassActivationMapping
 from monai_wsss.networks import CAMUNet
 
@@ -199,3 +199,13 @@ def test_logged_losses_are_means_over_processes(tmp_path, monkeypatch):
         for name in ("alone", "two")
     )
     assert two == pytest.approx([2 * value for value in alone], rel=1e-5)
+
+
+def test_states_of_gpus_that_are_not_there_are_passed_over(monkeypatch):
+    state, asked = rng_state(), []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_rng_state_all", asked.append)
+    for gpus in ([], [torch.zeros(16), torch.zeros(16)], [torch.ones(16)]):
+        restore_rng_state(state | {"cuda": gpus})
+    assert len(asked) == 1
+    assert len(asked[0]) == 1

@@ -11,7 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monai_wsss.refinement.affinity_walk import affinity_labels, propagate_by_affinity, softmax_with_background
+from monai_wsss.refinement.affinity_walk import (
+    affinity_labels,
+    propagate_by_affinity,
+    softmax_with_background,
+    walk_along_affinity,
+)
 
 SIZES = [(4, 5), (3, 2, 4)]
 IDS = ["2d", "3d"]
@@ -154,3 +159,8 @@ def test_tokens_that_resemble_nothing_get_zero_without_smoothing():
 def test_powers_and_smoothing_out_of_range_are_refused(words):
     with pytest.raises(ValueError, match="Expected `power` > 0 and `smoothing` >= 0"):
         propagate_by_affinity(torch.zeros(1, 4, 4), torch.rand(1, 2, 2, 2), **words)
+
+
+def test_trusted_walks_have_the_same_defaults():
+    affinity, maps = torch.rand(1, 4, 4), torch.rand(1, 2, 2, 2)
+    assert torch.equal(walk_along_affinity(affinity, maps, 8), propagate_by_affinity(affinity, maps, 8))
