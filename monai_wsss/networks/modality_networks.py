@@ -144,7 +144,7 @@ class ModalityNetworks(ActivationNetwork):
             DataError: the weights are of other modalities, or of the same in another order.
         """
         stored = state_dict.get(f"{prefix}modality_names")
-        if stored is not None and bytes(stored.tolist()) != _encoded(self.modalities):
+        if stored is not None and bytes(stored.round().to(torch.uint8).tolist()) != _encoded(self.modalities):
             names = bytes(stored.tolist()).rstrip().decode()
             raise DataError(
                 f"The weights are of the modalities {names}, the network was built for {','.join(self.modalities)}: "
