@@ -15,6 +15,9 @@ from monai_wsss._processes import mean_of_processes
 
 __all__ = ["RunningMean", "fill_where_finite", "store_flags_as_numbers"]
 
+_ROUNDING = 1e-3
+"""What sums of weights over sites leave of 0, at most."""
+
 
 class RunningMean(nn.Module):
     """Follow values over steps and processes: an exponential moving average that begins with its first value.
@@ -70,6 +73,9 @@ def _fill_before_loading(module: nn.Module, state: dict[str, Any], prefix: str, 
 def fill_where_finite(state: dict[str, torch.Tensor], prefix: str, levels: tuple[str, ...]) -> None:
     """Add the buffer ``filled`` to weights that were stored without one: true where every level is finite.
 
+    In a mean over the weights of several sites ``filled`` is the share of the sites that measured a level, and the
+    others count as 0 in the mean of the level.  The level becomes the mean over those that measured it.
+
     Args:
         state: a state dict that is about to be loaded, changed in place.
         prefix: of the module's entries in ``state``.
@@ -85,9 +91,15 @@ def fill_where_finite(state: dict[str, torch.Tensor], prefix: str, levels: tuple
     if not all(name in state for name in names) or len({state[name].shape for name in names}) > 1:
         return  # loading says what is missing or of another shape
     filled = torch.stack([state[name].isfinite() for name in names]).all(0)
-    if (told := state.get(prefix + "filled")) is not None:
+    told = state.get(prefix + "filled")
+    if told is not None and told.shape == filled.shape:
+        share = told.to(filled.device).float()
         # `monai.bundle.load` copies old weights over the state of a new network, whose unmeasured levels are 0.
-        filled &= told.to(filled.device).bool() | torch.stack([state[name] != 0 for name in names]).any(0)
+        old = (share == 0) & torch.stack([state[name] != 0 for name in names]).any(0)
+        filled &= (share > _ROUNDING) | old
+        of_some = filled & (share < 1) & ~old
+        for name in names:
+            state[name] = torch.where(of_some, state[name] / share, state[name])
     state[prefix + "filled"] = filled
     for name in names:
         state[name] = torch.where(filled, state[name], torch.zeros_like(state[name]))
@@ -97,7 +109,8 @@ def store_flags_as_numbers(module: nn.Module) -> None:
     """Let the state dict of a module hold its own bool buffers as float32, 0 or 1; they stay bool in the module.
 
     Whoever trains at several sites subtracts and averages what state dicts hold, and torch subtracts no bool.  Loading
-    takes numbers and bool alike: what is not 0 is true.
+    takes numbers and bool alike: true is what is so at half of the sites or more.  Call it after the module has
+    registered other hooks of its loading, which then see what was stored.
 
     Args:
         module: the module; not those inside it.
@@ -110,9 +123,17 @@ def store_flags_as_numbers(module: nn.Module) -> None:
         ([1.0, 0.0], [True, False])
     """
     module.register_state_dict_post_hook(_flags_to_numbers)
+    module.register_load_state_dict_pre_hook(_numbers_to_flags)
 
 
 def _flags_to_numbers(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
     for name, buffer in module.named_buffers(recurse=False):
         if buffer.dtype == torch.bool and prefix + name in state:
             state[prefix + name] = buffer.detach().float()
+
+
+def _numbers_to_flags(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    for name, buffer in module.named_buffers(recurse=False):
+        stored = state.get(prefix + name)
+        if buffer.dtype == torch.bool and stored is not None and stored.dtype != torch.bool:
+            state[prefix + name] = stored.float() > 0.5 - _ROUNDING

@@ -5,10 +5,12 @@
 ``WSSS_CLIENTS`` names a folder of environments that ``integrations/make_environment.sh`` made.
 """
 
+import ast
 import contextlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -23,6 +25,7 @@ import pytest
 import torch
 
 from monai_wsss.data import load_datalist, make_phantoms
+from monai_wsss.data.dicom_series import _sequence
 from monai_wsss.inferers import VolumeInferer
 from monai_wsss.networks import ActivationNetwork
 from monai_wsss.refinement import ToMaskd
@@ -52,6 +55,32 @@ def run(*words, cwd):
     done = subprocess.run(list(map(str, words)), cwd=cwd, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     return done.stdout + done.stderr
+
+
+def test_deploys_patterns_tell_the_sequences_that_our_reader_tells():
+    """By descriptions of scanners; the app itself imports the SDK."""
+    tree = ast.parse((EXAMPLES / "monai_deploy" / "app.py").read_text(encoding="utf-8"))
+    lines = [node for node in tree.body if isinstance(node, ast.Assign)]
+    found = {}
+    exec(compile(ast.Module(lines, []), "app.py", "exec"), found)
+    for description, sequence in {
+        "T1 SPACE sag": "T1",
+        "Ax T1 MPRAGE": "T1",
+        "T1_CE": "T1c",
+        "t1 mprage +C": "T1c",
+        "AX T1 POST GAD": "T1c",
+        "POST T1 ax": "T1c",
+        "FLAIR T2 ax": "FLAIR",
+        "t1 km": "T1c",
+        "AX T2 FLAIR": "FLAIR",
+        "Ax T1 FLAIR": "FLAIR",
+        "T2 TSE": "T2",
+        "T2* GRE": None,
+        "localizer": None,
+    }.items():
+        told = [name for name, pattern in found["PATTERNS"].items() if re.search(pattern, description, re.IGNORECASE)]
+        assert told == ([] if sequence is None else [sequence]), description
+        assert _sequence([Path("1/a.dcm"), Path("1/b.dcm")], description) == sequence, description
 
 
 @pytest.mark.parametrize("name", ["ignite", "lightning"])

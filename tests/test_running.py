@@ -118,3 +118,31 @@ def test_processes_share_their_values_and_who_has_none_is_left_out(monkeypatch):
     assert mean.filled.tolist() == [True, True, False]
     mean.update(torch.tensor([2.0, 0.0, 0.0]), torch.tensor([True, False, False]))
     assert mean.value.tolist() == [5.5, 5.0, 0.0]
+
+
+def test_flags_come_back_exactly_and_are_bool_however_they_are_loaded():
+    before = RunningMean(2, momentum=0.5)
+    before.update(torch.tensor([3.0, 0.0]), torch.tensor([True, False]))
+    state = before.state_dict()
+    assert state["filled"].tolist() == [1.0, 0.0]
+    for stored in (state, {**state, "filled": before.filled}, {**state, "filled": state["filled"].double()}):
+        for assign in (False, True):
+            after = RunningMean(2, momentum=0.5)
+            after.load_state_dict({name: value.clone() for name, value in stored.items()}, assign=assign)
+            assert after.filled.dtype == torch.bool
+            assert torch.equal(after.filled, before.filled)
+            assert torch.equal(after.value, before.value)
+
+
+def test_a_mean_over_sites_is_that_of_the_sites_which_measured():
+    sites = [RunningMean(3, momentum=0.5) for _ in range(3)]
+    sites[0].update(torch.tensor([3.0, 5.0, 0.0]), torch.tensor([True, True, False]))
+    sites[1].update(torch.tensor([6.0, 0.0, 0.0]), torch.tensor([True, False, False]))
+    sites[2].update(torch.tensor([9.0, 0.0, 0.0]), torch.tensor([True, False, False]))
+    states = [site.state_dict() for site in sites]
+    mean = {name: torch.stack([state[name] for state in states]).mean(0) for name in states[0]}
+    mean["filled"][2] += 1e-9  # what sums over many sites leave
+    after = RunningMean(3, momentum=0.5)
+    after.load_state_dict(mean)
+    assert after.filled.tolist() == [True, True, False]
+    assert after.value.tolist() == pytest.approx([6, 5, 0])

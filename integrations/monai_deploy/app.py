@@ -22,11 +22,12 @@ from monai.deploy.operators.monai_bundle_inference_operator import IOMapping, Mo
 from monai_wsss.bundle_run.dicom_segmentation import write_dicom_segmentation
 from monai_wsss.data import read_image
 
+CONTRAST = r"(POST|GD|GAD|CONTRAST|\+ ?C|(?<![A-Z])(CE|KM)(?![A-Z])|T1C)"
 PATTERNS = {
-    "T1c": "(?i).*T1.*(POST|GAD|CE|T1C).*",
-    "T1": "(?i)(?!.*(POST|GAD|CE|T1C)).*T1.*",
-    "T2": "(?i)(?!.*FLAIR).*T2.*",
-    "FLAIR": "(?i).*FLAIR.*",
+    "T1c": rf"(?i)^(?!.*FLAIR)(?=.*{CONTRAST}).*T1.*",
+    "T1": rf"(?i)^(?!.*FLAIR)(?!.*{CONTRAST}).*T1.*",
+    "T2": r"(?i)^(?!.*FLAIR)(?!.*T1).*T2(?!\*|STAR).*",
+    "FLAIR": r"(?i).*FLAIR.*",
 }
 """How the description of a series tells its sequence; adapt it to the scanner."""
 
@@ -61,7 +62,8 @@ class StackSeries(Operator):
             volumes.append(read_image(files[0].parent, series=files))
         arrays = [np.asarray(volume[0]) for volume in volumes]
         affine = np.asarray(volumes[0].affine)
-        if any(array.shape != arrays[0].shape for array in arrays):
+        alike = (array.shape == arrays[0].shape for array in arrays)
+        if not all(alike) or not all(np.allclose(volume.affine, affine, rtol=0, atol=0.01) for volume in volumes):
             raise ValueError("The series lie on several grids: resample them first.")
         meta = {
             "affine": affine,

@@ -17,10 +17,10 @@ __all__ = ["ProgressBar", "is_federated", "with_readable_output"]
 
 
 def is_federated() -> bool:
-    """Tell whether MONAI's federated client called whoever asks."""
+    """Tell whether MONAI's federated client called whoever asks, or NVIDIA FLARE in its own process."""
     frame = inspect.currentframe()
     while frame is not None:
-        if str(frame.f_globals.get("__name__")).startswith("monai.fl."):
+        if str(frame.f_globals.get("__name__")).startswith(("monai.fl.", "nvflare.")):
             return True
         frame = frame.f_back
     return False

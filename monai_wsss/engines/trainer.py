@@ -143,6 +143,8 @@ class WSSSTrainer(SupervisedTrainer):
         self.model_path = model_path
         self.resume = as_flag("resume", resume)
         self.reading = reading
+        self._planned_epochs = int(self.state.max_epochs)
+        self._trained = False
         self._settings: dict[str, Any] = {}
         self._stepped: set[str] = set()
         for player, optimizer in self.optimizers.items():
@@ -194,12 +196,15 @@ class WSSSTrainer(SupervisedTrainer):
         fused = any(hasattr(one, "_step_supports_amp_scaling") for one in self.optimizers.values())
         if self.scaler is not None and fused:
             logger.warning("Fused optimizers do not tell skipped steps: `after_step` of the method follows those, too.")
-        if self.state.epoch:
-            logger.info("The training goes on, in epoch %d.", self.state.epoch + 1)
-        elif self.resume:
+        if self.resume and not self._trained:
             resume_training(self, self._length, self._settings)
+        elif self.state.epoch:
+            logger.info("The training goes on, in epoch %d.", self.state.epoch + 1)
         elif self.checkpoint_dir is not None and is_main_process() and remove_checkpoints(self.checkpoint_dir):
             logger.warning("A new training: the earlier checkpoints in %s are removed.", self.checkpoint_dir)
+        if not self.state.epoch and self.network is not self.core.network and is_federated():
+            # What was sent lies in the network that is trained; the average that is deployed begins with it.
+            self.core.network.load_state_dict(self.network.state_dict())
         # Not where a training goes on: its weights are those of the checkpoint.
         if not self.state.epoch and (sentence := unfilled_sentence(self.core)):
             logger.warning("%s", sentence)
@@ -211,6 +216,7 @@ class WSSSTrainer(SupervisedTrainer):
             except RuntimeError as error:
                 raise _of_several_sizes(error) or error from error
         self._finalize()
+        self._trained = True
         if self.model_path is not None and is_main_process():
             save_weights(self.model_path, self.core.network)
             logger.info("Wrote the deployable network to %s.", self.model_path)
@@ -230,8 +236,8 @@ class WSSSTrainer(SupervisedTrainer):
 
     @property
     def _total(self) -> int:
-        """Count the iterations of the whole run."""
-        whole: int = self.state.max_epochs * (self.state.epoch_length or 1)
+        """Count the iterations of the whole run, of which a federated client trains one round after the other."""
+        whole: int = max(self.state.max_epochs, self._planned_epochs) * (self.state.epoch_length or 1)
         return whole if self.max_iterations is None else self.max_iterations
 
     def _iteration(self, engine: Any, batchdata: dict[str, Any]) -> dict[str, float]:

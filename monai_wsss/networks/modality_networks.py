@@ -144,8 +144,10 @@ class ModalityNetworks(ActivationNetwork):
             DataError: the weights are of other modalities, or of the same in another order.
         """
         stored = state_dict.get(f"{prefix}modality_names")
+        if stored is not None and stored.is_floating_point():  # a mean over the weights of several sites
+            stored = state_dict[f"{prefix}modality_names"] = stored.round().to(torch.uint8)
         if stored is not None and bytes(stored.tolist()) != _encoded(self.modalities):
-            names = bytes(stored.tolist()).rstrip().decode()
+            names = bytes(stored.tolist()).rstrip().decode(errors="replace")
             raise DataError(
                 f"The weights are of the modalities {names}, the network was built for {','.join(self.modalities)}: "
                 "give `modalities` as trained, and name those at hand, in the order of the channels, as `present`."

@@ -225,6 +225,7 @@ def _complete_before_loading(
     errors: list[str],
 ) -> None:
     """Add an empty record to weights without one, and say once per loading what an empty record means."""
+    _whole_numbers(state, prefix)
     if any(prefix + name not in state for name in module.state_dict() if not name.endswith(_MAY_LACK)):
         # Not the weights of this network but those of a part, such as an encoder: the record stays.
         state |= {prefix + name: getattr(module, name).clone() for name in _NAMES if prefix + name not in state}
@@ -238,3 +239,26 @@ def _complete_before_loading(
         "These weights do not record how their images were read: pictures are read in the old order, [x, y], and "
         "volumes are cut along their last array axis."
     )
+
+
+def _whole_numbers(state: dict[str, Any], prefix: str) -> None:
+    """Take the record in a mean over the weights of several sites, which are fractions where the sites differ.
+
+    Axes that differ are not recorded.
+
+    Raises:
+        DataError: the sites read pictures in different orders.
+    """
+    for name in _NAMES:
+        stored = state.get(prefix + name)
+        if stored is None or not stored.is_floating_point():
+            continue
+        whole = stored.round()
+        if bool(((stored - whole).abs() > 1e-3).any()):
+            if name == _ORDER:
+                raise DataError(
+                    "These weights are a mean over networks whose pictures were read in different orders of their "
+                    "axes: prepare the data of all sites in one order."
+                )
+            whole = torch.zeros_like(stored)
+        state[prefix + name] = whole.to(torch.int64)

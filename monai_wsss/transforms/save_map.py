@@ -17,7 +17,7 @@ from PIL import Image
 
 from monai_wsss._files import atomic_path
 from monai_wsss._nifti import as_nifti
-from monai_wsss.transforms.save_mask import beside_its_source, item_name, result_folder
+from monai_wsss.transforms.save_mask import ItemNames, beside_its_source, result_folder
 
 __all__ = ["SaveImageMapd"]
 
@@ -60,6 +60,7 @@ class SaveImageMapd(SaveImaged):
         self.output_dir = Path(output_dir)
         self.suffix = suffix
         self.image_key = image_key
+        self._names = ItemNames()
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
@@ -67,7 +68,7 @@ class SaveImageMapd(SaveImaged):
             stored, affine = beside_its_source(item, str(key), self.image_key)
             source = getattr(item[self.image_key], "meta", None)
             folder = result_folder(self.output_dir, str(key))
-            name = item_name(item, self.image_key) + self.suffix
+            name = self._names(item, self.image_key) + self.suffix
             planes = stored.detach().cpu().float().numpy()
             if affine is None and len(planes) == 3:
                 paths = [self._write(folder / f"{name}.png", planes, affine, source)]

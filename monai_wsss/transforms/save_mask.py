@@ -138,28 +138,44 @@ def beside_its_source(item: Mapping[Hashable, Any], key: str, image_key: str) ->
     return as_stored(values, image)
 
 
-def item_name(item: Mapping[Hashable, Any], image_key: str) -> str:
-    """Give the name of an item's files, without suffix: its ``id``, or else the name of the file of its image.
+class ItemNames:
+    """Give each item the name of its files, without suffix: its ``id``, or else the name of the file of its image.
 
-    Raises:
-        DataError: the item has no ``id``, and its image knows no file.
+    Where the files of two images have one name, the second gets the folders before it, as many as it takes:
+    ``second_T1`` beside ``T1``.  The same items in the same order get the same names.
     """
-    if "id" in item:
-        return case_file_name(item["id"])
-    file = getattr(item[image_key], "meta", {}).get(ImageMetaKey.FILENAME_OR_OBJ)
-    if not file:
-        raise DataError(
-            f"A case has no `id`, and its `{image_key}` knows no file that its results could be named by: give `id`."
-        )
-    name = Path(str(file)).name
-    return case_file_name(re.sub(r"(\.nii)?\.gz$|\.[A-Za-z]\w{0,4}$", "", name) or name)
+
+    def __init__(self) -> None:
+        self._file_of: dict[str, str] = {}
+
+    def __call__(self, item: Mapping[Hashable, Any], image_key: str) -> str:
+        """Give the name of an item.
+
+        Raises:
+            DataError: the item has no ``id``, and its image knows no file.
+        """
+        if "id" in item:
+            return case_file_name(item["id"])
+        file = getattr(item[image_key], "meta", {}).get(ImageMetaKey.FILENAME_OR_OBJ)
+        if not file:
+            raise DataError(
+                f"A case has no `id`, and its `{image_key}` knows no file to name its results by: give `id`."
+            )
+        path = Path(str(file)).absolute()
+        parts = [re.sub(r"(\.nii)?\.gz$|\.[A-Za-z]\w{0,4}$", "", path.name) or path.name]
+        folders = list(path.parent.parts)
+        while self._file_of.setdefault(name := case_file_name("_".join(parts)), str(path)) != str(path):
+            if not folders:
+                raise DataError(f"{path} and {self._file_of[name]} would have results of one name: give each `id`.")
+            parts.insert(0, folders.pop())
+        return name
 
 
 class SaveImageMaskd(SaveImaged):
     """Write the masks of an item to ``output_dir/masks/<id>.nii.gz`` or ``.png``; the path goes to ``<key>_path``.
 
-    An item without ``id`` has the name of its image's file.  Programs that write masks themselves know this transform
-    by its base class or its name, and leave it out.
+    An item without ``id`` has the name of its image's file; a second file of one name has its folder in front.
+    Programs that write masks themselves know this transform by its base class or its name, and leave it out.
 
     The geometry is that of ``image_key``: the mask has its grid and affine, and unit and forms of a NIfTI header are
     kept, see :func:`write_mask`.  Masks of images without geometry (PNG, JPEG, TIFF) become PNG.  Such a mask lies as
@@ -191,12 +207,13 @@ class SaveImageMaskd(SaveImaged):
         self.palette = palette
         self.output_dir = Path(output_dir)
         self.image_key = image_key
+        self._names = ItemNames()
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
         for key in self.key_iterator(item):
             stored, affine = beside_its_source(item, str(key), self.image_key)
-            name = item_name(item, self.image_key) + (".png" if affine is None else ".nii.gz")
+            name = self._names(item, self.image_key) + (".png" if affine is None else ".nii.gz")
             folder = result_folder(self.output_dir, "masks")
             source = getattr(item[self.image_key], "meta", None)
             write_mask(folder / name, stored, affine, palette=self.palette, source=source)

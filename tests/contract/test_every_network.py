@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 import monai_wsss.networks
+from monai_wsss._checks import DataError
 from monai_wsss.methods import SegmentationNetwork
 from monai_wsss.networks import (
     AllMLPDecoder,
@@ -25,6 +26,7 @@ from monai_wsss.networks import (
     CommonalitySpecificityAttention,
     ContrastiveConvolution,
     LargeFOV,
+    ModalityNetworks,
     ObjectPrior,
     PSPHead,
     SignPreservingFusion,
@@ -265,3 +267,21 @@ def test_sites_can_average_what_the_weights_hold(name):
     assert all(value.dtype != torch.bool and bool(value.isfinite().all()) for value in state.values())
     assert not any((value - value).count_nonzero() for value in state.values())
     made.load_state_dict(state)
+
+
+def test_a_mean_over_sites_keeps_what_weights_record():
+    """Sums of fractions miss whole numbers a little; what sites read in different orders is refused."""
+    made = ModalityNetworks.tiny(in_channels=2)
+    record_reading(made, {"order": "rows_columns", "slicing_axis": "SI", "in_plane_axes": "LP"})
+    made.reliable.copy_(torch.tensor([True, False]))
+    mean = {name: value.double() * (1 - 1e-9) for name, value in made.state_dict().items()}
+    again = ModalityNetworks.tiny(in_channels=2)
+    again.load_state_dict(mean)
+    assert recorded_reading(again) == recorded_reading(made)
+    assert again.reliable.tolist() == [True, False]
+    assert torch.equal(again.modality_names, made.modality_names)
+    again.load_state_dict({**mean, "reading_axes": mean["reading_axes"] / 2, "reliable": torch.tensor([0.5, 0.25])})
+    assert recorded_reading(again) == {"order": "rows_columns", "slicing_axis": None, "in_plane_axes": None}
+    assert again.reliable.tolist() == [True, False]
+    with pytest.raises(DataError, match="read in different orders"):
+        again.load_state_dict({**mean, "reading_order": torch.tensor(1.5)})

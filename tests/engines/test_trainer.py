@@ -23,7 +23,7 @@ from torch import nn
 from monai_wsss._checks import DataError
 from monai_wsss.data import EpochCacheDataset
 from monai_wsss.engines import NonFiniteLossError, TrainingLog, WSSSTrainer, one_cycle
-from monai_wsss.methods import ClassActivationMapping, CoinGAN, FullSupervision, WSSSMethod
+from monai_wsss.methods import ClassActivationMapping, CoinGAN, CoSA, FullSupervision, WSSSMethod
 from monai_wsss.networks import (
     CAMAdapter,
     CAMEncoder,
@@ -640,6 +640,52 @@ def test_other_programs_find_the_network_and_the_optimizer_of_the_first_player()
         assert trainer.network is method.network
         assert next(trainer.network.parameters()) is next(method.player_parameters(players[0]))
         assert trainer.optimizer is optimizers[players[0]]
+
+
+def as_a_federation(trainer):
+    """Run a trainer as FLARE does in its own process."""
+    exec("trainer.run()", {"__name__": "nvflare.client", "trainer": trainer})
+
+
+def test_rounds_of_a_federation_are_parts_of_one_run(tmp_path):
+    """Ramps count all rounds, checkpoints of earlier rounds stay, and weights that came in between count."""
+    method, seen = ClassActivationMapping.tiny(), []
+    optimizer = torch.optim.SGD(method.parameters(), lr=0.0)
+    trainer = WSSSTrainer(
+        method, optimizer, make_loader(make_items(8)), 4, checkpoint_dir=tmp_path, resume=True, progress_bar=False
+    )
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: seen.append(engine.progress.fraction))
+    for number in (1, 2, 3, 4):
+        weight = next(trainer.network.parameters())
+        with torch.no_grad():
+            weight.fill_(number / 10)
+        trainer.state.max_epochs = trainer.state.epoch + 1
+        as_a_federation(trainer)
+        assert bool((weight == number / 10).all()), "the round before did not come back"
+        assert trainer.state.epoch == number
+    assert seen == [place / 8 for place in range(8)]
+
+
+def test_several_players_are_refused_by_a_federation():
+    method = CoinGAN.tiny()
+    optimizers = {player: torch.optim.SGD(method.player_parameters(player), lr=0.1) for player in method.players}
+    with pytest.raises(ValueError, match="which belong together: train it at one site"):
+        as_a_federation(WSSSTrainer(method, optimizers, [{}], 1, progress_bar=False))
+
+
+def test_an_average_begins_with_the_weights_that_a_federation_sent():
+    method = CoSA.tiny()
+    optimizer = torch.optim.SGD(method.player_parameters("online"), lr=0.0)
+    trainer = WSSSTrainer(method, optimizer, make_loader(make_items(8)), 1, progress_bar=False)
+    sent = {
+        name: value + 0.01 if value.is_floating_point() else value
+        for name, value in trainer.network.state_dict().items()
+    }
+    trainer.network.load_state_dict(sent)
+    as_a_federation(trainer)
+    for network in (trainer.network, method.network):
+        first = next(iter(sent))
+        assert torch.allclose(network.state_dict()[first], sent[first])
 
 
 def test_a_handler_reads_the_loss_as_monai_tracks_it():
