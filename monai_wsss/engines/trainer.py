@@ -211,7 +211,8 @@ class WSSSTrainer(SupervisedTrainer):
             # What was sent lies in the network that is trained; the average that is deployed begins with it.
             self.core.network.load_state_dict(self.network.state_dict())
         if self.state.epoch < self.state.max_epochs:
-            if self._internal_run_generator is not None and self._internal_run_generator.gi_frame is None:
+            steps: Any = getattr(self, "_internal_run_generator", None)
+            if steps is not None and steps.gi_frame is None:
                 self._internal_run_generator = None  # of a run that failed: ignite would take it for one that ended
             try:
                 Workflow.run(self)
