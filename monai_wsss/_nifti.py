@@ -37,6 +37,10 @@ _FORMS = (
     *("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z"),
 )
 
+_GZIP = b"\x1f\x8b"
+_HEADER_SIZES = tuple(size.to_bytes(4, order) for size in (348, 540) for order in ("little", "big"))
+"""The first bytes of NIfTI-1 and NIfTI-2, of either byte order."""
+
 _logger = logging.getLogger(__name__)
 
 
@@ -58,8 +62,25 @@ def _is_mixed(path: str | os.PathLike[str]) -> bool:
     return image_format(path) == "nifti" and any(part not in (part.lower(), part.upper()) for part in suffix.split("."))
 
 
+def _check_compression(path: str | os.PathLike[str]) -> None:
+    """Refuse a NIfTI file whose name ends as if it were compressed, and it is not, or the reverse."""
+    with open(path, "rb") as file:
+        start = file.read(4)
+    name = os.fspath(path)
+    if name.lower().endswith(".gz"):
+        if start in _HEADER_SIZES:
+            raise DataError(f"{name} is not compressed, though its name ends with .gz: give it a name without .gz.")
+    elif start.startswith(_GZIP):
+        raise DataError(f"{name} is compressed, though its name does not end with .gz: add .gz to its name.")
+
+
 def open_nifti(path: str | os.PathLike[str]) -> Any:
-    """Open a NIfTI file as nibabel does, whatever the case of its suffix."""
+    """Open a NIfTI file as nibabel does, whatever the case of its suffix.
+
+    Raises:
+        DataError: the name says that the file is compressed, and it is not, or the reverse.
+    """
+    _check_compression(path)
     if not _is_mixed(path):
         return nibabel.load(path)
     files = {"image": nibabel.FileHolder(filename=os.fspath(path))}

@@ -145,6 +145,18 @@ def test_a_truncated_nifti_is_never_read_in_part(tmp_path, suffix, keep):
         read_image(path)
 
 
+@pytest.mark.parametrize(
+    ("written", "name", "message"),
+    [("a.nii", "b.nii.gz", "is not compressed.* a name without .gz"), ("a.nii.gz", "b.nii", "is compressed.*add .gz")],
+)
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+def test_a_name_that_is_wrong_about_the_compression_is_refused(tmp_path, written, name, message, kind):
+    nibabel.save(kind(VOLUME, np.eye(4)), tmp_path / written)
+    (tmp_path / written).rename(tmp_path / name)
+    with pytest.raises(DataError, match=rf".*{name} {message}"):
+        read_image(tmp_path / name)
+
+
 @pytest.mark.parametrize("keep", [0.0, 0.3, 0.9])
 def test_an_unreadable_dicom(tmp_path, write_dicom, keep):
     (path,) = write_dicom(tmp_path, RNG.integers(0, 99, (1, 32, 32)).astype(np.uint16))

@@ -80,6 +80,13 @@ def test_tiles_have_the_tags_of_the_mask_and_one_size(root, caplog):
     assert "12 tiles with too little of a finding, or too near to one, were left out." in caplog.text
 
 
+def test_masks_that_contradict_their_labels_are_said(root, caplog):
+    table = root / "labels.csv"
+    table.write_text(table.read_text().replace("a,a,1", "a,a,0").replace("c,c,1", "c,c,0"))
+    prepare(root)
+    assert "2 masks show other classes than their labels say, first that of a." in caplog.text
+
+
 def test_whole_images_stay_beside_their_tiles(root):
     path = prepare(root)
     assert [item["id"] for item in load_datalist(path, "training_images", masks=True)] == ["a", "b"]
