@@ -17,7 +17,9 @@ monailabel)
     "$place/bin/python" -c 'import torchvision' 2>/dev/null || "$place/bin/python" integrations/monailabel/without_torchvision.py
     ;;
 monai_deploy | flare)
-    pip --constraint constraints.txt --requirement "integrations/$client/requirements.txt" .
+    # The SDK's client of Triton wants an older protobuf than TensorBoard is tested with; either takes what pip finds.
+    grep -vE '^(grpcio|protobuf)==' constraints.txt >"$place/constraints.txt"
+    pip --constraint "$place/constraints.txt" --requirement "integrations/$client/requirements.txt" .
     ;;
 *)
     echo "No such client: $client" >&2

@@ -11,9 +11,9 @@ import importlib.util
 import json
 import os
 import re
-import shutil
 import socket
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -144,7 +144,7 @@ def study(tmp_path):
     """Give a study as one image of several channels, and the mask that the bundle's own run writes."""
     data = Path(make_phantoms(tmp_path / "data", modalities=["T1", "T1c", "FLAIR"], subjects=(1, 1, 1)))
     run(
-        shutil.which("python") or "python3",
+        sys.executable,
         *("-m", "monai.bundle", "run", "--config_file", CAM / "configs" / "inference.json"),
         *("--bundle_root", CAM, "--dataset_dir", data, "--output_dir", tmp_path / "own", "--device", "cpu"),
         cwd=tmp_path,
@@ -191,9 +191,18 @@ def test_a_label_server_answers_with_the_bundles_mask(study, tmp_path):
         np.testing.assert_array_equal(np.asarray(nibabel.load(tmp_path / "mask.nii.gz").dataobj), expected)
         train = urllib.request.Request(f"{address}/train/{CAM.name}?run_sync=true", data=b"{}", method="POST")
         train.add_header("Content-Type", "application/json")
-        with contextlib.suppress(urllib.error.HTTPError):
-            urllib.request.urlopen(train).read()
-        assert "learns from labels of whole images" in (tmp_path / "log").read_text()
+        with pytest.raises(urllib.error.HTTPError, match="400") as refused:
+            urllib.request.urlopen(train)
+        assert "learns from labels of whole images" in json.load(refused.value)["detail"]
+        # Viewers start a training in the background, and ask for its last lines.
+        train.full_url = f"{address}/train/{CAM.name}"
+        assert "id" in json.load(urllib.request.urlopen(train))
+        for _ in range(120):
+            state = json.load(urllib.request.urlopen(f"{address}/train/"))
+            if state["status"] == "ERROR":
+                break
+            time.sleep(1)
+        assert "learns from labels of whole images" in "\n".join(state["details"])
     finally:
         server.terminate()
         server.wait(30)

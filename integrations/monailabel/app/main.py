@@ -12,8 +12,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from fastapi import HTTPException
 from monailabel.interfaces.app import MONAILabelApp
-from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
 from monailabel.interfaces.tasks.infer_v2 import InferTask
 from monailabel.interfaces.tasks.train import TrainTask
 from monailabel.tasks.infer.bundle import BundleInferTask
@@ -24,8 +24,9 @@ class ImageLevelTraining(TrainTask):
 
     def __call__(self, request: dict[str, Any], datastore: Any) -> dict[str, Any]:
         """Say in one sentence what to do instead."""
-        raise MONAILabelException(
-            MONAILabelError.INVALID_INPUT,
+        # MONAI Label's own exception loses its message on the way to the client and to the log.
+        raise HTTPException(
+            400,
             "This model learns from labels of whole images, not from outlines: list the images and their labels in a "
             "table and run `monai-wsss prepare folder`, then `monai-wsss train`.",
         )
