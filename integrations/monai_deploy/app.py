@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ class WriteSegmentation(Operator):
     """Write the mask as a DICOM segmentation of the first series, with the bundle's segment codes."""
 
     def __init__(self, fragment: Application, *args: Any, metadata: dict[str, Any], out: Path, **words: Any) -> None:
-        self.metadata, self.out = metadata, out
+        self.of_bundle, self.out = metadata, out  # `metadata` is a property of Holoscan's operators
         super().__init__(fragment, *args, **words)
 
     def setup(self, spec: OperatorSpec) -> None:
@@ -90,7 +91,7 @@ class WriteSegmentation(Operator):
     def compute(self, op_input: Any, op_output: Any, context: Any) -> None:
         """Write ``segmentation.dcm``."""
         image, selected = op_input.receive("mask"), op_input.receive("series")
-        form = self.metadata["network_data_format"]
+        form = self.of_bundle["network_data_format"]
         named = form["outputs"]["pred"]["channel_def"]
         first = form["inputs"]["image"]["channel_def"]["0"]
         write_dicom_segmentation(
@@ -99,8 +100,8 @@ class WriteSegmentation(Operator):
             np.asarray(image.metadata()["affine"]),
             files_of(selected, first),
             [named[number] for number in sorted(named, key=int) if number != "0"],
-            algorithm=self.metadata["name"][:64],
-            codes=self.metadata["segment_codes"],
+            algorithm=self.of_bundle["name"][:64],
+            codes=self.of_bundle["segment_codes"],
         )
 
 
@@ -116,7 +117,8 @@ class SegmentStudy(Application):
         metadata = json.loads((self.bundle / "configs" / "metadata.json").read_text(encoding="utf-8"))
         channels = list(metadata["network_data_format"]["inputs"]["image"]["channel_def"].values())
         rules = [{"name": name, "conditions": {"SeriesDescription": PATTERNS.get(name, ".*")}} for name in channels]
-        context = AppContext({"model_path": str(self.bundle), "input_path": str(self.source)})
+        # The SDK opens a bundle that is a folder only where it finds no model of a single file.
+        context = AppContext({"model": str(self.bundle / "none.ts"), "input": str(self.source)})
         # Without the count the loader would begin again and again.
         load = DICOMDataLoaderOperator(self, CountCondition(self, 1), input_folder=self.source, name="load")
         select = DICOMSeriesSelectorOperator(self, rules=json.dumps({"selections": rules}), name="select")
@@ -144,7 +146,9 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    SegmentStudy(arguments.input.resolve(), arguments.bundle.resolve(), arguments.out.resolve()).run()
+    app = SegmentStudy(arguments.input.resolve(), arguments.bundle.resolve(), arguments.out.resolve())
+    os.chdir(app.bundle)  # the SDK leaves `bundle_root` at ".", where the configuration looks for the weights
+    app.run()
 
 
 if __name__ == "__main__":
