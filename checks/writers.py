@@ -13,6 +13,7 @@ import io
 import json
 import logging
 import re
+import sys
 import tempfile
 import warnings
 import zlib
@@ -25,11 +26,14 @@ import nibabel
 import numpy as np
 from answers import Answer, answer_of, cell, said
 from PIL import Image
-from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as DicomSequence
-from pydicom.uid import ExplicitVRLittleEndian
 
 from monai_wsss.data.reading import affine_of, read_image
+
+# DICOM files are written by what writes those of the tests.
+sys.path.append(str(Path(__file__).parents[1] / "tests" / "data"))
+from dicom_files import save_file
 
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 CORONAL = (1.0, 0.0, 0.0, 0.0, 0.0, -1.0)
@@ -172,49 +176,8 @@ def plane(number: int = 0, dtype: Any = np.uint16) -> np.ndarray:
 
 
 def dicom(path: Path, pixels: np.ndarray, **tags: Any) -> Path:
-    """Write a DICOM file; None leaves an element out."""
-    color = pixels.ndim == 3 and pixels.shape[-1] == 3
-    bits = 8 * pixels.dtype.itemsize
-    flat = color or pixels.ndim == 2
-    usual: dict[str, Any] = {
-        "SOPClassUID": "1.2.840.10008.5.1.4.1.1.4",
-        "SOPInstanceUID": f"1.2.3.{zlib.crc32(path.name.encode() + pixels.tobytes())}",
-        "SeriesInstanceUID": "1.2.3",
-        "Modality": "MR",
-        "SamplesPerPixel": 3 if color else 1,
-        "PhotometricInterpretation": "RGB" if color else "MONOCHROME2",
-        "Rows": pixels.shape[0 if flat else 1],
-        "Columns": pixels.shape[1 if flat else 2],
-        "BitsAllocated": bits,
-        "BitsStored": bits,
-        "HighBit": tags.get("BitsStored", bits) - 1,
-        "PixelRepresentation": int(pixels.dtype.kind == "i"),
-        "PixelSpacing": [0.5, 0.7],
-    }
-    if color:
-        usual["PlanarConfiguration"] = 0
-    if not flat:
-        usual["NumberOfFrames"] = len(pixels)
-    syntax = tags.pop("syntax", ExplicitVRLittleEndian)
-    coding = {"is_implicit_VR": False, "is_little_endian": True}
-    dataset = FileDataset(str(path), {}, file_meta=FileMetaDataset(), preamble=b"\0" * 128, **coding)
-    dataset.file_meta.TransferSyntaxUID = syntax
-    dataset.file_meta.MediaStorageSOPClassUID = usual["SOPClassUID"]
-    dataset.file_meta.MediaStorageSOPInstanceUID = usual["SOPInstanceUID"]
-    with warnings.catch_warnings():  # some values are meant to be wrong
-        warnings.simplefilter("ignore")
-        for keyword, value in (usual | tags).items():
-            if value is not None:
-                setattr(dataset, keyword, value)
-        if "PixelData" not in dataset:
-            dataset.PixelData = np.ascontiguousarray(pixels).tobytes()
-            dataset["PixelData"].VR = "OB" if bits == 8 else "OW"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if hasattr(dataset, "pixel_array_options"):  # pydicom 3
-            dataset.save_as(path, enforce_file_format=True)
-        else:
-            dataset.save_as(path, write_like_original=False)
-    return path
+    """Write a DICOM file, the same in every run; None leaves an element out."""
+    return save_file(path, pixels, instance=f"1.2.3.{zlib.crc32(path.name.encode() + pixels.tobytes())}", **tags)
 
 
 def series(

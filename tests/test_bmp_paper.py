@@ -173,10 +173,11 @@ def crop(run: Run) -> tuple[int, list[float]]:
     """Side and range of the crops, which tell where the image lies in them."""
     step = run("augmentation#1")
     words = {name: value for name, value in step.items() if name != "_target_"}
-    item = RandScalePadCropd(**words)({"image": torch.ones(3, 8, 9)})
+    transform = RandScalePadCropd(**words)
+    item = transform({"image": torch.ones(3, 8, 9)})
     assert item["image"].shape == (3, step["crop_size"], step["crop_size"])
     assert "boxes" in item
-    return step["crop_size"], step["scale_range"]
+    return step["crop_size"], list(transform.scale_range)
 
 
 def readers(run: Run) -> set[str]:

@@ -27,7 +27,7 @@ from monai_wsss.methods import CoSA
 from monai_wsss.methods.cosa_settings import COSA_NETWORKS, COSA_WORDS, CosaSettings
 from monai_wsss.metrics.definitions import METRIC_DEFINITIONS
 from monai_wsss.networks import VisionTransformer
-from monai_wsss.transforms import COLOR_OPERATIONS, RandColorOperationd, strong_and_weak_views
+from monai_wsss.transforms import COLOR_OPERATIONS, RandColorOperationd, RandScalePadCropd, strong_and_weak_views
 
 BUNDLE = ROOT / "bundles" / "dermoscopy_cosa_segmentation"
 OVERLAYS = {
@@ -83,6 +83,12 @@ def called(name: str, key: str) -> Callable[[Run], Any]:
     return lambda run: run(name)[key]
 
 
+def scale_range(run: Run) -> list[float]:
+    """Give the range of the crops, which no configuration sets."""
+    words = {name: value for name, value in run("augmentation#1").items() if name != "_target_"}
+    return list(RandScalePadCropd(**words).scale_range)
+
+
 def default_of(function: Callable[..., Any], name: str) -> Any:
     return inspect.signature(function).parameters[name].default
 
@@ -126,7 +132,7 @@ LIST = [
     Item(
         "order", ["RandFlipd", "RandScalePadCropd", "strong_and_weak_views"], "Sec. 4.1: crop, then colors", transforms
     ),
-    Item("scale", [0.5, 2.0], "released", called("augmentation#1", "scale_range")),
+    Item("scale", [0.5, 2.0], "released", scale_range),
     Item("padding, before the normalization", 0.0, "released", called("augmentation#1", "fill")),
     Item("chance of a flip", 0.5, "released", called("augmentation#0", "prob")),
     Item("flip axis of (C, rows, columns)", 1, "released: left and right", called("augmentation#0", "spatial_axis")),

@@ -25,8 +25,9 @@ ZOO = os.environ.get("WSSS_MODEL_ZOO")
 bundles = pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
 
 
-def unit_tests(bundle):
-    """Import the unit tests of a bundle."""
+def unit_tests(bundle, monkeypatch):
+    """Import the unit tests of a bundle, with the folder on the path as the zoo's runner has it."""
+    monkeypatch.syspath_prepend(str(UNIT_TESTS))
     spec = importlib.util.spec_from_file_location(f"zoo_{bundle.name}", UNIT_TESTS / f"test_{bundle.name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -49,11 +50,15 @@ def test_version_and_files_are_those_that_the_zoo_asks_for(bundle):
 
 
 @bundles
-def test_unit_tests_are_in_the_zoos_form(bundle, tmp_path, monkeypatch):
-    module = unit_tests(bundle)
+def test_unit_tests_are_in_the_zoos_form(bundle, monkeypatch):
+    module = unit_tests(bundle, monkeypatch)
     assert bundle.name == module.BUNDLE
     (case,) = (one for one in vars(module).values() if isinstance(one, type) and issubclass(one, unittest.TestCase))
-    assert {"test_train_eval_config", "test_infer_config"} <= set(dir(case))
+    assert (case.bundle, case.phantoms, case.training) == (module.BUNDLE, module.PHANTOMS, module.TRAINING)
+    found = unittest.TestLoader().loadTestsFromModule(module)
+    names = {one.id().rpartition(".")[2] for one in next(iter(found))}
+    assert names == {"test_train_eval_config", "test_infer_config"}
+    assert found.countTestCases() == 2, "of this bundle alone"
     check_overrides([str(bundle / "configs" / "train.json")], module.TRAINING)
     assert all(
         name in ConfigParser.load_config_file(str(bundle / "configs" / "train.json")) for name in module.TRAINING

@@ -106,8 +106,8 @@ def pixel_adaptive_refinement(
 def _refined(image: torch.Tensor, maps: torch.Tensor, rule: _Rule, iterations: int) -> torch.Tensor:
     """Compute :func:`pixel_adaptive_refinement` by options that are known to be in range."""
     check_shape("image", image, "(B, C, *S)")
-    check_shape("maps", maps, "(B, M, *S)")
     if maps.ndim != image.ndim or len(maps) != len(image):
+        check_shape("maps", maps, "(B, M, *S)")
         raise ValueError(
             f"Expected `maps` (B, M, *S) of as many images and spatial dimensions as `image`, got maps "
             f"{tuple(maps.shape)} for an image {tuple(image.shape)}."

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from monai.config import KeysCollection
-from monai.transforms import MapTransform
+from monai.transforms import MapTransform, ScaleIntensityRange
 
 from monai_wsss._checks import as_flag, check_choice
 from monai_wsss._intensity import GLASS, USUAL_STAIN, foreground_statistics, tissue_statistics
@@ -48,17 +48,21 @@ class NormalizeSubjectd(MapTransform):
         foreground: the pixels that an item without statistics is measured on: "bright" (all above the image's mean, for
             scans) or "tissue" (all darker than glass, for color images of stained sections).
         white: value of white in the images, 255 or 1; used for "tissue" only.
+        b_min: what ``lower`` becomes, for networks that take a fixed range, such as [-1, 1]; None keeps deviations.
+        b_max: what ``upper`` becomes; given with ``b_min``, as in MONAI's ``ScaleIntensityRangePercentiles``.
         clip: False keeps all values, so that a z-score that follows, as of CMER's networks, is that of the raw
             intensities: after clipping, dark tissue of a skull-stripped study and its background are one value.
 
     Raises:
         ValueError: statistics with another number of channels than the image; an image other than (3, H, W) for
-            "tissue".
+            "tissue"; ``b_min`` without ``b_max``.
 
     Example:
         >>> item = {"image": torch.tensor([[0.0, 0.0, 2.0, 4.0]])}
         >>> NormalizeSubjectd("image")(item)["image"].tolist()
         [[-2.5, -2.5, -1.0, 1.0]]
+        >>> NormalizeSubjectd("image", upper=2.5, b_min=0.0, b_max=1.0)(item)["image"].tolist()
+        [[0.0, 0.0, 0.30000001192092896, 0.699999988079071]]
         >>> picture = torch.tensor([200.0, 100.0, 240.0, 240.0]).expand(3, 1, 4)  # two pixels of tissue, two of glass
         >>> NormalizeSubjectd("image", foreground="tissue")({"image": picture})["image"][0].tolist()
         [[1.0, -1.0, 1.7999999523162842, 1.7999999523162842]]
@@ -73,15 +77,20 @@ class NormalizeSubjectd(MapTransform):
         *,
         foreground: str = "bright",
         white: float = 255.0,
+        b_min: float | None = None,
+        b_max: float | None = None,
         clip: bool | str = True,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         check_choice("foreground", foreground, tuple(_BOUNDS))
+        if (b_min is None) != (b_max is None):
+            raise ValueError(f"Expected `b_min` and `b_max` together, got {b_min} and {b_max}: give both or none.")
         self.lower = _BOUNDS[foreground][0] if lower is None else lower
         self.upper = _BOUNDS[foreground][1] if upper is None else upper
         self.foreground = foreground
         self.white = white
         self.clip = as_flag("clip", clip)
+        self.onto = ScaleIntensityRange(self.lower, self.upper, b_min, b_max) if b_min is not None else None
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
@@ -102,7 +111,8 @@ class NormalizeSubjectd(MapTransform):
             shift = torch.as_tensor(mean, dtype=torch.float32, device=device).reshape(column)
             scale = torch.as_tensor(std, dtype=torch.float32, device=device).reshape(column)
             normalized = (image - shift) / scale
-            item[key] = normalized.clamp(self.lower, self.upper) if self.clip else normalized
+            kept = normalized.clamp(self.lower, self.upper) if self.clip else normalized
+            item[key] = kept if self.onto is None else self.onto(kept)
         return item
 
     def measure(self, image: np.ndarray, key: str = "image") -> tuple[np.ndarray, np.ndarray]:

@@ -53,6 +53,15 @@ def test_dust_on_glass_does_not_set_the_scale():
     assert torch.equal(standardize(clean)[:, 10:], standardize(dusty)[:, 10:])
 
 
+def test_bounds_become_those_of_a_network_with_a_fixed_range():
+    deviations = standardize(section(), upper=4.0)
+    torch.testing.assert_close(standardize(section(), upper=4.0, b_min=-1.0, b_max=1.0), deviations / 4)
+    kept = standardize(section(), upper=1.0, b_min=0.0, b_max=5.0, clip=False)
+    torch.testing.assert_close(kept, standardize(section(), clip=False) + 4)
+    with pytest.raises(ValueError, match="`b_min` and `b_max` together, got -1 and None"):
+        NormalizeSubjectd("image", b_min=-1)
+
+
 def test_dark_nuclei_are_kept_apart():
     picture = section(0.0)
     picture[:, 0, 0] = torch.tensor([75.0, 30.0, 135.0])
