@@ -61,7 +61,7 @@ def _rule(name: str, runs: Path) -> str:
     """Hold the rows of a table, and of the same table at another size or in standardized colors, against its default.
 
     In a table of encoders the default is the same classifier from scratch, and a row at another size or in other colors
-    is held against itself as usual.  A table with a CRF instead of PAR has the same classifiers, so it says nothing more.
+    is held against itself as usual.  A table with a CRF instead of PAR has the same classifiers and says nothing more.
     """
     rows = _in_order(read_kept_rows(runs / name / "validation"))
     changed = []
@@ -74,7 +74,8 @@ def _rule(name: str, runs: Path) -> str:
         return NOTHING
     if not name.startswith("encoder"):
         rows += [row for _, row in changed]
-        kind = "tiles" if values_of(rows, "tile_auroc") else "slices" if values_of(rows, "presence_auroc") else "patches"
+        slices = "slices" if values_of(rows, "presence_auroc") else "patches"
+        kind = "tiles" if values_of(rows, "tile_auroc") else slices
         return format_lever_rule(rows, default_lever(BUDGETS[kind]))
     tables = [format_lever_rule(rows, "CAM, from scratch")]
     for usual in dict.fromkeys(of for of, row in changed if _tells_presence(row)):
