@@ -40,7 +40,7 @@ def test_tables_are_written_from_the_kept_rows(generator):
         assert generator.generate(page) == page, "run `python docs/results/generate.py`"
 
 
-def keep(runs: Path, table: str, name: str, values: tuple[float, float], metrics: tuple[str, str]) -> None:
+def keep(runs: Path, table: str, name: str, values: tuple[float, ...], metrics: tuple[str, ...]) -> None:
     for seed in range(3):
         row = Row(
             name, "as they are", "validation", seed, {m: {"mean": v} for m, v in zip(metrics, values, strict=True)}
@@ -68,6 +68,22 @@ def test_the_rule_of_defaults_is_applied_to_the_kept_rows(generator, tmp_path, m
         f"| {default}, 128 | 3 | 0.920 | +0.020 | 0.900 | +0.000 | preferred |",
         "<!-- end -->",
     ]
+
+
+def test_an_encoder_at_another_size_is_held_against_itself_and_not_against_random_weights(generator, tmp_path):
+    metrics, usual = ("presence_auroc", "healthy_clean"), "CAM, ImageNet weights"
+    keep(tmp_path, "encoder_some", "CAM, from scratch", (0.90, 0.90), metrics)
+    keep(tmp_path, "encoder_some", usual, (0.96, 0.90), metrics)
+    keep(tmp_path, "encoder_some_128", usual, (0.965, 0.90), metrics)
+    keep(tmp_path, "encoder_some_128", "full supervision, from scratch", (0.99,), ("healthy_clean",))
+    lines = generator._rule("encoder_some", tmp_path).splitlines()
+    assert [line for line in lines if "CAM" in line] == [
+        "| CAM, from scratch | 3 | 0.900 |  | 0.900 |  | the default |",
+        f"| {usual} | 3 | 0.960 | +0.060 | 0.900 | +0.000 | preferred |",
+        f"| {usual} | 3 | 0.960 |  | 0.900 |  | the default |",
+        f"| {usual}, 128 | 3 | 0.965 | +0.005 | 0.900 | +0.000 | not preferred |",
+    ]
+    assert "full supervision" not in "".join(lines)
 
 
 def test_kept_rows_hold_no_paths_and_no_identifiers():

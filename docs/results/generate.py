@@ -60,19 +60,32 @@ def _table(name: str, runs: Path) -> str:
 def _rule(name: str, runs: Path) -> str:
     """Hold the rows of a table, and of the same table at another size or in standardized colors, against its default.
 
-    A table with a CRF instead of PAR has the same classifiers, so it says nothing more.
+    In a table of encoders the default is the same classifier from scratch, and a row at another size or in other colors
+    is held against itself as usual.  A table with a CRF instead of PAR has the same classifiers and says nothing more.
     """
     rows = _in_order(read_kept_rows(runs / name / "validation"))
+    changed = []
     for folder in sorted(runs.glob(f"{name}_*")):
         more = folder.name.removeprefix(f"{name}_").replace("_", " ")
         if "crf" not in more.split():
             kept = _in_order(read_kept_rows(folder / "validation"))
-            rows += [replace(row, name=f"{row.name}, {more}") for row in kept]
-    if not rows:
+            changed += [(row.name, replace(row, name=f"{row.name}, {more}")) for row in kept]
+    if not rows + [row for _, row in changed]:
         return NOTHING
-    kind = "tiles" if values_of(rows, "tile_auroc") else "slices" if values_of(rows, "presence_auroc") else "patches"
-    default = "CAM, from scratch" if name.startswith("encoder") else default_lever(BUDGETS[kind])
-    return format_lever_rule(rows, default)
+    if not name.startswith("encoder"):
+        rows += [row for _, row in changed]
+        slices = "slices" if values_of(rows, "presence_auroc") else "patches"
+        kind = "tiles" if values_of(rows, "tile_auroc") else slices
+        return format_lever_rule(rows, default_lever(BUDGETS[kind]))
+    tables = [format_lever_rule(rows, "CAM, from scratch")]
+    for usual in dict.fromkeys(of for of, row in changed if _tells_presence(row)):
+        own = [row for row in rows if row.name == usual]
+        tables.append(format_lever_rule(own + [row for of, row in changed if of == usual], usual))
+    return "\n\n".join(tables)
+
+
+def _tells_presence(row: Row) -> bool:
+    return "tile_auroc" in row.metrics or "presence_auroc" in row.metrics
 
 
 def _in_order(rows: list[Row]) -> list[Row]:

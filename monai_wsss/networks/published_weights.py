@@ -189,19 +189,22 @@ def record_whole_weights(network: nn.Module, path: str | os.PathLike[str]) -> No
 
 def encoder_weights_of(network: nn.Module) -> dict[str, str | None] | None:
     """Give the record that :func:`load_encoder_weights` left on a network or a part of it; None where it left none."""
-    records = (getattr(module, "encoder_weights", None) for module in network.modules())
-    return next((dict(record) for record in records if isinstance(record, dict)), None)
+    return next((dict(module.encoder_weights) for module in network.modules() if _has_record(module)), None)  # type: ignore[arg-type]
 
 
 def unfilled_encoder(network: nn.Module) -> str | None:
     """Name an encoder that presumes published weights, where no record says whether it has them; else give None.
 
-    A MixTransformer, VisionTransformer, EfficientNetLite, ResNeSt, ASPPResNet or DilatedResNet of a published size
-    presumes them, and a ResNet38 with frozen stages.
+    A record counts for all encoders in the part of the network that carries it, and for those of the same kind, which
+    may be copies.  A MixTransformer, VisionTransformer, EfficientNetLite, ResNeSt, ASPPResNet or DilatedResNet of a
+    published size presumes weights, and a ResNet38 with frozen stages.
     """
-    if encoder_weights_of(network) is not None:
-        return None
-    return next((_name(encoder) for encoder in _encoders(network) if _presumes_weights(encoder)), None)
+    recorded = {_name(one) for part in network.modules() if _has_record(part) for one in _encoders(part)}
+    return next((name for one in _encoders(network) if (name := _name(one)) not in recorded and _presumes(one)), None)
+
+
+def _has_record(module: nn.Module) -> bool:
+    return isinstance(getattr(module, "encoder_weights", None), dict)
 
 
 def unfilled_sentence(network: nn.Module) -> str:
@@ -220,7 +223,7 @@ def unfilled_sentence(network: nn.Module) -> str:
     )
 
 
-def _presumes_weights(encoder: nn.Module) -> bool:
+def _presumes(encoder: nn.Module) -> bool:
     if isinstance(encoder, MixTransformer):
         return encoder.feature_channels in [channels for channels, _ in PRESETS.values()]
     if isinstance(encoder, VisionTransformer):

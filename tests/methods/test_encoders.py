@@ -7,12 +7,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from ignite.engine import Events
 from monai.data import DataLoader
 from monai.handlers import LrScheduleHandler
+from monai.networks.nets import ResNetFeatures
 from monai.transforms import Compose, RandFlipd
 from torch import nn
 
@@ -40,7 +42,34 @@ from monai_wsss.networks import (
 from monai_wsss.refinement import PixelAdaptiveRefinement
 
 LATE = Progress(epoch=9, iteration=9, fraction=0.9)  # after every warm-up
+
+
+class LikeTimm(nn.Module):
+    """Four maps, told of as timm's networks with ``features_only=True`` do."""
+
+    def __init__(self, in_channels: int) -> None:
+        super().__init__()
+        channels = [4, 6, 8, 8]
+        pairs = zip([in_channels, *channels], channels, strict=False)
+        self.stages = nn.ModuleList(nn.Conv2d(*pair, 3, stride=2, padding=1) for pair in pairs)
+        self.feature_info = SimpleNamespace(channels=lambda: channels, reduction=lambda: [2, 4, 8, 16])
+
+    def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
+        maps = [image]
+        for stage in self.stages:
+            maps.append(stage(maps[-1]).relu())
+        return maps[1:]
+
+
+def of_monai(in_channels: int) -> nn.Module:
+    """Build a network of MONAI that tells nothing of its maps; the wrapper does."""
+    resnet = ResNetFeatures("resnet10", pretrained=False, spatial_dims=2, in_channels=in_channels)
+    return AttentionPyramid(resnet, 0, feature_channels=(64, 64, 128, 256, 512), levels=(0, 1, 2, 3))
+
+
 ENCODERS: dict[str, Callable[[int], nn.Module]] = {
+    "monai": of_monai,
+    "timm": LikeTimm,
     "conv_pyramid": lambda channels: ConvPyramid(2, channels, width=4, attention_heads=0),
     "mix_transformer": lambda channels: MixTransformer.tiny(2, channels),
     "efficientnet_lite": lambda channels: EfficientNetLite("tiny", channels, input_range="unit"),

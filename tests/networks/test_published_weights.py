@@ -239,6 +239,18 @@ def test_encoders_that_presume_weights_and_say_nothing_are_named(name):
     assert unfilled_encoder(network) is None
 
 
+def test_a_record_counts_for_the_kinds_of_encoders_that_it_covers():
+    """One filled encoder says nothing about another kind beside it; a copy is filled before the first step."""
+    network = nn.Sequential(EfficientNetLite("lite0", levels=(1,)), ASPPResNet())
+    load_encoder_weights(network[0], "imagenet")
+    assert unfilled_encoder(network) == "ASPPResNet"
+    load_encoder_weights(network[1], "none")
+    assert unfilled_encoder(network) is None
+    filled = EfficientNetLite("lite0", levels=(1,))
+    load_encoder_weights(filled, "imagenet")
+    assert unfilled_encoder(nn.ModuleList([EfficientNetLite("lite0", levels=(1,)), filled])) is None
+
+
 def test_networks_with_a_record_are_still_scripted_and_exported():
     network = EfficientNetLite.tiny().eval()
     load_encoder_weights(network, "none")

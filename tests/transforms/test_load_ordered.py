@@ -372,7 +372,7 @@ def test_a_study_and_its_slices_give_the_same_mask_with_the_shipped_weights(meth
     """The same phantom as NIfTI and as PNG: the axes of the slices are those of their study."""
     bundle = Path(__file__).parents[2] / f"bundles/brain_mri_{method}_segmentation"
     config = ConfigParser(ConfigParser.load_config_file(bundle / "configs/inference.json"))
-    config.update({"bundle_root": str(bundle), "device": torch.device("cpu"), "views": "none"})
+    config.update({"bundle_root": str(bundle), "device": torch.device("cpu"), "views": "none", "by_slice": True})
     modalities = config.get_parsed_content("modalities")
     items = {}
     for spatial_dims in (2, 3):
@@ -383,7 +383,7 @@ def test_a_study_and_its_slices_give_the_same_mask_with_the_shipped_weights(meth
         items[spatial_dims] = load_datalist(f"{folder}/datalist.json", "training")
     config["datalist"] = f"{folder}/datalist.json"
     network = with_weights(config.get_parsed_content("network"), bundle / "models/model.pt").eval()
-    reading, inferer = (config.get_parsed_content(name) for name in ("preprocessing", "inferer"))
+    reading, inferer, to_mask = (config.get_parsed_content(name) for name in ("preprocessing", "inferer", "to_mask"))
     rule = MaskRule.of(network)
 
     @torch.no_grad()
@@ -404,6 +404,11 @@ def test_a_study_and_its_slices_give_the_same_mask_with_the_shipped_weights(meth
     assert len(items[2]) > 5
     torch.testing.assert_close(of_slices, of_study, rtol=1e-4, atol=1e-4)
     assert torch.equal(rule.mask(of_slices), mask)
+    # The bundle itself, asked to decide slice by slice, gives a study the masks of its slices.
+    by_slice = to_mask({**reading(study), "pred": of_study[0]})["pred"]
+    for item in items[2]:
+        z = int(item["id"].rsplit("_")[-1])
+        assert torch.equal(to_mask({**reading(item), "pred": of_slices[0, ..., z]})["pred"], by_slice[..., z])
 
 
 def test_a_mask_is_not_written_transposed_where_the_metadata_are_lost(tmp_path):
