@@ -280,6 +280,8 @@ def test_empty_healthy_and_unknown_cases_are_told_apart_and_counted():
     ):
         assert words in notes, words
     assert not any(f"{name}" in notes for name in ("alarm2", "hit"))  # counts, no ids
+    of_subject = [(row["subject"], row["healthy"], row["healthy_clean"]) for row in table.subject_rows]
+    assert of_subject == [("a", 0, 0), ("b", 3, 1), ("c", 0, 0), ("d", 0, 0)]
 
 
 def test_healthy_means_by_label_and_by_mask():
@@ -438,6 +440,20 @@ def test_sweep_of_the_table_is_thresholding_of_the_maps(tmp_path):
                 if wanted[own].any():
                     of_subject.append(dice_of(found[own], wanted[own]))
             assert sweep["classes"][name]["dice_subject"][i] == pytest.approx(np.mean(of_subject))
+
+
+def test_a_finding_of_one_pixel_is_swept(tmp_path):
+    """A class that one pixel of all references shows is no class without references."""
+    reference, cam = np.zeros((1, 8, 8), dtype=np.uint8), np.zeros((1, 8, 8))
+    reference[0, 2, 3], cam[0, 2, 2:4] = 1, (0.3, 0.7)
+    table = CaseTable(["tumor"])
+    table.add(**plain(reference=reference, cam=cam))
+    table.write(tmp_path, bootstrap=2)
+    sweep = json.loads((tmp_path / "sweep.json").read_text(encoding="utf-8"))
+    for name in ("dice_subject", "dice_pooled"):
+        curve = dict(zip(np.round(sweep["thresholds"], 2).tolist(), sweep["classes"]["tumor"][name], strict=True))
+        assert [curve[threshold] for threshold in (0.1, 0.5, 0.9)] == [pytest.approx(2 / 3), 1, 0]
+        assert sweep["classes"]["tumor"][f"oracle_{name}"] == 1
 
 
 def test_a_second_evaluation_leaves_no_stale_sweep(tmp_path):
