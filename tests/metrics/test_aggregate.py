@@ -396,6 +396,17 @@ def test_ignored_pixels_count_nowhere():
     assert metrics["hd95_px"]["mean"] == metrics["r_over"]["mean"] == 0
 
 
+def test_the_notes_say_how_often_and_with_which_seed_subjects_are_resampled(tmp_path):
+    made = cases(seed=6)
+    said = table_of(made).write(tmp_path, bootstrap=1000, seed=0)
+    for resample in (lambda table: table.summary(), lambda table: table.write(tmp_path)):
+        table = table_of(made)
+        assert resample(table) == said
+        note = "Intervals: 2.5th and 97.5th percentiles of 1000 resamplings of the subjects, seed 0."
+        assert note in table.notes
+    assert table_of(made).summary(seed=1)["dice_subject"]["ci95"] != said["dice_subject"]["ci95"]
+
+
 def test_written_files(tmp_path):
     table = table_of(cases(seed=6))
     metrics = table.write(tmp_path / "run", bootstrap=10)
