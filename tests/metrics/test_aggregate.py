@@ -435,6 +435,25 @@ def test_written_files(tmp_path):
     assert sweep["cases"] == 24
 
 
+@pytest.mark.parametrize("classes", [("tumor",), ("core", "edema")])
+def test_columns_of_the_table_of_cases(tmp_path, classes):
+    """Each column stands once; the mean Dice has one of its own beside those of several classes."""
+    table = table_of(cases(classes=len(classes)), classes)
+    table.write(tmp_path, bootstrap=2)
+    with open(tmp_path / "per_case.csv", encoding="utf-8") as file:
+        header, *rows = csv.reader(file)
+    ends = [f"/{name}" for name in classes] if len(classes) > 1 else [""]
+    pixels = ("tp", "fp", "fn", "tn", "dice", "iou", "asd", "assd", "assd_directed", "hd95", "pixel_auroc")
+    assert header == [
+        *("row", "id", "subject", "truth", "unit"),
+        *(f"{name}{end}" for end in ends for name in ("label", "presence")),
+        *("finding", "healthy", "found"),
+        *(["dice"] if len(classes) > 1 else []),
+        *(f"{name}{end}" for end in ends for name in pixels),
+    ]
+    assert [float(row[header.index("dice")]) for row in rows] == [row["dice"] for row in table.rows]
+
+
 def test_sweep_of_the_table_is_thresholding_of_the_maps(tmp_path):
     made = cases(seed=7, classes=2)
     table_of(made, ("core", "edema")).write(tmp_path, bootstrap=2)
