@@ -230,7 +230,10 @@ def test_numbers_do_not_depend_on_the_order_or_the_process():
     made = cases(seed=5)
     whole, left, right = table_of(made), table_of(made[::2]), table_of(made[1::2] + made[:1])
     left.merge(pickle.loads(pickle.dumps(right.rows)))
+    left.merge(table_of(made[1:2]).rows)  # of a third process, whose sampler repeats a case of the second
     assert len(left.rows) == len(whole.rows)
+    with pytest.raises(ValueError, match="Expected every `id` once, but row 25 repeats an earlier one"):
+        left.add(**made[1])
     one, two = whole.summary(bootstrap=50), left.summary(bootstrap=50)
     for name, value in one.items():
         assert two[name]["mean"] == pytest.approx(value["mean"]), name
