@@ -507,6 +507,17 @@ def test_collapsed_maps_warn(bias, sentence):
         WSSSTrainer(method, optimizer, make_loader(make_items()), 1, progress_bar=False).run()
 
 
+@pytest.mark.parametrize(("epochs", "told"), [(4, [2, 3, 4]), (3, [2, 3])])
+def test_collapsed_maps_are_told_from_the_half_of_a_run_on(epochs, told):
+    method = ClassActivationMapping.tiny()
+    nn.init.constant_(method.network.head.bias, -50.0)
+    optimizer = torch.optim.SGD(method.parameters(), lr=1e-9)
+    with pytest.warns(UserWarning, match="almost all background") as caught:
+        WSSSTrainer(method, optimizer, make_loader(make_items()), epochs, progress_bar=False).run()
+    sentences = [str(one.message) for one in caught if "almost all background" in str(one.message)]
+    assert [sentence.partition(":")[0] for sentence in sentences] == [f"Epoch {epoch}" for epoch in told]
+
+
 def test_healthy_maps_do_not_warn():
     method = ClassActivationMapping.tiny()
     nn.init.zeros_(method.network.head.bias)
