@@ -471,6 +471,24 @@ def test_what_follows_a_step_does_not_run_where_the_scaler_skipped_it():
     assert 1 not in stepped
 
 
+@pytest.mark.filterwarnings("ignore:.*GradScaler is enabled, but CUDA is not available")
+@pytest.mark.parametrize("fused", [False, True])
+def test_optimizers_that_hide_skipped_steps_are_told(fused, caplog):
+    """Mixed precision on a GPU begins; the training itself runs on the CPU, as one without a GPU can be tested."""
+    method = ClassActivationMapping.tiny()
+    optimizer = torch.optim.SGD(method.parameters(), lr=1e-6, fused=fused)
+    trainer = WSSSTrainer(method, optimizer, make_loader(make_items(4)), 1, amp=True, progress_bar=False)
+    trainer.state.device = torch.device("cuda")
+
+    @trainer.on(Events.STARTED)
+    def go_on_without_gpu(engine):
+        assert trainer.scaler is not None
+        trainer.scaler, trainer.state.device = None, torch.device("cpu")
+
+    trainer.run()
+    assert ("Fused optimizers do not tell skipped steps: `after_step`" in caplog.text) == fused
+
+
 def test_with_several_players_all_have_to_step():
     method = TwoPlayers()
     calls = []
