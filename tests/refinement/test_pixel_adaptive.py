@@ -152,12 +152,12 @@ def test_backward_keeps_no_buffer_of_a_step():
 class Largest(TorchDispatchMode):
     """Remember the size of the largest tensor that an operator gives."""
 
-    numel = 0
+    bytes = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **kwargs or {})
         if isinstance(result, torch.Tensor):
-            self.numel = max(self.numel, result.numel())
+            self.bytes = max(self.bytes, result.numel() * result.element_size())
         return result
 
 
@@ -166,7 +166,18 @@ def test_on_a_cpu_weights_are_held_for_one_image_at_a_time():
     with Largest() as largest:
         refined = pixel_adaptive_refinement(image, maps.requires_grad_(), dilations=(1, 2), iterations=2)
         refined.sum().backward()
-    assert largest.numel == 2 * 8 * 6 * 5
+    assert largest.bytes == 2 * 8 * 6 * 5 * 8
+
+
+@pytest.mark.parametrize(("side", "together"), [(512, 21), (4096, 1)])
+def test_on_other_devices_weights_of_a_gibibyte_are_held_at_a_time(side, together):
+    """48 weights of 4 bytes per pixel; tensors of the meta device have a size and take no memory."""
+    image = torch.empty(40, 1, side, side, device="meta")
+    rule = pixel_adaptive._Rule((1, 2, 4, 8, 12, 24), 0.3, 0.01, False)
+    with Largest() as largest:
+        refined = pixel_adaptive._Refine.apply(image, image, rule, 1)  # the function knows no autocast of that device
+    assert refined.shape == image.shape
+    assert largest.bytes == together * 48 * side**2 * 4
 
 
 @pytest.mark.parametrize("size", [(4, 5), (2, 3, 4)])
