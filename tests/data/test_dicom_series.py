@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from monai_wsss.data.dicom_series import find_series
 
@@ -31,3 +32,27 @@ def test_images_cut_off_in_their_headers_are_damaged_and_reports_are_none(tmp_pa
     assert [(one.uid, one.files, one.sequence) for one in series] == [("1.2.3", [whole], "T1c")]
     assert broken == [cut, empty]
     assert others == 3
+
+
+@pytest.mark.parametrize(
+    ("description", "sequence"),
+    [
+        ("t1_mprage_sag", "T1"),
+        ("T1 SE tra +C", "T1c"),
+        ("t1 post gd", "T1c"),
+        ("T2 TSE", "T2"),
+        ("T2 FLAIR tra", "FLAIR"),
+        ("t2*_gre", None),
+        ("DWI b1000", None),
+        ("", None),
+    ],
+)
+def test_the_sequence_is_that_of_the_description(tmp_path, save_dicom, description, sequence):
+    files = [save_dicom(tmp_path / f"{number}.dcm", PLANE, SeriesDescription=description) for number in (1, 2)]
+    (found,), *_ = find_series(files)
+    assert (found.sequence, found.files) == (sequence, files)
+
+
+def test_a_folder_says_more_than_a_description(tmp_path, save_dicom):
+    files = [save_dicom(tmp_path / "flair" / f"{number}.dcm", PLANE, SeriesDescription="t1") for number in (1, 2)]
+    assert find_series(files)[0][0].sequence == "FLAIR"
