@@ -75,7 +75,7 @@ def test_several_labels_are_refused(values, tmp_path):
 
 
 def test_masks_of_half_white_may_have_gray_edges_and_darker_ones_hold_labels(tmp_path):
-    """Copies of sets show a class by 128; labels above 127 occur in no set of several classes."""
+    """Some copies of sets show the class by 128; several labels are small numbers."""
     for white, taken in ((128, True), (127, False)):
         image = np.where(LESION, white, 0).astype(np.uint8)
         image[8, 8:24], image[15, 8:24] = white // 8, white * 7 // 8  # edges
