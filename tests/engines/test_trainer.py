@@ -313,10 +313,21 @@ class Quadratic(WSSSMethod):
         return {"distance": (self.network.weight - batch["image"].flatten(1)).square().mean()}
 
 
-def run_quadratic(batches, **options) -> float:
+def scale_losses(trainer: WSSSTrainer, scale: float) -> None:
+    """Let a trainer scale its losses on the CPU, as it does with mixed precision on a GPU."""
+
+    @trainer.on(Events.STARTED)
+    def begin(engine):
+        trainer.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+
+
+def run_quadratic(batches, *, scale: float | None = None, **options) -> float:
     method = Quadratic()
     optimizer = torch.optim.SGD(method.parameters(), lr=0.1)
-    WSSSTrainer(method, optimizer, batches, 1, progress_bar=False, **options).run()
+    trainer = WSSSTrainer(method, optimizer, batches, 1, progress_bar=False, **options)
+    if scale is not None:
+        scale_losses(trainer, scale)
+    trainer.run()
     return method.network.weight.item()
 
 
@@ -336,6 +347,15 @@ def test_clipping_bounds_the_step():
     batch = {"image": torch.full((1, 1, 4, 4), 100.0), "label": torch.zeros(1, 1)}
     assert run_quadratic([batch]) == pytest.approx(20.0)
     assert run_quadratic([batch], clip_norm=1.0) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("clip_norm", [None, 1.0, 1e3])
+@pytest.mark.parametrize("accumulation_steps", [1, 2])
+def test_the_scale_of_losses_changes_no_step(clip_norm, accumulation_steps):
+    batch = {"image": torch.full((1, 1, 4, 4), 100.0), "label": torch.zeros(1, 1)}
+    words = {"clip_norm": clip_norm, "accumulation_steps": accumulation_steps}
+    expected = run_quadratic([batch] * 4, **words)
+    assert run_quadratic([batch] * 4, scale=256.0, **words) == pytest.approx(expected)
 
 
 def test_progress_runs_from_zero_towards_one():
@@ -438,11 +458,7 @@ def run_counting(batches: int, *, scale: float | None = None, **options) -> tupl
     trainer = WSSSTrainer(method, optimizer, [batch] * batches, 1, progress_bar=False, **options)
     optimizer.register_step_post_hook(lambda *_: stepped.append(trainer.state.iteration))
     if scale is not None:
-
-        @trainer.on(Events.STARTED)
-        def begin(engine):
-            trainer.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
-
+        scale_losses(trainer, scale)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         trainer.run()
