@@ -14,7 +14,7 @@ from monai.data import MetaTensor
 
 from monai_wsss._checks import DataError
 from monai_wsss.data.datalist import write_datalist
-from monai_wsss.engines import SegmentationScores
+from monai_wsss.engines import SegmentationScores, case_spacing
 
 
 @pytest.fixture
@@ -40,6 +40,20 @@ def test_labels_and_the_shares_of_the_classes_are_kept_per_case(datalist):
     assert scores.compute() == 1.0
     scores.reset()
     assert (scores.labels, scores.areas, scores.table.rows) == ([], [], [])
+
+
+@pytest.mark.parametrize(("size", "spacing"), [((8, 8), (0.5, 2.0)), ((8, 8, 6), (0.5, 2.0, 3.0))])
+def test_distances_are_in_the_millimeters_of_the_image(datalist, size, spacing):
+    affine = torch.diag(torch.tensor([0.5, 2.0, 3.0, 1.0]))
+    image = MetaTensor(torch.zeros(1, *size), affine=affine, meta={"filename_or_obj": "a.nii.gz"})
+    assert case_spacing(image) == spacing
+    prediction, reference = torch.zeros(2, 1, *size, dtype=torch.long)
+    prediction[:, 1, 4], reference[:, 6, 4] = 1, 1
+    scores = SegmentationScores(datalist, bootstrap=5)
+    case = item("a", label=torch.tensor([1.0, 0.0]), mask=reference) | {"image": image}
+    scores.update(([case], [{"pred": prediction}]))
+    scores.compute()
+    assert scores.summary["assd_mm/core"]["mean"] == pytest.approx(5 * 0.5)
 
 
 def test_a_case_without_a_label_cannot_be_measured(datalist):
