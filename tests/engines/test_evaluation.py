@@ -42,11 +42,13 @@ def test_labels_and_the_shares_of_the_classes_are_kept_per_case(datalist):
     assert (scores.labels, scores.areas, scores.table.rows) == ([], [], [])
 
 
-@pytest.mark.parametrize(("size", "spacing"), [((8, 8), (0.5, 2.0)), ((8, 8, 6), (0.5, 2.0, 3.0))])
-def test_distances_are_in_the_millimeters_of_the_image(datalist, size, spacing):
-    affine = torch.diag(torch.tensor([0.5, 2.0, 3.0, 1.0]))
+@pytest.mark.parametrize("kind", ["volume", "slice of a volume", "image"])
+def test_distances_are_in_the_millimeters_of_the_image(datalist, kind):
+    affine, size = torch.diag(torch.tensor([0.5, 2.0, 3.0, 1.0])), (8, 8) if kind == "image" else (8, 8, 6)
     image = MetaTensor(torch.zeros(1, *size), affine=affine, meta={"filename_or_obj": "a.nii.gz"})
-    assert case_spacing(image) == spacing
+    if kind == "slice of a volume":
+        image, size = image[..., 2], size[:2]
+    assert case_spacing(image) == (0.5, 2.0, 3.0)[: len(size)]
     prediction, reference = torch.zeros(2, 1, *size, dtype=torch.long)
     prediction[:, 1, 4], reference[:, 6, 4] = 1, 1
     scores = SegmentationScores(datalist, bootstrap=5)
