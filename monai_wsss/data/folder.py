@@ -30,6 +30,7 @@ from monai_wsss.data.patches import contradicting_pairs
 from monai_wsss.data.prepared_folder import check_output, log_sizes, warn_of_contradictions, write_prepared
 from monai_wsss.data.reading import image_format, is_color_picture, is_radiograph
 from monai_wsss.data.slice_cutting import SliceCut, write_slices
+from monai_wsss.data.splits import DRAWN_SHARES
 from monai_wsss.data.table_warnings import warn_of_kinds
 
 __all__ = ["LabelColumns", "check_like_first", "prepare_folder", "prepare_images"]
@@ -142,7 +143,7 @@ def prepare_images(
     out: Path,
     *,
     modalities: Sequence[str] | None,
-    fractions: Sequence[float] = (0.7, 0.15, 0.15),
+    fractions: Sequence[float] = DRAWN_SHARES,
     seed: int = 0,
     leave_out_localizers: bool = False,
     faults: Faults | None = None,
@@ -245,7 +246,7 @@ def prepare_folder(
     scored_class: str | None = None,
     as_slices: bool = False,
     leave_out_localizers: bool = False,
-    fractions: Sequence[float] = (0.7, 0.15, 0.15),
+    fractions: Sequence[float] = DRAWN_SHARES,
     seed: int = 0,
     **columns: Unpack[LabelColumns],
 ) -> Path:

@@ -21,7 +21,7 @@ from monai_wsss._orientation import slicing_entry
 from monai_wsss.data.datalist import UNFINISHED, modality_entry, write_datalist
 from monai_wsss.data.faults import Faults
 from monai_wsss.data.label_table import LabeledRow, LabelTable
-from monai_wsss.data.splits import split_by_subject
+from monai_wsss.data.splits import DRAWN_SHARES, split_by_subject
 from monai_wsss.data.table_warnings import warn_of_labels, warn_of_subjects
 
 __all__ = [
@@ -158,7 +158,7 @@ def write_prepared(
     statistics: Mapping[str, Any],
     *,
     order: str,
-    fractions: Sequence[float] = (0.7, 0.15, 0.15),
+    fractions: Sequence[float] = DRAWN_SHARES,
     seed: int = 0,
     cut: Iterable[str | None] = (),
     entries: Mapping[str, Any] | None = None,

@@ -130,7 +130,10 @@ class SliceCut:
                     "they were taken have; give --slice-numbers index or position."
                 )
             if None in by_image or len(set(by_image)) < count:
-                raise DataError(f'Images of "{name}" have no InstanceNumber, or share one: give --slice-numbers index.')
+                raise DataError(
+                    f'Images of "{name}" have no InstanceNumber, share one, or differ in it by modality: give '
+                    "--slice-numbers index."
+                )
             return {float(number): index for index, number in enumerate(by_image) if number is not None}
         if self.numbers == "index":
             known = [number for number in by_image or () if number is not None]

@@ -11,10 +11,21 @@ import numpy as np
 
 from monai_wsss._checks import check_seed
 
-__all__ = ["SPLITS", "SPLIT_OF_WORD", "split_by_subject", "split_in_name", "take_validation", "words_in"]
+__all__ = [
+    "DRAWN_SHARES",
+    "SPLITS",
+    "SPLIT_OF_WORD",
+    "split_by_subject",
+    "split_in_name",
+    "take_validation",
+    "words_in",
+]
 
 SPLITS = ("training", "validation", "test")
 """The three splits of every datalist, by their keys in the JSON."""
+
+DRAWN_SHARES = (0.7, 0.15, 0.15)
+"""The shares of the subjects that the splits get where nothing else is said."""
 
 _SPLIT_NAMES = {
     "training": ("train", "training"),
@@ -53,7 +64,7 @@ def split_by_subject(
     subjects: Sequence[str],
     labels: Sequence[Sequence[float]] | np.ndarray,
     *,
-    fractions: Sequence[float] = (0.7, 0.15, 0.15),
+    fractions: Sequence[float] = DRAWN_SHARES,
     seed: int = 0,
 ) -> list[str]:
     """Draw a split for every item, the same for all items of a subject, stratified by the labels of the subjects.

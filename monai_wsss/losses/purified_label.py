@@ -119,12 +119,13 @@ def purified_label_loss(
     with torch.autocast(logits.device.type, enabled=False):
         log_p = float32_or_wider(logits).log_softmax(1)
         of_label = -log_p.gather(1, target.masked_fill(~valid, 0)[:, None])[:, 0]
+        fixed = log_p.detach()
         # Not a plain 0: a broken network (NaN) must show even where nothing is labeled.
-        loss_map = torch.where(valid, of_label, 0 * log_p.detach().amax(1))
+        loss_map = torch.where(valid, of_label, 0 * fixed.amax(1))
         weight = torch.ones_like(loss_map)
         if purify:
             several = _holds_several_classes(target, valid, logits.shape[1])
-            purified = _purified_weight(loss_map.detach(), log_p.detach(), counted, variant)
+            purified = _purified_weight(loss_map.detach(), fixed, counted, variant)
             weight = torch.where(several, purified, weight)
         loss = (weight * loss_map).sum() / counted.sum().clamp(min=1)
     return (loss, weight.reshape(label.shape)) if return_weight else loss

@@ -132,15 +132,15 @@ class CaseArrays:
 
     @cached_property
     def sweep(self) -> tuple[np.ndarray, np.ndarray]:
-        """Give Dice at each threshold: per subject ``(S, K, T)`` and pooled ``(K, T)``, NaN without the class."""
+        """Give Dice at each threshold: per subject ``(S, K, T)``, NaN without the class, and pooled ``(K, T)``."""
         sums = np.zeros((len(self.subjects), len(self.scheme.classes), 2, len(SWEEP_THRESHOLDS)))
         for index in np.flatnonzero(self.swept).tolist():
             sums[self.subject[index]] += self.rows[index]["sweep"]
         wanted = [self.column("tp", k) + self.column("fn", k) for k in self.scheme.labels]
         pixels = np.stack([self.subject_sum(np.where(self.swept, values, 0)) for values in wanted], axis=1)
         of_subject = np.where(pixels[..., None] > 0, sweep_dice(sums[:, :, 0], sums[:, :, 1], pixels), np.nan)
-        pooled, total = sums.sum(0), pixels.sum(0)
-        return of_subject, np.where(total[:, None] > 0, sweep_dice(pooled[:, 0], pooled[:, 1], total), np.nan)
+        pooled = sums.sum(0)
+        return of_subject, sweep_dice(pooled[:, 0], pooled[:, 1], pixels.sum(0))
 
 
 def metric_estimates(arrays: CaseArrays) -> dict[str, Estimate]:

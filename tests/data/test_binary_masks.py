@@ -74,6 +74,20 @@ def test_several_labels_are_refused(values, tmp_path):
         read_binary_mask(tmp_path / "several.png", MetaTensor(torch.zeros(1, 40, 24)))
 
 
+def test_masks_of_half_white_may_have_gray_edges_and_darker_ones_hold_labels(tmp_path):
+    """Some copies of sets show the class by 128; several labels are small numbers."""
+    for white, taken in ((128, True), (127, False)):
+        image = np.where(LESION, white, 0).astype(np.uint8)
+        image[8, 8:24], image[15, 8:24] = white // 8, white * 7 // 8  # edges
+        Image.fromarray(image).save(tmp_path / "mask.png")
+        like = MetaTensor(torch.zeros(1, 40, 24))
+        if taken:
+            np.testing.assert_array_equal(read_binary_mask(tmp_path / "mask.png", like)[0].T, image > 64)
+        else:
+            with pytest.raises(DataError, match=r"mask.png holds the values 15, 111, 127, but it is .* one class"):
+                read_binary_mask(tmp_path / "mask.png", like)
+
+
 def test_another_size_is_refused(tmp_path):
     Image.fromarray(np.uint8(255) * LESION).save(tmp_path / "a.png")
     with pytest.raises(DataError, match=r"a.png is of size 40 x 24 but its image of 41 x 24"):

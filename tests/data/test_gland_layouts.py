@@ -111,6 +111,11 @@ def test_prog_bad_input(tmp_path):
         prepare_prog(root, tmp_path / "out", patch=6, split="table")
     with pytest.raises(DataError, match=r"img_0.png is of 20 x 20 pixels, smaller than a patch of 224"):
         prepare_prog(root, tmp_path / "out", fractions=(1, 0, 0))
+    for folder in ("images", "masks"):
+        with Image.open(root / folder / "img_2.png") as whole:
+            whole.crop((0, 0, 5, 20)).save(root / folder / "img_2.png")
+    with pytest.raises(DataError, match=r"img_2.png is of 5 x 20 pixels, smaller than a patch of 6"):
+        prepare_prog(root, tmp_path / "out", patch=6, fractions=(1, 0, 0))
     (root / "masks" / "img_1.png").unlink()
     with pytest.raises(DataError, match=r'the image "img_1" has no mask in .*masks'):
         prepare_prog(root, tmp_path / "out", patch=6)

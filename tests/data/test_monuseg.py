@@ -83,6 +83,20 @@ def test_outlines_become_masks_of_the_crops(root):
     np.testing.assert_array_equal(pixels, tissue(0).transpose(2, 1, 0)[:, :24, :24])
 
 
+def test_crops_cover_wide_and_tall_tiles(root):
+    folder = root / "MoNuSeg Training Data" / "Tissue Images"
+    wide = np.concatenate([tissue(0), tissue(7)[:, :30]], axis=1)
+    for name, pixels in ((NAMES[0], wide), (NAMES[1], wide.transpose(1, 0, 2))):
+        Image.fromarray(pixels).save(folder / f"{name}.tif")
+    items = [item for item in all_items(prepare(root, "out")) if item["label"].item()]
+    origins = [[tuple(item["origin"]) for item in items if item["source"] == name] for name in NAMES[:3]]
+    assert origins[0] == [(x, y) for x in (0, 24, 48) for y in (0, 24)]
+    assert origins[1] == [(x, y) for x in (0, 24) for y in (0, 24, 48)]
+    assert origins[2] == [(x, y) for x in (0, 24) for y in (0, 24)]
+    last = next(item for item in items if item["source"] == NAMES[0] and item["origin"] == [48, 24])
+    np.testing.assert_array_equal(read_image(last["image"]).numpy(), wide.transpose(2, 1, 0)[:, 48:72, 24:48])
+
+
 @pytest.mark.parametrize("healthy", ["density", "paper"])
 def test_healthy_crops_are_those_of_the_whole_tile_without_nuclei(root, healthy):
     file = prepare(root, healthy, healthy=healthy)

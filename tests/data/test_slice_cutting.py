@@ -41,7 +41,9 @@ def cut(root: Path, *rows: str, **options: Any) -> dict[str, dict[str, Any]]:
 
 
 def pixels(item: dict[str, Any]) -> np.ndarray:
-    return read_image(item["image"])[0].numpy()
+    """Give the pixels of a slice, of its first modality."""
+    files = item["image"]
+    return read_image(files[0] if isinstance(files, list) else files)[0].numpy()
 
 
 @pytest.mark.parametrize("tilt", [0.0, 30.0])
@@ -101,12 +103,12 @@ def test_slices_are_axial_where_nothing_else_is_said(tmp_path, caplog):
 def series(tmp_path, save_dicom):
     """Write a series of six slices, 3 mm apart, whose number 1 is at the top; pixel (0, 0) is the number."""
 
-    def write(name: str = "a", directions: Any = AXIAL, step: Any = (0, 0, -3), **tags: Any) -> None:
+    def write(name: str = "a", directions: Any = AXIAL, step: Any = (0, 0, -3), begin: int = 1, **tags: Any) -> None:
         for number in range(1, 7):
             plane = np.full((5, 7), 1000, np.uint16)
             plane[0, 0], plane[1, :3], plane[2, :3] = number * 100, 5000, 50
             place = {"ImagePositionPatient": [n + (number - 1) * s for n, s in zip((-8, -9, 15), step, strict=True)]}
-            own = {"InstanceNumber": number, "ImageOrientationPatient": list(directions)} | place | tags
+            own = {"InstanceNumber": begin + number - 1, "ImageOrientationPatient": list(directions)} | place | tags
             save_dicom(tmp_path / "images" / name / f"IM{number:04d}.dcm", plane, **own)
 
     return write
@@ -186,9 +188,28 @@ def test_numbers_that_no_slice_has(tmp_path, series, rows, options, message):
         cut(tmp_path, *rows, **options)
 
 
+def test_modalities_share_their_numbers(tmp_path, series):
+    for name in ("t1", "flair"):
+        series(f"a/{name}")
+    found = cut(tmp_path, *(f"a,{number},1" for number in range(1, 7)), slice_numbers="instance")
+    assert [number_of(item, found) for item in found.values()] == [1, 2, 3, 4, 5, 6]
+    assert {len(item["image"]) for item in found.values()} == {2}
+
+
+def test_modalities_with_other_numbers_are_cut_by_index_alone(tmp_path, series):
+    series("a/t1")
+    series("a/flair", begin=7)
+    with pytest.raises(
+        DataError, match=r'Images of "a" have no InstanceNumber, share one, or differ in it by modality'
+    ):
+        cut(tmp_path, "a,1,1", slice_numbers="instance")
+    found = cut(tmp_path, *(f"a,{index},1" for index in range(6)))
+    assert [number_of(item, found) for item in found.values()] == [6, 5, 4, 3, 2, 1], "from the feet upward"
+
+
 def test_numbers_that_files_do_not_say(tmp_path, series):
     series("a", InstanceNumber=1)
-    with pytest.raises(DataError, match=r'Images of "a" have no InstanceNumber, or share one: give'):
+    with pytest.raises(DataError, match=r'Images of "a" have no InstanceNumber, share one, or .*: give'):
         cut(tmp_path, "a,1,1", slice_numbers="instance")
     series("b", PixelSpacing=None)
     with pytest.raises(

@@ -16,7 +16,14 @@ from PIL import Image, PngImagePlugin
 
 from monai_wsss._checks import DataError
 from monai_wsss.data.reading import affine_of, read_image
-from monai_wsss.data.writing import copy_file, fits_picture, is_bare_nifti, write_nifti, write_picture
+from monai_wsss.data.writing import (
+    copy_file,
+    fits_picture,
+    is_bare_nifti,
+    scale_to_16_bit,
+    write_nifti,
+    write_picture,
+)
 
 
 @pytest.mark.parametrize(("channels", "top", "mode"), [(1, 255, "L"), (1, 60000, "I;16"), (3, 255, "RGB")])
@@ -54,6 +61,16 @@ def test_nifti_reads_back_equal(tmp_path, low, high, dtype, shape):
     image = read_image(tmp_path / "new" / "a.nii.gz")
     np.testing.assert_array_equal(image.numpy()[0], values)
     np.testing.assert_allclose(affine_of(image), affine)
+
+
+def test_volumes_are_scaled_between_the_0_5th_and_the_99_5th_percentile_of_their_foreground():
+    values = np.random.default_rng(0).permutation(np.arange(1, 1002)).reshape(1, 11, 13, 7)
+    scaled, foreground = scale_to_16_bit(np.pad(values, ((0, 0), (1, 1), (1, 1), (1, 1))))
+    assert foreground.sum() == 1001
+    assert scaled.dtype == np.uint16
+    expected = np.rint(np.clip((values - 6) / (996 - 6), 0, 1) * 65535)
+    np.testing.assert_array_equal(scaled[:, 1:-1, 1:-1, 1:-1], expected)
+    assert not scaled[0, ~foreground].any()
 
 
 @pytest.mark.parametrize("kind", ["picture", "nifti", "copy"])

@@ -9,6 +9,7 @@ import socket
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
@@ -22,7 +23,7 @@ from monai_wsss.engines import (
     stop_distributed,
 )
 from monai_wsss.methods import BMP, ClassActivationMapping, WSSSMethod
-from monai_wsss.networks import ActivationNetwork, CAMEncoder, TwoBranchNetwork, record_reading
+from monai_wsss.networks import ActivationNetwork, AverageBuffer, CAMEncoder, TwoBranchNetwork, record_reading
 
 
 def free_port() -> int:
@@ -102,6 +103,20 @@ def test_two_processes_average_gradients_and_share_the_healthy_level(tmp_path):
     assert (first["main"], second["main"]) == (True, False)
     assert (tmp_path / "0.pt").is_file()
     assert not (tmp_path / "1.pt").exists()
+
+
+def test_buffers_follow_the_first_process_except_those_of_parts_that_keep_their_own(tmp_path):
+    method = Distance()
+    method.network.register_buffer("shared", torch.zeros(1))
+    parts = [nn.BatchNorm1d(1), AverageBuffer(1), AverageBuffer(1, over_processes=False)]
+    method.normalization, method.common, method.own = parts
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    try:
+        followed = set(map(id, distribute_method(method).modules_buffers))
+    finally:
+        stop_distributed()
+    kept = {name for name, buffer in method.named_buffers() if id(buffer) not in followed}
+    assert kept == {"own.reference", "own.filled"}
 
 
 def test_a_process_whose_peers_do_not_come_says_so(monkeypatch):

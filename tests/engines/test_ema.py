@@ -81,6 +81,14 @@ def test_a_resumed_average_does_not_begin_again():
     assert torch.equal(online.wide.weight, before)
 
 
+def test_without_momentum_the_average_is_the_network_itself():
+    online, average, ema = Counting(), Counting(), WeightAverage(0.0)
+    ema.begin(average, online)
+    change(online, 1)
+    ema.update(average, online)
+    assert all(torch.equal(value, online.state_dict()[name]) for name, value in average.state_dict().items())
+
+
 @pytest.mark.parametrize("momentum", [-0.1, 1.0])
 def test_a_momentum_out_of_range_is_refused(momentum):
     with pytest.raises(ValueError, match=r"Expected `momentum` in \[0, 1\), got"):

@@ -105,9 +105,11 @@ SPOILED = {
 def test_the_checkpoint_before_a_spoiled_one_is_taken_and_the_end_is_the_same(finished, run, kind, caplog):
     spoiled = run / "checkpoints" / "epoch_0003.pt"
     SPOILED[kind](spoiled)
-    make_trainer(run).run()
+    with caplog.at_level(logging.INFO):
+        make_trainer(run).run()
     assert "epoch_0003.pt" in caplog.text
     assert "training goes on from the earlier epoch_0002.pt" in caplog.text
+    assert f"Resumed {run / 'checkpoints' / 'epoch_0002.pt'} after epoch 2 of 3." in caplog.messages
     whole, resumed = (load_tensors(folder / "model.pt") for folder in (finished, run))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert read_checkpoint(spoiled)["epoch"] == 3, "it is written anew"

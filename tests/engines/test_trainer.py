@@ -313,10 +313,21 @@ class Quadratic(WSSSMethod):
         return {"distance": (self.network.weight - batch["image"].flatten(1)).square().mean()}
 
 
-def run_quadratic(batches, **options) -> float:
+def scale_losses(trainer: WSSSTrainer, scale: float) -> None:
+    """Let a trainer scale its losses on the CPU, as it does with mixed precision on a GPU."""
+
+    @trainer.on(Events.STARTED)
+    def begin(engine):
+        trainer.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+
+
+def run_quadratic(batches, *, scale: float | None = None, **options) -> float:
     method = Quadratic()
     optimizer = torch.optim.SGD(method.parameters(), lr=0.1)
-    WSSSTrainer(method, optimizer, batches, 1, progress_bar=False, **options).run()
+    trainer = WSSSTrainer(method, optimizer, batches, 1, progress_bar=False, **options)
+    if scale is not None:
+        scale_losses(trainer, scale)
+    trainer.run()
     return method.network.weight.item()
 
 
@@ -336,6 +347,15 @@ def test_clipping_bounds_the_step():
     batch = {"image": torch.full((1, 1, 4, 4), 100.0), "label": torch.zeros(1, 1)}
     assert run_quadratic([batch]) == pytest.approx(20.0)
     assert run_quadratic([batch], clip_norm=1.0) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("clip_norm", [None, 1.0, 1e3])
+@pytest.mark.parametrize("accumulation_steps", [1, 2])
+def test_the_scale_of_losses_changes_no_step(clip_norm, accumulation_steps):
+    batch = {"image": torch.full((1, 1, 4, 4), 100.0), "label": torch.zeros(1, 1)}
+    words = {"clip_norm": clip_norm, "accumulation_steps": accumulation_steps}
+    expected = run_quadratic([batch] * 4, **words)
+    assert run_quadratic([batch] * 4, scale=256.0, **words) == pytest.approx(expected)
 
 
 def test_progress_runs_from_zero_towards_one():
@@ -438,11 +458,7 @@ def run_counting(batches: int, *, scale: float | None = None, **options) -> tupl
     trainer = WSSSTrainer(method, optimizer, [batch] * batches, 1, progress_bar=False, **options)
     optimizer.register_step_post_hook(lambda *_: stepped.append(trainer.state.iteration))
     if scale is not None:
-
-        @trainer.on(Events.STARTED)
-        def begin(engine):
-            trainer.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
-
+        scale_losses(trainer, scale)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         trainer.run()
@@ -469,6 +485,26 @@ def test_what_follows_a_step_does_not_run_where_the_scaler_skipped_it():
     assert method.calls == stepped
     assert 0 < len(stepped) < 40
     assert 1 not in stepped
+
+
+@pytest.mark.filterwarnings("ignore:.*GradScaler is enabled, but CUDA is not available")
+@pytest.mark.filterwarnings("ignore:Epoch .* maps of positive images")
+@pytest.mark.parametrize("fused", [False, True])
+def test_optimizers_that_hide_skipped_steps_are_told(fused, caplog):
+    """Mixed precision on a GPU begins; the training itself runs on the CPU, as one without a GPU can be tested."""
+    torch.manual_seed(0)
+    method = ClassActivationMapping.tiny()
+    optimizer = torch.optim.SGD(method.parameters(), lr=1e-6, fused=fused)
+    trainer = WSSSTrainer(method, optimizer, make_loader(make_items(4)), 1, amp=True, progress_bar=False)
+    trainer.state.device = torch.device("cuda")
+
+    @trainer.on(Events.STARTED)
+    def go_on_without_gpu(engine):
+        assert trainer.scaler is not None
+        trainer.scaler, trainer.state.device = None, torch.device("cpu")
+
+    trainer.run()
+    assert ("Fused optimizers do not tell skipped steps: `after_step`" in caplog.text) == fused
 
 
 def test_with_several_players_all_have_to_step():
@@ -505,6 +541,17 @@ def test_collapsed_maps_warn(bias, sentence):
     optimizer = torch.optim.SGD(method.parameters(), lr=1e-9)
     with pytest.warns(UserWarning, match=sentence):
         WSSSTrainer(method, optimizer, make_loader(make_items()), 1, progress_bar=False).run()
+
+
+@pytest.mark.parametrize(("epochs", "told"), [(4, [2, 3, 4]), (3, [2, 3])])
+def test_collapsed_maps_are_told_from_the_half_of_a_run_on(epochs, told):
+    method = ClassActivationMapping.tiny()
+    nn.init.constant_(method.network.head.bias, -50.0)
+    optimizer = torch.optim.SGD(method.parameters(), lr=1e-9)
+    with pytest.warns(UserWarning, match="almost all background") as caught:
+        WSSSTrainer(method, optimizer, make_loader(make_items()), epochs, progress_bar=False).run()
+    sentences = [str(one.message) for one in caught if "almost all background" in str(one.message)]
+    assert [sentence.partition(":")[0] for sentence in sentences] == [f"Epoch {epoch}" for epoch in told]
 
 
 def test_healthy_maps_do_not_warn():

@@ -127,6 +127,16 @@ def test_what_does_not_matter(seed, size):
     torch.testing.assert_close(dense_energy_loss(logits, image, **WORDS), DenseEnergyLoss(**WORDS)(logits, image))
 
 
+@pytest.mark.parametrize(("given_range", "gain"), [(255.0, 1.0), (1.0, 1 / 255), (None, 1.0)])
+def test_calls_without_checks_give_the_same_energy(given_range, gain):
+    logits, image, label, inside = make()
+    words = WORDS | {"factor": 0.5, "scale": 1.0, "gate": False, "intensity_range": given_range}
+    expected = dense_energy_loss(logits, gain * image, label, inside, **words)
+    loss = DenseEnergyLoss(validate_args=False, **words)
+    for _ in range(3):  # the first call alone checks
+        torch.testing.assert_close(loss(logits, gain * image, label, inside), expected)
+
+
 @pytest.mark.parametrize("method", ["exact", "lattice"])
 def test_degenerate_input(method):
     logits, image, label, inside = make()

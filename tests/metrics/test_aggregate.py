@@ -230,7 +230,10 @@ def test_numbers_do_not_depend_on_the_order_or_the_process():
     made = cases(seed=5)
     whole, left, right = table_of(made), table_of(made[::2]), table_of(made[1::2] + made[:1])
     left.merge(pickle.loads(pickle.dumps(right.rows)))
+    left.merge(table_of(made[1:2]).rows)  # of a third process, whose sampler repeats a case of the second
     assert len(left.rows) == len(whole.rows)
+    with pytest.raises(ValueError, match="Expected every `id` once, but row 25 repeats an earlier one"):
+        left.add(**made[1])
     one, two = whole.summary(bootstrap=50), left.summary(bootstrap=50)
     for name, value in one.items():
         assert two[name]["mean"] == pytest.approx(value["mean"]), name
@@ -280,6 +283,8 @@ def test_empty_healthy_and_unknown_cases_are_told_apart_and_counted():
     ):
         assert words in notes, words
     assert not any(f"{name}" in notes for name in ("alarm2", "hit"))  # counts, no ids
+    of_subject = [(row["subject"], row["healthy"], row["healthy_clean"]) for row in table.subject_rows]
+    assert of_subject == [("a", 0, 0), ("b", 3, 1), ("c", 0, 0), ("d", 0, 0)]
 
 
 def test_healthy_means_by_label_and_by_mask():
@@ -394,6 +399,17 @@ def test_ignored_pixels_count_nowhere():
     assert metrics["hd95_px"]["mean"] == metrics["r_over"]["mean"] == 0
 
 
+def test_the_notes_say_how_often_and_with_which_seed_subjects_are_resampled(tmp_path):
+    made = cases(seed=6)
+    said = table_of(made).write(tmp_path, bootstrap=1000, seed=0)
+    for resample in (lambda table: table.summary(), lambda table: table.write(tmp_path)):
+        table = table_of(made)
+        assert resample(table) == said
+        note = "Intervals: 2.5th and 97.5th percentiles of 1000 resamplings of the subjects, seed 0."
+        assert note in table.notes
+    assert table_of(made).summary(seed=1)["dice_subject"]["ci95"] != said["dice_subject"]["ci95"]
+
+
 def test_written_files(tmp_path):
     table = table_of(cases(seed=6))
     metrics = table.write(tmp_path / "run", bootstrap=10)
@@ -422,6 +438,25 @@ def test_written_files(tmp_path):
     assert sweep["cases"] == 24
 
 
+@pytest.mark.parametrize("classes", [("tumor",), ("core", "edema")])
+def test_columns_of_the_table_of_cases(tmp_path, classes):
+    """Each column stands once; the mean Dice has one of its own beside those of several classes."""
+    table = table_of(cases(classes=len(classes)), classes)
+    table.write(tmp_path, bootstrap=2)
+    with open(tmp_path / "per_case.csv", encoding="utf-8") as file:
+        header, *rows = csv.reader(file)
+    ends = [f"/{name}" for name in classes] if len(classes) > 1 else [""]
+    pixels = ("tp", "fp", "fn", "tn", "dice", "iou", "asd", "assd", "assd_directed", "hd95", "pixel_auroc")
+    assert header == [
+        *("row", "id", "subject", "truth", "unit"),
+        *(f"{name}{end}" for end in ends for name in ("label", "presence")),
+        *("finding", "healthy", "found"),
+        *(["dice"] if len(classes) > 1 else []),
+        *(f"{name}{end}" for end in ends for name in pixels),
+    ]
+    assert [float(row[header.index("dice")]) for row in rows] == [row["dice"] for row in table.rows]
+
+
 def test_sweep_of_the_table_is_thresholding_of_the_maps(tmp_path):
     made = cases(seed=7, classes=2)
     table_of(made, ("core", "edema")).write(tmp_path, bootstrap=2)
@@ -438,6 +473,20 @@ def test_sweep_of_the_table_is_thresholding_of_the_maps(tmp_path):
                 if wanted[own].any():
                     of_subject.append(dice_of(found[own], wanted[own]))
             assert sweep["classes"][name]["dice_subject"][i] == pytest.approx(np.mean(of_subject))
+
+
+def test_a_finding_of_one_pixel_is_swept(tmp_path):
+    """A class that one pixel of all references shows is no class without references."""
+    reference, cam = np.zeros((1, 8, 8), dtype=np.uint8), np.zeros((1, 8, 8))
+    reference[0, 2, 3], cam[0, 2, 2:4] = 1, (0.3, 0.7)
+    table = CaseTable(["tumor"])
+    table.add(**plain(reference=reference, cam=cam))
+    table.write(tmp_path, bootstrap=2)
+    sweep = json.loads((tmp_path / "sweep.json").read_text(encoding="utf-8"))
+    for name in ("dice_subject", "dice_pooled"):
+        curve = dict(zip(np.round(sweep["thresholds"], 2).tolist(), sweep["classes"]["tumor"][name], strict=True))
+        assert [curve[threshold] for threshold in (0.1, 0.5, 0.9)] == [pytest.approx(2 / 3), 1, 0]
+        assert sweep["classes"]["tumor"][f"oracle_{name}"] == 1
 
 
 def test_a_second_evaluation_leaves_no_stale_sweep(tmp_path):

@@ -83,6 +83,17 @@ def test_two_thresholds_leave_doubt_out(size):
             assert value == (best + 1 if pixel[best] > 0.7 else 0 if pixel[best] <= 0.3 else 255)
 
 
+@pytest.mark.parametrize("kinds", [(float, torch.tensor), (torch.tensor, float), (torch.tensor, torch.tensor)])
+def test_thresholds_on_the_device_are_not_read_back(kinds):
+    """Tensors of the meta device have no values: to read one is an error."""
+    maps, label = maps_of((5, 7)), torch.ones(2, 3)
+    low, high = (kind(value) for kind, value in zip(kinds, (0.3, 0.6), strict=True))
+    expected = two_threshold_label(maps, label, low=0.3, high=0.6)
+    assert torch.equal(two_threshold_label(maps, label, low=low, high=high), expected)
+    low, high = (one.to("meta") if isinstance(one, torch.Tensor) else one for one in (low, high))
+    assert two_threshold_label(maps.to("meta"), label.to("meta"), low=low, high=high).shape == (2, 5, 7)
+
+
 def test_two_thresholds_of_images_without_any_class():
     got = two_threshold_label(torch.rand(2, 2, 6, 6), torch.zeros(2, 2), classes=torch.tensor([], dtype=torch.long))
     assert not got.any()

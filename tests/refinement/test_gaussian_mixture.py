@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from monai_wsss.refinement import assigned_thresholds, mixture_threshold
+from monai_wsss.refinement.gaussian_mixture import _crossing, _Mixture
 
 READS = {"_local_scalar_dense", "nonzero", "item", "equal", "is_nonzero", "_unique2", "masked_select"}
 
@@ -137,6 +138,16 @@ def test_a_mixture_without_a_crossing_is_not_found():
     wide = (0.35 + 0.2 * torch.randn(20000, generator=generator)).clamp(0.06, 1)
     fit = mixture_threshold(torch.cat((narrow, wide)), start="wide", tolerance=1e-3)
     assert not fit.found
+
+
+@pytest.mark.parametrize(("log_ratio", "crosses"), [(0.49, True), (0.5, False), (0.51, False)])
+def test_a_crossing_at_the_lower_mean_parts_nothing(log_ratio, crosses):
+    """With variances of 1 and means 1 apart, the densities cross at the lower mean if the higher weighs e^0.5 more."""
+    weights = torch.tensor([-log_ratio, 0.0], dtype=torch.float64).exp()
+    means = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    place, between = _crossing(_Mixture(weights, means, torch.ones_like(means)))
+    assert place.item() == pytest.approx(0.5 - log_ratio, abs=1e-12)
+    assert between.item() is crosses
 
 
 def test_the_authors_start_ends_unfitted_and_ours_does_not():

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.data import MetaTensor
 from scipy.special import softmax
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from monai_wsss.refinement import pixel_adaptive
 from monai_wsss.refinement.pixel_adaptive import (
@@ -146,6 +147,37 @@ def test_backward_keeps_no_buffer_of_a_step():
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         pixel_adaptive_refinement(image, maps.requires_grad_(), dilations=(1, 2), iterations=20)
     assert sum(t.numel() for t in saved) <= image.numel() + maps.numel()
+
+
+class Largest(TorchDispatchMode):
+    """Remember the size of the largest tensor that an operator gives."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **kwargs or {})
+        if isinstance(result, torch.Tensor):
+            self.bytes = max(self.bytes, result.numel() * result.element_size())
+        return result
+
+
+def test_on_a_cpu_weights_are_held_for_one_image_at_a_time():
+    image, maps = make((6, 5), batch=4)
+    with Largest() as largest:
+        refined = pixel_adaptive_refinement(image, maps.requires_grad_(), dilations=(1, 2), iterations=2)
+        refined.sum().backward()
+    assert largest.bytes == 2 * 8 * 6 * 5 * 8
+
+
+@pytest.mark.parametrize(("side", "together"), [(512, 21), (4096, 1)])
+def test_on_other_devices_weights_of_a_gibibyte_are_held_at_a_time(side, together):
+    """48 weights of 4 bytes per pixel; tensors of the meta device have a size and take no memory."""
+    image = torch.empty(40, 1, side, side, device="meta")
+    rule = pixel_adaptive._Rule((1, 2, 4, 8, 12, 24), 0.3, 0.01, False)
+    with Largest() as largest:
+        refined = pixel_adaptive._Refine.apply(image, image, rule, 1)  # the function knows no autocast of that device
+    assert refined.shape == image.shape
+    assert largest.bytes == together * 48 * side**2 * 4
 
 
 @pytest.mark.parametrize("size", [(4, 5), (2, 3, 4)])
