@@ -6,8 +6,8 @@
         segment_slide(...)            asks current_workers(), and hands them the items of its work
 
 Ray starts the processes, hands each the next item, starts those that die again and repeats what they were at; there is
-no scheduler here.  A process computes with as many threads and with the same switches of torch as this one, so that sums
-go in the same order: results are those of one process bit for bit, on machines of one kind.
+no scheduler here.  A process computes with as many threads and with the same switches of torch as this one, so that
+sums go in the same order: results are those of one process bit for bit, on machines of one kind.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from logging.handlers import QueueHandler
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
@@ -30,7 +31,7 @@ from monai.utils import optional_import
 from monai_wsss import __version__
 from monai_wsss._checks import DataError
 
-__all__ = ["Make", "RayWorkers", "current_workers", "over_ray"]
+__all__ = ["Make", "RayWorkers", "check_shared", "current_workers", "over_ray"]
 
 Make = Callable[[str], Callable[[Any], Any]]
 """Gives, in a worker and for its device, "cpu" or "cuda", the function that does an item."""
@@ -161,6 +162,19 @@ class _Worker:
                 )
 
 
+def check_shared(file: Path) -> None:
+    """Check, in a worker, that it sees a file which was written where the run began.
+
+    Raises:
+        DataError: it does not.
+    """
+    if not file.is_file():
+        raise DataError(
+            f"{socket.gethostname()} does not see {file.parent}: choose an output folder on a disk that all machines "
+            "share, under one path."
+        )
+
+
 def _sendable(error: Exception) -> Exception:
     """Give an error that arrives as it is."""
     try:
@@ -264,5 +278,6 @@ def _start(ray: Any, address: str) -> None:
     except Exception as error:  # Ray raises many kinds
         text = " ".join(str(error).split())[:200]
         raise DataError(
-            f"Cannot reach Ray at {address!r} ({text}): start it by `ray start --head`, or give --ray without an address."
+            f"Cannot reach Ray at {address!r} ({text}): start it by `ray start --head`, or give --ray without an "
+            "address."
         ) from error
