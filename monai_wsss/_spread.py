@@ -31,13 +31,13 @@ from monai.utils import optional_import
 from monai_wsss import __version__
 from monai_wsss._checks import DataError
 
-__all__ = ["Make", "RayWorkers", "check_shared", "current_workers", "over_ray"]
+__all__ = ["LOST", "Make", "RayWorkers", "check_shared", "current_workers", "over_ray"]
 
 Make = Callable[[str], Callable[[Any], Any]]
 """Gives, in a worker and for its device, "cpu" or "cuda", the function that does an item."""
 
 _RETRIES = 3  # of an item whose worker died
-_LOST = f"the process that worked on it died {_RETRIES + 1} times, as where memory does not suffice"
+LOST = f"the process that worked on it died {_RETRIES + 1} times, as where memory does not suffice"
 _logger = logging.getLogger(__name__)
 
 
@@ -75,6 +75,8 @@ class RayWorkers:
             ValueError: ``make`` cannot be sent.
             Exception: whatever the function of ``make`` raised; the other items are stopped.
         """
+        if not items:
+            return
         ray = _ray()
         pool = self._pool(make, min(len(items), max(self.count(gpu=gpu), 0 if gpu else 1)), gpu)
         for numbered in enumerate(items):
@@ -97,7 +99,7 @@ class RayWorkers:
             yield outcome.number, outcome.result
         for number in sorted(left):
             if lost is None:
-                raise DataError(f"Part {number + 1} of {len(items)} is not done: {_LOST}. What is finished is kept.")
+                raise DataError(f"Part {number + 1} of {len(items)} is not done: {LOST}. What is finished is kept.")
             yield number, lost(number)
 
     @staticmethod

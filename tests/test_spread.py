@@ -1,0 +1,172 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""Work over several processes: results are those of one, bit for bit, and a worker that is killed loses nothing."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+
+from monai_wsss import _spread
+from monai_wsss._checks import DataError
+from monai_wsss._spread import RayWorkers, current_workers
+from monai_wsss.inferers import (
+    PseudoMaskWriter,
+    SlideNormalizer,
+    SlideReading,
+    TileLayout,
+    VolumeInferer,
+    over_ray,
+    segment_slide,
+)
+from monai_wsss.networks import CAMEncoder
+from workers_here import workers_here
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """Two processes that Ray starts on this machine, of one thread each, as this one."""
+    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'monai-wsss[ray]'")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    ray.init(address="local", num_cpus=2, num_gpus=0, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(params=["here", pytest.param("ray", marks=pytest.mark.slow)])
+def several(request: pytest.FixtureRequest) -> AbstractContextManager[Any]:
+    """Give the context in which several workers share the work."""
+    if request.param == "here":
+        return workers_here()
+    request.getfixturevalue("cluster")
+    return over_ray("auto")
+
+
+def test_without_an_address_nothing_changes():
+    with over_ray(None) as workers:
+        assert workers is current_workers() is None
+    with workers_here():
+        with over_ray(None):
+            assert current_workers() is not None
+    assert current_workers() is None
+
+
+def test_without_ray_one_sentence_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(_spread, "optional_import", lambda name: (None, False))
+    with pytest.raises(DataError, match=r"pip install 'monai-wsss\[ray\]'"), over_ray("local"):
+        pass
+
+
+def write_slide(path: Path) -> Path:
+    noise = np.random.default_rng(0).integers(0, 60, (330, 270, 3))
+    y, x = np.mgrid[:330, :270]
+    inside = ((y / 330 - 0.45) / 0.4) ** 2 + ((x / 270 - 0.5) / 0.35) ** 2 < 1
+    pixels = np.where(inside[..., None], np.array([150, 60, 130]) + noise, 245).astype(np.uint8)
+    tifffile.imwrite(path, pixels, tile=(64, 64), resolution=(2e4, 2e4), resolutionunit=3, photometric="rgb")
+    return path
+
+
+@pytest.mark.parametrize("strips", [False, True])
+def test_bands_of_a_slide_are_those_of_one_process(several, tmp_path, monkeypatch, strips):
+    if strips:
+        monkeypatch.setattr("monai_wsss.inferers.slide_tiles.STRIP_PIXELS", 1)
+    slide, reading = write_slide(tmp_path / "slide.tif"), SlideReading()
+    torch.manual_seed(0)
+    network = CAMEncoder.tiny(2, 3, 2)
+    found = []
+    for name, context in (("one", nullcontext()), ("several", several)):
+        with context:
+            result = segment_slide(
+                slide,
+                network,
+                tmp_path / name / "mask.tif",
+                reading=reading,
+                layout=TileLayout(tile=64, margin=2),
+                normalize=SlideNormalizer(slide, reading),
+            )
+        found.append((result.tiles, result.class_mm2, result.mask.read_bytes(), result.overlay.read_bytes()))
+    assert found[0] == found[1]
+    assert len(np.unique(tifffile.imread(tmp_path / "one" / "mask.tif"))) > 1
+
+
+def items(count: int = 7) -> list[dict[str, Any]]:
+    images = torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    return [{"id": f"i{number}", "image": image, "label": [1, number % 2]} for number, image in enumerate(images)]
+
+
+@pytest.mark.parametrize("refine", ["none", "par"])
+def test_pseudo_masks_are_those_of_one_process(several, tmp_path, refine):
+    torch.manual_seed(0)
+    network, inferer = CAMEncoder.tiny(2, 3, 2), VolumeInferer(2, slice_batch=2)
+    files = []
+    for name, context in (("one", nullcontext()), ("several", several)):
+        out = tmp_path / name
+        with context:
+            PseudoMaskWriter(network, None, items(), dict, inferer, out, background=True, refine=refine).run()
+        files.append({path.name: path.read_bytes() for path in out.iterdir()})
+    assert len(files[0]) == 7 + 2
+    assert files[0] == files[1]
+
+
+@pytest.mark.slow
+def test_a_killed_worker_loses_nothing(cluster, tmp_path):
+    def make(device):
+        def square(number):
+            if number == 2 and not (tmp_path / "killed").exists():
+                (tmp_path / "killed").touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return number**2, os.getpid(), torch.get_num_threads(), device
+
+        return square
+
+    with over_ray("auto") as workers:
+        assert workers == current_workers() == RayWorkers()
+        assert workers.count(gpu=False) == 2
+        assert not workers.has_gpus
+        found = dict(workers.each(make, range(6), gpu=False))
+    assert (tmp_path / "killed").exists()
+    assert [found[number][0] for number in range(6)] == [0, 1, 4, 9, 16, 25]
+    assert {result[2:] for result in found.values()} == {(1, "cpu")}
+    assert os.getpid() not in {result[1] for result in found.values()}
+
+
+@pytest.mark.slow
+def test_an_item_that_kills_all_its_workers_is_told_and_stops_no_other(cluster):
+    def make(device):
+        return lambda number: os.kill(os.getpid(), signal.SIGKILL) if number == 0 else number
+
+    with over_ray("auto") as workers:
+        assert dict(workers.each(make, range(3), gpu=False, lost=lambda number: "lost")) == {0: "lost", 1: 1, 2: 2}
+        with pytest.raises(DataError, match=r"^Part 1 of 2 is not done: the process that worked on it died 4 times"):
+            list(workers.each(make, range(2), gpu=False))
+        with pytest.raises(DataError, match="The cluster has no GPU"):
+            list(workers.each(make, range(2), gpu=True))
+
+
+@pytest.mark.slow
+def test_errors_and_logs_of_workers_arrive_as_they_are(cluster, caplog):
+    def make(device):
+        def refuse(number):
+            logging.getLogger("monai_wsss.somewhere").warning("Item %d is strange.", number)
+            if number == 1:
+                raise DataError("The file is damaged.")
+
+        return refuse
+
+    with over_ray("auto") as workers:
+        assert list(workers.each(make, [], gpu=False)) == []
+        with pytest.raises(DataError, match=r"^The file is damaged\.$"):
+            list(workers.each(make, range(2), gpu=False))
+    assert "Item 1 is strange." in caplog.messages
