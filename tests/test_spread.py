@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from workers_here import workers_here
 
 from monai_wsss import _spread
 from monai_wsss._checks import DataError
@@ -30,7 +31,6 @@ from monai_wsss.inferers import (
     segment_slide,
 )
 from monai_wsss.networks import CAMEncoder
-from workers_here import workers_here
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +57,8 @@ def several(request: pytest.FixtureRequest) -> AbstractContextManager[Any]:
 def test_without_an_address_nothing_changes():
     with over_ray(None) as workers:
         assert workers is current_workers() is None
-    with workers_here():
-        with over_ray(None):
-            assert current_workers() is not None
+    with workers_here(), over_ray(None):
+        assert current_workers() is not None
     assert current_workers() is None
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from workers_here import workers_here
 
 from monai_wsss.__main__ import main
 from monai_wsss.bundle_run import predict_masks
-from workers_here import workers_here
 
 SKIN = "dermoscopy_cam_segmentation"
 
