@@ -113,7 +113,7 @@ def test_pseudo_masks_are_those_of_one_process(several, tmp_path, refine):
     for name, context in (("one", nullcontext()), ("several", several)):
         out = tmp_path / name
         with context:
-            PseudoMaskWriter(network, None, items(), dict, inferer, out, background=True, refine=refine).run()
+            PseudoMaskWriter(network, None, items(), dict, inferer, out, rule="otsu", refine=refine).run()
         files.append({path.name: path.read_bytes() for path in out.iterdir()})
     assert len(files[0]) == 7 + 2
     assert files[0] == files[1]

@@ -186,7 +186,7 @@ class PseudoMaskWriter:
         workers = current_workers()
         if workers is None:
             for number, together in enumerate(batches):
-                self.write(together)
+                self._write(together)
                 yield number
             return
         kept = {id(part): part for part in (self.items, self.transform)}
@@ -197,7 +197,7 @@ class PseudoMaskWriter:
             yield number
 
     @torch.no_grad()
-    def write(self, together: Sequence[Sequence[Item]]) -> None:
+    def _write(self, together: Sequence[Sequence[Item]]) -> None:
         """Write the pseudo-masks of some images, each with all of its patches."""
         for item, mask, affine in self._masks_of(together):
             write_mask(self._path(item, affine), mask, affine, source=getattr(item["image"], "meta", None))
@@ -345,7 +345,7 @@ class _SentWriter:
         """Move the network; give the function that writes the pseudo-masks of some images."""
         check_shared(self.writer.output_dir / _SETTINGS)
         self.writer.network.to(device).eval()
-        return self.writer.write
+        return self.writer._write
 
 
 def _first_pixel(item: Item, spatial_dims: int) -> Sequence[int]:
