@@ -13,8 +13,10 @@ sums go in the same order: results are those of one process bit for bit, on mach
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 import socket
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -110,7 +112,7 @@ class RayWorkers:
             raise DataError("The cluster has no GPU: take --device cpu, or start Ray on machines that have some.")
         try:
             sent = ray.put(make)
-        except (TypeError, pickle.PicklingError) as error:
+        except (TypeError, AttributeError, RuntimeError, pickle.PickleError) as error:
             raise ValueError(
                 f"Expected parts that can be sent to other processes, got one that cannot: {error}."
             ) from error
@@ -139,6 +141,8 @@ class _Worker:
         logger = logging.getLogger("monai_wsss")
         logger.addHandler(QueueHandler(self.heard))
         logger.setLevel(switches["log_level"])
+        with suppress(OSError):  # so that relative paths are those of the run
+            os.chdir(switches["folder"])
         _set_switches(switches)
 
     def do(self, number: int, item: Any) -> _Outcome:
@@ -150,6 +154,7 @@ class _Worker:
                 self.function = self.make(self.device)
             outcome.result = self.function(item)
         except Exception as error:  # raised where the work was asked for
+            error.add_note(traceback.format_exc())
             outcome.error = _sendable(error)
         outcome.records = [self.heard.get() for _ in range(self.heard.qsize())]
         return outcome
@@ -191,12 +196,13 @@ def _versions() -> dict[str, str]:
 
 
 def _switches() -> dict[str, Any]:
-    """Give what the last bits of a result depend on besides its input, and which logs are wanted."""
+    """Give what the last bits of a result depend on besides its input, where paths begin, and which logs are wanted."""
     return {
         "threads": torch.get_num_threads(),
         "precision": torch.get_float32_matmul_precision(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "cudnn": {name: getattr(torch.backends.cudnn, name) for name in ("benchmark", "deterministic", "allow_tf32")},
+        "folder": os.getcwd(),
         "log_level": logging.getLogger("monai_wsss").getEffectiveLevel(),
     }
 
