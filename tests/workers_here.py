@@ -33,8 +33,10 @@ class WorkersHere(RayWorkers):
 @contextmanager
 def workers_here() -> Iterator[None]:
     """Spread what is inside over workers of this process."""
+    # What `over_ray` sets, without Ray.
     token = _spread._active.set(WorkersHere())
     try:
         yield
     finally:
+        # The same, undone.
         _spread._active.reset(token)
