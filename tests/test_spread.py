@@ -6,8 +6,13 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
+import re
 import signal
-from collections.abc import Iterator
+import tempfile
+import threading
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -66,6 +71,58 @@ def test_without_ray_one_sentence_says_what_to_install(monkeypatch):
     monkeypatch.setattr(_spread, "optional_import", lambda name: (None, False))
     with pytest.raises(DataError, match=r"pip install 'monai-wsss\[ray\]'"), over_ray("local"):
         pass
+
+
+@pytest.mark.parametrize("address", [True, "", 6379])
+def test_an_address_of_another_kind_is_refused(address):
+    with pytest.raises(DataError, match="Expected `address` to be 'local'"), over_ray(address):
+        pass
+
+
+@pytest.fixture
+def worker_here(monkeypatch) -> Iterator[Callable[..., _spread._Worker]]:
+    """Give what makes a worker in this process, whose handlers are removed afterwards."""
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    monkeypatch.setattr(logging.getLogger("monai_wsss"), "level", logging.NOTSET)
+    threads = torch.get_num_threads()
+
+    def make(function: Callable[[str], Any], **others: str) -> _spread._Worker:
+        return _spread._Worker(pickle.dumps(function), _spread._switches(), _spread._versions() | others, False)
+
+    yield make
+    logging.captureWarnings(False)
+    torch.set_num_threads(threads)
+
+
+def work_of(device: str) -> Callable[[int], int]:
+    """Give what warns and squares."""
+
+    def square(number: int) -> int:
+        warnings.warn(f"{number} is odd", stacklevel=1)
+        return number**2
+
+    return square
+
+
+def test_warnings_of_a_worker_are_told_where_the_run_began(worker_here):
+    outcome = worker_here(work_of).do(3, pickle.dumps(3))
+    assert (outcome.number, outcome.result, outcome.error) == (3, 9, None)
+    assert ["3 is odd" in record.getMessage() for record in outcome.records] == [True]
+
+
+def test_a_worker_of_another_version_unpacks_nothing(worker_here):
+    outcome = worker_here(work_of, monai_wsss="0.0.1").do(0, b"what no version could unpack")
+    assert isinstance(outcome.error, DataError)
+    assert re.search(r"has monai_wsss \S+, and 0\.0\.1 is where the run began: install the same", str(outcome.error))
+
+
+@pytest.mark.parametrize(("threads", "processes", "cpus"), [(1, 10, 1), (4, 2, 4), (16, 1, 8)])
+def test_a_process_never_asks_for_more_cpus_than_a_machine_has(monkeypatch, threads, processes, cpus):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(_spread, "_resources", lambda kind: [8.0, 2.0] if kind == "CPU" else [0, 0])
+    assert RayWorkers().count(gpu=False) == processes
+    assert _spread._cpus_per_process() == cpus
+    assert not RayWorkers().has_gpus
 
 
 def write_slide(path: Path) -> Path:
@@ -166,6 +223,39 @@ def test_errors_and_logs_of_workers_arrive_as_they_are(cluster, caplog):
 
     with over_ray("auto") as workers:
         assert list(workers.each(make, [], gpu=False)) == []
-        with pytest.raises(DataError, match=r"^The file is damaged\.$"):
+        with pytest.raises(DataError) as caught:
             list(workers.each(make, range(2), gpu=False))
+        assert str(caught.value) == "The file is damaged."
+        assert "in refuse" in caught.value.__notes__[0]
+        with pytest.raises(ValueError, match="Expected parts that can be sent to other processes, got one"):
+            list(workers.each(make, [threading.Lock()], gpu=False))
     assert "Item 1 is strange." in caplog.messages
+
+
+@pytest.mark.slow
+def test_a_machine_without_the_packages_is_told_in_one_sentence(cluster, monkeypatch):
+    class Incomplete(_spread._Worker):
+        def __init__(self, *sent):
+            raise ModuleNotFoundError("No module named 'monai_wsss'")
+
+    monkeypatch.setattr(_spread, "_Worker", Incomplete)
+    told = r"^A machine of the cluster cannot do the work \(ModuleNotFoundError.*\): install the same packages there"
+    with over_ray("auto") as workers, pytest.raises(DataError, match=told):
+        list(workers.each(lambda device: str, range(9), gpu=False))
+
+
+@pytest.mark.slow
+def test_a_cluster_of_this_machine_leaves_no_files_and_no_handler(monkeypatch, tmp_path):
+    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'monai-wsss[ray]'")
+    if ray.is_initialized():
+        ray.shutdown()
+    made, real = [], tempfile.TemporaryDirectory
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", lambda **how: made.append(real(**how)) or made[-1])
+    handler = signal.getsignal(signal.SIGTERM)
+    with over_ray("local") as workers:
+        assert dict(workers.each(lambda device: str, [1], gpu=False)) == {0: "1"}
+        (folder,) = (Path(each.name) for each in made)
+        assert folder.is_dir()
+    assert not folder.exists()
+    assert signal.getsignal(signal.SIGTERM) is handler
+    assert not ray.is_initialized()

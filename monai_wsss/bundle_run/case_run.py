@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import socket
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -14,13 +15,13 @@ import numpy as np
 import torch
 
 from monai_wsss._checks import DataError
-from monai_wsss._files import WriteError, atomic_path, case_file_name, make_directory, write_json
+from monai_wsss._files import WriteError, atomic_path, case_file_name, file_sha256, make_directory, write_json
 from monai_wsss._pictures import as_stored
 from monai_wsss._spread import check_shared
 from monai_wsss.bundle_run.case_reading import CaseReader, ReadCase, size_of
 from monai_wsss.bundle_run.dicom_segmentation import has_highdicom, write_dicom_segmentation
 from monai_wsss.bundle_run.log_names import NameFilter
-from monai_wsss.bundle_run.records import record_path
+from monai_wsss.bundle_run.records import digest_of, record_path
 from monai_wsss.bundle_run.runner import BundleRunner, inference_parser, own_error
 from monai_wsss.bundle_run.shipped import ShippedBundle
 from monai_wsss.bundle_run.slides import segment_slide_case
@@ -38,7 +39,6 @@ class CaseRun:
 
     Attributes:
         out: the folder of the results.
-        work: a folder for what this process alone needs.
         bundle: whose inference runs.
         trained: its weights.
         settings: of the bundle.
@@ -48,7 +48,6 @@ class CaseRun:
     """
 
     out: Path
-    work: Path
     bundle: ShippedBundle
     trained: TrainedWeights
     settings: dict[str, Any]
@@ -60,13 +59,14 @@ class CaseRun:
         """Give the network for the sequences of a case."""
         if present not in self.runners:
             some = {"present": list(present)} if self.reader.some else {}
-            parser = inference_parser(
-                self.bundle, ["inference"], {**self.settings, **some}, self.trained.header, self.work
-            )
-            try:
-                self.runners[present] = BundleRunner(parser, self.trained.weights)
-            except Exception as error:
-                raise own_error(error) from error
+            with tempfile.TemporaryDirectory() as work:
+                parser = inference_parser(
+                    self.bundle, ["inference"], {**self.settings, **some}, self.trained.header, Path(work)
+                )
+                try:
+                    self.runners[present] = BundleRunner(parser, self.trained.weights)
+                except Exception as error:
+                    raise own_error(error) from error
         return self.runners[present]
 
     def outcome(self, case: InputCase, digest: str, read: ReadCase | Exception | None) -> dict[str, Any] | str:
@@ -105,26 +105,48 @@ class SentRun:
 
     Attributes:
         run: where it began; its networks stay there.
+        sign: see :func:`~monai_wsss._spread.shared_folder`.
+        content: digest of bundle and weights, which a worker reads from its own disk.
     """
 
     run: CaseRun
+    sign: Path
+    content: str
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave the networks out."""
-        return {"run": replace(self.run, runners={})}
+    @classmethod
+    def of(cls, run: CaseRun, sign: Path) -> SentRun:
+        """Give a run as it is sent."""
+        return cls(replace(run, runners={}), sign, _content(run))
 
     def __call__(self, device: str) -> Callable[[tuple[InputCase, str]], dict[str, Any] | str]:
         """Give the function that reads and segments a case, which comes with its digest."""
-        check_shared(self.run.out / "run.json")
-        folder = tempfile.TemporaryDirectory()
-        run = replace(self.run, work=Path(folder.name), settings={**self.run.settings, "device": device}, runners={})
+        check_shared(self.sign, f"the output folder {self.run.out}")
+        self._check_content()
+        run = replace(self.run, settings={**self.run.settings, "device": device}, runners={})
 
         def segment(task: tuple[InputCase, str]) -> dict[str, Any] | str:
             case, digest = task
-            assert folder.name  # it is there as long as this function
+            for file in case.all_files:
+                check_shared(file, f"the images of {case.name}")
             return run.outcome(case, digest, run.read(case))
 
         return segment
+
+    def _check_content(self) -> None:
+        """Refuse a machine with other weights or another bundle."""
+        try:
+            same = _content(self.run) == self.content
+        except DataError:
+            same = False
+        if not same:
+            raise DataError(
+                f"{socket.gethostname()} does not have the same files at {self.run.trained.weights} and "
+                f"{self.run.bundle.path} as the machine where the run began: copy them there, or use a shared disk."
+            )
+
+
+def _content(run: CaseRun) -> str:
+    return digest_of(run.bundle.config("inference"), file_sha256(run.trained.weights))
 
 
 def _segment_case(run: CaseRun, case: InputCase, read: ReadCase | Exception | None) -> dict[str, Any]:
@@ -151,8 +173,9 @@ def _segment_case(run: CaseRun, case: InputCase, read: ReadCase | Exception | No
 
 def _segment_slide(run: CaseRun, case: InputCase) -> dict[str, Any]:
     own = {key: value for key, value in run.settings.items() if key != "output_dir"}
-    folders = {"results": run.out / "slides" / case_file_name(case.name), "out": run.out, "work": run.work}
-    row, drawn, notes, size = segment_slide_case(case, run.bundle, own, run.trained.header, folders)
+    with tempfile.TemporaryDirectory() as work:
+        folders = {"results": run.out / "slides" / case_file_name(case.name), "out": run.out, "work": Path(work)}
+        row, drawn, notes, size = segment_slide_case(case, run.bundle, own, run.trained.header, folders)
     row["overlay"] = _write_overlay(run.out, case.name, drawn)
     return {"row": row, "notes": notes, "size": size, "overlay": row["overlay"]}
 

@@ -15,7 +15,6 @@ import hashlib
 import logging
 import os
 import re
-import tempfile
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -28,7 +27,7 @@ from tqdm import tqdm
 from monai_wsss._checks import DataError
 from monai_wsss._files import file_sha256, make_directory
 from monai_wsss._locks import hold_folder, release_folder
-from monai_wsss._spread import LOST, current_workers, over_ray
+from monai_wsss._spread import LOST, current_workers, over_ray, shared_folder
 from monai_wsss.bundle_run.case_reading import CaseReader, ReadCase
 from monai_wsss.bundle_run.case_run import CaseRun, SentRun
 from monai_wsss.bundle_run.dicom_segmentation import has_highdicom
@@ -122,20 +121,20 @@ def predict_masks(
     weights_digest = file_sha256(trained.weights)
     run_digest = digest_of(_FORMAT, trained.bundle.config("inference"), weights_digest, depends, trained.header)
     _check_folder(folder, Path(source), run_digest)
-    hold_folder(make_directory(folder))
     names = NameFilter(hidden_names(found.cases, Path(source), found.damaged))
-    try:
-        with names.on_all_handlers(), tempfile.TemporaryDirectory() as work:
-            reader = _reader(trained, own, found, modalities, replace_missing)
-            run = CaseRun(folder, Path(work), trained.bundle, trained, own, reader, names)
-            network = run.runner(tuple(trained.modalities)).network  # checks settings and weights before all else
-            reader.slicing = slicing_axis_of(network)
-            record = _describe(trained, own, run_digest, Path(source))
-            write_run(folder, record)
-            with over_ray(ray):
+    with over_ray(ray):  # before anything is written: Ray may not be there
+        hold_folder(make_directory(folder))
+        try:
+            with names.on_all_handlers():
+                reader = _reader(trained, own, found, modalities, replace_missing)
+                run = CaseRun(folder, trained.bundle, trained, own, reader, names)
+                network = run.runner(tuple(trained.modalities)).network  # checks settings and weights before all else
+                reader.slicing = slicing_axis_of(network)
+                record = _describe(trained, own, run_digest, Path(source))
+                write_run(folder, record)
                 return _segment(run, found, record, run_digest, list_sources)
-    finally:
-        release_folder(folder)
+        finally:
+            release_folder(folder)
 
 
 def _reader(
@@ -257,8 +256,9 @@ def _outcomes(
         device = run.settings.get("device")
         gpu = workers.has_gpus if device is None else str(device).startswith("cuda")
         tasks = [(case, digests[case.name]) for case in shared]
-        for number, result in workers.each(SentRun(run), tasks, gpu=gpu, lost=lambda _: LOST):
-            yield shared[number], result
+        with shared_folder(run.out) as sign:
+            for number, result in workers.each(SentRun.of(run, sign), tasks, gpu=gpu, lost=lambda _: LOST):
+                yield shared[number], result
     with closing(_ahead(run, cases)) as ahead:
         for case in cases:
             yield case, run.outcome(case, digests[case.name], next(ahead))

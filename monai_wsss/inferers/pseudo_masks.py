@@ -43,7 +43,7 @@ from monai_wsss._files import case_file_name, file_sha256, load_tensors, make_di
 from monai_wsss._labels import IGNORED
 from monai_wsss._pictures import ROWS_COLUMNS, XY, as_stored, has_geometry, order_of
 from monai_wsss._processes import is_distributed, is_main_process
-from monai_wsss._spread import check_shared, current_workers, over_ray
+from monai_wsss._spread import check_shared, current_workers, over_ray, shared_folder
 from monai_wsss.inferers.patch_merging import merge_patches
 from monai_wsss.refinement import ClassMapRefinement, DenseCRF, MaskRule, PixelAdaptiveRefinement, decide_within
 from monai_wsss.transforms import write_mask
@@ -51,7 +51,6 @@ from monai_wsss.transforms import write_mask
 __all__ = ["MANIFEST", "PseudoMaskWriter", "merge_patches"]
 
 MANIFEST = "manifest.json"
-_SETTINGS = "settings.json"
 
 _FORMER = {"order": XY, "slice_axis": None}
 """Settings of pseudo-masks that were written before these settings were recorded."""
@@ -140,9 +139,9 @@ class PseudoMaskWriter:
             DataError: see the class; Ray or a worker's disk is not there.
             ValueError: Ray in a distributed run.
         """
+        if is_distributed() and (ray is not None or current_workers() is not None):
+            raise ValueError("Expected no `ray` in a distributed run, whose processes share the images already.")
         with over_ray(ray):
-            if current_workers() is not None and is_distributed():
-                raise ValueError("Expected no `ray` in a distributed run, whose processes share the images already.")
             return self._run()
 
     @torch.no_grad()
@@ -193,8 +192,9 @@ class PseudoMaskWriter:
         sent = copy.deepcopy(self, kept)
         sent.items = ()
         sent.network.cpu()
-        for number, _ in workers.each(_SentWriter(sent), batches, gpu=self._device.type == "cuda"):
-            yield number
+        with shared_folder(self.output_dir) as sign:
+            for number, _ in workers.each(_SentWriter(sent, sign), batches, gpu=self._device.type == "cuda"):
+                yield number
 
     @torch.no_grad()
     def _write(self, together: Sequence[Sequence[Item]]) -> None:
@@ -226,7 +226,7 @@ class PseudoMaskWriter:
 
     def _keep_or_clear(self, folder: Path, settings: dict[str, Any]) -> None:
         """Remove the files of other settings; what is left belongs to these."""
-        path = folder / _SETTINGS
+        path = folder / "settings.json"
         if path.is_file() and _FORMER | json.loads(path.read_text(encoding="utf-8")) == settings:
             return
         masks = [*folder.glob("*.png"), *folder.glob("*.nii.gz")]
@@ -337,13 +337,19 @@ class PseudoMaskWriter:
 
 @dataclass(frozen=True)
 class _SentWriter:
-    """A writer in another process."""
+    """A writer in another process.
+
+    Attributes:
+        writer: without its items.
+        sign: see :func:`~monai_wsss._spread.shared_folder`.
+    """
 
     writer: PseudoMaskWriter
+    sign: Path
 
     def __call__(self, device: str) -> Callable[[Sequence[Sequence[Item]]], None]:
         """Move the network; give the function that writes the pseudo-masks of some images."""
-        check_shared(self.writer.output_dir / _SETTINGS)
+        check_shared(self.sign, f"the folder {self.writer.output_dir}")
         self.writer.network.to(device).eval()
         return self.writer._write
 

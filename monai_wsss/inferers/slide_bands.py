@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from monai_wsss._spread import RayWorkers
+from monai_wsss._spread import RayWorkers, check_shared
 from monai_wsss.inferers.slide_reading import SlideReading, SlideSource, SlideView
 from monai_wsss.inferers.slide_tiles import BandBlender, TileGrid, TileLayout, TileStep
 from monai_wsss.inferers.slide_tissue import TissueMap
@@ -127,7 +127,8 @@ class SlideBands:
         """Compute the bands from ``first`` to before ``end``, in order; the scorer must be ready.
 
         Yields:
-            The number of tiles of a step, and the parts of the band that it finished, if any.
+            The number of tiles of a step, those that are done again left out, and the parts of the band that it
+            finished, if any.
         """
         blender: BandBlender | None = None
         for step, pixels in self._ahead(self.grid.steps(tissue, self.batch_size, first, end)):
@@ -136,7 +137,8 @@ class SlideBands:
             if pixels is not None:
                 for left, scores in zip(step.lefts, self.scorer(pixels), strict=True):
                     blender.add(step.row, left, scores)
-            yield len(step.lefts), self._parts(blender, step, tissue) if step.closes and step.writes else None
+            tiles = len(step.lefts) if step.writes else 0
+            yield tiles, self._parts(blender, step, tissue) if step.closes and step.writes else None
             if step.closes:
                 blender.advance(step.row)
 
@@ -210,6 +212,7 @@ class _SentWork:
 
     def __call__(self, device: str) -> Callable[[tuple[int, int]], list[list[Part]]]:
         """Open the slide; give the function that computes bands from a first one to before another."""
+        check_shared(self.work.slide, f"the slide {self.work.slide}")
         bands = self.work.bands(self.work.reading.open(self.work.slide), device)
 
         def compute(span: tuple[int, int]) -> list[list[Part]]:

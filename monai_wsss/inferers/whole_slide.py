@@ -290,7 +290,8 @@ class _Run:
 
     def _segment(self, scratch: SlideScratch, tissue: TissueMap) -> None:
         """Segment all bands that are not on disk yet."""
-        total = sum(len(step.lefts) for step in self.grid.steps(tissue, self.work.batch_size, scratch.done))
+        steps = self.grid.steps(tissue, self.work.batch_size, scratch.done)
+        total = sum(len(step.lefts) for step in steps if step.writes)
         workers = current_workers()
         with tqdm(total=total, desc="tiles", unit="tile", disable=None) as bar:
             if workers is not None:
