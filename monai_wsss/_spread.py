@@ -88,7 +88,8 @@ class RayWorkers:
         if not items:
             return
         ray = _ray()
-        workers = self._workers(make, len(items), gpu)
+        sent = ray.put(_packed(ray, make))  # kept to the end, since workers that start again need it
+        workers = self._workers(sent, len(items), gpu)
         pool = ray.util.ActorPool(workers)
         left = set(range(len(items)))
         try:
@@ -115,20 +116,19 @@ class RayWorkers:
                 raise DataError(f"Part {number + 1} of {len(items)} is not done: {LOST}. What is finished is kept.")
             yield number, lost(number)
 
-    def _workers(self, make: Make, items: int, gpu: bool) -> list[Any]:
+    def _workers(self, make: Any, items: int, gpu: bool) -> list[Any]:
         """Start the workers."""
         ray, room = _ray(), self.count(gpu=gpu)
         if room == 0:
             remedy = "take --device cpu, or start Ray on machines that have some" if gpu else "start Ray with some"
             raise DataError(f"The cluster has no {'GPU' if gpu else 'CPU'}: {remedy}.")
-        sent = ray.put(_packed(ray, make))
         resources = {"num_cpus": 0, "num_gpus": 1} if gpu else {"num_cpus": _cpus_per_process()}
         kind = ray.remote(max_restarts=-1, max_task_retries=_RETRIES, **resources)(_Worker)
         size, threads = min(items, room), torch.get_num_threads()
         _logger.info("The work is shared by %d processes with %d threads each.", size, threads)
         if items > 1 and size == 1 and not gpu and threads > 1:
             _logger.info("With OMP_NUM_THREADS=1 there are more.")
-        return [kind.remote(sent, _switches(), _versions(), gpu) for _ in range(size)]
+        return [kind.remote(make, _switches(), _versions(), gpu) for _ in range(size)]
 
 
 def _resources(kind: str) -> list[float]:

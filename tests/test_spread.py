@@ -80,14 +80,16 @@ def test_an_address_of_another_kind_is_refused(address):
 
 
 @pytest.fixture
-def worker_here(monkeypatch) -> Iterator[Callable[..., _spread._Worker]]:
+def worker_here(monkeypatch) -> Iterator[Callable[..., Any]]:
     """Give what makes a worker in this process, whose handlers are removed afterwards."""
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
     monkeypatch.setattr(logging.getLogger("monai_wsss"), "level", logging.NOTSET)
     threads = torch.get_num_threads()
 
-    def make(function: Callable[[str], Any], **others: str) -> _spread._Worker:
-        return _spread._Worker(pickle.dumps(function), _spread._switches(), _spread._versions() | others, False)
+    def make(function: Callable[[str], Any], **others: str) -> Any:
+        # What Ray starts in another process, and what it is given there.
+        worker, switches, versions = _spread._Worker, _spread._switches(), _spread._versions()
+        return worker(pickle.dumps(function), switches, versions | others, False)
 
     yield make
     logging.captureWarnings(False)
@@ -119,8 +121,10 @@ def test_a_worker_of_another_version_unpacks_nothing(worker_here):
 @pytest.mark.parametrize(("threads", "processes", "cpus"), [(1, 10, 1), (4, 2, 4), (16, 1, 8)])
 def test_a_process_never_asks_for_more_cpus_than_a_machine_has(monkeypatch, threads, processes, cpus):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    # Two machines that this test has not got.
     monkeypatch.setattr(_spread, "_resources", lambda kind: [8.0, 2.0] if kind == "CPU" else [0, 0])
     assert RayWorkers().count(gpu=False) == processes
+    # What Ray is asked for: more than a machine has, and it would wait for ever.
     assert _spread._cpus_per_process() == cpus
     assert not RayWorkers().has_gpus
 
@@ -234,10 +238,14 @@ def test_errors_and_logs_of_workers_arrive_as_they_are(cluster, caplog):
 
 @pytest.mark.slow
 def test_a_machine_without_the_packages_is_told_in_one_sentence(cluster, monkeypatch):
-    class Incomplete(_spread._Worker):
+    class Incomplete:
         def __init__(self, *sent):
             raise ModuleNotFoundError("No module named 'monai_wsss'")
 
+        def do(self, number, item):
+            raise AssertionError
+
+    # As where the class of the workers cannot be imported.
     monkeypatch.setattr(_spread, "_Worker", Incomplete)
     told = r"^A machine of the cluster cannot do the work \(ModuleNotFoundError.*\): install the same packages there"
     with over_ray("auto") as workers, pytest.raises(DataError, match=told):
