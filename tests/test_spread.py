@@ -203,7 +203,10 @@ def test_a_killed_worker_loses_nothing(cluster, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_item_that_kills_all_its_workers_is_told_and_stops_no_other(cluster):
+def test_an_item_that_kills_all_its_workers_is_told_and_stops_no_other(cluster, monkeypatch):
+    # Each death costs the start of a process.
+    monkeypatch.setattr(_spread, "_RETRIES", 1)
+
     def make(device):
         return lambda number: os.kill(os.getpid(), signal.SIGKILL) if number == 0 else number
 
