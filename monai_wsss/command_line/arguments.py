@@ -117,6 +117,7 @@ class Argument:
         parameter: name of the parameter, for :attr:`name`; empty takes the name from the flag.
         only: words of the chooser whose functions have the parameter; empty means all functions.
         other_defaults: beginning of a word of the chooser -> default of its function, where functions differ.
+        alone: the value where the flag is given without one; None asks for one.
     """
 
     flag: str
@@ -128,6 +129,7 @@ class Argument:
     parameter: str = ""
     only: tuple[str, ...] = ()
     other_defaults: Mapping[str, Any] = field(default_factory=dict)
+    alone: str | None = None
 
     @property
     def name(self) -> str:
@@ -152,6 +154,8 @@ class Argument:
             del options["dest"]
         elif self.default is REQUIRED:
             options["required"] = True
+        if self.alone is not None:
+            options |= {"nargs": "?", "const": self.alone}
         return {**options, "type": self.kind or str}
 
 
