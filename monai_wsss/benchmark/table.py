@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
@@ -22,22 +21,19 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from ignite.engine import Events
 from markupsafe import Markup
-from monai.data import DataLoader
-from monai.handlers import LrScheduleHandler
 from monai.utils import set_determinism
 
 from monai_wsss import __version__
 from monai_wsss._checks import DataError
 from monai_wsss._files import atomic_path, file_sha256, make_directory, write_json
-from monai_wsss.benchmark.costs import forget_peak_memory, peak_memory_mb
 from monai_wsss.benchmark.formatting import Column, format_rows, values_of
 from monai_wsss.benchmark.prepared import PreparedData
 from monai_wsss.benchmark.recipes import Recipe
 from monai_wsss.benchmark.rows import Measured, Row, folder_name, read_rows, write_rows
+from monai_wsss.benchmark.training import train_recipe
 from monai_wsss.data import attach_pseudo_masks
-from monai_wsss.engines import TrainingLog, WSSSTrainer, with_weights
+from monai_wsss.engines import with_weights
 from monai_wsss.methods import WSSSMethod
 from monai_wsss.reports import write_svg
 
@@ -159,6 +155,11 @@ class BenchmarkTable:
             return table
         return f"{table}\n\nSimulated supervision: labels are {self.data.header['labels'].removeprefix('simulated: ')}."
 
+    @property
+    def told(self) -> dict[str, Any]:
+        """Tell what made the rows, for readers of those that are kept."""
+        return {"version": __version__}
+
     def folder(self, recipe: str, seed: int) -> Path:
         """Give the folder of a recipe's weights."""
         row, _, stage = recipe.partition(" > ")
@@ -188,9 +189,10 @@ class BenchmarkTable:
                 items = attach_pseudo_masks(items, pseudo_masks)
             epochs = settings.epochs or self.epochs
             loader = self.data.loader(items, settings, seed)
-            handlers = self.handlers(recipe, method, folder, epochs * len(loader))
-            seconds = _train(method, settings, loader, folder, epochs, self.data.header, handlers)
-            logger.info("%s, seed %d: %.1f s per epoch", recipe, seed, seconds / epochs)
+            steps = settings.steps or epochs * len(loader)
+            handlers = self.handlers(recipe, method, folder, steps)
+            seconds = train_recipe(method, settings, loader, folder, epochs, self.data.header, handlers)
+            logger.info("%s, seed %d: %.1f s per epoch", recipe, seed, seconds * len(loader) / steps)
         method.eval()
         return Trained(settings, seed, method)
 
@@ -282,14 +284,15 @@ class BenchmarkTable:
         source = {"settings_sha256": digest, "data_sha256": self.data.content_sha256}
         folder = self.runs / self.name / self.data.split / folder_name(name)
         file = folder / f"seed{'_'.join(map(str, seeds))}.json"
-        return file, {"source": source, "settings": words, "version": __version__}
+        return file, {"source": source, "settings": words, **self.told}
 
     def _chain(self, recipe: str | None) -> dict[str, Any] | None:
         """Give the settings of a recipe and of its teachers."""
         if recipe is None:
             return None
         one = self.recipes[recipe]
-        own = {**one.settings, **one.unusual, "epochs": one.epochs or self.epochs}
+        length = {"epochs": one.epochs or self.epochs} if one.steps is None else {}
+        own = {**one.settings, **one.unusual, **length}
         return {**own, "teacher": self._chain(one.teacher)}
 
     def _costs(self, recipe: str, seed: int) -> dict[str, dict[str, float]]:
@@ -337,53 +340,3 @@ def _claim_folder(folder: Path, settings: dict[str, Any]) -> None:
     found = json.loads(path.read_text(encoding="utf-8"))
     if any(name not in found or found[name] != value for name, value in settings.items()):
         raise DataError(f"{folder} holds weights that were trained with other settings: choose another folder.")
-
-
-def _train(
-    method: WSSSMethod,
-    recipe: Recipe,
-    loader: DataLoader,
-    folder: Path,
-    epochs: int,
-    header: Mapping[str, Any],
-    handlers: Sequence[Any] = (),
-) -> float:
-    """Train a method, or go on from its last checkpoint; give the seconds.
-
-    Leaves ``model.pt``, ``training_log.csv``, ``seconds.json`` and checkpoints in ``folder``.
-    """
-    start, cpu_start = time.perf_counter(), time.process_time()
-    # Where the peak does not begin anew it may be that of an earlier training.
-    begins_anew = forget_peak_memory()
-    optimizer, scheduler = recipe.optimizer(method, epochs, loader)
-    schedulers = list(scheduler.values()) if isinstance(scheduler, Mapping) else [scheduler]
-    timed: list[int] = []
-    trainer = WSSSTrainer(
-        method,
-        optimizer,
-        loader,
-        epochs,
-        lr_schedulers=scheduler,
-        train_handlers=[
-            *(LrScheduleHandler(one, print_lr=False, epoch_level=False) for one in schedulers),
-            TrainingLog(folder),
-            *handlers,
-        ],
-        checkpoint_dir=folder / "checkpoints",
-        model_path=folder / "model.pt",
-        resume=True,
-        reading=header,
-    )
-    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: timed.append(engine.state.iteration))
-    trainer.run()
-    seconds = time.perf_counter() - start
-    steps = {"steps": epochs * len(loader), "timed_steps": len(timed)}
-    # Seconds of the processor are those of all threads; they do not count other processes, nor a pause.
-    costs = {
-        "seconds": seconds,
-        "cpu_seconds": time.process_time() - cpu_start,
-        **steps,
-        "peak_memory_mb": peak_memory_mb() if begins_anew else None,
-    }
-    write_json(folder / "seconds.json", {name: value for name, value in costs.items() if value is not None})
-    return seconds
