@@ -231,9 +231,11 @@ def make_method_benchmark(
         ValueError: an unknown method, encoder or form of the budget, or a name that is given twice.
         DataError: the output folder holds data.
     """
-    for name, given, known in (("methods", methods, METHODS), ("encoders", encoders, ENCODERS), ("seeds", seeds, ())):
-        for one in given if known else ():
-            check_choice(name, one, known)
+    for method in methods:
+        check_choice("methods", method, METHODS)
+    for encoder in encoders:
+        check_choice("encoders", encoder, ENCODERS)
+    for name, given in {"methods": methods, "encoders": encoders, "seeds": seeds}.items():
         if len(set(given)) < len(given) or not given:
             raise ValueError(f"Expected `{name}` to hold each name once, and one at least, got {list(given)}.")
     if (out / "datalist.json").exists():

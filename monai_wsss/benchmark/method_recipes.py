@@ -304,7 +304,7 @@ def _mutual(channels: int, num_classes: int, *, encoder: str, kind: str, method:
         maps = AttentionPyramid(maps, heads=8)
     network = method.network_from_preset(encoder=maps, num_classes=num_classes, decoder_width=_DECODER_WIDTH)
     words: Words = {"dilations": (1, 2, 4), "downscale": 1.0, "scales": (0.5, 1.0) if kind == "tiles" else (1.0,)}
-    ramps = {"c2s_ramp": _WARM_UP, "s2c_ramp": 0.5, "propagation_ramp": 0.5}
+    ramps: Words = {"c2s_ramp": _WARM_UP, "s2c_ramp": 0.5, "propagation_ramp": 0.5}
     return method.from_preset(network=_filled(network, encoder), **ramps, **words)
 
 
