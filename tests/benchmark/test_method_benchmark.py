@@ -113,7 +113,7 @@ def test_without_masks_methods_are_ranked_by_image_level_labels(datalist, tmp_pa
 def test_a_folder_with_data_and_a_split_without_images_are_refused(datalist):
     with pytest.raises(DataError, match="holds data: choose another --out"):
         compare(datalist, datalist.parent, "cam")
-    with pytest.raises(DataError, match="The split test of .* has no labels"):
+    with pytest.raises(DataError, match=r"The split test of .* has no labels"):
         make_method_benchmark(datalist, datalist.parent / "out", methods=["cam"], split="test", side=32).run()
 
 
