@@ -153,7 +153,9 @@ def test_arguments_of_other_tables_are_refused(arguments, sentence, capsys):
     assert capsys.readouterr().err == sentence
 
 
-@pytest.mark.parametrize("argument", [["--methods", "cam"], ["--encoders", "small"], ["--budget", "20m"]])
+@pytest.mark.parametrize(
+    "argument", [["--methods", "cam"], ["--encoders", "small"], ["--budget", "20m"], ["--processes", "2"]]
+)
 def test_both_forms_of_the_benchmark_in_one_call_are_refused(argument, capsys):
     assert main(["benchmark", "--data", "x", "--out", "y", "--table", "cam", *argument]) == 1
     assert capsys.readouterr().err == (
@@ -173,6 +175,7 @@ def test_both_forms_of_the_benchmark_in_one_call_are_refused(argument, capsys):
         (["--methods", "cam", "--encoders", "vgg"], "error: Expected `encoders` to be one of small, "),
         (["--budget", "20"], "error: Expected `budget` as a time such as 20m, or as 8-epochs or 300-steps, got '20'."),
         (["--budget", "0-steps"], "error: Expected `budget` as a time "),
+        (["--processes", "0"], "error: Expected `processes` of at least 1, got 0."),
     ],
 )
 def test_methods_that_make_no_sense_are_refused_in_a_sentence(arguments, sentence, capsys, tmp_path):

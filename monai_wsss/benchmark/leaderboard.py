@@ -161,10 +161,11 @@ def format_leaderboard(outcomes: Sequence[Outcome], metric: str, title: str) -> 
     found = standings(outcomes, metric)
     lines += [f"| {' | '.join(_cells(line, metric))} |" for line in found]
     by = "Dice per subject" if metric == "dice_subject" else "image AUROC, which needs no mask"
-    lines += ["", f"Sorted by {by}. Weights are those of the last step, and no mask decided anything."]
+    lines += ["", f"Sorted by {by}. Weights are those of the last step: no mask chose anything."]
     lines += [
         "Intervals and p are by subject, each subject averaged over the seeds; p is that of all signs of the "
-        f"differences to cam with the same encoder, one test per row, and there is none below {LEAST_PAIRS} subjects."
+        f"differences to cam with the same encoder, one test per row, and there is none below {LEAST_PAIRS} subjects. "
+        "A generator of its own is held against the best encoder of cam and of full supervision."
     ]
     learned = sorted({line.pair.name for line in found if any(row.reads_masks for row in line.rows)})
     lines += [f"Read masks in training: {'; '.join(learned)}."] if learned else []

@@ -75,7 +75,9 @@ class TrainingBudget:
 
 
 class BudgetRecord:
-    """The steps that a budget has become, by what is trained; a time is never measured twice for the same thing.
+    """The steps that a budget has become, by what is trained; a step is never timed twice for the same thing.
+
+    So a budget gives the same steps again after another one was tried.
 
     Args:
         path: the JSON file.
@@ -93,13 +95,15 @@ class BudgetRecord:
             key: digest of what is trained and on what; another one is counted anew.
             name: of the row, for readers.
             per_epoch: steps of an epoch.
-            time_step: gives the seconds of a step; only a time that has not been recorded asks.
+            time_step: gives the seconds of a step; only a time asks, where no step was timed before.
         """
         found: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8")) if self.path.is_file() else {}
         own = f"{self.budget.amount:g} {self.budget.kind}"
         entry = found.get(key, {})
         if entry.get("budget") != own:
-            seconds = time_step() if self.budget.kind == "seconds" else None
+            seconds = entry.get("seconds_per_step")
+            if seconds is None and self.budget.kind == "seconds":
+                seconds = time_step()
             entry = {
                 "row": name,
                 "budget": own,

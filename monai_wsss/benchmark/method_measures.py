@@ -18,11 +18,9 @@ from monai.data import CacheDataset
 from monai.transforms import Compose
 from torch import nn
 
-from monai_wsss.benchmark.coingan_data import converts
 from monai_wsss.benchmark.encoder_recipes import BUDGETS
 from monai_wsss.benchmark.encoder_table import decide_cases, rule_of_kind, table_of
-from monai_wsss.benchmark.prepared import PreparedData, rule_of
-from monai_wsss.benchmark.recipes import Recipe
+from monai_wsss.benchmark.prepared import PreparedData
 from monai_wsss.benchmark.rows import Measured
 from monai_wsss.benchmark.table import BenchmarkTable, Trained
 from monai_wsss.data import load_datalist
@@ -31,7 +29,7 @@ from monai_wsss.metrics import CaseTable
 from monai_wsss.metrics.bootstrap import bootstrap_interval, bootstrap_weights, mean_of_estimates, presence_estimate
 from monai_wsss.refinement import MaskRule
 
-__all__ = ["GradientMaps", "measure_method", "subject_dice"]
+__all__ = ["GradientMaps", "measure_method", "rule_words", "subject_dice"]
 
 _SAMPLES = 1000
 _TOGETHER = 32
@@ -75,9 +73,13 @@ def measure_method(
     (one,) = trained
     network: Any = one.method.network
     explained = method == "gradcam++"
-    shown = GradientMaps(network, "predicted" if kind == "slices" else "none") if explained else network
+    words = rule_words(method, kind)
+    shown = GradientMaps(network, words["gate"]) if explained else network
     cases, maps = data.whole_maps(one.recipe, shown)
-    rule = _rule(one.recipe, network, kind, explained=explained)
+    if explained:
+        rule = MaskRule(rule=words["rule"], gate="none")  # the maps themselves are gated
+    else:
+        rule = rule_of_kind(network, words["rule"], gated=words["gate"] == "predicted")
     measured = table_of(data, cases, decide_cases(cases, maps, rule, None))
     metrics = measured.summary()
     if "dice_subject" in metrics:
@@ -93,13 +95,25 @@ def measure_method(
     yield Measured("", {**metrics, "parameters": {"mean": count}})
 
 
-def _rule(recipe: Recipe, network: Any, kind: str, *, explained: bool) -> MaskRule:
-    """Give the rule of the kind of the data; no mask is read to choose it."""
-    if explained:
-        return MaskRule(rule="argmax" if kind == "patches" else "max", gate="none")
-    if converts(recipe):
-        return rule_of(network, "otsu")
-    return rule_of_kind(network, BUDGETS[kind].rule, gated=kind == "slices")
+def rule_words(method: str, kind: str) -> dict[str, str]:
+    """Name the rule that decides class maps, and its gate: those of the kind of the data, no mask chooses them.
+
+    Segmentations are decided by their own highest class.
+
+    Args:
+        method: its name on the command line.
+        kind: of the data.
+
+    Example:
+        >>> rule_words("coingan", "slices"), rule_words("cam", "patches")
+        ({'rule': 'otsu', 'gate': 'predicted'}, {'rule': 'argmax', 'gate': 'none'})
+    """
+    rule = BUDGETS[kind].rule
+    if method == "gradcam++" and kind != "patches":
+        rule = "max"  # its maps have no healthy level
+    if method == "coingan":
+        rule = "otsu"
+    return {"rule": rule, "gate": "predicted" if kind == "slices" else "none"}
 
 
 def subject_dice(table: CaseTable) -> list[float | None]:

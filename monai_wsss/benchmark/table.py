@@ -138,14 +138,14 @@ class BenchmarkTable:
         known = {folder_name(self._name(entry)) for entry in self.entries}
         if unknown := sorted(set(self.rows) - known):
             raise ValueError(f"Expected `rows` among {', '.join(sorted(known))}, got {', '.join(unknown)}.")
-        simulated = bool(self.data.header.get("simulated_supervision", False))
         _claim_folder(self.out, {**self.data.settings, "epochs": self.epochs, **self.settings})
         rows: list[Row] = []
         for entry in self.entries:
             own = [row for seeds in entry.groups(self.seeds) for row in self._rows(entry, seeds)]
             dice = values_of(own, "dice_subject")
             logger.info("%s: Dice %s", entry.name, f"{np.mean(dice):.3f}" if dice else "unknown")
-            rows += [replace(row, simulated_supervision=simulated) for row in own]
+            # Rows that earlier versions kept do not say it.
+            rows += [replace(row, simulated_supervision=self._simulated) for row in own]
         return rows
 
     def format(self, rows: Sequence[Row]) -> str:
@@ -223,6 +223,10 @@ class BenchmarkTable:
         self.data.write_pseudo_masks(method.network, weights, self.data.pseudo_items(recipe, seed), folder, **words)
         return folder
 
+    @property
+    def _simulated(self) -> bool:
+        return bool(self.data.header.get("simulated_supervision", False))
+
     def _name(self, entry: Entry) -> str:
         return entry.name.format(seeds=len(self.seeds))
 
@@ -257,6 +261,7 @@ class BenchmarkTable:
                 metrics={**measured.metrics, **costs},
                 seconds=sum(known) if known and len(known) == len(seconds) else None,
                 reads_masks=measured.oracle or any(one.method.uses_masks for one in trained),
+                simulated_supervision=self._simulated,
             )
             for measured in entry.measure(self, trained)
         ]
@@ -308,11 +313,17 @@ class BenchmarkTable:
         return {name: {"mean": value} for name, value in costs.items()}
 
     def _seconds(self, recipe: str, seed: int) -> float | None:
-        """Give the recorded seconds of a training and of its teacher's, None where one is not recorded."""
+        """Give the recorded seconds of a training and of its teacher's, None where one is not recorded.
+
+        Of a training that was resumed, all steps count as those of its last process.
+        """
         path = self.folder(recipe, seed) / "seconds.json"
         if not path.is_file():
             return None
-        own = float(json.loads(path.read_text(encoding="utf-8"))["seconds"])
+        found = json.loads(path.read_text(encoding="utf-8"))
+        own = float(found["seconds"])
+        if found.get("timed_steps"):
+            own *= found["steps"] / found["timed_steps"]
         teacher = self.recipes[recipe].teacher
         if teacher is None:
             return own

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from monai_wsss.methods import WSSSMethod
 
 __all__ = ["seconds_per_step", "train_recipe"]
 
-_PROBED = 12
+_PROBED = 12  # steps
 
 
 def train_recipe(
@@ -68,6 +69,7 @@ def train_recipe(
         checkpoint_dir=folder / "checkpoints",
         model_path=folder / "model.pt",
         resume=True,
+        progress_bar=parent_process() is None,  # bars of several processes would overwrite one another
         reading=header,
     )
     trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: timed.append(engine.state.iteration))
@@ -97,7 +99,9 @@ def seconds_per_step(method: WSSSMethod, recipe: Recipe, loader: DataLoader) -> 
     """
     optimizer, scheduler = recipe.optimizer(method, 1, loader, max_iterations=_PROBED)
     times: list[float] = []
-    trainer = WSSSTrainer(method, optimizer, loader, 1, max_iterations=_PROBED, lr_schedulers=scheduler)
+    trainer = WSSSTrainer(
+        method, optimizer, loader, 1, max_iterations=_PROBED, lr_schedulers=scheduler, progress_bar=False
+    )
     trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: times.append(time.perf_counter()))
     trainer.run()
     return (times[-1] - times[0]) / (len(times) - 1)

@@ -109,6 +109,13 @@ COMMANDS = (
                 only=(_OTHER_FORM,),
             ),
             Argument(
+                "--processes",
+                "--methods: so many trainings at once, each with one thread",
+                1,
+                int,
+                only=(_OTHER_FORM,),
+            ),
+            Argument(
                 "--epochs",
                 "epochs of every training",
                 8,

@@ -136,7 +136,7 @@ def paired_test(a: Sequence[float], b: Sequence[float], *, seed: int = 0) -> flo
         raise ValueError("Expected finite values in `a` and `b`: leave out subjects without a result.")
     if len(differences) < LEAST_PAIRS:
         return None
-    found = abs(differences.sum()) * (1 - 1e-12)
+    found = abs(differences.sum()) - 1e-12 * np.abs(differences).sum()  # sums that are equal may round otherwise
     if len(differences) <= _ALL_SIGNS:
         numbers = np.arange(2 ** len(differences))[:, None]
         signs = 1 - 2 * (numbers >> np.arange(len(differences)) & 1)

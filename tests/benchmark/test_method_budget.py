@@ -47,6 +47,14 @@ def test_a_time_is_turned_into_steps_once(tmp_path):
     }  # fmt: skip
 
 
+def test_another_time_is_counted_by_the_same_seconds(tmp_path):
+    timed = [0.5, 0.3]
+    for text, steps in [("10s", 20), ("5s", 10), ("7-steps", 7), ("10s", 20)]:
+        record = BudgetRecord(tmp_path / "steps.json", TrainingBudget.read(text))
+        assert record.steps("a", "cam small", 7, lambda: timed.pop(0)) == steps
+    assert timed == [0.3]
+
+
 def test_another_budget_is_counted_anew_without_timing(tmp_path):
     def never() -> float:
         raise AssertionError("epochs and steps need no time")

@@ -9,7 +9,17 @@ import json
 import pytest
 import torch
 
-from monai_wsss.benchmark.method_recipes import METHODS, OWN_GENERATOR, Facts, Pair, method_recipes, pairs_of, why_not
+from monai_wsss.benchmark.method_recipes import (
+    ENCODERS,
+    METHODS,
+    OWN_GENERATOR,
+    Facts,
+    Pair,
+    method_recipes,
+    pairs_of,
+    why_not,
+)
+from monai_wsss.command_line.table import COMMANDS
 
 MRI = Facts("slices", ("T1", "FLAIR"), ("tumor",))
 TISSUE = Facts("patches", ("red", "green", "blue"), ("gland", "other"))
@@ -48,10 +58,17 @@ def recipes_of(method: str, kind: str = "slices", encoder: str = "small", steps:
     return method_recipes(pair, kind, steps, channels), len(channels)
 
 
+def test_the_command_line_names_all_methods():
+    (benchmark,) = [command for command in COMMANDS if command.name == "benchmark"]
+    (argument,) = [argument for argument in benchmark.arguments if argument.flag == "--methods"]
+    assert argument.help.endswith(", ".join(METHODS))
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_is_built_and_read_alike(method):
+def test_every_method_is_built_and_read_alike(method, encoder):
     kind = "patches" if method == "gland" else "slices"
-    recipes, channels = recipes_of(method, kind)
+    recipes, channels = recipes_of(method, kind, encoder)
     for recipe in recipes.values():
         built = recipe.build(channels, 2 if kind == "patches" else 1)
         assert built.uses_masks == (method == "full")
@@ -59,7 +76,7 @@ def test_every_method_is_built_and_read_alike(method):
         assert recipe.steps == (20 if method == "gland" else 40)
         json.dumps(recipe.settings)
     if method not in ("gland", "coingan"):
-        cam = next(iter(recipes_of("cam")[0].values()))
+        cam = next(iter(recipes_of("cam", encoder=encoder)[0].values()))
         assert (recipe.optimizer, recipe.batch_size) == (cam.optimizer, cam.batch_size)
 
 

@@ -150,6 +150,9 @@ def test_paired_test_counts_all_signs_of_few_subjects():
     assert paired_test(a, b) == paired_test(b, a) == 2 / 2**6
     assert paired_test(a, a) == 1.0
     assert paired_test(a[:5], b[:5]) is None
+    # Their sum is 0 but for rounding, and so is that of other signs.
+    thirds = [0.1, 0.2, -0.3, 0.1, 0.2, -0.3]
+    assert paired_test(thirds, [0.0] * 6) == 1.0
 
 
 def test_paired_test_of_many_subjects_agrees_with_all_signs():
