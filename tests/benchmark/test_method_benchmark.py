@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from monai_wsss.data import make_phantoms, prepare_folder
 from monai_wsss.engines import trainer
 from monai_wsss.engines.checkpoint import save_checkpoint
 from monai_wsss.methods import CoSA
+from monai_wsss.networks import ConvPyramid
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of networks that have learned nothing in two steps
 
@@ -111,7 +113,7 @@ def test_runs_of_other_images_or_other_defaults_are_not_reused(datalist, tmp_pat
         with monkeypatch.context() as patch, caplog.at_level(logging.INFO, "monai_wsss"):
             caplog.clear()
             if change:
-                patch.setitem(method_recipes._FUSED, "width", 24)
+                patch.setattr(method_recipes, "ConvPyramid", partial(ConvPyramid, width=8))
             assert compare(copy, tmp_path / "out", "cam").run()[0].state == "measured"
         trained.append("per epoch" in caplog.text)
     assert trained == [True, True, False]
