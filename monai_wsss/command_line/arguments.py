@@ -178,6 +178,8 @@ class Command:
         arguments: the arguments; required ones in the order of the function.
         functions: word -> dotted path, for a command with several functions.
         chooser: for a command with several functions, the argument that takes one of the words.
+        other_form: a word of ``functions`` that no value of the chooser means: it is meant where one of the arguments
+            that only its function has is given, and the chooser is not.
     """
 
     name: str
@@ -187,3 +189,4 @@ class Command:
     function: str = ""
     functions: Mapping[str, str] = field(default_factory=dict)
     chooser: Argument | None = None
+    other_form: str = ""
