@@ -137,6 +137,19 @@ def predict_masks(
             release_folder(folder)
 
 
+def _normalizes_subjects(config: Mapping[str, Any]) -> bool:
+    """Tell whether a bundle normalizes gray images by the bright pixels of their whole subject, also by a reference."""
+    parts = [
+        config.get(part.removeprefix("@")) if isinstance(part, str) else part
+        for part in config["preprocessing"]["transforms"]
+    ]
+    return any(
+        part.get("_target_", "").endswith("NormalizeSubjectd") and part.get("foreground", "bright") == "bright"
+        for part in parts
+        if isinstance(part, Mapping)
+    )
+
+
 def _reader(
     trained: TrainedWeights,
     own: Mapping[str, Any],
@@ -146,11 +159,7 @@ def _reader(
 ) -> CaseReader:
     """Make the reader for the cases of these weights."""
     config = trained.bundle.config("inference")
-    normal = [part for part in config["preprocessing"]["transforms"] if isinstance(part, dict)]
-    pooled = any(
-        part.get("_target_", "").endswith("NormalizeSubjectd") and part.get("foreground", "bright") == "bright"
-        for part in normal
-    )
+    pooled = _normalizes_subjects(config)
     known = {} if trained.own else trained.bundle.metadata.get("training_images", {})
     return CaseReader(
         trained.modalities,
