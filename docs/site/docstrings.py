@@ -25,6 +25,7 @@ class Docstrings(Extension):
         public = {
             found.canonical_path
             for room in pkg.modules.values()
+            if room.is_package or room.is_subpackage
             for name in room.exports or []
             if (found := _follow(room, str(name))) is not None
         }
@@ -67,13 +68,13 @@ def _markdown(text: str, scope: Object, package: Module, public: set[str]) -> st
     lines = []
     for line in ROLE.sub(link, text).splitlines():
         if line.strip() == "Example:":
-            line = line.replace("Example:", "Examples:")
-        is_code = line.startswith("    ") and not lines_belong_to_section(lines)
+            line = line.replace("Example:", "Examples:")  # the word that Griffe knows
+        is_code = line.startswith("    ") and not _in_section(lines)
         lines.append(line if is_code or ">>>" in line else _escape(line))
     return "\n".join(lines)
 
 
-def lines_belong_to_section(lines: list[str]) -> bool:
+def _in_section(lines: list[str]) -> bool:
     """Tell whether the next indented line belongs to a section such as `Args:`, and so is text, not code."""
     for line in reversed(lines):
         if line and not line.startswith(" "):
@@ -104,4 +105,5 @@ def _is_shown(found: Object, public: set[str]) -> bool:
     path = found.canonical_path
     if path in public:
         return True
-    return not found.name.startswith("_") and path.rpartition(".")[0] in public and found.parent.is_class
+    inner = found.parent is not None and found.parent.is_class and path.rpartition(".")[0] in public
+    return inner and found.docstring is not None and not found.name.startswith("_")
