@@ -10,7 +10,6 @@ the repository; here they are turned to the pages.
 from __future__ import annotations
 
 import ast
-import json
 import os
 import re
 from functools import cache
@@ -141,11 +140,9 @@ def runs_page() -> str:
     for table in sorted(path for path in runs.iterdir() if path.is_dir()):
         lines += ["", f"## {table.name}", "", "| row | files |", "|---|---|"]
         rows: dict[str, list[str]] = {}
-        for file in sorted(table.rglob("*.json")):
-            label = json.loads(file.read_text(encoding="utf-8"))
-            name = label.get("row") or label.get("name") if isinstance(label, dict) else None
+        for file in sorted(table.rglob("*.json*")):
             link = f"[{file.stem}](runs/{file.relative_to(runs).as_posix()})"
-            rows.setdefault(str(name or file.parent.name.replace("_", " ")), []).append(link)
+            rows.setdefault(file.parent.name.replace("_", " "), []).append(link)
         lines += [f"| {name} | {', '.join(links)} |" for name, links in rows.items()]
     return "\n".join(lines) + "\n"
 
