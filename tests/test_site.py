@@ -65,7 +65,8 @@ def test_a_broken_link_is_an_error(settings):
 
 def test_nothing_is_fetched_from_elsewhere(settings):
     assert settings["theme"]["font"] is False
-    assert "offline" in settings["plugins"]
+    assert "offline" not in settings["plugins"]  # its pages load a script from unpkg.com
+    assert settings["use_directory_urls"] is False  # so that pages open from the disk
     assert "http" not in str(settings["extra_css"])
 
 
