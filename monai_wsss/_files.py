@@ -128,13 +128,17 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def file_sha256(path: str | os.PathLike[str]) -> str:
-    """Give the SHA-256 of a file as a hexadecimal string."""
+def file_sha256(path: str | os.PathLike[str], what: str = "file") -> str:
+    """Give the SHA-256 of a file as a hexadecimal string.
+
+    Raises:
+        DataError: it cannot be read; ``what`` says what it is.
+    """
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError as error:
-        raise DataError(f"There is no file {path}: give one, or make it first.") from error
+    except OSError as error:
+        raise DataError(f"Cannot read the {what} {path}: {error.strerror}; check the path.") from error
 
 
 _CHECKSUM = b"monai_wsss sha256 "

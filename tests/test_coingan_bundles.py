@@ -53,8 +53,9 @@ def phantoms(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def built(bundle: Path, phantoms: Path, **overrides: Any) -> Any:
-    """Give what looks up the contents of the training's configuration."""
-    return start(bundle, "train", dataset_dir=str(phantoms), **{**SMALL, **overrides}).parser.get_parsed_content
+    """Give what looks up the contents of the training's configuration; what it writes lies beside the data."""
+    places = {"dataset_dir": str(phantoms), "output_dir": str(phantoms.with_name(f"{phantoms.name}_out"))}
+    return start(bundle, "train", **places, **{**SMALL, **overrides}).parser.get_parsed_content
 
 
 # ---- the shipped weights ---------------------------------------------------------------------------------------------

@@ -25,6 +25,8 @@ import pytest
 import torch
 
 from monai_wsss.data import load_datalist, make_phantoms
+
+# The words alone: `find_series` would need a file per description.
 from monai_wsss.data.dicom_series import _sequence
 from monai_wsss.inferers import VolumeInferer
 from monai_wsss.networks import ActivationNetwork

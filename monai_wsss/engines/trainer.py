@@ -202,15 +202,18 @@ class WSSSTrainer(SupervisedTrainer):
             logger.info("The training goes on, in epoch %d.", self.state.epoch + 1)
         elif self.checkpoint_dir is not None and is_main_process() and remove_checkpoints(self.checkpoint_dir):
             logger.warning("A new training: the earlier checkpoints in %s are removed.", self.checkpoint_dir)
-        if not self.state.epoch and self.network is not self.core.network and is_federated():
-            # What was sent lies in the network that is trained; the average that is deployed begins with it.
-            self.core.network.load_state_dict(self.network.state_dict())
         # Not where a training goes on: its weights are those of the checkpoint.
         if not self.state.epoch and (sentence := unfilled_sentence(self.core)):
             logger.warning("%s", sentence)
         if self.reading is not None:
             record_reading(self.core, self.reading)
+        if not self.state.epoch and self.network is not self.core.network and is_federated():
+            # What was sent lies in the network that is trained; the average that is deployed begins with it.
+            self.core.network.load_state_dict(self.network.state_dict())
         if self.state.epoch < self.state.max_epochs:
+            steps: Any = getattr(self, "_internal_run_generator", None)
+            if steps is not None and steps.gi_frame is None:
+                self._internal_run_generator = None  # of a run that failed: ignite would take it for one that ended
             try:
                 Workflow.run(self)
             except RuntimeError as error:

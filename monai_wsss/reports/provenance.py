@@ -23,7 +23,6 @@ from typing import Any
 import torch
 
 import monai_wsss
-from monai_wsss._checks import DataError
 from monai_wsss._files import file_sha256, make_directory, write_json
 from monai_wsss._nifti import says_no_unit
 from monai_wsss.data import load_header
@@ -297,12 +296,7 @@ def _versions() -> dict[str, str]:
 
 
 def _sha256(what: str, path: str | os.PathLike[str] | None) -> str | None:
-    if path is None:
-        return None
-    try:
-        return file_sha256(path)
-    except OSError as error:
-        raise DataError(f"Cannot read the {what} {path}: {error.strerror}; check the path.") from error
+    return None if path is None else file_sha256(path, what)
 
 
 def _git_commit(checkout: Path) -> str | None:

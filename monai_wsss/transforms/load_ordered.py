@@ -114,7 +114,7 @@ def _as_shown(picture: Image.Image) -> Image.Image:
 
 def _check_whole(path: Any) -> None:
     """Refuse a picture of which Pillow would read a part: MONAI passes errors of a reader over and tries others."""
-    if not Path(path).exists():
+    if not Path(path).exists() or (Path(path).is_dir() and not any(Path(path).iterdir())):
         raise FileNotFoundError(path)
     if not str(path).lower().endswith(PICTURE_SUFFIXES):
         return

@@ -277,7 +277,7 @@ def _slices(folder: Path) -> Path:
 def _defaults(*parts: Any) -> dict[str, Any]:
     """Give the defaults of callables by ``name.argument``."""
     return {
-        f"{part.__qualname__}.{name}": one.default
+        f"{inspect.unwrap(part).__qualname__}.{name}": one.default
         for part in parts
         for name, one in inspect.signature(part).parameters.items()
         if one.default not in (one.empty, None)

@@ -666,6 +666,27 @@ def test_rounds_of_a_federation_are_parts_of_one_run(tmp_path):
     assert seen == [place / 8 for place in range(8)]
 
 
+def test_a_trainer_that_failed_resumes_when_it_is_run_again(tmp_path):
+    method, faults = ClassActivationMapping.tiny(), [6]
+    optimizer = torch.optim.SGD(method.parameters(), lr=0.1)
+    trainer = WSSSTrainer(
+        method, optimizer, make_loader(make_items(8)), 4, checkpoint_dir=tmp_path, resume=True, progress_bar=False
+    )
+    done = []
+
+    def follow(engine):
+        if engine.state.iteration in faults:
+            faults.clear()
+            raise OSError("the disk went away")
+        done.append(engine.state.iteration)
+
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, follow)
+    with pytest.raises(OSError, match="went away"):
+        trainer.run()
+    trainer.run()
+    assert done == [1, 2, 3, 4, 5, 5, 6, 7, 8]
+
+
 def test_several_players_are_refused_by_a_federation():
     method = CoinGAN.tiny()
     optimizers = {player: torch.optim.SGD(method.player_parameters(player), lr=0.1) for player in method.players}
@@ -673,6 +694,7 @@ def test_several_players_are_refused_by_a_federation():
         as_a_federation(WSSSTrainer(method, optimizers, [{}], 1, progress_bar=False))
 
 
+@pytest.mark.filterwarnings("ignore:Epoch .* maps of positive images")
 def test_an_average_begins_with_the_weights_that_a_federation_sent():
     method = CoSA.tiny()
     optimizer = torch.optim.SGD(method.player_parameters("online"), lr=0.0)
