@@ -1,109 +1,52 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Turn what docstrings hold beyond Markdown into Markdown: an extension of Griffe, which reads them without importing.
+"""Prepare docstrings for the site: an extension of Griffe, which reads the package without importing it.
 
-References such as ``:class:`~monai_wsss.refinement.MaskRule` `` become links where the site has the name, and code
-elsewhere. Shapes such as ``(B, K, *S)`` keep their stars.
+Griffe reads Google style; mkdocstrings takes the text for Markdown. Ours has references as MONAI writes them, such as
+``:class:`~monai_wsss.refinement.MaskRule` ``, and shapes such as ``(B, K, *S)``.
 """
 
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from typing import Any
 
-from griffe import Alias, Extension, GriffeLoader, Module, Object
+from griffe import Alias, Extension, GriffeLoader, Module, NameResolutionError, Object
 
-ROLE = re.compile(r":(?:class|func|meth|mod|data|attr|exc|obj):`(~?)([^`]+)`")
-CODE = re.compile(r"(``.+?``|`[^`]+`|\[`[^`]+`\]\[[^\]]+\])", re.DOTALL)
+ROLE = re.compile(r":(?:class|func|meth|mod|data|attr|exc|obj):`(~?)([\w.]+)(?: <([\w.]+)>)?`")
+SHAPE = re.compile(r"(`+)[^`]+\1|\*S\b")
 
 
 class Docstrings(Extension):
-    """Rewrite all docstrings of a package once it has been read."""
+    """Choose what the site shows of each room, and turn references into those of Markdown."""
 
     def on_package(self, *, pkg: Module, loader: GriffeLoader, **kwargs: Any) -> None:
-        """Rewrite the docstrings of the package's modules and of all that is in them."""
-        public = {
-            found.canonical_path
-            for room in pkg.modules.values()
-            if room.is_package or room.is_subpackage
-            for name in room.exports or []
-            if (found := _follow(room, str(name))) is not None
-        }
-        public |= {path.rpartition(".")[0] for path in public}
-        _rewrite(pkg, pkg, public)
+        """Show the names that each room lists, below the modules that define them."""
+        for room in pkg.modules.values():
+            homes = [room.imports.get(str(name), "").rpartition(".") for name in room.exports or []]
+            for module in room.modules.values():
+                module.exports = [name for home, _, name in homes if home == module.path]
+                module.public = bool(module.exports)
+            room.exports = None
+        _rewrite(pkg)
 
 
-def _follow(scope: Object, dotted: str) -> Object | None:
-    """Give what a dotted name means in a scope, or None if it is nothing of this package."""
-    found: Any = scope
-    for name in dotted.split("."):
-        found = found.all_members.get(name) if isinstance(found, Object) else None
-        while isinstance(found, Alias):
-            if not found.target_path.startswith("monai_wsss."):
-                return None
-            try:
-                found = found.target if found.resolved else found.modules_collection[found.target_path]
-            except KeyError:
-                return None
-    return found
-
-
-def _rewrite(scope: Object, package: Module, public: set[str]) -> None:
+def _rewrite(scope: Object) -> None:
+    """Rewrite the docstring of an object, and of all that is in it."""
     if scope.docstring is not None:
-        scope.docstring.value = _markdown(scope.docstring.value, scope, package, public)
+        text = re.sub(r"^( *)Example:$", r"\1Examples:", scope.docstring.value, flags=re.MULTILINE)  # Griffe's word
+        text = SHAPE.sub(lambda found: found[0] if found[1] else r"\*S", text)
+        scope.docstring.value = ROLE.sub(lambda role: _reference(scope, *role.groups()), text)
     for member in scope.members.values():
         if not isinstance(member, Alias):
-            _rewrite(member, package, public)
+            _rewrite(member)
 
 
-def _markdown(text: str, scope: Object, package: Module, public: set[str]) -> str:
-    def link(role: re.Match[str]) -> str:
-        short, name = role.groups()
-        label = name.rpartition(".")[2] if short else name
-        found = _meaning(name, scope, package)
-        if found is None or not _is_shown(found, public):
-            return f"`{label}`"
-        return f"[`{label}`][{found.canonical_path}]"
-
-    lines = []
-    for line in ROLE.sub(link, text).splitlines():
-        if line.strip() == "Example:":
-            line = line.replace("Example:", "Examples:")  # the word that Griffe knows
-        is_code = line.startswith("    ") and not _in_section(lines)
-        lines.append(line if is_code or ">>>" in line else _escape(line))
-    return "\n".join(lines)
-
-
-def _in_section(lines: list[str]) -> bool:
-    """Tell whether the next indented line belongs to a section such as `Args:`, and so is text, not code."""
-    for line in reversed(lines):
-        if line and not line.startswith(" "):
-            return bool(re.fullmatch(r"(Args|Returns|Raises|Yields|Attributes|Note|Warning):", line))
-    return False
-
-
-def _escape(line: str) -> str:
-    parts = CODE.split(line)
-    parts[::2] = [part.replace("*", r"\*").replace("<", "&lt;") for part in parts[::2]]
-    return "".join(parts)
-
-
-def _meaning(name: str, scope: Object, package: Module) -> Object | None:
-    """Give what a name in a docstring means, from its scope outward."""
-    if name.startswith("monai_wsss."):
-        return _follow(package, name.removeprefix("monai_wsss."))
-    around: Object | None = scope
-    while around is not None:
-        if (found := _follow(around, name)) is not None:
-            return found
-        around = around.parent if isinstance(around.parent, Object) else None
-    return None
-
-
-def _is_shown(found: Object, public: set[str]) -> bool:
-    """Tell whether a page shows it: a public name, its module, or a public member of a public class."""
-    path = found.canonical_path
-    if path in public:
-        return True
-    inner = found.parent is not None and found.parent.is_class and path.rpartition(".")[0] in public
-    return inner and found.docstring is not None and not found.name.startswith("_")
+def _reference(scope: Object, short: str, name: str, target: str | None) -> str:
+    """Give a reference that is a link where the site shows what is meant, and code elsewhere."""
+    first, dot, rest = (target or name).partition(".")
+    with suppress(NameResolutionError):  # where it is a whole path already
+        first = scope.resolve(first)
+    label = name.rpartition(".")[2] if short else name
+    return f'<autoref identifier="{first}{dot}{rest}" optional>`{label}`</autoref>'
