@@ -34,7 +34,7 @@ from monai.handlers import LrScheduleHandler
 from monai.transforms import Compose
 from monai.utils import set_determinism
 
-from monai_wsss.data import load_datalist, make_phantoms
+from monai_wsss.data import load_datalist, load_header, make_phantoms
 from monai_wsss.engines import SegmentationScores, TrainingLog, WSSSTrainer, one_cycle, with_weights
 from monai_wsss.inferers import VolumeInferer
 from monai_wsss.methods import CMER
@@ -58,16 +58,25 @@ datalist = prepared / "datalist.json"
 # %%
 read = Compose([LoadImageOrderedd("image"), NormalizeSubjectd("image")])
 slices = [read(item) for item in load_datalist(datalist, "training", modalities=modalities)]
-loader = DataLoader(Dataset(slices), batch_size=32, shuffle=True)
+loader = DataLoader(Dataset(slices), batch_size=16, shuffle=True)
 
-epochs = 8
+epochs = 12
 network = CMER.network_from_preset(modalities=modalities, width=8)
 method = CMER.from_preset(network=network)
-optimizer = torch.optim.AdamW(method.parameters(), lr=3e-3, weight_decay=0.01)
-schedule = LrScheduleHandler(one_cycle(optimizer, 3e-3, epochs, loader), print_lr=False, epoch_level=False)
+optimizer = torch.optim.AdamW(method.parameters(), lr=5e-3, weight_decay=0.01)
+schedule = LrScheduleHandler(one_cycle(optimizer, 5e-3, epochs, loader), print_lr=False, epoch_level=False)
 handlers = [schedule, TrainingLog(work / "training")]
 weights = work / "training" / "model.pt"
-WSSSTrainer(method, optimizer, loader, epochs, train_handlers=handlers, model_path=weights).run()
+trainer = WSSSTrainer(
+    method,
+    optimizer,
+    loader,
+    epochs,
+    train_handlers=handlers,
+    model_path=weights,
+    reading=load_header(datalist),
+)
+trainer.run()
 lines = (work / "training" / "training_log.csv").read_text().splitlines()
 print(lines[0], lines[-1], sep="\n")
 print("fused:", [name for name, reliable in zip(modalities, network.reliable.tolist(), strict=True) if reliable])

@@ -26,7 +26,7 @@ from monai.data import DataLoader
 from monai.transforms import Compose, RandFlipd, RandRotate90d
 from monai.utils import set_determinism
 
-from monai_wsss.data import EpochCacheDataset, LabelBalancedSampler, load_datalist, make_phantoms
+from monai_wsss.data import EpochCacheDataset, LabelBalancedSampler, load_datalist, load_header, make_phantoms
 from monai_wsss.engines import WSSSTrainer
 from monai_wsss.inferers import SlideNormalizer, SlideReading, TileLayout, segment_slide
 from monai_wsss.methods import GlandClassification
@@ -37,7 +37,8 @@ logging.basicConfig(level=logging.WARNING)
 set_determinism(0)
 work = Path(tempfile.mkdtemp(prefix="monai_wsss_tutorial_"))
 prepared = Path(make_phantoms(work / "phantoms", kind="gland", subjects=(4, 0, 2)))
-patches = load_datalist(prepared / "datalist.json", "training")
+datalist = prepared / "datalist.json"
+patches = load_datalist(datalist, "training")
 print(f"{len(patches)} patches, tagged [gland, other]")
 
 # %% [markdown]
@@ -45,7 +46,7 @@ print(f"{len(patches)} patches, tagged [gland, other]")
 #
 # The encoder is EfficientNet-Lite0 with ImageNet weights, which come with the package. Stains differ between subjects,
 # so each image is standardized by the tissue of its own section. The sampler draws the same number of patches of each
-# kind.
+# kind. `reading` records in the weights how images are read, rows or columns first, so that slides are read so, too.
 
 # %%
 read = [LoadImageOrderedd("image"), NormalizeSubjectd("image", foreground="tissue")]
@@ -57,7 +58,7 @@ encoder = EfficientNetLite("lite0", in_channels=3, levels=(2, 3, 4), input_range
 method = GlandClassification.from_preset(encoder=encoder)
 load_encoder_weights(method.network, "imagenet")
 optimizer = torch.optim.AdamW(method.parameter_groups(2e-3, encoder_learning_rate=3e-4), weight_decay=0.01)
-WSSSTrainer(method, optimizer, loader, max_epochs=4).run()
+WSSSTrainer(method, optimizer, loader, max_epochs=4, reading=load_header(datalist)).run()
 
 # %% [markdown]
 # ## 2. A slide
@@ -68,7 +69,7 @@ WSSSTrainer(method, optimizer, loader, max_epochs=4).run()
 
 # %%
 keys = ["image", "mask"]
-sections = [LoadImageOrderedd(keys)(item) for item in load_datalist(prepared / "datalist.json", "test", masks=True)]
+sections = [LoadImageOrderedd(keys)(item) for item in load_datalist(datalist, "test", masks=True)]
 height, width, rim = *sections[0]["image"].shape[1:], 32
 pixels = np.full((2 * height + 3 * rim, 2 * width + 3 * rim, 3), 244, np.uint8)
 truth = np.zeros(pixels.shape[:2], np.uint8)

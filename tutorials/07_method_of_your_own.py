@@ -29,7 +29,7 @@ from monai.handlers import LrScheduleHandler
 from monai.transforms import Compose
 from monai.utils import set_determinism
 
-from monai_wsss.data import load_datalist, make_phantoms
+from monai_wsss.data import load_datalist, load_header, make_phantoms
 from monai_wsss.engines import SegmentationScores, TrainingLog, WSSSTrainer, one_cycle, with_weights
 from monai_wsss.inferers import VolumeInferer
 from monai_wsss.methods import ClassActivationMapping, WSSSMethod
@@ -87,18 +87,27 @@ class HideAndSeek(WSSSMethod):
 # %%
 read = Compose([LoadImageOrderedd("image"), NormalizeSubjectd("image")])
 items = [read(item) for item in load_datalist(datalist, "training")]
-epochs = 8
+epochs = 12
 
 
 def train(name, build):
     set_determinism(0)
-    network = CAMEncoder(spatial_dims=2, in_channels=1, num_classes=1, width=16, pooling="max")
+    network = CAMEncoder(spatial_dims=2, in_channels=1, num_classes=1, width=8, pooling="max")
     method, out = build(network), work / name
-    loader = DataLoader(Dataset(items), batch_size=32, shuffle=True)
-    optimizer = torch.optim.AdamW(method.parameters(), lr=3e-3, weight_decay=0.01)
-    schedule = LrScheduleHandler(one_cycle(optimizer, 3e-3, epochs, loader), print_lr=False, epoch_level=False)
+    loader = DataLoader(Dataset(items), batch_size=16, shuffle=True)
+    optimizer = torch.optim.AdamW(method.parameters(), lr=5e-3, weight_decay=0.01)
+    schedule = LrScheduleHandler(one_cycle(optimizer, 5e-3, epochs, loader), print_lr=False, epoch_level=False)
     handlers = [schedule, TrainingLog(out)]
-    WSSSTrainer(method, optimizer, loader, epochs, train_handlers=handlers, model_path=out / "model.pt").run()
+    trainer = WSSSTrainer(
+        method,
+        optimizer,
+        loader,
+        epochs,
+        train_handlers=handlers,
+        model_path=out / "model.pt",
+        reading=load_header(datalist),
+    )
+    trainer.run()
     return network
 
 
