@@ -10,7 +10,7 @@
 # times, and the network has to look at the rest.
 #
 # Whether it helps is a question for a measurement, so plain class activation maps are trained beside it, on the same
-# brain phantoms, with the same steps and the same seed. It takes about a minute on a CPU.
+# phantoms of dermoscopy, with the same steps and the same seed. It takes about a minute on a CPU.
 #
 # [Add a method](../docs/add_a_method.md) says how a method becomes part of the package, with its tests and its page.
 #
@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
 from monai.handlers import LrScheduleHandler
+from monai.networks.nets import UNet
 from monai.transforms import Compose
 from monai.utils import set_determinism
 
@@ -33,22 +34,23 @@ from monai_wsss.data import load_datalist, load_header, make_phantoms
 from monai_wsss.engines import SegmentationScores, TrainingLog, WSSSTrainer, one_cycle, with_weights
 from monai_wsss.inferers import VolumeInferer
 from monai_wsss.methods import ClassActivationMapping, WSSSMethod
-from monai_wsss.networks import CAMEncoder
+from monai_wsss.networks import CAMAdapter
 from monai_wsss.refinement import ToMaskd
-from monai_wsss.reports import RunFolder
+from monai_wsss.reports import RunFolder, RunRecord
 from monai_wsss.transforms import LoadImageOrderedd, NormalizeSubjectd, SaveImageMaskd
 
 logging.basicConfig(level=logging.WARNING)
 work = Path(tempfile.mkdtemp(prefix="monai_wsss_tutorial_"))
-folder = Path(make_phantoms(work / "phantoms", modalities=["FLAIR"], subjects=(10, 6, 0)))
+folder = Path(make_phantoms(work / "phantoms", kind="skin", subjects=(10, 6, 0)))
 datalist = folder / "datalist.json"
 
 # %% [markdown]
 # ## 1. The method
 #
 # The base class checks every batch, refuses masks, measures the healthy level when training ends, and warns of maps
-# that collapse. What is left is the idea: `hide` and the loss. Hidden squares take the mean of the image, as in the
-# paper, so that no edge of them looks like a finding. The image is whole at inference: the network alone is deployed.
+# that collapse. What is left is the idea: `hide` and the loss. Hidden squares are 0, which is the mean of the
+# skin of images that were standardized, so that they do not look like a finding. The image is whole at inference: the
+# network alone is deployed.
 
 # %%
 
@@ -62,16 +64,16 @@ class HideAndSeek(WSSSMethod):
         share: chance of each square to be hidden, in [0, 1).
     """
 
-    def __init__(self, network, *, squares=8, share=0.3):
+    def __init__(self, network, *, squares=8, share=0.2):
         super().__init__(network)
         self.squares, self.share = squares, share
         self.settings |= {"squares": squares, "share": share}  # for the record of the run
 
     def hide(self, image):
-        """Give the images (B, C, H, W) with squares of each set to its mean."""
+        """Give the images (B, C, H, W) with squares of each set to 0, the mean of the skin."""
         kept = (torch.rand(len(image), 1, self.squares, self.squares, device=image.device) >= self.share).to(image)
         kept = F.interpolate(kept, image.shape[2:], mode="nearest")
-        return kept * image + (1 - kept) * image.mean((2, 3), keepdim=True)
+        return kept * image
 
     def losses(self, batch, progress, player):
         """Give ``classification``."""
@@ -87,17 +89,19 @@ class HideAndSeek(WSSSMethod):
 # %%
 read = Compose([LoadImageOrderedd("image"), NormalizeSubjectd("image")])
 items = [read(item) for item in load_datalist(datalist, "training")]
-epochs = 12
+epochs = 10
 
 
 def train(name, build):
     set_determinism(0)
-    network = CAMEncoder(spatial_dims=2, in_channels=1, num_classes=1, width=8, pooling="max")
+    unet = UNet(2, in_channels=3, out_channels=16, channels=(16, 32, 64), strides=(2, 2), norm="batch")
+    network = CAMAdapter(unet, feature_channels=16, num_classes=1, pooling="topk")
     method, out = build(network), work / name
     loader = DataLoader(Dataset(items), batch_size=16, shuffle=True)
-    optimizer = torch.optim.AdamW(method.parameters(), lr=5e-3, weight_decay=0.01)
-    schedule = LrScheduleHandler(one_cycle(optimizer, 5e-3, epochs, loader), print_lr=False, epoch_level=False)
-    handlers = [schedule, TrainingLog(out)]
+    optimizer = torch.optim.AdamW(method.parameters(), lr=3e-3, weight_decay=0.01)
+    schedule = LrScheduleHandler(one_cycle(optimizer, 3e-3, epochs, loader), print_lr=False, epoch_level=False)
+    record = RunRecord(out, datalist, seed=0, settings={"tutorial": "07", "method": name})  # also that no mask was read
+    handlers = [schedule, TrainingLog(out), record]
     trainer = WSSSTrainer(
         method,
         optimizer,
@@ -116,8 +120,9 @@ networks = {"plain": train("plain", ClassActivationMapping), "hide": train("hide
 # %% [markdown]
 # ## 3. Both on subjects that were not trained on
 #
-# The report shows every case, and how sure the numbers are. With six subjects they are not: intervals that overlap tell
-# you nothing. `monai-wsss benchmark` compares methods with more subjects and seeds.
+# The report shows every case, and how sure the numbers are. On these phantoms hiding does not help: Dice 0.70 against
+# 0.80 of plain maps when this was written. Lesions here are of one color, so there is no core to look away from. With
+# six subjects and one seed this is a first look. `monai-wsss benchmark` compares methods with more of both.
 
 # %%
 keys = ["image", "mask"]
@@ -126,10 +131,9 @@ validation = load_datalist(datalist, "validation", masks=True)
 for name, network in networks.items():
     scores, results = SegmentationScores(datalist), work / name / "results"
     weights = work / name / "model.pt"
-    record = RunFolder(
-        results, datalist, scores, weights=weights, seed=0, settings={"tutorial": "07", "method": name},
-        training_dir=work / name,
-    )  # fmt: skip
+    settings = {"tutorial": "07", "method": name}
+    words = {"weights": weights, "training_dir": work / name, "modalities": ("red", "green", "blue")}
+    record = RunFolder(results, datalist, scores, **words, seed=0, settings=settings)
     SupervisedEvaluator(
         device=torch.device("cpu"),
         val_data_loader=DataLoader(Dataset(validation, read), batch_size=1),
