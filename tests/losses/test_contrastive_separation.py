@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
+from largest_tensor import Largest
 
 from monai_wsss.losses import contrastive_separation as module
 from monai_wsss.losses.contrastive_separation import ContrastiveSeparationLoss, contrastive_separation_loss
@@ -73,18 +73,6 @@ def test_value_and_gradient_are_those_of_the_equation(size, pairs, kind, tempera
     (gradient,) = torch.autograd.grad(loss, vectors)
     torch.testing.assert_close(loss, expected, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(gradient, of_expected, rtol=1e-7, atol=1e-10)
-
-
-class Largest(TorchDispatchMode):
-    """Remember the size of the largest tensor that an operator gives."""
-
-    bytes = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **kwargs or {})
-        if isinstance(result, torch.Tensor):
-            self.bytes = max(self.bytes, result.numel() * result.element_size())
-        return result
 
 
 def test_no_more_than_four_mebibytes_of_similarities_are_held():

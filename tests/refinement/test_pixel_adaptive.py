@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from largest_tensor import Largest
 from monai.data import MetaTensor
 from scipy.special import softmax
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from monai_wsss.refinement import pixel_adaptive
 from monai_wsss.refinement.pixel_adaptive import (
@@ -147,18 +147,6 @@ def test_backward_keeps_no_buffer_of_a_step():
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         pixel_adaptive_refinement(image, maps.requires_grad_(), dilations=(1, 2), iterations=20)
     assert sum(t.numel() for t in saved) <= image.numel() + maps.numel()
-
-
-class Largest(TorchDispatchMode):
-    """Remember the size of the largest tensor that an operator gives."""
-
-    bytes = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **kwargs or {})
-        if isinstance(result, torch.Tensor):
-            self.bytes = max(self.bytes, result.numel() * result.element_size())
-        return result
 
 
 def test_on_a_cpu_weights_are_held_for_one_image_at_a_time():
