@@ -10,7 +10,7 @@ DEMO := demo
 PHANTOMS := --modalities T1,T1c,FLAIR
 RUN := $(BIN)/python -W ignore::DeprecationWarning -W ignore::FutureWarning -m monai.bundle run --bundle_root $(BUNDLE) --logging_file $(BUNDLE)/configs/logging.conf
 
-.PHONY: setup demo test test-slow check wheel bundles clean
+.PHONY: setup demo test test-slow check wheel bundles docs notebooks clean
 
 setup: .venv/.installed
 
@@ -48,5 +48,17 @@ wheel:
 bundles: setup
 	$(BIN)/python bundles/generate.py
 
+# The documentation site, build/site/index.html. It ends with an error where a link or a reference leads nowhere.
+docs: .venv/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# The tutorials as notebooks, beside their scripts.
+notebooks: .venv/.docs
+	$(BIN)/jupytext --to ipynb tutorials/*.py
+
+.venv/.docs: .venv/.installed
+	$(BIN)/python -m pip install $(PIP_FLAGS) --constraint constraints.txt --editable ".[dev,docs]"
+	touch $@
+
 clean:
-	rm -rf demo demo_cmer demo_bmp demo_gland demo_skin demo_cosa demo_coingan demo_chest $(DEMO) bundles/*/eval bundles/*/sample_data
+	rm -rf build/site tutorials/*.ipynb demo demo_cmer demo_bmp demo_gland demo_skin demo_cosa demo_coingan demo_chest $(DEMO) bundles/*/eval bundles/*/sample_data

@@ -91,7 +91,7 @@ def _chosen_function(command: Command, options: argparse.Namespace) -> Callable[
     """Import the function of a command; refuse arguments that the chosen one of several functions does not have."""
     path = command.function
     if command.chooser is not None:
-        choice = getattr(options, command.chooser.name) or command.chooser.default
+        choice = _choice(command, command.chooser, options)
         path = command.functions[choice]
         foreign = [argument for argument in command.arguments if argument.only and choice not in argument.only]
         given = [argument for argument in foreign if getattr(options, argument.name) is not None]
@@ -100,6 +100,20 @@ def _chosen_function(command: Command, options: argparse.Namespace) -> Callable[
     module, name = path.rsplit(".", 1)
     function: Callable[..., Any] = getattr(import_module(module), name)
     return function
+
+
+def _choice(command: Command, chooser: Argument, options: argparse.Namespace) -> str:
+    """Give the word of the function that is meant: that of the chooser, or that of the other form of the command."""
+    chosen: str | None = getattr(options, chooser.name)
+    own = [argument for argument in command.arguments if argument.only == (command.other_form,)]
+    given = [argument.flag for argument in own if getattr(options, argument.name) is not None]
+    if given and chosen is not None:
+        from monai_wsss._checks import DataError
+
+        raise DataError(
+            f"{chooser.flag} and {given[0]} are two forms of `{command.name}`, and a call has one: leave one out."
+        )
+    return command.other_form if given else chosen or chooser.default
 
 
 def _refuse(foreign: Sequence[Argument], choice: str, kind: str) -> NoReturn:

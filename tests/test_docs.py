@@ -37,7 +37,12 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 EVERY_PAGE = [*PAGES, *sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("bundles/*/docs/*.md"))]
 HEIGHT = 64  # of phantoms
-MADE = {"monai_wsss/methods/mirror.py", "tests/methods/test_mirror.py"}
+MADE = {
+    "monai_wsss/methods/mirror.py",
+    "tests/methods/test_mirror.py",
+    "monai_wsss/data/two_folders.py",
+    "tests/data/test_two_folders.py",
+}
 """Files that a reader is to write."""
 NOT_TYPED = {
     "git clone": "there is no address yet",
@@ -136,7 +141,8 @@ def check_mask(mask: torch.Tensor) -> None:
 
 
 def test_pages_with_python_are_known():
-    assert [name_of(page) for page in PAGES if fences(page, "python")] == ["README.md", "docs/add_a_method.md"]
+    with_python = [name_of(page) for page in PAGES if fences(page, "python")]
+    assert with_python == ["README.md", "docs/add_a_data_set.md", "docs/add_a_method.md"]
 
 
 @pytest.mark.filterwarnings("ignore:Epoch .* maps of positive images")
@@ -157,6 +163,18 @@ def test_a_method_takes_sixty_lines_and_learns(elsewhere):
     classification, mirror = ([float(row[name]) for row in rows] for name in ("classification", "mirror"))
     assert classification[-1] < 0.6 * classification[0]
     assert mirror[0] == 0 < mirror[-1] < 1
+
+
+def test_an_adapter_takes_sixty_lines_and_its_data_can_be_trained_on(elsewhere):
+    page = ROOT / "docs" / "add_a_data_set.md"
+    adapter = fences(page, "python")[1]
+    assert len([line for line in adapter.splitlines() if line]) <= 60
+    run_python(page)
+    items = load_datalist("prepared/datalist.json", "training", masks=True)
+    assert len(items) == 28
+    assert all(("mask" in item) == (item["label"] == [1]) for item in items)
+    with pytest.raises(ValueError, match="Cannot open the folder"):
+        run_python(page, 'prepare_two_folders("two_folders", "prepared")', 'prepare_two_folders("nowhere", "other")')
 
 
 def test_the_method_of_the_page_is_what_it_says(elsewhere):

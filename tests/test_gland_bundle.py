@@ -14,6 +14,7 @@ import tifffile
 import torch
 from PIL import Image
 from test_every_bundle import ROOT, offline, read_json, read_rows, same_weights, start
+from workers_here import workers_here
 
 from monai_wsss.bundle_scan.config_rules import training_faults
 from monai_wsss.data import load_datalist, make_phantoms
@@ -79,6 +80,16 @@ def test_pseudo_masks_are_constant_where_there_is_one_tag(whole, phantoms):
         assert values <= allowed | {255}
         known += len(values - {255})
     assert known > 0
+
+
+def test_pseudo_masks_of_several_workers_are_those_of_one_process(whole, phantoms, tmp_path):
+    shutil.copy(whole / "classifier.pt", tmp_path)
+    with workers_here():
+        stage("generate_pseudo", dataset_dir=str(phantoms), output_dir=tmp_path, **QUICK)
+    one, several = (
+        {path.name: path.read_bytes() for path in (folder / "pseudo_masks").iterdir()} for folder in (whole, tmp_path)
+    )
+    assert several == one
 
 
 def test_pseudo_masks_are_refined_on_request(whole, phantoms, tmp_path):

@@ -153,6 +153,38 @@ def test_arguments_of_other_tables_are_refused(arguments, sentence, capsys):
     assert capsys.readouterr().err == sentence
 
 
+@pytest.mark.parametrize(
+    "argument", [["--methods", "cam"], ["--encoders", "small"], ["--budget", "20m"], ["--processes", "2"]]
+)
+def test_both_forms_of_the_benchmark_in_one_call_are_refused(argument, capsys):
+    assert main(["benchmark", "--data", "x", "--out", "y", "--table", "cam", *argument]) == 1
+    assert capsys.readouterr().err == (
+        f"error: --table and {argument[0]} are two forms of `benchmark`, and a call has one: leave one out.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (
+            ["--methods", "cam", "--width", "3"],
+            "error: --width is for the gland tables, not for methods: leave it out.",
+        ),
+        (["--methods", "cam,nothing"], "error: Expected `methods` to be one of cam, "),
+        (["--methods", "cam,cam"], "error: Expected `methods` to hold each name once, and one at least, "),
+        (["--methods", "cam", "--encoders", "vgg"], "error: Expected `encoders` to be one of small, "),
+        (["--budget", "20"], "error: Expected `budget` as a time such as 20m, or as 8-epochs or 300-steps, got '20'."),
+        (["--budget", "0-steps"], "error: Expected `budget` as a time "),
+        (["--processes", "0"], "error: Expected `processes` of at least 1, got 0."),
+    ],
+)
+def test_methods_that_make_no_sense_are_refused_in_a_sentence(arguments, sentence, capsys, tmp_path):
+    assert main(["benchmark", "--data", str(tmp_path), "--out", str(tmp_path / "out"), *arguments]) == 1
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert told.startswith(sentence)
+
+
 def test_only_given_arguments_are_passed(monkeypatch, tmp_path):
     passed: list[tuple[object, dict[str, object]]] = []
 

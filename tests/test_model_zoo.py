@@ -82,7 +82,7 @@ def test_the_zoos_own_script_finds_no_fault(bundle, tmp_path):
     shutil.copytree(bundle, tmp_path / "models" / bundle.name)
     (tmp_path / "models" / "model_info.json").write_text("{}", encoding="utf-8")
     schema = tmp_path / "models" / bundle.name / "eval" / "schema.json"
-    schema.parent.mkdir()
+    schema.parent.mkdir(exist_ok=True)
     schema.write_text(json.dumps(metadata_schema()), encoding="utf-8")
     if "--mode" in (tmp_path / "ci" / "verify_bundle.py").read_text(encoding="utf-8"):
         for mode in ("min", "full"):

@@ -34,6 +34,7 @@ LEVELS = [
         "_processes",
         "_resize",
         "_running",
+        "_spread",
     }
     | {"_dicom", "_dicom_frames", "_dicom_pixels", "_dicom_stack", "_image_formats", "_image_readers", "_nifti"}
     | {"_checksums", "_moved", "_picture_values", "_windows"},

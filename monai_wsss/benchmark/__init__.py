@@ -31,6 +31,8 @@ from monai_wsss.benchmark.gland_table import (
     make_gland_pyramid,
     make_gland_table,
 )
+from monai_wsss.benchmark.leaderboard import Outcome
+from monai_wsss.benchmark.method_benchmark import MethodBenchmark, make_method_benchmark
 from monai_wsss.benchmark.patches import Patches
 from monai_wsss.benchmark.prepared import Slices
 from monai_wsss.benchmark.published_numbers import PublishedRow, PublishedTable, published_tables
@@ -46,6 +48,8 @@ __all__ = [
     "Column",
     "Entry",
     "Measured",
+    "MethodBenchmark",
+    "Outcome",
     "Patches",
     "PublishedRow",
     "PublishedTable",
@@ -78,6 +82,7 @@ __all__ = [
     "make_gland_pyramid",
     "make_gland_table",
     "make_lever_table",
+    "make_method_benchmark",
     "published_tables",
 ]
 

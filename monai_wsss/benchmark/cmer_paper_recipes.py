@@ -68,13 +68,16 @@ class AdamWConstant:
         """Tell the name and the values, for JSON."""
         return {"name": type(self).__name__, **asdict(self)}
 
-    def __call__(self, method: WSSSMethod, epochs: int, loader: DataLoader) -> tuple[Optimizer, LRScheduler]:
+    def __call__(
+        self, method: WSSSMethod, epochs: int, loader: DataLoader, *, max_iterations: int | None = None
+    ) -> tuple[Optimizer, LRScheduler]:
         """Build the optimizer of one training, and a schedule that changes nothing.
 
         Args:
             method: the method to train, with one player.
             epochs: epochs of the training.
             loader: the batches of an epoch.
+            max_iterations: steps of the training, in place of ``epochs``.
         """
         optimizer = torch.optim.AdamW(method.player_parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
         return optimizer, ConstantLR(optimizer, factor=1.0, total_iters=0)

@@ -31,7 +31,7 @@ from monai_wsss.data import EpochCacheDataset, LabelNoise, UnpairedSampler, load
 from monai_wsss.metrics import CaseTable
 from monai_wsss.refinement import MaskRule
 
-__all__ = ["CoinganSlices"]
+__all__ = ["CoinganSlices", "converts", "scaling"]
 
 _RANGE = (-2.5, 4.0)  # z-scores that become -1 and 1, as in the bundle: air, and more than nearly all lesions have
 _STATISTICS = ("intensity_mean", "intensity_std")
@@ -101,20 +101,20 @@ class CoinganSlices(Slices):
 
     def sampler(self, items: Cases, dataset: EpochCacheDataset, recipe: Recipe, seed: int) -> Sampler:
         """Draw pairs for CoinGAN, as many as slices are diseased by their right labels; others in random order."""
-        if _converts(recipe):
+        if converts(recipe):
             return UnpairedSampler(items, self._pairs, seed=seed)
         return super().sampler(items, dataset, recipe, seed)
 
     def augmentation(self, keys: Sequence[str], recipe: Recipe) -> list[Any]:
         """Give flips from left to right and the range of the generator for CoinGAN; turns and flips for others."""
-        if _converts(recipe):
-            return [RandFlipd(keys, 0.5, 0), _scaling()]
+        if converts(recipe):
+            return [RandFlipd(keys, 0.5, 0), scaling()]
         return super().augmentation(keys, recipe)
 
     def measured_cases(self, recipe: Recipe, split: str | None = None) -> Cases:
         """Give the cases of a split as the network of a recipe gets them."""
         cases = self.cases(recipe, split)
-        return [dict(_scaling()(case)) for case in cases] if _converts(recipe) else cases
+        return [dict(scaling()(case)) for case in cases] if converts(recipe) else cases
 
     def case_table(self) -> CaseTable:
         """Start an empty table of cases, with the paper's protocol beside our own."""
@@ -139,9 +139,11 @@ class CoinganSlices(Slices):
         return table.summary()
 
 
-def _converts(recipe: Recipe) -> bool:
+def converts(recipe: Recipe) -> bool:
+    """Tell whether a recipe trains CoinGAN, and so wants pairs and a range of its own."""
     return bool(recipe.words.get("method") == "coingan")
 
 
-def _scaling() -> ScaleIntensityRanged:
+def scaling() -> ScaleIntensityRanged:
+    """Give the transform from z-scores to the range of the generator."""
     return ScaleIntensityRanged("image", *_RANGE, -1.0, 1.0, clip=True)

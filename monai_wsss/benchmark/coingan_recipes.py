@@ -161,11 +161,14 @@ class CoinganOptimizers:
         told: Words = json.loads(json.dumps({"name": type(self).__name__, "power": self.power, **values}))
         return told
 
-    def __call__(self, method: WSSSMethod, epochs: int, loader: DataLoader) -> tuple[Any, Any]:
+    def __call__(
+        self, method: WSSSMethod, epochs: int, loader: DataLoader, *, max_iterations: int | None = None
+    ) -> tuple[Any, Any]:
         """Build optimizers and schedules by player, see :class:`~monai_wsss.benchmark.recipes.OptimizerRecipe`."""
         optimizers = coingan_optimizers(method, self.preset, **self.words)
         schedules = {
-            player: polynomial(optimizer, epochs, loader, power=self.power) for player, optimizer in optimizers.items()
+            player: polynomial(optimizer, epochs, loader, power=self.power, max_iterations=max_iterations)
+            for player, optimizer in optimizers.items()
         }
         return optimizers, schedules
 

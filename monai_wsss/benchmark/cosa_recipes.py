@@ -54,6 +54,7 @@ __all__ = [
     "ORACLE",
     "SUBTRACTIVE",
     "WITHOUT_DT",
+    "AllChannels",
     "CosaBudget",
     "cosa_recipes",
 ]
@@ -287,7 +288,7 @@ def _build_cam(channels: int, num_classes: int, *, budget: CosaBudget) -> WSSSMe
     return ClassActivationMapping(_class_map_network(budget, channels, num_classes))
 
 
-class _AllChannels(ModalityNetworks):
+class AllChannels(ModalityNetworks):
     """One network of all channels in the place of one per modality: CMER's equivariance is then SEAM's."""
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
@@ -295,7 +296,7 @@ class _AllChannels(ModalityNetworks):
 
 
 def _build_seam(channels: int, num_classes: int, *, budget: CosaBudget) -> WSSSMethod:
-    network = _AllChannels([_class_map_network(budget, channels, num_classes)])
+    network = AllChannels([_class_map_network(budget, channels, num_classes)])
     return CMER.from_preset(network=network, cross_modal=False, distillation=False)
 
 

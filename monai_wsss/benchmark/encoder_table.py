@@ -33,16 +33,20 @@ from monai_wsss.benchmark.rows import Measured
 from monai_wsss.benchmark.table import BenchmarkTable, Entry, Trained
 from monai_wsss.benchmark.tiles import Tiles
 from monai_wsss.data import load_header
+from monai_wsss.metrics import CaseTable
 from monai_wsss.refinement import ClassMapRefinement, MaskRule, decide_within
 
 __all__ = [
+    "Decided",
     "data_of",
+    "decide_cases",
     "encoder_columns",
     "make_encoder_table",
     "make_lever_table",
     "measure_cases",
     "named",
     "rule_of_kind",
+    "table_of",
 ]
 
 Maps = list[torch.Tensor]
@@ -233,9 +237,9 @@ def _measured(
     rule = rule_of_kind(network, BUDGETS[kind].rule, gated=kind == "slices")
     for column, refinement in ((_PLAIN, None), (refine, refine)):
         start = time.process_time()
-        decided = _decide(cases, maps, rule, refinement)
+        decided = decide_cases(cases, maps, rule, refinement)
         to_mask = seconds + (time.process_time() - start) / len(cases)
-        summary = _measure(data, cases, decided)
+        summary = table_of(data, cases, decided).summary()
         per_image = seconds + (time.process_time() - start) / len(cases)
         cost = {"cpu_seconds_to_mask": {"mean": to_mask}, "cpu_seconds_per_image": {"mean": per_image}}
         yield Measured(column, {**summary, **presence, **cost})
@@ -257,10 +261,18 @@ def measure_cases(
     data: PreparedData, cases: Cases, maps: Maps, rule: MaskRule, refinement: str | None
 ) -> dict[str, dict[str, Any]]:
     """Decide the masks of all cases and measure them, in their regions alone where they have any."""
-    return _measure(data, cases, _decide(cases, maps, rule, refinement))
+    return table_of(data, cases, decide_cases(cases, maps, rule, refinement)).summary()
 
 
-def _decide(cases: Cases, maps: Maps, rule: MaskRule, refinement: str | None) -> list[Decided]:
+def decide_cases(cases: Cases, maps: Maps, rule: MaskRule, refinement: str | None) -> list[Decided]:
+    """Decide the masks of cases, in their regions alone where they have any.
+
+    Args:
+        cases: with ``image`` and, where they have them, ``mask`` and ``region``.
+        maps: per case (1, channels, *S).
+        rule: decides.
+        refinement: ``"par"``, ``"crf"`` or None.
+    """
     refine = None if refinement is None else ClassMapRefinement(refinement)
     decided = []
     for case, scores in zip(cases, maps, strict=True):
@@ -279,7 +291,14 @@ def _decide(cases: Cases, maps: Maps, rule: MaskRule, refinement: str | None) ->
     return decided
 
 
-def _measure(data: PreparedData, cases: Cases, decided: Sequence[Decided]) -> dict[str, dict[str, Any]]:
+def table_of(data: PreparedData, cases: Cases, decided: Sequence[Decided]) -> CaseTable:
+    """Measure what was decided of cases, case by case.
+
+    Args:
+        data: the dataset.
+        cases: as it gives them.
+        decided: of :func:`decide_cases`.
+    """
     table = data.case_table()
     for case, (mask, reference, presence) in zip(cases, decided, strict=True):
         table.add(
@@ -290,7 +309,7 @@ def _measure(data: PreparedData, cases: Cases, decided: Sequence[Decided]) -> di
             reference=reference,
             presence=presence,
         )
-    return table.summary()
+    return table
 
 
 def _trivial(data: PreparedData, kind: str) -> dict[str, Callable[..., Iterator[Measured]]]:

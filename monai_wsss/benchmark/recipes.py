@@ -32,13 +32,16 @@ class OptimizerRecipe(Protocol):
     def settings(self) -> dict[str, Any]:
         """Tell all of it, for JSON."""
 
-    def __call__(self, method: WSSSMethod, epochs: int, loader: DataLoader) -> tuple[Any, Any]:
+    def __call__(
+        self, method: WSSSMethod, epochs: int, loader: DataLoader, *, max_iterations: int | None = None
+    ) -> tuple[Any, Any]:
         """Build optimizer and schedule of one training, of several players dicts of both by player.
 
         Args:
             method: the method to train.
             epochs: epochs of the training.
             loader: the batches of an epoch.
+            max_iterations: steps of the training, in place of ``epochs``.
         """
 
 
@@ -63,19 +66,22 @@ class AdamWOneCycle:
         # Settings that are not used are left out, so that folders of earlier versions still belong to these.
         return {name: value for name, value in told.items() if value is not None}
 
-    def __call__(self, method: WSSSMethod, epochs: int, loader: DataLoader) -> tuple[Optimizer, LRScheduler]:
+    def __call__(
+        self, method: WSSSMethod, epochs: int, loader: DataLoader, *, max_iterations: int | None = None
+    ) -> tuple[Optimizer, LRScheduler]:
         """Build the optimizer and the schedule of one training.
 
         Args:
             method: the method to train, with one player.
             epochs: epochs of the training.
             loader: the batches of an epoch.
+            max_iterations: steps of the training, in place of ``epochs``.
         """
         groups: Any = method.player_parameters()
         if self.encoder_learning_rate is not None:
             groups = method.parameter_groups(self.learning_rate, encoder_learning_rate=self.encoder_learning_rate)
         optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, weight_decay=self.weight_decay)
-        return optimizer, one_cycle(optimizer, self.learning_rate, epochs, loader)
+        return optimizer, one_cycle(optimizer, self.learning_rate, epochs, loader, max_iterations=max_iterations)
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,8 @@ class Recipe:
         begin: weights that the training begins from.
         epochs: epochs of the training; None for those of the table.
         pseudo: words of the :class:`~monai_wsss.inferers.PseudoMaskWriter` that writes the teacher's pseudo-masks.
-        words: what ``build`` was given, for JSON; committed rows are found again by it.
+        words: what ``build`` was given, for JSON; committed rows are found again by it.  ``steps`` among them are the
+            length of the training, in place of epochs.
     """
 
     build: Callable[[int, int], WSSSMethod]
@@ -109,6 +116,11 @@ class Recipe:
     epochs: int | None = None
     pseudo: Mapping[str, Any] = field(default_factory=dict)
     words: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def steps(self) -> int | None:
+        """Give the steps of the training, where they count and not epochs."""
+        return self.words.get("steps")
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -28,7 +28,7 @@ class Row:
         seed: the seed of the training; None where no seed, or several together, made the row.
         metrics: metric name to ``{"mean": …, "ci95": …, "n": …}``, see :meth:`monai_wsss.metrics.CaseTable.summary`.
         seconds: time of all trainings behind the row, in seconds; None where no training or no record of it exists.  A
-            training that was killed and resumed counts its last process.
+            training that was killed and resumed counts all steps at the pace of its last process.
         reads_masks: whether masks were read to train or to decide, not only to measure.
         simulated_supervision: whether the image-level labels of the data were made from masks on request.
     """

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
@@ -22,22 +21,19 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from ignite.engine import Events
 from markupsafe import Markup
-from monai.data import DataLoader
-from monai.handlers import LrScheduleHandler
 from monai.utils import set_determinism
 
 from monai_wsss import __version__
 from monai_wsss._checks import DataError
 from monai_wsss._files import atomic_path, file_sha256, make_directory, write_json
-from monai_wsss.benchmark.costs import forget_peak_memory, peak_memory_mb
 from monai_wsss.benchmark.formatting import Column, format_rows, values_of
 from monai_wsss.benchmark.prepared import PreparedData
 from monai_wsss.benchmark.recipes import Recipe
 from monai_wsss.benchmark.rows import Measured, Row, folder_name, read_rows, write_rows
+from monai_wsss.benchmark.training import train_recipe
 from monai_wsss.data import attach_pseudo_masks
-from monai_wsss.engines import TrainingLog, WSSSTrainer, with_weights
+from monai_wsss.engines import with_weights
 from monai_wsss.methods import WSSSMethod
 from monai_wsss.reports import write_svg
 
@@ -142,14 +138,14 @@ class BenchmarkTable:
         known = {folder_name(self._name(entry)) for entry in self.entries}
         if unknown := sorted(set(self.rows) - known):
             raise ValueError(f"Expected `rows` among {', '.join(sorted(known))}, got {', '.join(unknown)}.")
-        simulated = bool(self.data.header.get("simulated_supervision", False))
         _claim_folder(self.out, {**self.data.settings, "epochs": self.epochs, **self.settings})
         rows: list[Row] = []
         for entry in self.entries:
             own = [row for seeds in entry.groups(self.seeds) for row in self._rows(entry, seeds)]
             dice = values_of(own, "dice_subject")
             logger.info("%s: Dice %s", entry.name, f"{np.mean(dice):.3f}" if dice else "unknown")
-            rows += [replace(row, simulated_supervision=simulated) for row in own]
+            # Rows that earlier versions kept do not say it.
+            rows += [replace(row, simulated_supervision=self._simulated) for row in own]
         return rows
 
     def format(self, rows: Sequence[Row]) -> str:
@@ -158,6 +154,11 @@ class BenchmarkTable:
         if not any(row.simulated_supervision for row in rows):
             return table
         return f"{table}\n\nSimulated supervision: labels are {self.data.header['labels'].removeprefix('simulated: ')}."
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """Tell what made the rows, for readers of those that are kept."""
+        return {"version": __version__}
 
     def folder(self, recipe: str, seed: int) -> Path:
         """Give the folder of a recipe's weights."""
@@ -188,9 +189,10 @@ class BenchmarkTable:
                 items = attach_pseudo_masks(items, pseudo_masks)
             epochs = settings.epochs or self.epochs
             loader = self.data.loader(items, settings, seed)
-            handlers = self.handlers(recipe, method, folder, epochs * len(loader))
-            seconds = _train(method, settings, loader, folder, epochs, self.data.header, handlers)
-            logger.info("%s, seed %d: %.1f s per epoch", recipe, seed, seconds / epochs)
+            steps = settings.steps or epochs * len(loader)
+            handlers = self.handlers(recipe, method, folder, steps)
+            seconds = train_recipe(method, settings, loader, folder, epochs, self.data.header, handlers)
+            logger.info("%s, seed %d: %.1f s per epoch", recipe, seed, seconds * len(loader) / steps)
         method.eval()
         return Trained(settings, seed, method)
 
@@ -220,6 +222,10 @@ class BenchmarkTable:
         folder = weights.parent.with_name(name) if " > " in teacher else weights.parent / name
         self.data.write_pseudo_masks(method.network, weights, self.data.pseudo_items(recipe, seed), folder, **words)
         return folder
+
+    @property
+    def _simulated(self) -> bool:
+        return bool(self.data.header.get("simulated_supervision", False))
 
     def _name(self, entry: Entry) -> str:
         return entry.name.format(seeds=len(self.seeds))
@@ -255,6 +261,7 @@ class BenchmarkTable:
                 metrics={**measured.metrics, **costs},
                 seconds=sum(known) if known and len(known) == len(seconds) else None,
                 reads_masks=measured.oracle or any(one.method.uses_masks for one in trained),
+                simulated_supervision=self._simulated,
             )
             for measured in entry.measure(self, trained)
         ]
@@ -282,14 +289,15 @@ class BenchmarkTable:
         source = {"settings_sha256": digest, "data_sha256": self.data.content_sha256}
         folder = self.runs / self.name / self.data.split / folder_name(name)
         file = folder / f"seed{'_'.join(map(str, seeds))}.json"
-        return file, {"source": source, "settings": words, "version": __version__}
+        return file, {"source": source, "settings": words, **self.told}
 
     def _chain(self, recipe: str | None) -> dict[str, Any] | None:
         """Give the settings of a recipe and of its teachers."""
         if recipe is None:
             return None
         one = self.recipes[recipe]
-        own = {**one.settings, **one.unusual, "epochs": one.epochs or self.epochs}
+        length = {"epochs": one.epochs or self.epochs} if one.steps is None else {}
+        own = {**one.settings, **one.unusual, **length}
         return {**own, "teacher": self._chain(one.teacher)}
 
     def _costs(self, recipe: str, seed: int) -> dict[str, dict[str, float]]:
@@ -305,11 +313,17 @@ class BenchmarkTable:
         return {name: {"mean": value} for name, value in costs.items()}
 
     def _seconds(self, recipe: str, seed: int) -> float | None:
-        """Give the recorded seconds of a training and of its teacher's, None where one is not recorded."""
+        """Give the recorded seconds of a training and of its teacher's, None where one is not recorded.
+
+        Of a training that was resumed, all steps count as those of its last process.
+        """
         path = self.folder(recipe, seed) / "seconds.json"
         if not path.is_file():
             return None
-        own = float(json.loads(path.read_text(encoding="utf-8"))["seconds"])
+        found = json.loads(path.read_text(encoding="utf-8"))
+        own = float(found["seconds"])
+        if found.get("timed_steps"):
+            own *= found["steps"] / found["timed_steps"]
         teacher = self.recipes[recipe].teacher
         if teacher is None:
             return own
@@ -337,53 +351,3 @@ def _claim_folder(folder: Path, settings: dict[str, Any]) -> None:
     found = json.loads(path.read_text(encoding="utf-8"))
     if any(name not in found or found[name] != value for name, value in settings.items()):
         raise DataError(f"{folder} holds weights that were trained with other settings: choose another folder.")
-
-
-def _train(
-    method: WSSSMethod,
-    recipe: Recipe,
-    loader: DataLoader,
-    folder: Path,
-    epochs: int,
-    header: Mapping[str, Any],
-    handlers: Sequence[Any] = (),
-) -> float:
-    """Train a method, or go on from its last checkpoint; give the seconds.
-
-    Leaves ``model.pt``, ``training_log.csv``, ``seconds.json`` and checkpoints in ``folder``.
-    """
-    start, cpu_start = time.perf_counter(), time.process_time()
-    # Where the peak does not begin anew it may be that of an earlier training.
-    begins_anew = forget_peak_memory()
-    optimizer, scheduler = recipe.optimizer(method, epochs, loader)
-    schedulers = list(scheduler.values()) if isinstance(scheduler, Mapping) else [scheduler]
-    timed: list[int] = []
-    trainer = WSSSTrainer(
-        method,
-        optimizer,
-        loader,
-        epochs,
-        lr_schedulers=scheduler,
-        train_handlers=[
-            *(LrScheduleHandler(one, print_lr=False, epoch_level=False) for one in schedulers),
-            TrainingLog(folder),
-            *handlers,
-        ],
-        checkpoint_dir=folder / "checkpoints",
-        model_path=folder / "model.pt",
-        resume=True,
-        reading=header,
-    )
-    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: timed.append(engine.state.iteration))
-    trainer.run()
-    seconds = time.perf_counter() - start
-    steps = {"steps": epochs * len(loader), "timed_steps": len(timed)}
-    # Seconds of the processor are those of all threads; they do not count other processes, nor a pause.
-    costs = {
-        "seconds": seconds,
-        "cpu_seconds": time.process_time() - cpu_start,
-        **steps,
-        "peak_memory_mb": peak_memory_mb() if begins_anew else None,
-    }
-    write_json(folder / "seconds.json", {name: value for name, value in costs.items() if value is not None})
-    return seconds

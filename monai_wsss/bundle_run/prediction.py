@@ -15,37 +15,32 @@ import hashlib
 import logging
 import os
 import re
-import tempfile
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from tqdm import tqdm
 
 from monai_wsss._checks import DataError
-from monai_wsss._files import WriteError, atomic_path, case_file_name, file_sha256, make_directory, write_json
+from monai_wsss._files import file_sha256, make_directory
 from monai_wsss._locks import hold_folder, release_folder
-from monai_wsss._pictures import as_stored
-from monai_wsss.bundle_run.case_reading import CaseReader, ReadCase, size_of
-from monai_wsss.bundle_run.dicom_segmentation import has_highdicom, write_dicom_segmentation
+from monai_wsss._spread import LOST, current_workers, over_ray, shared_folder
+from monai_wsss.bundle_run.case_reading import CaseReader, ReadCase
+from monai_wsss.bundle_run.case_run import CaseRun, SentRun
+from monai_wsss.bundle_run.dicom_segmentation import has_highdicom
 from monai_wsss.bundle_run.log_names import NameFilter, hidden_names
-from monai_wsss.bundle_run.records import digest_of, drop_stale, finished_case, record_path, state_of
-from monai_wsss.bundle_run.runner import BundleRunner, check_device, inference_parser, own_error
-from monai_wsss.bundle_run.shipped import ShippedBundle
-from monai_wsss.bundle_run.slides import segment_slide_case
+from monai_wsss.bundle_run.records import digest_of, drop_stale, finished_case, state_of
+from monai_wsss.bundle_run.runner import check_device
 from monai_wsss.bundle_run.trained import TrainedWeights, weights_for
 from monai_wsss.data.input_cases import FoundInputs, InputCase, find_inputs
 from monai_wsss.refinement.slice_axis import slicing_axis_of
 from monai_wsss.reports import collect_provenance, write_run
 from monai_wsss.reports.class_names import write_class_names
-from monai_wsss.reports.overlay import render_overlay
 from monai_wsss.reports.prediction_page import write_prediction_page
-from monai_wsss.reports.prediction_rows import prediction_row, write_predictions
+from monai_wsss.reports.prediction_rows import write_predictions
 from monai_wsss.reports.provenance import read_run
 
 __all__ = ["Prediction", "predict_masks"]
@@ -75,33 +70,6 @@ class Prediction:
     failures: list[tuple[str, str]]
 
 
-@dataclass
-class _Run:
-    """What the cases of a run share."""
-
-    out: Path
-    work: Path
-    bundle: ShippedBundle
-    trained: TrainedWeights
-    settings: dict[str, Any]
-    reader: CaseReader
-    names: NameFilter
-    runners: dict[tuple[str, ...], BundleRunner] = field(default_factory=dict)
-
-    def runner(self, present: tuple[str, ...]) -> BundleRunner:
-        """Give the network for the sequences of a case."""
-        if present not in self.runners:
-            some = {"present": list(present)} if self.reader.some else {}
-            parser = inference_parser(
-                self.bundle, ["inference"], {**self.settings, **some}, self.trained.header, self.work
-            )
-            try:
-                self.runners[present] = BundleRunner(parser, self.trained.weights)
-            except Exception as error:
-                raise own_error(error) from error
-        return self.runners[present]
-
-
 def predict_masks(
     source: str | os.PathLike[str],
     bundle: str | os.PathLike[str],
@@ -114,6 +82,7 @@ def predict_masks(
     subject_pattern: str | None = None,
     settings: Mapping[str, Any] | None = None,
     list_sources: bool = False,
+    ray: str | None = None,
 ) -> Prediction:
     """Segment images that nobody has labeled.
 
@@ -129,13 +98,15 @@ def predict_masks(
             one subject are normalized together.  None: images in one folder below ``source`` are of one subject.
         settings: further settings of the bundle, as ``monai.bundle run`` takes them.
         list_sources: whether to write ``sources.csv``, which joins cases to their files, and may name patients.
+        ray: "local", "auto" or an address spreads cases, and bands of slides, over the processes of a cluster, see
+            :func:`~monai_wsss.inferers.over_ray`; None: those around this call, if any.
 
     Returns:
         Where everything lies, and what could not be read.
 
     Raises:
-        DataError: there is nothing to segment, the bundle or its weights cannot be used, or the folder cannot be
-            written or holds other results.
+        DataError: there is nothing to segment, the bundle or its weights cannot be used, the folder cannot be written
+            or holds other results, or there is no such cluster.
     """
     check_device(device)
     trained = weights_for(bundle, weights)
@@ -150,19 +121,33 @@ def predict_masks(
     weights_digest = file_sha256(trained.weights)
     run_digest = digest_of(_FORMAT, trained.bundle.config("inference"), weights_digest, depends, trained.header)
     _check_folder(folder, Path(source), run_digest)
-    hold_folder(make_directory(folder))
     names = NameFilter(hidden_names(found.cases, Path(source), found.damaged))
-    try:
-        with names.on_all_handlers(), tempfile.TemporaryDirectory() as work:
-            reader = _reader(trained, own, found, modalities, replace_missing)
-            run = _Run(folder, Path(work), trained.bundle, trained, own, reader, names)
-            network = run.runner(tuple(trained.modalities)).network  # checks settings and weights before all else
-            reader.slicing = slicing_axis_of(network)
-            record = _describe(trained, own, run_digest, Path(source))
-            write_run(folder, record)
-            return _segment(run, found, record, run_digest, list_sources)
-    finally:
-        release_folder(folder)
+    with over_ray(ray):  # before anything is written: Ray may not be there
+        hold_folder(make_directory(folder))
+        try:
+            with names.on_all_handlers():
+                reader = _reader(trained, own, found, modalities, replace_missing)
+                run = CaseRun(folder, trained.bundle, trained, own, reader, names)
+                network = run.runner(tuple(trained.modalities)).network  # checks settings and weights before all else
+                reader.slicing = slicing_axis_of(network)
+                record = _describe(trained, own, run_digest, Path(source))
+                write_run(folder, record)
+                return _segment(run, found, record, run_digest, list_sources)
+        finally:
+            release_folder(folder)
+
+
+def _normalizes_subjects(config: Mapping[str, Any]) -> bool:
+    """Tell whether a bundle normalizes gray images by the bright pixels of their whole subject, also by a reference."""
+    parts = [
+        config.get(part.removeprefix("@")) if isinstance(part, str) else part
+        for part in config["preprocessing"]["transforms"]
+    ]
+    return any(
+        part.get("_target_", "").endswith("NormalizeSubjectd") and part.get("foreground", "bright") == "bright"
+        for part in parts
+        if isinstance(part, Mapping)
+    )
 
 
 def _reader(
@@ -174,11 +159,7 @@ def _reader(
 ) -> CaseReader:
     """Make the reader for the cases of these weights."""
     config = trained.bundle.config("inference")
-    normal = [part for part in config["preprocessing"]["transforms"] if isinstance(part, dict)]
-    pooled = any(
-        part.get("_target_", "").endswith("NormalizeSubjectd") and part.get("foreground", "bright") == "bright"
-        for part in normal
-    )
+    pooled = _normalizes_subjects(config)
     known = {} if trained.own else trained.bundle.metadata.get("training_images", {})
     return CaseReader(
         trained.modalities,
@@ -226,31 +207,28 @@ def _describe(trained: TrainedWeights, own: Mapping[str, Any], digest: str, sour
     return {**record, **header, "prediction": digest, "source": _place(source)}
 
 
-def _segment(run: _Run, found: FoundInputs, record: dict[str, Any], run_digest: str, list_sources: bool) -> Prediction:
+def _segment(
+    run: CaseRun, found: FoundInputs, record: dict[str, Any], run_digest: str, list_sources: bool
+) -> Prediction:
     """Segment all cases and write table and page."""
     failures = list(found.faults)
-    kept: list[dict[str, Any]] = []
     if not has_highdicom() and any(case.kind == "dicom" for case in found.cases):
         found.notes.append(_NO_HIGHDICOM)
     digests = {case.name: digest_of(run_digest, state_of(case)) for case in found.cases}
     drop_stale(run.out, digests)
-    done = {case.name: finished_case(run.out, case.name, digests[case.name]) for case in found.cases}
-    left = [case for case in found.cases if done[case.name] is None]
-    with closing(_ahead(run.reader, left)) as ahead:
-        for case in tqdm(found.cases, desc="cases", unit="case", disable=None):
-            result = done[case.name]
-            try:
-                if result is None:
-                    result = _segment_case(run, case, next(ahead))
-                    result["digest"] = digests[case.name]
-                    write_json(record_path(run.out, case.name), result)
-                kept.append(result)
-            except Exception as caught:  # whatever is wrong with one case must not stop the others
-                error = own_error(caught)
-                if isinstance(error, WriteError):
-                    raise error from caught
-                failures.append((case.name, run.names.clean(_sentence(error))))
-                _logger.warning("%s: %s", *failures[-1])
+    results: dict[str, dict[str, Any] | str | None] = {
+        case.name: finished_case(run.out, case.name, digests[case.name]) for case in found.cases
+    }
+    left = [case for case in found.cases if results[case.name] is None]
+    with tqdm(total=len(found.cases), desc="cases", unit="case", disable=None) as bar:
+        bar.update(len(found.cases) - len(left))
+        for case, result in _outcomes(run, left, digests):
+            results[case.name] = result
+            bar.update()
+            if isinstance(result, str):
+                _logger.warning("%s: %s", case.name, result)
+    kept = [result for result in results.values() if isinstance(result, dict)]
+    failures += [(name, result) for name, result in results.items() if isinstance(result, str)]
     rows = [one["row"] for one in kept]
     write_predictions(run.out / "predictions.csv", rows)
     write_class_names(run.out, run.trained.header["classes"])
@@ -276,84 +254,34 @@ def _segment(run: _Run, found: FoundInputs, record: dict[str, Any], run_digest: 
     return Prediction(run.out, page, rows, failures)
 
 
-def _ahead(reader: CaseReader, cases: Sequence[InputCase]) -> Generator[ReadCase | Exception | None, None, None]:
+def _outcomes(
+    run: CaseRun, cases: Sequence[InputCase], digests: Mapping[str, str]
+) -> Iterator[tuple[InputCase, dict[str, Any] | str]]:
+    """Segment cases, here or by workers; give the record of each, or a sentence."""
+    workers = current_workers()
+    if workers is not None:  # of a slide, the bands are shared
+        shared = [case for case in cases if case.kind != "slide"]
+        cases = [case for case in cases if case.kind == "slide"]
+        device = run.settings.get("device")
+        gpu = workers.has_gpus if device is None else str(device).startswith("cuda")
+        tasks = [(case, digests[case.name]) for case in shared]
+        with shared_folder(run.out) as sign:
+            for number, result in workers.each(SentRun.of(run, sign), tasks, gpu=gpu, lost=lambda _: LOST):
+                yield shared[number], result
+    with closing(_ahead(run, cases)) as ahead:
+        for case in cases:
+            yield case, run.outcome(case, digests[case.name], next(ahead))
+
+
+def _ahead(run: CaseRun, cases: Sequence[InputCase]) -> Generator[ReadCase | Exception | None, None, None]:
     """Give what is read of each case; the next is read while the network works on this one."""
-
-    def read(case: InputCase) -> ReadCase | Exception | None:
-        try:
-            return None if case.kind == "slide" else reader(case)
-        except Exception as error:  # handed over, to be told when its turn comes
-            return error
-
     with ThreadPoolExecutor(1) as pool:
-        waiting = [pool.submit(read, case) for case in cases[:1]]
+        waiting = [pool.submit(run.read, case) for case in cases[:1]]
         for following in [*cases[1:], None]:
             current = waiting.pop().result()
             if following is not None:
-                waiting.append(pool.submit(read, following))
+                waiting.append(pool.submit(run.read, following))
             yield current
-
-
-def _segment_case(run: _Run, case: InputCase, read: ReadCase | Exception | None) -> dict[str, Any]:
-    """Segment a case, write its results, and give its record."""
-    if isinstance(read, Exception):
-        raise read
-    if read is None:
-        return _segment_slide(run, case)
-    classes: list[str] = run.trained.header["classes"]
-    size = size_of(read.item["image"])
-    runner = run.runner(read.present)
-    result, notes = runner(read.item)
-    row = prediction_row(case.name, result, classes, run.out, read.replaced)
-    mask = torch.as_tensor(result["pred"])
-    row |= {f"{name}_present": int((mask == number).any()) for number, name in enumerate(classes, start=1)}
-    if case.kind == "dicom":
-        written, told = _segmentation(run, case, result)
-        row["segmentation"] = written
-        notes += told
-    drawn = render_overlay(result["image"], mask[0].cpu(), classes, list(read.present), network=runner.network)
-    row["overlay"] = _write_overlay(run.out, case.name, drawn)
-    return {"row": row, "notes": [*read.notes, *notes], "size": size, "overlay": row["overlay"]}
-
-
-def _segment_slide(run: _Run, case: InputCase) -> dict[str, Any]:
-    own = {key: value for key, value in run.settings.items() if key != "output_dir"}
-    folders = {"results": run.out / "slides" / case_file_name(case.name), "out": run.out, "work": run.work}
-    row, drawn, notes, size = segment_slide_case(case, run.bundle, own, run.trained.header, folders)
-    row["overlay"] = _write_overlay(run.out, case.name, drawn)
-    return {"row": row, "notes": notes, "size": size, "overlay": row["overlay"]}
-
-
-def _write_overlay(out: Path, name: str, drawn: bytes) -> str:
-    path = make_directory(out / "overlays") / f"{case_file_name(name)}.png"
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(drawn)
-    return path.relative_to(out).as_posix()
-
-
-def _segmentation(run: _Run, case: InputCase, result: Mapping[Any, Any]) -> tuple[str, list[str]]:
-    """Write the DICOM segmentation beside the NIfTI mask; give its path, and why there is none."""
-    if not has_highdicom():
-        return "", []
-    stored, affine = as_stored(result["pred"], result["image"])
-    path = run.out / "segmentations" / f"{case_file_name(case.name)}.dcm"
-    files = next(iter(case.files.values()))
-    values = np.asarray(torch.as_tensor(stored).cpu())[0].astype(np.uint8)
-    try:
-        write_dicom_segmentation(
-            path,
-            values,
-            np.asarray(affine),
-            files,
-            run.trained.header["classes"],
-            algorithm=run.bundle.name,
-            codes=run.bundle.metadata.get("segment_codes"),
-        )
-    except WriteError:
-        raise
-    except DataError as error:
-        return "", [run.names.clean(str(error)).rstrip(".")]
-    return path.relative_to(run.out).as_posix(), []
 
 
 def _write_optional(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -362,11 +290,6 @@ def _write_optional(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         write_predictions(path, rows)
     else:
         path.unlink(missing_ok=True)
-
-
-def _sentence(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
 
 
 def _unnamed(sentence: str) -> str:

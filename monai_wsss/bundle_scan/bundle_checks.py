@@ -117,6 +117,7 @@ def check_bundle(path: str | os.PathLike[str]) -> list[str]:
 
 
 scan_bundle = check_bundle
+"""Another name of :func:`check_bundle`."""
 
 
 def metadata_schema() -> dict[str, Any]:

@@ -117,6 +117,7 @@ class Argument:
         parameter: name of the parameter, for :attr:`name`; empty takes the name from the flag.
         only: words of the chooser whose functions have the parameter; empty means all functions.
         other_defaults: beginning of a word of the chooser -> default of its function, where functions differ.
+        alone: the value where the flag is given without one; None asks for one.
     """
 
     flag: str
@@ -128,6 +129,7 @@ class Argument:
     parameter: str = ""
     only: tuple[str, ...] = ()
     other_defaults: Mapping[str, Any] = field(default_factory=dict)
+    alone: str | None = None
 
     @property
     def name(self) -> str:
@@ -152,6 +154,8 @@ class Argument:
             del options["dest"]
         elif self.default is REQUIRED:
             options["required"] = True
+        if self.alone is not None:
+            options |= {"nargs": "?", "const": self.alone}
         return {**options, "type": self.kind or str}
 
 
@@ -174,6 +178,8 @@ class Command:
         arguments: the arguments; required ones in the order of the function.
         functions: word -> dotted path, for a command with several functions.
         chooser: for a command with several functions, the argument that takes one of the words.
+        other_form: a word of ``functions`` that no value of the chooser means: it is meant where one of the arguments
+            that only its function has is given, and the chooser is not.
     """
 
     name: str
@@ -183,3 +189,4 @@ class Command:
     function: str = ""
     functions: Mapping[str, str] = field(default_factory=dict)
     chooser: Argument | None = None
+    other_form: str = ""

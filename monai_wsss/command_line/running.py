@@ -37,6 +37,13 @@ RUNNING = (
             ),
             _SET,
             Argument("--list-sources", "write sources.csv, which joins cases to files and may name patients", False),
+            Argument(
+                "--ray",
+                "spread cases, and bands of slides, over processes by Ray: of this machine, or of the cluster at "
+                "ADDRESS (auto, host:port)",
+                metavar="ADDRESS",
+                alone="local",
+            ),
         ),
     ),
     Command(

@@ -43,6 +43,8 @@ _TABLES = {
     "gland-pyramid": "make_gland_pyramid",
     "levers": "make_lever_table",
 }
+_METHODS = ("cam", "gradcam++", "seam", "cmer", "gland", "afa", "bmp", "cosa", "coingan", "full")
+_OTHER_FORM = "methods"
 _GLAND_TABLES = tuple(name for name in _TABLES if name.startswith("gland"))
 _REFINED_TABLES = ("encoder", "levers")
 _ENCODER_TABLES = ("encoder", "levers", "decisions")
@@ -79,13 +81,40 @@ COMMANDS = (
     ),
     Command(
         "benchmark",
-        "train and measure: plain CAM, or the tables and figures of a paper, over seeds, beside full supervision",
-        "monai-wsss benchmark --data prepared --out table --table cmer --seeds 0,1,2",
-        functions={name: f"monai_wsss.benchmark.{table}" for name, table in _TABLES.items()},
+        "compare methods on an equal footing, or make the tables and figures of a paper, over seeds, beside full "
+        "supervision",
+        "monai-wsss benchmark --data prepared --out bench --methods cam,cosa,full --encoders small --budget 20m\n"
+        "  monai-wsss benchmark --data prepared --out table --table cmer --seeds 0,1,2",
+        functions={
+            **{name: f"monai_wsss.benchmark.{table}" for name, table in _TABLES.items()},
+            _OTHER_FORM: "monai_wsss.benchmark.make_method_benchmark",
+        },
         chooser=Argument("--table", "the table or figure", "cam", choices=tuple(_TABLES)),
+        other_form=_OTHER_FORM,
         arguments=(
             Argument("--data", "a prepared folder of slices", REQUIRED, datalist_in, "DIR", parameter="datalist"),
             Argument("--out", "weights, rows and the table; a killed run goes on there", REQUIRED, Path, "DIR"),
+            Argument(
+                "--methods",
+                f"instead of --table: methods to compare, of {', '.join(_METHODS)}",
+                ("cam", "full"),
+                names,
+                only=(_OTHER_FORM,),
+            ),
+            Argument("--encoders", "their encoders, of small, efficientnet", ("small",), names, only=(_OTHER_FORM,)),
+            Argument(
+                "--budget",
+                "of each training of --methods: a time such as 20m, or 8-epochs, or 300-steps",
+                "300-steps",
+                only=(_OTHER_FORM,),
+            ),
+            Argument(
+                "--processes",
+                "--methods: so many trainings at once, each with one thread",
+                1,
+                int,
+                only=(_OTHER_FORM,),
+            ),
             Argument(
                 "--epochs",
                 "epochs of every training",
@@ -141,7 +170,12 @@ COMMANDS = (
                 choices=("par", "crf"),
                 only=_REFINED_TABLES,
             ),
-            Argument("--side", "encoder tables: side of slices and patches in pixels", kind=int, only=_ENCODER_TABLES),
+            Argument(
+                "--side",
+                "encoder tables, --methods: side of slices and patches in pixels",
+                kind=int,
+                only=(*_ENCODER_TABLES, _OTHER_FORM),
+            ),
             Argument(
                 "--colors",
                 "encoder tables: colors of tiles",

@@ -176,14 +176,14 @@ def takes_arguments_of(*others: Callable[..., Any] | str) -> Callable[[Builder],
         >>> @takes_arguments_of(round)
         ... def build(**words):
         ...     return round(**words)
-        >>> sorted(build.words)
+        >>> sorted(build.taken_words)
         ['ndigits', 'number']
     """
 
     def mark(builder: Builder) -> Builder:
         named = {one for one in others if isinstance(one, str)}
         of_others = {name for one in others if callable(one) for name in _named(one)}
-        builder.words = named | of_others  # type: ignore[attr-defined]
+        builder.taken_words = named | of_others  # type: ignore[attr-defined]
         return builder
 
     return mark
@@ -294,7 +294,7 @@ def _words_of(target: str) -> set[str] | None:
         return None
     words = _named(callable_) | ConfigComponent.non_arg_keys
     if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters):
-        more = getattr(callable_, "words", None)
+        more = getattr(callable_, "taken_words", None)
         return None if more is None else words | set(more)
     return words
 

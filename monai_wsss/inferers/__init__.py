@@ -4,6 +4,7 @@
 """How a network meets a whole image, volume or slide: score maps out, and what is written of them to disk."""
 
 from monai_wsss._doors import open_doors
+from monai_wsss._spread import over_ray
 from monai_wsss.inferers.conversion import AddConversiond
 from monai_wsss.inferers.gradient_cam import GradientCAMInferer
 from monai_wsss.inferers.multi_scale import multi_scale_branches
@@ -31,6 +32,7 @@ __all__ = [
     "VolumeInferer",
     "multi_scale_branches",
     "multi_view_maps",
+    "over_ray",
     "score_pseudo_masks",
     "segment_slide",
 ]

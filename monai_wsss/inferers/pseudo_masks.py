@@ -22,11 +22,13 @@ not grow with the image.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,8 @@ from monai_wsss._files import case_file_name, file_sha256, load_tensors, make_di
 from monai_wsss._labels import IGNORED
 from monai_wsss._pictures import ROWS_COLUMNS, XY, as_stored, has_geometry, order_of
 from monai_wsss._processes import is_distributed, is_main_process
-from monai_wsss.cams import normalize_maps
+from monai_wsss._spread import check_shared, current_workers, over_ray, shared_folder
+from monai_wsss.inferers.patch_merging import merge_patches
 from monai_wsss.refinement import ClassMapRefinement, DenseCRF, MaskRule, PixelAdaptiveRefinement, decide_within
 from monai_wsss.transforms import write_mask
 
@@ -126,9 +129,23 @@ class PseudoMaskWriter:
         if scores == "cam" and self.refinement is not None and isinstance(self.refinement.part, DenseCRF):
             raise ValueError("Expected scores='signed' with a CRF as `refine`: probabilities have no zero level.")
 
+    def run(self, ray: str | None = None) -> Path:
+        """Write what is missing and give the path of the manifest; several processes share the images.
+
+        Args:
+            ray: see :func:`~monai_wsss.inferers.over_ray`; None: those around this call, if any.
+
+        Raises:
+            DataError: see the class; Ray or a worker's disk is not there.
+            ValueError: Ray in a distributed run.
+        """
+        if is_distributed() and (ray is not None or current_workers() is not None):
+            raise ValueError("Expected no `ray` in a distributed run, whose processes share the images already.")
+        with over_ray(ray):
+            return self._run()
+
     @torch.no_grad()
-    def run(self) -> Path:
-        """Write what is missing and give the path of the manifest; several processes share the images."""
+    def _run(self) -> Path:
         if not self.items:
             raise DataError("There is no case to make a pseudo-mask of: choose another split.")
         if unknown := [item["id"] for item in self.items if "label" not in item]:
@@ -158,11 +175,32 @@ class PseudoMaskWriter:
         if len(missing) < len(groups):
             logger.info("%d of %d images have their pseudo-masks already.", len(groups) - len(missing), len(groups))
         with tqdm(total=len(missing), desc="pseudo-masks", disable=None) as bar:
-            for together in _batches(missing, self.batch_size):
-                for item, mask, affine in self._masks_of(together):
-                    write_mask(self._path(item, affine), mask, affine, source=getattr(item["image"], "meta", None))
-                bar.update(len(together))
+            batches = list(_batches(missing, self.batch_size))
+            for number in self._written(batches):
+                bar.update(len(batches[number]))
         self.network.train(was_training)
+
+    def _written(self, batches: Sequence[Sequence[Sequence[Item]]]) -> Iterator[int]:
+        """Write batches, here or by workers, and yield the number of each; batches are the same for both."""
+        workers = current_workers()
+        if workers is None:
+            for number, together in enumerate(batches):
+                self._write(together)
+                yield number
+            return
+        kept = {id(part): part for part in (self.items, self.transform)}
+        sent = copy.deepcopy(self, kept)
+        sent.items = ()
+        sent.network.cpu()
+        with shared_folder(self.output_dir) as sign:
+            for number, _ in workers.each(_SentWriter(sent, sign), batches, gpu=self._device.type == "cuda"):
+                yield number
+
+    @torch.no_grad()
+    def _write(self, together: Sequence[Sequence[Item]]) -> None:
+        """Write the pseudo-masks of some images, each with all of its patches."""
+        for item, mask, affine in self._masks_of(together):
+            write_mask(self._path(item, affine), mask, affine, source=getattr(item["image"], "meta", None))
 
     def _settings(self) -> dict[str, Any]:
         """Give what the pseudo-masks depend on, besides the images."""
@@ -297,67 +335,29 @@ class PseudoMaskWriter:
         return (_plain(item["picture"]) > 255 * self.white).all(dim=0, keepdim=True)
 
 
+@dataclass(frozen=True)
+class _SentWriter:
+    """A writer in another process.
+
+    Attributes:
+        writer: without its items.
+        sign: see :func:`~monai_wsss._spread.shared_folder`.
+    """
+
+    writer: PseudoMaskWriter
+    sign: Path
+
+    def __call__(self, device: str) -> Callable[[Sequence[Sequence[Item]]], None]:
+        """Move the network; give the function that writes the pseudo-masks of some images."""
+        check_shared(self.sign, f"the folder {self.writer.output_dir}")
+        self.writer.network.to(device).eval()
+        return self.writer._write
+
+
 def _first_pixel(item: Item, spatial_dims: int) -> Sequence[int]:
     """Give the first pixel of a patch in its image, along the axes of the patch as it was read."""
     origin = item.get("origin", (0,) * spatial_dims)
     return origin[::-1] if order_of(item["image"]) == ROWS_COLUMNS else origin
-
-
-def merge_patches(
-    maps: Sequence[torch.Tensor],
-    labels: Sequence[torch.Tensor],
-    origins: Sequence[Sequence[int]],
-    *,
-    label_filter: str = "neighbors",
-    scores: str = "signed",
-) -> list[torch.Tensor]:
-    """Merge overlapping patches of one image into pseudo-masks: averaged scores, filtered by tags, argmax.
-
-    Args:
-        maps: signed scores of each patch (K, *s).
-        labels: the tags of each patch (K,), 0/1.
-        origins: the first pixel of each patch in the image, one number per axis of the maps, in their order.
-        label_filter: ``neighbors``: a pixel may only have classes that all patches over it are tagged with;
-            ``patch``: it may have those of the patch itself; ``none``: it may have any.
-        scores: ``signed``, the maps themselves, or ``cam``, see :class:`PseudoMaskWriter`.
-
-    Returns:
-        uint8 masks (1, *s), 1..K; 255 where tags contradict each other.
-
-    Example:
-        >>> maps = [torch.tensor([[[1.0, 1.0]], [[0.0, 0.0]]]), torch.tensor([[[0.0, 0.0]], [[3.0, 3.0]]])]
-        >>> masks = merge_patches(maps, [torch.tensor([1, 1]), torch.tensor([1, 1])], [(0, 0), (0, 1)])
-        >>> [mask.tolist() for mask in masks]
-        [[[[1, 2]]], [[[2, 2]]]]
-    """
-    windows = [
-        tuple(slice(start, start + side) for start, side in zip(origin, patch.shape[1:], strict=True))
-        for origin, patch in zip(origins, maps, strict=True)
-    ]
-    size = [max(window[axis].stop for window in windows) for axis in range(maps[0].ndim - 1)]
-    classes = maps[0].shape[0]
-
-    def by_class(label: torch.Tensor) -> torch.Tensor:
-        return (label > 0).reshape(-1, *[1] * len(size))
-
-    total, cams, count = torch.zeros(classes, *size), torch.zeros(classes, *size), torch.zeros(size)
-    allowed = torch.ones(classes, *size, dtype=torch.bool)
-    for patch, label, window in zip(maps, labels, windows, strict=True):
-        total[:, *window] += patch
-        if scores == "cam":
-            cams[:, *window] += normalize_maps(patch[None], "max")[0]
-        count[window] += 1
-        if label_filter == "neighbors":
-            allowed[:, *window] &= by_class(label)
-    signed, cams = total / count.clamp_min(1), cams / count.clamp_min(1)
-    masks = []
-    for label, window in zip(labels, windows, strict=True):
-        may = allowed[:, *window] & (by_class(label) if label_filter == "patch" else True)
-        competing = signed[:, *window].masked_fill(~may, -torch.inf)
-        cam = cams[:, *window].masked_fill(~may, 0.0)
-        winner = torch.where(cam.amax(dim=0) > 0, cam.argmax(dim=0), competing.argmax(dim=0))[None] + 1
-        masks.append(torch.where(may.any(dim=0, keepdim=True), winner, IGNORED).to(torch.uint8))
-    return masks
 
 
 def _batches(groups: Sequence[Sequence[Item]], size: int) -> Iterator[list[Sequence[Item]]]:

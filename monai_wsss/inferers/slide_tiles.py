@@ -198,12 +198,17 @@ class TileGrid:
         )
         return down[:, None] * across
 
-    def steps(self, tissue: TissueMap, batch_size: int, done: int = 0) -> Iterator[TileStep]:
-        """Yield everything to do after the first ``done`` bands, in order; tiles without tissue are left out."""
+    def steps(self, tissue: TissueMap, batch_size: int, done: int = 0, end: int | None = None) -> Iterator[TileStep]:
+        """Yield everything to do for the bands from ``done`` to before ``end``, in order, None for all that are left.
+
+        Tiles without tissue are left out.
+        """
         for strip in range(done // len(self.tops), len(self.strips)):
             first = max(done - strip * len(self.tops), 0)
             needed = [row for row, top in enumerate(self.tops) if top + self.tile > self.tops[first]]
             for row in needed:
+                if end is not None and strip * len(self.tops) + row >= end:
+                    return
                 lefts = self._with_tissue(tissue, strip, row)
                 for start in range(0, max(len(lefts), 1), batch_size):
                     yield TileStep(

@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,7 @@ class SlideScratch:
         resume: take over what a run of the same digest left.
 
     Attributes:
-        done: bands that are written.
+        done: bands that are written, from the first on.
 
     Raises:
         DataError: the folder cannot be written.
@@ -81,6 +81,7 @@ class SlideScratch:
         self.folder, self.size, self.digest = folder, size, digest
         self._mask, self._state = folder / "mask.raw", folder / "state.json"
         self.done = self._found() if resume else 0
+        self._written: set[int] = set()
         if self.done:
             return
         shutil.rmtree(folder, ignore_errors=True)
@@ -115,9 +116,19 @@ class SlideScratch:
             file.flush()
             os.fsync(file.fileno())
 
-    def finish_band(self) -> None:
-        """Note that one more band is on disk."""
-        self.done += 1
+    def write_band(self, parts: Sequence[tuple[int, int, np.ndarray]], number: int) -> None:
+        """Write the parts of a band, each with its first row and column.
+
+        A band whose predecessors are not all there is written, and counted when they are.
+        """
+        for top, left, values in parts:
+            self.write(top, left, values)
+        self._written.add(number)
+        if number != self.done:
+            return
+        while self.done in self._written:
+            self._written.remove(self.done)
+            self.done += 1
         write_json(self._state, {"digest": self.digest, "bands": self.done})
 
     def part(self, rows: slice, columns: slice) -> np.ndarray:

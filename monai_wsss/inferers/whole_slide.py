@@ -3,7 +3,7 @@
 """A network over a whole slide: tiles over tissue in, a pyramidal mask out, whatever the slide's size.
 
     slide ── thumbnail → tissue (slide_tissue) → tiles over it (slide_tiles)
-      └── tiles at the chosen resolution (slide_reading) → network → blended scores, band by band
+      └── tiles at the chosen resolution (slide_reading) → network → blended scores, band by band (slide_bands)
             └── mask rule → bands on disk → pyramidal TIFF, overlay, record (slide_writing)
 
 Only what a pixel's own scores decide can be decided band by band. So the rules are those of
@@ -19,9 +19,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,8 +30,17 @@ from torch import nn
 from tqdm import tqdm
 
 from monai_wsss._files import make_directory, write_json
-from monai_wsss.inferers.slide_reading import SlideReading, SlideSource, SlideView, check_slide_packages
-from monai_wsss.inferers.slide_tiles import BandBlender, TileGrid, TileLayout, TileStep
+from monai_wsss._spread import current_workers
+from monai_wsss.inferers.slide_bands import (
+    Network,
+    Normalize,
+    SlideBands,
+    SlideWork,
+    bands_of_workers,
+    normalized_tile,
+)
+from monai_wsss.inferers.slide_reading import SlideReading, SlideSource, check_slide_packages
+from monai_wsss.inferers.slide_tiles import TileLayout
 from monai_wsss.inferers.slide_tissue import TissueMap, find_tissue
 from monai_wsss.inferers.slide_writing import SlideScratch, draw_overlay, write_mask_pyramid
 from monai_wsss.refinement import MaskRule
@@ -43,12 +50,8 @@ __all__ = ["SlideResult", "segment_slide"]
 logger = logging.getLogger(__name__)
 
 _RULES = ("argmax", "background", "logit", "fixed", "negative_quantile")
-_COLUMNS = 2048  # decided at once
 _NO_TISSUE = "No tissue was found on the slide: its mask is empty."
 _FORMAT = 2  # of the scratch and of what the numbers mean: raised when either changes
-
-Network = Callable[[torch.Tensor], torch.Tensor]
-Normalize = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,8 @@ def segment_slide(
 
     Writes ``out`` (tiled, deflate-compressed pyramidal TIFF: 0 outside tissue, class + 1 inside, micrometers per pixel
     in its tags), ``<out>_overlay.png`` and ``<out>.json``, each whole or absent. A run that was killed goes on after
-    its last finished band if it is started again; a finished one is not repeated.
+    its last finished band if it is started again; a finished one is not repeated. Inside
+    :func:`~monai_wsss.inferers.over_ray` bands are computed by the processes of a cluster.
 
     Args:
         slide: the file.
@@ -160,9 +164,8 @@ def segment_slide(
             logger.info("%s is finished, with the same settings, weights and slide: nothing to do.", paths[0])
             return found
         scratch = SlideScratch(paths[0].with_name(f".{paths[0].name}.partial"), view.size, digest, resume)
-        tiles = _Tiles(view, layout.tile, reading.axes or "xy", normalize)
-        scorer = _Scorer(network, device, amp, reading.axes or "xy")
-        run = _Run(layout.over(view.size), tiles, scorer, lambda scores: decided_by.mask(scores, given), batch_size)
+        work = SlideWork(Path(slide), reading, layout, network, normalize, decided_by, given, batch_size, amp)
+        run = _Run(work, work.bands(source, device))
         return run(scratch, source.thumbnail(), layout.tissue, paths, {"digest": digest, "settings": settings})
 
 
@@ -231,88 +234,15 @@ def _digest(settings: dict[str, Any], source: SlideSource, network: Network, nor
     if normalize is not None:  # a function has no weights to look at: what it makes of some pixels tells it
         tile = settings["tile"]
         values = torch.arange(3 * tile**2, dtype=torch.int64).mul(2654435761).remainder(251)
-        found.update(_normalized(values.float().reshape(3, tile, tile), normalize).numpy().tobytes())
+        found.update(normalized_tile(values.float().reshape(3, tile, tile), normalize).numpy().tobytes())
     return found.hexdigest()
 
 
-def _normalized(pixels: torch.Tensor, normalize: Normalize | None) -> torch.Tensor:
-    """Give a tile as the network takes it, (C, t, t)."""
-    tile = pixels if normalize is None else torch.as_tensor(normalize(pixels))
-    if tile.ndim != 3 or tile.shape[1:] != pixels.shape[1:]:
-        raise ValueError(
-            f"Expected `normalize` to give (C, h, w) of the tile's size {tuple(pixels.shape[1:])}, got "
-            f"{tuple(tile.shape)}."
-        )
-    return torch.as_tensor(np.asarray(tile), dtype=torch.float32)
-
-
-@dataclass(frozen=True)
-class _Tiles:
-    """Reads the tiles of a step."""
-
-    view: SlideView
-    side: int
-    axes: str
-    normalize: Normalize | None
-
-    def __call__(self, step: TileStep, top: int) -> torch.Tensor | None:
-        """Read (B, C, t, t) float32; None for a step without tiles."""
-        order, tiles = (2, 1, 0) if self.axes == "xy" else (2, 0, 1), []
-        for left in step.lefts:
-            pixels = self.view.region(top, left, self.side, self.side).transpose(order)
-            tiles.append(_normalized(torch.from_numpy(pixels.astype(np.float32)), self.normalize))
-        return torch.stack(tiles) if tiles else None
-
-
-class _Scorer:
-    """Asks the network for the scores of tiles, in eval mode and on its device."""
-
-    def __init__(self, network: Network, device: str | torch.device | None, amp: bool, axes: str) -> None:
-        self.network, self.amp, self.axes = network, amp, axes
-        if device is None:
-            own = next(network.parameters(), None) if isinstance(network, nn.Module) else None
-            device = "cpu" if own is None else own.device
-        self.device = torch.device(device)
-
-    @contextmanager
-    def ready(self) -> Iterator[None]:
-        """Put the network into eval mode on the device; afterwards it has its former mode."""
-        training = self.network.training if isinstance(self.network, nn.Module) else False
-        if isinstance(self.network, nn.Module):
-            self.network.eval().to(self.device)
-        try:
-            yield
-        finally:
-            if isinstance(self.network, nn.Module):
-                self.network.train(training)
-
-    def __call__(self, pixels: torch.Tensor) -> np.ndarray:
-        """Give scores (B, C, t, t) float32, rows first."""
-        kind = torch.float16 if self.device.type == "cuda" else torch.bfloat16
-        with torch.autocast(self.device.type, dtype=kind, enabled=self.amp):
-            scores = self.network(pixels.to(self.device))
-        if not isinstance(scores, torch.Tensor) or scores.ndim != 4 or scores.shape[2:] != pixels.shape[2:]:
-            came = tuple(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
-            raise ValueError(
-                f"Expected the network to give (B, channels, {pixels.shape[2]}, {pixels.shape[3]}), the size of its "
-                f"input, got {came}."
-            )
-        scores = scores.transpose(2, 3) if self.axes == "xy" else scores
-        return scores.float().cpu().numpy()
-
-
 class _Run:
-    """One pass over a slide: reads ahead, asks the network, blends, decides and writes."""
+    """One pass over a slide: computes its bands, here or by workers, and writes."""
 
-    def __init__(
-        self,
-        grid: TileGrid,
-        tiles: _Tiles,
-        scorer: _Scorer,
-        decide: Callable[[torch.Tensor], torch.Tensor],
-        batch_size: int,
-    ) -> None:
-        self.grid, self.tiles, self.scorer, self.decide, self.batch_size = grid, tiles, scorer, decide, batch_size
+    def __init__(self, work: SlideWork, bands: SlideBands) -> None:
+        self.work, self.bands, self.grid = work, bands, bands.grid
 
     def __call__(
         self,
@@ -325,7 +255,7 @@ class _Run:
         start, resumed = time.perf_counter(), scratch.done
         if resumed:
             logger.info("Going on after %d of %d finished bands.", resumed, self.grid.bands)
-        mpp = self.tiles.view.mpp
+        mpp = self.bands.tiles.view.mpp
         tissue = self._tissue(thumbnail, mpp, selection)
         self._segment(scratch, tissue)
         counts = write_mask_pyramid(scratch, paths[0], mpp)
@@ -335,7 +265,7 @@ class _Run:
             **depends_on,
             "mpp": list(mpp),
             "size": list(self.grid.size),
-            "tiles": sum(len(step.lefts) for step in self.grid.steps(tissue, self.batch_size)),
+            "tiles": sum(len(step.lefts) for step in self.grid.steps(tissue, self.work.batch_size)),
             "tissue_share": float(tissue.thumbnail.mean()),
             "class_mm2": [float(area) for area in areas],
             "presence": "not predicted" if depends_on["settings"]["label"] is None else "given",
@@ -360,41 +290,18 @@ class _Run:
 
     def _segment(self, scratch: SlideScratch, tissue: TissueMap) -> None:
         """Segment all bands that are not on disk yet."""
-        total = sum(len(step.lefts) for step in self.grid.steps(tissue, self.batch_size, scratch.done))
-        with tqdm(total=total, desc="tiles", unit="tile", disable=None) as bar, self.scorer.ready(), torch.no_grad():
-            blender: BandBlender | None = None
-            for step, pixels in self._ahead(self.grid.steps(tissue, self.batch_size, scratch.done)):
-                if step.opens or blender is None:
-                    blender = BandBlender(self.grid, step.strip)
-                if pixels is not None:
-                    for left, scores in zip(step.lefts, self.scorer(pixels), strict=True):
-                        blender.add(step.row, left, scores)
-                    bar.update(len(step.lefts))
-                if step.closes:
-                    self._finish(blender, step, scratch, tissue)
-
-    def _ahead(self, steps: Iterator[TileStep]) -> Iterator[tuple[TileStep, torch.Tensor | None]]:
-        """Yield steps with their pixels; the next ones are read while the network works on these."""
-        with ThreadPoolExecutor(1) as pool:
-            waiting = None
-            for step in steps:
-                following = (step, pool.submit(self.tiles, step, self.grid.tops[step.row]))
-                if waiting is not None:
-                    yield waiting[0], waiting[1].result()
-                waiting = following
-            if waiting is not None:
-                yield waiting[0], waiting[1].result()
-
-    def _finish(self, blender: BandBlender, step: TileStep, scratch: SlideScratch, tissue: TissueMap) -> None:
-        """Decide the band of a row of tiles and write it."""
-        top, bottom = self.grid.band(step.row)
-        if step.writes:
-            for first in range(blender.begin, blender.end, _COLUMNS):
-                last = min(first + _COLUMNS, blender.end)
-                inside = tissue.pixels(top, bottom, first, last)
-                scores = blender.finish(step.row, slice(first - blender.begin, last - blender.begin))
-                if scores is not None and inside.any():
-                    mask = self.decide(torch.from_numpy(scores)[None])[0, 0].numpy()
-                    scratch.write(top, first, np.where(inside, mask, np.uint8(0)))
-            scratch.finish_band()
-        blender.advance(step.row)
+        steps = self.grid.steps(tissue, self.work.batch_size, scratch.done)
+        total = sum(len(step.lefts) for step in steps if step.writes)
+        workers = current_workers()
+        with tqdm(total=total, desc="tiles", unit="tile", disable=None) as bar:
+            if workers is not None:
+                for first, tiles, found in bands_of_workers(workers, self.work, self.bands, tissue, scratch.done):
+                    for number, parts in enumerate(found, start=first):
+                        scratch.write_band(parts, number)
+                    bar.update(tiles)
+                return
+            with self.bands.scorer.ready():
+                for tiles, finished in self.bands.over(tissue, scratch.done, self.grid.bands):
+                    bar.update(tiles)
+                    if finished is not None:
+                        scratch.write_band(finished, scratch.done)

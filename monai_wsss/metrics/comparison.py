@@ -2,6 +2,8 @@
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 """Means, standard deviations and two-sample t-tests over runs: do two methods differ by more than their seeds do?
 
+:func:`paired_test` compares two methods over the same subjects instead of over runs.
+
     t = (m_a - m_b) / s,   p = P(|T_df| >= |t|),   v = variance / n of a sample
 
     Welch:    s^2 = v_a + v_b,                                     df = s^4 / (v_a^2 / (n_a - 1) + v_b^2 / (n_b - 1))
@@ -22,7 +24,12 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import ttest_ind_from_stats
 
-__all__ = ["WelchTest", "welch_t_test"]
+__all__ = ["LEAST_PAIRS", "WelchTest", "paired_test", "welch_t_test"]
+
+LEAST_PAIRS = 6
+"""Pairs from which on a test says anything: of five, no two-sided p is below 0.06."""
+_ALL_SIGNS = 14  # pairs up to which every choice of signs is tried
+_DRAWN = 20_000
 
 
 class WelchTest(NamedTuple):
@@ -96,6 +103,46 @@ def welch_t_test(a: Sequence[float], b: Sequence[float]) -> WelchTest:
         sds=sds,
         sizes=sizes,
     )
+
+
+def paired_test(a: Sequence[float], b: Sequence[float], *, seed: int = 0) -> float | None:
+    """Compare a metric of two methods over the same subjects, by the signs of their differences.
+
+    If the methods were alike, each difference a_i - b_i might as well have the other sign.  p is the share of all
+    choices of signs whose mean difference is at least as large as the one that was found, in either direction.  Up to
+    14 pairs every choice is tried, above that 20,000 random ones.
+
+    Args:
+        a: one finite value per subject of the first method.
+        b: those of the second method, of the same subjects in the same order.
+        seed: seed of the random choices.
+
+    Returns:
+        The two-sided p; None for fewer than six subjects, of which no test can say anything.
+
+    Raises:
+        ValueError: not as many values of both methods, or one that is not finite.
+
+    Example:
+        >>> paired_test([0.9, 0.8, 0.7, 0.9, 0.8, 0.7], [0.5, 0.6, 0.4, 0.7, 0.6, 0.6])
+        0.03125
+        >>> paired_test([0.9, 0.8], [0.5, 0.6]) is None
+        True
+    """
+    if len(a) != len(b):
+        raise ValueError(f"Expected `a` and `b` of the same subjects, got {len(a)} and {len(b)} values.")
+    differences = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
+    if not np.isfinite(differences).all():
+        raise ValueError("Expected finite values in `a` and `b`: leave out subjects without a result.")
+    if len(differences) < LEAST_PAIRS:
+        return None
+    found = abs(differences.sum()) - 1e-12 * np.abs(differences).sum()  # sums that are equal may round otherwise
+    if len(differences) <= _ALL_SIGNS:
+        numbers = np.arange(2 ** len(differences))[:, None]
+        signs = 1 - 2 * (numbers >> np.arange(len(differences)) & 1)
+        return float(np.mean(np.abs(signs @ differences) >= found))
+    signs = np.random.default_rng(seed).choice([-1, 1], size=(_DRAWN, len(differences)))
+    return float((1 + np.count_nonzero(np.abs(signs @ differences) >= found)) / (1 + _DRAWN))
 
 
 def _welch_freedom(sds: Sequence[float], sizes: Sequence[int]) -> float:

@@ -23,6 +23,7 @@ from monai_wsss.refinement import MaskRule
 __all__ = ["POOLINGS", "ActivationNetwork"]
 
 POOLINGS = ("average", "max", "topk", "lse")
+"""How image-level logits follow from maps, by name."""
 _LEVELS = ("negative_reference", "negative_quantile")
 
 

@@ -8,6 +8,7 @@ others, and the mask of a large study may come out empty.  Slice by slice, each 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Hashable, Mapping
 from typing import Any
 
@@ -48,6 +49,9 @@ class ToMaskBySliced(ToMaskd):
         >>> ToMaskBySliced("pred", CAMUNet(width=4), by_slice=False)({"pred": volume})["pred"].sum().item()
         0
     """
+
+    taken_words = frozenset(inspect.signature(ToMaskd).parameters)
+    """What ``**words`` takes, so that overrides are checked before anything is built."""
 
     def __init__(
         self, keys: KeysCollection, network: nn.Module | None = None, by_slice: bool | str = True, **words: Any

@@ -37,6 +37,7 @@ __all__ = [
 ]
 
 SPATIAL_KINDS = ("flip", "rotate", "scale", "translate")
+"""The kinds of movement, by name."""
 
 
 @dataclass(frozen=True)

@@ -192,6 +192,8 @@ def test_pictures_of_an_own_training_are_normalized_as_the_bundle_does(tmp_path,
     assert [name for name in result.rows[0] if name.startswith("oedema")] != []
     assert "normalized by itself" not in result.report.read_text(encoding="utf-8")
     assert "your own data" in result.report.read_text(encoding="utf-8")
+    alone = predict_masks(folder, bundle.name, tmp_path / "alone", weights=run, device="cpu")
+    assert "normalized by itself" in alone.report.read_text(encoding="utf-8"), "no folder names a subject"
     with pytest.raises(DataError, match=f"was trained by the bundle {bundle.name}"):
         predict_masks(folder, CAM, tmp_path / "wrong", weights=run)
     with pytest.raises(DataError, match="No weights at"):

@@ -118,7 +118,8 @@ def test_a_segmentation_lies_on_the_source_voxels(dicom, brains, tmp_path, direc
 
 
 def test_without_highdicom_there_is_nifti_alone_and_it_is_said(dicom, brains, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("monai_wsss.bundle_run.prediction.has_highdicom", lambda: False)
+    for module in ("prediction", "case_run"):
+        monkeypatch.setattr(f"monai_wsss.bundle_run.{module}.has_highdicom", lambda: False)
     write_study(dicom, brains, tmp_path / "in", depth=3)
     with caplog.at_level(logging.INFO):
         result = predict_masks(tmp_path / "in", CAM, tmp_path / "out", device="cpu")

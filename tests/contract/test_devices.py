@@ -72,6 +72,7 @@ WRITERS = {
     "SlideReading": "a value: what is read from a file",
     "SlideResult": "a value: names files",
     "TileLayout": "a value: where the tiles of a file are",
+    "over_ray": "starts processes",
     "score_pseudo_masks": "reads files",
     "segment_slide": "reads a file and writes others",
 }

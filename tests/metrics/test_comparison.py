@@ -15,7 +15,7 @@ from monai.metrics import ConfusionMatrixMetric, MeanIoU
 from scipy.stats import ttest_ind
 
 from monai_wsss.metrics import CaseTable
-from monai_wsss.metrics.comparison import welch_t_test
+from monai_wsss.metrics.comparison import paired_test, welch_t_test
 
 SCORES = st.lists(st.floats(0, 1), min_size=2, max_size=8)
 
@@ -143,3 +143,32 @@ def test_a_class_that_no_reference_holds_does_not_enter():
     assert got["miou_pooled"] == pytest.approx(2 / 3)
     assert got["dice_macro_pooled"] == pytest.approx(4 / 5)
     assert "f1" not in got
+
+
+def test_paired_test_counts_all_signs_of_few_subjects():
+    a, b = [0.9, 0.8, 0.7, 0.9, 0.8, 0.7], [0.5, 0.6, 0.4, 0.7, 0.6, 0.6]
+    assert paired_test(a, b) == paired_test(b, a) == 2 / 2**6
+    assert paired_test(a, a) == 1.0
+    assert paired_test(a[:5], b[:5]) is None
+    # Their sum is 0 but for rounding, and so is that of other signs.
+    thirds = [0.1, 0.2, -0.3, 0.1, 0.2, -0.3]
+    assert paired_test(thirds, [0.0] * 6) == 1.0
+
+
+def test_paired_test_of_many_subjects_agrees_with_all_signs():
+    generator = np.random.default_rng(0)
+    a = generator.normal(size=15)
+    b = a + generator.normal(0.3, 1, size=15)
+    numbers = np.arange(2**15)[:, None]
+    signs = 1 - 2 * (numbers >> np.arange(15) & 1)
+    exact = np.mean(np.abs(signs @ (a - b)) >= abs((a - b).sum()) - 1e-12)
+    drawn = paired_test(a.tolist(), b.tolist())
+    assert drawn == paired_test(a.tolist(), b.tolist())
+    assert abs(drawn - exact) < 0.015
+
+
+def test_paired_test_refuses_what_does_not_fit():
+    with pytest.raises(ValueError, match="of the same subjects, got 6 and 7"):
+        paired_test([0.5] * 6, [0.5] * 7)
+    with pytest.raises(ValueError, match="finite"):
+        paired_test([0.5] * 5 + [float("nan")], [0.5] * 6)

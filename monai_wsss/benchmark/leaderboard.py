@@ -1,0 +1,209 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""The leaderboard of methods as Markdown: intervals and paired tests by subject, ratios, costs, and what failed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from monai_wsss.benchmark.formatting import values_of
+from monai_wsss.benchmark.method_recipes import Pair
+from monai_wsss.benchmark.rows import Row
+from monai_wsss.metrics.bootstrap import bootstrap_interval, bootstrap_weights, subject_mean_estimate
+from monai_wsss.metrics.comparison import LEAST_PAIRS, paired_test
+
+__all__ = ["Outcome", "Standing", "format_leaderboard", "standings"]
+
+_SAMPLES = 1000
+_NOTHING = "–"
+_HEADS = (
+    "method", "encoder", "seeds", "Dice per subject [95 %]", "of full supervision", "p against cam", "Dice pooled",
+    "healthy clean", "image AUROC", "steps", "minutes", "memory, MB", "parameters",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one method, encoder and seed.
+
+    Attributes:
+        pair: method and encoder.
+        seed: of the training; None for a pair that has no meaning.
+        row: what was measured; None where nothing was.
+        reason: why nothing was.
+        state: ``"measured"``, ``"failed"`` or ``"refused"``.
+    """
+
+    pair: Pair
+    seed: int | None
+    row: Row | None = None
+    reason: str = ""
+
+    @property
+    def state(self) -> str:
+        """Name what became of it."""
+        if self.row is not None:
+            return "measured"
+        return "refused" if self.seed is None else "failed"
+
+    def to_json(self) -> dict[str, Any]:
+        """Give it as JSON-able content."""
+        return {
+            "method": self.pair.method,
+            "encoder": self.pair.encoder,
+            "seed": self.seed,
+            "state": self.state,
+            "reason": self.reason,
+            "row": None if self.row is None else self.row.to_json(),
+        }
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A line of the leaderboard: one pair over all its seeds.
+
+    Attributes:
+        pair: method and encoder.
+        rows: of the seeds that were measured.
+        value: what the leaderboard is sorted by; None where it is unknown.
+        interval: its 95 % interval over the subjects; None where it is unknown.
+        ratio: the value divided by that of full supervision; None without it.
+        p: of the paired test against plain CAM with the same encoder; None without it, or for too few subjects.
+    """
+
+    pair: Pair
+    rows: Sequence[Row]
+    value: float | None = None
+    interval: tuple[float, float] | None = None
+    ratio: float | None = None
+    p: float | None = None
+
+
+def standings(outcomes: Sequence[Outcome], metric: str) -> list[Standing]:
+    """Give the lines of the leaderboard, the best first; those without a result come last, in their order.
+
+    Subjects are averaged over the seeds before they are compared or resampled, so that a seed is no subject.
+
+    Args:
+        outcomes: of all pairs and seeds.
+        metric: ``"dice_subject"``, or ``"image_auroc"`` where no masks are known.
+    """
+    by_pair: dict[Pair, list[Row]] = {}
+    for outcome in outcomes:
+        by_pair.setdefault(outcome.pair, []).extend([] if outcome.row is None else [outcome.row])
+    values = {pair: _mean(values_of(rows, metric)) for pair, rows in by_pair.items()}
+    lines = []
+    for pair, rows in by_pair.items():
+        full = _partner("full", pair, values)
+        cam = _partner("cam", pair, values)
+        value, bound = values[pair], None if full is None else values[full]
+        ratio = value / bound if metric == "dice_subject" and value is not None and bound else None
+        tested = cam is not None and cam != pair
+        p = _tested(rows, by_pair[cam]) if tested and cam is not None else None
+        lines.append(Standing(pair, rows, value, _interval(rows, metric), ratio, p))
+    return sorted(lines, key=lambda line: -np.inf if line.value is None else line.value, reverse=True)
+
+
+def _partner(method: str, pair: Pair, values: Mapping[Pair, float | None]) -> Pair | None:
+    """Give the pair of another method with the same encoder, else the best of that method."""
+    known = {one: value for one, value in values.items() if one.method == method and value is not None}
+    same = [one for one in known if one.encoder == pair.encoder]
+    return same[0] if same else max(known, key=lambda one: known[one], default=None)
+
+
+def _by_subject(rows: Sequence[Row]) -> np.ndarray:
+    """Give the Dice of each subject, (S,), mean over the seeds, NaN without a finding; empty where it is unknown."""
+    lists = [row.metrics.get("dice_subject", {}).get("subjects") for row in rows]
+    if not lists or any(one is None for one in lists):
+        return np.empty(0)
+    return np.array(lists, dtype=np.float64).mean(axis=0)
+
+
+def _interval(rows: Sequence[Row], metric: str) -> tuple[float, float] | None:
+    if metric != "dice_subject":
+        # Image-level scores are not kept by subject: that of a single seed was measured, several have none.
+        found = [row.metrics[metric]["ci95"] for row in rows if metric in row.metrics]
+        return (found[0][0], found[0][1]) if len(found) == 1 else None
+    values = _by_subject(rows)
+    if not values.size:
+        return None
+    interval = bootstrap_interval(
+        subject_mean_estimate(values), bootstrap_weights(len(values), samples=_SAMPLES, seed=0)
+    )
+    return None if interval is None else (interval.low, interval.high)
+
+
+def _tested(rows: Sequence[Row], others: Sequence[Row]) -> float | None:
+    own, other = _by_subject(rows), _by_subject(others)
+    if own.shape != other.shape:
+        return None
+    known = ~(np.isnan(own) | np.isnan(other))
+    return paired_test(own[known].tolist(), other[known].tolist())
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None
+
+
+def format_leaderboard(outcomes: Sequence[Outcome], metric: str, title: str) -> str:
+    """Format the leaderboard as Markdown, and below it what was refused or failed, each with its reason.
+
+    Args:
+        outcomes: of all pairs and seeds.
+        metric: what it is sorted by, see :func:`standings`.
+        title: stands above it.
+    """
+    lines = [f"**{title}**", "", f"| {' | '.join(_HEADS)} |", "|---" * len(_HEADS) + "|"]
+    found = standings(outcomes, metric)
+    lines += [f"| {' | '.join(_cells(line, metric))} |" for line in found]
+    by = "Dice per subject" if metric == "dice_subject" else "image AUROC, which needs no mask"
+    lines += ["", f"Sorted by {by}. Weights are those of the last step: no mask chose anything."]
+    lines += [
+        "Intervals and p are by subject, each subject averaged over the seeds; p is that of all signs of the "
+        f"differences to cam with the same encoder, one test per row, and there is none below {LEAST_PAIRS} subjects. "
+        "A generator of its own is held against the best encoder of cam and of full supervision."
+    ]
+    learned = sorted({line.pair.name for line in found if any(row.reads_masks for row in line.rows)})
+    lines += [f"Read masks in training: {'; '.join(learned)}."] if learned else []
+    reasons: dict[str, None] = {}
+    for outcome in outcomes:
+        if outcome.row is None:
+            seed = "" if outcome.seed is None else f", seed {outcome.seed}"
+            reasons[f"- {outcome.pair.name}{seed} ({outcome.state}): {outcome.reason}"] = None
+    return "\n".join([*lines, *(["", "Without a result:", "", *reasons] if reasons else [])])
+
+
+def _cells(line: Standing, metric: str) -> list[str]:
+    """Give the cells of a line; all but its name are empty where nothing was measured."""
+    rows, of_dice = line.rows, metric == "dice_subject"
+    headline = _number(line.value)
+    if line.interval is not None:
+        headline += f" [{line.interval[0]:.3f}, {line.interval[1]:.3f}]"
+    seconds = _mean([row.seconds for row in rows if row.seconds is not None])
+
+    def shown(name: str, digits: int = 3) -> str:
+        return _number(_mean(values_of(rows, name)), digits)
+
+    return [
+        line.pair.method,
+        line.pair.encoder,
+        str(len(rows)) if rows else _NOTHING,
+        headline if of_dice else shown("dice_subject"),
+        _number(line.ratio, 2),
+        _NOTHING if line.p is None else "< 0.001" if line.p < 0.001 else f"{line.p:.3f}",
+        shown("dice_pooled"),
+        shown("healthy_clean"),
+        shown("image_auroc") if of_dice else headline,
+        shown("steps", 0),
+        _number(None if seconds is None else seconds / 60, 1),
+        shown("peak_memory_mb", 0),
+        shown("parameters", 0),
+    ]
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return _NOTHING if value is None else f"{value:.{digits}f}"

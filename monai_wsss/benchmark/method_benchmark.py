@@ -1,0 +1,349 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""Train and measure methods, encoders and seeds on one dataset, on an equal footing, and write a leaderboard.
+
+| below the folder             | what it is                                                                        |
+|------------------------------|-----------------------------------------------------------------------------------|
+| ``runs/methods/<split>/…``   | one JSON per run: settings, their SHA-256, versions, data, metrics, time, memory   |
+| ``failures/…``               | one JSON per run that failed, with its reason; the next call tries it again         |
+| ``steps.json``               | the steps that the budget has become                                              |
+| ``weights/<digest>/…``       | weights and checkpoints, by the settings that decide them                         |
+| ``leaderboard.md``, ``.json`` | the table, and all outcomes                                                       |
+
+Runs that are finished are taken from their JSON while settings and data are the same; a run that was killed goes on at
+its last checkpoint.  Several processes share the runs out, each with one thread.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import cache, cached_property, partial
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from traceback import format_exception
+from typing import Any
+
+import numpy as np
+from monai.utils import set_determinism
+
+import monai_wsss
+from monai_wsss import __version__
+from monai_wsss._checks import DataError, check_choice
+from monai_wsss._files import atomic_path, make_directory, write_json
+from monai_wsss.benchmark.leaderboard import Outcome, format_leaderboard
+from monai_wsss.benchmark.method_budget import BudgetRecord, TrainingBudget
+from monai_wsss.benchmark.method_data import facts_of, method_data
+from monai_wsss.benchmark.method_measures import measure_method, rule_words
+from monai_wsss.benchmark.method_recipes import ENCODERS, METHODS, Pair, method_recipes, pairs_of, why_not
+from monai_wsss.benchmark.prepared import PreparedData
+from monai_wsss.benchmark.recipes import Recipe
+from monai_wsss.benchmark.rows import folder_name
+from monai_wsss.benchmark.spread_runs import LOST, each_in_processes, one_thread
+from monai_wsss.benchmark.table import BenchmarkTable, Entry
+from monai_wsss.benchmark.training import seconds_per_step
+from monai_wsss.data import load_datalist
+
+__all__ = ["MethodBenchmark", "make_method_benchmark"]
+
+logger = logging.getLogger(__name__)
+_TABLE = "methods"
+_LIBRARIES = ("torch", "monai", "numpy")
+
+_Group = list[tuple[Pair, int]]  # runs that share a training
+
+
+class _RunTable(BenchmarkTable):
+    """The table of one run, whose JSON tells the versions of everything."""
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """Tell what made the rows."""
+        versions = {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}}
+        return {**super().told, "code_sha256": _code_sha256(), "versions": versions}
+
+    def _costs(self, recipe: str, seed: int) -> dict[str, dict[str, float]]:
+        """Give the steps of all stages of a row, and the memory of the one that needs most."""
+        costs, teacher = super()._costs(recipe, seed), self.recipes[recipe].teacher
+        if teacher is None:
+            return costs
+        earlier = self._costs(teacher, seed)
+        for name, joined in (("steps", sum), ("peak_memory_mb", max)):
+            if name in costs and name in earlier:
+                costs[name] = {"mean": joined((costs[name]["mean"], earlier[name]["mean"]))}
+        return costs
+
+
+@dataclass(frozen=True)
+class MethodBenchmark:
+    """Methods, encoders and seeds on one prepared dataset.
+
+    Attributes:
+        data: the dataset, and how it is read.
+        kind: of the data, ``"slices"``, ``"tiles"`` or ``"patches"``.
+        out: folder for all that is written.
+        pairs: methods with their encoders, in their order.
+        budget: how long each is trained.
+        seeds: seeds of each pair.
+        processes: so many trainings at once, each with one thread; 1: one after the other, with the threads of torch.
+        name: of the files of the leaderboard.
+        figures: none.
+    """
+
+    data: PreparedData
+    kind: str
+    out: Path
+    pairs: Sequence[Pair]
+    budget: TrainingBudget
+    seeds: Sequence[int] = (0, 1, 2)
+    processes: int = 1
+    name: str = "leaderboard"
+    figures: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    _counted: dict[Pair, int] = field(default_factory=dict, init=False, repr=False)
+
+    def run(self) -> list[Outcome]:
+        """Train and measure what is missing; write the leaderboard.
+
+        A pair without a meaning on these data is refused with a reason, and a run that fails does not stop the others.
+
+        Returns:
+            One outcome per pair and seed, and one per pair that was refused.
+
+        Raises:
+            DataError: no method can be trained or measured on these data.
+        """
+        self.data.check()
+        facts = facts_of(self.kind, self.data)
+        metric = self.metric
+        if metric != "dice_subject":
+            logger.info(
+                "No image with a finding has a mask in the split %s: methods are ranked by image AUROC, which "
+                "image-level labels can tell.",
+                self.data.split,
+            )
+        refused = {pair: reason for pair in self.pairs if (reason := why_not(pair.method, facts)) is not None}
+        for pair, reason in refused.items():
+            logger.info("%s is left out: %s", pair.name, reason)
+        found = self._outcomes([pair for pair in self.pairs if pair not in refused])
+        outcomes: list[Outcome] = []
+        for pair in self.pairs:
+            without = [Outcome(pair, None, reason=refused[pair])] if pair in refused else []
+            outcomes += without or [found[pair, seed] for seed in self.seeds]
+        write_json(self.out / f"{self.name}.json", [outcome.to_json() for outcome in outcomes])
+        with atomic_path(self.out / f"{self.name}.md") as temporary:
+            temporary.write_text(format_leaderboard(outcomes, metric, self._title) + "\n", encoding="utf-8")
+        return outcomes
+
+    @cached_property
+    def metric(self) -> str:
+        """Name what methods are ranked by: Dice per subject, or image AUROC where the split has no masks.
+
+        Raises:
+            DataError: the split has no images or no labels, or neither masks nor images with and without a class.
+        """
+        items = load_datalist(self.data.datalist, self.data.split, masks=True)
+        if not items or any(item["label"] is None for item in items):
+            raise DataError(
+                f"The split {self.data.split} of {self.data.datalist} has no labels: choose another `split`."
+            )
+        if any("mask" in item and np.any(item["label"]) for item in items):
+            return "dice_subject"
+        # Tiles are scored by themselves, and their data see to both kinds.
+        labels = np.array([item["label"] for item in items])
+        if self.kind != "tiles" and (labels == labels[0]).all():
+            raise DataError(
+                f"The split {self.data.split} of {self.data.datalist} has neither masks nor images with and without a "
+                "class, so nothing ranks methods on it: choose another `split`."
+            )
+        return "image_auroc"
+
+    @property
+    def _title(self) -> str:
+        budget = f"{self.budget.amount:g} {self.budget.kind} per training"
+        simulated = self.data.header.get("simulated_supervision", False)
+        labels = f"; simulated supervision: labels are {self.data.header.get('labels', '')}" if simulated else ""
+        return f"{self.data.header['name']}, split {self.data.split}, {budget}{labels}"
+
+    def _outcomes(self, pairs: Sequence[Pair]) -> dict[tuple[Pair, int], Outcome]:
+        """Count the steps of all pairs, then train and measure each with each seed."""
+        outcomes: dict[tuple[Pair, int], Outcome] = {}
+        groups: dict[tuple[str, int], _Group] = {}
+        with one_thread() if self.processes > 1 else nullcontext():
+            for pair in pairs:
+                try:
+                    self.steps(pair)
+                except Exception as error:  # one method must not stop the others
+                    outcomes |= {(pair, seed): self._failed(pair, seed, error) for seed in self.seeds}
+                    continue
+                for seed in self.seeds:
+                    # What is trained once is done by one process.
+                    groups.setdefault((pair.trained, seed), []).append((pair, seed))
+        shared = self.processes > 1 and len(groups) > 1
+        done = each_in_processes(self._group, list(groups.values()), self.processes) if shared else None
+        for group, found in done or ((group, self._group(group)) for group in groups.values()):
+            made = found or [self._failed(*run) for run in group]
+            outcomes |= {(one.pair, one.seed): one for one in made if one.seed is not None}
+        return outcomes
+
+    def _group(self, runs: _Group) -> list[Outcome]:
+        return [self._outcome(pair, seed) for pair, seed in runs]
+
+    def _outcome(self, pair: Pair, seed: int) -> Outcome:
+        """Train and measure one run; an error becomes its reason."""
+        try:
+            (row,) = self.table(pair, seed).made_rows()
+        except Exception as error:  # one method must not stop the others
+            return self._failed(pair, seed, error)
+        self._failure(pair, seed).unlink(missing_ok=True)
+        return Outcome(pair, seed, row)
+
+    def _failed(self, pair: Pair, seed: int, error: Exception | None = None) -> Outcome:
+        """Record why a run has no result: the error, or the end of its process."""
+        reason = LOST if error is None else _reason(error)
+        logger.warning("%s, seed %d failed: %s", pair.name, seed, reason)
+        failure = self._failure(pair, seed)
+        make_directory(failure.parent)
+        told = {"method": pair.method, "encoder": pair.encoder, "seed": seed, "reason": reason}
+        write_json(failure, {**told, "traceback": format_exception(error) if error else []})
+        return Outcome(pair, seed, reason=reason)
+
+    def _failure(self, pair: Pair, seed: int) -> Path:
+        return self.out / "failures" / folder_name(pair.name) / f"seed{seed}.json"
+
+    def table(self, pair: Pair, seed: int) -> BenchmarkTable:
+        """Give the table of one run, with the recipes of its length.
+
+        Args:
+            pair: method and encoder.
+            seed: of the training.
+        """
+        recipes = method_recipes(pair, self.kind, self.steps(pair), self.data.modalities)
+        measure = partial(measure_method, self.data, self.kind, pair.method)
+        words = {"method": pair.method, **rule_words(pair.method, self.kind)}
+        entry = Entry(pair.name, measure, list(recipes)[-1], words=words)
+        parts = self._parts(recipes)
+        weights = self.out / "weights" / self._digest(recipes, parts)[:12]
+        runs = self.out / "runs"
+        settings = {"parts": parts}
+        return _RunTable(
+            _TABLE, self.data, weights, recipes, [entry], [], epochs=1, seeds=[seed], runs=runs, settings=settings
+        )
+
+    def _parts(self, recipes: Mapping[str, Recipe]) -> dict[str, Any]:
+        """Ask the built methods for all their settings, defaults too, so that no run of other defaults is reused."""
+        parts = {}
+        for key, recipe in recipes.items():
+            method: Any = recipe.build(len(self.data.modalities), len(self.data.header["classes"]))
+            told = {name: value for name, value in method.settings.items() if name != "sources"}
+            count = sum(parameter.numel() for parameter in method.parameters())
+            parts[key] = json.loads(json.dumps({**told, "parameters": count}, default=str))
+        return parts
+
+    def _digest(self, recipes: Mapping[str, Recipe], parts: Mapping[str, Any]) -> str:
+        """Give the SHA-256 of all that decides weights besides the seed."""
+        settings = {key: {**recipe.settings, **recipe.unusual} for key, recipe in recipes.items()}
+        told = [settings, parts, self.data.settings, self.data.content_sha256]
+        return sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+    def steps(self, pair: Pair) -> int:
+        """Give the steps that the budget is for a pair, counted once; those of all its stages together.
+
+        Epochs are those of plain CAM's batches, so that all methods have as many steps; CoinGAN's are its own.
+
+        Args:
+            pair: method and encoder.
+        """
+        if pair not in self._counted:
+            self._counted[pair] = self._count(pair)
+        return self._counted[pair]
+
+    def _count(self, pair: Pair) -> int:
+        recipes = method_recipes(pair, self.kind, 1000, self.data.modalities)
+        key = self._digest(recipes, self._parts(recipes))
+        record = BudgetRecord(self.out / "steps.json", self.budget)
+        first = next(iter(recipes.values()))
+        return record.steps(key, pair.trained, self._steps_per_epoch(first), partial(self._time_step, first))
+
+    def _steps_per_epoch(self, recipe: Recipe) -> int:
+        if recipe.words["method"] == "coingan":
+            items = self.data.items(recipe, 0)
+            return math.ceil(2 * sum(bool(np.any(item["label"])) for item in items) / recipe.batch_size)
+        cam = next(iter(method_recipes(Pair("cam", "small"), self.kind, 1).values()))
+        samples = getattr(self.data, "samples", None) or len(self.data.items(cam, 0))
+        return math.ceil(samples / cam.batch_size)
+
+    def _time_step(self, recipe: Recipe) -> float:
+        """Time a step of a recipe; the segmenter of two stages takes as long as the classifier before it."""
+        set_determinism(0)
+        method = recipe.build(len(self.data.modalities), len(self.data.header["classes"]))
+        loader = self.data.loader(self.data.items(recipe, 0, masks=method.uses_masks), recipe, 0)
+        return seconds_per_step(method, recipe, loader)
+
+
+def make_method_benchmark(
+    datalist: Path,
+    out: Path,
+    *,
+    methods: Sequence[str] = ("cam", "full"),
+    encoders: Sequence[str] = ("small",),
+    seeds: Sequence[int] = (0, 1, 2),
+    budget: str = "300-steps",
+    split: str = "validation",
+    side: int | None = None,
+    processes: int = 1,
+) -> MethodBenchmark:
+    """Compare methods on one prepared dataset: the same images, encoders and length of training for all.
+
+    Args:
+        datalist: path of a prepared ``datalist.json``.
+        out: folder for weights, runs and the leaderboard; a killed call goes on there.
+        methods: of :data:`~monai_wsss.benchmark.method_recipes.METHODS`.
+        encoders: of :data:`~monai_wsss.benchmark.method_recipes.ENCODERS`.
+        seeds: seeds of each.
+        budget: of each training: a time (``"20m"``), ``"8-epochs"`` or ``"300-steps"``.
+        split: where to measure.
+        side: side of slices, and of patches, as the networks see them, in pixels; None for the usual.
+        processes: so many trainings at once, each with one thread.  A time is turned into steps before they begin, so
+            trainings that hinder one another take longer, and no method gets fewer steps.  Scripts need
+            ``if __name__ == "__main__":`` for more than one, as all programs do that start processes.
+
+    Raises:
+        ValueError: an unknown method, encoder or form of the budget, a name that is given twice, or no process.
+        DataError: the output folder holds data.
+    """
+    for method in methods:
+        check_choice("methods", method, METHODS)
+    for encoder in encoders:
+        check_choice("encoders", encoder, ENCODERS)
+    for name, given in {"methods": methods, "encoders": encoders, "seeds": seeds}.items():
+        if len(set(given)) < len(given) or not given:
+            raise ValueError(f"Expected `{name}` to hold each name once, and one at least, got {list(given)}.")
+    if processes < 1:
+        raise ValueError(f"Expected `processes` of at least 1, got {processes}.")
+    if (out / "datalist.json").exists():
+        raise DataError(f"The output folder {out} holds data: choose another --out.")
+    length = TrainingBudget.read(budget)
+    kind, data = method_data(datalist, split, side)
+    return MethodBenchmark(data, kind, out, pairs_of(methods, encoders), length, tuple(seeds), processes)
+
+
+def _reason(error: Exception) -> str:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return reason if isinstance(error, ValueError) else f"{type(error).__name__}: {reason}"
+
+
+@cache
+def _code_sha256() -> str:
+    """Give one digest of the version and of all source files of this package."""
+    root = Path(monai_wsss.__file__).parent
+    digest = sha256(__version__.encode())
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,175 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""What is measured of a method: its masks, subject by subject, and what image-level labels alone can tell.
+
+``image_auroc`` needs no mask: how well the network's own score of an image tells whether a class is in it, the pooled
+map of networks that give class maps, and the mean probability of the class of networks that give segmentations.  On
+tiles it is measured on the tiles of the split, else on its images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import CacheDataset
+from monai.transforms import Compose
+from torch import nn
+
+from monai_wsss.benchmark.encoder_recipes import BUDGETS
+from monai_wsss.benchmark.encoder_table import decide_cases, rule_of_kind, table_of
+from monai_wsss.benchmark.prepared import PreparedData
+from monai_wsss.benchmark.rows import Measured
+from monai_wsss.benchmark.table import BenchmarkTable, Trained
+from monai_wsss.data import load_datalist
+from monai_wsss.inferers import GradientCAMInferer
+from monai_wsss.metrics import CaseTable
+from monai_wsss.metrics.bootstrap import bootstrap_interval, bootstrap_weights, mean_of_estimates, presence_estimate
+from monai_wsss.refinement import MaskRule
+
+__all__ = ["GradientMaps", "measure_method", "rule_words", "subject_dice"]
+
+_SAMPLES = 1000
+_TOGETHER = 32
+
+Metrics = dict[str, dict[str, Any]]
+
+
+class GradientMaps(nn.Module):
+    """Grad-CAM++ of the fused maps of a class-map network, as a network of its own: ``(B, C, *S) -> (B, K, *S)``.
+
+    Args:
+        network: of :func:`~monai_wsss.networks.fused_cam_network`.
+        gate: see :class:`~monai_wsss.inferers.GradientCAMInferer`.
+    """
+
+    output_kind = "activation"
+
+    def __init__(self, network: nn.Module, gate: str) -> None:
+        super().__init__()
+        self.network = network
+        self.inferer = GradientCAMInferer("backbone", variant="gradcam++", gate=gate)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Give the maps."""
+        maps: torch.Tensor = self.inferer(image, self.network)
+        return maps
+
+
+def measure_method(
+    data: PreparedData, kind: str, method: str, table: BenchmarkTable, trained: Sequence[Trained]
+) -> Iterator[Measured]:
+    """Measure the masks of a trained method, and its image-level score.
+
+    Args:
+        data: the dataset.
+        kind: of the data, ``"slices"``, ``"tiles"`` or ``"patches"``.
+        method: its name on the command line.
+        table: the table that asks.
+        trained: the one training.
+    """
+    (one,) = trained
+    network: Any = one.method.network
+    explained = method == "gradcam++"
+    words = rule_words(method, kind)
+    shown = GradientMaps(network, words["gate"]) if explained else network
+    cases, maps = data.whole_maps(one.recipe, shown)
+    if explained:
+        rule = MaskRule(rule=words["rule"], gate="none")  # the maps themselves are gated
+    else:
+        rule = rule_of_kind(network, words["rule"], gated=words["gate"] == "predicted")
+    measured = table_of(data, cases, decide_cases(cases, maps, rule, None))
+    metrics = measured.summary()
+    if "dice_subject" in metrics:
+        metrics["dice_subject"]["subjects"] = subject_dice(measured)
+    if kind == "tiles":
+        scored, scores = _tile_scores(data, network)
+    else:
+        scored = cases
+        own = data.whole_maps(one.recipe, network)[1] if explained else maps
+        scores = [_image_scores(network, each, kind)[0] for each in own]
+    metrics |= _image_auroc([case["subject"] for case in scored], [case["label"] for case in scored], scores)
+    count = sum(parameter.numel() for parameter in network.parameters())
+    yield Measured("", {**metrics, "parameters": {"mean": count}})
+
+
+def rule_words(method: str, kind: str) -> dict[str, str]:
+    """Name the rule that decides class maps, and its gate: those of the kind of the data, no mask chooses them.
+
+    Segmentations are decided by their own highest class.
+
+    Args:
+        method: its name on the command line.
+        kind: of the data.
+
+    Example:
+        >>> rule_words("coingan", "slices"), rule_words("cam", "patches")
+        ({'rule': 'otsu', 'gate': 'predicted'}, {'rule': 'argmax', 'gate': 'none'})
+    """
+    rule = BUDGETS[kind].rule
+    if method == "gradcam++" and kind != "patches":
+        rule = "max"  # its maps have no healthy level
+    if method == "coingan":
+        rule = "otsu"
+    return {"rule": rule, "gate": "predicted" if kind == "slices" else "none"}
+
+
+def subject_dice(table: CaseTable) -> list[float | None]:
+    """Give the Dice of each subject in the order of their names, which are left out; None without a finding.
+
+    Of several classes it is the mean over those that the subject has, or that of the scored class.
+
+    Example:
+        >>> table = CaseTable(["tumor"])
+        >>> mask = np.ones((1, 4, 4), dtype=np.uint8)
+        >>> table.add(id="b1", subject="b", label=np.ones(1), prediction=mask, reference=mask)
+        >>> table.add(id="a1", subject="a", label=np.zeros(1), prediction=mask)
+        >>> subject_dice(table)
+        [None, 1.0]
+    """
+    scheme = table.scheme
+    labels = [scheme.classes.index(scheme.scored_class) + 1] if scheme.scored_class else list(scheme.labels)
+    values = []
+    for row in table.subject_rows:
+        known = [row[scheme.key("dice", label)] for label in labels]
+        known = [value for value in known if value is not None]
+        values.append(float(np.mean(known)) if known else None)
+    return values
+
+
+@torch.no_grad()
+def _image_scores(network: Any, maps: torch.Tensor, kind: str) -> torch.Tensor:
+    """Give the score of each class, (B, K), from what a network gives of whole images."""
+    if network.output_kind == "segmentation":
+        return maps.softmax(1).flatten(2).mean(2)[:, int(BUDGETS[kind].background) :]
+    presence = MaskRule.of(network, gate="none")(maps).presence
+    assert presence is not None
+    return presence
+
+
+@torch.no_grad()
+def _tile_scores(data: Any, network: Any) -> tuple[list[dict[str, Any]], list[torch.Tensor]]:
+    """Read the tiles of the measured split, and score each."""
+    items = load_datalist(data.datalist, f"{data.split}_tiles")
+    tiles = list(CacheDataset(items, Compose(data.reading(["image"])), progress=False))
+    scores: list[torch.Tensor] = []
+    for start in range(0, len(tiles), _TOGETHER):
+        images = torch.stack([torch.as_tensor(tile["image"]).float() for tile in tiles[start : start + _TOGETHER]])
+        scores.extend(_image_scores(network, network(images), "tiles"))
+    return tiles, scores
+
+
+def _image_auroc(subjects: Sequence[str], labels: Sequence[Any], scores: Sequence[torch.Tensor]) -> Metrics:
+    """Give the area under the ROC curve of image-level scores, mean over the classes, with its interval."""
+    names = sorted(set(subjects))
+    subject = np.array([names.index(name) for name in subjects])
+    shown, scored = np.stack([np.asarray(label) for label in labels]), np.stack([each.numpy() for each in scores])
+    estimate = mean_of_estimates(
+        [presence_estimate(scored[:, k], shown[:, k], subject, num_subjects=len(names)) for k in range(shown.shape[1])]
+    )
+    interval = bootstrap_interval(estimate, bootstrap_weights(len(names), samples=_SAMPLES, seed=0))
+    if interval is None:
+        return {}
+    return {"image_auroc": {"mean": interval.mean, "ci95": [interval.low, interval.high], "n": len(names)}}

@@ -1,0 +1,239 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""The comparison of methods on phantoms: one JSON per run, finished runs, failures, refusals, data without masks."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from monai_wsss._checks import DataError
+from monai_wsss.benchmark import make_method_benchmark, method_benchmark, method_recipes
+from monai_wsss.benchmark.spread_runs import LOST
+from monai_wsss.data import make_phantoms, prepare_folder
+from monai_wsss.engines import trainer
+from monai_wsss.engines.checkpoint import save_checkpoint
+from monai_wsss.methods import CoSA
+from monai_wsss.networks import ConvPyramid
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of networks that have learned nothing in two steps
+
+
+@pytest.fixture(scope="module")
+def datalist(tmp_path_factory) -> Path:
+    folder = make_phantoms(tmp_path_factory.mktemp("phantoms"), modalities=["T1", "FLAIR"], subjects=(2, 2, 0))
+    content = json.loads((Path(folder) / "datalist.json").read_text(encoding="utf-8"))
+    # A few slices of each subject: these are tests of what is written.
+    for split in ("training", "validation"):
+        content[split] = content[split][::4]
+    (Path(folder) / "datalist.json").write_text(json.dumps(content), encoding="utf-8")
+    return Path(folder) / "datalist.json"
+
+
+def compare(datalist: Path, out: Path, *methods: str, budget: str = "2-steps", seeds: tuple[int, ...] = (0,)):
+    return make_method_benchmark(datalist, out, methods=methods, seeds=seeds, budget=budget, side=32)
+
+
+def test_runs_are_kept_with_their_settings_and_never_repeated(datalist, tmp_path, caplog):
+    outcomes = compare(datalist, tmp_path, "cam", "gradcam++", "gland", "full").run()
+    assert [(outcome.pair.method, outcome.state) for outcome in outcomes] == [
+        ("cam", "measured"), ("gradcam++", "measured"), ("gland", "refused"), ("full", "measured"),
+    ]  # fmt: skip
+    cam = outcomes[0].row
+    assert cam.metrics["steps"] == {"mean": 2}
+    assert cam.metrics["parameters"]["mean"] > 1000
+    assert 0 <= cam.metrics["image_auroc"]["mean"] <= 1
+    assert len(cam.metrics["dice_subject"]["subjects"]) == 2
+    assert [outcome.row.reads_masks for outcome in outcomes if outcome.row] == [False, False, True]
+    kept = json.loads((tmp_path / "runs/methods/validation/cam_small/seed0.json").read_text(encoding="utf-8"))
+    assert kept["source"].keys() == {"settings_sha256", "data_sha256"}
+    assert kept["settings"]["recipe"]["steps"] == 2
+    assert "epochs" not in kept["settings"]["recipe"]
+    assert kept["settings"]["parts"]["cam small"]["dropout"] == 0.1, "defaults are told, too"
+    assert kept["settings"]["measured"] == {"method": "cam", "rule": "negative_reference", "gate": "predicted"}
+    assert kept["versions"].keys() == {"python", "torch", "monai", "numpy"}
+    assert len(kept["code_sha256"]) == 64
+    assert str(tmp_path) not in json.dumps(kept)
+    # Grad-CAM++ has trained nothing of its own.
+    assert len(list((tmp_path / "weights").glob("*/*/seed0/model.pt"))) == 2
+    text = (tmp_path / "leaderboard.md").read_text(encoding="utf-8")
+    assert "- gland, small (refused): The gland method tells two tissues or more" in text
+    told = json.loads((tmp_path / "leaderboard.json").read_text(encoding="utf-8"))
+    assert [one["state"] for one in told] == ["measured", "measured", "refused", "measured"]
+
+    with caplog.at_level(logging.INFO, "monai_wsss"):
+        assert compare(datalist, tmp_path, "cam", "gradcam++", "gland", "full").run() == outcomes
+        assert "per epoch" not in caplog.text
+        (changed,) = compare(datalist, tmp_path, "cam", budget="3-steps").run()
+    assert "per epoch" in caplog.text
+    assert changed.row.metrics["steps"] == {"mean": 3}
+
+
+def test_a_run_that_fails_does_not_stop_the_others_and_is_tried_again(datalist, tmp_path, monkeypatch):
+    def broken(*args: object, **words: object) -> None:
+        raise RuntimeError("no memory\nleft")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CoSA, "from_preset", broken)
+        failed, cam = compare(datalist, tmp_path, "cosa", "cam").run()
+    assert (failed.state, failed.reason, cam.state) == ("failed", "RuntimeError: no memory left", "measured")
+    (record,) = (tmp_path / "failures").glob("*/*.json")
+    told = json.loads(record.read_text(encoding="utf-8"))
+    assert told["reason"] == failed.reason
+    assert "broken" in "".join(told["traceback"])
+    again, same = compare(datalist, tmp_path, "cosa", "cam").run()
+    assert (again.state, same) == ("measured", cam)
+    assert not record.exists()
+
+
+def test_a_time_is_turned_into_recorded_steps(datalist, tmp_path):
+    (outcome,) = compare(datalist, tmp_path, "cam", budget="0.5s").run()
+    (record,) = json.loads((tmp_path / "steps.json").read_text(encoding="utf-8")).values()
+    assert record["budget"] == "0.5 seconds"
+    assert outcome.row.metrics["steps"]["mean"] == record["steps"] == max(1, int(0.5 / record["seconds_per_step"]))
+
+
+def test_runs_of_other_images_or_other_defaults_are_not_reused(datalist, tmp_path, monkeypatch, caplog):
+    copy = tmp_path / "data" / "datalist.json"
+    shutil.copytree(datalist.parent, copy.parent)
+    compare(copy, tmp_path / "out", "cam").run()
+    content = json.loads(copy.read_text(encoding="utf-8"))
+    image, other = (content["training"][index]["image"] for index in (0, 1))
+    one, another = (copy.parent / (each if isinstance(each, str) else each[0]) for each in (image, other))
+    one.write_bytes(another.read_bytes())
+    trained = []
+    for change in (False, True, False):
+        with monkeypatch.context() as patch, caplog.at_level(logging.INFO, "monai_wsss"):
+            caplog.clear()
+            if change:
+                patch.setattr(method_recipes, "ConvPyramid", partial(ConvPyramid, width=8))
+            assert compare(copy, tmp_path / "out", "cam").run()[0].state == "measured"
+        trained.append("per epoch" in caplog.text)
+    assert trained == [True, True, False]
+
+
+def test_a_run_that_was_killed_goes_on(datalist, tmp_path, monkeypatch, caplog):
+    (whole,) = compare(datalist, tmp_path / "whole", "cam", budget="2-epochs").run()
+
+    def killed(directory: object, epoch: int, *args: object, **words: object) -> None:
+        save_checkpoint(directory, epoch, *args, **words)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "save_checkpoint", killed)
+        with pytest.raises(KeyboardInterrupt):
+            compare(datalist, tmp_path / "killed", "cam", budget="2-epochs").run()
+    with caplog.at_level(logging.INFO, "monai_wsss"):
+        (resumed,) = compare(datalist, tmp_path / "killed", "cam", budget="2-epochs").run()
+    assert "after epoch 1 of 2" in caplog.text
+    shown = [
+        {name: one.row.metrics[name] for name in ("dice_subject", "image_auroc", "steps")} for one in (whole, resumed)
+    ]
+    assert shown[0] == shown[1]
+
+
+def test_processes_share_the_runs_out(datalist, tmp_path):
+    both = [
+        make_method_benchmark(
+            datalist, tmp_path / str(processes), methods=["cam", "gradcam++", "full"], seeds=[0], budget="2-steps",
+            side=32, processes=processes,
+        ).run()
+        for processes in (1, 2)
+    ]  # fmt: skip
+    assert [one.pair.method for one in both[1]] == ["cam", "gradcam++", "full"]
+    costs = ("steps", "parameters", "dice_subject", "image_auroc")
+    shown = [[{name: one.row.metrics[name] for name in costs} for one in outcomes] for outcomes in both]
+    assert shown[0] == shown[1]
+    assert len(list((tmp_path / "2" / "weights").glob("*/*/seed0/model.pt"))) == 2
+
+
+def test_a_process_that_dies_is_a_reason(datalist, tmp_path, monkeypatch):
+    monkeypatch.setattr(method_benchmark, "each_in_processes", lambda work, items, n: [(one, None) for one in items])
+    bench = make_method_benchmark(
+        datalist, tmp_path, methods=["cam", "full"], seeds=[0], budget="2-steps", side=32, processes=2
+    )
+    assert [one.reason for one in bench.run()] == [LOST] * 2
+
+
+def test_pretrained_encoders_learn_from_a_folder_of_pictures(tmp_path):
+    generator = np.random.default_rng(0)
+    (tmp_path / "pictures").mkdir()
+    lines = ["id,subject,lesion,split"]
+    for number in range(12):
+        picture = generator.normal(130, 12, size=(48, 56, 3))
+        picture[12:30, 10:30] -= 60 * (number % 2)
+        Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(tmp_path / "pictures" / f"p{number}.png")
+        lines.append(f"p{number},s{number},{number % 2},{'train' if number < 8 else 'val'}")
+    (tmp_path / "labels.csv").write_text("\n".join(lines), encoding="utf-8")
+    datalist = prepare_folder(images=tmp_path / "pictures", labels=tmp_path / "labels.csv", out=tmp_path / "prepared")
+    outcomes = make_method_benchmark(
+        datalist, tmp_path / "out", methods=["cam", "cosa", "cmer"], encoders=["efficientnet"], seeds=[0],
+        budget="2-steps", side=48,
+    ).run()  # fmt: skip
+    assert [one.state for one in outcomes] == ["measured", "measured", "refused"], outcomes
+    assert {one.row.metrics["steps"]["mean"] for one in outcomes if one.row} == {2}
+
+
+def test_tiles_are_compared(tmp_path):
+    datalist = Path(make_phantoms(tmp_path / "skin", kind="skin", subjects=(3, 2, 0))) / "datalist.json"
+    bench = make_method_benchmark(datalist, tmp_path / "out", methods=["cam", "gradcam++"], seeds=[0], budget="1-step")
+    assert [(one.state, one.reason) for one in bench.run()] == [("measured", "")] * 2
+
+
+@pytest.mark.parametrize("method", ["seam", "cmer", "afa", "bmp", "coingan"])
+def test_the_other_methods_run_on_slices(datalist, tmp_path, method):
+    (outcome,) = compare(datalist, tmp_path, method).run()
+    assert outcome.state == "measured", outcome.reason
+    assert "image_auroc" in outcome.row.metrics
+
+
+def test_without_masks_methods_are_ranked_by_image_level_labels(datalist, tmp_path, caplog):
+    content = json.loads(datalist.read_text(encoding="utf-8"))
+    for split in ("training", "validation"):
+        content[split] = [{key: value for key, value in item.items() if key != "mask"} for item in content[split]]
+    without = datalist.with_name("without.json")
+    without.write_text(json.dumps(content), encoding="utf-8")
+    with caplog.at_level(logging.INFO, "monai_wsss"):
+        cam, full = compare(without, tmp_path, "cam", "full").run()
+    assert (cam.state, full.state) == ("measured", "refused")
+    assert "dice_subject" not in cam.row.metrics
+    first = caplog.text.index("methods are ranked by image AUROC")
+    assert first < caplog.text.index("per epoch")
+    assert "Sorted by image AUROC" in (tmp_path / "leaderboard.md").read_text(encoding="utf-8")
+
+
+def test_a_split_that_ranks_nothing_is_refused_before_training(datalist, tmp_path):
+    content = json.loads(datalist.read_text(encoding="utf-8"))
+    content["validation"] = [
+        {key: value for key, value in item.items() if key != "mask"}
+        for item in content["validation"]
+        if item["label"][0]
+    ]
+    alike = datalist.with_name("alike.json")
+    alike.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(DataError, match="neither masks nor images with and without a class"):
+        compare(alike, tmp_path, "cam").run()
+    assert not (tmp_path / "weights").exists()
+
+
+def test_a_folder_with_data_and_a_split_without_images_are_refused(datalist):
+    with pytest.raises(DataError, match="holds data: choose another --out"):
+        compare(datalist, datalist.parent, "cam")
+    with pytest.raises(DataError, match=r"The split test of .* has no labels"):
+        make_method_benchmark(datalist, datalist.parent / "out", methods=["cam"], split="test", side=32).run()
+
+
+def test_glands_are_trained_in_two_stages(tmp_path):
+    datalist = Path(make_phantoms(tmp_path / "glands", kind="gland", subjects=(2, 2, 0))) / "datalist.json"
+    bench = make_method_benchmark(datalist, tmp_path / "out", methods=["gland"], seeds=[0], budget="4-steps", side=32)
+    (outcome,) = bench.run()
+    assert outcome.state == "measured", outcome.reason
+    assert outcome.row.metrics["steps"] == {"mean": 4}
+    assert outcome.row.metrics["peak_memory_mb"]["mean"] > 0
