@@ -110,8 +110,9 @@ def _unprinted(errors: io.StringIO) -> Iterator[None]:
 def listening(kept: Kept) -> Iterator[None]:
     """Keep the warnings of the package meanwhile, also those that it tells once per folder and told before."""
     for name, module in list(sys.modules.items()):
-        if name.startswith("monai_wsss.") and hasattr(module, "_told"):
-            module._told.clear()
+        told = getattr(module, "_told", None) if name.startswith("monai_wsss.") else None
+        if isinstance(told, set):
+            told.clear()
     logger = logging.getLogger("monai_wsss")
     logger.addHandler(kept)
     try:
