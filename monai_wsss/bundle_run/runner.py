@@ -156,8 +156,7 @@ class BundleRunner:
             if result["presence"][number - 1] <= least and (result["pred"] == number).any()
         ]
         return [
-            f"the score speaks against {name}, and yet it has a mask: the score does not decide here"
-            for name in absent
+            f"the score speaks against {name}, and yet it has a mask: the score does not decide here" for name in absent
         ]
 
     def _maps(self, image: torch.Tensor) -> tuple[torch.Tensor, list[str]]:
