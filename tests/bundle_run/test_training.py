@@ -59,7 +59,7 @@ def test_the_run_is_that_of_the_bundle_and_can_be_predicted_with(brains, tmp_pat
 
 
 def test_what_no_mask_tells_is_not_logged():
-    from monai_wsss.bundle_run.training import _without_tracebacks
+    from monai_wsss.bundle_run.training import _without_tracebacks  # the filter, without a training
 
     logger, told = get_logger("monai.handlers.StatsHandler"), []
     handler = logging.Handler()
