@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from monai_wsss.refinement import assigned_thresholds, mixture_threshold
-from monai_wsss.refinement.gaussian_mixture import _crossing, _Mixture
+from monai_wsss.refinement.gaussian_mixture import _crossing, _Mixture  # the fit itself, value by value
 
 READS = {"_local_scalar_dense", "nonzero", "item", "equal", "is_nonzero", "_unique2", "masked_select"}
 

@@ -173,7 +173,7 @@ def test_on_a_cpu_weights_are_held_for_one_image_at_a_time():
 def test_on_other_devices_weights_of_a_gibibyte_are_held_at_a_time(side, together):
     """48 weights of 4 bytes per pixel; tensors of the meta device have a size and take no memory."""
     image = torch.empty(40, 1, side, side, device="meta")
-    rule = pixel_adaptive._Rule((1, 2, 4, 8, 12, 24), 0.3, 0.01, False)
+    rule = pixel_adaptive._Rule((1, 2, 4, 8, 12, 24), 0.3, 0.01, False)  # the rule itself
     with Largest() as largest:
         refined = pixel_adaptive._Refine.apply(image, image, rule, 1)  # the function knows no autocast of that device
     assert refined.shape == image.shape
