@@ -246,11 +246,15 @@ def _bundle_for(datalist: dict[str, Any], names: list[str]) -> str:
 def _print_training(bundle: str, data: str, folder: Path) -> None:
     configs = ["train", "paper"] if bundle == _PHOTOGRAPH_BUNDLE else ["train"]
     print("Next, to train on it:")
+    print(f"  monai-wsss train {shlex.quote(str(folder))} --out {shlex.quote(f'{folder}_run')}")
+    converted = " CoinGAN, which converts images to healthy ones and is not for a first try"
+    print(f"Or by{converted if bundle == _CONVERSION_BUNDLE else ' the command of a bundle, with all its settings'}:")
     _print_bundle(bundle, configs, f"{data} --output_dir {shlex.quote(f'{folder}_run')}")
 
 
 def _print_bundle(bundle: str, configs: list[str], options: str) -> None:
-    print(f"  cd {bundle}")
+    installed = Path(__file__).parent / bundle  # in a wheel; in the sources the folder stands beside the package
+    print(f"  cd {shlex.quote(str(installed)) if installed.is_dir() else bundle}")
     files = [f"configs/{config}.json" for config in configs]
     named = files[0] if len(files) == 1 else f'"{files}"'.replace(" ", "")
     print(f"  python -m monai.bundle run --config_file {named} {options}")

@@ -9,8 +9,11 @@ __all__ = ["CLASS_COLORS", "IGNORED", "ON_HOST"]
 IGNORED = 255
 """Value of pixels whose class is unknown or in doubt: no loss learns from them and no metric counts them."""
 
-CLASS_COLORS = ((255, 159, 28), (197, 90, 199), (63, 193, 128), (236, 94, 94), (240, 228, 66))
-"""Red, green and blue, 0..255, of the classes 1, 2, … in pictures of masks; further classes begin anew."""
+CLASS_COLORS = ((255, 159, 28), (63, 193, 128), (197, 90, 199), (236, 94, 94), (240, 228, 66))
+"""Red, green and blue, 0..255, of the classes 1, 2, … in pictures of masks; further classes begin anew.
+
+The first two are seen on gray images, on skin and on stained tissue, which is pink and violet.
+"""
 
 ON_HOST = ("label", "boxes")
 """Entries of a batch that methods read on the host, so that nothing waits for a GPU."""

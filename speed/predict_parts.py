@@ -44,7 +44,7 @@ from monai.transforms import (
 )
 
 from monai_wsss._files import save_tensors, write_json
-from monai_wsss.bundle_run import find_bundle, predict_masks, prediction
+from monai_wsss.bundle_run import case_run, find_bundle, predict_masks, prediction
 from monai_wsss.bundle_run.case_reading import CaseReader
 from monai_wsss.bundle_run.runner import BundleRunner
 from monai_wsss.data import make_phantoms
@@ -114,8 +114,8 @@ def watched(spans: list[Span]) -> Iterator[None]:
         (BundleRunner, "_maps", "network"),
         (ToMaskd, "__call__", "mask"),
         (SaveImageMaskd, "__call__", "writing"),
-        (prediction, "render_overlay", "page"),
-        (prediction, "_write_overlay", "page"),
+        (case_run, "render_overlay", "page"),
+        (case_run, "_write_overlay", "page"),
         (prediction, "write_prediction_page", "page"),
     ]
     patches = [mock.patch.object(owner, name, timed(part, getattr(owner, name))) for owner, name, part in places]

@@ -49,6 +49,8 @@ def test_prepare_folder_says_what_was_written_and_what_comes_next(source, capsys
     assert ["validation", "1", "1", "1", "1"] in lines
     assert ["test", "1", "1", "0", "1"] in lines
     assert f"python -m monai.bundle run --config_file configs/train.json --dataset_dir '{source}/my out'" in text
+    train = f"Next, to train on it:\n  monai-wsss train '{source}/my out' --out '{source}/my out_run'\n"
+    assert train in text, "one command, before that of the bundle"
 
 
 def command_after_preparation(capsys) -> str:

@@ -133,10 +133,22 @@ def test_each_kind_of_data_gets_the_bundle_that_fits(kind, tmp_path, capsys):
     changes, bundle, options = KINDS[kind]
     datalist = {"modality": {"0": "image"}, "classes": ["opacity"], "order": "rows_columns", **changes}
     _print_next(tmp_path, {**datalist, "training": [{"image": "a.png"}], "validation": [], "test": []})
-    told, words = command_after(capsys.readouterr().out)
+    text = capsys.readouterr().out
+    told, words = command_after(text)
     assert told == f"bundles/{bundle}_segmentation"
+    assert ("CoinGAN, which converts images to healthy ones and is not for a first try:" in text) == ("coingan" in told)
     assert (ROOT / told / words[words.index("--config_file") + 1]).is_file()
     assert words[words.index("--dataset_dir") + 2 : words.index("--output_dir")] == options
+
+
+def test_an_installed_package_tells_where_its_bundles_are(tmp_path, monkeypatch, capsys):
+    home = tmp_path / "site packages" / "monai_wsss"
+    (home / "bundles" / "brain_mri_cam_segmentation").mkdir(parents=True)
+    monkeypatch.setattr("monai_wsss.__main__.__file__", str(home / "__main__.py"))
+    datalist = {"modality": {"0": "FLAIR"}, "classes": ["tumor"], "order": "xy", "validation": [], "test": []}
+    _print_next(tmp_path, {**datalist, "training": [{"image": "a.png"}]})
+    cd = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("  cd "))
+    assert shlex.split(cd) == ["cd", str(home / "bundles" / "brain_mri_cam_segmentation")]
 
 
 def test_phantoms_of_chests_get_the_bundle_for_x_rays(few, tmp_path, capsys):

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -36,6 +37,22 @@ def test_every_script_loads_and_is_on_the_page_of_results(load, name):
         assert callable(module.main)
         page = (FOLDER.parent / "docs" / "results" / "speed.md").read_text(encoding="utf-8")
         assert f"speed/{name}.py" in page
+
+
+@pytest.mark.slow
+def test_the_parts_of_predict_are_measured(load, capsys):
+    script = load("predict_parts")
+    script.measure([32, 32, 6], 2)
+    printed = capsys.readouterr().out
+    parts = dict(re.findall(r"^\| (\w+) \| ([\d.]+) \|", printed, flags=re.M))
+    assert list(parts) == ["start", "reading", "normalizing", "network", "mask", "writing", "page"]
+    assert float(parts["page"]) > 0
+    assert "The second study was read while the first was segmented" in printed
+
+
+def test_the_parts_of_predict_are_where_the_script_looks_for_them(load):
+    with load("predict_parts").watched([]):
+        pass
 
 
 def test_steps_take_turns(load):

@@ -22,7 +22,7 @@ from monai_wsss.bundle_run.case_reading import CaseReader, ReadCase, size_of
 from monai_wsss.bundle_run.dicom_segmentation import has_highdicom, write_dicom_segmentation
 from monai_wsss.bundle_run.log_names import NameFilter
 from monai_wsss.bundle_run.records import digest_of, record_path
-from monai_wsss.bundle_run.runner import BundleRunner, inference_parser, own_error
+from monai_wsss.bundle_run.runner import SHOWN, BundleRunner, inference_parser, own_error
 from monai_wsss.bundle_run.shipped import ShippedBundle
 from monai_wsss.bundle_run.slides import segment_slide_case
 from monai_wsss.bundle_run.trained import TrainedWeights
@@ -161,12 +161,14 @@ def _segment_case(run: CaseRun, case: InputCase, read: ReadCase | Exception | No
     result, notes = runner(read.item)
     row = prediction_row(case.name, result, classes, run.out, read.replaced)
     mask = torch.as_tensor(result["pred"])
+    notes += runner.contradictions(result, classes)
     row |= {f"{name}_present": int((mask == number).any()) for number, name in enumerate(classes, start=1)}
     if case.kind == "dicom":
         written, told = _segmentation(run, case, result)
         row["segmentation"] = written
         notes += told
-    drawn = render_overlay(result["image"], mask[0].cpu(), classes, list(read.present), network=runner.network)
+    picture = result["image"] if result["image"].ndim == 4 else result[SHOWN]
+    drawn = render_overlay(picture, mask[0].cpu(), classes, list(read.present), network=runner.network)
     row["overlay"] = _write_overlay(run.out, case.name, drawn)
     return {"row": row, "notes": [*read.notes, *notes], "size": size, "overlay": row["overlay"]}
 

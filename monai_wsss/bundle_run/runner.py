@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from monai.bundle import ConfigParser
 from monai.data import decollate_batch, list_data_collate
+from monai.transforms import EnsureChannelFirstd
 
 from monai_wsss._checks import DataError
 from monai_wsss._files import write_json
@@ -19,12 +20,16 @@ from monai_wsss.bundle_run.shipped import ShippedBundle
 from monai_wsss.bundle_scan.config_scan import scan_expressions
 from monai_wsss.engines import check_overrides, with_weights
 from monai_wsss.inferers import VolumeInferer
-from monai_wsss.transforms import SaveImageMaskd
+from monai_wsss.refinement import ToMaskd
+from monai_wsss.transforms import LoadImageOrderedd, SaveImageMaskd
 
-__all__ = ["BundleRunner", "check_device", "inference_parser", "own_error"]
+__all__ = ["SHOWN", "BundleRunner", "check_device", "inference_parser", "own_error"]
 
 _logger = logging.getLogger(__name__)
 _SMALLEST_WINDOW = 64
+SHOWN = "shown"
+"""Key of the image of a result as it was loaded, before its intensities were normalized."""
+_LOADING = (LoadImageOrderedd, EnsureChannelFirstd)
 
 
 def own_error(error: BaseException) -> Exception:
@@ -109,6 +114,8 @@ class BundleRunner:
         self.postprocessing = parser.get_parsed_content("postprocessing")
         self.inferer = parser.get_parsed_content("inferer")
         self._weak = _weak_sequences(self.network)
+        steps = self.preprocessing.transforms
+        self._loaded = 1 + max((n for n, step in enumerate(steps) if isinstance(step, _LOADING)), default=-1)
         for transform in self.postprocessing.transforms:
             if isinstance(transform, SaveImageMaskd) and transform.palette == "none":
                 transform.palette = "classes"
@@ -124,11 +131,33 @@ class BundleRunner:
         Raises:
             DataError: the image does not fit into the memory of the device by any means.
         """
-        batch = list_data_collate([self.preprocessing(dict(item))])
+        loaded = self.preprocessing(dict(item), end=self._loaded)
+        batch = list_data_collate([self.preprocessing(dict(loaded), start=self._loaded)])
         batch["image"] = batch["image"].to(self.device)
         batch["pred"], notes = self._maps(batch["image"])
         (result,) = decollate_batch(batch)
-        return self.postprocessing(result), [*self._weak, *notes]
+        return {**self.postprocessing(result), SHOWN: loaded["image"]}, [*self._weak, *notes]
+
+    def contradictions(self, result: Mapping[Any, Any], classes: Sequence[str]) -> list[str]:
+        """Say of which classes there is a mask although their score is that of an absent class.
+
+        Args:
+            result: of a case.
+            classes: names of the classes, (K).
+        """
+        gates = [step.settings["gate"] for step in self.postprocessing.transforms if isinstance(step, ToMaskd)]
+        if gates != ["none"] or "presence" not in result:
+            return []
+        level = getattr(self.network, "presence_level", None)
+        least = 0.0 if level is None else float(torch.as_tensor(level).min())
+        absent = [
+            name
+            for number, name in enumerate(classes, start=1)
+            if result["presence"][number - 1] <= least and (result["pred"] == number).any()
+        ]
+        return [
+            f"the score speaks against {name}, and yet it has a mask: the score does not decide here" for name in absent
+        ]
 
     def _maps(self, image: torch.Tensor) -> tuple[torch.Tensor, list[str]]:
         """Ask the network, with fewer slices at once and then smaller windows where memory does not suffice."""

@@ -18,6 +18,8 @@ from monai_wsss.reports.overlay import add_legend
 
 __all__ = ["segment_slide_case"]
 
+_BESIDE = 1024  # pixels of the longer side of the slide beside its overlay
+
 
 def segment_slide_case(
     case: InputCase,
@@ -53,7 +55,7 @@ def segment_slide_case(
     classes: Sequence[str] = header["classes"]
     reading = parser.get_parsed_content("reading")
     with reading.open(case.all_files[0]) as source:
-        size, mpp = source.sizes[0], source.mpp
+        size, mpp, image = source.sizes[0], source.mpp, source.thumbnail(_BESIDE)
     outlines = own / "outlines.geojson"
     write_outlines(result.mask, outlines, classes, size=size, mpp=mpp)
     areas = [*result.class_mm2, *[0.0] * len(classes)]
@@ -64,6 +66,6 @@ def segment_slide_case(
         **{f"{name}_mm2": round(area, 6) for name, area in zip(classes, areas, strict=False)},
         **{f"{name}_present": int(area > 0) for name, area in zip(classes, areas, strict=False)},
     }
-    overlay = add_legend(io.BytesIO(result.overlay.read_bytes()), classes)
+    overlay = add_legend(io.BytesIO(result.overlay.read_bytes()), classes, image=image)
     shown = f"{size[0]} x {size[1]} px of {mpp[0]:.3g} micrometers"
     return row, overlay, [result.note] if result.note else [], shown

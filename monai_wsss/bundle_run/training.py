@@ -263,11 +263,14 @@ def _noted(sentences: list[str]) -> Iterator[None]:
 
 @contextmanager
 def _without_tracebacks() -> Iterator[None]:
-    """Keep back what MONAI and ignite log about an error that is told in one sentence, and about a log file."""
+    """Keep back what MONAI and ignite log about an error that is told in one sentence, about a log file, and as NaN."""
     unwanted = ("Logging file is set to False", "Engine run is terminating")
 
     def wanted(record: logging.LogRecord) -> bool:
-        return not record.exc_info and not record.getMessage().startswith(unwanted)
+        text = record.getMessage()
+        if " Metrics -- " in text:  # without masks no Dice is known, and that is said once
+            record.msg, record.args = re.sub(r"\S+: nan\b ?", "", text), None
+        return not (record.exc_info or text.startswith(unwanted) or "best value: nan" in text)
 
     loggers = [get_logger(name) for name in ("monai.handlers.StatsHandler", "monai.bundle.workflows")]
     last = [logging.lastResort] if logging.lastResort is not None else []

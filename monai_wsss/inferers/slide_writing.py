@@ -23,6 +23,7 @@ from PIL import Image
 
 from monai_wsss._checks import DataError
 from monai_wsss._files import atomic_path, make_directory, write_json
+from monai_wsss._labels import CLASS_COLORS
 
 __all__ = ["SlideScratch", "draw_overlay", "write_mask_pyramid"]
 
@@ -42,11 +43,7 @@ _TAGS: dict[str, Any] = {
     "maxworkers": 1,
 }
 _BIG_TIFF = 2**31  # uncompressed bytes, from which offsets of 4 bytes might not do
-# Okabe and Ito's colors, told apart by all; further classes begin anew.
-_COLORS = np.array(
-    [(230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167)],
-    dtype=np.float32,
-)
+_COLORS = np.array(CLASS_COLORS, dtype=np.float32)
 
 
 @contextmanager

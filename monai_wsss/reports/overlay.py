@@ -82,19 +82,27 @@ def _placed(
     return sheet, boxes
 
 
-def add_legend(picture: IO[bytes], classes: Sequence[str]) -> bytes:
+def add_legend(picture: IO[bytes], classes: Sequence[str], *, image: np.ndarray | None = None) -> bytes:
     """Write the names of the classes with their colors below a picture.
 
     Args:
         picture: of any kind that Pillow reads; one that is large is made smaller.
         classes: names of the classes, (K).
+        image: the same without colors, (height, width, 3) uint8, to stand beside it.
 
     Returns:
         The bytes of a PNG file.
     """
     drawn: Any = Image.open(picture).convert("RGB")
-    drawn.thumbnail((_LARGEST, _LARGEST))
-    return _with_legend(drawn, classes, (0, 0, *drawn.size))
+    if image is None:
+        drawn.thumbnail((_LARGEST, _LARGEST))
+        return _with_legend(drawn, classes, (0, 0, *drawn.size))
+    drawn.thumbnail(((_LARGEST - _GAP) // 2, _LARGEST))
+    left = drawn.width + _GAP
+    sheet = Image.new("RGB", (left + drawn.width, drawn.height), _PAPER)
+    sheet.paste(Image.fromarray(image).resize(drawn.size), (0, 0))
+    sheet.paste(drawn, (left, 0))
+    return _with_legend(sheet, classes, (left, 0, *sheet.size))
 
 
 def _with_legend(drawn: Image.Image, classes: Sequence[str], telling: Box) -> bytes:

@@ -98,7 +98,8 @@ def _table(records: Sequence[Mapping[str, Any]], out: Path) -> dict[str, Any]:
     for number, (record, found) in enumerate(zip(records, amounts, strict=True), start=1):
         cells = [cell(str(number), number)]
         cells += [cell(_rounded(found[kind]), found[kind]) if kind in found else cell("–") for kind in kinds]
-        cells += [cell(f"{value:.2f}", value) if (value := record["row"].get(name)) else cell("–") for name in scores]
+        given = [record["row"].get(name) for name in scores]
+        cells += [cell("–") if value in ("", None) else cell(f"{value:.2f}", value) for value in given]
         notes = list(record["notes"])
         cells += [cell(record["size"], record["size"], number=False)]
         cells += [cell("; ".join(notes) if notes else "nothing noticed", len(notes), number=False)]
@@ -108,7 +109,7 @@ def _table(records: Sequence[Mapping[str, Any]], out: Path) -> dict[str, Any]:
         about["notes"] = [f"Note: {note}." for note in notes]
         about["caption"] = f"{f'Found: {words}.' if any(found.values()) else 'Nothing found.'} {record['size']}."
         rows.append({**about, **picture, "found": sum(found.values())})
-    return {"columns": [*columns, "Size", "Against the training"], "rows": rows}
+    return {"columns": [*columns, "Size", "Against the training"], "rows": rows, "scored": bool(scores)}
 
 
 def _groups(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Mapping[str, Any]]]]:

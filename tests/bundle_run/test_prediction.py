@@ -16,16 +16,19 @@ import tifffile
 import torch
 from monai.bundle import ConfigWorkflow
 from monai.data import MetaTensor
+from monai.transforms import Compose
 from PIL import Image
 
 from monai_wsss.__main__ import main
 from monai_wsss._checks import DataError
+from monai_wsss._labels import CLASS_COLORS
 from monai_wsss.bundle_run import find_bundle, predict_masks
 from monai_wsss.bundle_run.case_reading import CaseReader
 from monai_wsss.bundle_run.runner import BundleRunner
 from monai_wsss.data import make_phantoms
 from monai_wsss.data.reading import read_labels
 from monai_wsss.inferers import VolumeInferer
+from monai_wsss.refinement import ToMaskd
 
 CAM = "brain_mri_cam_segmentation"
 SKIN = "dermoscopy_cam_segmentation"
@@ -172,6 +175,46 @@ def test_a_single_picture_is_enough(skin, tmp_path):
     assert [row["id"] for row in result.rows] == ["color"]
 
 
+def test_overlays_have_the_colors_of_the_picture_however_the_bundle_normalizes_it(skin, tmp_path):
+    (skin / "gray.jpg").unlink()
+    run = tmp_path / "run"
+    run.mkdir()
+    bundle = find_bundle(CAM)
+    shutil.copy(bundle.path / "models" / "model.pt", run)
+    record = {"config": {"bundle": bundle.name, "modalities": ["red", "green", "blue"]}, "classes": ["lesion"]}
+    record |= {"background": True, "versions": {"monai_wsss": "0.1.0"}}
+    (run / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    result = predict_masks(skin, bundle.name, tmp_path / "out", weights=run, device="cpu")
+    with Image.open(result.out / result.rows[0]["overlay"]) as drawn, Image.open(skin / "color.png") as picture:
+        shown = np.asarray(drawn.convert("RGB"))[20:300, 20:400].reshape(-1, 3).mean(axis=0)
+        wanted = np.asarray(picture)[6:90, 6:120].reshape(-1, 3).mean(axis=0)
+    assert np.abs(shown - wanted).max() < 25, "stretched a little from its darkest to its lightest"
+
+
+@pytest.mark.parametrize(("score", "noted"), [(-0.5, True), (0.5, False)])
+def test_a_mask_that_its_score_speaks_against_is_noted(skin, tmp_path, monkeypatch, score, noted):
+    """No gate leaves a mask out in dermoscopy; a reader of the table would wonder."""
+    usual = ToMaskd.__call__
+
+    def call(self, data):
+        return usual(self, data) | {"presence": torch.full((1,), score)}
+
+    monkeypatch.setattr(ToMaskd, "__call__", call)
+    result = predict_masks(skin / "color.png", SKIN, tmp_path / "out", device="cpu")
+    assert result.rows[0]["lesion_present"] == 1
+    page = result.report.read_text(encoding="utf-8")
+    assert ("the score speaks against lesion, and yet it has a mask: the score does not decide here" in page) == noted
+    assert "a note says where the score contradicts it" in page
+
+
+def test_where_a_gate_decides_no_score_contradicts_its_mask():
+    runner = object.__new__(BundleRunner)
+    runner.network = torch.nn.Identity()
+    runner.postprocessing = Compose([ToMaskd("pred", gate="predicted")])
+    result = {"presence": torch.tensor([-0.5]), "pred": torch.ones(1, 4, 4)}
+    assert runner.contradictions(result, ["lesion"]) == []
+
+
 def test_pictures_of_an_own_training_are_normalized_as_the_bundle_does(tmp_path, brains):
     slices = make_phantoms(tmp_path / "slices", subjects=(1, 1, 1), modalities=["FLAIR"])
     header = json.loads((Path(slices) / "datalist.json").read_text(encoding="utf-8"))
@@ -226,6 +269,17 @@ def test_a_slide_gives_a_pyramid_outlines_and_areas(tmp_path, rows_of):
         ]
         assert sum(areas) == pytest.approx(float(row[f"{name}_mm2"]), rel=0.05)
     assert (result.out / row["mask"]).suffix in (".tif", ".tiff")
+    colors = {tuple(one["properties"]["classification"]["color"]) for one in outlines["features"]}
+    with Image.open(result.out / row["overlay"]) as drawn:
+        legend = np.asarray(drawn.convert("RGB"))[-30:].reshape(-1, 3)
+        over = np.asarray(drawn.convert("RGB"))[:-30, drawn.width // 2 :].reshape(-1, 3).astype(int)
+    for color in colors:
+        assert (legend == color).all(axis=1).any(), "the legend names the colors of the outlines"
+    away = np.abs(over[:, None] - np.array(CLASS_COLORS)).sum(axis=-1)
+    assert {0, 1} <= set(away.argmin(axis=1))
+    with Image.open(result.out / row["overlay"]) as drawn:
+        tissue = np.asarray(drawn.convert("RGB"))[:-30, : drawn.width // 2 - 8].astype(float)
+    assert np.abs(tissue.mean(axis=(0, 1)) - whole.mean(axis=(0, 1))).max() < 3, "the slide itself stands beside it"
 
 
 def test_slides_without_resolution_or_content_are_told_in_one_sentence(tmp_path):

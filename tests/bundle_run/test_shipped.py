@@ -132,5 +132,7 @@ def test_the_public_workflow_covers_what_the_metadata_promise():
     for job in workflow["jobs"].values():
         for step in job["steps"]:
             assert len({"run", "uses"} & set(step)) == 1
+            checks_out = step.get("uses", "").startswith("actions/checkout@")
+            assert not checks_out or step["with"]["persist-credentials"] is False, "no step pushes"
             words = step.get("run", "").split()
             assert not words or not words[0].startswith(".ci/") or (ROOT / words[0]).is_file()

@@ -5,12 +5,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import shlex
 import shutil
 
 import numpy as np
 import pytest
 import torch
+from monai.apps import get_logger
 from monai.bundle import ConfigWorkflow
 
 from monai_wsss.__main__ import main
@@ -54,6 +56,26 @@ def test_the_run_is_that_of_the_bundle_and_can_be_predicted_with(brains, tmp_pat
     filled = [{"IMAGES": str(images), "MASKS": str(tmp_path / "masks")}.get(word, word) for word in predict]
     assert main([*filled, "--device", "cpu"]) in (0, 3)
     assert (tmp_path / "masks" / "predictions.csv").is_file()
+
+
+def test_what_no_mask_tells_is_not_logged():
+    from monai_wsss.bundle_run.training import _without_tracebacks  # the filter, without a training
+
+    logger, told = get_logger("monai.handlers.StatsHandler"), []
+    handler = logging.Handler()
+    handler.emit = lambda record: told.append(record.getMessage())
+    logger.addHandler(handler)
+    try:
+        with _without_tracebacks():
+            logger.info("Epoch[5] Metrics -- accuracy: 0.9173 val_dice_subject: nan presence_auroc: 0.9850 ")
+            logger.info("Key metric: val_dice_subject best value: nan at epoch: 5")
+            logger.info("Key metric: val_dice_subject best value: 0.5 at epoch: 5")
+    finally:
+        logger.removeHandler(handler)
+    assert told == [
+        "Epoch[5] Metrics -- accuracy: 0.9173 presence_auroc: 0.9850 ",
+        "Key metric: val_dice_subject best value: 0.5 at epoch: 5",
+    ]
 
 
 def test_few_images_get_enough_steps_and_the_last_epoch_is_validated():

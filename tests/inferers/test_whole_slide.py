@@ -25,6 +25,7 @@ from PIL import Image
 from torch import nn
 
 from monai_wsss._checks import DataError
+from monai_wsss._labels import CLASS_COLORS
 from monai_wsss.inferers import SlideReading, TileLayout, slide_reading, slide_tiff, slide_tiles
 from monai_wsss.inferers.slide_reading import BACKENDS, SlideSource
 from monai_wsss.inferers.slide_tiles import BandBlender, TileGrid, fade_weights, tile_starts
@@ -516,7 +517,7 @@ def test_the_overlay_shows_the_classes_over_the_slide(slide, tmp_path):
     mask = tifffile.imread(result.mask, key=0)
     shown = np.asarray(Image.open(result.overlay))
     np.testing.assert_array_equal(shown[mask == 0], picture()[mask == 0])
-    expected = 0.55 * picture()[mask == 1] + 0.45 * np.array([230, 159, 0])
+    expected = 0.55 * picture()[mask == 1] + 0.45 * np.array(CLASS_COLORS[0])
     assert np.abs(shown[mask == 1] - expected).max() <= 1
 
 

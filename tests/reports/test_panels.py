@@ -15,6 +15,7 @@ from monai.data import MetaTensor
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 from PIL import Image
 
+from monai_wsss._labels import CLASS_COLORS
 from monai_wsss.reports import choose_cases, render_panel
 from monai_wsss.reports.panels import MASK_COLOR, REFERENCE_COLOR, TELLING_TILE
 from monai_wsss.reports.planes import display_of, telling_slices
@@ -175,7 +176,20 @@ def test_degenerate_images_are_drawn_dark(value):
 def test_several_classes_have_several_colors():
     mask = square(8, 8) + 2 * square(24, 24)
     filled = tiles_of(render_panel(np.zeros((1, 32, 32)), None, mask, None, channel_names=["a"]))[-1]
-    assert len(np.unique(filled.reshape(-1, 3), axis=0)) == 3
+    colors, counts = np.unique(filled.reshape(-1, 3), axis=0, return_counts=True)
+    assert len(colors) == 4, "nothing, two classes and the light line around both"
+    assert counts[(colors > 200).all(axis=1)].sum() < min(counts[(colors < 200).all(axis=1)])
+
+
+def test_a_mask_is_seen_on_an_image_of_its_own_color_and_is_open_at_the_edge_of_the_picture():
+    mask = np.zeros((20, 20))
+    mask[:10] = 1  # the left half
+    image = np.ones((3, 20, 20)) * np.array(CLASS_COLORS[0]).reshape(3, 1, 1)
+    image[:, 0, 0] = 0
+    names = ["red", "green", "blue"]
+    filled = tiles_of(render_panel(image, None, mask, None, channel_names=names))[-1].astype(int)
+    light = (filled > 240).all(axis=-1)
+    assert light.any(axis=0).nonzero()[0].tolist() == [95], "of 192 columns that beside the border alone"
 
 
 def test_identical_input_gives_identical_bytes_without_metadata():
