@@ -27,7 +27,9 @@ VISIONS = {
         [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]]
     ),
 }
-TO_XYZ = np.array([[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]])
+TO_XYZ = np.array(
+    [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
+)
 WHITE = TO_XYZ.sum(axis=1)
 
 
@@ -60,4 +62,4 @@ def test_the_simulation_confuses_what_these_readers_confuse():
 
 
 def test_the_first_class_has_the_color_of_outlines():
-    assert MASK_COLOR == "#{:02x}{:02x}{:02x}".format(*CLASS_COLORS[0])
+    assert "#{:02x}{:02x}{:02x}".format(*CLASS_COLORS[0]) == MASK_COLOR
