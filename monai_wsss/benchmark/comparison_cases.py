@@ -167,8 +167,8 @@ class ComparedCases:
             {
                 **_address(image),
                 "name": self.modalities[-1] if self.outlined and len(self.modalities) != 3 else "Image",
-                "alt": "the image, and the reference over it" if known else "the image",
-                "text": "and the reference" if known else "without a reference",
+                "alt": "image, and the reference over it" if known else "image",
+                "text": "image, and its reference on the right" if known else "image, without a reference",
                 "small": picture_address(small, "JPEG", quality=85, subsampling=0),
             }
         ]

@@ -30,7 +30,6 @@ _PARTS = (
     ("pixel_auroc", "Score map: pixel AUROC"),
     ("oracle_dice_subject", "Score map: Dice at its best threshold"),
     ("dice_subject", "Final mask: Dice"),
-    ("presence_auroc", "Presence AUROC"),
 )
 _COSTS_NOTE = (
     "Steps, minutes and memory are those of all trainings behind a row. Minutes and memory are of the machines that "
@@ -93,8 +92,8 @@ def write_comparison(
         "lead": _lead(title, lines, outcomes),
         "simulated": str(header.get("labels", "")) if header.get("simulated_supervision", False) else None,
         "by_masks": metric == "dice_subject",
-        "board": _board(lines, metric, by_pair),
-        "notes": footnotes(lines, metric),
+        "board": _board(lines, metric, by_pair, outcomes),
+        "notes": [*footnotes(lines, metric), *_subjects(lines)],
         "parts": _parts(lines),
         "costs": {"columns": ["Method", "Encoder", *_titles(_COSTS)], "rows": _costs(lines, metric)},
         "costs_note": _COSTS_NOTE,
@@ -115,21 +114,33 @@ def write_comparison(
 
 
 def _lead(title: str, lines: Sequence[Standing], outcomes: Sequence[Outcome]) -> str:
-    runs = sum(outcome.row is not None for outcome in outcomes)
-    return f"{title.capitalize() if title.islower() else title}. {count(runs, 'run')} of {count(len(lines), 'row')}."
+    runs, measured = sum(outcome.row is not None for outcome in outcomes), sum(bool(line.rows) for line in lines)
+    return f"{title}. {count(runs, 'run')}, {measured} of {count(len(lines), 'row')} measured."
+
+
+def _subjects(lines: Sequence[Standing]) -> list[str]:
+    """Say how many subjects stand behind the Dice; nothing where no masks are known."""
+    found = [
+        row.metrics["dice_subject"].get("n") for line in lines for row in line.rows if "dice_subject" in row.metrics
+    ]
+    return [f"Dice per subject is that of {count(found[0], 'subject')} with a finding."] if found and found[0] else []
 
 
 def _titles(part: slice) -> list[str]:
-    return [f"{head[:1].upper()}{head[1:]}" for head in HEADS[part]]
+    """Give headings in the capitals of a page; p stays small."""
+    return [head if head.startswith("p ") else f"{head[:1].upper()}{head[1:]}" for head in HEADS[part]]
 
 
-def _board(lines: Sequence[Standing], metric: str, by_pair: Mapping[Pair, ComparedRow]) -> dict[str, Any]:
-    """Give the leaderboard: cells of scores, a bar of the interval, and what reproduces the row."""
+def _board(
+    lines: Sequence[Standing], metric: str, by_pair: Mapping[Pair, ComparedRow], outcomes: Sequence[Outcome]
+) -> dict[str, Any]:
+    """Give the leaderboard: cells of scores, a bar of the interval, and what reproduces the row or why it is empty."""
     rows = []
     for rank, line in enumerate(lines, start=1):
         cells = [cell(text, value, number=place > 1) for place, (text, value) in enumerate(cells_of(line, metric))]
         known = line.value is not None
         kept = by_pair.get(line.pair)
+        empty = [one for one in outcomes if one.pair == line.pair and one.row is None]
         rows.append(
             {
                 "number": rank,
@@ -138,6 +149,7 @@ def _board(lines: Sequence[Standing], metric: str, by_pair: Mapping[Pair, Compar
                 "cells": [*cells[:2], *cells[_SCORES]],
                 "bar": interval_bar(line.value, *line.interval) if line.value is not None and line.interval else "",
                 "reads_masks": any(row.reads_masks for row in line.rows),
+                "reasons": list(dict.fromkeys((one.state, one.reason) for one in empty)),
                 "facts": [] if kept is None else _facts(kept),
                 "settings": "" if kept is None or not kept.records else _settings(kept.records[0]),
             }

@@ -105,7 +105,7 @@ def read_kept_cases(path: Path, metrics: Mapping[str, Mapping[str, Any]]) -> Kep
         metrics: of the run.
     """
     try:
-        with np.load(path) as file:
+        with open(path, "rb") as opened, np.load(opened) as file:
             told = json.loads(str(file["told"]))
             flat, shapes = file["masks"], file["mask_shapes"]
     except (OSError, ValueError, KeyError, EOFError, BadZipFile):
