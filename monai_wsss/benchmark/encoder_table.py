@@ -59,11 +59,19 @@ _METRICS = (
 
 
 class Decided(NamedTuple):
-    """What is decided of one case: uint8 mask (1, *S), its reference (1, *S) or None, and its presence (K,) or None."""
+    """What is decided of one case.
+
+    Attributes:
+        mask: uint8 (1, *S).
+        reference: (1, *S), or None.
+        presence: (K,), or None.
+        scores: the score map, (K, *S) in [0, 1], where it is to be measured as well; :func:`decide_cases` gives none.
+    """
 
     mask: torch.Tensor
     reference: torch.Tensor | None
     presence: torch.Tensor | None
+    scores: torch.Tensor | None = None
 
 
 def make_encoder_table(
@@ -300,7 +308,7 @@ def table_of(data: PreparedData, cases: Cases, decided: Sequence[Decided]) -> Ca
         decided: of :func:`decide_cases`.
     """
     table = data.case_table()
-    for case, (mask, reference, presence) in zip(cases, decided, strict=True):
+    for case, (mask, reference, presence, scores) in zip(cases, decided, strict=True):
         table.add(
             id=case["id"],
             subject=case["subject"],
@@ -308,6 +316,7 @@ def table_of(data: PreparedData, cases: Cases, decided: Sequence[Decided]) -> Ca
             prediction=mask,
             reference=reference,
             presence=presence,
+            cam=scores,
         )
     return table
 

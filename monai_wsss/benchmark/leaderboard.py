@@ -16,14 +16,15 @@ from monai_wsss.benchmark.rows import Row
 from monai_wsss.metrics.bootstrap import bootstrap_interval, bootstrap_weights, subject_mean_estimate
 from monai_wsss.metrics.comparison import LEAST_PAIRS, paired_test
 
-__all__ = ["Outcome", "Standing", "format_leaderboard", "standings"]
+__all__ = ["HEADS", "Outcome", "Standing", "cells_of", "footnotes", "format_leaderboard", "reasons_of", "standings"]
 
 _SAMPLES = 1000
 _NOTHING = "–"
-_HEADS = (
+HEADS = (
     "method", "encoder", "seeds", "Dice per subject [95 %]", "of full supervision", "p against cam", "Dice pooled",
     "healthy clean", "image AUROC", "steps", "minutes", "memory, MB", "parameters",
 )  # fmt: skip
+"""Titles of the columns."""
 
 
 @dataclass(frozen=True)
@@ -157,49 +158,71 @@ def format_leaderboard(outcomes: Sequence[Outcome], metric: str, title: str) -> 
         metric: what it is sorted by, see :func:`standings`.
         title: stands above it.
     """
-    lines = [f"**{title}**", "", f"| {' | '.join(_HEADS)} |", "|---" * len(_HEADS) + "|"]
+    lines = [f"**{title}**", "", f"| {' | '.join(HEADS)} |", "|---" * len(HEADS) + "|"]
     found = standings(outcomes, metric)
-    lines += [f"| {' | '.join(_cells(line, metric))} |" for line in found]
+    lines += [f"| {' | '.join(text for text, _ in cells_of(line, metric))} |" for line in found]
+    reasons = [f"- {name} ({state}): {reason}" for name, state, reason in reasons_of(outcomes)]
+    return "\n".join(
+        [*lines, "", *footnotes(found, metric), *(["", "Without a result:", "", *reasons] if reasons else [])]
+    )
+
+
+def footnotes(lines: Sequence[Standing], metric: str) -> list[str]:
+    """Say in sentences how the lines are sorted and compared, and which methods read masks in training.
+
+    Args:
+        lines: of the leaderboard.
+        metric: what it is sorted by, see :func:`standings`.
+    """
     by = "Dice per subject" if metric == "dice_subject" else "image AUROC, which needs no mask"
-    lines += ["", f"Sorted by {by}. Weights are those of the last step: no mask chose anything."]
-    lines += [
+    learned = sorted({line.pair.name for line in lines if any(row.reads_masks for row in line.rows)})
+    return [
+        f"Sorted by {by}. Weights are those of the last step: no mask chose anything.",
         "Intervals and p are by subject, each subject averaged over the seeds; p is that of all signs of the "
         f"differences to cam with the same encoder, one test per row, and there is none below {LEAST_PAIRS} subjects. "
-        "A generator of its own is held against the best encoder of cam and of full supervision."
+        "A generator of its own is held against the best encoder of cam and of full supervision.",
+        *([f"Read masks in training: {'; '.join(learned)}."] if learned else []),
     ]
-    learned = sorted({line.pair.name for line in found if any(row.reads_masks for row in line.rows)})
-    lines += [f"Read masks in training: {'; '.join(learned)}."] if learned else []
-    reasons: dict[str, None] = {}
+
+
+def reasons_of(outcomes: Sequence[Outcome]) -> list[tuple[str, str, str]]:
+    """Give name, state and reason of what has no result, each once."""
+    found: dict[tuple[str, str, str], None] = {}
     for outcome in outcomes:
         if outcome.row is None:
             seed = "" if outcome.seed is None else f", seed {outcome.seed}"
-            reasons[f"- {outcome.pair.name}{seed} ({outcome.state}): {outcome.reason}"] = None
-    return "\n".join([*lines, *(["", "Without a result:", "", *reasons] if reasons else [])])
+            found[f"{outcome.pair.name}{seed}", outcome.state, outcome.reason] = None
+    return list(found)
 
 
-def _cells(line: Standing, metric: str) -> list[str]:
-    """Give the cells of a line; all but its name are empty where nothing was measured."""
+def cells_of(line: Standing, metric: str) -> list[tuple[str, float | str | None]]:
+    """Give the cells of a line, below :data:`HEADS`: text, and the value that it is sorted by.
+
+    All but its name are empty where nothing was measured.
+    """
     rows, of_dice = line.rows, metric == "dice_subject"
+    seconds = _mean([row.seconds for row in rows if row.seconds is not None])
+    minutes = None if seconds is None else seconds / 60
     headline = _number(line.value)
     if line.interval is not None:
         headline += f" [{line.interval[0]:.3f}, {line.interval[1]:.3f}]"
-    seconds = _mean([row.seconds for row in rows if row.seconds is not None])
 
-    def shown(name: str, digits: int = 3) -> str:
-        return _number(_mean(values_of(rows, name)), digits)
+    def shown(name: str, digits: int = 3) -> tuple[str, float | None]:
+        value = _mean(values_of(rows, name))
+        return _number(value, digits), value
 
     return [
-        line.pair.method,
-        line.pair.encoder,
-        str(len(rows)) if rows else _NOTHING,
-        headline if of_dice else shown("dice_subject"),
-        _number(line.ratio, 2),
-        _NOTHING if line.p is None else "< 0.001" if line.p < 0.001 else f"{line.p:.3f}",
+        (line.pair.method, line.pair.method),
+        (line.pair.encoder, line.pair.encoder),
+        (str(len(rows)) if rows else _NOTHING, len(rows)),
+        (headline, line.value) if of_dice else shown("dice_subject"),
+        (_number(line.ratio, 2), line.ratio),
+        (_NOTHING if line.p is None else "< 0.001" if line.p < 0.001 else f"{line.p:.3f}", line.p),
         shown("dice_pooled"),
         shown("healthy_clean"),
-        shown("image_auroc") if of_dice else headline,
+        shown("image_auroc") if of_dice else (headline, line.value),
         shown("steps", 0),
-        _number(None if seconds is None else seconds / 60, 1),
+        (_number(minutes, 1), minutes),
         shown("peak_memory_mb", 0),
         shown("parameters", 0),
     ]

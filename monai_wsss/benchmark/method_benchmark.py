@@ -9,6 +9,8 @@
 | ``steps.json``               | the steps that the budget has become                                              |
 | ``weights/<digest>/…``       | weights and checkpoints, by the settings that decide them                         |
 | ``leaderboard.md``, ``.json`` | the table, and all outcomes                                                       |
+| ``cases/…``                  | per run what the page shows of its cases: small masks and score maps, curves       |
+| ``comparison.html``          | the page                                                                           |
 
 Runs that are finished are taken from their JSON while settings and data are the same; a run that was killed goes on at
 its last checkpoint.  Several processes share the runs out, each with one thread.
@@ -37,6 +39,8 @@ import monai_wsss
 from monai_wsss import __version__
 from monai_wsss._checks import DataError, check_choice
 from monai_wsss._files import atomic_path, make_directory, write_json
+from monai_wsss.benchmark.comparison_page import ComparedRow, write_comparison
+from monai_wsss.benchmark.kept_cases import read_kept_cases
 from monai_wsss.benchmark.leaderboard import Outcome, format_leaderboard
 from monai_wsss.benchmark.method_budget import BudgetRecord, TrainingBudget
 from monai_wsss.benchmark.method_data import facts_of, method_data
@@ -108,7 +112,7 @@ class MethodBenchmark:
     _counted: dict[Pair, int] = field(default_factory=dict, init=False, repr=False)
 
     def run(self) -> list[Outcome]:
-        """Train and measure what is missing; write the leaderboard.
+        """Train and measure what is missing; write the leaderboard and the page.
 
         A pair without a meaning on these data is refused with a reason, and a run that fails does not stop the others.
 
@@ -138,6 +142,8 @@ class MethodBenchmark:
         write_json(self.out / f"{self.name}.json", [outcome.to_json() for outcome in outcomes])
         with atomic_path(self.out / f"{self.name}.md") as temporary:
             temporary.write_text(format_leaderboard(outcomes, metric, self._title) + "\n", encoding="utf-8")
+        page = self.out / "comparison.html"
+        logger.info("%s", write_comparison(page, self._title, outcomes, metric, self._compared(outcomes), self.data))
         return outcomes
 
     @cached_property
@@ -162,6 +168,37 @@ class MethodBenchmark:
                 "class, so nothing ranks methods on it: choose another `split`."
             )
         return "image_auroc"
+
+    def _compared(self, outcomes: Sequence[Outcome]) -> list[ComparedRow]:
+        """Read what the runs kept, row by row."""
+        compared = []
+        for pair in self.pairs:
+            own = [outcome for outcome in outcomes if outcome.pair == pair and outcome.row is not None]
+            if not own:
+                continue
+            runs = [self.out / "runs" / _TABLE / self._place(pair, one.seed or 0) for one in own]
+            records = [json.loads(run.with_suffix(".json").read_text(encoding="utf-8")) for run in runs]
+            assert own[0].row is not None
+            cases = read_kept_cases(self._cases_file(pair, own[0].seed or 0), own[0].row.metrics)
+            compared.append(ComparedRow(pair, self._command(pair, [one.seed or 0 for one in own]), records, cases))
+        return compared
+
+    def _command(self, pair: Pair, seeds: Sequence[int]) -> str:
+        """Write the command that makes a row again, with its steps, whatever budget they were counted from."""
+        grid = self.data.settings.get("grid")
+        side = grid[0] if isinstance(grid, list) else grid
+        encoder = f" --encoders {pair.encoder}" if pair.encoder in ENCODERS else ""
+        return (
+            f"monai-wsss benchmark --data DIR --out DIR --methods {pair.method}{encoder} --seeds "
+            f"{','.join(map(str, seeds))} --budget {self.steps(pair)}-steps --split {self.data.split}"
+            + ("" if side is None else f" --side {side}")
+        )
+
+    def _place(self, pair: Pair, seed: int) -> Path:
+        return Path(self.data.split) / folder_name(pair.name) / f"seed{seed}"
+
+    def _cases_file(self, pair: Pair, seed: int) -> Path:
+        return self.out / "cases" / self._place(pair, seed).with_suffix(".npz")
 
     @property
     def _title(self) -> str:
@@ -224,7 +261,7 @@ class MethodBenchmark:
             seed: of the training.
         """
         recipes = method_recipes(pair, self.kind, self.steps(pair), self.data.modalities)
-        measure = partial(measure_method, self.data, self.kind, pair.method)
+        measure = partial(measure_method, self.data, self.kind, pair.method, cases_file=self._cases_file(pair, seed))
         words = {"method": pair.method, **rule_words(pair.method, self.kind)}
         entry = Entry(pair.name, measure, list(recipes)[-1], words=words)
         parts = self._parts(recipes)

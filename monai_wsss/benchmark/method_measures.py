@@ -10,6 +10,7 @@ tiles it is measured on the tiles of the split, else on its images.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,8 @@ from monai.transforms import Compose
 from torch import nn
 
 from monai_wsss.benchmark.encoder_recipes import BUDGETS
-from monai_wsss.benchmark.encoder_table import decide_cases, rule_of_kind, table_of
+from monai_wsss.benchmark.encoder_table import Decided, decide_cases, rule_of_kind, table_of
+from monai_wsss.benchmark.kept_cases import write_kept_cases
 from monai_wsss.benchmark.prepared import PreparedData
 from monai_wsss.benchmark.rows import Measured
 from monai_wsss.benchmark.table import BenchmarkTable, Trained
@@ -59,9 +61,15 @@ class GradientMaps(nn.Module):
 
 
 def measure_method(
-    data: PreparedData, kind: str, method: str, table: BenchmarkTable, trained: Sequence[Trained]
+    data: PreparedData,
+    kind: str,
+    method: str,
+    table: BenchmarkTable,
+    trained: Sequence[Trained],
+    *,
+    cases_file: Path | None = None,
 ) -> Iterator[Measured]:
-    """Measure the masks of a trained method, and its image-level score.
+    """Measure the masks of a trained method, its score maps, and its image-level score.
 
     Args:
         data: the dataset.
@@ -69,6 +77,7 @@ def measure_method(
         method: its name on the command line.
         table: the table that asks.
         trained: the one training.
+        cases_file: where to keep small masks and score maps of the cases, for a page.
     """
     (one,) = trained
     network: Any = one.method.network
@@ -80,8 +89,11 @@ def measure_method(
         rule = MaskRule(rule=words["rule"], gate="none")  # the maps themselves are gated
     else:
         rule = rule_of_kind(network, words["rule"], gated=words["gate"] == "predicted")
-    measured = table_of(data, cases, decide_cases(cases, maps, rule, None))
+    decided = _with_scores(cases, maps, rule, decide_cases(cases, maps, rule, None))
+    measured = table_of(data, cases, decided)
     metrics = measured.summary()
+    if cases_file is not None:
+        write_kept_cases(cases_file, measured, decided, metrics)
     if "dice_subject" in metrics:
         metrics["dice_subject"]["subjects"] = subject_dice(measured)
     if kind == "tiles":
@@ -137,6 +149,17 @@ def subject_dice(table: CaseTable) -> list[float | None]:
         known = [value for value in known if value is not None]
         values.append(float(np.mean(known)) if known else None)
     return values
+
+
+@torch.no_grad()
+def _with_scores(
+    cases: Sequence[Any], maps: Sequence[torch.Tensor], rule: MaskRule, decided: Sequence[Decided]
+) -> list[Decided]:
+    """Add the score map of each case; a case that is decided in a region alone has none."""
+    return [
+        one if "region" in case else one._replace(scores=rule.score_maps(scores)[0])
+        for case, scores, one in zip(cases, maps, decided, strict=True)
+    ]
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from PIL import Image
 
 from monai_wsss.reports.panels import TELLING_TILE
 
-__all__ = ["CasePictures", "cell", "count", "evaluated_cases", "outcome_of", "pixels_of"]
+__all__ = ["CasePictures", "cell", "count", "evaluated_cases", "outcome_of", "picture_address", "pixels_of"]
 
 _SMALL = 128  # pixels of the height of a small picture, which is shown at half of it
 _BUDGET = 24 * 2**20
@@ -45,13 +45,14 @@ class CasePictures:
             return {"small": None, "large": None, "width": None}
         tile = picture.crop((box[0], box[1], box[2], box[3])) if len(box) == 4 else picture
         tile.thumbnail((3 * _SMALL, _SMALL), Image.Resampling.LANCZOS)
-        small = _address(tile, "JPEG", quality=85, subsampling=0)
-        large = _address(picture, "WEBP", quality=88) if self.left > 0 else None
+        small = picture_address(tile, "JPEG", quality=85, subsampling=0)
+        large = picture_address(picture, "WEBP", quality=88) if self.left > 0 else None
         self.left -= len(large or "")
         return {"small": small, "large": large, "width": picture.width}
 
 
-def _address(picture: Image.Image, kind: str, **options: Any) -> str:
+def picture_address(picture: Image.Image, kind: str, **options: Any) -> str:
+    """Write a picture as text that stands for its address on a page."""
     file = io.BytesIO()
     picture.save(file, kind, **options)
     return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"

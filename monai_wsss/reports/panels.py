@@ -27,6 +27,7 @@ __all__ = [
     "TELLING_TILE",
     "channel_planes",
     "choose_cases",
+    "heat_over",
     "labels_over",
     "outlines_over",
     "picture_png",
@@ -220,6 +221,11 @@ def channel_planes(
     if not _is_colored(names):
         picture, names = picture[-1:], names[-1:]
     return [_channel_tiles(plane, names, size)[-1][1] for plane in _windowed(picture, names, shown)]
+
+
+def heat_over(base: np.ndarray, heat: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Draw a map (x, y) in [0, 1] in color over a picture (height, width, 3) of ``size``, which is (width, height)."""
+    return _overlay_heat(base, _resize(heat, size, Image.Resampling.BILINEAR).clip(0, 1))
 
 
 def labels_over(base: np.ndarray, labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:

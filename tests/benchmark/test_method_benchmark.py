@@ -67,6 +67,11 @@ def test_runs_are_kept_with_their_settings_and_never_repeated(datalist, tmp_path
     assert "- gland, small (refused): The gland method tells two tissues or more" in text
     told = json.loads((tmp_path / "leaderboard.json").read_text(encoding="utf-8"))
     assert [one["state"] for one in told] == ["measured", "measured", "refused", "measured"]
+    page = (tmp_path / "comparison.html").read_text(encoding="utf-8")
+    assert kept["source"]["settings_sha256"] in page
+    assert "--methods cam --encoders small --seeds 0 --budget 2-steps --split validation --side 32" in page
+    assert "kept no cases" not in page
+    assert str(tmp_path) not in page
 
     with caplog.at_level(logging.INFO, "monai_wsss"):
         assert compare(datalist, tmp_path, "cam", "gradcam++", "gland", "full").run() == outcomes

@@ -1,0 +1,325 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""The page of a comparison, from made-up runs: what it tells, what it must never hold, and its use in a browser."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from monai_wsss.benchmark import Outcome, Row
+from monai_wsss.benchmark.comparison_charts import reliability
+from monai_wsss.benchmark.comparison_page import ComparedRow, write_comparison
+from monai_wsss.benchmark.encoder_table import Decided, table_of
+from monai_wsss.benchmark.kept_cases import read_kept_cases, write_kept_cases
+from monai_wsss.benchmark.method_recipes import Pair
+from monai_wsss.metrics import CaseTable
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+SECRET = "PATIENT_4711"
+CAM, COSA, FULL, CMER = (Pair(method, "small") for method in ("cam", "cosa", "full", "cmer"))
+DIGEST = "5e77" * 16
+SIDE = 24
+
+
+class MadeUp:
+    """Cases as a prepared dataset gives them: eight subjects, each with two images of a finding and a healthy one."""
+
+    def __init__(self, classes=("tumor",), *, side: int = SIDE, masks: bool = True) -> None:
+        self.header = {"name": "made-up", "classes": list(classes), "background": True}
+        self.modalities = ["T1", "FLAIR"]
+        self.split = "validation"
+        generator = np.random.default_rng(0)
+        self.cases = []
+        for subject in range(8):
+            for number in range(3):
+                mask = np.zeros((1, side, side), dtype=np.uint8)
+                if number:
+                    mask[0, 6 : 12 + number, 8:16] = 1 + (number - 1) % len(classes)
+                case = {
+                    "id": f"{SECRET}_{subject}_{number}",
+                    "subject": f"{SECRET}_{subject}",
+                    "label": np.array([float((mask == k).any()) for k in range(1, len(classes) + 1)]),
+                    "image": generator.random((2, side, side), dtype=np.float32) + mask,
+                }
+                self.cases.append(case | ({"mask": mask} if masks else {}))
+
+    def case_table(self) -> CaseTable:
+        return CaseTable(self.header["classes"])
+
+    def whole_maps(self, recipe, network):
+        assert recipe is network is None
+        return self.cases, []
+
+
+def decided(data: MadeUp, shift: int, *, empty: int | None = None, false_alarm: int | None = None) -> list[Decided]:
+    """Move the references, so that a row of a larger shift is worse; one case is missed, one healthy one marked."""
+    found = []
+    for place, case in enumerate(data.cases):
+        mask = torch.as_tensor(np.roll(case.get("mask", np.zeros((1, SIDE, SIDE), np.uint8)), shift, 1))
+        if place == empty:
+            mask = torch.zeros_like(mask)
+        if place == false_alarm:
+            mask[0, :5, :5] = 1
+        scores = torch.stack([(mask[0] == k) * 0.7 + 0.1 for k in range(1, len(data.header["classes"]) + 1)])
+        found.append(Decided(mask, case.get("mask"), None, scores))
+    return found
+
+
+def measured(data: MadeUp, pair: Pair, folder, shift: int, **words) -> tuple[Outcome, ComparedRow]:
+    choices = decided(data, shift, **words)
+    table = table_of(data, data.cases, choices)
+    metrics = table.summary(bootstrap=20)
+    path = folder / f"{pair.method}.npz"
+    write_kept_cases(path, table, choices, metrics)
+    subjects = [row["dice"] for row in table.subject_rows] if len(data.header["classes"]) == 1 else [0.5] * 8
+    if "dice_subject" in metrics:
+        metrics["dice_subject"]["subjects"] = subjects
+    metrics |= {"steps": {"mean": 30}, "parameters": {"mean": 1234567}, "peak_memory_mb": {"mean": 512.0}}
+    record = {
+        "source": {"settings_sha256": DIGEST, "data_sha256": "da7a" * 16},
+        "settings": {"seeds": [0], "row": pair.name, "recipe": {"steps": 30}},
+        "version": "0.1.0",
+        "code_sha256": "c0de" * 16,
+        "versions": {"torch": "2"},
+    }
+    command = f"monai-wsss benchmark --methods {pair.method}"
+    row = Row(pair.name, "", "validation", 0, metrics, 90.0, reads_masks=pair == FULL)
+    return Outcome(pair, 0, row), ComparedRow(pair, command, [record], read_kept_cases(path, metrics))
+
+
+def made_page(folder, data: MadeUp | None = None, metric: str = "dice_subject") -> str:
+    data = data or MadeUp()
+    found = [
+        measured(data, CAM, folder, 4, empty=4, false_alarm=0),
+        measured(data, COSA, folder, 2),
+        measured(data, FULL, folder, 0),
+    ]
+    outcomes = [outcome for outcome, _ in found]
+    outcomes += [
+        Outcome(CMER, None, reason="One <modality> alone."),
+        Outcome(Pair("bmp", "small"), 0, reason="RuntimeError: no memory left"),
+    ]
+    rows = [row for _, row in found]
+    path = write_comparison(folder / "comparison.html", "made-up, 30 steps", outcomes, metric, rows, data)
+    return path.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory) -> str:
+    return made_page(tmp_path_factory.mktemp("page"))
+
+
+class Parsed(HTMLParser):
+    """Collect text, tags and attributes; fail on tags that do not close."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open, self.tags, self.texts, self.attributes = [], [], [], []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", " ".join(self.texts))
+
+
+def test_tells_ranks_costs_reasons_and_what_makes_a_row_again(page):
+    text = Parsed(page).text
+    for words in (
+        "Research use only.",
+        "Masks chose what Failures shows",
+        "Dice per subject is that of 8 subjects with a finding.",
+        "made-up, 30 steps. 3 runs, 3 of 5 rows measured.",
+        "settings 1 full trained on masks small 1 1.000 [1.000, 1.000] 1.00",
+        "settings 2 cosa small 1 0.7",
+        "reason – cmer small",
+        "Refused: One <modality> alone.",
+        "cmer, small refused One <modality> alone.",
+        "bmp, small, seed 0 failed RuntimeError: no memory left",
+        "monai-wsss benchmark --methods cosa",
+        f"Settings, SHA-256, seed 0 {DIGEST}",
+        "Data, SHA-256 da7ada7a",
+        "full small 30 1.5 512 1\u202f234\u202f567".replace("\u202f", " "),
+        "Score map: pixel AUROC",
+        "chosen with reference masks",
+        "Highest: full supervision, small 1.000 at 0.10; cosa, small 0.7",
+        "Calibration error: full supervision, small 0.1",
+    ):
+        assert words in text, words
+    assert "p against cam" in text
+    # 0.0078 = 2 / 2**8: all signs of eight subjects agree.
+    assert text.count("0.008") == 2
+
+
+def test_cases_are_sorted_by_disagreement_with_all_rows_side_by_side(page):
+    numbers = [int(number) for number in re.findall(r'<tbody id="case-(\d+)"', page)]
+    assert sorted(numbers) == list(range(1, 25))
+    assert 'aria-sort="descending"><button type="button">Disagreement' in page
+    values = [re.findall(r'data-value="([^"]*)"', part) for part in page.split('<tbody id="case-')[1:]]
+    differing = [float(value[3]) for value in values]
+    assert differing == sorted(differing, reverse=True)
+    # One row misses case 5, of which the others share 5 rows of 9, and one row alone marks the healthy case 1.
+    assert numbers[:2] == [5, 1]
+    assert differing[:2] == pytest.approx([22 / 27, 2 / 3])
+    first = page[page.index(f'id="large-{numbers[0]}"') :]
+    panels = re.findall(r'alt="Case \d+, ([^:]+): ', first[: first.index("</tbody>")])
+    assert panels == ["FLAIR", "full supervision, small", "cosa, small", "cam, small"]
+
+
+def test_the_worst_cases_of_a_row_are_the_missed_and_the_false_alarm(page):
+    failures = page[page.index('<section id="failures">') : page.index('<section id="cases">')]
+    of_cam = failures[failures.index("<h3>cam, small</h3>") :]
+    assert '<a href="#case-5"><b>Case 5</b></a>: Dice 0.00, missed (lowest Dice)' in of_cam
+    assert '<a href="#case-1"><b>Case 1</b></a>: false alarm, 25 pixels (most pixels on a healthy image)' in of_cam
+
+
+def test_names_no_case_loads_nothing_and_allows_its_own_script_alone(page, tmp_path):
+    assert SECRET not in page
+    assert str(tmp_path.parent) not in page
+    parsed = Parsed(page)
+    for name, value in parsed.attributes:
+        assert name not in ("src", "href") or value.startswith(("data:", "#")), value
+        assert not name.startswith("on")
+    assert parsed.tags.count("script") == 1
+    assert "default-src 'none'" in page
+    assert "url(" not in page
+
+
+def test_several_classes_are_told_by_text_beside_their_colors(tmp_path):
+    page = made_page(tmp_path, MadeUp(("core", "edema")))
+    text = Parsed(page).text
+    assert "Colors of the classes: core, edema." in text
+    assert "mask in the colors of its classes" in page
+    assert "Outlines:" not in text
+    assert "core, all rows." in text
+    assert "edema, all rows." in text
+
+
+def test_without_masks_it_says_so_and_shows_masks_alone(tmp_path):
+    data = MadeUp(masks=False)
+    page = made_page(tmp_path, data, "image_auroc")
+    text = Parsed(page).text
+    assert "No image with a finding has a mask in this split" in text
+    assert "No run kept score maps that were measured against reference masks." in text
+    assert "image, without a reference" in text
+
+
+def test_runs_without_kept_cases_are_named_and_lack_nothing_else(tmp_path):
+    data = MadeUp()
+    outcome, row = measured(data, CAM, tmp_path, 2)
+    bare = ComparedRow(row.pair, row.command, row.records)
+    path = write_comparison(tmp_path / "c.html", "made-up", [outcome], "dice_subject", [bare], data)
+    text = Parsed(path.read_text(encoding="utf-8")).text
+    assert "cam, small kept no cases" in text
+    assert "No run kept its cases, so none are shown." in text
+
+
+def test_kept_cases_are_small_and_belong_to_their_run(tmp_path):
+    data = MadeUp(side=300)
+    choices = decided(data, 3)
+    table = table_of(data, data.cases, choices)
+    metrics = table.summary(bootstrap=20)
+    write_kept_cases(tmp_path / "a.npz", table, choices, metrics)
+    kept = read_kept_cases(tmp_path / "a.npz", metrics)
+    assert [mask.shape for mask in kept.masks] == [(128, 128)] * 24
+    assert set(np.unique(np.stack(kept.masks))) == {0, 1}
+    scores = kept.scores([1, 5])
+    assert scores.keys() == {1, 5}
+    assert scores[5].shape == (1, 128, 128)
+    assert scores[5].max() == pytest.approx(0.8, abs=1 / 255)
+    assert kept.rows[1]["dice"] == str(table.rows[1]["dice"])
+    inside, outside = kept.pixels["tumor"]
+    assert sum(inside) == sum(int((case["mask"] == 1).sum()) for case in data.cases)
+    assert sum(inside) + sum(outside) == 24 * 300 * 300
+    assert read_kept_cases(tmp_path / "a.npz", {**metrics, "dice_pooled": {"mean": 0.1}}) is None
+    assert read_kept_cases(tmp_path / "b.npz", metrics) is None
+    (tmp_path / "a.npz").write_bytes((tmp_path / "a.npz").read_bytes()[:200])
+    assert read_kept_cases(tmp_path / "a.npz", metrics) is None
+
+
+def test_calibration_is_right_for_scores_that_say_the_share():
+    generator = np.random.default_rng(0)
+    scores = generator.random(200_000)
+    truth = generator.random(len(scores)) < scores
+    steps = np.ceil(scores * 100).astype(int)
+    inside, outside = (np.bincount(steps[part], minlength=101).tolist() for part in (truth, ~truth))
+    found = reliability(inside, outside)
+    assert len(found.score) == 10
+    assert found.error < 0.01
+    assert reliability(outside, inside).error == pytest.approx(0.5, abs=0.02)
+    assert reliability([0] * 101, [0] * 101) is None
+
+
+DRIVER = """
+window.addEventListener("error", (event) => { document.body.dataset.errors = event.message; });
+const order = (table) => [...table.tBodies].map((body) => body.id).join(" ");
+const opened = () =>
+  [...document.querySelectorAll("tr.large")].filter((row) => !row.hidden).map((row) => row.id).join(" ");
+const heading = (table, text) =>
+  [...table.querySelectorAll("thead button")].find((button) => button.textContent.trim() === text);
+const [board, cases] = document.querySelectorAll("table.cases");
+document.body.dataset.linked = opened();
+document.body.dataset.before = order(board);
+heading(board, "Method").click();
+document.body.dataset.methods = order(board);
+document.querySelector("#row-1 button.open").click();
+document.body.dataset.opened = opened();
+heading(cases, "Case").click();
+document.body.dataset.cases = order(cases);
+const first = document.querySelector("#case-1 button.open");
+first.focus();
+first.click();
+document.body.dataset.panels = document.querySelectorAll("#large-1 img").length;
+first.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowDown", bubbles: true }));
+document.body.dataset.focus = document.activeElement.closest("tbody").id;
+document.body.dataset.wide = document.documentElement.scrollWidth > window.innerWidth;
+"""
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome on this machine")
+def test_opens_in_a_browser_sorts_and_shows_cases(page, tmp_path):
+    digest = base64.b64encode(hashlib.sha256(DRIVER.encode()).digest()).decode()
+    tested = page.replace("script-src ", f"script-src 'sha256-{digest}' ").replace(
+        "</body>", f"<script>{DRIVER}</script></body>"
+    )
+    (tmp_path / "page.html").write_text(tested, encoding="utf-8")
+    command = [
+        BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+        "--disable-component-update", "--disable-sync", "--no-first-run", f"--user-data-dir={tmp_path / 'profile'}",
+        "--enable-logging=stderr", "--virtual-time-budget=2000", "--dump-dom",
+        f"{(tmp_path / 'page.html').as_uri()}#case-7",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=120, check=False)
+    assert "CONSOLE" not in done.stderr
+    seen = SimpleNamespace(**dict(re.findall(r'data-([a-z]+)="([^"]*)"', re.search(r"<body[^>]*>", done.stdout)[0])))
+    assert not hasattr(seen, "errors")
+    assert seen.linked == "large-7"
+    assert seen.before == "row-1 row-2 row-3 row-4 row-5"
+    assert seen.methods == "row-5 row-3 row-4 row-2 row-1"
+    assert seen.opened == "settings-1 large-7"
+    assert seen.cases == " ".join(f"case-{number}" for number in range(1, 25))
+    assert seen.panels == "4"
+    assert seen.focus == "case-2"
+    assert seen.wide == "false"
