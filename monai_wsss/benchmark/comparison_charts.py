@@ -120,7 +120,7 @@ def calibration_charts(rows: Named) -> list[dict[str, Any]]:
 def _groups(rows: Named, size: int = _LINES) -> list[tuple[str, list[str], Named]]:
     """Give rows with curves by groups that one chart can show, each with its title and the classes."""
     known = [(name, cases) for name, cases in rows if cases.pixels]
-    found = []
+    found: list[tuple[str, list[str], Named]] = []
     for start in range(0, len(known), size):
         group = known[start : start + size]
         title = "all rows" if len(known) <= size else f"rows {start + 1} to {start + len(group)}"

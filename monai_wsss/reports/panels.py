@@ -310,8 +310,7 @@ def _overlay_heat(base: np.ndarray, heat: np.ndarray) -> np.ndarray:
 
 def _overlay_labels(base: np.ndarray, labels: np.ndarray) -> np.ndarray:
     color = _PALETTE[np.where(labels > 0, (labels - 1) % (len(_PALETTE) - 1) + 1, 0)]
-    opacity = np.where(labels > 0, np.float32(_OPACITY), np.float32(0))[..., None]
-    drawn = (1 - opacity) * base + opacity * color
+    drawn = np.where(labels[..., None] > 0, (1 - _OPACITY) * base + _OPACITY * color, base).astype(np.float32)
     drawn[_borders(labels)] = _LIGHT
     return drawn
 
