@@ -5,6 +5,13 @@
 
 from monai_wsss._doors import open_doors
 from monai_wsss._moved import old_names
+from monai_wsss.benchmark.blanked_images import (
+    BlankedScores,
+    PresenceCurves,
+    blanked_scores,
+    equivariance_residual,
+    presence_curves,
+)
 from monai_wsss.benchmark.bmp_classes import make_bmp_classes
 from monai_wsss.benchmark.bmp_table import make_bmp_table
 from monai_wsss.benchmark.cam_table import make_cam_table
@@ -44,6 +51,7 @@ from monai_wsss.benchmark.tiles import Tiles
 __all__ = [
     "AdamWOneCycle",
     "BenchmarkTable",
+    "BlankedScores",
     "CmerPaper",
     "Column",
     "Entry",
@@ -51,6 +59,7 @@ __all__ = [
     "MethodBenchmark",
     "Outcome",
     "Patches",
+    "PresenceCurves",
     "PublishedRow",
     "PublishedTable",
     "Recipe",
@@ -58,6 +67,8 @@ __all__ = [
     "Slices",
     "Tiles",
     "Trained",
+    "blanked_scores",
+    "equivariance_residual",
     "format_rows",
     "make_bmp_classes",
     "make_bmp_table",
@@ -83,6 +94,7 @@ __all__ = [
     "make_gland_table",
     "make_lever_table",
     "make_method_benchmark",
+    "presence_curves",
     "published_tables",
 ]
 
