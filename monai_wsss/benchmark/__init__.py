@@ -15,6 +15,7 @@ from monai_wsss.benchmark.blanked_images import (
 from monai_wsss.benchmark.bmp_classes import make_bmp_classes
 from monai_wsss.benchmark.bmp_table import make_bmp_table
 from monai_wsss.benchmark.cam_table import make_cam_table
+from monai_wsss.benchmark.choice_table import make_choice_table
 from monai_wsss.benchmark.cmer_paper import (
     CmerPaper,
     make_cmer_backbone,
@@ -73,6 +74,7 @@ __all__ = [
     "make_bmp_classes",
     "make_bmp_table",
     "make_cam_table",
+    "make_choice_table",
     "make_cmer_backbone",
     "make_cmer_comparison",
     "make_cmer_errors",

@@ -2,8 +2,8 @@
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 """Runs of a classifier on changed images, which judge maps and masks without a reference mask.
 
-Regions are blanked, pixels are removed and inserted by their rank (Petsiuk et al., RISE, BMVC 2018), images are flipped,
-turned and scaled.  All work for 2D and 3D and for K classes, a few images at a time, without gradients.
+Regions are blanked, pixels are removed and inserted by their rank (Petsiuk et al., RISE, BMVC 2018), images are
+flipped, turned and scaled.  All work for 2D and 3D and for K classes, a few images at a time, without gradients.
 """
 
 from __future__ import annotations
@@ -193,7 +193,8 @@ def equivariance_residual(
     for image in images.split(chunk):
         maps = score_maps(image)
         distances = [
-            torch.as_tensor(map_distance(maps, back(score_maps(view)).clamp(min=0))) for view, back in _views(image, scales)
+            torch.as_tensor(map_distance(maps, back(score_maps(view)).clamp(min=0)))
+            for view, back in _views(image, scales)
         ]
         residuals.append(torch.stack(distances).nanmean(0))
     return torch.cat(residuals)

@@ -1,7 +1,7 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 
-"""Numbers that compare masks with references, which no training may call, and a few that need image-level labels alone."""
+"""Numbers that compare masks with references, which no training may call, and some that need labels of images alone."""
 
 from monai_wsss._doors import open_doors
 from monai_wsss.metrics.aggregate import CaseTable

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -114,7 +115,7 @@ def test_nothing_agrees_with_nobody_and_empty_masks_do_not_agree():
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=9))
 def test_area_under_presence_matches_the_trapezoids(values):
-    expected = sum((a + b) / 2 for a, b in zip(values, values[1:], strict=False)) / (len(values) - 1)
+    expected = sum((a + b) / 2 for a, b in itertools.pairwise(values)) / (len(values) - 1)
     area = float(area_under_presence(torch.tensor(values, dtype=torch.float64)))
     assert area == pytest.approx(expected)
     assert min(values) - 1e-12 <= area <= max(values) + 1e-12
