@@ -24,7 +24,7 @@ import torch
 
 from monai_wsss._checks import DataError
 from monai_wsss.benchmark.cam_recipes import CAM_RECIPES
-from monai_wsss.benchmark.encoder_recipes import BUDGETS, Budget, encoder_recipes, lever_recipes
+from monai_wsss.benchmark.encoder_recipes import BUDGETS, Budget, default_lever, encoder_recipes, lever_recipes
 from monai_wsss.benchmark.encoder_table import data_of, decide_cases, named, rule_of_kind, table_of
 from monai_wsss.benchmark.formatting import Column
 from monai_wsss.benchmark.label_scores import CHOICE_SCORES, evenly, label_scores, mask_scores, masks_of, readable
@@ -43,6 +43,7 @@ CUTS = (0.1, 0.3, 0.5, 0.7, 0.9)
 _SMALL_EPOCHS = (1, 2, 4, 8)
 _SMALL_POOLINGS = ("max", "topk 2 %", "average")
 _MOST = 24
+_TRUTHS = ["dice_subject", "dice_pooled"]
 
 
 def make_choice_table(
@@ -95,7 +96,9 @@ def choice_recipes(budget: Budget, *, small: bool, in_channels: int) -> dict[str
     """
     encoders = encoder_recipes(budget, refined="par")
     recipes = {name: encoders[name] for name in encoders if name.startswith("CAM")}
-    recipes |= lever_recipes(budget, in_channels=in_channels)
+    # The default lever is the pretrained classifier itself.
+    levers = lever_recipes(budget, in_channels=in_channels)
+    recipes |= {name: recipe for name, recipe in levers.items() if name != default_lever(budget)}
     for pooling in _SMALL_POOLINGS if small else ():
         for epochs in _SMALL_EPOCHS:
             words = {"method": "small cam", "pooling": pooling}
@@ -128,8 +131,8 @@ class _Choice:
         forward = self._forward(network)
         scores = label_scores(cases, maps, rule, forward, most=_MOST)
         if isinstance(self.data, Tiles):
-            found = self.data.presence(network)
-            scores |= {"presence_auroc": found["tile_auroc"]["mean"], "left_clean": found["tile_clean"]["mean"]}
+            of_tiles = self.data.presence(network)
+            scores |= {"presence_auroc": of_tiles["tile_auroc"]["mean"], "left_clean": of_tiles["tile_clean"]["mean"]}
         chosen = evenly([np.asarray(case["label"]) for case in cases], _MOST)
         others = self._others(table, one)
         own = masks_of([cases[n] for n in chosen], [maps[n] for n in chosen], rule)
@@ -174,6 +177,6 @@ class _Choice:
 
     def _metrics(self, scores: dict[str, float], cases: Cases, maps: list[torch.Tensor], rule: Any) -> dict[str, Any]:
         """Give scores, and the Dice by masks, as metrics."""
-        summary = table_of(self.data, cases, decide_cases(cases, maps, rule, None)).summary()
-        dice = {name: summary[name] for name in ("dice_subject", "dice_pooled") if name in summary}
+        summary: dict[str, Any] = table_of(self.data, cases, decide_cases(cases, maps, rule, None)).summary()
+        dice = {name: summary[name] for name in _TRUTHS if name in summary}
         return {**dice, **{name: {"mean": value} for name, value in scores.items() if math.isfinite(value)}}

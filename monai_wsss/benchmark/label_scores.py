@@ -125,8 +125,8 @@ def mask_scores(
         parts.append((*blanked, label))
     if not parts:
         return {}
-    whole, without, alone, control, label = (torch.cat(each).numpy() for each in zip(*parts, strict=True))
-    numbers = blanked_presence(whole, without, alone, label, control=control)
+    whole, without, alone, control, shown = (torch.cat(each).numpy() for each in zip(*parts, strict=True))
+    numbers = blanked_presence(whole, without, alone, shown, control=control)
     return {f"blanked_{name}": value for name, value in numbers._asdict().items()}
 
 
@@ -146,7 +146,7 @@ def evenly(labels: Sequence[np.ndarray], most: int) -> list[int]:
 def _map_scores(cases: Cases, maps: Maps, rule: MaskRule, forward: Forward) -> dict[str, float]:
     """Score the maps of images with a finding, whatever their cut."""
     ungated = replace(rule, gate="none")
-    residuals, deletions, insertions = [], [], []
+    areas: dict[str, list[np.ndarray]] = {"equivariance_residual": [], "deletion": [], "insertion": []}
     for together in _of_one_size(cases):
         images, label = _stacked(cases, together)
         present = label > 0
@@ -154,22 +154,17 @@ def _map_scores(cases: Cases, maps: Maps, rule: MaskRule, forward: Forward) -> d
         curves = presence_curves(
             lambda x: _presence(rule, forward(x)).sigmoid(), images, ranked, label, steps=_STEPS, chunk=_TOGETHER
         )
-        deletions.append(area_under_presence(curves.deletion[present]))
-        insertions.append(area_under_presence(curves.insertion[present]))
+        areas["deletion"].append(area_under_presence(curves.deletion[present]))
+        areas["insertion"].append(area_under_presence(curves.insertion[present]))
         residual = equivariance_residual(
             lambda x: ungated.score_maps(forward(x)), images, scales=_SCALES, chunk=_TOGETHER
         )
         # A map without a single pixel above the cut fails where there is a finding.
-        residuals.append(residual[present].nan_to_num(nan=1.0).numpy())
-    if not residuals:
+        areas["equivariance_residual"].append(residual[present].nan_to_num(nan=1.0).numpy())
+    if not areas["deletion"]:
         return {}
-    deletion, insertion, residual = (float(np.concatenate(each).mean()) for each in (deletions, insertions, residuals))
-    return {
-        "equivariance_residual": residual,
-        "deletion": deletion,
-        "insertion": insertion,
-        "insertion_less_deletion": insertion - deletion,
-    }
+    means = {name: float(np.concatenate(values).mean()) for name, values in areas.items()}
+    return {**means, "insertion_less_deletion": means["insertion"] - means["deletion"]}
 
 
 def _grouped(rule: MaskRule, maps: torch.Tensor) -> torch.Tensor:
