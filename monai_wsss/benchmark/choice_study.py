@@ -88,8 +88,8 @@ def chosen_score(tables: Mapping[str, Correlations]) -> str:
         >>> chosen_score({"a": {"found": 0.2, "deletion": 0.1}, "b": {"found": 0.0, "deletion": 0.3}})
         'deletion'
     """
-    means = {name: float(np.mean([own.get(name, math.nan) for own in tables.values()])) for name in CHOICE_SCORES}
-    known = {name: value for name, value in means.items() if math.isfinite(value)}
+    own = {name: [found.get(name, math.nan) for found in tables.values()] for name in CHOICE_SCORES}
+    known = {name: float(np.mean(values)) for name, values in own.items() if values and np.isfinite(values).all()}
     return max(known, key=lambda name: (known[name], name == SIMPLEST)) if known else SIMPLEST
 
 
@@ -97,13 +97,15 @@ def format_choice(tables: Tables, *, phantoms: str) -> dict[str, str]:
     """Write the study as Markdown.
 
     Args:
-        tables: data set to its rows of the table ``choice``.
+        tables: data set to its rows of the table ``choice``; those with too few models for an order are left out.
         phantoms: the name of the data set of phantoms among them.
 
     Returns:
         Title to text: correlations, scores chosen on phantoms and one data set, one data set left out, cuts, verdict.
     """
     found = {name: correlations(rows) for name, rows in tables.items()}
+    found = {name: own for name, own in found.items() if any(map(math.isfinite, own.values()))}
+    tables = {name: tables[name] for name in found}
     real = [name for name in tables if name != phantoms]
     left_out = {name: chosen_score({other: found[other] for other in found if other != name}) for name in real}
     return {
