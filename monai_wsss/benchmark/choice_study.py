@@ -159,8 +159,8 @@ def _of_cuts(tables: Tables) -> str:
             cells.append(f"{_shown(found[name][score])}, Dice {chosen}")
         lines.append([score, *cells])
     for title, pick in (("cut 0.5 for all", _at_half), ("best cut of each model (reads masks)", _at_best)):
-        cells = [_mean([pick(of_model) for of_model in _by_model(rows)]) for rows in tables.values()]
-        lines.append([title, *(_NOTHING if math.isnan(cell) else f"Dice {cell:.3f}" for cell in cells)])
+        dice = [_mean([pick(of_model) for of_model in _by_model(rows)]) for rows in tables.values()]
+        lines.append([title, *(_NOTHING if math.isnan(value) else f"Dice {value:.3f}" for value in dice)])
     return _table(["score", *tables], lines)
 
 
