@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from monai_wsss.benchmark import Row
+from monai_wsss.benchmark.choice_table import choice_recipes
 from monai_wsss.benchmark.coingan_recipes import coingan_recipes
 from monai_wsss.benchmark.cosa_recipes import COSA_BUDGETS, cosa_recipes
 from monai_wsss.benchmark.decision_table import CLASSIFIER, SELF_TRAINED
@@ -34,7 +35,7 @@ def generator() -> Any:
 
 
 def test_tables_are_written_from_the_kept_rows(generator):
-    assert {path.name for path in generator.PAGES} == {"encoders.md", "cosa.md", "coingan.md"}
+    assert {path.name for path in generator.PAGES} == {"encoders.md", "cosa.md", "coingan.md", "choosing.md"}
     for path in generator.PAGES:
         page = path.read_text(encoding="utf-8")
         assert generator.generate(page) == page, "run `python docs/results/generate.py`"
@@ -129,6 +130,7 @@ def test_kept_rows_are_those_of_the_recipes_of_today():
             **encoder_recipes(budget, refined=told["measured"].get("refine", "par")),
             **lever_recipes(budget, in_channels=4),
             **decision_recipes(budget, classifier=CLASSIFIER, self_trained=SELF_TRAINED),
+            **choice_recipes(budget, small=kind == "slices", in_channels=4),
         }
         assert told["measured"]["rule"] == budget.rule or told["row"].startswith(("rule", "healthy")), path
         if told["recipe"] is not None:

@@ -3,7 +3,8 @@
 """Write the tables of some pages from the rows in `runs/`: `python docs/results/generate.py`, after new rows.
 
 `<!-- table NAME -->` marks the place of a table, `<!-- rule NAME -->` that of the verdicts on its rows by the rule of
-defaults: of levers, and of ImageNet's weights against none in a table of encoders.
+defaults: of levers, and of ImageNet's weights against none in a table of encoders.  `<!-- choice PHANTOMS -->` marks
+that of the study of scores without masks, from all tables of the name `choice_…`; PHANTOMS is the one of phantoms.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+from monai_wsss.benchmark.choice_study import format_choice
 from monai_wsss.benchmark.coingan_table import COINGAN_ROWS, coingan_sections
 from monai_wsss.benchmark.cosa_figures import final_labels
 from monai_wsss.benchmark.cosa_recipes import COSA_BUDGETS, cosa_recipes
@@ -24,14 +26,14 @@ from monai_wsss.benchmark.published_numbers import not_rebuilt, published_tables
 from monai_wsss.benchmark.rows import Row, read_kept_rows
 
 HERE = Path(__file__).parent
-PAGES = [HERE / name for name in ("encoders.md", "cosa.md", "coingan.md")]
+PAGES = [HERE / name for name in ("encoders.md", "cosa.md", "coingan.md", "choosing.md")]
 NOTHING = "No row yet."
 
 
 def generate(page: str, runs: Path = HERE / "runs") -> str:
     """Give the page with the text between each pair of marks replaced by what the first mark names."""
-    marks = re.compile(r"(<!-- (table|rule) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-    write = {"table": _table, "rule": _rule}
+    marks = re.compile(r"(<!-- (table|rule|choice) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+    write = {"table": _table, "rule": _rule, "choice": _choice}
     return marks.sub(lambda found: f"{found[1]}{write[found[2]](found[3], runs)}\n{found[4]}", page)
 
 
@@ -82,6 +84,14 @@ def _rule(name: str, runs: Path) -> str:
         own = [row for row in rows if row.name == usual]
         tables.append(format_lever_rule(own + [row for of, row in changed if of == usual], usual))
     return "\n\n".join(tables)
+
+
+def _choice(phantoms: str, runs: Path) -> str:
+    """Give the study of scores without masks, of every data set that has rows."""
+    names = [folder.name.removeprefix("choice_") for folder in sorted(runs.glob("choice_*"))]
+    tables = {name: read_kept_rows(runs / f"choice_{name}" / "validation") for name in names}
+    sections = format_choice(tables, phantoms=phantoms)
+    return "\n\n".join(f"**{title}**\n\n{text}" for title, text in sections.items())
 
 
 def _tells_presence(row: Row) -> bool:

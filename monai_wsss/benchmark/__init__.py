@@ -5,9 +5,17 @@
 
 from monai_wsss._doors import open_doors
 from monai_wsss._moved import old_names
+from monai_wsss.benchmark.blanked_images import (
+    BlankedScores,
+    PresenceCurves,
+    blanked_scores,
+    equivariance_residual,
+    presence_curves,
+)
 from monai_wsss.benchmark.bmp_classes import make_bmp_classes
 from monai_wsss.benchmark.bmp_table import make_bmp_table
 from monai_wsss.benchmark.cam_table import make_cam_table
+from monai_wsss.benchmark.choice_table import make_choice_table
 from monai_wsss.benchmark.cmer_paper import (
     CmerPaper,
     make_cmer_backbone,
@@ -44,6 +52,7 @@ from monai_wsss.benchmark.tiles import Tiles
 __all__ = [
     "AdamWOneCycle",
     "BenchmarkTable",
+    "BlankedScores",
     "CmerPaper",
     "Column",
     "Entry",
@@ -51,6 +60,7 @@ __all__ = [
     "MethodBenchmark",
     "Outcome",
     "Patches",
+    "PresenceCurves",
     "PublishedRow",
     "PublishedTable",
     "Recipe",
@@ -58,10 +68,13 @@ __all__ = [
     "Slices",
     "Tiles",
     "Trained",
+    "blanked_scores",
+    "equivariance_residual",
     "format_rows",
     "make_bmp_classes",
     "make_bmp_table",
     "make_cam_table",
+    "make_choice_table",
     "make_cmer_backbone",
     "make_cmer_comparison",
     "make_cmer_errors",
@@ -83,6 +96,7 @@ __all__ = [
     "make_gland_table",
     "make_lever_table",
     "make_method_benchmark",
+    "presence_curves",
     "published_tables",
 ]
 

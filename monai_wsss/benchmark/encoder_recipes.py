@@ -113,7 +113,7 @@ def lever_recipes(budget: Budget, *, in_channels: int = 3) -> dict[str, Recipe]:
         "max": {"pooling": "max"},
         "log-sum-exp": {"pooling": "lse"},
         "stride 8": {"stride": 8},
-        "to stride 32": {"levels": (2, 3, 4, 5)},
+        "to stride 32": {"levels": [2, 3, 4, 5]},
         "output stride 8": {"output_stride": 8},
         "frozen encoder": {"frozen": True},
     }

@@ -15,7 +15,7 @@ from monai.bundle import ConfigParser
 from monai.data import decollate_batch, list_data_collate
 from monai.utils import convert_to_numpy
 
-from monai_wsss.metrics import presence_auroc
+from monai_wsss.metrics import left_clean, mask_metrics
 
 __all__ = ["Verdict", "judge", "mask_metrics", "tile_metrics"]
 
@@ -28,32 +28,6 @@ _FOUND = 0.1
 """Share of images with a finding that get a mask of it below which a network finds nothing."""
 
 
-def mask_metrics(labels: Sequence[np.ndarray], areas: Sequence[np.ndarray]) -> dict[str, float]:
-    """Measure masks by image-level labels alone.
-
-    Args:
-        labels: per image whether it shows each class, (K,).
-        areas: per image the share of its pixels that the mask gives to each class, (K,).
-
-    Returns:
-        ``found``, the share of findings that have a mask, and ``area_auroc``, how well areas tell presence: the mean
-        over the classes that some images have and others lack.  NaN is what nobody can know.
-
-    Example:
-        >>> mask_metrics([np.array([True]), np.array([False])], [np.array([0.0]), np.array([0.0])])
-        {'found': 0.0, 'area_auroc': 0.5}
-    """
-    if not labels:
-        return {}
-    shown, area = np.array(labels, dtype=bool), np.array(areas)
-    values = [float(presence_auroc(one, label)[0]) for one, label in zip(area.T, shown.T, strict=True)]
-    known = [value for value in values if math.isfinite(value)]
-    return {
-        "found": float((area[shown] > 0).mean()) if shown.any() else math.nan,
-        "area_auroc": float(np.mean(known)) if known else math.nan,
-    }
-
-
 @torch.no_grad()
 def tile_metrics(parser: ConfigParser, tiles: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Measure a trained network on tiles of the validation, by their labels alone.
@@ -63,7 +37,8 @@ def tile_metrics(parser: ConfigParser, tiles: Sequence[Mapping[str, Any]]) -> di
         tiles: items with ``image`` and ``label``.
 
     Returns:
-        ``presence_auroc`` where the network scores presence, ``healthy_clean``, and what :func:`mask_metrics` gives.
+        ``presence_auroc`` where the network scores presence, ``healthy_clean``, and what
+        :func:`~monai_wsss.metrics.mask_metrics` gives.
     """
     parts = ("preprocessing", "inferer", "postprocessing")
     before, inferer, after = (parser.get_parsed_content(f"validate#{name}") for name in parts)
@@ -80,8 +55,8 @@ def tile_metrics(parser: ConfigParser, tiles: Sequence[Mapping[str, Any]]) -> di
         areas.append(np.array([float((mask == number).mean()) for number in range(1, len(labels[-1]) + 1)]))
         if "presence" in result:
             scores.append(convert_to_numpy(result["presence"]))
-    healthy = [area for area, label in zip(areas, labels, strict=True) if not label.any()]
-    measured = {"healthy_clean": float(np.mean([not area.any() for area in healthy]))} if healthy else {}
+    clean = left_clean(labels, areas)
+    measured = {} if math.isnan(clean) else {"healthy_clean": clean}
     if scores:
         measured["presence_auroc"] = mask_metrics(labels, scores)["area_auroc"]
     return measured | mask_metrics(labels, areas)

@@ -22,6 +22,7 @@ _TABLES = {
     "bmp": "make_bmp_table",
     "bmp-classes": "make_bmp_classes",
     "cam": "make_cam_table",
+    "choice": "make_choice_table",
     "cmer": "make_cmer_table",
     "cmer-unet": "make_cmer_full_resolution",
     "cmer-backbone": "make_cmer_backbone",
@@ -47,7 +48,7 @@ _METHODS = ("cam", "gradcam++", "seam", "cmer", "gland", "afa", "bmp", "cosa", "
 _OTHER_FORM = "methods"
 _GLAND_TABLES = tuple(name for name in _TABLES if name.startswith("gland"))
 _REFINED_TABLES = ("encoder", "levers")
-_ENCODER_TABLES = ("encoder", "levers", "decisions")
+_ENCODER_TABLES = ("encoder", "levers", "decisions", "choice")
 _KEPT_TABLES = ("coingan", "coingan-figures", "cosa", "cosa-figures")
 _FIXED_TABLES = (*_KEPT_TABLES, *_ENCODER_TABLES)
 _CMER_PAPER = tuple(name for name in _TABLES if name.startswith("cmer-") and name != "cmer-unet")

@@ -1,7 +1,7 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
 
-"""Numbers that compare masks with references. They read masks, so no training may call them."""
+"""Numbers that compare masks with references, which no training may call, and some that need labels of images alone."""
 
 from monai_wsss._doors import open_doors
 from monai_wsss.metrics.aggregate import CaseTable
@@ -36,18 +36,31 @@ from monai_wsss.metrics.segmentation import (
     specificity,
 )
 from monai_wsss.metrics.surface import SurfaceDistances, surface_distances
+from monai_wsss.metrics.without_masks import (
+    BlankedPresence,
+    area_under_presence,
+    blanked_presence,
+    left_clean,
+    map_distance,
+    mask_agreement,
+    mask_metrics,
+    rank_correlation,
+)
 
 __all__ = [
     "EMPTY_RULE",
     "METRIC_DEFINITIONS",
     "PAPER_GRID",
     "SWEEP_THRESHOLDS",
+    "BlankedPresence",
     "CaseTable",
     "PixelCounts",
     "SlicePlace",
     "SurfaceDistances",
     "WelchTest",
     "accuracy",
+    "area_under_presence",
+    "blanked_presence",
     "class_miou_pooled",
     "count_pixels",
     "counts_from_rates",
@@ -57,6 +70,10 @@ __all__ = [
     "f1_score",
     "intensity_pmf",
     "iou_score",
+    "left_clean",
+    "map_distance",
+    "mask_agreement",
+    "mask_metrics",
     "metric_definition",
     "miou_pooled",
     "oracle_threshold",
@@ -66,6 +83,7 @@ __all__ = [
     "prevalence_from_rates",
     "r_over",
     "r_under",
+    "rank_correlation",
     "sensitivity",
     "specificity",
     "surface_distances",
