@@ -26,7 +26,7 @@ from monai.data.utils import to_affine_nd
 from monai.transforms import EnsureChannelFirst
 from PIL import Image
 
-from monai_wsss._checks import DataError
+from monai_wsss._checks import DataError, plain_tensor
 from monai_wsss._checksums import check_checksums
 from monai_wsss._dicom import modality_of
 from monai_wsss._image_formats import image_format, image_stem, remedy_for
@@ -245,11 +245,11 @@ def _check_values(image: torch.Tensor, file: Path, color: bool) -> None:
     remedy = "export it again or leave the case out"
     if image.numel() == 0:
         raise DataError(f"{file} is empty, it has no pixels: {remedy}.")
-    if not bool(torch.isfinite(image).all()):
-        raise DataError(f"{file} holds NaN or infinite values: {remedy}.")
-    for channel in image[None] if color else image:
-        if bool((channel == channel.flatten()[0]).all()):
-            raise DataError(f"{file} is constant (every value is {channel.flatten()[0].item():g}): {remedy}.")
+    for low, high in (map(float, channel.aminmax()) for channel in plain_tensor(image[None] if color else image)):
+        if not np.isfinite(high - low):
+            raise DataError(f"{file} holds NaN or infinite values: {remedy}.")
+        if low == high:
+            raise DataError(f"{file} is constant (every value is {low:g}): {remedy}.")
 
 
 def is_color_picture(path: Path) -> bool:
