@@ -55,7 +55,8 @@ WATCH = "<watch>"
 # What they give where nothing can be computed is NaN, as their docstrings say.
 UNDEFINED_IS_NAN = (
     "metrics.presence_auroc", "metrics.pixel_auroc", "metrics.r_over", "metrics.r_under", "metrics.sensitivity",
-    "metrics.specificity", "metrics.surface_distances",
+    "metrics.specificity", "metrics.surface_distances", "metrics.blanked_presence", "metrics.map_distance",
+    "metrics.mask_agreement", "metrics.left_clean", "metrics.rank_correlation", "benchmark.equivariance_residual",
 )  # fmt: skip
 
 

@@ -91,7 +91,7 @@ def blanked_scores(
     parts = [torch.full(label.shape, torch.nan) for _ in range(4)]
     for part, k in _parts(label, chunk):
         if k is None:
-            found = presence(images[part])
+            found = _scored(presence, images[part], label)
             parts[0][part] = torch.where(label[part].cpu() > 0, found.float().cpu(), torch.nan)
             continue
         image, blank = images[part], _blank(images[part], fill)
@@ -99,7 +99,7 @@ def blanked_scores(
         axes = tuple(range(2, image.ndim))
         moved = region.roll([side // 2 for side in image.shape[2:]], axes)
         for number, gone in enumerate((region, ~region, moved), start=1):
-            parts[number][part, k] = presence(torch.where(gone, blank, image))[:, k].float().cpu()
+            parts[number][part, k] = _scored(presence, torch.where(gone, blank, image), label)[:, k].float().cpu()
     return BlankedScores(*parts)
 
 
@@ -152,8 +152,8 @@ def presence_curves(
         rank = _ranks(maps[part, k]).to(image.device)
         for step in range(steps + 1):
             taken = (rank * steps < step * rank[0].numel())[:, None]
-            deletion[part, k, step] = presence(torch.where(taken, blank, image))[:, k].float().cpu()
-            insertion[part, k, step] = presence(torch.where(taken, image, blank))[:, k].float().cpu()
+            deletion[part, k, step] = _scored(presence, torch.where(taken, blank, image), label)[:, k].float().cpu()
+            insertion[part, k, step] = _scored(presence, torch.where(taken, image, blank), label)[:, k].float().cpu()
     return PresenceCurves(deletion, insertion)
 
 
@@ -218,6 +218,17 @@ def _parts(label: torch.Tensor, chunk: int) -> Iterator[tuple[torch.Tensor, int 
         numbers = has.nonzero()[:, 0]
         for part in numbers.split(chunk) if len(numbers) else ():
             yield part, k
+
+
+def _scored(presence: Scores, images: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    """Score images, and refuse a classifier of other classes than the labels have."""
+    scores = presence(images)
+    if scores.shape != (len(images), label.shape[1]):
+        raise ValueError(
+            f"Expected `presence` to give {(len(images), label.shape[1])} scores, a column per class of `label`, got "
+            f"{tuple(scores.shape)}."
+        )
+    return scores
 
 
 def _blank(images: torch.Tensor, fill: Fill) -> torch.Tensor:

@@ -176,3 +176,13 @@ def test_wrong_steps_and_scales_are_named():
         presence_curves(lambda x: x.mean((2, 3)), image, image, torch.ones(1, 1), steps=0)
     with pytest.raises(ValueError, match="scales"):
         equivariance_residual(lambda x: x, image, scales=(0,))
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_a_classifier_of_other_classes_than_the_labels_is_refused(classes):
+    images, masks, maps = torch.rand(2, 1, 4, 4), torch.ones(2, 1, 4, 4), torch.rand(2, 2, 4, 4)
+    other = lambda batch: batch.mean((2, 3)).expand(-1, classes)  # noqa: E731
+    with pytest.raises(ValueError, match=r"Expected `presence` to give \(2, 2\) scores, .* got \(2, [13]\)"):
+        blanked_scores(other, images, masks, torch.ones(2, 2))
+    with pytest.raises(ValueError, match=r"Expected `presence` to give"):
+        presence_curves(other, images, maps, torch.ones(2, 2))
