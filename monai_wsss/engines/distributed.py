@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from datetime import timedelta
 
 import torch
@@ -57,8 +58,13 @@ def _join(timeout: timedelta) -> None:
 
 
 def stop_distributed() -> None:
-    """Leave the process group; nothing happens outside one."""
+    """Leave the process group; nothing happens outside one.
+
+    gloo's threads need Python's lock to let go of their last work, and the group's destructor waits for them with that
+    lock: now and then a process would never end.  A moment's sleep gives it to them first.
+    """
     if is_distributed():
+        time.sleep(0.2)
         dist.destroy_process_group()
 
 

@@ -14,7 +14,7 @@ import torch.multiprocessing as mp
 from monai.networks.utils import copy_model_state
 from torch import nn
 
-from monai_wsss.engines.distributed import distribute_method
+from monai_wsss.engines.distributed import distribute_method, stop_distributed
 from monai_wsss.networks import CycleGenerator
 from monai_wsss.refinement import MaskRule
 
@@ -275,7 +275,7 @@ def work(rank: int, port: int, folder: str) -> None:
     image, healthy = images(4, side=16).double(), images(6, side=16).double()[2:]
     own = slice(2 * rank, 2 * rank + 2)
     torch.save(trained(distribute_method(Converting()), image[own], healthy[own]), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    stop_distributed()
 
 
 @pytest.mark.slow
