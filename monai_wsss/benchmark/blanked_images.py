@@ -187,11 +187,15 @@ def equivariance_residual(
         True
     """
     check_shape("images", images, "(B, C, *S)")
+    if not images.is_floating_point():
+        raise ValueError(f"Expected `images` of real numbers, got {images.dtype}.")
     if chunk < 1 or not all(scale > 0 for scale in scales):
         raise ValueError(f"Expected `chunk` >= 1 and positive `scales`, got {chunk} and {tuple(scales)}.")
     residuals = []
     for image in images.split(chunk):
         maps = score_maps(image)
+        if maps.ndim != image.ndim or maps.shape[2:] != image.shape[2:]:
+            raise ValueError(f"Expected maps of the size of {tuple(image.shape)}, got {tuple(maps.shape)}.")
         distances = [
             torch.as_tensor(map_distance(maps, back(score_maps(view)).clamp(min=0)))
             for view, back in _views(image, scales)

@@ -38,11 +38,14 @@ def choose_method(header: Mapping[str, Any], labels: Sequence[Any] = (), *, gpu:
 
     Raises:
         DataError: no method learns from such labels.
+        ValueError: the header lists no classes.
 
     Example:
         >>> choose_method({"classes": ["gland", "other tissue"], "background": False})[0]
         'gland'
     """
+    if not isinstance(header.get("classes"), (list, tuple)) or not header["classes"]:
+        raise ValueError(f"Expected `header` to list its `classes`, got {dict(header)}: take that of `load_header`.")
     classes, names = list(header["classes"]), list(dict(header.get("modality", {})).values())
     if not header.get("background", True):
         return "gland", "these are patches tagged with their tissues, without a background"

@@ -186,3 +186,11 @@ def test_a_classifier_of_other_classes_than_the_labels_is_refused(classes):
         blanked_scores(other, images, masks, torch.ones(2, 2))
     with pytest.raises(ValueError, match=r"Expected `presence` to give"):
         presence_curves(other, images, maps, torch.ones(2, 2))
+
+
+def test_the_residual_wants_real_numbers_and_maps_of_the_size_of_the_images():
+    with pytest.raises(ValueError, match=r"Expected `images` of real numbers, got torch\.bool"):
+        equivariance_residual(lambda x: x, torch.ones(1, 1, 4, 4, dtype=torch.bool))
+    for maps in (lambda x: x[..., 0], lambda x: x[..., :2]):
+        with pytest.raises(ValueError, match="Expected maps of the size of"):
+            equivariance_residual(maps, torch.rand(1, 1, 4, 4))

@@ -189,3 +189,9 @@ def test_the_verdict_asks_image_level_labels_alone(metrics, collapse, learned, t
     verdict = judge(metrics, collapse, images=28, steps=20, epochs=20)
     assert verdict.learned is learned
     assert told in verdict.sentence
+
+
+@pytest.mark.parametrize("header", [{}, {"classes": []}, {"classes": 3}])
+def test_a_header_without_classes_is_refused(header):
+    with pytest.raises(ValueError, match="Expected `header` to list its `classes`"):
+        choose_method(header)
