@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import re
 import shlex
 import sys
@@ -166,6 +167,8 @@ def _tell_report(report: Path) -> None:
 def _run_table(table: Any) -> None:
     """Train and measure the rows of a table; print the table and the paths of its figures."""
     table.run()
+    if os.environ.get("RANK", "0") != "0":
+        return  # of the processes of torchrun one writes and tells
     print((table.out / f"{table.name}.md").read_text(encoding="utf-8"))
     for figure in table.figures:
         print(f"Figure: {table.out / figure}")

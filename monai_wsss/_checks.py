@@ -22,6 +22,7 @@ __all__ = [
     "DataError",
     "as_flag",
     "check_choice",
+    "check_device",
     "check_ignore_index",
     "check_image",
     "check_label",
@@ -221,6 +222,19 @@ def check_label(label: torch.Tensor, batch_size: int, num_classes: int) -> None:
     values = plain_tensor(label.detach()).float().cpu().numpy()
     if not ((values == 0) | (values == 1)).all():
         raise ValueError(f"Expected `label` to hold 0 and 1 only, got values up to {values.max():g}.")
+
+
+def check_device(device: str | None) -> None:
+    """Check that a device is there.
+
+    Raises:
+        DataError: it is not, or its name is none.
+    """
+    try:
+        torch.zeros(1, device=device or "cpu")
+    except Exception as error:  # torch raises many kinds
+        there = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+        raise DataError(f"Expected `device` to be one of {', '.join(there)}, got {device!r}.") from error
 
 
 def check_ignore_index(ignore_index: int, num_classes: int) -> None:

@@ -13,7 +13,8 @@
 | ``comparison.html``          | the page                                                                           |
 
 Runs that are finished are taken from their JSON while settings and data are the same; a run that was killed goes on at
-its last checkpoint.  Several processes share the runs out, each with one thread.
+its last checkpoint.  Several processes share the runs out, each with one thread: those of this machine, those of
+``torchrun``, each with a GPU of its own, or those of a cluster of Ray.
 """
 
 from __future__ import annotations
@@ -21,13 +22,11 @@ from __future__ import annotations
 import json
 import logging
 import math
-import platform
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field
-from functools import cache, cached_property, partial
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from hashlib import sha256
-from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from traceback import format_exception
 from typing import Any
@@ -35,10 +34,9 @@ from typing import Any
 import numpy as np
 from monai.utils import set_determinism
 
-import monai_wsss
-from monai_wsss import __version__
-from monai_wsss._checks import DataError, check_choice
+from monai_wsss._checks import DataError, check_choice, check_device
 from monai_wsss._files import atomic_path, make_directory, write_json
+from monai_wsss._spread import over_ray
 from monai_wsss.benchmark.comparison_page import ComparedRow, write_comparison
 from monai_wsss.benchmark.kept_cases import read_kept_cases
 from monai_wsss.benchmark.leaderboard import Outcome, format_leaderboard
@@ -49,39 +47,20 @@ from monai_wsss.benchmark.method_recipes import ENCODERS, METHODS, Pair, method_
 from monai_wsss.benchmark.prepared import PreparedData
 from monai_wsss.benchmark.recipes import Recipe
 from monai_wsss.benchmark.rows import folder_name
-from monai_wsss.benchmark.spread_runs import LOST, each_in_processes, one_thread
+from monai_wsss.benchmark.run_table import RunTable
+from monai_wsss.benchmark.shared_work import Ranks, SharedWork
+from monai_wsss.benchmark.spread_runs import LOST
 from monai_wsss.benchmark.table import BenchmarkTable, Entry
 from monai_wsss.benchmark.training import seconds_per_step
 from monai_wsss.data import load_datalist
+from monai_wsss.engines import local_device
 
 __all__ = ["MethodBenchmark", "make_method_benchmark"]
 
 logger = logging.getLogger(__name__)
 _TABLE = "methods"
-_LIBRARIES = ("torch", "monai", "numpy")
 
 _Group = list[tuple[Pair, int]]  # runs that share a training
-
-
-class _RunTable(BenchmarkTable):
-    """The table of one run, whose JSON tells the versions of everything."""
-
-    @property
-    def told(self) -> dict[str, Any]:
-        """Tell what made the rows."""
-        versions = {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}}
-        return {**super().told, "code_sha256": _code_sha256(), "versions": versions}
-
-    def _costs(self, recipe: str, seed: int) -> dict[str, dict[str, float]]:
-        """Give the steps of all stages of a row, and the memory of the one that needs most."""
-        costs, teacher = super()._costs(recipe, seed), self.recipes[recipe].teacher
-        if teacher is None:
-            return costs
-        earlier = self._costs(teacher, seed)
-        for name, joined in (("steps", sum), ("peak_memory_mb", max)):
-            if name in costs and name in earlier:
-                costs[name] = {"mean": joined((costs[name]["mean"], earlier[name]["mean"]))}
-        return costs
 
 
 @dataclass(frozen=True)
@@ -96,6 +75,8 @@ class MethodBenchmark:
         budget: how long each is trained.
         seeds: seeds of each pair.
         processes: so many trainings at once, each with one thread; 1: one after the other, with the threads of torch.
+        device: trains, such as "cuda:0"; None takes a GPU where there is one.  What is measured is computed on the CPU.
+        ray: see :func:`~monai_wsss.inferers.over_ray`; None: the workers around :meth:`run`, if any.
         name: of the files of the leaderboard.
         figures: none.
     """
@@ -107,6 +88,8 @@ class MethodBenchmark:
     budget: TrainingBudget
     seeds: Sequence[int] = (0, 1, 2)
     processes: int = 1
+    device: str | None = None
+    ray: str | None = None
     name: str = "leaderboard"
     figures: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     _counted: dict[Pair, int] = field(default_factory=dict, init=False, repr=False)
@@ -115,6 +98,7 @@ class MethodBenchmark:
         """Train and measure what is missing; write the leaderboard and the page.
 
         A pair without a meaning on these data is refused with a reason, and a run that fails does not stop the others.
+        Of the processes of ``torchrun`` the first one writes.
 
         Returns:
             One outcome per pair and seed, and one per pair that was refused.
@@ -134,11 +118,15 @@ class MethodBenchmark:
         refused = {pair: reason for pair in self.pairs if (reason := why_not(pair.method, facts)) is not None}
         for pair, reason in refused.items():
             logger.info("%s is left out: %s", pair.name, reason)
-        found = self._outcomes([pair for pair in self.pairs if pair not in refused])
+        with over_ray(self.ray):  # before anything is written: Ray may not be there
+            work = SharedWork(make_directory(self.out), self.processes, self.device, Ranks.of_torchrun())
+            found = self._outcomes([pair for pair in self.pairs if pair not in refused], work)
         outcomes: list[Outcome] = []
         for pair in self.pairs:
             without = [Outcome(pair, None, reason=refused[pair])] if pair in refused else []
             outcomes += without or [found[pair, seed] for seed in self.seeds]
+        if not work.writes:
+            return outcomes
         write_json(self.out / f"{self.name}.json", [outcome.to_json() for outcome in outcomes])
         with atomic_path(self.out / f"{self.name}.md") as temporary:
             temporary.write_text(format_leaderboard(outcomes, metric, self._title) + "\n", encoding="utf-8")
@@ -207,29 +195,40 @@ class MethodBenchmark:
         labels = f"; simulated supervision: labels are {self.data.header.get('labels', '')}" if simulated else ""
         return f"{self.data.header['name']}, split {self.data.split}, {budget}{labels}"
 
-    def _outcomes(self, pairs: Sequence[Pair]) -> dict[tuple[Pair, int], Outcome]:
+    def _outcomes(self, pairs: Sequence[Pair], work: SharedWork) -> dict[tuple[Pair, int], Outcome]:
         """Count the steps of all pairs, then train and measure each with each seed."""
-        outcomes: dict[tuple[Pair, int], Outcome] = {}
+        counted, outcomes = work.first(self._steps_on, pairs)
+        self._counted.update(counted)
         groups: dict[tuple[str, int], _Group] = {}
-        with one_thread() if self.processes > 1 else nullcontext():
-            for pair in pairs:
-                try:
-                    self.steps(pair)
-                except Exception as error:  # one method must not stop the others
-                    outcomes |= {(pair, seed): self._failed(pair, seed, error) for seed in self.seeds}
-                    continue
-                for seed in self.seeds:
-                    # What is trained once is done by one process.
-                    groups.setdefault((pair.trained, seed), []).append((pair, seed))
-        shared = self.processes > 1 and len(groups) > 1
-        done = each_in_processes(self._group, list(groups.values()), self.processes) if shared else None
-        for group, found in done or ((group, self._group(group)) for group in groups.values()):
+        for pair, seed in product(pairs, self.seeds):
+            if (pair, seed) not in outcomes:
+                # What is trained once is done by one process.
+                groups.setdefault((pair.trained, seed), []).append((pair, seed))
+        for group, found in work.each(self._group_on, list(groups.values())):
             made = found or [self._failed(*run) for run in group]
             outcomes |= {(one.pair, one.seed): one for one in made if one.seed is not None}
         return outcomes
 
-    def _group(self, runs: _Group) -> list[Outcome]:
-        return [self._outcome(pair, seed) for pair, seed in runs]
+    def _steps_on(
+        self, device: str | None, pairs: Sequence[Pair]
+    ) -> tuple[dict[Pair, int], dict[tuple[Pair, int], Outcome]]:
+        here, failed = self._at(device), dict[tuple[Pair, int], Outcome]()
+        for pair in pairs:
+            try:
+                here.steps(pair)
+            except Exception as error:  # one method must not stop the others
+                failed |= {(pair, seed): self._failed(pair, seed, error) for seed in self.seeds}
+        return here._counted, failed
+
+    def _group_on(self, device: str | None, runs: _Group) -> list[Outcome]:
+        here = self._at(device)
+        return [here._outcome(pair, seed) for pair, seed in runs]
+
+    def _at(self, device: str | None) -> MethodBenchmark:
+        """Give this benchmark as it trains on a device."""
+        here = replace(self, device=device)
+        here._counted.update(self._counted)
+        return here
 
     def _outcome(self, pair: Pair, seed: int) -> Outcome:
         """Train and measure one run; an error becomes its reason."""
@@ -268,9 +267,12 @@ class MethodBenchmark:
         weights = self.out / "weights" / self._digest(recipes, parts)[:12]
         runs = self.out / "runs"
         settings = {"parts": parts}
-        return _RunTable(
-            _TABLE, self.data, weights, recipes, [entry], [], epochs=1, seeds=[seed], runs=runs, settings=settings
-        )
+        own: dict[str, Any] = {"seeds": [seed], "runs": runs, "settings": settings, "device": self._trains_on}
+        return RunTable(_TABLE, self.data, weights, recipes, [entry], [], epochs=1, **own)
+
+    @property
+    def _trains_on(self) -> str:
+        return self.device or str(local_device())
 
     def _parts(self, recipes: Mapping[str, Recipe]) -> dict[str, Any]:
         """Ask the built methods for all their settings, defaults too, so that no run of other defaults is reused."""
@@ -320,7 +322,7 @@ class MethodBenchmark:
         set_determinism(0)
         method = recipe.build(len(self.data.modalities), len(self.data.header["classes"]))
         loader = self.data.loader(self.data.items(recipe, 0, masks=method.uses_masks), recipe, 0)
-        return seconds_per_step(method, recipe, loader)
+        return seconds_per_step(method, recipe, loader, self._trains_on)
 
 
 def make_method_benchmark(
@@ -334,6 +336,8 @@ def make_method_benchmark(
     split: str = "validation",
     side: int | None = None,
     processes: int = 1,
+    device: str | None = None,
+    ray: str | None = None,
 ) -> MethodBenchmark:
     """Compare methods on one prepared dataset: the same images, encoders and length of training for all.
 
@@ -348,11 +352,17 @@ def make_method_benchmark(
         side: side of slices, and of patches, as the networks see them, in pixels; None for the usual.
         processes: so many trainings at once, each with one thread.  A time is turned into steps before they begin, so
             trainings that hinder one another take longer, and no method gets fewer steps.  Scripts need
-            ``if __name__ == "__main__":`` for more than one, as all programs do that start processes.
+            ``if __name__ == "__main__":`` for more than one, as all programs do that start processes.  Where
+            ``torchrun`` has started several processes, they share the trainings.
+        device: trains, such as "cuda:0" or "cpu"; None takes a GPU where there is one, and each process of ``torchrun``
+            its own.
+        ray: "local", "auto" or an address: trainings are shared by the processes of a cluster, see
+            :func:`~monai_wsss.inferers.over_ray`.
 
     Raises:
-        ValueError: an unknown method, encoder or form of the budget, a name that is given twice, or no process.
-        DataError: the output folder holds data.
+        ValueError: an unknown method, encoder or form of the budget, a name that is given twice, no process, or two
+            ways to share.
+        DataError: the output folder holds data, or the device is not there.
     """
     for method in methods:
         check_choice("methods", method, METHODS)
@@ -363,24 +373,17 @@ def make_method_benchmark(
             raise ValueError(f"Expected `{name}` to hold each name once, and one at least, got {list(given)}.")
     if processes < 1:
         raise ValueError(f"Expected `processes` of at least 1, got {processes}.")
+    if ray is not None and processes > 1:
+        raise ValueError(f"Expected `processes` or `ray`, got both ({processes}, {ray!r}): leave one out.")
+    if ray is None:  # else it is there on other machines
+        check_device(device)
     if (out / "datalist.json").exists():
         raise DataError(f"The output folder {out} holds data: choose another --out.")
     length = TrainingBudget.read(budget)
     kind, data = method_data(datalist, split, side)
-    return MethodBenchmark(data, kind, out, pairs_of(methods, encoders), length, tuple(seeds), processes)
+    return MethodBenchmark(data, kind, out, pairs_of(methods, encoders), length, tuple(seeds), processes, device, ray)
 
 
 def _reason(error: Exception) -> str:
     reason = " ".join(str(error).split()) or type(error).__name__
     return reason if isinstance(error, ValueError) else f"{type(error).__name__}: {reason}"
-
-
-@cache
-def _code_sha256() -> str:
-    """Give one digest of the version and of all source files of this package."""
-    root = Path(monai_wsss.__file__).parent
-    digest = sha256(__version__.encode())
-    for path in sorted(root.rglob("*.py")):
-        digest.update(path.relative_to(root).as_posix().encode())
-        digest.update(path.read_bytes())
-    return digest.hexdigest()

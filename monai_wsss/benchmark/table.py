@@ -99,6 +99,7 @@ class BenchmarkTable:
         runs: folder of rows that are kept with the code, or None.
         rows: which rows to make, by the names of their folders, e.g. ``"cam_from_scratch"``; none: all.  Others are
             taken where they are finished.
+        device: trains; what is measured is computed on the CPU.
 
     Raises:
         DataError: :meth:`run` finds data of another kind, or weights of other settings in ``out``.
@@ -117,6 +118,7 @@ class BenchmarkTable:
     settings: Mapping[str, Any] = field(default_factory=dict)
     runs: Path | None = None
     rows: Sequence[str] = ()
+    device: str = "cpu"
 
     def run(self) -> list[Row]:
         """Train and measure what is missing; write ``<name>.json``, ``<name>.md`` and the figures.
@@ -191,7 +193,7 @@ class BenchmarkTable:
             loader = self.data.loader(items, settings, seed)
             steps = settings.steps or epochs * len(loader)
             handlers = self.handlers(recipe, method, folder, steps)
-            seconds = train_recipe(method, settings, loader, folder, epochs, self.data.header, handlers)
+            seconds = train_recipe(method, settings, loader, folder, epochs, self.data.header, handlers, self.device)
             logger.info("%s, seed %d: %.1f s per epoch", recipe, seed, seconds * len(loader) / steps)
         method.eval()
         return Trained(settings, seed, method)
@@ -304,7 +306,7 @@ class BenchmarkTable:
         """Give what the last training of a row cost, as metrics; nothing where it is not recorded."""
         path = self.folder(recipe, seed) / "seconds.json"
         found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        costs = {name: found[name] for name in ("steps", "peak_memory_mb") if name in found}
+        costs = {name: found[name] for name in ("steps", "peak_memory_mb", "gpu_memory_mb") if name in found}
         # A training that was resumed counts the seconds and the steps of its last process.
         if timed := found.get("timed_steps", found.get("steps")):
             costs["seconds_per_step"] = found["seconds"] / timed

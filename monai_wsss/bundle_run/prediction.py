@@ -24,7 +24,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from monai_wsss._checks import DataError
+from monai_wsss._checks import DataError, check_device
 from monai_wsss._files import file_sha256, make_directory
 from monai_wsss._locks import hold_folder, release_folder
 from monai_wsss._spread import LOST, current_workers, over_ray, shared_folder
@@ -33,7 +33,6 @@ from monai_wsss.bundle_run.case_run import CaseRun, SentRun
 from monai_wsss.bundle_run.dicom_segmentation import has_highdicom
 from monai_wsss.bundle_run.log_names import NameFilter, hidden_names
 from monai_wsss.bundle_run.records import digest_of, drop_stale, finished_case, state_of
-from monai_wsss.bundle_run.runner import check_device
 from monai_wsss.bundle_run.trained import TrainedWeights, weights_for
 from monai_wsss.data.input_cases import FoundInputs, InputCase, find_inputs
 from monai_wsss.refinement.slice_axis import slicing_axis_of

@@ -23,7 +23,7 @@ from monai_wsss.inferers import VolumeInferer
 from monai_wsss.refinement import ToMaskd
 from monai_wsss.transforms import LoadImageOrderedd, SaveImageMaskd
 
-__all__ = ["SHOWN", "BundleRunner", "check_device", "inference_parser", "own_error"]
+__all__ = ["SHOWN", "BundleRunner", "inference_parser", "own_error"]
 
 _logger = logging.getLogger(__name__)
 _SMALLEST_WINDOW = 64
@@ -45,19 +45,6 @@ def own_error(error: BaseException) -> Exception:
         return DataError(str(own))
     found = told or next((one for one in seen if not str(one).startswith("Failed to ")), seen[0])
     return found if isinstance(found, Exception) else RuntimeError(str(found))
-
-
-def check_device(device: str | None) -> None:
-    """Check that a device is there.
-
-    Raises:
-        DataError: it is not, or its name is none.
-    """
-    try:
-        torch.zeros(1, device=device or "cpu")
-    except Exception as error:  # torch raises many kinds
-        there = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
-        raise DataError(f"Expected `device` to be one of {', '.join(there)}, got {device!r}.") from error
 
 
 def inference_parser(

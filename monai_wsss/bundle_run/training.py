@@ -20,9 +20,9 @@ import torch
 from monai.apps import get_logger
 from monai.bundle import ConfigParser, ConfigWorkflow
 
-from monai_wsss._checks import DataError, check_choice
+from monai_wsss._checks import DataError, check_choice, check_device
 from monai_wsss.bundle_run.method_choice import TRAINING_METHODS, choose_method
-from monai_wsss.bundle_run.runner import check_device, own_error
+from monai_wsss.bundle_run.runner import own_error
 from monai_wsss.bundle_run.shipped import ShippedBundle, find_bundle
 from monai_wsss.bundle_run.verdict import Verdict, judge, mask_metrics, tile_metrics
 from monai_wsss.data import load_datalist, load_header

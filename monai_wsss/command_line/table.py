@@ -117,6 +117,20 @@ COMMANDS = (
                 only=(_OTHER_FORM,),
             ),
             Argument(
+                "--device",
+                "--methods: trains, e.g. cuda:0 or cpu (default a GPU where there is one)",
+                metavar="NAME",
+                only=(_OTHER_FORM,),
+            ),
+            Argument(
+                "--ray",
+                "--methods: share trainings over processes by Ray: of this machine, or of the cluster at ADDRESS "
+                "(auto, host:port)",
+                metavar="ADDRESS",
+                alone="local",
+                only=(_OTHER_FORM,),
+            ),
+            Argument(
                 "--epochs",
                 "epochs of every training",
                 8,

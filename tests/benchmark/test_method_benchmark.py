@@ -12,10 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from workers_here import workers_here
 
 from monai_wsss._checks import DataError
-from monai_wsss.benchmark import make_method_benchmark, method_benchmark, method_recipes
+from monai_wsss.benchmark import make_method_benchmark, method_recipes, shared_work
 from monai_wsss.benchmark.spread_runs import LOST
 from monai_wsss.data import make_phantoms, prepare_folder
 from monai_wsss.engines import trainer
@@ -59,6 +61,7 @@ def test_runs_are_kept_with_their_settings_and_never_repeated(datalist, tmp_path
     assert kept["settings"]["parts"]["cam small"]["dropout"] == 0.1, "defaults are told, too"
     assert kept["settings"]["measured"] == {"method": "cam", "rule": "negative_reference", "gate": "predicted"}
     assert kept["versions"].keys() == {"python", "torch", "monai", "numpy"}
+    assert kept["device"] in ("cpu", *(torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())))
     assert len(kept["code_sha256"]) == 64
     assert str(tmp_path) not in json.dumps(kept)
     # Grad-CAM++ has trained nothing of its own.
@@ -159,8 +162,26 @@ def test_processes_share_the_runs_out(datalist, tmp_path):
     assert len(list((tmp_path / "2" / "weights").glob("*/*/seed0/model.pt"))) == 2
 
 
+def test_workers_of_a_cluster_count_the_steps_and_share_the_runs(datalist, tmp_path):
+    words = {"methods": ["cam", "full"], "seeds": [0], "budget": "0.5s", "side": 32}
+    with workers_here():
+        outcomes = make_method_benchmark(datalist, tmp_path / "out", **words).run()
+    records = json.loads((tmp_path / "out" / "steps.json").read_text(encoding="utf-8")).values()
+    assert [one.row.metrics["steps"]["mean"] for one in outcomes] == [record["steps"] for record in records]
+    kept = json.loads((tmp_path / "out/runs/methods/validation/cam_small/seed0.json").read_text(encoding="utf-8"))
+    assert kept["device"] == "cpu"
+    assert (tmp_path / "out" / "comparison.html").is_file()
+
+
+def test_two_ways_to_share_and_a_device_that_is_not_there_are_refused(datalist, tmp_path):
+    with pytest.raises(ValueError, match="`processes` or `ray`"):
+        make_method_benchmark(datalist, tmp_path, processes=2, ray="local")
+    with pytest.raises(DataError, match="Expected `device` to be one of cpu"):
+        make_method_benchmark(datalist, tmp_path, device="cuda:99")
+
+
 def test_a_process_that_dies_is_a_reason(datalist, tmp_path, monkeypatch):
-    monkeypatch.setattr(method_benchmark, "each_in_processes", lambda work, items, n: [(one, None) for one in items])
+    monkeypatch.setattr(shared_work, "each_in_processes", lambda work, items, n: [(one, None) for one in items])
     bench = make_method_benchmark(
         datalist, tmp_path, methods=["cam", "full"], seeds=[0], budget="2-steps", side=32, processes=2
     )
