@@ -5,6 +5,7 @@
 `<!-- table NAME -->` marks the place of a table, `<!-- rule NAME -->` that of the verdicts on its rows by the rule of
 defaults: of levers, and of ImageNet's weights against none in a table of encoders.  `<!-- choice PHANTOMS -->` marks
 that of the study of scores without masks, from all tables of the name `choice_…`; PHANTOMS is the one of phantoms.
+`<!-- methods NAME -->` marks the leaderboard of all methods on a data set.
 """
 
 from __future__ import annotations
@@ -21,19 +22,20 @@ from monai_wsss.benchmark.cosa_table import cosa_sections
 from monai_wsss.benchmark.encoder_recipes import BUDGETS, default_lever, encoder_recipes, lever_recipes
 from monai_wsss.benchmark.encoder_table import encoder_columns
 from monai_wsss.benchmark.formatting import Column, format_rows, values_of
+from monai_wsss.benchmark.leaderboard import format_leaderboard, kept_outcomes
 from monai_wsss.benchmark.lever_rule import format_lever_rule
 from monai_wsss.benchmark.published_numbers import not_rebuilt, published_tables
 from monai_wsss.benchmark.rows import Row, read_kept_rows
 
 HERE = Path(__file__).parent
-PAGES = [HERE / name for name in ("encoders.md", "cosa.md", "coingan.md", "choosing.md")]
+PAGES = [HERE / name for name in ("encoders.md", "cosa.md", "coingan.md", "choosing.md", "methods.md")]
 NOTHING = "No row yet."
 
 
 def generate(page: str, runs: Path = HERE / "runs") -> str:
     """Give the page with the text between each pair of marks replaced by what the first mark names."""
-    marks = re.compile(r"(<!-- (table|rule|choice) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-    write = {"table": _table, "rule": _rule, "choice": _choice}
+    marks = re.compile(r"(<!-- (table|rule|choice|methods) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+    write = {"table": _table, "rule": _rule, "choice": _choice, "methods": _methods}
     return marks.sub(lambda found: f"{found[1]}{write[found[2]](found[3], runs)}\n{found[4]}", page)
 
 
@@ -92,6 +94,12 @@ def _choice(phantoms: str, runs: Path) -> str:
     tables = {name: read_kept_rows(runs / f"choice_{name}" / "validation") for name in names}
     sections = format_choice(tables, phantoms=phantoms)
     return "\n\n".join(f"**{title}**\n\n{text}" for title, text in sections.items())
+
+
+def _methods(name: str, runs: Path) -> str:
+    """Give the leaderboard of all runs on a data set."""
+    outcomes = kept_outcomes(runs / f"methods_{name}" / "validation")
+    return format_leaderboard(outcomes, "dice_subject", f"{name}, validation split") if outcomes else NOTHING
 
 
 def _tells_presence(row: Row) -> bool:

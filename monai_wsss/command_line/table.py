@@ -208,10 +208,10 @@ COMMANDS = (
             ),
             Argument(
                 "--runs",
-                "encoder, CoSA and CoinGAN tables: rows of earlier runs, kept and added to",
+                "encoder, CoSA and CoinGAN tables, --methods: rows of earlier runs, kept and added to",
                 kind=Path,
                 metavar="DIR",
-                only=_FIXED_TABLES,
+                only=(*_FIXED_TABLES, _OTHER_FORM),
             ),
         ),
     ),
