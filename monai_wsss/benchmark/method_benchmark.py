@@ -39,6 +39,7 @@ from monai_wsss._files import atomic_path, make_directory, write_json
 from monai_wsss._spread import over_ray
 from monai_wsss.benchmark.comparison_page import ComparedRow, write_comparison
 from monai_wsss.benchmark.kept_cases import read_kept_cases
+from monai_wsss.benchmark.ladders import kept_ladders
 from monai_wsss.benchmark.leaderboard import Outcome, format_leaderboard
 from monai_wsss.benchmark.method_budget import BudgetRecord, TrainingBudget
 from monai_wsss.benchmark.method_data import facts_of
@@ -131,7 +132,9 @@ class MethodBenchmark:
         with atomic_path(self.out / f"{self.name}.md") as temporary:
             temporary.write_text(format_leaderboard(outcomes, metric, self._title) + "\n", encoding="utf-8")
         page = self.out / "comparison.html"
-        logger.info("%s", write_comparison(page, self._title, outcomes, metric, self._compared(outcomes), self.data))
+        ladders = kept_ladders(self._runs, self.data.header["name"], self.data.split, self.data.content_sha256)
+        compared = self._compared(outcomes)
+        logger.info("%s", write_comparison(page, self._title, outcomes, metric, compared, self.data, ladders))
         return outcomes
 
     @cached_property
@@ -188,7 +191,7 @@ class MethodBenchmark:
 
     @property
     def _table(self) -> str:
-        return f"methods_{folder_name(self.data.header['name'])}"
+        return f"methods_{self.data.header['name']}"
 
     def _place(self, pair: Pair, seed: int) -> Path:
         return Path(self.data.split) / folder_name(pair.name) / f"seed{seed}"

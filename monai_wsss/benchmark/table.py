@@ -289,7 +289,9 @@ class BenchmarkTable:
         }
         digest = sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()
         source = {"settings_sha256": digest, "data_sha256": self.data.content_sha256}
-        folder = self.runs / self.name / self.data.split / folder_name(name)
+        data = self.data.header["name"]
+        table = self.name if data in self.name else f"{self.name}_{data}"  # rows of several data lie side by side
+        folder = self.runs / table / self.data.split / folder_name(name)
         file = folder / f"seed{'_'.join(map(str, seeds))}.json"
         return file, {"source": source, "settings": words, **self.told}
 
