@@ -40,7 +40,15 @@ from monai_wsss.benchmark.cosa_branches import (
     segmentation_logits,
 )
 from monai_wsss.benchmark.cosa_data import CosaSlices, CosaTiles, cosa_data
-from monai_wsss.benchmark.cosa_recipes import ALL, COSA_BUDGETS, ONE_SEED, SEGMENTERS, WITHOUT_DT, CosaBudget, cosa_recipes
+from monai_wsss.benchmark.cosa_recipes import (
+    ALL,
+    COSA_BUDGETS,
+    ONE_SEED,
+    SEGMENTERS,
+    WITHOUT_DT,
+    CosaBudget,
+    cosa_recipes,
+)
 from monai_wsss.benchmark.encoder_table import measure_cases, rule_of_kind
 from monai_wsss.benchmark.formatting import Column, format_rows, values_of
 from monai_wsss.benchmark.prepared import Cases, add_case
