@@ -18,8 +18,8 @@ as wide and from scratch, since no package has their weights: these are trained 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -167,7 +167,7 @@ SEGMENTERS: dict[str, tuple[Callable[..., nn.Module], Words]] = {
     "CoSA-MS, ResNet38, run small": (resnet38_segmenter, {"width": 16, "frozen": "none"}),
     "CoSA-MS, Swin (SwinUNETR), run small": (swin_segmenter, {"feature_size": 12}),
 }
-"""Rows on request: the paper's standalone segmenters, each with its builder and a quarter of its width, from scratch."""
+"""Rows on request: the paper's standalone segmenters, each with its builder and a quarter of its width, untrained."""
 _PLAIN = "plain CAM"
 _BOUND = f"{FULL_SUPERVISION} (masks), same network"
 ONE_SEED = (*SUBTRACTIVE, *GUIDES, *_PRESETS, *SEGMENTERS, "SEAM's equivariance", "AFA", "BMP")

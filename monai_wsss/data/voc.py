@@ -63,7 +63,7 @@ VOC_CLASSES = (
 """The 20 classes of VOC, in the order of their values in the masks."""
 
 VOC_CONTEXT = {"bird": "tree branches", "boat": "the sea", "train": "railways"}
-"""Class of VOC -> what has no label and always accompanies it: the examples of CoSA (Yang et al., ECCV 2024), Fig. 4."""
+"""Class of VOC -> what always accompanies it without a label: the examples of CoSA (Yang et al., ECCV 2024), Fig. 4."""
 
 _LISTS = {"training": ("train_aug", "trainaug", "train"), "validation": ("val",), "test": ()}
 """Lists that are searched where none is named; the first one found is taken."""
