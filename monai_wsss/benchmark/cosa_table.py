@@ -139,7 +139,13 @@ def cosa_sections(rows: Sequence[Row]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class CosaTable(BenchmarkTable):
-    """A table whose methods are restored as a whole: the online network and the thresholds are not in ``model.pt``."""
+    """A table whose methods are restored as a whole: the online network and the thresholds are not in ``model.pt``.
+
+    Attributes:
+        title: stands above the table, and says that it was run small.
+    """
+
+    title: str = ""
 
     def trained(self, recipe: str, seed: int) -> Trained:
         """Give a recipe with the weights of both networks and its thresholds, trained where they are missing.
@@ -180,7 +186,7 @@ class CosaTable(BenchmarkTable):
         told = super().format(rows).removeprefix(main).strip()
         learned = sorted({row.name for row in rows if row.name in self.recipes and self._learns_masks(row.name)})
         masks = f"Read masks in training: {'; '.join(learned)}." if learned else ""
-        parts = [main, *(f"{title}\n\n{text}" for title, text in others), masks, told]
+        parts = [f"**{self.title}**", main, *(f"{title}\n\n{text}" for title, text in others), masks, told]
         return "\n\n".join(part for part in parts if part)
 
     def _learns_masks(self, recipe: str) -> bool:
@@ -216,7 +222,22 @@ def make_cosa_table(
     columns = next(iter(COSA_SECTIONS.values()))
     name = f"cosa_{data.header['name']}"
     rows = rows or [folder_name(entry.name) for entry in entries if entry.name not in SEGMENTERS]
-    return CosaTable(name, data, out, recipes, entries, columns, seeds=seeds, runs=runs, rows=rows)
+    title = cosa_title("Tables 3 and 4a", data, budget)
+    return CosaTable(name, data, out, recipes, entries, columns, seeds=seeds, runs=runs, rows=rows, title=title)
+
+
+def cosa_title(what: str, data: Data, budget: CosaBudget) -> str:
+    """Tell what of the paper a table or its figures are, and that they were run small.
+
+    Args:
+        what: tables or figures of the paper.
+        data: what they are made on.
+        budget: of the kind of data.
+    """
+    return (
+        f"{what} of Yang et al. (ECCV 2024), run small on {data.header['name']}: EfficientNet-Lite0, "
+        f"{budget.epochs} epochs, items of {budget.grid} pixels. Not the paper's run"
+    )
 
 
 def _entry(data: Data, kind: str, budget: CosaBudget, name: str) -> Entry:

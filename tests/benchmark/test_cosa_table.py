@@ -209,6 +209,14 @@ def test_sections_leave_out_rows_without_a_value():
     assert len(sections) == 5
 
 
+def test_the_printed_tables_say_in_their_title_that_they_were_run_small(skin, tmp_path):
+    for make in (make_cosa_table, make_cosa_figures):
+        table = make(skin, tmp_path)
+        title = table.format([row(ALL, "S", miou_pooled=0.6)]).splitlines()[0]
+        assert f"run small on {table.data.header['name']}" in title
+        assert "Not the paper's run" in title
+
+
 def test_pairs_without_and_with_a_crf_tell_images_per_second():
     """As Table 4c of the paper: both mIoU and both speeds, of rows that have a CRF."""
     rows = [
