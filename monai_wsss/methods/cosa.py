@@ -152,9 +152,7 @@ class CoSA(TwoBranchMethod):
         if settings.detach_seeds is not None:
             network.detach_seeds = settings.detach_seeds
         method = cls(network, **settings.parts(network.num_classes))
-        record = settings.record(preset, network.num_classes)
-        record["sources"] = method.settings.get("sources", {}) | record["sources"]
-        method.settings |= {"preset": preset, **record}
+        method.settings |= {"preset": preset} | settings.record(preset, network.num_classes, method.settings)
         return method
 
     @classmethod
