@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from monai.config import KeysCollection
+from monai.networks import eval_mode
 from monai.transforms import MapTransform
 from torch import nn
 
@@ -153,7 +154,6 @@ class ToMaskd(MapTransform):
         axis = None if told is None else told.slicing_axis
         return self.refinement(rule, scores, self.refinement.image_of(item), label, axis)
 
-    @torch.no_grad()
     def _classified(self, item: Mapping[Hashable, Any], rule: MaskRule, told: ToldRule | None) -> torch.Tensor | None:
         """Give the logits (1, K) of a segmenter's own classifier where the label filter asks it, else None."""
         branches = getattr(self.network, "branches", None)
@@ -174,5 +174,7 @@ class ToMaskd(MapTransform):
                 f"classifier, got {image.ndim - 2}: take 'none' or 'given'."
             )
         image = image.to(next(self.network.parameters()).device)
-        logits: torch.Tensor = branches(image if self.grid is None else resize_linear(image, self.grid)).logits
+        # An evaluator decides masks after it has put the network back into training mode.
+        with eval_mode(self.network):
+            logits: torch.Tensor = branches(image if self.grid is None else resize_linear(image, self.grid)).logits
         return logits.float()
