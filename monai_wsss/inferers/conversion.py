@@ -67,10 +67,10 @@ class AddConversiond(MapTransform):
 
     Put it before :class:`~monai_wsss.refinement.ToMaskd`, which replaces the raw map by a mask.  A map of
     :class:`ConversionInferer` has the converted image with it.  Otherwise the image is converted once more, as the
-    inferer shows it to the network: on its grid, slice by slice in a volume, over the same views.  A map that then tells
-    of another network, as in a server which loads the weights into a copy, is left as it is: what this network makes of
-    the image has nothing to do with it.  The intensities are the network's own, in [-1, 1] as a rule, and those of the
-    item's normalized image.
+    inferer shows it to the network: on its grid, slice by slice in a volume, over the same views.  A map that tells of
+    another network then, as in a server which loads the weights into a copy, is left as it is: what this network makes
+    of the image has nothing to do with it.  The intensities are the network's own, in [-1, 1] as a rule, and those of
+    the item's normalized image.
 
     Args:
         keys: the raw map (G, *S) of the network; of several groups ``heat`` is the largest.

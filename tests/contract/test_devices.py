@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from elsewhere import ELSEWHERE, Distant, elsewhere
-from monai.data import DataLoader, set_track_meta
+from monai.data import DataLoader, MetaTensor, set_track_meta
 from monai.transforms import Compose, Lambdad, RandFlipd, RandGaussianNoised, RandRotate90d
 from test_every_method import LATE, METHODS, make_batch
 from test_every_method import tiny as tiny_method
@@ -29,6 +29,7 @@ from monai_wsss.engines import WSSSTrainer
 from monai_wsss.inferers import (
     AboveHealthyLevel,
     AddConversiond,
+    ConversionInferer,
     GradientCAMInferer,
     MinMax,
     MultiScaleSeeds,
@@ -211,6 +212,10 @@ def maps_of_scales(image: torch.Tensor) -> list[torch.Tensor]:
 
 
 INFERERS: dict[str, Callable[[torch.Tensor], Any]] = {
+    "ConversionInferer": lambda image: [
+        maps := ConversionInferer()(MetaTensor(image), tiny(CycleGenerator).to(image.device)),
+        maps.meta["converted"],
+    ],
     "AddConversiond": lambda image: list(
         AddConversiond("pred", tiny(CycleGenerator).to(image.device))({"image": image[0], "pred": image[0]}).values()
     ),
