@@ -29,7 +29,8 @@ class ToMaskd(MapTransform):
     """Replace a network's output for a whole image (G*K, *S) by its mask (1, *S), uint8 0..K.
 
     For activations it also adds ``cam`` (K, *S), the score map in [0, 1] that was cut, and ``presence`` (K,), the
-    pooled raw logits that the presence gate compares with the presence level. The rule is that of the network which
+    pooled raw maps that the presence gate compares with the presence level: logits, but where maps are differences of
+    two images (``presence_kind`` is ``difference`` then). The rule is that of the network which
     made the prediction: an inferer with ``tell_rule=True`` writes it into the metadata of the maps. Maps that tell
     nothing are cut by the rule of ``network``, read each time, since training measures its healthy level anew before
     each validation.
@@ -122,6 +123,8 @@ class ToMaskd(MapTransform):
             item[key] = mask[0]
             if cam is not None and presence is not None:
                 item["cam"], item["presence"] = cam[0], presence[0]
+                if rule.min_contrast is not None:  # of maps that are never negative, and so are no logits
+                    item["presence_kind"] = "difference"
         if rule.output_kind == "segmentation":
             item["label_filter"] = gate
             if logits is not None:
