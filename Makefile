@@ -10,7 +10,7 @@ DEMO := demo
 PHANTOMS := --modalities T1,T1c,FLAIR
 RUN := $(BIN)/python -W ignore::DeprecationWarning -W ignore::FutureWarning -m monai.bundle run --bundle_root $(BUNDLE) --logging_file $(BUNDLE)/configs/logging.conf
 
-.PHONY: setup demo test test-slow check wheel bundles docs notebooks clean
+.PHONY: setup demo test test-slow check wheel bundles numbers docs notebooks clean
 
 setup: .venv/.installed
 
@@ -47,6 +47,10 @@ wheel:
 # What all bundles have in common, from bundles/source/.
 bundles: setup
 	$(BIN)/python bundles/generate.py
+
+# Tables and numbers in the documents, from the rows in docs/results/runs.
+numbers: setup
+	$(BIN)/python docs/results/generate.py
 
 # The documentation site, build/site/index.html. It ends with an error where a link or a reference leads nowhere.
 docs: .venv/.docs

@@ -12,7 +12,7 @@ all of them has its source here once:
 `"<name>": {"train#sampler": …}` says what a bundle changes in the fragment: ids as in MONAI's overlays, `"<absent>"` to
 leave one out, and `"train#handlers#0+"` to add an item to a list after its item 0.  `<bundle>` in a text is the name of
 the bundle.  Fragments of `"all"` may go into any file.  Other overlays, metadata, README and weights are written by
-hand.
+hand, but for the numbers in metadata and README, which `docs/results/generate.py` writes.
 """
 
 from __future__ import annotations

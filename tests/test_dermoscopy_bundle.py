@@ -141,7 +141,7 @@ def otsu_on_blue(datalist: Path) -> dict[str, Any]:
 def stated_column(bundle: Path, head: str) -> dict[str, float]:
     """The README's numbers of one column, by metric."""
     text = (bundle / "docs" / "README.md").read_text(encoding="utf-8")
-    found = re.search(r"<!-- numbers -->\n(.*?)\n\n", text, flags=re.DOTALL)
+    found = re.search(r"<!-- numbers \w+ -->\n(.*?)\n\n", text, flags=re.DOTALL)
     assert found is not None
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in found[1].splitlines()]
     place = rows[0].index(head)

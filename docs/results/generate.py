@@ -1,19 +1,42 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Write the tables of some pages from the rows in `runs/`: `python docs/results/generate.py`, after new rows.
+"""Write tables and numbers into pages from the rows in `runs/`: `python docs/results/generate.py`, after new rows.
 
 `<!-- table NAME -->` marks the place of a table, `<!-- rule NAME -->` that of the verdicts on its rows by the rule of
 defaults: of levers, and of ImageNet's weights against none in a table of encoders.  `<!-- choice PHANTOMS -->` marks
 that of the study of scores without masks, from all tables of the name `choice_…`; PHANTOMS is the one of phantoms.
 `<!-- methods NAME -->` marks the leaderboard of all methods on a data set.
+`<!-- numbers BUNDLE -->` marks what its shipped weights reach, see `measure_bundles.py`.  Which metrics and data sets
+are stated stands in `eval_metrics` of the bundle's metadata, whose values are written, too.
+
+A single number stands in a mark of its own, which no browser shows and which begins no line:
+
+    <!--= SOURCE METRIC FORMAT -->0.61 [0.50, 0.70]<!--/-->
+
+SOURCE is a file of `runs/shipped/` without `.json`, such as `brain_mri_cam/lgg_mri_64`, or the folder of a row of
+another table with all its seeds, without `validation/`: `encoder_ph2/cam_imagenet_weights`.  Of several rows or columns
+the first is meant, or what stands behind a colon, written as folders are: `encoder_ph2/cam_imagenet_weights:par`, and
+`brain_mri_coingan/lgg_mri_64:otsu_on_flair`.  FORMAT:
+
+    2, 3, …     the mean over seeds, with as many digits; 2 may be left out
+    ci          the mean and its 95 % interval, of one row: 0.61 [0.50, 0.70]
+    to          the interval alone: 0.50 to 0.70
+    sd          the mean and the standard deviation over seeds: 0.611 ± 0.007
+    n           the number of subjects
+    / SOURCE    the mean divided by that of another source: 0.85
 """
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from monai_wsss._checks import DataError
 from monai_wsss.benchmark.choice_study import format_choice
 from monai_wsss.benchmark.coingan_table import COINGAN_ROWS, coingan_sections
 from monai_wsss.benchmark.cosa_figures import final_labels
@@ -25,18 +48,179 @@ from monai_wsss.benchmark.formatting import Column, format_rows, values_of
 from monai_wsss.benchmark.leaderboard import format_leaderboard, kept_outcomes
 from monai_wsss.benchmark.lever_rule import format_lever_rule
 from monai_wsss.benchmark.published_numbers import not_rebuilt, published_tables
-from monai_wsss.benchmark.rows import Row, read_kept_rows
+from monai_wsss.benchmark.rows import Row, folder_name, read_kept_rows
 
 HERE = Path(__file__).parent
-PAGES = [HERE / name for name in ("encoders.md", "cosa.md", "coingan.md", "choosing.md", "methods.md")]
+ROOT = HERE.parents[1]
+RESULTS = ("encoders", "cosa", "coingan", "choosing", "methods", "lgg_cam", "lgg_cmer", "lgg_bmp", "glas_gland")
+BUNDLES = sorted(ROOT.glob("bundles/*_segmentation"))
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "docs" / "which_method.md",
+    HERE / "README.md",
+    *(HERE / f"{name}.md" for name in RESULTS),
+    *(bundle / "docs" / "README.md" for bundle in BUNDLES),
+]
 NOTHING = "No row yet."
+PENDING: frozenset[str] = frozenset(
+    {
+        "brain_mri_bmp/lgg_mri_64",
+        "brain_mri_cmer/lgg_mri_64",
+        "brain_mri_coingan/phantom",
+        "brain_mri_coingan/lgg_mri_64",
+        "chest_xray_coingan/phantom",
+        "dermoscopy_cam/phantom",
+        "dermoscopy_cam/ph2_dermoscopy",
+        "dermoscopy_cam/ph2_dermoscopy_unrefined",
+        "dermoscopy_cosa/phantom",
+        "dermoscopy_cosa/ph2_dermoscopy",
+        "histology_gland/phantom",
+        "histology_gland/glas_gland",
+    }
+)
+"""Shipped weights on data that `measure_bundles.py` has not measured yet: their marks keep what was typed before."""
+WEIGHTS = "shipped weights"
+
+
+def contents() -> dict[Path, str]:
+    """Give what each page and each bundle's metadata is to hold, by its path."""
+    metadata = [bundle / "configs" / "metadata.json" for bundle in BUNDLES]
+    texts = {path: path.read_text(encoding="utf-8") for path in [*PAGES, *metadata]}
+    written = {path: generate(texts[path]) for path in PAGES}
+    return written | {path: with_metrics(texts[path], bundle) for path, bundle in zip(metadata, BUNDLES, strict=True)}
 
 
 def generate(page: str, runs: Path = HERE / "runs") -> str:
-    """Give the page with the text between each pair of marks replaced by what the first mark names."""
-    marks = re.compile(r"(<!-- (table|rule|choice|methods) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-    write = {"table": _table, "rule": _rule, "choice": _choice, "methods": _methods}
-    return marks.sub(lambda found: f"{found[1]}{write[found[2]](found[3], runs)}\n{found[4]}", page)
+    """Give the page with the text between each pair of marks replaced by what the first mark names.
+
+    Raises:
+        DataError: a mark of a single number names what is not there.
+    """
+    marks = re.compile(r"(<!-- (table|rule|choice|methods|numbers) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+    write = {"table": _table, "rule": _rule, "choice": _choice, "methods": _methods, "numbers": _numbers}
+
+    def block(found: re.Match[str]) -> str:
+        pending = found[2] == "numbers" and any(name.startswith(f"{found[3]}/") for name in PENDING)
+        return found[0] if pending else f"{found[1]}{write[found[2]](found[3], runs)}\n{found[4]}"
+
+    page = marks.sub(block, page)
+    number = re.compile(r"(<!--= (\S+) (\S+)(?: ([^<>]+?))? -->)[^<]*(<!--/-->)")
+
+    def one(found: re.Match[str]) -> str:
+        pending = found[2].partition(":")[0] in PENDING
+        return found[0] if pending else f"{found[1]}{_number(*found.groups()[:4], runs)}{found[5]}"
+
+    return number.sub(one, page)
+
+
+def with_metrics(text: str, bundle: Path, runs: Path = HERE / "runs") -> str:
+    """Give a bundle's `metadata.json` with the values of `eval_metrics` as they were measured."""
+    metadata = json.loads(text)
+    as_it_was = json.dumps(metadata, indent=4) + "\n" == text
+    for data, metrics in metadata["eval_metrics"].items():
+        name = bundle.name.removesuffix("_segmentation")
+        if f"{name}/{data}" in PENDING:
+            continue
+        (row, *_) = _shipped(runs, name, data)
+        metrics |= {metric: round(row.metrics[metric]["mean"], 4) for metric in metrics}
+    return json.dumps(metadata, indent=4, ensure_ascii=as_it_was) + "\n"
+
+
+# ---- single numbers --------------------------------------------------------------------------------------------------
+
+
+def _number(mark: str, source: str, metric: str, form: str | None, runs: Path) -> str:
+    """Give the number of a mark."""
+    try:
+        return _formatted(_values(source, metric, runs), form or "2", metric, runs)
+    except LookupError as error:
+        raise DataError(
+            f"Cannot fill the mark {mark}: {error.args[0]}; correct it, or measure what it names by "
+            "docs/results/measure_bundles.py or `monai-wsss benchmark`."
+        ) from error
+
+
+def _formatted(values: list[dict[str, Any]], form: str, metric: str, runs: Path) -> str:
+    """Give what a format makes of a metric of all seeds."""
+    means, (first, *others) = [value["mean"] for value in values], values
+    mean = float(np.mean(means))
+    if form.isdigit():
+        return f"{mean:.{form}f}"
+    if form.startswith("/ "):
+        return f"{mean / np.mean([one['mean'] for one in _values(form[2:], metric, runs)]):.2f}"
+    if form == "sd" and others:
+        return f"{mean:.3f} ± {np.std(means, ddof=1):.3f}"
+    if form == "n" and "n" in first:
+        return str(first["n"])
+    if form in ("ci", "to") and not others and first.get("ci95"):
+        low, high = first["ci95"]
+        return f"{mean:.2f} [{low:.2f}, {high:.2f}]" if form == "ci" else f"{low:.2f} to {high:.2f}"
+    raise LookupError(f"{len(values)} row(s) of {metric} have nothing to show as `{form}`")
+
+
+def _values(source: str, metric: str, runs: Path) -> list[dict[str, Any]]:
+    """Give a metric of the rows that a mark means, of all seeds."""
+    values = [dict(row.metrics.get(metric, {})) for row in _rows_of(source, runs)]
+    if not all("mean" in value for value in values):
+        raise LookupError(f"{source} has no {metric}")
+    return values
+
+
+def _rows_of(source: str, runs: Path) -> list[Row]:
+    """Give the rows that a mark means, of all seeds."""
+    name, _, part = source.partition(":")
+    table, _, row = name.rpartition("/")
+    file, folder = runs / "shipped" / f"{name}.json", runs / table / "validation" / row
+    paths = [file] if file.is_file() else sorted(folder.glob("*.json"))
+    rows = [Row(**one) for path in paths for one in json.loads(path.read_text(encoding="utf-8"))["rows"]]
+    if part:
+        rows = [
+            one for one in rows if part in (folder_name(one.name.removeprefix("trivial: ")), folder_name(one.column))
+        ]
+    if not rows:
+        raise LookupError(f"there is no row {source} in {runs.name}/")
+    return [one for one in rows if one.label == rows[0].label]
+
+
+# ---- blocks ----------------------------------------------------------------------------------------------------------
+
+
+def _numbers(bundle: str, runs: Path) -> str:
+    """Give the table of a bundle's shipped weights, trivial answers beside them, and the intervals of its Dice."""
+    path = ROOT / "bundles" / f"{bundle}_segmentation" / "configs" / "metadata.json"
+    stated = json.loads(path.read_text(encoding="utf-8"))["eval_metrics"]
+    found = {data: _shipped(runs, bundle, data) for data in stated}
+    columns = {_head(data, row): row.metrics for data, rows in found.items() for row in rows}
+    lines = [f"| {' | '.join(['metric', *columns])} |", "|---" * (len(columns) + 1) + "|"]
+    for metric in next(iter(stated.values())):
+        lines.append(f"| {' | '.join([metric, *(_four(metrics.get(metric)) for metrics in columns.values())])} |")
+    spans = []
+    for data, (own, *others) in found.items():
+        told = [f"{row.name.removeprefix('trivial: ')} {_span(row)}" for row in others]
+        told.append(f"n = {own.metrics['dice_subject']['n']}")
+        spans.append(f"{data} {_span(own)} ({'; '.join(told)})")
+    return "\n".join([*lines, "", f"95 % intervals of dice_subject: {', '.join(spans)}."])
+
+
+def _shipped(runs: Path, bundle: str, data: str) -> list[Row]:
+    """Give the rows of shipped weights on some data: theirs first, then those of trivial answers."""
+    path = runs / "shipped" / bundle / f"{data}.json"
+    if not path.is_file():
+        raise DataError(f"There is no {path.name} of {bundle}: run docs/results/measure_bundles.py.")
+    return [Row(**row) for row in json.loads(path.read_text(encoding="utf-8"))["rows"]]
+
+
+def _head(data: str, row: Row) -> str:
+    return data if row.name == WEIGHTS else f"{data}, {row.name.removeprefix('trivial: ')}"
+
+
+def _four(metric: Any) -> str:
+    return "–" if metric is None else f"{metric['mean']:.4f}"
+
+
+def _span(row: Row) -> str:
+    low, high = row.metrics["dice_subject"]["ci95"]
+    return f"{low:.2f} to {high:.2f}"
 
 
 def _table(name: str, runs: Path) -> str:
@@ -120,5 +304,5 @@ def _is_filled(column: Column, rows: list[Row]) -> bool:
 
 
 if __name__ == "__main__":
-    for page in PAGES:
-        page.write_text(generate(page.read_text(encoding="utf-8")), encoding="utf-8")
+    for path, text in contents().items():
+        path.write_text(text, encoding="utf-8")
