@@ -52,9 +52,11 @@ def choose_method(header: Mapping[str, Any], labels: Sequence[Any] = (), *, gpu:
     shown = np.array([np.asarray(torch.as_tensor(label)) for label in labels]) > 0
     if len(shown):
         _refuse_hopeless(shown, classes)
+    several = len(classes) > 1
+    if "tiles" in header and several:
+        return "cam", f"tiles of {len(classes)} classes: see docs/results/cardiac.md for what to expect"
     if "tiles" in header:
         return "cam", "tiles of images that nearly all show the finding: plain CAM had better masks than CoSA"
-    several = len(classes) > 1
     if several and tuple(names) == COLORS and len(shown) >= _PHOTOGRAPHS and gpu:
         return "cosa", (
             f"{len(shown)} photographs of {len(classes)} classes, and a GPU: a method of two branches, whose preset "

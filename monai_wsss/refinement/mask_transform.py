@@ -57,6 +57,7 @@ class ToMaskd(MapTransform):
         allow_missing_keys: skip keys that an item lacks.
         presence_level: what the pooled raw map of a class has to exceed, one number or one per group and class; None
             for the network's own, which is 0 where it has none.
+        topk_pixels: see :class:`~monai_wsss.refinement.MaskRule`; None for the network's share.
 
     Raises:
         ValueError: as :class:`~monai_wsss.refinement.MaskRule` and its call; a prediction that tells no rule, without
@@ -84,6 +85,7 @@ class ToMaskd(MapTransform):
         grid: Sequence[int] | None = None,
         allow_missing_keys: bool = False,
         presence_level: float | Sequence[float] | torch.Tensor | None = None,
+        topk_pixels: int | None = None,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.network = network
@@ -100,6 +102,8 @@ class ToMaskd(MapTransform):
             self.words["reliable"] = None
         if presence_level is not None:
             self.words["presence_level"] = torch.as_tensor(presence_level)
+        if topk_pixels is not None:
+            self.words["topk_pixels"] = self.settings["topk_pixels"] = int(topk_pixels)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
