@@ -14,7 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from monai_wsss.__main__ import _TILE_SHARE, main
+from monai_wsss import __main__ as command
+from monai_wsss.__main__ import main
 from monai_wsss._checks import DataError
 from monai_wsss.benchmark import make_encoder_table, make_method_benchmark
 from monai_wsss.benchmark.cosa_data import CosaTiles
@@ -197,4 +198,4 @@ def test_a_bundle_trains_and_segments_slices_with_its_gate(datalist, root, tmp_p
 
 
 def test_the_command_of_the_bundle_has_the_share_of_the_bundle():
-    assert find_bundle("dermoscopy_cam_segmentation").config("train")["network_def"]["topk_share"] == _TILE_SHARE
+    assert find_bundle("dermoscopy_cam_segmentation").config("train")["network_def"]["topk_share"] == command.TILE_SHARE
