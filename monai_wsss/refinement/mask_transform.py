@@ -82,6 +82,9 @@ class ToMaskd(MapTransform):
         ['cam', 'pred', 'presence']
     """
 
+    taken_words = ("topk_pixels",)
+    """Names of ``pooled``, for whoever checks overrides of a configuration."""
+
     def __init__(
         self,
         keys: KeysCollection,
@@ -113,7 +116,7 @@ class ToMaskd(MapTransform):
             self.words["reliable"] = None
         if presence_level is not None:
             self.words["presence_level"] = torch.as_tensor(presence_level)
-        if unknown := sorted(set(pooled) - set(PooledPixels.__annotations__)):
+        if unknown := sorted(set(pooled) - set(self.taken_words)):
             raise TypeError(f"ToMaskd takes no argument `{unknown[0]}`.")
         if pooled.get("topk_pixels") is not None:
             self.words["topk_pixels"] = self.settings["topk_pixels"] = pooled["topk_pixels"]
