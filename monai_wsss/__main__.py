@@ -31,6 +31,7 @@ __all__ = ["main"]
 _BUNDLE = "bundles/brain_mri_cam_segmentation"
 _TISSUE_BUNDLE = "bundles/histology_gland_segmentation"
 _TILE_BUNDLE = "bundles/dermoscopy_cam_segmentation"
+TILE_SHARE = 0.25  # `topk_share` of that bundle; a test compares
 _PHOTOGRAPH_BUNDLE = "bundles/dermoscopy_cosa_segmentation"
 _CONVERSION_BUNDLE = "bundles/chest_xray_coingan_segmentation"
 _COLORS = ["red", "green", "blue"]
@@ -209,6 +210,8 @@ def _tell_prepared(path: Path) -> None:
 
 def _print_next(folder: Path, datalist: dict[str, Any]) -> None:
     """Print the command that trains on a prepared folder of slices or tiles, or that segments a folder of volumes."""
+    from monai_wsss.data.crops import presence_pixels
+
     if not datalist.get("background", True):
         _print_training(_TISSUE_BUNDLE, f"--dataset_dir {shlex.quote(str(folder))}", folder)
         return
@@ -221,6 +224,8 @@ def _print_next(folder: Path, datalist: dict[str, Any]) -> None:
         needed += f" --modalities {_quoted(names)} --in_channels {len(names)}"
     if len(datalist["classes"]) > 1:
         needed += f" --num_classes {len(datalist['classes'])}"
+    if bundle == _TILE_BUNDLE and (pixels := presence_pixels(datalist, TILE_SHARE)):
+        needed += f" --gate predicted --topk_pixels {pixels}"
     data = f"--dataset_dir {shlex.quote(str(folder))}{needed}"
     if volumes:
         if needed:

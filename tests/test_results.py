@@ -19,6 +19,7 @@ from monai_wsss.benchmark.coingan_recipes import coingan_recipes
 from monai_wsss.benchmark.cosa_recipes import COSA_BUDGETS, cosa_recipes
 from monai_wsss.benchmark.decision_table import CLASSIFIER, SELF_TRAINED
 from monai_wsss.benchmark.encoder_recipes import BUDGETS, decision_recipes, encoder_recipes, lever_recipes
+from monai_wsss.benchmark.method_recipes import Pair, method_recipes
 from monai_wsss.benchmark.rows import write_rows
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
@@ -124,6 +125,12 @@ def test_kept_rows_are_those_of_the_recipes_of_today():
             kept = recipe and json.loads(json.dumps({**recipe.settings, **recipe.unusual}))
             own = told["recipe"] and {name: value for name, value in told["recipe"].items() if name != "teacher"}
             assert own == kept, path
+            continue
+        if told["table"] == "methods":
+            pair = Pair(told["measured"]["method"], told["row"].rpartition(", ")[2])
+            steps, kind = told["recipe"]["steps"], "tiles" if "crop" in told["data"] else "slices"
+            (recipe,) = method_recipes(pair, kind, steps).values()
+            assert told["recipe"] == json.loads(json.dumps({**recipe.settings, **recipe.unusual})), path
             continue
         data = told["data"]
         kind = "patches" if "every" in data else "tiles" if "crop" in data else "slices"

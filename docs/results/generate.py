@@ -52,7 +52,7 @@ from monai_wsss.benchmark.rows import Row, folder_name, read_kept_rows
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-RESULTS = ("encoders", "cosa", "coingan", "choosing", "methods", "lgg_cam", "lgg_cmer", "lgg_bmp", "glas_gland")
+RESULTS = ("encoders", "cosa", "coingan", "choosing", "methods", "cardiac", "lgg_cam", "lgg_cmer", "lgg_bmp", "glas_gland")
 BUNDLES = sorted(ROOT.glob("bundles/*_segmentation"))
 PAGES = [
     ROOT / "README.md",
@@ -240,9 +240,30 @@ def _table(name: str, runs: Path) -> str:
         return final_labels(rows)
     if name.startswith("cosa"):
         return "\n\n".join(f"**{title}**\n\n{table}" for title, table in cosa_sections(rows).items())
+    if name.startswith("methods"):
+        return _of_classes(rows)
     columns = encoder_columns(background="glas" not in name.split("_"), bounded=name.startswith("encoder"))
     counted = Column("seeds", "dice_pooled", kind="count")
     return format_rows(rows, [counted, *(column for column in columns if _is_filled(column, rows))])
+
+
+def _of_classes(rows: list[Row]) -> str:
+    """Give a comparison of methods on several classes: Dice per subject of each class, then what they have together."""
+    rows = sorted(rows, key=lambda row: row.name.startswith("trivial"))
+    classes = dict.fromkeys(name for row in rows for name in row.metrics if name.startswith("dice_subject/"))
+    columns = [
+        Column("seeds", "dice_subject", kind="count"),
+        *(Column(f"Dice {name.partition('/')[2]}", name) for name in classes),
+        Column("Dice, mean", "dice_subject"),
+        Column("of full supervision", "dice_subject", kind="ratio"),
+        Column("Dice pooled", "dice_pooled"),
+        Column("healthy clean", "healthy_clean"),
+        Column("image AUROC", "image_auroc"),
+        Column("steps", "steps"),
+    ]
+    table = format_rows(rows, [column for column in columns if _is_filled(column, rows)])
+    simulated = any(row.simulated_supervision for row in rows)
+    return f"{table}\n\nSimulated supervision: labels were made from masks on request." if simulated else table
 
 
 def _rule(name: str, runs: Path) -> str:

@@ -39,10 +39,14 @@ from monai_wsss.transforms import RandColorOperationd
 __all__ = ["CosaSlices", "CosaTiles", "cosa_data"]
 
 _COLORS = ["red", "green", "blue"]
+_GRAY_STD = 50.0  # of gray levels from 0 to 255, about that of an image
 
 
-def _strong_view(modalities: Sequence[str], recipe: Recipe) -> list[Any]:
-    """Give the transforms that add ``strong`` to an item, none for recipes that do not ask for it."""
+def _strong_view(modalities: Sequence[str], recipe: Recipe, std: float = 1.0) -> list[Any]:
+    """Give the transforms that add ``strong`` to an item, none for recipes that do not ask for it.
+
+    ``std`` is a standard deviation of intensities: 1 of z-scores.
+    """
     if not recipe.words.get("strong"):
         return []
     copy = CopyItemsd("image", names="strong")
@@ -54,9 +58,9 @@ def _strong_view(modalities: Sequence[str], recipe: Recipe) -> list[Any]:
     return [
         copy,
         RandScaleIntensityd("strong", 0.3, prob=0.5),
-        RandShiftIntensityd("strong", 0.3, prob=0.5),
+        RandShiftIntensityd("strong", 0.3 * std, prob=0.5),
         RandAdjustContrastd("strong", prob=0.5, gamma=(0.7, 1.4), retain_stats=True),
-        RandGaussianNoised("strong", prob=0.5, std=0.2),
+        RandGaussianNoised("strong", prob=0.5, std=0.2 * std),
     ]
 
 
@@ -87,7 +91,7 @@ class CosaTiles(Tiles):
             turns = self.geometry(keys, recipe)
         if recipe.words.get("values", {}).get("energy"):
             turns = [*turns, CopyItemsd("image", names="intensity")]
-        return [*turns, *self.jitter(), *_strong_view(self.modalities, recipe)]
+        return [*turns, *self.jitter(), *_strong_view(self.modalities, recipe, _GRAY_STD)]
 
     def measured_cases(self, recipe: Recipe, split: str, every: int) -> Cases:
         """Give one in so many cases of a split to measure; the training images are whole, too."""

@@ -104,7 +104,7 @@ def make_encoder_table(
         ValueError: another refinement or choice of colors, a CRF on data whose findings lie in regions, or
             standardized colors of other data than tiles.
     """
-    kind, data = data_of(datalist, split, side, colors)
+    kind, data = data_of(datalist, split, side, colors, several_classes=True)
     recipes = encoder_recipes(BUDGETS[kind], refined=refine)
     name = named("encoder", data, side=side, refine=refine)
     return _table(name, kind, data, out, recipes, refine=refine, seeds=seeds, runs=runs, rows=rows)
@@ -135,7 +135,7 @@ def make_lever_table(
         runs: folder with rows of earlier sessions.
         rows: which rows to make.
     """
-    kind, data = data_of(datalist, split, side, colors)
+    kind, data = data_of(datalist, split, side, colors, several_classes=True)
     recipes = lever_recipes(BUDGETS[kind], in_channels=len(data.modalities))
     name = named("levers", data, side=side, refine=refine)
     return _table(name, kind, data, out, recipes, refine=refine, seeds=seeds, runs=runs, rows=rows)
@@ -175,7 +175,9 @@ def named(table: str, data: PreparedData, *, side: int | None = None, refine: st
     return "_".join([table, data.header["name"], *more])
 
 
-def data_of(datalist: Path, split: str, side: int | None, colors: str = "as_they_are") -> tuple[str, PreparedData]:
+def data_of(
+    datalist: Path, split: str, side: int | None, colors: str = "as_they_are", *, several_classes: bool = False
+) -> tuple[str, PreparedData]:
     """Read which kind of data a datalist holds.
 
     Args:
@@ -183,6 +185,7 @@ def data_of(datalist: Path, split: str, side: int | None, colors: str = "as_they
         split: where to measure.
         side: side of slices, and of patches, as the network sees them; None for that of the budget.
         colors: of tiles.
+        several_classes: whether tiles and slices may have any number of classes.
 
     Returns:
         ``"tiles"``, ``"patches"`` or ``"slices"``, and the data.
@@ -194,7 +197,7 @@ def data_of(datalist: Path, split: str, side: int | None, colors: str = "as_they
     if header["background"] and header.get("tiles"):
         if side is not None:
             raise ValueError(f"Expected no `side` for tiles, got {side}: their size was chosen when they were cut.")
-        return "tiles", Tiles(datalist, split, colors=colors)
+        return "tiles", Tiles(datalist, split, colors=colors, several_classes=several_classes)
     if colors != "as_they_are":
         raise ValueError(
             f"Expected `colors` 'as_they_are', got {colors!r}: slices and patches are normalized by subject anyway."
@@ -202,7 +205,11 @@ def data_of(datalist: Path, split: str, side: int | None, colors: str = "as_they
     kind = "slices" if header["background"] else "patches"
     side = BUDGETS[kind].grid if side is None else side
     assert side is not None
-    return kind, Slices(datalist, split, (side, side)) if kind == "slices" else Patches(datalist, split, grid=side)
+    if kind == "patches":
+        return kind, Patches(datalist, split, grid=side)
+    slices = Slices(datalist, split, (side, side))
+    slices.several_classes = several_classes
+    return kind, slices
 
 
 def _table(
@@ -242,7 +249,8 @@ def _measured(
     start = time.process_time()
     cases, maps = data.whole_maps(one.recipe, network)
     seconds = (time.process_time() - start) / len(cases)
-    rule = rule_of_kind(network, BUDGETS[kind].rule, gated=kind == "slices")
+    pixels = data.topk_pixels(BUDGETS[kind].topk_share) if isinstance(data, Tiles) else None
+    rule = rule_of_kind(network, BUDGETS[kind].rule, gated=kind == "slices" or pixels is not None, topk_pixels=pixels)
     for column, refinement in ((_PLAIN, None), (refine, refine)):
         start = time.process_time()
         decided = decide_cases(cases, maps, rule, refinement)
@@ -253,15 +261,16 @@ def _measured(
         yield Measured(column, {**summary, **presence, **cost})
 
 
-def rule_of_kind(network: Any, rule: str, *, gated: bool) -> MaskRule:
+def rule_of_kind(network: Any, rule: str, *, gated: bool, topk_pixels: int | None = None) -> MaskRule:
     """Give the rule by which a network's output becomes a mask.
 
-    Only slices are gated by the predicted presence: photographs and X-rays are measured where the finding is known to
-    be, and tissue without a background always shows a class.
+    Slices are gated by the predicted presence, and so are whole images whose tiles have several classes.  Photographs
+    and X-rays of one class are measured where the finding is known to be, and tissue without a background always shows
+    a class.
     """
     gate = None if gated else "none"
     if network.output_kind == "activation":
-        return MaskRule.of(network, rule=rule, gate=gate)
+        return MaskRule.of(network, rule=rule, gate=gate, topk_pixels=topk_pixels)
     return MaskRule.of(network, rule="argmax" if rule == "argmax" else None)
 
 
@@ -323,20 +332,23 @@ def table_of(data: PreparedData, cases: Cases, decided: Sequence[Decided]) -> Ca
 
 def _trivial(data: PreparedData, kind: str) -> dict[str, Callable[..., Iterator[Measured]]]:
     """Give what needs no training, by name."""
+    classes, header = data.header["classes"], data.header
     rows: dict[str, Callable[..., Iterator[Measured]]] = {"trivial: everything": _everything}
+    if header["background"] and len(classes) > 1:  # one mask cannot be everything of several classes
+        rows = {f"trivial: all {name}": partial(_everything, of=name) for name in classes}
     if kind == "tiles" and "blue" in data.modalities:
         rows["trivial: Otsu on the blue channel"] = _blue
     return rows
 
 
 def _everything(
-    data: PreparedData, refine: str, table: BenchmarkTable, trained: Sequence[Trained]
+    data: PreparedData, refine: str, table: BenchmarkTable, trained: Sequence[Trained], of: str | None = None
 ) -> Iterator[Measured]:
-    """Measure the mask that covers all, of the scored class."""
+    """Measure the mask that covers all, of one class: by default the scored one, or the first."""
     cases, _ = data.whole_maps(None, None)
     classes = data.header["classes"]
     scored = torch.zeros(1, len(classes), 1, 1)
-    scored[:, classes.index(data.header.get("scored_class") or classes[0])] = 1
+    scored[:, classes.index(of or data.header.get("scored_class") or classes[0])] = 1
     maps = [scored.repeat(1, 1, *case["image"].shape[1:]) for case in cases]
     yield Measured("", measure_cases(data, cases, maps, MaskRule(rule="fixed", threshold=0.5, gate="none"), None))
 

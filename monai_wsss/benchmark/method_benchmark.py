@@ -272,7 +272,7 @@ class MethodBenchmark:
         """
         recipes = method_recipes(pair, self.kind, self.steps(pair), self.data.modalities)
         measure = partial(measure_method, self.data, self.kind, pair.method, cases_file=self._cases_file(pair, seed))
-        words = {"method": pair.method, **rule_words(pair.method, self.kind)}
+        words = {"method": pair.method, **rule_words(pair.method, self.kind, self.data)}
         entry = Entry(pair.name, measure, list(recipes)[-1], words=words)
         parts = self._parts(recipes)
         weights = self.out / "weights" / self._digest(recipes, parts)[:12]

@@ -85,7 +85,7 @@ def method_data(datalist: Path, split: str, side: int | None = None) -> tuple[st
         return "slices", MethodSlices(datalist, split, (side, side))
     if side is not None:
         raise ValueError(f"Expected no `side` for tiles, got {side}: their size was chosen when they were cut.")
-    return "tiles", CosaTiles(datalist, split)
+    return "tiles", CosaTiles(datalist, split, several_classes=True)
 
 
 def facts_of(kind: str, data: PreparedData) -> Facts:

@@ -25,6 +25,7 @@ from monai_wsss.benchmark.kept_cases import write_kept_cases
 from monai_wsss.benchmark.prepared import PreparedData
 from monai_wsss.benchmark.rows import Measured
 from monai_wsss.benchmark.table import BenchmarkTable, Trained
+from monai_wsss.benchmark.tiles import Tiles
 from monai_wsss.data import load_datalist
 from monai_wsss.inferers import GradientCAMInferer
 from monai_wsss.metrics import CaseTable
@@ -82,13 +83,14 @@ def measure_method(
     (one,) = trained
     network: Any = one.method.network
     explained = method == "gradcam++"
-    words = rule_words(method, kind)
+    words = rule_words(method, kind, data)
     shown = GradientMaps(network, words["gate"]) if explained else network
     cases, maps = data.whole_maps(one.recipe, shown)
     if explained:
         rule = MaskRule(rule=words["rule"], gate="none")  # the maps themselves are gated
     else:
-        rule = rule_of_kind(network, words["rule"], gated=words["gate"] == "predicted")
+        gated = words["gate"] == "predicted"
+        rule = rule_of_kind(network, words["rule"], gated=gated, topk_pixels=words.get("topk_pixels"))
     decided = _with_scores(cases, maps, rule, decide_cases(cases, maps, rule, None))
     measured = table_of(data, cases, decided)
     metrics = measured.summary()
@@ -107,7 +109,7 @@ def measure_method(
     yield Measured("", {**metrics, "parameters": {"mean": count}})
 
 
-def rule_words(method: str, kind: str) -> dict[str, str]:
+def rule_words(method: str, kind: str, data: PreparedData | None = None) -> dict[str, Any]:
     """Name the rule that decides class maps, and its gate: those of the kind of the data, no mask chooses them.
 
     Segmentations are decided by their own highest class.
@@ -115,6 +117,7 @@ def rule_words(method: str, kind: str) -> dict[str, str]:
     Args:
         method: its name on the command line.
         kind: of the data.
+        data: the dataset; tiles of several classes add how many pixels of a whole image decide on presence.
 
     Example:
         >>> rule_words("coingan", "slices"), rule_words("cam", "patches")
@@ -125,7 +128,11 @@ def rule_words(method: str, kind: str) -> dict[str, str]:
         rule = "max"  # its maps have no healthy level
     if method == "coingan":
         rule = "otsu"
-    return {"rule": rule, "gate": "predicted" if kind == "slices" else "none"}
+    words = {"rule": rule, "gate": "predicted" if kind == "slices" else "none"}
+    pixels = data.topk_pixels(BUDGETS[kind].topk_share) if isinstance(data, Tiles) else None
+    if pixels is None or method == "gradcam++":
+        return words
+    return {**words, "gate": "predicted", "topk_pixels": pixels}
 
 
 def subject_dice(table: CaseTable) -> list[float | None]:

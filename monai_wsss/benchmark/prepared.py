@@ -1,6 +1,6 @@
 # Copyright (c) monai_wsss contributors.
 # Licensed under the Apache License, Version 2.0: see the file LICENSE.
-"""Prepared datasets as the tables use them: what all kinds have in common, and slices with one class.
+"""Prepared datasets as the tables use them: what all kinds have in common, and slices.
 
 Each kind gives the items to train on, their batches, and the cases to measure; the others are
 :class:`~monai_wsss.benchmark.patches.Patches` and :class:`~monai_wsss.benchmark.tiles.Tiles`.
@@ -56,6 +56,7 @@ class PreparedData:
     """
 
     runtime_cache = False
+    several_classes = False
 
     def __init__(self, datalist: Path, split: str = "validation") -> None:
         self.datalist = Path(datalist)
@@ -80,14 +81,14 @@ class PreparedData:
         """
         raise NotImplementedError(f"{type(self).__name__} must check its dataset.")
 
-    def check_one_class(self) -> None:
-        """Refuse data with several classes, or whose training items are all positive or all negative.
+    def check_classes(self) -> None:
+        """Refuse training items that all show or all lack a class, and several classes where the table is for one.
 
         Raises:
             DataError: so it is.
         """
         classes = self.header["classes"]
-        if len(classes) != 1:
+        if len(classes) != 1 and not self.several_classes:
             raise DataError(f"{self.datalist} has the classes {', '.join(classes)}: this table is for one class.")
         check_trainable(load_datalist(self.datalist, "training"))
 
@@ -175,7 +176,7 @@ class PreparedData:
 
 
 class Slices(PreparedData):
-    """Slices with one class beside the background.
+    """Slices with one class beside the background, or several where a table is for several.
 
     Args:
         datalist: path of the prepared ``datalist.json``.
@@ -206,12 +207,12 @@ class Slices(PreparedData):
         return super().modalities if self.chosen is None else self.chosen
 
     def check(self) -> None:
-        """Refuse data with several classes, or without positive or negative images.
+        """Refuse data with several classes where the table is for one, or without positive or negative images.
 
         Raises:
             DataError: the table cannot be made of this data.
         """
-        self.check_one_class()
+        self.check_classes()
 
     @property
     def settings(self) -> dict[str, Any]:

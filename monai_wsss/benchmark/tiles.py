@@ -33,6 +33,7 @@ from monai_wsss._labels import IGNORED
 from monai_wsss.benchmark.prepared import Cases, PreparedData, maps_of
 from monai_wsss.benchmark.recipes import Recipe
 from monai_wsss.data import EpochCacheDataset, LabelBalancedSampler, load_datalist
+from monai_wsss.data.crops import presence_pixels
 from monai_wsss.inferers import PseudoMaskWriter, VolumeInferer
 from monai_wsss.metrics import CaseTable
 from monai_wsss.transforms import LoadImageOrderedd, NormalizeSubjectd
@@ -55,10 +56,13 @@ class Tiles(PreparedData):
         scales: scales of a whole image over which its maps are averaged.
         colors: ``"as_they_are"``, or ``"standardized"``: each channel of an image, and so of its tiles, gets the mean
             150 and the standard deviation 50, by the statistics of the whole image.
+        several_classes: whether the table is for any number of classes.
 
     Raises:
         ValueError: another choice of colors.
     """
+
+    runtime_cache = True
 
     def __init__(
         self,
@@ -68,8 +72,10 @@ class Tiles(PreparedData):
         crop: int = 160,
         scales: Sequence[float] = _SCALES,
         colors: str = "as_they_are",
+        several_classes: bool = False,
     ) -> None:
         super().__init__(datalist, split)
+        self.several_classes = several_classes
         check_choice("colors", colors, ("as_they_are", "standardized"))
         self.colors = colors
         self.samples = samples
@@ -78,20 +84,31 @@ class Tiles(PreparedData):
         self._read: dict[str, Cases] = {}
 
     def check(self) -> None:
-        """Refuse several classes, and tiles to train on or to measure that are all positive or all negative.
+        """Refuse tiles to train on or to measure that all show or all lack a class, and several where one is meant.
 
         Raises:
             DataError: the table cannot be made of this data.
         """
-        self.check_one_class()
+        self.check_classes()
         if self.split == "training":
             raise DataError("Tiles are measured on images that they were not cut from: choose another `split`.")
-        tiles = load_datalist(self.datalist, f"{self.split}_tiles")
-        if {bool(np.any(tile["label"])) for tile in tiles} != {True, False}:
-            raise DataError(
-                f"The tiles of the split {self.split} of {self.datalist} must be with and without the finding, since "
-                "presence is measured on them: cut more tiles, or choose another `split`."
-            )
+        labels = [np.asarray(tile["label"]) > 0 for tile in load_datalist(self.datalist, f"{self.split}_tiles")]
+        classes = self.header["classes"]
+        for number, name in enumerate(classes):
+            if {bool(label[number]) for label in labels} != {True, False}:
+                raise DataError(
+                    f"The tiles of the split {self.split} of {self.datalist} must be with and without "
+                    f"{'the finding' if len(classes) == 1 else name}, since presence is measured on them: cut more "
+                    "tiles, or choose another `split`."
+                )
+
+    def topk_pixels(self, share: float) -> int | None:
+        """Tell how many pixels of a whole image decide on a class, see :func:`~monai_wsss.data.crops.presence_pixels`.
+
+        Args:
+            share: of the pixels of a tile that the pooling averages.
+        """
+        return presence_pixels(self.header, share)
 
     @property
     def in_regions(self) -> bool:
@@ -185,21 +202,24 @@ class Tiles(PreparedData):
         """Measure presence on the tiles of the measured split, from their tags alone.
 
         Returns:
-            ``tile_auroc``, and ``tile_clean``, the share of negative tiles in which no finding is predicted.
+            ``tile_auroc``, and ``tile_clean``, the share of negative tiles in which no finding is predicted.  Of
+            several classes also ``tile_auroc/<class>``, and ``tile_auroc`` is their mean.
         """
         name = f"{self.split}_tiles"
         table = CaseTable(self.header["classes"])
         tiles = CacheDataset(load_datalist(self.datalist, name), Compose(self.reading(["image"])), progress=False)
         for tile, logit in zip(tiles, _logits(tiles, network), strict=True):
             empty = torch.zeros(1, *tile["image"].shape[1:], dtype=torch.uint8)
-            found = (empty + (logit > 0)).to(torch.uint8)
+            found = (empty + (logit > 0).any()).to(torch.uint8)
             reference = empty if not tile["label"].any() else None
             table.add(
                 id=tile["id"], subject=tile["subject"], label=torch.as_tensor(tile["label"]), prediction=found,
                 reference=reference, presence=logit,
             )  # fmt: skip
         summary = table.summary()
-        return {"tile_auroc": summary["presence_auroc"], "tile_clean": summary["healthy_clean"]}
+        areas = {name: entry for name, entry in summary.items() if name.split("/")[0] == "presence_auroc"}
+        told = {name.replace("presence_auroc", "tile_auroc", 1): entry for name, entry in areas.items()}
+        return {**told, "tile_clean": summary["healthy_clean"]}
 
 
 def _standardizing() -> list[Any]:

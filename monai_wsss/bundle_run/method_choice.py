@@ -52,16 +52,24 @@ def choose_method(header: Mapping[str, Any], labels: Sequence[Any] = (), *, gpu:
     shown = np.array([np.asarray(torch.as_tensor(label)) for label in labels]) > 0
     if len(shown):
         _refuse_hopeless(shown, classes)
+    several = len(classes) > 1
+    if "tiles" in header and several:
+        return (
+            "cam",
+            f"tiles of {len(classes)} classes: plain CAM, the simplest, which failed on the one set measured, of hearts",
+        )
     if "tiles" in header:
         return "cam", "tiles of images that nearly all show the finding: plain CAM had better masks than CoSA"
-    several = len(classes) > 1
     if several and tuple(names) == COLORS and len(shown) >= _PHOTOGRAPHS and gpu:
         return "cosa", (
             f"{len(shown)} photographs of {len(classes)} classes, and a GPU: a method of two branches, whose preset "
             "`paper` (--set preset=paper) and pretrained weights are for such data; nothing was measured here"
         )
     if several:
-        return "cam", f"{len(classes)} classes that occur independently: plain CAM, which nobody measured on such data"
+        return "cam", (
+            f"{len(classes)} classes, which plain CAM learns only where they occur independently; nobody measured it "
+            "on such data, and it failed on hearts, where they do not"
+        )
     few = f", measured from some {_MEASURED} images on, and these are {len(shown)}"
     small = few if 0 < len(shown) < _MEASURED else ""
     if names and set(names) <= set(SEQUENCES):

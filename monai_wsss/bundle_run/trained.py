@@ -69,6 +69,7 @@ def weights_for(bundle: str | os.PathLike[str], weights: str | os.PathLike[str] 
         raise DataError(f"{file} was trained by the bundle {recorded}, not by {found.name}: give --bundle {recorded}.")
     inference = found.config("inference")
     wanted = [canonical_modality(name) for name in inference.get("modalities", ["image"])]
+    own = weights is not None
     names = wanted if weights is None else _names(config, wanted)
     classes = found.classes if weights is None else (run.get("classes") or found.classes)
     header: dict[str, Any] = {
@@ -83,13 +84,12 @@ def weights_for(bundle: str | os.PathLike[str], weights: str | os.PathLike[str] 
     }
     if not header["background"]:
         header["scored_class"] = run.get("scored_class") or classes[0]
-    own = weights is not None
     return TrainedWeights(
         found,
         file,
         names,
         header,
-        _settings(inference, names, classes) | {"ckpt_dir": str(file.parent)},
+        _settings(inference, names, classes, config if own else {}) | {"ckpt_dir": str(file.parent)},
         own,
         "your own data (its record is beside the weights)." if own else f"{found.trained_on}.",
         run.get("uses_masks"),
@@ -108,7 +108,10 @@ def _order(names: list[str], metadata: Mapping[str, Any], run: Mapping[str, Any]
     return str(recorded) if recorded else (ROWS_COLUMNS if pictures else XY)
 
 
-def _settings(inference: Mapping[str, Any], names: list[str], classes: list[str]) -> dict[str, Any]:
-    """Give the settings in which the network differs from the default of its bundle."""
+def _settings(
+    inference: Mapping[str, Any], names: list[str], classes: list[str], config: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Give the settings in which the network, and its gate as trained, differ from the default of their bundle."""
     made = {"modalities": names, "in_channels": len(names), "num_classes": len(classes)}
+    made |= {name: config[name] for name in ("gate", "topk_pixels") if config.get(name) is not None}
     return {key: value for key, value in made.items() if key in inference and inference[key] != value}

@@ -26,6 +26,7 @@ from monai_wsss.bundle_run.runner import own_error
 from monai_wsss.bundle_run.shipped import ShippedBundle, find_bundle
 from monai_wsss.bundle_run.verdict import Verdict, judge, mask_metrics, tile_metrics
 from monai_wsss.data import load_datalist, load_header
+from monai_wsss.data.crops import presence_pixels
 from monai_wsss.data.modalities import COLORS
 from monai_wsss.data.reading import image_format
 from monai_wsss.engines import check_overrides
@@ -128,6 +129,7 @@ def train_bundle(
         gpu = torch.cuda.is_available() if device is None else device != "cpu"
         chosen, reason = choose_method(header, labels, gpu=gpu)
         _logger.info("Method %s (%s): %s.", chosen, _bundle_for(chosen, header), reason)
+    _tell_scale(header)
     found = find_bundle(bundle if bundle is not None else _bundle_for(chosen, header))
     run = _settings_for(found, datalist, header) | {"output_dir": str(Path(out).resolve())}
     images = load_datalist(datalist, "training", modalities=run.get("modalities"))
@@ -155,14 +157,35 @@ def _settings_for(bundle: ShippedBundle, datalist: Path, header: Mapping[str, An
             f"{bundle.name} finds classes on a background, and in these images there is none, since all of "
             f"{', '.join(header['classes'])} are tissues: take --method gland."
         )
+    if "tiles" in header and "grid" in config and _comes_with_package(bundle):
+        raise DataError(
+            f"{bundle.name} brings whole slices to one size, and these are tiles, which must keep the size that their "
+            "findings have in whole images: take --method cam or cosa."
+        )
     names = [header["modality"][str(channel)] for channel in range(len(header["modality"]))]
     if "modalities" not in config and tuple(names) != COLORS:
         raise DataError(f"{bundle.name} takes color images, and these have the channels {', '.join(names)}.")
     made = {"modalities": names, "in_channels": len(names), "num_classes": len(header["classes"])}
     if tissue:
         made.pop("num_classes")
+    if "topk_pixels" in config and (pixels := presence_pixels(header, config["network_def"]["topk_share"])):
+        made |= {"gate": "predicted", "topk_pixels": pixels}  # an image may lack some of several classes
     needed = {name: value for name, value in made.items() if name in config and config[name] != value}
     return {"dataset_dir": str(datalist.parent.resolve()), **needed}
+
+
+def _tell_scale(header: Mapping[str, Any]) -> None:
+    """Log how images have to be scaled for a network that learned from tiles of scaled ones; no weights know it."""
+    rule = header.get("tiles") or {}
+    if rule.get("longest_side"):
+        how = f"so that their longer side has {rule['longest_side']} pixels"
+    elif rule.get("scale") not in (None, 1):
+        how = f"by {rule['scale']:g}"
+    else:
+        return
+    _logger.warning(
+        "Tiles were cut from images that were scaled %s: scale others alike before they are segmented.", how
+    )
 
 
 def _refuse_volumes(image: Any) -> None:

@@ -157,14 +157,16 @@ LAYOUTS = (
         "cases",
         "a folder with labels.csv and cases/*.npz, or images/ and masks/",
         "monai-wsss prepare cases --root acdc --label-columns rv,myo,lv --out prepared\n"
-        "  monai-wsss prepare cases --root ph2 --longest-side 256 --tiles 64 --labels-from-masks --out prepared",
+        "  monai-wsss prepare cases --root ph2 --longest-side 256 --tiles 64 --labels-from-masks --out prepared\n"
+        "  monai-wsss prepare cases --root acdc --label-columns rv,myo,lv --scale 2 --tiles 32 --tile-margin 0 "
+        "--labels-from-masks --out prepared",
         function="monai_wsss.data.cases.prepare_cases",
         arguments=(
             Argument("--root", "the folder with labels.csv", REQUIRED, metavar="DIR"),
             _OUT,
             Argument("--label-columns", "columns with 0/1 labels", ("label",), names),
             Argument("--modalities", "names of the stored channels, in their order", kind=names),
-            *_tiles(None, "cut images/ into tiles of N pixels, with and without the finding", ""),
+            *_tiles(None, "cut images into tiles of N pixels, with and without the findings", ""),
         ),
     ),
     Command(

@@ -12,6 +12,7 @@ import logging
 import os
 import zipfile
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -29,7 +30,7 @@ from monai_wsss.data.folder import prepare_images
 from monai_wsss.data.label_table import LabeledRow, LabelTable, read_label_table
 from monai_wsss.data.modalities import sort_modalities
 from monai_wsss.data.prepared_folder import check_output, warn_of_contradictions, write_prepared
-from monai_wsss.data.tile_folder import prepare_tiles
+from monai_wsss.data.tile_folder import TileSource, prepare_tiles
 
 __all__ = ["prepare_cases"]
 
@@ -57,7 +58,7 @@ def prepare_cases(
     read as :func:`~monai_wsss.data.folder.prepare_folder` says, and a mask is left out where the column
     ``has_pixel_truth`` is 0.
 
-    With ``tiles`` the training images of this layout are cut into tiles with and without the finding
+    With ``tiles`` the training images of either layout are cut into tiles with and without the finding
     (:mod:`monai_wsss.data.tile_folder`).  The splits validation and test hold whole images; the lists
     ``validation_tiles`` and ``test_tiles`` hold their tiles, and ``training_images`` the whole training images.
 
@@ -102,10 +103,14 @@ def prepare_cases(
     target = check_output(out, folder)
     columns = table.rows[0].values
     stored = "file" in columns and "index_in_npz" in columns
-    if stored and rule is not None:
-        raise DataError(f"{table.path} lists slices in npz files, but tiles are cut from images/: leave `tiles` out.")
+    if stored and rule is not None and rule.region is not None:
+        raise DataError(f"{table.path} lists slices in npz files, which have no masks of a region: leave `region` out.")
     if rule is not None:
-        return prepare_tiles(folder, table, target, rule, labels_from_masks=labels_from_masks, modalities=modalities)
+        sources = _npz_sources(folder, table, modalities) if stored else None
+        return prepare_tiles(
+            folder, table, target, rule, labels_from_masks=labels_from_masks, modalities=modalities,
+            entries={"order": XY} if stored else None, sources=sources,
+        )  # fmt: skip
     if stored:
         return _prepare_npz(folder, table, target, modalities)
     rows = [row for row in table.rows if row.values.get("has_pixel_truth", "1") != "0"]
@@ -160,14 +165,10 @@ def _channel_names(channels: int, row: LabeledRow, wanted: Sequence[str] | None)
     return name_channels(channels, wanted, f"{row.where}: the slice")
 
 
-def _prepare_npz(root: Path, table: LabelTable, out: Path, wanted: Sequence[str] | None) -> Path:
-    """Write the slices subject by subject, with the statistics of each."""
+def _npz_sources(root: Path, table: LabelTable, wanted: Sequence[str] | None) -> Iterator[TileSource]:
+    """Give the slices of all npz files, subject by subject, with their channels in canonical order."""
     modalities: list[str] = []
-    written: dict[str, dict[str, Any]] = {}
-    statistics: dict[str, dict[str, list[float]]] = {}
-    contradictions: list[str] = []
-    for subject, rows in tqdm(table.by_subject().items(), desc="subjects", disable=None):
-        slices = []
+    for rows in tqdm(table.by_subject().values(), desc="subjects", disable=None):
         for row, pixels, mask in _read_slices(root, rows):
             names = _channel_names(len(pixels), row, wanted)
             modalities = modalities or sort_modalities(names)
@@ -176,9 +177,22 @@ def _prepare_npz(root: Path, table: LabelTable, out: Path, wanted: Sequence[str]
                     f"{row.where}: the slice has the channels {', '.join(names)}, "
                     f"the first one {', '.join(modalities)}: prepare slices of one kind at a time."
                 )
-            slices.append(pixels[[names.index(name) for name in modalities]])
             shown = None if mask is None else labels_to_classes(mask, table.classes, f"{row.where}: the mask")
-            written[row.id], agrees = write_slice(out, row, modalities, slices[-1], shown)
+            yield TileSource(row, modalities, False, pixels[[names.index(name) for name in modalities]], shown)
+
+
+def _prepare_npz(root: Path, table: LabelTable, out: Path, wanted: Sequence[str] | None) -> Path:
+    """Write the slices subject by subject, with the statistics of each."""
+    modalities: Sequence[str] = ()
+    written: dict[str, dict[str, Any]] = {}
+    statistics: dict[str, dict[str, list[float]]] = {}
+    contradictions: list[str] = []
+    for subject, sources in groupby(_npz_sources(root, table, wanted), key=lambda source: source.row.subject):
+        slices = []
+        for source in sources:
+            row, modalities = source.row, source.names
+            slices.append(source.pixels)
+            written[row.id], agrees = write_slice(out, row, modalities, source.pixels, source.mask)
             contradictions += [] if agrees else [row.id]
         statistics[subject] = statistics_entry(*foreground_statistics(slices))
     _logger.info("%d slices of %d subjects, channels %s.", len(written), len(statistics), ", ".join(modalities))

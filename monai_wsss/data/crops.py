@@ -19,9 +19,9 @@ region         a mask of the organ in which tiles must lie, such as the lungs
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 from PIL import Image
@@ -31,6 +31,7 @@ __all__ = [
     "TileOptions",
     "TileRule",
     "dark_corners",
+    "presence_pixels",
     "resize_image",
     "resize_mask",
     "scaled_shape",
@@ -184,6 +185,29 @@ def resize_mask(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
         [[[0, 2]]]
     """
     return np.asarray(Image.fromarray(mask[0]).resize(shape[::-1], Image.Resampling.NEAREST))[None]
+
+
+def presence_pixels(header: Mapping[str, Any], topk_share: float) -> int | None:
+    """Tell how many pixels of a whole image decide whether it shows a class, for networks that learned from tiles.
+
+    A share of the pixels that was right for tiles would be far more than a class covers in a whole image.  One class is
+    cut wherever it is looked for, without asking whether it is there.
+
+    Args:
+        header: of the datalist of the tiles, see :func:`~monai_wsss.data.load_header`.
+        topk_share: the share of a tile that the pooling averages.
+
+    Returns:
+        As many pixels as of a tile; None where there are no tiles, or one class.
+
+    Example:
+        >>> presence_pixels({"classes": ["rv", "lv"], "tiles": {"tiles": 32}}, 0.25)
+        256
+        >>> presence_pixels({"classes": ["lesion"], "tiles": {"tiles": 32}}, 0.25)
+    """
+    if not header.get("tiles") or len(header["classes"]) == 1:
+        return None
+    return max(1, round(topk_share * int(header["tiles"]["tiles"]) ** 2))
 
 
 def dark_corners(values: np.ndarray) -> np.ndarray:

@@ -17,9 +17,9 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from itertools import groupby
+from itertools import groupby, permutations
 from pathlib import Path
 from typing import Any
 
@@ -233,6 +233,20 @@ def _read_sources(files: TileFiles, table: LabelTable, modalities: Sequence[str]
             yield _to_source(row, case, files.masks.get(row.id), files.regions.get(row.id), table.classes)
 
 
+def _warn_of_pairs(classes: Sequence[str], labels: Sequence[tuple[int, ...]]) -> None:
+    """Log which classes never show without another one: their labels do not say which of the two is where."""
+    found = set(labels)
+    for first, second in permutations(range(len(classes)), 2):
+        shown = [label for label in found if label[first]]
+        if shown and all(label[second] for label in shown):
+            _logger.warning(
+                "training: every tile with %s shows %s, too, so labels do not tell one from the other: take smaller "
+                "tiles, or a smaller margin.",
+                classes[first],
+                classes[second],
+            )
+
+
 def _describe(writer: TileWriter, classes: Sequence[str]) -> None:
     """Log the number of tiles per list and class, and of those left out with the reason."""
     for name in _TILES_OF.values():
@@ -243,6 +257,8 @@ def _describe(writer: TileWriter, classes: Sequence[str]) -> None:
         shown = ", ".join(f"{count} with {label}" for count, label in zip(counts, classes, strict=True))
         without = sum(not any(item["label"]) for item in items)
         images = len({item["source"] for item in items})
+        if name == "training":
+            _warn_of_pairs(classes, [tuple(item["label"]) for item in items])
         _logger.info("%s: %d tiles of %d images (%s, %d without).", name, len(items), images, shown, without)
         for label, count in zip(classes, counts, strict=True):
             if count in (0, len(items)):
@@ -278,6 +294,7 @@ def prepare_tiles(
     modalities: Sequence[str] | None = None,
     files: TileFiles | None = None,
     entries: Mapping[str, Any] | None = None,
+    sources: Iterable[TileSource] | None = None,
 ) -> Path:
     """Write tiles for training and whole images for evaluation, and last the datalist.
 
@@ -289,7 +306,8 @@ def prepare_tiles(
         labels_from_masks: whether the tags of tiles come from the masks; ``tiles.csv`` is not read then.
         modalities: see :func:`~monai_wsss.data.cases.prepare_cases`.
         files: the files of the images, for another layout; None finds them in ``root``.
-        entries: further entries of the datalist.
+        entries: further entries of the datalist, which may replace those of :func:`tile_header`.
+        sources: the images, subject by subject, where no files hold them one by one; None reads ``files``.
 
     Returns:
         The path of ``datalist.json``.
@@ -304,10 +322,12 @@ def prepare_tiles(
     statistics: dict[str, dict[str, list[float]]] = {}
     contradictions: list[str] = []
     names: Sequence[str] = ()
-    found = _find_files(root, table, rule) if files is None else files
-    for _, sources in groupby(_read_sources(found, table, modalities), key=lambda source: source.row.subject):
+    if sources is None:
+        found = _find_files(root, table, rule) if files is None else files
+        sources = _read_sources(found, table, modalities)
+    for _, of_subject in groupby(sources, key=lambda source: source.row.subject):
         gray: list[np.ndarray] = []
-        for source in sources:
+        for source in of_subject:
             scaled, names = _scaled(source, rule), source.names
             writer.add(source, scaled)
             if source.mask is not None and not mask_shows(source.mask, source.row.label):

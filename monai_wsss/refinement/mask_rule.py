@@ -31,6 +31,7 @@ their own. `min_contrast` guards them also where there is no gate.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -96,6 +97,7 @@ class MaskRule:
             Segmentations predict presence by pooling class minus background: choose ``"topk"`` or ``"max"`` for them.
         presence_level: what the pooled raw map of a class has to exceed, one number or (G*K,); None: 0.
         topk_share: of the pooling ``"topk"``.
+        topk_pixels: how many pixels ``"topk"`` averages, as many as of a training tile; None: ``topk_share`` of them.
         lse_sharpness: of the pooling ``"lse"``.
         min_contrast: a class is absent, whatever the gate says, where no pixel of its raw map exceeds this; None for no
             such guard. Activations alone have it.
@@ -130,6 +132,7 @@ class MaskRule:
     lse_sharpness: float = 5.0
     min_contrast: float | None = None
     background_map: bool = False
+    topk_pixels: int | None = None
 
     def __post_init__(self) -> None:
         check_choice("output_kind", self.output_kind, ("activation", "segmentation"))
@@ -151,13 +154,13 @@ class MaskRule:
         cut_of(rule, self.threshold)
         for name, value in (("rule", rule), ("gate", gate)):
             object.__setattr__(self, name, value)
-        if self.groups < 1:
-            raise ValueError(f"Expected `groups` >= 1, got {self.groups}.")
-        if self.reliable is not None and (
-            self.reliable.dtype != torch.bool or self.reliable.shape != (self.groups,) or not bool(self.reliable.any())
-        ):
+        for name, number in (("groups", self.groups), ("topk_pixels", self.topk_pixels)):
+            if number is not None and number < 1:
+                raise ValueError(f"Expected `{name}` >= 1, got {number}.")
+        known = self.reliable
+        if known is not None and (known.dtype != torch.bool or known.shape != (self.groups,) or not bool(known.any())):
             shape = f"of shape (G,) = ({self.groups},) with at least one group"
-            raise ValueError(f"Expected bool `reliable` {shape}, got {self.reliable.tolist()}.")
+            raise ValueError(f"Expected bool `reliable` {shape}, got {known.tolist()}.")
         level = torch.as_tensor(0.0 if self.presence_level is None else self.presence_level)
         if level.ndim > 1 or not bool(level.isfinite().all()):
             raise ValueError(f"Expected `presence_level` to be a finite number or (G*K,), got {level.tolist()}.")
@@ -248,9 +251,9 @@ class MaskRule:
 
     def pool(self, maps: torch.Tensor) -> torch.Tensor:
         """Pool maps into logits, differentiable: ``(B, G, K, *S) -> (B, G, K)``; class minus background of K+1 maps."""
-        logits = pool_maps(
-            maps.flatten(1, 2), self.pooling, topk_share=self.topk_share, lse_sharpness=self.lse_sharpness
-        )
+        pixels = math.prod(maps.shape[3:])
+        share = self.topk_share if self.topk_pixels is None else min(1.0, self.topk_pixels / max(1, pixels))
+        logits = pool_maps(maps.flatten(1, 2), self.pooling, topk_share=share, lse_sharpness=self.lse_sharpness)
         logits = logits.unflatten(1, maps.shape[1:3])
         return logits[:, :, 1:] - logits[:, :, :1] if self.background_map else logits
 
@@ -307,8 +310,7 @@ class MaskRule:
             raise ValueError(f"Expected `label` with gate='given' and only then, got gate={self.gate!r} and {given}.")
         if self.gate == "none":
             return None
-        if self.rule == "background":
-            maps = maps[:, :, 1:] - maps[:, :, :1]
+        maps = maps[:, :, 1:] - maps[:, :, :1] if self.rule == "background" else maps
         classes = self.of_classes(maps)
         if label is not None:
             check_label(label, maps.shape[0], classes.shape[2])
@@ -330,14 +332,13 @@ class MaskRule:
 
     def _shares(self, maps: torch.Tensor, present: torch.Tensor | None) -> torch.Tensor:
         """Normalize, then fuse groups (upper half of the table); or fuse raw margins, then normalize (lower half)."""
-        size = maps.shape[1:3]
         channels = maps.flatten(1, 2)
         if self.rule in SHARE_OF_PEAK:
             if self.rule == "negative_reference":
                 shares = subtract_negative_reference(channels, self._reference(maps))
             else:
                 shares = normalize_maps(channels, self.rule)
-            return fuse_groups(shares.unflatten(1, size), fusion=self.fusion, presence=present)
+            return fuse_groups(shares.unflatten(1, maps.shape[1:3]), fusion=self.fusion, presence=present)
         positive = F.relu(fuse_groups(self._margins(maps), fusion=self.fusion, presence=present))
         peak = positive.amax(dim=tuple(range(1, positive.ndim)), keepdim=True)
         return positive / torch.where(peak > 0, peak, torch.ones_like(peak))

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import torch
 from monai.config import KeysCollection
@@ -23,6 +23,16 @@ from monai_wsss.refinement.pixel_adaptive import PixelAdaptiveRefinement
 from monai_wsss.refinement.told_rule import ToldRule, told_rule
 
 __all__ = ["ToMaskd"]
+
+
+class PooledPixels(TypedDict, total=False):
+    """How many pixels decide on presence.
+
+    Attributes:
+        topk_pixels: as of :class:`~monai_wsss.refinement.MaskRule`.
+    """
+
+    topk_pixels: int | None
 
 
 class ToMaskd(MapTransform):
@@ -59,6 +69,8 @@ class ToMaskd(MapTransform):
         allow_missing_keys: skip keys that an item lacks.
         presence_level: what the pooled raw map of a class has to exceed, one number or one per group and class; None
             for the network's own, which is 0 where it has none.
+        pooled: ``topk_pixels``, see :class:`~monai_wsss.refinement.MaskRule`; without it, or with None, the network's
+            share.
 
     Raises:
         ValueError: as :class:`~monai_wsss.refinement.MaskRule` and its call; a prediction that tells no rule, without
@@ -71,6 +83,9 @@ class ToMaskd(MapTransform):
         >>> sorted(ToMaskd("pred", CAMEncoder.tiny(), rule="logit")(item))
         ['cam', 'pred', 'presence']
     """
+
+    taken_words = ("topk_pixels",)
+    """Names of ``pooled``, for whoever checks overrides of a configuration."""
 
     def __init__(
         self,
@@ -86,6 +101,7 @@ class ToMaskd(MapTransform):
         grid: Sequence[int] | None = None,
         allow_missing_keys: bool = False,
         presence_level: float | Sequence[float] | torch.Tensor | None = None,
+        **pooled: Unpack[PooledPixels],
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.network = network
@@ -102,6 +118,10 @@ class ToMaskd(MapTransform):
             self.words["reliable"] = None
         if presence_level is not None:
             self.words["presence_level"] = torch.as_tensor(presence_level)
+        if unknown := sorted(set(pooled) - set(self.taken_words)):
+            raise TypeError(f"ToMaskd takes no argument `{unknown[0]}`.")
+        if pooled.get("topk_pixels") is not None:
+            self.words["topk_pixels"] = self.settings["topk_pixels"] = pooled["topk_pixels"]
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)

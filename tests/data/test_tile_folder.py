@@ -280,10 +280,66 @@ def test_options_without_tiles(root):
         prepare_cases(root, root.parent / "out", scale=0.5, labels_from_masks=True)
 
 
-def test_slices_in_npz_files_are_not_cut(tmp_path):
-    (tmp_path / "labels.csv").write_text("id,case,index_in_npz,label,split,file\na,a,0,1,train,a.npz\n")
-    with pytest.raises(DataError, match=r"lists slices in npz files, but tiles are cut from images/"):
-        prepare_cases(tmp_path, tmp_path / "out", tiles=8, labels_from_masks=True)
+def heart_root(root: Path) -> tuple[Path, np.ndarray, np.ndarray]:
+    """Write a slice of 16 rows and 24 columns with two classes that touch, and a healthy one; give both."""
+    masks = np.zeros((2, 16, 24), dtype=np.uint8)
+    masks[0, :8, :8], masks[0, :8, 8:16] = 1, 2
+    images = np.random.default_rng(0).integers(0, 255, masks.shape).astype(np.uint8)
+    (root / "cases").mkdir(parents=True)
+    np.savez(root / "cases" / "p.npz", images=images, masks=masks)
+    rows = ["id,case,index_in_npz,rv,lv,split,file", "a,p,0,1,1,train,cases/p.npz", "b,p,1,0,0,train,cases/p.npz"]
+    (root / "labels.csv").write_text("\n".join(rows) + "\n")
+    return root, images, masks
+
+
+def heart(root: Path, **options) -> Path:
+    words = {"tiles": 8, "tile_stride": 8, "skip_dark_corners": False, **options}
+    return prepare(root, label_columns=("rv", "lv"), **words)
+
+
+def test_slices_of_several_classes_are_cut(tmp_path, caplog):
+    root, images, masks = heart_root(tmp_path / "root")
+    with caplog.at_level(logging.INFO):
+        path = heart(root, tile_margin=0)
+    assert load_header(path)["order"] == "xy"
+    assert load_header(path)["simulated_supervision"]
+    items = load_datalist(path, "training", masks=True)
+    tags = {(item["source"], *item["origin"]): item["label"].tolist() for item in items}
+    assert tags.pop(("a", 0, 0)) == [1, 0]
+    assert tags.pop(("a", 8, 0)) == [0, 1]
+    assert len(tags) == 10, "tiles without any class stay, of both slices"
+    assert not any(map(any, tags.values()))
+    for item in items:
+        x, y = item["origin"]
+        window = (0 if item["source"] == "a" else 1, slice(y, y + 8), slice(x, x + 8))
+        for key, values in (("image", images), ("mask", masks)):
+            with Image.open(item[key]) as tile:
+                np.testing.assert_array_equal(np.asarray(tile), values[window])
+    mean, std = foreground_statistics([image.T[None] for image in images])
+    np.testing.assert_allclose(items[0]["intensity_mean"], mean, rtol=1e-5)
+    np.testing.assert_allclose(items[0]["intensity_std"], std, rtol=1e-5)
+    (whole, _) = load_datalist(path, "training_images", masks=True)
+    with Image.open(whole["mask"]) as mask:
+        np.testing.assert_array_equal(np.asarray(mask), masks[0])
+    assert "(1 with rv, 1 with lv, 10 without)" in caplog.text
+    assert "so labels do not tell" not in caplog.text
+
+
+def test_a_margin_holds_for_each_class(tmp_path):
+    path = heart(heart_root(tmp_path / "root")[0], tile_margin=1)
+    found = [(*item["origin"], item["source"]) for item in load_datalist(path, "training")]
+    # Each class is within a pixel of the tile of the other one, and of three tiles around.
+    assert sorted(found) == sorted((x, y, "b") for x in (0, 8, 16) for y in (0, 8))
+
+
+def test_classes_that_never_show_apart_are_named(tmp_path, caplog):
+    heart(heart_root(tmp_path / "root")[0], tile_margin=0, tiles=16)
+    assert "training: every tile with rv shows lv, too, so labels do not tell one from the other" in caplog.text
+
+
+def test_npz_files_have_no_region(tmp_path):
+    with pytest.raises(DataError, match=r"slices in npz files, which have no masks of a region: leave `region` out"):
+        heart(heart_root(tmp_path / "root")[0], region="lungs")
 
 
 def test_gray_tiles_share_the_statistics_of_their_subject(tmp_path):

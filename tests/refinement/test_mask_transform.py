@@ -304,3 +304,24 @@ def test_given_labels_and_the_record_of_masks_by_slice():
     assert transform.settings["by_slice"] is True
     item = {"pred": volume_of_a_few_slices_with_a_finding(), "label": torch.tensor([1.0])}
     assert transform(item)["pred"].sum((0, 1, 2)).tolist() == [0, 0, 0, 16, 16, 0, 0, 0, 0, 0]
+
+
+def test_as_many_pixels_as_in_a_tile_decide_on_presence_in_an_image_of_any_size():
+    made = CAMEncoder(2, 1, 2, width=2, pooling="topk", topk_share=0.25)
+    scores = torch.full((2, 40, 40), -1.0)
+    scores[0, :4, :4] = 3.0  # as much as a quarter of a tile of 8 x 8 pixels; the other class is nowhere
+    by_share = ToMaskd("pred", made, rule="otsu")({"pred": scores})
+    assert not by_share["pred"].any()
+    words = {"rule": "otsu", "gate": "predicted", "topk_pixels": 16}
+    by_tile = ToMaskd("pred", made, **words)
+    assert by_tile.settings["topk_pixels"] == 16
+    item = by_tile({"pred": scores})
+    assert item["presence"].tolist() == [3.0, -1.0]
+    assert torch.equal(item["pred"][0] == 1, scores[0] > 0)
+    # An image smaller than that is averaged as a whole.
+    small = by_tile({"pred": scores[:, :3, :3]})
+    assert small["presence"].tolist() == [3.0, -1.0]
+    with pytest.raises(ValueError, match="Expected `topk_pixels` >= 1, got 0"):
+        ToMaskd("pred", made, topk_pixels=0)({"pred": scores})
+    with pytest.raises(TypeError, match="ToMaskd takes no argument `topk_pixel`"):
+        ToMaskd("pred", made, topk_pixel=4)
