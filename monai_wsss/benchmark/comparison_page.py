@@ -15,7 +15,18 @@ from monai_wsss.benchmark.comparison_cases import ComparedCases
 from monai_wsss.benchmark.comparison_charts import calibration_charts, threshold_charts
 from monai_wsss.benchmark.formatting import values_of
 from monai_wsss.benchmark.kept_cases import KeptCases
-from monai_wsss.benchmark.leaderboard import HEADS, Outcome, Standing, cells_of, footnotes, reasons_of, standings
+from monai_wsss.benchmark.leaderboard import (
+    HEADS,
+    UNCERTAINTY_HEADS,
+    UNCERTAINTY_NOTE,
+    Outcome,
+    Standing,
+    cells_of,
+    footnotes,
+    reasons_of,
+    standings,
+    uncertainty_rows,
+)
 from monai_wsss.benchmark.method_recipes import Pair
 from monai_wsss.benchmark.prepared import PreparedData
 from monai_wsss.reports.case_table import cell, count
@@ -95,6 +106,12 @@ def write_comparison(
         "board": _board(lines, metric, by_pair, outcomes),
         "notes": [*footnotes(lines, metric), *_subjects(lines)],
         "parts": _parts(lines),
+        "uncertainty": {
+            "columns": [_title(head) for head in UNCERTAINTY_HEADS],
+            "rows": uncertainty_rows(lines),
+            "note": UNCERTAINTY_NOTE,
+            "ensembles": any(line.pair.is_ensemble and line.rows for line in lines),
+        },
         "costs": {"columns": ["Method", "Encoder", *_titles(_COSTS)], "rows": _costs(lines, metric)},
         "costs_note": _COSTS_NOTE,
         "reasons": reasons_of(outcomes),
@@ -128,7 +145,11 @@ def _subjects(lines: Sequence[Standing]) -> list[str]:
 
 def _titles(part: slice) -> list[str]:
     """Give headings in the capitals of a page; p stays small."""
-    return [head if head.startswith("p ") else f"{head[:1].upper()}{head[1:]}" for head in HEADS[part]]
+    return [_title(head) for head in HEADS[part]]
+
+
+def _title(head: str) -> str:
+    return head if head.startswith("p ") else f"{head[:1].upper()}{head[1:]}"
 
 
 def _board(
@@ -149,6 +170,7 @@ def _board(
                 "cells": [*cells[:2], *cells[_SCORES]],
                 "bar": interval_bar(line.value, *line.interval) if line.value is not None and line.interval else "",
                 "reads_masks": any(row.reads_masks for row in line.rows),
+                "members": line.members,
                 "reasons": list(dict.fromkeys((one.state, one.reason) for one in empty)),
                 "facts": [] if kept is None else _facts(kept),
                 "settings": "" if kept is None or not kept.records else _settings(kept.records[0]),
@@ -165,8 +187,10 @@ def _facts(row: ComparedRow) -> list[tuple[str, str]]:
     """Give what reproduces a row, with labels."""
     facts = [("Command", row.command)]
     for record in row.records:
-        seeds = ", ".join(map(str, record["settings"]["seeds"]))
-        facts.append((f"Settings, SHA-256, seed {seeds}", record["source"]["settings_sha256"]))
+        seeds = ", ".join(map(str, record["settings"].get("seeds", [])))
+        digest = record["source"]["settings_sha256"]
+        facts.append((f"Settings, SHA-256, seed {seeds}" if seeds else "Settings, SHA-256", digest))
+        facts += [("Member", member["run"]) for member in record["settings"].get("members", [])]
     if row.records:
         record = row.records[0]
         facts += [("Data, SHA-256", record["source"]["data_sha256"]), ("Code, SHA-256", record.get("code_sha256", ""))]

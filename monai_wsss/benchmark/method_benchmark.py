@@ -10,6 +10,7 @@
 | ``weights/<digest>/…``       | weights and checkpoints, by the settings that decide them                         |
 | ``leaderboard.md``, ``.json`` | the table, and all outcomes                                                       |
 | ``cases/…``                  | per run what the page shows of its cases: small masks and score maps, curves       |
+| ``uncertainty/…``            | masks and uncertainty of the ensemble of all weak methods, named as the cases are  |
 | ``comparison.html``          | the page                                                                           |
 
 Runs that are finished are taken from their JSON while settings and data are the same; a run that was killed goes on at
@@ -21,22 +22,18 @@ from __future__ import annotations
 import json
 import logging
 import math
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
-from functools import cache, cached_property, partial
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from hashlib import sha256
-from importlib.metadata import version
 from pathlib import Path
 from traceback import format_exception
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from monai.utils import set_determinism
 
-import monai_wsss
-from monai_wsss import __version__
 from monai_wsss._checks import DataError, check_choice
 from monai_wsss._files import atomic_path, make_directory, write_json
 from monai_wsss.benchmark.comparison_page import ComparedRow, write_comparison
@@ -44,11 +41,13 @@ from monai_wsss.benchmark.kept_cases import read_kept_cases
 from monai_wsss.benchmark.leaderboard import Outcome, format_leaderboard
 from monai_wsss.benchmark.method_budget import BudgetRecord, TrainingBudget
 from monai_wsss.benchmark.method_data import facts_of, method_data
+from monai_wsss.benchmark.method_ensembles import MethodEnsembles, planned_ensembles
 from monai_wsss.benchmark.method_measures import measure_method, rule_words
 from monai_wsss.benchmark.method_recipes import ENCODERS, METHODS, Pair, method_recipes, pairs_of, why_not
 from monai_wsss.benchmark.prepared import PreparedData
 from monai_wsss.benchmark.recipes import Recipe
 from monai_wsss.benchmark.rows import folder_name
+from monai_wsss.benchmark.run_table import TABLE, RunTable, run_place
 from monai_wsss.benchmark.spread_runs import LOST, each_in_processes, one_thread
 from monai_wsss.benchmark.table import BenchmarkTable, Entry
 from monai_wsss.benchmark.training import seconds_per_step
@@ -57,31 +56,9 @@ from monai_wsss.data import load_datalist
 __all__ = ["MethodBenchmark", "make_method_benchmark"]
 
 logger = logging.getLogger(__name__)
-_TABLE = "methods"
-_LIBRARIES = ("torch", "monai", "numpy")
 
+Ensembles = Literal["mean", "vote", "none"]
 _Group = list[tuple[Pair, int]]  # runs that share a training
-
-
-class _RunTable(BenchmarkTable):
-    """The table of one run, whose JSON tells the versions of everything."""
-
-    @property
-    def told(self) -> dict[str, Any]:
-        """Tell what made the rows."""
-        versions = {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}}
-        return {**super().told, "code_sha256": _code_sha256(), "versions": versions}
-
-    def _costs(self, recipe: str, seed: int) -> dict[str, dict[str, float]]:
-        """Give the steps of all stages of a row, and the memory of the one that needs most."""
-        costs, teacher = super()._costs(recipe, seed), self.recipes[recipe].teacher
-        if teacher is None:
-            return costs
-        earlier = self._costs(teacher, seed)
-        for name, joined in (("steps", sum), ("peak_memory_mb", max)):
-            if name in costs and name in earlier:
-                costs[name] = {"mean": joined((costs[name]["mean"], earlier[name]["mean"]))}
-        return costs
 
 
 @dataclass(frozen=True)
@@ -96,6 +73,7 @@ class MethodBenchmark:
         budget: how long each is trained.
         seeds: seeds of each pair.
         processes: so many trainings at once, each with one thread; 1: one after the other, with the threads of torch.
+        ensembles: how runs of weak methods decide together, ``"mean"`` or ``"vote"``; ``"none"`` for no such rows.
         name: of the files of the leaderboard.
         figures: none.
     """
@@ -107,6 +85,7 @@ class MethodBenchmark:
     budget: TrainingBudget
     seeds: Sequence[int] = (0, 1, 2)
     processes: int = 1
+    ensembles: Ensembles = "mean"
     name: str = "leaderboard"
     figures: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     _counted: dict[Pair, int] = field(default_factory=dict, init=False, repr=False)
@@ -117,7 +96,7 @@ class MethodBenchmark:
         A pair without a meaning on these data is refused with a reason, and a run that fails does not stop the others.
 
         Returns:
-            One outcome per pair and seed, and one per pair that was refused.
+            One outcome per pair and seed, one per pair that was refused, and one per ensemble.
 
         Raises:
             DataError: no method can be trained or measured on these data.
@@ -139,6 +118,7 @@ class MethodBenchmark:
         for pair in self.pairs:
             without = [Outcome(pair, None, reason=refused[pair])] if pair in refused else []
             outcomes += without or [found[pair, seed] for seed in self.seeds]
+        outcomes += self._ensembles(outcomes)
         write_json(self.out / f"{self.name}.json", [outcome.to_json() for outcome in outcomes])
         with atomic_path(self.out / f"{self.name}.md") as temporary:
             temporary.write_text(format_leaderboard(outcomes, metric, self._title) + "\n", encoding="utf-8")
@@ -172,32 +152,42 @@ class MethodBenchmark:
     def _compared(self, outcomes: Sequence[Outcome]) -> list[ComparedRow]:
         """Read what the runs kept, row by row."""
         compared = []
-        for pair in self.pairs:
+        for pair in dict.fromkeys(outcome.pair for outcome in outcomes):
             own = [outcome for outcome in outcomes if outcome.pair == pair and outcome.row is not None]
             if not own:
                 continue
-            runs = [self.out / "runs" / _TABLE / self._place(pair, one.seed or 0) for one in own]
+            runs = [self.out / "runs" / TABLE / self._place(pair, one.seed) for one in own]
             records = [json.loads(run.with_suffix(".json").read_text(encoding="utf-8")) for run in runs]
             assert own[0].row is not None
-            cases = read_kept_cases(self._cases_file(pair, own[0].seed or 0), own[0].row.metrics)
-            compared.append(ComparedRow(pair, self._command(pair, [one.seed or 0 for one in own]), records, cases))
+            cases = read_kept_cases(self._cases_file(pair, own[0].seed), own[0].row.metrics)
+            compared.append(ComparedRow(pair, self._command(own), records, cases))
         return compared
 
-    def _command(self, pair: Pair, seeds: Sequence[int]) -> str:
+    def _command(self, outcomes: Sequence[Outcome]) -> str:
         """Write the command that makes a row again, with its steps, whatever budget they were counted from."""
+        first = outcomes[0]
+        pairs = [first.pair]
+        if first.members:
+            pairs = [pair for pair in self.pairs if any(name.startswith(f"{pair.name}, ") for name in first.members)]
+        seeds = self.seeds if first.members else [one.seed for one in outcomes]
+        methods = ",".join(dict.fromkeys(pair.method for pair in pairs))
+        encoders = ",".join(dict.fromkeys(pair.encoder for pair in pairs if pair.encoder in ENCODERS))
+        steps = {self.steps(pair) for pair in pairs}
+        budget = f"{steps.pop()}-steps" if len(steps) == 1 else self.budget.text
         grid = self.data.settings.get("grid")
         side = grid[0] if isinstance(grid, list) else grid
-        encoder = f" --encoders {pair.encoder}" if pair.encoder in ENCODERS else ""
         return (
-            f"monai-wsss benchmark --data DIR --out DIR --methods {pair.method}{encoder} --seeds "
-            f"{','.join(map(str, seeds))} --budget {self.steps(pair)}-steps --split {self.data.split}"
+            f"monai-wsss benchmark --data DIR --out DIR --methods {methods}"
+            + (f" --encoders {encoders}" if encoders else "")
+            + f" --seeds {','.join(map(str, seeds))} --budget {budget} --split {self.data.split}"
             + ("" if side is None else f" --side {side}")
+            + (f" --ensembles {self.ensembles}" if first.members else "")
         )
 
-    def _place(self, pair: Pair, seed: int) -> Path:
-        return Path(self.data.split) / folder_name(pair.name) / f"seed{seed}"
+    def _place(self, pair: Pair, seed: int | None) -> Path:
+        return run_place(self.data.split, pair.name, self.ensembles if seed is None else f"seed{seed}")
 
-    def _cases_file(self, pair: Pair, seed: int) -> Path:
+    def _cases_file(self, pair: Pair, seed: int | None) -> Path:
         return self.out / "cases" / self._place(pair, seed).with_suffix(".npz")
 
     @property
@@ -240,18 +230,37 @@ class MethodBenchmark:
         self._failure(pair, seed).unlink(missing_ok=True)
         return Outcome(pair, seed, row)
 
-    def _failed(self, pair: Pair, seed: int, error: Exception | None = None) -> Outcome:
+    def _failed(self, pair: Pair, seed: int | None, error: Exception | None = None) -> Outcome:
         """Record why a run has no result: the error, or the end of its process."""
         reason = LOST if error is None else _reason(error)
-        logger.warning("%s, seed %d failed: %s", pair.name, seed, reason)
+        logger.warning("%s%s failed: %s", pair.name, "" if seed is None else f", seed {seed}", reason)
         failure = self._failure(pair, seed)
         make_directory(failure.parent)
         told = {"method": pair.method, "encoder": pair.encoder, "seed": seed, "reason": reason}
         write_json(failure, {**told, "traceback": format_exception(error) if error else []})
         return Outcome(pair, seed, reason=reason)
 
-    def _failure(self, pair: Pair, seed: int) -> Path:
-        return self.out / "failures" / folder_name(pair.name) / f"seed{seed}.json"
+    def _failure(self, pair: Pair, seed: int | None) -> Path:
+        name = self.ensembles if seed is None else f"seed{seed}"
+        return self.out / "failures" / folder_name(pair.name) / f"{name}.json"
+
+    def _ensembles(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
+        """Measure what the finished runs of weak methods make together; an error becomes its reason."""
+        if self.ensembles == "none":
+            return []
+        together = MethodEnsembles(self.data, self.kind, self.out, self.table, self.ensembles)
+        planned = planned_ensembles(outcomes)
+        found = []
+        for pair, members in planned:
+            try:
+                row = together.row(pair, members, saves=pair == planned[-1][0])
+            except Exception as error:  # the runs themselves have results
+                outcome = self._failed(pair, None, error)
+            else:
+                self._failure(pair, None).unlink(missing_ok=True)
+                outcome = Outcome(pair, None, row)
+            found.append(replace(outcome, members=tuple(member.name for member in members)))
+        return found
 
     def table(self, pair: Pair, seed: int) -> BenchmarkTable:
         """Give the table of one run, with the recipes of its length.
@@ -268,8 +277,8 @@ class MethodBenchmark:
         weights = self.out / "weights" / self._digest(recipes, parts)[:12]
         runs = self.out / "runs"
         settings = {"parts": parts}
-        return _RunTable(
-            _TABLE, self.data, weights, recipes, [entry], [], epochs=1, seeds=[seed], runs=runs, settings=settings
+        return RunTable(
+            TABLE, self.data, weights, recipes, [entry], [], epochs=1, seeds=[seed], runs=runs, settings=settings
         )
 
     def _parts(self, recipes: Mapping[str, Recipe]) -> dict[str, Any]:
@@ -334,6 +343,7 @@ def make_method_benchmark(
     split: str = "validation",
     side: int | None = None,
     processes: int = 1,
+    ensembles: Ensembles = "mean",
 ) -> MethodBenchmark:
     """Compare methods on one prepared dataset: the same images, encoders and length of training for all.
 
@@ -349,15 +359,19 @@ def make_method_benchmark(
         processes: so many trainings at once, each with one thread.  A time is turned into steps before they begin, so
             trainings that hinder one another take longer, and no method gets fewer steps.  Scripts need
             ``if __name__ == "__main__":`` for more than one, as all programs do that start processes.
+        ensembles: what several finished runs of weak methods decide together: by the ``"mean"`` of their
+            probabilities, by ``"vote"`` of their masks, or ``"none"``.  Nothing is trained for it.
 
     Raises:
-        ValueError: an unknown method, encoder or form of the budget, a name that is given twice, or no process.
+        ValueError: an unknown method, encoder or ensemble, another form of the budget, a name that is given twice, or
+            no process.
         DataError: the output folder holds data.
     """
     for method in methods:
         check_choice("methods", method, METHODS)
     for encoder in encoders:
         check_choice("encoders", encoder, ENCODERS)
+    check_choice("ensembles", ensembles, get_args(Ensembles))
     for name, given in {"methods": methods, "encoders": encoders, "seeds": seeds}.items():
         if len(set(given)) < len(given) or not given:
             raise ValueError(f"Expected `{name}` to hold each name once, and one at least, got {list(given)}.")
@@ -367,20 +381,9 @@ def make_method_benchmark(
         raise DataError(f"The output folder {out} holds data: choose another --out.")
     length = TrainingBudget.read(budget)
     kind, data = method_data(datalist, split, side)
-    return MethodBenchmark(data, kind, out, pairs_of(methods, encoders), length, tuple(seeds), processes)
+    return MethodBenchmark(data, kind, out, pairs_of(methods, encoders), length, tuple(seeds), processes, ensembles)
 
 
 def _reason(error: Exception) -> str:
     reason = " ".join(str(error).split()) or type(error).__name__
     return reason if isinstance(error, ValueError) else f"{type(error).__name__}: {reason}"
-
-
-@cache
-def _code_sha256() -> str:
-    """Give one digest of the version and of all source files of this package."""
-    root = Path(monai_wsss.__file__).parent
-    digest = sha256(__version__.encode())
-    for path in sorted(root.rglob("*.py")):
-        digest.update(path.relative_to(root).as_posix().encode())
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
