@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from monai_wsss.benchmark.kept_cases import KeptCases
+from monai_wsss.benchmark.method_recipes import ALL_WEAK
 from monai_wsss.benchmark.prepared import Cases
 from monai_wsss.reports.case_table import cell, outcome_of, picture_address, pixels_of
 from monai_wsss.reports.case_tiles import CaseTiles
@@ -78,8 +79,7 @@ class ComparedCases:
         self.left = budget
         self.differing = [disagreement([kept.masks[place] for _, kept in rows]) for place in range(len(read))]
         self.order = sorted(range(len(read)), key=lambda place: (-self.differing[place], place))
-        # Of several ensembles the first one, which is the best, tells.
-        self.uncertain = next((kept.uncertain for _, kept in rows if len(kept.uncertain)), ())
+        self.uncertain = _uncertain(rows)
         self.worst = {name: _worst(kept) for name, kept in rows}
         self._drawn: dict[int, list[dict[str, Any]]] = {}
         self._draw()
@@ -193,6 +193,12 @@ class ComparedCases:
                 }
             )
         return panels
+
+
+def _uncertain(rows: Sequence[tuple[str, KeptCases]]) -> Sequence[float]:
+    """Give the mean uncertainty of each case by the ensemble of all methods, else by the first one; empty without."""
+    told = sorted((not name.startswith(ALL_WEAK), place) for place, (name, kept) in enumerate(rows) if kept.uncertain)
+    return rows[told[0][1]][1].uncertain if told else ()
 
 
 def _address(picture: Any) -> dict[str, Any]:

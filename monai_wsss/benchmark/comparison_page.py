@@ -170,7 +170,6 @@ def _board(
                 "cells": [*cells[:2], *cells[_SCORES]],
                 "bar": interval_bar(line.value, *line.interval) if line.value is not None and line.interval else "",
                 "reads_masks": any(row.reads_masks for row in line.rows),
-                "members": line.members,
                 "reasons": list(dict.fromkeys((one.state, one.reason) for one in empty)),
                 "facts": [] if kept is None else _facts(kept),
                 "settings": "" if kept is None or not kept.records else _settings(kept.records[0]),

@@ -38,14 +38,13 @@ HEADS = (
 )  # fmt: skip
 """Titles of the columns."""
 UNCERTAINTY_HEADS = (
-    "entropy, by case [95 %]", "entropy, pooled [95 %]", "disagreement, by case [95 %]", "disagreement, pooled [95 %]",
-    "cases without an error", "cases without a right pixel",
+    "entropy, by case", "entropy, pooled", "disagreement, by case", "disagreement, pooled", "left out",
 )  # fmt: skip
 """Titles of what is measured of the uncertainty of ensembles."""
 UNCERTAINTY_NOTE = (
-    "Error-uncertainty AUROC: the probability that a wrong pixel is more uncertain than a right one, by case (mean "
-    "over subjects) and over the pixels of all cases together; 0.5 is chance. Cases without an error, or without a "
-    "right pixel, rank nothing: by case they are left out, and counted."
+    "Error-uncertainty AUROC, with its 95 % interval: the probability that a wrong pixel is more uncertain than a "
+    "right one, by case (mean over subjects) and over the pixels of all cases together. 0.5 is chance. Cases without "
+    "an error, and those without a right pixel, rank nothing: by case they are left out, and these are their numbers."
 )
 """What they mean."""
 _UNCERTAINTY = tuple(
@@ -259,8 +258,9 @@ def uncertainty_rows(lines: Sequence[Standing]) -> list[tuple[str, list[str]]]:
         known = {name: entry for row in line.rows for name, entry in row.metrics.items() if name in _UNCERTAINTY}
         if known:
             left = next((entry for entry in known.values() if "without_error" in entry), {})
-            counts = [str(left.get(name, _NOTHING)) for name in ("without_error", "without_right")]
-            rows.append((line.pair.name, [*(_with_interval(known.get(name)) for name in _UNCERTAINTY), *counts]))
+            counts = ", ".join(str(left[name]) for name in ("without_error", "without_right") if name in left)
+            cells = [_with_interval(known.get(name)) for name in _UNCERTAINTY]
+            rows.append((line.pair.name, [*cells, counts or _NOTHING]))
     return rows
 
 

@@ -91,7 +91,8 @@ def test_rows_of_ensembles_stand_in_the_table_the_json_and_the_page(done):
     assert "full supervision never is" in text
     assert "Error-uncertainty AUROC" in text
     page = (out / "comparison.html").read_text(encoding="utf-8")
-    assert "4 runs together" in page
+    assert "4 runs" in page
+    assert ">Uncertainty<" in page
     assert '<section id="uncertainty">' in page
     assert "--methods cam,seam --encoders small --seeds 0,1 --budget 2-steps" in page
     assert "kept no cases" not in page
@@ -141,21 +142,21 @@ def test_an_ensemble_is_kept_until_its_members_or_its_data_change(datalist, done
     again = tmp_path / "again"
     shutil.copytree(out, again)
     measured = []
-    plain = method_ensembles.MethodEnsembles._measure
+    written = method_ensembles.write_kept_cases
 
-    def counted(self, pair, *rest):
-        measured.append(pair.method)
-        return plain(self, pair, *rest)
+    def counted(path, *rest):
+        measured.append(path.parent.name)
+        written(path, *rest)
 
-    monkeypatch.setattr(method_ensembles.MethodEnsembles, "_measure", counted)
+    monkeypatch.setattr(method_ensembles, "write_kept_cases", counted)
     with caplog.at_level(logging.INFO, "monai_wsss"):
         assert compare(datalist, again, "cam", "seam", "full", seeds=(0, 1)).run() == outcomes
     assert measured == []
     fewer = compare(datalist, again, "cam", "seam", seeds=(0,)).run()
-    assert measured == ["ensemble of all weak methods"]
+    assert measured == ["ensemble_of_all_weak_methods_small"]
     assert fewer[-1].members == ("cam, small, seed 0", "seam, small, seed 0")
     voted = compare(datalist, again, "cam", seeds=(0, 1), ensembles="vote").run()
-    assert measured[1:] == ["ensemble of seeds: cam"]
+    assert measured[1:] == ["ensemble_of_seeds_cam_small"]
     path = again / "uncertainty/validation/ensemble_of_seeds_cam_small/vote/entropy"
     levels = {value for one in path.iterdir() for value in np.unique(np.asarray(Image.open(one)))}
     assert levels <= {0, 65535}, "two votes are alike or even"
