@@ -142,7 +142,7 @@ def check_mask(mask: torch.Tensor) -> None:
 
 def test_pages_with_python_are_known():
     with_python = [name_of(page) for page in PAGES if fences(page, "python")]
-    assert with_python == ["README.md", "docs/add_a_data_set.md", "docs/add_a_method.md"]
+    assert with_python == ["README.md", "docs/add_a_data_set.md", "docs/add_a_method.md", "docs/which_method.md"]
 
 
 @pytest.mark.filterwarnings("ignore:Epoch .* maps of positive images")
@@ -150,6 +150,14 @@ def test_the_readme_s_python_takes_a_dozen_lines_and_gives_a_mask(elsewhere):
     page = ROOT / "README.md"
     assert len([line for line in fences(page, "python")[0].splitlines() if line]) <= 12
     check_mask(run_python(page, "max_epochs=8", "max_epochs=1")["mask"])
+
+
+def test_several_methods_together_take_a_dozen_lines(elsewhere):
+    page = ROOT / "docs" / "which_method.md"
+    assert len([line for line in fences(page, "python")[0].splitlines() if line]) <= 12
+    names = run_python(page)
+    assert names["mask"].shape == names["entropy"].shape == (1, 1, 64, 64)
+    assert names["entropy"].max() > 0
 
 
 @pytest.mark.filterwarnings("ignore:Epoch .* maps of positive images")

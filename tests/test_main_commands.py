@@ -16,6 +16,8 @@ import pytest
 from monai_wsss.__main__ import main
 from monai_wsss.benchmark.cmer_paper import CmerOptions, CmerRun
 from monai_wsss.benchmark.gland_table import GlandOptions, make_gland_table
+from monai_wsss.benchmark.method_benchmark import MethodBenchmark
+from monai_wsss.benchmark.method_comparison import SharingOptions
 from monai_wsss.command_line.arguments import REQUIRED, Argument, Command, Elsewhere
 from monai_wsss.command_line.table import COMMANDS, LAYOUTS, SPLITS
 from monai_wsss.data import splits
@@ -37,6 +39,7 @@ ONLY_IN_PYTHON = {
 HANDED_ON = {
     "CmerOptions": (CmerOptions, CmerRun.of),
     "GlandOptions": (GlandOptions, make_gland_table),
+    "SharingOptions": (SharingOptions, MethodBenchmark),
     "LabelColumns": (LabelColumns, read_label_table),
     "TileOptions": (TileOptions, TileRule),
 }

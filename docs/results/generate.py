@@ -52,7 +52,18 @@ from monai_wsss.benchmark.rows import Row, folder_name, read_kept_rows
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-RESULTS = ("encoders", "cosa", "coingan", "choosing", "methods", "cardiac", "lgg_cam", "lgg_cmer", "lgg_bmp", "glas_gland")
+RESULTS = (
+    "encoders",
+    "cosa",
+    "coingan",
+    "choosing",
+    "methods",
+    "cardiac",
+    "lgg_cam",
+    "lgg_cmer",
+    "lgg_bmp",
+    "glas_gland",
+)
 BUNDLES = sorted(ROOT.glob("bundles/*_segmentation"))
 PAGES = [
     ROOT / "README.md",

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from monai_wsss.benchmark.kept_cases import KeptCases
+from monai_wsss.benchmark.method_recipes import ALL_WEAK
 from monai_wsss.benchmark.prepared import Cases
 from monai_wsss.reports.case_table import cell, outcome_of, picture_address, pixels_of
 from monai_wsss.reports.case_tiles import CaseTiles
@@ -78,6 +79,7 @@ class ComparedCases:
         self.left = budget
         self.differing = [disagreement([kept.masks[place] for _, kept in rows]) for place in range(len(read))]
         self.order = sorted(range(len(read)), key=lambda place: (-self.differing[place], place))
+        self.uncertain = _uncertain(rows)
         self.worst = {name: _worst(kept) for name, kept in rows}
         self._drawn: dict[int, list[dict[str, Any]]] = {}
         self._draw()
@@ -99,6 +101,7 @@ class ComparedCases:
         """Give the table of cases, by their disagreement, with the pictures of all rows."""
         columns = ["Case", "Subject", "Reference", "Disagreement", "Lowest Dice", "Highest Dice", "Highest by"]
         columns += ["False alarms"] if self.background else []
+        columns += ["Uncertainty"] if self.uncertain else []
         found = []
         for place in self.order[:_LISTED]:
             drawn = self._drawn.get(place, [])
@@ -141,6 +144,8 @@ class ComparedCases:
         if self.background:
             alarms = sum(row["found"] == "1" for row in rows) if state == "healthy" else None
             cells += [cell("–" if alarms is None else f"{alarms} of {len(rows)}", alarms)]
+        if self.uncertain:
+            cells += [cell(f"{self.uncertain[place]:.3f}", self.uncertain[place])]
         return cells
 
     def _draw(self) -> None:
@@ -149,14 +154,14 @@ class ComparedCases:
         wanted = list(dict.fromkeys([*first, *self.order[:_LISTED]]))
         # A case has two pictures at least 8 kB per row, so no more score maps than these are ever shown.
         wanted = wanted[: max(len(first), self.left // (2048 * (len(self.rows) + 1)))]
-        scores = [kept.scores(wanted) for _, kept in self.rows]
+        maps = [(kept.scores(wanted), kept.uncertainties(wanted)) for _, kept in self.rows]
         for place in wanted:
             if self.left <= 0:
                 return
-            self._drawn[place] = self._panels(place, [each.get(place) for each in scores])
+            self._drawn[place] = self._panels(place, [(scores.get(place), other.get(place)) for scores, other in maps])
             self.left -= sum(len(panel["picture"]) for panel in self._drawn[place])
 
-    def _panels(self, place: int, scores: Sequence[np.ndarray | None]) -> list[dict[str, Any]]:
+    def _panels(self, place: int, maps: Sequence[tuple[np.ndarray | None, np.ndarray | None]]) -> list[dict[str, Any]]:
         """Draw a case: the image first, then each row."""
         case, reference = self.read[place], self.read[place].get("mask")
         tiles = CaseTiles(case["image"], reference, self.modalities, outlined=self.outlined)
@@ -173,16 +178,27 @@ class ComparedCases:
             }
         ]
         shape = "outlines of reference and mask" if self.outlined else "mask in the colors of its classes"
-        for (name, kept), map_of_row in zip(self.rows, scores, strict=True):
+        for (name, kept), (scores, uncertainty) in zip(self.rows, maps, strict=True):
+            text = _text(kept.rows[place])
+            parts = [*(["score map"] if scores is not None else []), shape]
+            if uncertainty is not None:
+                parts.append("uncertainty")
+                text += f"; uncertainty {kept.uncertain[place]:.3f}"
             panels.append(
                 {
-                    **_address(tiles.of_method(kept.masks[place], map_of_row)),
+                    **_address(tiles.of_method(kept.masks[place], scores, uncertainty)),
                     "name": name,
-                    "alt": shape if map_of_row is None else f"score map, and {shape}",
-                    "text": _text(kept.rows[place]),
+                    "alt": ", ".join(parts),
+                    "text": text,
                 }
             )
         return panels
+
+
+def _uncertain(rows: Sequence[tuple[str, KeptCases]]) -> Sequence[float]:
+    """Give the mean uncertainty of each case by the ensemble of all methods, else by the first one; empty without."""
+    told = sorted((not name.startswith(ALL_WEAK), place) for place, (name, kept) in enumerate(rows) if kept.uncertain)
+    return rows[told[0][1]][1].uncertain if told else ()
 
 
 def _address(picture: Any) -> dict[str, Any]:

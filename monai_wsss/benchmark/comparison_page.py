@@ -16,7 +16,18 @@ from monai_wsss.benchmark.comparison_charts import calibration_charts, threshold
 from monai_wsss.benchmark.formatting import values_of
 from monai_wsss.benchmark.kept_cases import KeptCases
 from monai_wsss.benchmark.ladders import Ladder, Rung
-from monai_wsss.benchmark.leaderboard import HEADS, Outcome, Standing, cells_of, footnotes, reasons_of, standings
+from monai_wsss.benchmark.leaderboard import (
+    HEADS,
+    UNCERTAINTY_HEADS,
+    UNCERTAINTY_NOTE,
+    Outcome,
+    Standing,
+    cells_of,
+    footnotes,
+    reasons_of,
+    standings,
+    uncertainty_rows,
+)
 from monai_wsss.benchmark.method_recipes import Pair
 from monai_wsss.benchmark.prepared import PreparedData
 from monai_wsss.reports.case_table import cell, count
@@ -103,6 +114,12 @@ def write_comparison(
         "board": _board(lines, metric, by_pair, outcomes),
         "notes": [*footnotes(lines, metric), *_subjects(lines)],
         "parts": _parts(lines),
+        "uncertainty": {
+            "columns": [_title(head) for head in UNCERTAINTY_HEADS],
+            "rows": uncertainty_rows(lines),
+            "note": UNCERTAINTY_NOTE,
+            "ensembles": any(line.pair.is_ensemble and line.rows for line in lines),
+        },
         "costs": {"columns": ["Method", "Encoder", *_titles(_COSTS)], "rows": _costs(lines, metric)},
         "costs_note": _COSTS_NOTE,
         "reasons": reasons_of(outcomes),
@@ -150,7 +167,11 @@ def _ladder(ladder: Ladder, rungs: Sequence[Rung]) -> dict[str, Any]:
 
 def _titles(part: slice) -> list[str]:
     """Give headings in the capitals of a page; p stays small."""
-    return [head if head.startswith("p ") else f"{head[:1].upper()}{head[1:]}" for head in HEADS[part]]
+    return [_title(head) for head in HEADS[part]]
+
+
+def _title(head: str) -> str:
+    return head if head.startswith("p ") else f"{head[:1].upper()}{head[1:]}"
 
 
 def _board(
@@ -187,8 +208,10 @@ def _facts(row: ComparedRow) -> list[tuple[str, str]]:
     """Give what reproduces a row, with labels."""
     facts = [("Command", row.command)]
     for record in row.records:
-        seeds = ", ".join(map(str, record["settings"]["seeds"]))
-        facts.append((f"Settings, SHA-256, seed {seeds}", record["source"]["settings_sha256"]))
+        seeds = ", ".join(map(str, record["settings"].get("seeds", [])))
+        digest = record["source"]["settings_sha256"]
+        facts.append((f"Settings, SHA-256, seed {seeds}" if seeds else "Settings, SHA-256", digest))
+        facts += [("Member", member["run"]) for member in record["settings"].get("members", [])]
     if row.records:
         record = row.records[0]
         facts += [("Data, SHA-256", record["source"]["data_sha256"]), ("Code, SHA-256", record.get("code_sha256", ""))]

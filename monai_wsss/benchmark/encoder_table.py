@@ -15,7 +15,7 @@ The kind of the data follows from the datalist: tiles of photographs, patches of
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,6 +38,7 @@ from monai_wsss.refinement import ClassMapRefinement, MaskRule, decide_within
 
 __all__ = [
     "Decided",
+    "add_decided",
     "data_of",
     "decide_cases",
     "encoder_columns",
@@ -66,12 +67,14 @@ class Decided(NamedTuple):
         reference: (1, *S), or None.
         presence: (K,), or None.
         scores: the score map, (K, *S) in [0, 1], where it is to be measured as well; :func:`decide_cases` gives none.
+        uncertainty: (1, *S) in [0, 1], of an ensemble, to be shown.
     """
 
     mask: torch.Tensor
     reference: torch.Tensor | None
     presence: torch.Tensor | None
     scores: torch.Tensor | None = None
+    uncertainty: torch.Tensor | None = None
 
 
 def make_encoder_table(
@@ -317,17 +320,22 @@ def table_of(data: PreparedData, cases: Cases, decided: Sequence[Decided]) -> Ca
         decided: of :func:`decide_cases`.
     """
     table = data.case_table()
-    for case, (mask, reference, presence, scores) in zip(cases, decided, strict=True):
-        table.add(
-            id=case["id"],
-            subject=case["subject"],
-            label=torch.as_tensor(case["label"]),
-            prediction=mask,
-            reference=reference,
-            presence=presence,
-            cam=scores,
-        )
+    for case, one in zip(cases, decided, strict=True):
+        add_decided(table, case, one)
     return table
+
+
+def add_decided(table: CaseTable, case: Mapping[str, Any], decided: Decided) -> None:
+    """Measure what was decided of one case, and add it to a table."""
+    table.add(
+        id=case["id"],
+        subject=case["subject"],
+        label=torch.as_tensor(case["label"]),
+        prediction=decided.mask,
+        reference=decided.reference,
+        presence=decided.presence,
+        cam=decided.scores,
+    )
 
 
 def _trivial(data: PreparedData, kind: str) -> dict[str, Callable[..., Iterator[Measured]]]:

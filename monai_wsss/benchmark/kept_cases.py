@@ -19,7 +19,7 @@ from monai_wsss._files import atomic_path, make_directory
 from monai_wsss.benchmark.encoder_table import Decided
 from monai_wsss.metrics import CaseTable
 
-__all__ = ["KeptCases", "read_kept_cases", "write_kept_cases"]
+__all__ = ["KeptCases", "made_small", "read_kept_cases", "write_kept_cases"]
 
 _SIDE = 128
 _COUNTED = ("finding", "healthy", "found", "dice", "tp", "fp", "fn", "tn")
@@ -36,6 +36,7 @@ class KeptCases:
         pixels: class to pixels by their score, in the class's reference and out of it: two lists of T + 1 numbers, of
             scores of 0 and of those above each threshold up to the next.
         masks: uint8 (x, y) of each case, of at most 128 pixels a side.
+        uncertain: mean uncertainty of each case, in [0, 1], of an ensemble; empty for others.
     """
 
     path: Path
@@ -43,11 +44,19 @@ class KeptCases:
     sweep: Mapping[str, Any]
     pixels: Mapping[str, Sequence[Sequence[int]]]
     masks: Sequence[np.ndarray]
+    uncertain: Sequence[float] = ()
 
     def scores(self, places: Sequence[int]) -> dict[int, np.ndarray]:
         """Read the score maps (K, x, y) in [0, 1] of some cases; those that have none are left out."""
+        return self._maps("scores", "score_shapes", places)
+
+    def uncertainties(self, places: Sequence[int]) -> dict[int, np.ndarray]:
+        """Read the maps of uncertainty (1, x, y) in [0, 1] of some cases; those that have none are left out."""
+        return self._maps("uncertainties", "uncertainty_shapes", places) if self.uncertain else {}
+
+    def _maps(self, name: str, of_shapes: str, places: Sequence[int]) -> dict[int, np.ndarray]:
         with np.load(self.path) as file:
-            flat, shapes = file["scores"], file["score_shapes"]
+            flat, shapes = file[name], file[of_shapes]
         ends = np.cumsum(shapes.prod(axis=1))
         found = {}
         for place in places:
@@ -63,7 +72,7 @@ def write_kept_cases(path: Path, table: CaseTable, decided: Sequence[Decided], m
     Args:
         path: the ``.npz`` file.
         table: of the cases.
-        decided: of each case, in the order of the table.
+        decided: of each case, in the order of the table, whole or small; an uncertainty of all of them or of none.
         metrics: of the table, by which a reader knows whether they belong to a row.
     """
     subjects = {name: number for number, name in enumerate(sorted({row["subject"] for row in table.rows}), start=1)}
@@ -78,13 +87,16 @@ def write_kept_cases(path: Path, table: CaseTable, decided: Sequence[Decided], m
         "sweep": table.sweep(),
         "pixels": _pixels_by_score(table),
     }
-    masks = [_smaller(one.mask[None].float(), "nearest-exact")[0, 0].to(torch.uint8).numpy() for one in decided]
-    scores = [
-        np.zeros((0, 0, 0), dtype=np.uint8)
-        if one.scores is None
-        else (255 * _smaller(one.scores[None].float(), "area")[0]).round().to(torch.uint8).numpy()
-        for one in decided
-    ]
+    small = [made_small(one) for one in decided]
+    uncertain = [one.uncertainty for one in small if one.uncertainty is not None]
+    if uncertain:
+        told["uncertain"] = [float(each.float().mean()) for each in uncertain]
+    masks = [one.mask[0].to(torch.uint8).numpy() for one in small]
+    scores, uncertainties = ([_bytes(each) for each in maps] for maps in ([one.scores for one in small], uncertain))
+    more = {}
+    if uncertain:
+        more["uncertainties"] = np.concatenate([each.ravel() for each in uncertainties])
+        more["uncertainty_shapes"] = np.array([each.shape for each in uncertainties])
     make_directory(path.parent)
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(
@@ -94,6 +106,7 @@ def write_kept_cases(path: Path, table: CaseTable, decided: Sequence[Decided], m
             mask_shapes=np.array([mask.shape for mask in masks]),
             scores=np.concatenate([each.ravel() for each in scores]),
             score_shapes=np.array([each.shape for each in scores]),
+            **more,
         )
 
 
@@ -114,7 +127,20 @@ def read_kept_cases(path: Path, metrics: Mapping[str, Mapping[str, Any]]) -> Kep
         return None
     parts = np.split(flat, np.cumsum(shapes.prod(axis=1))[:-1])
     masks = [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
-    return KeptCases(path, told["rows"], told["sweep"], told["pixels"], masks)
+    return KeptCases(path, told["rows"], told["sweep"], told["pixels"], masks, told.get("uncertain", ()))
+
+
+def made_small(decided: Decided) -> Decided:
+    """Shrink what was decided of a case to what is kept of it: mask and maps of at most 128 pixels a side."""
+    maps = [None if each is None else _smaller(each[None].float(), "area")[0] for each in decided[3:]]
+    return Decided(_smaller(decided.mask[None].float(), "nearest-exact")[0].to(torch.uint8), None, None, *maps)
+
+
+def _bytes(maps: torch.Tensor | None) -> np.ndarray:
+    """Give maps (C, x, y) in [0, 1] as bytes; an empty array for none."""
+    if maps is None:
+        return np.zeros((0, 0, 0), dtype=np.uint8)
+    return (255 * maps).round().to(torch.uint8).numpy()
 
 
 def _smaller(maps: torch.Tensor, mode: str) -> torch.Tensor:

@@ -12,16 +12,26 @@ from typing import Any
 import numpy as np
 
 from monai_wsss.benchmark.formatting import values_of
-from monai_wsss.benchmark.method_recipes import Pair
+from monai_wsss.benchmark.method_recipes import ALL_WEAK, Pair
 from monai_wsss.benchmark.recipes import FULL_SUPERVISION
 from monai_wsss.benchmark.rows import Row, read_kept_rows
 from monai_wsss.metrics.bootstrap import bootstrap_interval, bootstrap_weights, subject_mean_estimate
 from monai_wsss.metrics.comparison import LEAST_PAIRS, paired_test
 
 __all__ = [
-    "HEADS", "Outcome", "Standing", "cells_of", "footnotes", "format_leaderboard", "kept_outcomes", "reasons_of",
+    "HEADS",
+    "UNCERTAINTY_HEADS",
+    "UNCERTAINTY_NOTE",
+    "Outcome",
+    "Standing",
+    "cells_of",
+    "footnotes",
+    "format_leaderboard",
+    "kept_outcomes",
+    "reasons_of",
     "standings",
-]  # fmt: skip
+    "uncertainty_rows",
+]
 
 _SAMPLES = 1000
 _NOTHING = "–"
@@ -30,6 +40,23 @@ HEADS = (
     "healthy clean", "image AUROC", "steps", "minutes", "memory, MB", "parameters",
 )  # fmt: skip
 """Titles of the columns."""
+UNCERTAINTY_HEADS = (
+    "entropy, by case", "entropy, pooled", "disagreement, by case", "disagreement, pooled", "left out",
+)  # fmt: skip
+"""Titles of what is measured of the uncertainty of ensembles."""
+UNCERTAINTY_NOTE = (
+    "Error-uncertainty AUROC, with its 95 % interval: the probability that a wrong pixel is more uncertain than a "
+    "right one, by case (mean over subjects) and over the pixels of all cases together. 0.5 is chance. Cases without "
+    "an error, and those without a right pixel, rank nothing: by case they are left out, and these are their numbers."
+)
+"""What they mean."""
+_UNCERTAINTY = tuple(
+    f"error_auroc_{name}{pooled}" for name in ("entropy", "disagreement") for pooled in ("", "_pooled")
+)
+_ENSEMBLE_NOTES = (
+    "Ensembles: every finished run is a member, whatever its results, and full supervision never is; neither masks nor "
+    "labels chose any. Their image AUROC is that of the members' ranks, averaged.",
+)
 
 
 @dataclass(frozen=True)
@@ -41,6 +68,7 @@ class Outcome:
         seed: of the training; None for a pair that has no meaning.
         row: what was measured; None where nothing was.
         reason: why nothing was.
+        members: of an ensemble, the names of the runs that make it.
         state: ``"measured"``, ``"failed"`` or ``"refused"``.
     """
 
@@ -48,13 +76,14 @@ class Outcome:
     seed: int | None
     row: Row | None = None
     reason: str = ""
+    members: tuple[str, ...] = ()
 
     @property
     def state(self) -> str:
         """Name what became of it."""
         if self.row is not None:
             return "measured"
-        return "refused" if self.seed is None else "failed"
+        return "refused" if self.seed is None and not self.pair.is_ensemble else "failed"
 
     def to_json(self) -> dict[str, Any]:
         """Give it as JSON-able content."""
@@ -64,6 +93,7 @@ class Outcome:
             "seed": self.seed,
             "state": self.state,
             "reason": self.reason,
+            **({"members": list(self.members)} if self.members else {}),
             "row": None if self.row is None else self.row.to_json(),
         }
 
@@ -92,6 +122,7 @@ class Standing:
         interval: its 95 % interval over the subjects; None where it is unknown.
         ratio: the value divided by that of full supervision; None without it.
         p: of the paired test against plain CAM with the same encoder; None without it, or for too few subjects.
+        members: how many runs make an ensemble; 0 for others.
     """
 
     pair: Pair
@@ -100,6 +131,7 @@ class Standing:
     interval: tuple[float, float] | None = None
     ratio: float | None = None
     p: float | None = None
+    members: int = 0
 
 
 def standings(outcomes: Sequence[Outcome], metric: str) -> list[Standing]:
@@ -112,6 +144,7 @@ def standings(outcomes: Sequence[Outcome], metric: str) -> list[Standing]:
         metric: ``"dice_subject"``, or ``"image_auroc"`` where no masks are known.
     """
     by_pair: dict[Pair, list[Row]] = {}
+    members = {outcome.pair: len(outcome.members) for outcome in outcomes}
     for outcome in outcomes:
         by_pair.setdefault(outcome.pair, []).extend([] if outcome.row is None else [outcome.row])
     values = {pair: _mean(values_of(rows, metric)) for pair, rows in by_pair.items()}
@@ -123,7 +156,7 @@ def standings(outcomes: Sequence[Outcome], metric: str) -> list[Standing]:
         ratio = value / bound if metric == "dice_subject" and value is not None and bound else None
         tested = cam is not None and cam != pair
         p = _tested(rows, by_pair[cam]) if tested and cam is not None else None
-        lines.append(Standing(pair, rows, value, _interval(rows, metric), ratio, p))
+        lines.append(Standing(pair, rows, value, _interval(rows, metric), ratio, p, members[pair]))
     return sorted(lines, key=lambda line: -np.inf if line.value is None else line.value, reverse=True)
 
 
@@ -178,11 +211,17 @@ def format_leaderboard(outcomes: Sequence[Outcome], metric: str, title: str) -> 
     """
     lines = [f"**{title}**", "", f"| {' | '.join(HEADS)} |", "|---" * len(HEADS) + "|"]
     found = standings(outcomes, metric)
+    uncertain = uncertainty_rows(found)
     lines += [f"| {' | '.join(text for text, _ in cells_of(line, metric))} |" for line in found]
     reasons = [f"- {name} ({state}): {reason}" for name, state, reason in reasons_of(outcomes)]
-    return "\n".join(
-        [*lines, "", *footnotes(found, metric), *(["", "Without a result:", "", *reasons] if reasons else [])]
-    )
+    table = []
+    if uncertain:
+        heads = ("ensemble", *UNCERTAINTY_HEADS)
+        table = ["", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+        table += [f"| {' | '.join([name, *cells])} |" for name, cells in uncertain]
+        table += ["", UNCERTAINTY_NOTE]
+    without = ["", "Without a result:", "", *reasons] if reasons else []
+    return "\n".join([*lines, "", *footnotes(found, metric), *table, *without])
 
 
 def footnotes(lines: Sequence[Standing], metric: str) -> list[str]:
@@ -194,13 +233,58 @@ def footnotes(lines: Sequence[Standing], metric: str) -> list[str]:
     """
     by = "Dice per subject" if metric == "dice_subject" else "image AUROC, which needs no mask"
     learned = sorted({line.pair.name for line in lines if any(row.reads_masks for row in line.rows)})
+    together = any(line.pair.is_ensemble and line.rows for line in lines)
     return [
         f"Sorted by {by}. Weights are those of the last step: no mask chose anything.",
         "Intervals and p are by subject, each subject averaged over the seeds; p is that of all signs of the "
         f"differences to cam with the same encoder, one test per row, and there is none below {LEAST_PAIRS} subjects. "
         "A generator of its own is held against the best encoder of cam and of full supervision.",
+        *([*_ENSEMBLE_NOTES, *_against_the_best(lines, metric)] if together else []),
         *([f"Read masks in training: {'; '.join(learned)}."] if learned else []),
     ]
+
+
+def _against_the_best(lines: Sequence[Standing], metric: str) -> list[str]:
+    """Hold the ensemble of all weak methods against the best of them, which masks choose; nothing without masks."""
+    together = [line for line in lines if line.pair.method == ALL_WEAK and line.value is not None]
+    single = [
+        line
+        for line in lines
+        if not line.pair.is_ensemble and line.value is not None and not any(row.reads_masks for row in line.rows)
+    ]
+    if metric != "dice_subject" or not together or not single:
+        return []
+    ours, best = together[0], single[0]
+    p = _tested(ours.rows, best.rows)
+    tested = "" if p is None else f"; p {_p_text(p)}, not corrected for that choice"
+    return [
+        f"Ensemble of all weak methods: {_number(ours.value)}; best single weak row, chosen with masks: "
+        f"{best.pair.name}, {_number(best.value)}{tested}."
+    ]
+
+
+def uncertainty_rows(lines: Sequence[Standing]) -> list[tuple[str, list[str]]]:
+    """Give the error-uncertainty AUROC of ensembles: names and cells below :data:`UNCERTAINTY_HEADS`.
+
+    Args:
+        lines: of the leaderboard.
+    """
+    rows = []
+    for line in lines:
+        known = {name: entry for row in line.rows for name, entry in row.metrics.items() if name in _UNCERTAINTY}
+        if known:
+            left = next((entry for entry in known.values() if "without_error" in entry), {})
+            counts = ", ".join(str(left[name]) for name in ("without_error", "without_right") if name in left)
+            cells = [_with_interval(known.get(name)) for name in _UNCERTAINTY]
+            rows.append((line.pair.name, [*cells, counts or _NOTHING]))
+    return rows
+
+
+def _with_interval(entry: Mapping[str, Any] | None) -> str:
+    if entry is None:
+        return _NOTHING
+    low, high = entry["ci95"]
+    return f"{entry['mean']:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def reasons_of(outcomes: Sequence[Outcome]) -> list[tuple[str, str, str]]:
@@ -232,10 +316,10 @@ def cells_of(line: Standing, metric: str) -> list[tuple[str, float | str | None]
     return [
         (line.pair.method, line.pair.method),
         (line.pair.encoder, line.pair.encoder),
-        (str(len(rows)) if rows else _NOTHING, len(rows)),
+        (f"{line.members} runs" if line.members else str(len(rows)) if rows else _NOTHING, line.members or len(rows)),
         (headline, line.value) if of_dice else shown("dice_subject"),
         (_number(line.ratio, 2), line.ratio),
-        (_NOTHING if line.p is None else "< 0.001" if line.p < 0.001 else f"{line.p:.3f}", line.p),
+        (_NOTHING if line.p is None else _p_text(line.p), line.p),
         shown("dice_pooled"),
         shown("healthy_clean"),
         shown("image_auroc") if of_dice else (headline, line.value),
@@ -244,6 +328,10 @@ def cells_of(line: Standing, metric: str) -> list[tuple[str, float | str | None]
         shown("peak_memory_mb", 0),
         shown("parameters", 0),
     ]
+
+
+def _p_text(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _number(value: float | None, digits: int = 3) -> str:

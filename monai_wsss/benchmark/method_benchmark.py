@@ -10,6 +10,7 @@
 | ``weights/<digest>/…``       | weights and checkpoints, by the settings that decide them                         |
 | ``leaderboard.md``, ``.json`` | the table, and all outcomes                                                       |
 | ``cases/…``                  | per run what the page shows of its cases: small masks and score maps, curves       |
+| ``uncertainty/…``            | masks and uncertainty of the ensemble of all weak methods, named as the cases are  |
 | ``comparison.html``          | the page                                                                           |
 
 Runs that are finished are taken from their JSON while settings and data are the same; a run that was killed goes on at
@@ -29,7 +30,7 @@ from hashlib import sha256
 from itertools import product
 from pathlib import Path
 from traceback import format_exception
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from monai.utils import set_determinism
@@ -43,12 +44,13 @@ from monai_wsss.benchmark.ladders import kept_ladders
 from monai_wsss.benchmark.leaderboard import Outcome, format_leaderboard
 from monai_wsss.benchmark.method_budget import BudgetRecord, TrainingBudget
 from monai_wsss.benchmark.method_data import facts_of
+from monai_wsss.benchmark.method_ensembles import MethodEnsembles, planned_ensembles
 from monai_wsss.benchmark.method_measures import measure_method, rule_words
 from monai_wsss.benchmark.method_recipes import ENCODERS, Pair, method_recipes, why_not
 from monai_wsss.benchmark.prepared import PreparedData
 from monai_wsss.benchmark.recipes import Recipe
 from monai_wsss.benchmark.rows import folder_name
-from monai_wsss.benchmark.run_table import RunTable
+from monai_wsss.benchmark.run_table import RunTable, run_place
 from monai_wsss.benchmark.shared_work import Ranks, SharedWork
 from monai_wsss.benchmark.spread_runs import LOST
 from monai_wsss.benchmark.table import BenchmarkTable, Entry
@@ -60,6 +62,7 @@ __all__ = ["MethodBenchmark"]
 
 logger = logging.getLogger(__name__)
 
+Ensembles = Literal["mean", "vote", "none"]
 _Group = list[tuple[Pair, int]]  # runs that share a training
 
 
@@ -78,6 +81,7 @@ class MethodBenchmark:
         device: trains, such as "cuda:0"; None takes a GPU where there is one.  What is measured is computed on the CPU.
         ray: see :func:`~monai_wsss.inferers.over_ray`; None: the workers around :meth:`run`, if any.
         runs: folder of the JSON of runs, such as one of earlier sessions; None: ``runs`` below ``out``.
+        ensembles: how runs of weak methods decide together, ``"mean"`` or ``"vote"``; ``"none"`` for no such rows.
     """
 
     data: PreparedData
@@ -90,6 +94,7 @@ class MethodBenchmark:
     device: str | None = None
     ray: str | None = None
     runs: Path | None = None
+    ensembles: Ensembles = "mean"
     name: ClassVar[str] = "leaderboard"
     """Of the files of the leaderboard."""
     figures: ClassVar[Mapping[str, Any]] = {}
@@ -102,7 +107,7 @@ class MethodBenchmark:
         Of the processes of ``torchrun`` the first one writes.
 
         Returns:
-            One outcome per pair and seed, and one per pair that was refused.
+            One outcome per pair and seed, one per pair that was refused, and one per ensemble.
 
         Raises:
             DataError: no method can be trained or measured on these data.
@@ -128,6 +133,7 @@ class MethodBenchmark:
             outcomes += without or [found[pair, seed] for seed in self.seeds]
         if not work.writes:
             return outcomes
+        outcomes += self._ensembles(outcomes)
         write_json(self.out / f"{self.name}.json", [outcome.to_json() for outcome in outcomes])
         with atomic_path(self.out / f"{self.name}.md") as temporary:
             temporary.write_text(format_leaderboard(outcomes, metric, self._title) + "\n", encoding="utf-8")
@@ -163,26 +169,36 @@ class MethodBenchmark:
     def _compared(self, outcomes: Sequence[Outcome]) -> list[ComparedRow]:
         """Read what the runs kept, row by row."""
         compared = []
-        for pair in self.pairs:
+        for pair in dict.fromkeys(outcome.pair for outcome in outcomes):
             own = [outcome for outcome in outcomes if outcome.pair == pair and outcome.row is not None]
             if not own:
                 continue
-            runs = [self._runs / self._table / self._place(pair, one.seed or 0) for one in own]
+            runs = [self._runs / self._table / self._place(pair, one.seed) for one in own]
             records = [json.loads(run.with_suffix(".json").read_text(encoding="utf-8")) for run in runs]
             assert own[0].row is not None
-            cases = read_kept_cases(self._cases_file(pair, own[0].seed or 0), own[0].row.metrics)
-            compared.append(ComparedRow(pair, self._command(pair, [one.seed or 0 for one in own]), records, cases))
+            cases = read_kept_cases(self._cases_file(pair, own[0].seed), own[0].row.metrics)
+            compared.append(ComparedRow(pair, self._command(own), records, cases))
         return compared
 
-    def _command(self, pair: Pair, seeds: Sequence[int]) -> str:
+    def _command(self, outcomes: Sequence[Outcome]) -> str:
         """Write the command that makes a row again, with its steps, whatever budget they were counted from."""
+        first = outcomes[0]
+        pairs = [first.pair]
+        if first.members:
+            pairs = [pair for pair in self.pairs if any(name.startswith(f"{pair.name}, ") for name in first.members)]
+        seeds = self.seeds if first.members else [one.seed for one in outcomes]
+        methods = ",".join(dict.fromkeys(pair.method for pair in pairs))
+        encoders = ",".join(dict.fromkeys(pair.encoder for pair in pairs if pair.encoder in ENCODERS))
+        steps = {self.steps(pair) for pair in pairs}
+        budget = f"{steps.pop()}-steps" if len(steps) == 1 else self.budget.text
         grid = self.data.settings.get("grid")
         side = grid[0] if isinstance(grid, list) else grid
-        encoder = f" --encoders {pair.encoder}" if pair.encoder in ENCODERS else ""
         return (
-            f"monai-wsss benchmark --data DIR --out DIR --methods {pair.method}{encoder} --seeds "
-            f"{','.join(map(str, seeds))} --budget {self.steps(pair)}-steps --split {self.data.split}"
+            f"monai-wsss benchmark --data DIR --out DIR --methods {methods}"
+            + (f" --encoders {encoders}" if encoders else "")
+            + f" --seeds {','.join(map(str, seeds))} --budget {budget} --split {self.data.split}"
             + ("" if side is None else f" --side {side}")
+            + (f" --ensembles {self.ensembles}" if first.members else "")
         )
 
     @property
@@ -193,10 +209,10 @@ class MethodBenchmark:
     def _table(self) -> str:
         return f"methods_{self.data.header['name']}"
 
-    def _place(self, pair: Pair, seed: int) -> Path:
-        return Path(self.data.split) / folder_name(pair.name) / f"seed{seed}"
+    def _place(self, pair: Pair, seed: int | None) -> Path:
+        return run_place(self.data.split, pair.name, self.ensembles if seed is None else f"seed{seed}")
 
-    def _cases_file(self, pair: Pair, seed: int) -> Path:
+    def _cases_file(self, pair: Pair, seed: int | None) -> Path:
         return self.out / "cases" / self._place(pair, seed).with_suffix(".npz")
 
     @property
@@ -250,18 +266,37 @@ class MethodBenchmark:
         self._failure(pair, seed).unlink(missing_ok=True)
         return Outcome(pair, seed, row)
 
-    def _failed(self, pair: Pair, seed: int, error: Exception | None = None) -> Outcome:
+    def _failed(self, pair: Pair, seed: int | None, error: Exception | None = None) -> Outcome:
         """Record why a run has no result: the error, or the end of its process."""
         reason = LOST if error is None else _reason(error)
-        logger.warning("%s, seed %d failed: %s", pair.name, seed, reason)
+        logger.warning("%s%s failed: %s", pair.name, "" if seed is None else f", seed {seed}", reason)
         failure = self._failure(pair, seed)
         make_directory(failure.parent)
         told = {"method": pair.method, "encoder": pair.encoder, "seed": seed, "reason": reason}
         write_json(failure, {**told, "traceback": format_exception(error) if error else []})
         return Outcome(pair, seed, reason=reason)
 
-    def _failure(self, pair: Pair, seed: int) -> Path:
-        return self.out / "failures" / folder_name(pair.name) / f"seed{seed}.json"
+    def _failure(self, pair: Pair, seed: int | None) -> Path:
+        name = self.ensembles if seed is None else f"seed{seed}"
+        return self.out / "failures" / folder_name(pair.name) / f"{name}.json"
+
+    def _ensembles(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
+        """Measure what the finished runs of weak methods make together; an error becomes its reason."""
+        if self.ensembles == "none":
+            return []
+        together = MethodEnsembles(self.data, self.kind, self.out, self._runs / self._table, self.table, self.ensembles)
+        planned = planned_ensembles(outcomes)
+        found = []
+        for pair, members in planned:
+            try:
+                row = together.row(pair, members, saves=pair == planned[-1][0])
+            except Exception as error:  # the runs themselves have results
+                outcome = self._failed(pair, None, error)
+            else:
+                self._failure(pair, None).unlink(missing_ok=True)
+                outcome = Outcome(pair, None, row)
+            found.append(replace(outcome, members=tuple(member.name for member in members)))
+        return found
 
     def table(self, pair: Pair, seed: int) -> BenchmarkTable:
         """Give the table of one run, with the recipes of its length.

@@ -55,6 +55,16 @@ class TrainingBudget:
             raise ValueError(f"Expected `budget` as a time such as 20m, or as 8-epochs or 300-steps, got {text!r}.")
         return cls(amount, kind)
 
+    @property
+    def text(self) -> str:
+        """Give the text that :meth:`read` reads.
+
+        Example:
+            >>> TrainingBudget.read("20m").text, TrainingBudget.read("8-epochs").text
+            ('1200s', '8-epochs')
+        """
+        return f"{self.amount:.12g}s" if self.kind == "seconds" else f"{self.amount:g}-{self.kind}"
+
     def steps(self, per_epoch: int, seconds_per_step: float | None) -> int:
         """Count the steps of a training, at least one.
 

@@ -6,14 +6,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, TypedDict, Unpack, get_args
 
 from monai_wsss._checks import DataError, check_choice, check_device
-from monai_wsss.benchmark.method_benchmark import MethodBenchmark
+from monai_wsss.benchmark.method_benchmark import Ensembles, MethodBenchmark
 from monai_wsss.benchmark.method_budget import TrainingBudget
 from monai_wsss.benchmark.method_data import method_data
 from monai_wsss.benchmark.method_recipes import ENCODERS, METHODS, pairs_of
 
-__all__ = ["make_method_benchmark"]
+__all__ = ["SharingOptions", "make_method_benchmark"]
+
+
+class SharingOptions(TypedDict, total=False):
+    """Who trains; see :func:`make_method_benchmark`."""
+
+    processes: int
+    device: str | None
+    ray: str | None
 
 
 def make_method_benchmark(
@@ -26,10 +35,9 @@ def make_method_benchmark(
     budget: str = "300-steps",
     split: str = "validation",
     side: int | None = None,
-    processes: int = 1,
-    device: str | None = None,
-    ray: str | None = None,
     runs: Path | None = None,
+    ensembles: Ensembles = "mean",
+    **sharing: Unpack[SharingOptions],
 ) -> MethodBenchmark:
     """Compare methods on one prepared dataset: the same images, encoders and length of training for all.
 
@@ -42,38 +50,43 @@ def make_method_benchmark(
         budget: of each training: a time (``"20m"``), ``"8-epochs"`` or ``"300-steps"``.
         split: where to measure.
         side: side of slices, and of patches, as the networks see them, in pixels; None for the usual.
-        processes: so many trainings at once, each with one thread.  A time is turned into steps before they begin, so
-            trainings that hinder one another take longer, and no method gets fewer steps.  Scripts need
-            ``if __name__ == "__main__":`` for more than one, as all programs do that start processes.  Where
-            ``torchrun`` has started several processes, they share the trainings.
-        device: trains, such as "cuda:0" or "cpu"; None takes a GPU where there is one, and each process of ``torchrun``
-            its own.
-        ray: "local", "auto" or an address: trainings are shared by the processes of a cluster, see
-            :func:`~monai_wsss.inferers.over_ray`.
         runs: folder with the JSON of runs of earlier sessions, kept and added to; None: ``runs`` below ``out``.
+        ensembles: what several finished runs of weak methods decide together: by the ``"mean"`` of their
+            probabilities, by ``"vote"`` of their masks, or ``"none"``.  Nothing is trained for it.
+        sharing: who trains.
+
+            - ``processes``: so many trainings at once, each with one thread.  A time is turned into steps before they
+              begin, so trainings that hinder one another take longer, and no method gets fewer steps.  Scripts need
+              ``if __name__ == "__main__":`` for more than one, as all programs do that start processes.  Where
+              ``torchrun`` has started several processes, they share the trainings.
+            - ``device``: such as "cuda:0" or "cpu"; None takes a GPU where there is one, and each process of
+              ``torchrun`` its own.
+            - ``ray``: "local", "auto" or an address: trainings are shared by the processes of a cluster, see
+              :func:`~monai_wsss.inferers.over_ray`.
 
     Raises:
-        ValueError: an unknown method, encoder or form of the budget, a name that is given twice, no process, or two
-            ways to share.
+        ValueError: an unknown method, encoder or ensemble, another form of the budget, a name that is given twice, no
+            process, or two ways to share.
         DataError: the output folder holds data, or the device is not there.
     """
     for method in methods:
         check_choice("methods", method, METHODS)
     for encoder in encoders:
         check_choice("encoders", encoder, ENCODERS)
+    check_choice("ensembles", ensembles, get_args(Ensembles))
     for name, given in {"methods": methods, "encoders": encoders, "seeds": seeds}.items():
         if len(set(given)) < len(given) or not given:
             raise ValueError(f"Expected `{name}` to hold each name once, and one at least, got {list(given)}.")
+    processes, ray = sharing.get("processes", 1), sharing.get("ray")
     if processes < 1:
         raise ValueError(f"Expected `processes` of at least 1, got {processes}.")
     if ray is not None and processes > 1:
         raise ValueError(f"Expected `processes` or `ray`, got both ({processes}, {ray!r}): leave one out.")
     if ray is None:  # else it is there on other machines
-        check_device(device)
+        check_device(sharing.get("device"))
     if (out / "datalist.json").exists():
         raise DataError(f"The output folder {out} holds data: choose another --out.")
     length = TrainingBudget.read(budget)
     kind, data = method_data(datalist, split, side)
-    return MethodBenchmark(
-        data, kind, out, pairs_of(methods, encoders), length, tuple(seeds), processes, device, ray, runs
-    )
+    words: dict[str, Any] = {"runs": runs, "ensembles": ensembles, **sharing}
+    return MethodBenchmark(data, kind, out, pairs_of(methods, encoders), length, tuple(seeds), **words)

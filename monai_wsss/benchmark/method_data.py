@@ -59,8 +59,17 @@ class MethodSlices(CosaSlices):
         cases, maps = super().whole_maps(recipe, None)
         if recipe is None or network is None:
             return cases, maps
-        read = [dict(scaling()(case)) for case in cases] if converts(recipe) else cases
+        read = _read_for(recipe, cases)
         return read, self.maps(read, network, recipe.views)
+
+    def case_maps(self, recipe: Recipe, network: nn.Module, cases: Cases) -> list[torch.Tensor]:
+        """Give the maps of some cases as they are read for any other method."""
+        return self.maps(_read_for(recipe, cases), network, recipe.views)
+
+
+def _read_for(recipe: Recipe, cases: Cases) -> Cases:
+    """Give cases as the network of a recipe wants them: CoinGAN's in the range of its training."""
+    return [dict(scaling()(case)) for case in cases] if converts(recipe) else cases
 
 
 def method_data(datalist: Path, split: str, side: int | None = None) -> tuple[str, PreparedData]:

@@ -9,7 +9,7 @@ tiles it is measured on the tiles of the split, else on its images.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,17 @@ from monai_wsss.metrics import CaseTable
 from monai_wsss.metrics.bootstrap import bootstrap_interval, bootstrap_weights, mean_of_estimates, presence_estimate
 from monai_wsss.refinement import MaskRule
 
-__all__ = ["GradientMaps", "measure_method", "rule_words", "subject_dice"]
+__all__ = [
+    "GradientMaps",
+    "deciding_network",
+    "image_auroc",
+    "image_scores",
+    "measure_method",
+    "measured_tiles",
+    "rule_words",
+    "subject_dice",
+    "tile_scores",
+]
 
 _SAMPLES = 1000
 _TOGETHER = 32
@@ -82,15 +92,8 @@ def measure_method(
     """
     (one,) = trained
     network: Any = one.method.network
-    explained = method == "gradcam++"
-    words = rule_words(method, kind, data)
-    shown = GradientMaps(network, words["gate"]) if explained else network
+    shown, rule = deciding_network(network, method, kind, data)
     cases, maps = data.whole_maps(one.recipe, shown)
-    if explained:
-        rule = MaskRule(rule=words["rule"], gate="none")  # the maps themselves are gated
-    else:
-        gated = words["gate"] == "predicted"
-        rule = rule_of_kind(network, words["rule"], gated=gated, topk_pixels=words.get("topk_pixels"))
     decided = _with_scores(cases, maps, rule, decide_cases(cases, maps, rule, None))
     measured = table_of(data, cases, decided)
     metrics = measured.summary()
@@ -99,14 +102,32 @@ def measure_method(
     if "dice_subject" in metrics:
         metrics["dice_subject"]["subjects"] = subject_dice(measured)
     if kind == "tiles":
-        scored, scores = _tile_scores(data, network)
+        scored = measured_tiles(data)
+        scores = tile_scores(scored, network)
     else:
         scored = cases
-        own = data.whole_maps(one.recipe, network)[1] if explained else maps
-        scores = [_image_scores(network, each, kind)[0] for each in own]
-    metrics |= _image_auroc([case["subject"] for case in scored], [case["label"] for case in scored], scores)
+        own = maps if shown is network else data.whole_maps(one.recipe, network)[1]
+        scores = [image_scores(network, each, kind)[0] for each in own]
+    metrics |= image_auroc([case["subject"] for case in scored], [case["label"] for case in scored], scores)
     count = sum(parameter.numel() for parameter in network.parameters())
     yield Measured("", {**metrics, "parameters": {"mean": count}})
+
+
+def deciding_network(network: Any, method: str, kind: str, data: PreparedData | None = None) -> tuple[Any, MaskRule]:
+    """Give the network whose maps are decided, and the rule; Grad-CAM++ is a network around that of plain CAM.
+
+    Args:
+        network: trained.
+        method: its name on the command line.
+        kind: of the data.
+        data: see :func:`rule_words`.
+    """
+    words = rule_words(method, kind, data)
+    if method == "gradcam++":
+        # The maps themselves are gated.
+        return GradientMaps(network, words["gate"]), MaskRule(rule=words["rule"], gate="none")
+    gated = words["gate"] == "predicted"
+    return network, rule_of_kind(network, words["rule"], gated=gated, topk_pixels=words.get("topk_pixels"))
 
 
 def rule_words(method: str, kind: str, data: PreparedData | None = None) -> dict[str, Any]:
@@ -170,7 +191,7 @@ def _with_scores(
 
 
 @torch.no_grad()
-def _image_scores(network: Any, maps: torch.Tensor, kind: str) -> torch.Tensor:
+def image_scores(network: Any, maps: torch.Tensor, kind: str) -> torch.Tensor:
     """Give the score of each class, (B, K), from what a network gives of whole images."""
     if network.output_kind == "segmentation":
         return maps.softmax(1).flatten(2).mean(2)[:, int(BUDGETS[kind].background) :]
@@ -180,18 +201,22 @@ def _image_scores(network: Any, maps: torch.Tensor, kind: str) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _tile_scores(data: Any, network: Any) -> tuple[list[dict[str, Any]], list[torch.Tensor]]:
-    """Read the tiles of the measured split, and score each."""
-    items = load_datalist(data.datalist, f"{data.split}_tiles")
-    tiles = list(CacheDataset(items, Compose(data.reading(["image"])), progress=False))
+def tile_scores(tiles: Sequence[Mapping[str, Any]], network: Any) -> list[torch.Tensor]:
+    """Give the scores (K,) of tiles of one size."""
     scores: list[torch.Tensor] = []
     for start in range(0, len(tiles), _TOGETHER):
         images = torch.stack([torch.as_tensor(tile["image"]).float() for tile in tiles[start : start + _TOGETHER]])
-        scores.extend(_image_scores(network, network(images), "tiles"))
-    return tiles, scores
+        scores.extend(image_scores(network, network(images), "tiles"))
+    return scores
 
 
-def _image_auroc(subjects: Sequence[str], labels: Sequence[Any], scores: Sequence[torch.Tensor]) -> Metrics:
+def measured_tiles(data: PreparedData) -> list[dict[str, Any]]:
+    """Read the tiles of the measured split."""
+    items = load_datalist(data.datalist, f"{data.split}_tiles")
+    return list(CacheDataset(items, Compose(data.reading(["image"])), progress=False))
+
+
+def image_auroc(subjects: Sequence[str], labels: Sequence[Any], scores: Sequence[torch.Tensor]) -> Metrics:
     """Give the area under the ROC curve of image-level scores, mean over the classes, with its interval."""
     names = sorted(set(subjects))
     subject = np.array([names.index(name) for name in subjects])

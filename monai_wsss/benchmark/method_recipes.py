@@ -65,12 +65,27 @@ from monai_wsss.networks import (
     load_encoder_weights,
 )
 
-__all__ = ["ENCODERS", "METHODS", "OWN_GENERATOR", "Facts", "Pair", "method_recipes", "pairs_of", "why_not"]
+__all__ = [
+    "ALL_WEAK",
+    "ENCODERS",
+    "ENSEMBLE",
+    "METHODS",
+    "OWN_GENERATOR",
+    "Facts",
+    "Pair",
+    "method_recipes",
+    "pairs_of",
+    "why_not",
+]
 
 METHODS = ("cam", "gradcam++", "seam", "cmer", "gland", "afa", "bmp", "cosa", "coingan", "full")
 """What ``--methods`` takes."""
 ENCODERS = ("small", "efficientnet")
 """What ``--encoders`` takes."""
+ENSEMBLE = "ensemble of "
+"""Begins the name of the method of a row that several runs make together."""
+ALL_WEAK = f"{ENSEMBLE}all weak methods"
+"""The method of the row that all finished runs of weak methods make together."""
 OWN_GENERATOR = "own generator"
 """The encoder of a method that has a network of its own."""
 
@@ -89,8 +104,8 @@ class Pair:
     """A method and its encoder.
 
     Attributes:
-        method: one of :data:`METHODS`.
-        encoder: one of :data:`ENCODERS`, or :data:`OWN_GENERATOR`.
+        method: one of :data:`METHODS`, or the name of an ensemble.
+        encoder: one of :data:`ENCODERS`, or :data:`OWN_GENERATOR`, or what the members of an ensemble have.
     """
 
     method: str
@@ -105,6 +120,11 @@ class Pair:
             'full supervision, small'
         """
         return f"{FULL_SUPERVISION if self.method == 'full' else self.method}, {self.encoder}"
+
+    @property
+    def is_ensemble(self) -> bool:
+        """Tell whether several runs make the row together."""
+        return self.method.startswith(ENSEMBLE)
 
     @property
     def trained(self) -> str:

@@ -136,7 +136,12 @@ class Patches(PreparedData):
         cases = self._read[self.split]
         if network is None:
             return cases, []
-        return cases, [self._maps(network, case) for case in cases]
+        return cases, self.case_maps(recipe, network, cases)
+
+    @torch.no_grad()
+    def case_maps(self, recipe: Recipe | None, network: nn.Module, cases: Cases) -> list[torch.Tensor]:
+        """Give the maps of some images, of overlapping windows, averaged."""
+        return [self._maps(network, case) for case in cases]
 
     def _maps(self, network: nn.Module, case: dict[str, Any]) -> torch.Tensor:
         """Give the maps of an image (1, channels, *S): windows as networks see patches."""

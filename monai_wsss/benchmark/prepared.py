@@ -160,6 +160,16 @@ class PreparedData:
         """
         raise NotImplementedError(f"{type(self).__name__} must give the maps of its cases.")
 
+    def case_maps(self, recipe: Recipe, network: nn.Module, cases: Cases) -> list[torch.Tensor]:
+        """Give the network's maps of some of the cases to measure, as :meth:`whole_maps` gives those of all.
+
+        Args:
+            recipe: the network's, says how images are viewed.
+            network: the network, on the CPU.
+            cases: of those that :meth:`whole_maps` reads by default.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must give the maps of its cases.")
+
     def case_table(self) -> CaseTable:
         """Start an empty table of cases."""
         header = self.header
@@ -282,7 +292,11 @@ class Slices(PreparedData):
         """Read the cases, and give the maps of each over the views of its recipe."""
         recipe = recipe or Recipe(build=_no_method)
         cases = self.cases(recipe)
-        return cases, [] if network is None else self.maps(cases, network, recipe.views)
+        return cases, [] if network is None else self.case_maps(recipe, network, cases)
+
+    def case_maps(self, recipe: Recipe, network: nn.Module, cases: Cases) -> list[torch.Tensor]:
+        """Give the maps of some cases over the views of a recipe."""
+        return self.maps(cases, network, recipe.views)
 
     def write_pseudo_masks(self, network: nn.Module, weights: Path, items: Cases, folder: Path, **words: Any) -> None:
         """Write the pseudo-masks of training slices; finished ones are kept."""

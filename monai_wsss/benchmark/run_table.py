@@ -16,9 +16,10 @@ import torch
 
 import monai_wsss
 from monai_wsss import __version__
+from monai_wsss.benchmark.rows import folder_name
 from monai_wsss.benchmark.table import BenchmarkTable
 
-__all__ = ["RunTable"]
+__all__ = ["RunTable", "made_by", "run_place"]
 
 _LIBRARIES = ("torch", "monai", "numpy")
 
@@ -36,13 +37,9 @@ class RunTable(BenchmarkTable):
     @property
     def told(self) -> dict[str, Any]:
         """Tell what made the rows."""
-        versions = {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}}
-        return {**super().told, "code_sha256": _code_sha256(), "versions": versions, "device": self._device_name}
-
-    @property
-    def _device_name(self) -> str:
         gpu = torch.device(self.device).type == "cuda"
-        return torch.cuda.get_device_name(self.device) if gpu else self.device
+        name = torch.cuda.get_device_name(self.device) if gpu else self.device
+        return {**super().told, **made_by(), "device": name}
 
     def _costs(self, recipe: str, seed: int) -> dict[str, dict[str, float]]:
         """Give the steps of all stages of a row, and the memory of the one that needs most."""
@@ -54,6 +51,22 @@ class RunTable(BenchmarkTable):
             if name in costs and name in earlier:
                 costs[name] = {"mean": joined((costs[name]["mean"], earlier[name]["mean"]))}
         return costs
+
+
+def run_place(split: str, name: str, run: str) -> Path:
+    """Give where the files of a run lie below the folder of their kind, without their ending.
+
+    Example:
+        >>> run_place("validation", "cam, small", "seed0").as_posix()
+        'validation/cam_small/seed0'
+    """
+    return Path(split) / folder_name(name) / run
+
+
+def made_by() -> dict[str, Any]:
+    """Tell the digest of the code and the versions of Python and of libraries, for JSON."""
+    versions = {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}}
+    return {"code_sha256": _code_sha256(), "versions": versions}
 
 
 @cache

@@ -196,7 +196,11 @@ class Tiles(PreparedData):
     def whole_maps(self, recipe: Recipe | None, network: nn.Module | None) -> tuple[Cases, list[torch.Tensor]]:
         """Read the cases, and give the maps of each, averaged over the scales."""
         cases = self.cases()
-        return cases, [] if network is None else maps_of(cases, partial(self.inferer(), network=network))
+        return cases, [] if network is None else self.case_maps(recipe, network, cases)
+
+    def case_maps(self, recipe: Recipe | None, network: nn.Module, cases: Cases) -> list[torch.Tensor]:
+        """Give the maps of some cases, averaged over the scales."""
+        return maps_of(cases, partial(self.inferer(), network=network))
 
     def presence(self, network: Any) -> dict[str, dict[str, Any]]:
         """Measure presence on the tiles of the measured split, from their tags alone.

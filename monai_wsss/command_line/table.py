@@ -132,6 +132,14 @@ COMMANDS = (
                 only=(_OTHER_FORM,),
             ),
             Argument(
+                "--ensembles",
+                "--methods: rows of several finished runs together, by the mean of their probabilities or by votes; "
+                "full supervision takes no part",
+                "mean",
+                choices=("mean", "vote", "none"),
+                only=(_OTHER_FORM,),
+            ),
+            Argument(
                 "--epochs",
                 "epochs of every training",
                 8,

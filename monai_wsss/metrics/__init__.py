@@ -36,6 +36,7 @@ from monai_wsss.metrics.segmentation import (
     specificity,
 )
 from monai_wsss.metrics.surface import SurfaceDistances, surface_distances
+from monai_wsss.metrics.uncertainty import ErrorRanking, error_auroc
 from monai_wsss.metrics.without_masks import (
     BlankedPresence,
     area_under_presence,
@@ -54,6 +55,7 @@ __all__ = [
     "SWEEP_THRESHOLDS",
     "BlankedPresence",
     "CaseTable",
+    "ErrorRanking",
     "PixelCounts",
     "SlicePlace",
     "SurfaceDistances",
@@ -66,6 +68,7 @@ __all__ = [
     "counts_from_rates",
     "dice_macro_pooled",
     "dice_score",
+    "error_auroc",
     "f1_from_miou",
     "f1_score",
     "intensity_pmf",

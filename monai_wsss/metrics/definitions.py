@@ -33,6 +33,12 @@ METRIC_DEFINITIONS = {
     "pixel_auroc": "Area under the ROC curve of the map within images with a finding, mean over subjects.",
     "r_under": "Under-segmentation: false negatives / true positives, totals; 0 is best.",
     "r_over": "Over-segmentation: false positives / true positives, totals; 0 is best.",
+    "error_auroc_entropy": "Probability that a wrong pixel of an image has a higher predictive entropy than a right "
+    "one; mean over subjects, without the images in which all pixels are right, or all wrong.",
+    "error_auroc_entropy_pooled": "The same over the pixels of all images together.",
+    "error_auroc_disagreement": "Probability that members of an ensemble disagree more on a wrong pixel of an image "
+    "than on a right one; mean over subjects, without the images in which all pixels are right, or all wrong.",
+    "error_auroc_disagreement_pooled": "The same over the pixels of all images together.",
     "oracle_dice_subject": "dice_subject at the one threshold of the map that is best for it: chosen on reference "
     "masks, for analysis only.",
 }

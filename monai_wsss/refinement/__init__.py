@@ -16,6 +16,7 @@ from monai_wsss.refinement.class_map_refinement import ClassMapRefinement
 from monai_wsss.refinement.confident_labels import confident_label, confident_segmentation_label
 from monai_wsss.refinement.dense_crf import DenseCRF, dense_crf_refinement
 from monai_wsss.refinement.dynamic_threshold import DynamicThreshold
+from monai_wsss.refinement.ensemble import EnsembleDecision, decide_ensemble, rule_probabilities
 from monai_wsss.refinement.gaussian_mixture import (
     AssignedThresholds,
     MixtureFit,
@@ -65,6 +66,7 @@ __all__ = [
     "ConstantScores",
     "DenseCRF",
     "DynamicThreshold",
+    "EnsembleDecision",
     "LabeledImages",
     "LearnedAffinity",
     "MaskDecision",
@@ -86,6 +88,7 @@ __all__ = [
     "confident_label",
     "confident_segmentation_label",
     "cut_score_maps",
+    "decide_ensemble",
     "decide_within",
     "dense_crf_refinement",
     "median_reference",
@@ -102,6 +105,7 @@ __all__ = [
     "propagate_by_affinity",
     "propagated_seed_label",
     "refined_seed_label",
+    "rule_probabilities",
     "score_maps",
     "seed_label",
     "segmentation_assignment",

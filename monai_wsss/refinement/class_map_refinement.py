@@ -272,17 +272,38 @@ def _decide_through(
     logits = rule.pool(maps) if rule.output_kind == "activation" else None
     present, maps = rule._present(maps, label, logits), rule.of_classes(maps)
     presence = None if logits is None else logits.amax(dim=1)
+    probabilities = refine(competing_probabilities(rule, maps, present))
     if rule.rule in ("argmax", "background"):
-        competing = rule._competing(maps, present).softmax(dim=1).nan_to_num(nan=0.0)
-        refined = _log(refine(competing))[:, None]
+        refined = _log(probabilities)[:, None]
         cam = None if logits is None else rule._score_maps(refined, present)
         return MaskDecision(rule._winners(refined, present), cam, presence)
     name, cut = str(rule.rule), cut_of(str(rule.rule), rule.threshold)
-    signed = signed_share(responses_of(rule, maps, present), cut)
-    classes = signed.new_ones(signed.shape[:2]) if present is None else present.any(dim=1).to(signed)
-    allowed = of_pixels(classes, signed)
-    cam = score_maps_of(refine(probabilities_of(signed, allowed)), cut) * allowed
+    cam = score_maps_of(probabilities, cut)
+    cam = cam * _allowed(present, cam)
     return MaskDecision(cut_score_maps(cam, name, rule.threshold), cam, presence)
+
+
+def competing_probabilities(rule: MaskRule, maps: torch.Tensor, present: torch.Tensor | None) -> torch.Tensor:
+    """Give probabilities of what competes for a pixel, so that the highest is what the rule finds.
+
+    Args:
+        rule: decides.
+        maps: (B, G, K, *S) of the classes; of segmentations also of the background, G = 1.
+        present: (B, G, K), the classes that may appear; None: all.
+
+    Returns:
+        (B, K+1, *S), the background first; with ``argmax`` (B, K, *S), zeros where no class may appear.
+    """
+    if rule.rule in ("argmax", "background"):
+        return rule._competing(maps, present).softmax(dim=1).nan_to_num(nan=0.0)
+    signed = signed_share(responses_of(rule, maps, present), cut_of(str(rule.rule), rule.threshold))
+    return probabilities_of(signed, _allowed(present, signed))
+
+
+def _allowed(present: torch.Tensor | None, maps: torch.Tensor) -> torch.Tensor:
+    """Give which classes may appear, 0 or 1, with the dimensions of maps (B, K, *S)."""
+    classes = maps.new_ones(maps.shape[:2]) if present is None else present.any(dim=1).to(maps)
+    return of_pixels(classes, maps)
 
 
 def responses_of(rule: MaskRule, maps: torch.Tensor, present: torch.Tensor | None) -> torch.Tensor:

@@ -52,20 +52,28 @@ class CaseTiles:
             )
         return _beside(parts)
 
-    def of_method(self, mask: np.ndarray, scores: np.ndarray | None) -> Image.Image:
-        """Draw the score map over the image, and beside it the mask.
+    def of_method(
+        self, mask: np.ndarray, scores: np.ndarray | None, uncertainty: np.ndarray | None = None
+    ) -> Image.Image:
+        """Draw the score map over the image, beside it the mask, and beside that the uncertainty over the image.
 
         Args:
             mask: (x, y) of the image's shape or smaller, labels 0..K.
             scores: (K, x, y) in [0, 1]; of several classes the highest is shown.  None where there is none.
+            uncertainty: (1, x, y) in [0, 1]; None where there is none.
         """
         found = self._turned(mask)
         reference = np.zeros_like(found) if self.reference is None else self.reference
         parts = []
         if scores is not None:
-            parts.append(_picture(heat_over(self.base, self._turned(scores.max(axis=0)), self.size)))
+            parts.append(self._heat(scores))
         parts.append(outlines_over(_picture(self.base), reference, found) if self.outlined else self._colored(found))
+        if uncertainty is not None:
+            parts.append(self._heat(uncertainty))
         return _beside(parts)
+
+    def _heat(self, maps: np.ndarray) -> Image.Image:
+        return _picture(heat_over(self.base, self._turned(maps.max(axis=0)), self.size))
 
     def _turned(self, plane: np.ndarray) -> np.ndarray:
         turned: np.ndarray = self.display.turn(plane)[..., 0]

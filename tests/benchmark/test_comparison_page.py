@@ -22,7 +22,7 @@ from monai_wsss.benchmark.comparison_page import ComparedRow, write_comparison
 from monai_wsss.benchmark.encoder_table import Decided, table_of
 from monai_wsss.benchmark.kept_cases import read_kept_cases, write_kept_cases
 from monai_wsss.benchmark.ladders import LADDERS
-from monai_wsss.benchmark.method_recipes import Pair
+from monai_wsss.benchmark.method_recipes import ALL_WEAK, Pair
 from monai_wsss.metrics import CaseTable
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -241,6 +241,43 @@ def test_without_masks_it_says_so_and_shows_masks_alone(tmp_path):
     assert "No image with a finding has a mask in this split" in text
     assert "No run kept score maps that were measured against reference masks." in text
     assert "image, without a reference" in text
+
+
+def test_ensembles_show_their_uncertainty_and_sort_cases_by_it(tmp_path):
+    data = MadeUp()
+    pair = Pair(ALL_WEAK, "small")
+    choices = [
+        one._replace(uncertainty=torch.full((1, SIDE, SIDE), place / 100))
+        for place, one in enumerate(decided(data, 1, empty=4))
+    ]
+    table = table_of(data, data.cases, choices)
+    metrics = table.summary(bootstrap=20)
+    write_kept_cases(tmp_path / "together.npz", table, choices, metrics)
+    kept = read_kept_cases(tmp_path / "together.npz", metrics)
+    assert kept.uncertain[7] == pytest.approx(0.07)
+    assert kept.uncertainties([7])[7] == pytest.approx(np.full((1, SIDE, SIDE), 0.07), abs=1 / 255)
+    for name in ("entropy", "disagreement"):
+        metrics[f"error_auroc_{name}"] = {"mean": 0.75, "ci95": [0.7, 0.8], "without_error": 3, "without_right": 1}
+    record = {
+        "source": {"settings_sha256": DIGEST, "data_sha256": "da7a" * 16},
+        "settings": {"members": [{"run": "cam, small, seed 0"}, {"run": "cosa, small, seed 0"}]},
+    }
+    members = ("cam, small, seed 0", "cosa, small, seed 0")
+    outcome = Outcome(pair, None, Row(pair.name, "", "validation", None, metrics), members=members)
+    single = measured(data, CAM, tmp_path, 4)
+    assert single[1].cases.uncertainties([0]) == {}
+    rows = [ComparedRow(pair, "monai-wsss benchmark", [record], kept), single[1]]
+    path = write_comparison(tmp_path / "c.html", "made-up", [single[0], outcome], "dice_subject", rows, data)
+    page = path.read_text(encoding="utf-8")
+    text = Parsed(page).text
+    assert "ensemble of all weak methods, small 0.750 [0.700, 0.800] – 0.750 [0.700, 0.800] – 3, 1" in text
+    assert "2 runs" in text
+    assert "Member cam, small, seed 0 Member cosa, small, seed 0" in text
+    assert '">Uncertainty' in page
+    fifth = page[page.index('<tbody id="case-5"') :]
+    assert ">0.040<" in fifth[: fifth.index("</tr>")]
+    assert "missed; uncertainty 0.040" in fifth[: fifth.index("</tbody>")]
+    assert "outlines of reference and mask, uncertainty" in fifth[: fifth.index("</tbody>")]
 
 
 def test_runs_without_kept_cases_are_named_and_lack_nothing_else(tmp_path):

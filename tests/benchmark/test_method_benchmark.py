@@ -41,7 +41,9 @@ def datalist(tmp_path_factory) -> Path:
 
 
 def compare(datalist: Path, out: Path, *methods: str, budget: str = "2-steps", seeds: tuple[int, ...] = (0,)):
-    return make_method_benchmark(datalist, out, methods=methods, seeds=seeds, budget=budget, side=32)
+    """Compare single runs; tests/benchmark/test_method_ensembles.py has several together."""
+    words = {"seeds": seeds, "budget": budget, "side": 32, "ensembles": "none"}
+    return make_method_benchmark(datalist, out, methods=methods, **words)
 
 
 def test_runs_are_kept_with_their_settings_and_never_repeated(datalist, tmp_path, caplog):
@@ -221,8 +223,11 @@ def test_pretrained_encoders_learn_from_a_folder_of_pictures(tmp_path):
         datalist, tmp_path / "out", methods=["cam", "cosa", "cmer"], encoders=["efficientnet"], seeds=[0],
         budget="2-steps", side=48,
     ).run()  # fmt: skip
-    assert [one.state for one in outcomes] == ["measured", "measured", "refused"], outcomes
-    assert {one.row.metrics["steps"]["mean"] for one in outcomes if one.row} == {2}
+    assert [one.state for one in outcomes] == ["measured", "measured", "refused", "measured"], outcomes
+    assert [one.row.metrics["steps"]["mean"] for one in outcomes if one.row] == [2, 2, 4]
+    (saved,) = tmp_path.glob("out/uncertainty/validation/*/mean/entropy/p8.png")
+    with Image.open(saved) as entropy:
+        assert entropy.size == (56, 48)
 
 
 def test_tiles_are_compared(tmp_path):

@@ -47,8 +47,10 @@ from monai_wsss.refinement import (
     MaskRule,
     PixelAdaptiveRefinement,
     assigned_thresholds,
+    decide_ensemble,
     decide_within,
     mixture_threshold,
+    rule_probabilities,
 )
 from monai_wsss.transforms import (
     COLOR_OPERATIONS,
@@ -282,6 +284,15 @@ REFINEMENTS: dict[str, Callable[[torch.Tensor], Any]] = {
         refine=ClassMapRefinement(PAR),
         image=image[:1],
     ),
+    "rule_probabilities": lambda image: [
+        rule_probabilities(MaskRule(rule="otsu"), image[:1, :1] - 0.5, region=image[:1, 1:2] > 0.2),
+        rule_probabilities(MaskRule(output_kind="segmentation"), image),
+    ],
+    "decide_ensemble": lambda image: [
+        part
+        for vote in (False, True)
+        for part in decide_ensemble([image.softmax(1), (1 - image).softmax(1)], vote=vote)
+    ],
 }
 
 

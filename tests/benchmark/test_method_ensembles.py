@@ -1,0 +1,220 @@
+# Copyright (c) monai_wsss contributors.
+# Licensed under the Apache License, Version 2.0: see the file LICENSE.
+"""Rows that several runs make together: who takes part, what they decide, what is written, and that it is kept."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from monai_wsss.benchmark import Outcome, Row, make_method_benchmark, method_ensembles
+from monai_wsss.benchmark.kept_cases import read_kept_cases
+from monai_wsss.benchmark.leaderboard import format_leaderboard
+from monai_wsss.benchmark.method_ensembles import planned_ensembles
+from monai_wsss.benchmark.method_recipes import OWN_GENERATOR, Pair
+from monai_wsss.data import make_phantoms
+from monai_wsss.metrics import error_auroc
+from monai_wsss.refinement import MaskRule, decide_ensemble, rule_probabilities
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of networks that have learned nothing in two steps
+
+
+@pytest.fixture(scope="module")
+def datalist(tmp_path_factory) -> Path:
+    folder = Path(make_phantoms(tmp_path_factory.mktemp("phantoms"), modalities=["T1", "FLAIR"], subjects=(2, 2, 0)))
+    content = json.loads((folder / "datalist.json").read_text(encoding="utf-8"))
+    for split in ("training", "validation"):
+        content[split] = content[split][::4]
+    (folder / "datalist.json").write_text(json.dumps(content), encoding="utf-8")
+    return folder / "datalist.json"
+
+
+def compare(datalist: Path, out: Path, *methods: str, seeds: tuple[int, ...] = (0,), **words):
+    return make_method_benchmark(datalist, out, methods=methods, seeds=seeds, budget="2-steps", side=32, **words)
+
+
+@pytest.fixture(scope="module")
+def done(datalist, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out")
+    return out, compare(datalist, out, "cam", "seam", "full", seeds=(0, 1)).run()
+
+
+def finished(pair: Pair, seed: int, *, reads_masks: bool = False) -> Outcome:
+    return Outcome(pair, seed, Row(pair.name, "", "validation", seed, {}, reads_masks=reads_masks))
+
+
+def test_all_finished_runs_of_weak_methods_are_members_and_no_others():
+    cam, coingan, full = Pair("cam", "small"), Pair("coingan", OWN_GENERATOR), Pair("full", "small")
+    outcomes = [finished(cam, 0), finished(cam, 1), finished(coingan, 0), Outcome(coingan, 1, reason="No memory.")]
+    outcomes += [finished(full, seed, reads_masks=True) for seed in (0, 1)]
+    outcomes += [Outcome(Pair("gland", "small"), None, reason="No tissue.")]
+    planned = planned_ensembles(outcomes)
+    assert [(pair.name, [one.name for one in members]) for pair, members in planned] == [
+        ("ensemble of seeds: cam, small", ["cam, small, seed 0", "cam, small, seed 1"]),
+        (
+            "ensemble of all weak methods, several encoders",
+            ["cam, small, seed 0", "cam, small, seed 1", "coingan, own generator, seed 0"],
+        ),
+    ]
+    assert planned_ensembles(outcomes[2:]) == []
+
+
+def test_one_training_that_is_explained_twice_is_no_ensemble():
+    cam, explained = Pair("cam", "small"), Pair("gradcam++", "small")
+    assert planned_ensembles([finished(cam, 0), finished(explained, 0)]) == []
+    assert len(planned_ensembles([finished(cam, 0), finished(explained, 1)])) == 1
+
+
+def test_rows_of_ensembles_stand_in_the_table_the_json_and_the_page(done):
+    out, outcomes = done
+    names = [one.pair.method for one in outcomes[6:]]
+    assert names == ["ensemble of seeds: cam", "ensemble of seeds: seam", "ensemble of all weak methods"]
+    last = outcomes[-1]
+    assert (last.state, last.seed, len(last.members)) == ("measured", None, 4)
+    assert not last.row.reads_masks
+    single = [one.row.metrics for one in outcomes[:4]]
+    assert last.row.metrics["parameters"]["mean"] == sum(one["parameters"]["mean"] for one in single)
+    assert last.row.metrics["steps"]["mean"] == 8
+    assert len(last.row.metrics["dice_subject"]["subjects"]) == 2
+    assert {"image_auroc", "error_auroc_entropy_pooled"} <= last.row.metrics.keys()
+    told = json.loads((out / "leaderboard.json").read_text(encoding="utf-8"))
+    assert told[-1]["members"] == list(last.members)
+    text = (out / "leaderboard.md").read_text(encoding="utf-8")
+    assert "| ensemble of all weak methods | small | 4 runs |" in text
+    assert "full supervision never is" in text
+    assert "Error-uncertainty AUROC" in text
+    page = (out / "comparison.html").read_text(encoding="utf-8")
+    assert "4 runs" in page
+    assert ">Uncertainty<" in page
+    assert '<section id="uncertainty">' in page
+    assert "--methods cam,seam --encoders small --seeds 0,1 --budget 2-steps" in page
+    assert "kept no cases" not in page
+    assert str(out) not in page
+
+
+def test_masks_and_uncertainty_are_those_of_the_members(datalist, done):
+    out, outcomes = done
+    bench = compare(datalist, out, "cam", "seam", seeds=(0, 1))
+    cases = bench.data.whole_maps(None, None)[0]
+    probabilities = []
+    for method in ("cam", "seam"):
+        for seed in (0, 1):
+            table = bench.table(Pair(method, "small"), seed)
+            one = table.trained(list(table.recipes)[-1], seed)
+            rule = MaskRule.of(one.method.network, rule="negative_reference")
+            maps = bench.data.whole_maps(one.recipe, one.method.network)[1]
+            probabilities.append([rule_probabilities(rule, each) for each in maps])
+    (folder,) = out.glob("uncertainty/*/*/mean")
+    areas = []
+    for place, case in enumerate(cases):
+        decision = decide_ensemble([of_member[place] for of_member in probabilities])
+        for name, expected in {
+            "masks": decision.mask, "entropy": decision.entropy, "disagreement": decision.disagreement,
+        }.items():  # fmt: skip
+            with Image.open(folder / name / f"{case['id']}.png") as picture:
+                values = np.asarray(picture).T / (1 if name == "masks" else 65535)
+            np.testing.assert_allclose(values, expected[0, 0], atol=1e-4)
+        area = error_auroc(decision.entropy[0], decision.mask[0], torch.as_tensor(case["mask"]))
+        areas.append((case["subject"], area))
+    found = outcomes[-1].row.metrics.get("error_auroc_entropy")
+    known = [(subject, area) for subject, area in areas if area is not None]
+    if known:
+        means = [np.mean([area for of, area in known if of == subject]) for subject in {one for one, _ in known}]
+        assert found["mean"] == pytest.approx(np.mean(means), abs=1e-4)
+    else:
+        assert found is None
+    kept = read_kept_cases(
+        out / "cases" / folder.relative_to(out / "uncertainty").with_suffix(".npz"), outcomes[-1].row.metrics
+    )
+    assert len(kept.uncertain) == len(cases)
+    assert kept.uncertainties([0])[0].shape == (1, *kept.masks[0].shape)
+
+
+def test_an_ensemble_is_kept_until_its_members_or_its_data_change(datalist, done, tmp_path, monkeypatch, caplog):
+    out, outcomes = done
+    again = tmp_path / "again"
+    shutil.copytree(out, again)
+    measured = []
+    written = method_ensembles.write_kept_cases
+
+    def counted(path, *rest):
+        measured.append(path.parent.name)
+        written(path, *rest)
+
+    monkeypatch.setattr(method_ensembles, "write_kept_cases", counted)
+    with caplog.at_level(logging.INFO, "monai_wsss"):
+        assert compare(datalist, again, "cam", "seam", "full", seeds=(0, 1)).run() == outcomes
+    assert measured == []
+    fewer = compare(datalist, again, "cam", "seam", seeds=(0,)).run()
+    assert measured == ["ensemble_of_all_weak_methods_small"]
+    assert fewer[-1].members == ("cam, small, seed 0", "seam, small, seed 0")
+    voted = compare(datalist, again, "cam", seeds=(0, 1), ensembles="vote").run()
+    assert measured[1:] == ["ensemble_of_seeds_cam_small"]
+    path = again / "uncertainty/validation/ensemble_of_seeds_cam_small/vote/entropy"
+    levels = {value for one in path.iterdir() for value in np.unique(np.asarray(Image.open(one)))}
+    assert levels <= {0, 65535}, "two votes are alike or even"
+    assert voted[-1].state == "measured"
+    assert [one.pair.method for one in compare(datalist, again, "cam", seeds=(0, 1), ensembles="none").run()] == [
+        "cam", "cam",
+    ]  # fmt: skip
+
+
+def test_a_member_without_weights_is_a_reason_and_the_runs_stand(datalist, done, tmp_path):
+    out, _ = done
+    again = tmp_path / "again"
+    shutil.copytree(out, again)
+    shutil.rmtree(again / "weights")
+    for path in again.glob("runs/methods/*/ensemble*/mean.json"):
+        path.unlink()
+    outcomes = compare(datalist, again, "cam", seeds=(0, 1)).run()
+    assert [one.state for one in outcomes] == ["measured", "measured", "failed"]
+    assert "weights of cam, small, seed 0 are gone: remove its JSON" in outcomes[-1].reason
+    assert list((again / "failures").glob("ensemble*/mean.json"))
+    text = format_leaderboard(outcomes, "dice_subject", "title")
+    assert "- ensemble of seeds: cam, small (failed): " in text
+
+
+def test_an_unknown_aggregate_is_refused(datalist, tmp_path):
+    with pytest.raises(ValueError, match="mean, vote, none"):
+        compare(datalist, tmp_path, "cam", ensembles="median")
+
+
+@pytest.mark.slow
+def test_members_of_all_kinds_decide_together(datalist, tmp_path):
+    """Class maps, Grad-CAM++, segmentations and a generator that converts images."""
+    outcomes = compare(datalist, tmp_path, "cam", "gradcam++", "bmp", "coingan").run()
+    assert [one.state for one in outcomes] == ["measured"] * 5, [one.reason for one in outcomes]
+    assert outcomes[-1].pair == Pair("ensemble of all weak methods", "several encoders")
+    # Grad-CAM++ has trained nothing.
+    assert outcomes[-1].row.metrics["steps"]["mean"] == 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "words"), [("skin", {}), ("gland", {"side": 32})])
+def test_tiles_and_tissues_have_ensembles(kind, words, tmp_path):
+    datalist = Path(make_phantoms(tmp_path / "data", kind=kind, subjects=(2, 2, 0))) / "datalist.json"
+    *runs, together = make_method_benchmark(
+        datalist, tmp_path / "out", methods=["cam"], seeds=[0, 1], budget="1-step", **words
+    ).run()
+    assert [one.state for one in (*runs, together)] == ["measured"] * 3, together.reason
+    assert 0 <= together.row.metrics["error_auroc_entropy_pooled"]["mean"] <= 1
+    assert list(tmp_path.glob("out/uncertainty/*/*/mean/disagreement/*"))
+
+
+def test_without_masks_nothing_is_said_of_errors(datalist, tmp_path):
+    content = json.loads(datalist.read_text(encoding="utf-8"))
+    for split in ("training", "validation"):
+        content[split] = [{key: value for key, value in item.items() if key != "mask"} for item in content[split]]
+    without = datalist.with_name("without_any.json")
+    without.write_text(json.dumps(content), encoding="utf-8")
+    together = compare(without, tmp_path, "cam", seeds=(0, 1)).run()[-1]
+    assert together.state == "measured"
+    assert "image_auroc" in together.row.metrics
+    assert "Sorted by image AUROC" in (tmp_path / "leaderboard.md").read_text(encoding="utf-8")
