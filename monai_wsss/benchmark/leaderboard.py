@@ -214,7 +214,7 @@ def format_leaderboard(outcomes: Sequence[Outcome], metric: str, title: str) -> 
     uncertain = uncertainty_rows(found)
     lines += [f"| {' | '.join(text for text, _ in cells_of(line, metric))} |" for line in found]
     reasons = [f"- {name} ({state}): {reason}" for name, state, reason in reasons_of(outcomes)]
-    table = []
+    table: list[str] = []
     if uncertain:
         heads = ("ensemble", *UNCERTAINTY_HEADS)
         table = ["", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]

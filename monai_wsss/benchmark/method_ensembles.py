@@ -211,7 +211,9 @@ class MethodEnsembles:
         """Decide and measure all cases, a few at a time, and write what is kept of them."""
         voices = [self._voice(member) for member in members]
         cases = self.data.whole_maps(None, None)[0]
-        table, small, scores = self.data.case_table(), [], [[] for _ in voices]
+        table = self.data.case_table()
+        small: list[Decided] = []
+        scores: list[list[torch.Tensor]] = [[] for _ in voices]
         rankings = {name: ErrorRanking() for name in _UNCERTAINTIES}
         write = None if folder is None else _writer(folder)
         for part in _parts(cases):
@@ -317,7 +319,7 @@ def _mean_rank_auroc(cases: Sequence[Mapping[str, Any]], scores: Sequence[Sequen
 
 def _costs(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
     """Give steps and parameters of all trainings, and the memory of the one that needed most."""
-    costs = {}
+    costs: dict[str, dict[str, float]] = {}
     for name, joined in (("steps", sum), ("parameters", sum), ("peak_memory_mb", max)):
         known = [row.metrics[name]["mean"] for row in rows if name in row.metrics]
         if len(known) == len(rows):
