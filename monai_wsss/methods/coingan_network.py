@@ -115,7 +115,7 @@ def _use_norm(network: nn.Module, norm: str) -> None:
         return
     for module in list(network.modules()):
         for name, child in list(module.named_children()):
-            if isinstance(child, NORMS["instance"]):
+            if isinstance(child, (nn.InstanceNorm2d, nn.InstanceNorm3d)):
                 flat = isinstance(child, nn.InstanceNorm2d)
                 batch = nn.BatchNorm2d if flat else nn.BatchNorm3d
                 setattr(module, name, batch(child.num_features) if norm == "batch" else nn.Identity())
