@@ -56,7 +56,7 @@ def choose_method(header: Mapping[str, Any], labels: Sequence[Any] = (), *, gpu:
     if "tiles" in header and several:
         return (
             "cam",
-            f"tiles of {len(classes)} classes: plain CAM, the simplest, which failed on the one set measured, of hearts",
+            f"tiles of {len(classes)} classes: plain CAM, the simplest; it failed on the one set measured, of hearts",
         )
     if "tiles" in header:
         return "cam", "tiles of images that nearly all show the finding: plain CAM had better masks than CoSA"

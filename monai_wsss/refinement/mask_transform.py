@@ -25,13 +25,15 @@ from monai_wsss.refinement.told_rule import ToldRule, told_rule
 __all__ = ["ToMaskd"]
 
 
-class PooledPixels(TypedDict, total=False):
-    """How many pixels decide on presence.
+class PresenceWords(TypedDict, total=False):
+    """What decides on presence, as :class:`~monai_wsss.refinement.MaskRule` takes it.
 
     Attributes:
-        topk_pixels: as of :class:`~monai_wsss.refinement.MaskRule`.
+        presence_level: what the pooled raw map of a class has to exceed.
+        topk_pixels: how many pixels are pooled.
     """
 
+    presence_level: float | Sequence[float] | torch.Tensor | None
     topk_pixels: int | None
 
 
@@ -67,10 +69,9 @@ class ToMaskd(MapTransform):
         grid: size to which the image is brought for the classifier, the one at which the inferer runs the network: it
             then sees what the segmentation is made of. None: the image's own size.
         allow_missing_keys: skip keys that an item lacks.
-        presence_level: what the pooled raw map of a class has to exceed, one number or one per group and class; None
-            for the network's own, which is 0 where it has none.
-        pooled: ``topk_pixels``, see :class:`~monai_wsss.refinement.MaskRule`; without it, or with None, the network's
-            share.
+        words: ``presence_level``, what the pooled raw map of a class has to exceed, one number or one per group and
+            class (without it the network's own, which is 0 where it has none), and ``topk_pixels``, see
+            :class:`~monai_wsss.refinement.MaskRule` (without it the network's share).
 
     Raises:
         ValueError: as :class:`~monai_wsss.refinement.MaskRule` and its call; a prediction that tells no rule, without
@@ -84,8 +85,8 @@ class ToMaskd(MapTransform):
         ['cam', 'pred', 'presence']
     """
 
-    taken_words = ("topk_pixels",)
-    """Names of ``pooled``, for whoever checks overrides of a configuration."""
+    taken_words = ("presence_level", "topk_pixels")
+    """Names of ``words``, for whoever checks overrides of a configuration."""
 
     def __init__(
         self,
@@ -100,8 +101,7 @@ class ToMaskd(MapTransform):
         refine: str | PixelAdaptiveRefinement | DenseCRF | ClassMapRefinement | None = None,
         grid: Sequence[int] | None = None,
         allow_missing_keys: bool = False,
-        presence_level: float | Sequence[float] | torch.Tensor | None = None,
-        **pooled: Unpack[PooledPixels],
+        **words: Unpack[PresenceWords],
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.network = network
@@ -116,12 +116,12 @@ class ToMaskd(MapTransform):
             self.settings["label_filter"] = gate or "none"
         if not reliable_only:
             self.words["reliable"] = None
-        if presence_level is not None:
-            self.words["presence_level"] = torch.as_tensor(presence_level)
-        if unknown := sorted(set(pooled) - set(self.taken_words)):
+        if words.get("presence_level") is not None:
+            self.words["presence_level"] = torch.as_tensor(words["presence_level"])
+        if unknown := sorted(set(words) - set(ToMaskd.taken_words)):
             raise TypeError(f"ToMaskd takes no argument `{unknown[0]}`.")
-        if pooled.get("topk_pixels") is not None:
-            self.words["topk_pixels"] = self.settings["topk_pixels"] = pooled["topk_pixels"]
+        if words.get("topk_pixels") is not None:
+            self.words["topk_pixels"] = self.settings["topk_pixels"] = words["topk_pixels"]
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
