@@ -169,7 +169,9 @@ def _run_table(table: Any) -> None:
     table.run()
     if os.environ.get("RANK", "0") != "0":
         return  # of the processes of torchrun one writes and tells
-    print((table.out / f"{table.name}.md").read_text(encoding="utf-8"))
+    written = table.out / f"{table.name}.md"
+    if written.is_file():  # figures alone write none
+        print(written.read_text(encoding="utf-8"))
     for figure in table.figures:
         print(f"Figure: {table.out / figure}")
 

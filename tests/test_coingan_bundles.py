@@ -22,6 +22,7 @@ from test_every_bundle import ROOT, call, command, configs, environment, offline
 from monai_wsss.data import UnpairedSampler, make_phantoms
 from monai_wsss.engines import Progress
 from monai_wsss.methods import CoinGAN
+from monai_wsss.networks import CycleGenerator
 
 BUNDLES = [ROOT / "bundles" / f"{name}_coingan_segmentation" for name in ("brain_mri", "chest_xray")]
 SMALL: dict[str, Any] = {"network_def#width": 4, "network_def#num_res_blocks": 1, "method#ndf": 4}
@@ -227,17 +228,41 @@ def test_heat_map_and_converted_image_lie_beside_the_mask_in_its_geometry(traini
     words = {name: value for name, value in SMALL.items() if "network" in name}
     output = run(bundle, "inference", tmp_path / "out", phantoms, ckpt_dir=str(training), **words)
     (row,) = read_rows(output / "predictions.csv")
+    (presence,) = [name for name in row if "_presence_" in name]
+    assert presence.endswith("_presence_difference"), "a difference is no logit"
     mask, heat, converted = (output / row[name] for name in ("mask", "heat", "converted"))
     assert [path.parent.name for path in (mask, heat, converted)] == list(BESIDE)
     found, change, healthy = values(mask, 0, 65535), values(heat, 0, 2), values(converted, -1, 1)
     assert found.shape == change.shape == healthy.shape
     assert float(change.max()) > 0.01
+    assert float(row[presence]) == pytest.approx(float(change.max()), abs=2e-4)
     assert -1 <= float(healthy.min()) < float(healthy.max()) <= 1
     if mask.suffix == ".gz":
         affines = [nibabel.load(path).affine for path in (mask, heat, converted)]
         assert np.array_equal(affines[0], affines[1])
         assert np.array_equal(affines[0], affines[2])
     assert not list(output.rglob("*.tmp*"))
+
+
+def test_an_evaluation_converts_each_image_once_and_tells_words_other_than_the_training_s(
+    training, phantoms, bundle, tmp_path, monkeypatch, caplog
+):
+    converted = []
+    translate = CycleGenerator.translate
+
+    def counted(self: CycleGenerator, image: torch.Tensor, reference: torch.Tensor | None = None) -> torch.Tensor:
+        converted.append(len(image))
+        return translate(self, image, reference)
+
+    monkeypatch.setattr(CycleGenerator, "translate", counted)
+    words = {name: value for name, value in SMALL.items() if "network" in name}
+    run(bundle, "evaluate", tmp_path / "same", phantoms, ckpt_dir=str(training), **words)
+    assert sum(converted) == len(list((tmp_path / "same" / "masks").iterdir()))
+    assert "The weights were trained with" not in caplog.text
+    words |= {"network_def#specificity": "channel", "network_def#sign": "positive"}
+    run(bundle, "evaluate", tmp_path / "other", phantoms, ckpt_dir=str(training), **words)
+    assert 'trained with specificity "sigmoid", and this network has "channel"' in caplog.text
+    assert 'trained with sign "both", and this network has "positive"' in caplog.text
 
 
 def same(first: Any, second: Any) -> bool:

@@ -22,8 +22,9 @@ from PIL import Image
 from test_every_bundle import ROOT, offline, read_json, read_rows, run, start
 
 from monai_wsss.__main__ import main
-from monai_wsss.data import load_datalist, prepare_qata
+from monai_wsss.data import lesion_boxes, load_datalist, prepare_qata
 from monai_wsss.data.writing import write_nifti
+from monai_wsss.reports import intensities
 
 __all__ = ["offline"]  # the fixture that keeps this file's runs off the network
 
@@ -225,7 +226,14 @@ def of_data(told: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in told.items() if key not in (*FOLDERS, "split")}
 
 
-def test_it_is_trained_for_an_epoch_and_measured_as_in_the_paper(name, prepared, tmp_path):
+def test_it_is_trained_for_an_epoch_and_measured_as_in_the_paper(name, prepared, tmp_path, monkeypatch):
+    drawn: list[Any] = []
+    render = intensities.render_conversions
+    monkeypatch.setattr(
+        intensities,
+        "render_conversions",
+        lambda *words, **more: (drawn.append(more["boxes"]), render(*words, **more))[1],
+    )
     _, train, evaluate = commands(name)
     of_set, words = DATA_SETS[name], of_data(train)
     assert of_data(evaluate) == words
@@ -252,6 +260,9 @@ def test_it_is_trained_for_an_epoch_and_measured_as_in_the_paper(name, prepared,
     assert measured == (set() if name == "mela" else PAPER_METRICS)
     assert all(0 <= metrics[key]["mean"] <= 1 for key in measured - {"paper_assd_px"})
     assert len(read_rows(scores / "per_case.csv")) == positive + healthy
+    (boxes,) = drawn
+    assert all((box is not None) == (name == "mela") for box in boxes), "the progression grid marks the lesion"
+    assert name != "mela" or set(boxes) <= set(lesion_boxes(prepared / "datalist.json").values())
 
 
 ROWS: dict[str, dict[str, bool]] = {

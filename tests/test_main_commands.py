@@ -8,6 +8,7 @@ import inspect
 import subprocess
 import sys
 from pydoc import locate
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -197,3 +198,18 @@ def test_only_given_arguments_are_passed(monkeypatch, tmp_path):
     assert main(arguments) == main([*arguments, "--no-background", "--as-slices", "--label-columns", "x, y"]) == 1
     options = {"background": False, "as_slices": True, "label_columns": ("x", "y")}
     assert passed == [(("a", "b", "c"), {}), (("a", "b", "c"), options)]
+
+
+def test_a_table_that_writes_figures_alone_ends_without_an_error(tmp_path, monkeypatch, capsys):
+    table = SimpleNamespace(name="some", out=tmp_path, figures={"a.svg": None}, run=list)
+    monkeypatch.setattr("monai_wsss.benchmark.make_cam_table", lambda *args, **words: table)
+    (tmp_path / "datalist.json").write_text("{}", encoding="utf-8")
+    command = ["benchmark", "--data", str(tmp_path), "--out", str(tmp_path)]
+    assert main(command) == 0
+    assert capsys.readouterr().out == f"Figure: {tmp_path / 'a.svg'}\n"
+    (tmp_path / "some.md").write_text("| row |", encoding="utf-8")
+    assert main(command) == 0
+    assert capsys.readouterr().out.startswith("| row |\n")
+    monkeypatch.setenv("RANK", "1")
+    assert main(command) == 0
+    assert capsys.readouterr().out == ""

@@ -30,7 +30,8 @@ from monai_wsss.data import load_datalist, make_phantoms
 logging.basicConfig(level=logging.ERROR)
 work = Path(tempfile.mkdtemp(prefix="monai_wsss_tutorial_"))
 datalist = Path(make_phantoms(work / "phantoms", modalities=("T1", "FLAIR"), subjects=(10, 10, 0))) / "datalist.json"
-print(f"{len(load_datalist(datalist, 'training'))} slices to train on, {len(load_datalist(datalist, 'validation'))} others")
+for split in ("training", "validation"):
+    print(f"{split}: {len(load_datalist(datalist, split))} slices")
 
 # %% [markdown]
 # ## 1. Train and measure all
@@ -67,7 +68,9 @@ for outcome in outcomes:
         f"Dice of {outcome.pair.method} with seed {outcome.seed}: {dice['mean']:.2f} [{low:.2f}, {high:.2f}], "
         f"{empty['mean']:.2f} of the healthy slices empty, {outcome.row.seconds:.0f} s"
     )
-run = json.loads((work / "comparison/runs/methods/validation/cam_small/seed0.json").read_text(encoding="utf-8"))
+run = json.loads(
+    (work / "comparison/runs/methods_brain_phantoms/validation/cam_small/seed0.json").read_text(encoding="utf-8")
+)
 print("Versions:", run["versions"], "\nSettings:", run["source"]["settings_sha256"])
 
 # %% [markdown]

@@ -5,6 +5,7 @@
 `<!-- table NAME -->` marks the place of a table, `<!-- rule NAME -->` that of the verdicts on its rows by the rule of
 defaults: of levers, and of ImageNet's weights against none in a table of encoders.  `<!-- choice PHANTOMS -->` marks
 that of the study of scores without masks, from all tables of the name `choice_…`; PHANTOMS is the one of phantoms.
+`<!-- methods NAME -->` marks the leaderboard of all methods on a data set.
 `<!-- numbers BUNDLE -->` marks what its shipped weights reach, see `measure_bundles.py`.  Which metrics and data sets
 are stated stands in `eval_metrics` of the bundle's metadata, whose values are written, too.
 
@@ -44,13 +45,14 @@ from monai_wsss.benchmark.cosa_table import cosa_sections
 from monai_wsss.benchmark.encoder_recipes import BUDGETS, default_lever, encoder_recipes, lever_recipes
 from monai_wsss.benchmark.encoder_table import encoder_columns
 from monai_wsss.benchmark.formatting import Column, format_rows, values_of
+from monai_wsss.benchmark.leaderboard import format_leaderboard, kept_outcomes
 from monai_wsss.benchmark.lever_rule import format_lever_rule
 from monai_wsss.benchmark.published_numbers import not_rebuilt, published_tables
 from monai_wsss.benchmark.rows import Row, folder_name, read_kept_rows
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-RESULTS = ("encoders", "cosa", "coingan", "choosing", "lgg_cam", "lgg_cmer", "lgg_bmp", "glas_gland")
+RESULTS = ("encoders", "cosa", "coingan", "choosing", "methods", "lgg_cam", "lgg_cmer", "lgg_bmp", "glas_gland")
 BUNDLES = sorted(ROOT.glob("bundles/*_segmentation"))
 PAGES = [
     ROOT / "README.md",
@@ -94,12 +96,15 @@ def generate(page: str, runs: Path = HERE / "runs") -> str:
     Raises:
         DataError: a mark of a single number names what is not there.
     """
-    marks = re.compile(r"(<!-- (table|rule|choice|numbers) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-    write = {"table": _table, "rule": _rule, "choice": _choice, "numbers": _numbers}
+    marks = re.compile(r"(<!-- (table|rule|choice|methods|numbers) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+    write = {"table": _table, "rule": _rule, "choice": _choice, "methods": _methods, "numbers": _numbers}
 
     def block(found: re.Match[str]) -> str:
-        pending = found[2] == "numbers" and any(name.startswith(f"{found[3]}/") for name in PENDING)
-        return found[0] if pending else f"{found[1]}{write[found[2]](found[3], runs)}\n{found[4]}"
+        return (
+            found[0]
+            if found[2] == "numbers" and _pending(found[3])
+            else f"{found[1]}{write[found[2]](found[3], runs)}\n{found[4]}"
+        )
 
     page = marks.sub(block, page)
     number = re.compile(r"(<!--= (\S+) (\S+)(?: ([^<>]+?))? -->)[^<]*(<!--/-->)")
@@ -115,13 +120,17 @@ def with_metrics(text: str, bundle: Path, runs: Path = HERE / "runs") -> str:
     """Give a bundle's `metadata.json` with the values of `eval_metrics` as they were measured."""
     metadata = json.loads(text)
     as_it_was = json.dumps(metadata, indent=4) + "\n" == text
+    name = bundle.name.removesuffix("_segmentation")
+    if _pending(name):
+        return text
     for data, metrics in metadata["eval_metrics"].items():
-        name = bundle.name.removesuffix("_segmentation")
-        if f"{name}/{data}" in PENDING:
-            continue
         (row, *_) = _shipped(runs, name, data)
         metrics |= {metric: round(row.metrics[metric]["mean"], 4) for metric in metrics}
     return json.dumps(metadata, indent=4, ensure_ascii=as_it_was) + "\n"
+
+
+def _pending(bundle: str) -> bool:
+    return any(name.startswith(f"{bundle}/") for name in PENDING)
 
 
 # ---- single numbers --------------------------------------------------------------------------------------------------
@@ -276,6 +285,12 @@ def _choice(phantoms: str, runs: Path) -> str:
     tables = {name: read_kept_rows(runs / f"choice_{name}" / "validation") for name in names}
     sections = format_choice(tables, phantoms=phantoms)
     return "\n\n".join(f"**{title}**\n\n{text}" for title, text in sections.items())
+
+
+def _methods(name: str, runs: Path) -> str:
+    """Give the leaderboard of all runs on a data set."""
+    outcomes = kept_outcomes(runs / f"methods_{name}" / "validation")
+    return format_leaderboard(outcomes, "dice_subject", f"{name}, validation split") if outcomes else NOTHING
 
 
 def _tells_presence(row: Row) -> bool:

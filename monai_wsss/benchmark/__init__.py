@@ -40,7 +40,8 @@ from monai_wsss.benchmark.gland_table import (
     make_gland_table,
 )
 from monai_wsss.benchmark.leaderboard import Outcome
-from monai_wsss.benchmark.method_benchmark import MethodBenchmark, make_method_benchmark
+from monai_wsss.benchmark.method_benchmark import MethodBenchmark
+from monai_wsss.benchmark.method_comparison import make_method_benchmark
 from monai_wsss.benchmark.patches import Patches
 from monai_wsss.benchmark.prepared import Slices
 from monai_wsss.benchmark.published_numbers import PublishedRow, PublishedTable, published_tables

@@ -74,6 +74,7 @@ def make_bmp_table(
     seeds: Sequence[int] = (0, 1, 2),
     split: str = "validation",
     grid: tuple[int, int] = (64, 64),
+    runs: Path | None = None,
 ) -> BmpTable:
     """Make the table of BMP: its Table VI, AFA, the presets and full supervision, run small on slices with one class.
 
@@ -85,12 +86,13 @@ def make_bmp_table(
         seeds: seeds of each recipe.
         split: where the unseen images lie.
         grid: in-plane size of the networks, in pixels.
+        runs: folder with rows of earlier runs, see :class:`~monai_wsss.benchmark.BenchmarkTable`.
     """
     data = Slices(datalist, split, grid)
     entries = [Entry(name, partial(_both_branches, data, name not in _RUNGS), name) for name in recipes]
     entries += [Entry(name, partial(_segmentation_branch, data, True), name) for name in BMP_BOUND]
     trained = {**recipes, **BMP_BOUND}
-    return BmpTable("bmp", data, out, trained, entries, _COLUMNS, epochs=epochs, seeds=seeds)
+    return BmpTable("bmp", data, out, trained, entries, _COLUMNS, epochs=epochs, seeds=seeds, runs=runs)
 
 
 def _both_branches(

@@ -42,6 +42,7 @@ def make_cam_table(
     seeds: Sequence[int] = (0, 1, 2),
     split: str = "validation",
     grid: tuple[int, int] = (64, 64),
+    runs: Path | None = None,
 ) -> BenchmarkTable:
     """Make the table of plain CAM on slices with one class.
 
@@ -52,6 +53,7 @@ def make_cam_table(
         seeds: seeds of each recipe.
         split: where to measure.
         grid: in-plane size of the networks, in pixels.
+        runs: folder with rows of earlier runs, see :class:`~monai_wsss.benchmark.BenchmarkTable`.
     """
     data = Slices(datalist, split, grid)
     entries = [
@@ -66,7 +68,7 @@ def make_cam_table(
         *(Entry(f"trivial: FLAIR > {level} SD", partial(_flair, data, level), None) for level in _LEVELS),
         Entry("trivial: whole slice where the network sees a finding", partial(_whole, data), "max", "first"),
     ]
-    return BenchmarkTable("table", data, out, CAM_RECIPES, entries, _COLUMNS, epochs=epochs, seeds=seeds)
+    return BenchmarkTable("table", data, out, CAM_RECIPES, entries, _COLUMNS, epochs=epochs, seeds=seeds, runs=runs)
 
 
 def _by_rule(data: Slices, table: BenchmarkTable, trained: Sequence[Trained]) -> Iterator[Measured]:

@@ -48,6 +48,7 @@ def make_cmer_table(
     seeds: Sequence[int] = (0, 1, 2),
     split: str = "validation",
     grid: tuple[int, int] = (64, 64),
+    runs: Path | None = None,
 ) -> BenchmarkTable:
     """Make a table of CMER on slices with one class: lines are recipes, columns modalities.
 
@@ -63,6 +64,7 @@ def make_cmer_table(
         seeds: seeds of each recipe.
         split: where to measure.
         grid: in-plane size of the networks, in pixels.
+        runs: folder with rows of earlier runs, see :class:`~monai_wsss.benchmark.BenchmarkTable`.
     """
     data = Slices(datalist, split, grid)
     entries = [Entry(recipe, partial(_by_group, data), recipe) for recipe in recipes]
@@ -76,7 +78,7 @@ def make_cmer_table(
         entries += [Entry(recipe, partial(_bound, data), recipe) for recipe in BOUND_RECIPES]
         columns += [Column(f"ratio, {group}", "dice_subject", group, "ratio", bound="fused") for group in _FUSED]
     trained = {**recipes, **BOUND_RECIPES}
-    return BenchmarkTable(name, data, out, trained, entries, columns, epochs=epochs, seeds=seeds)
+    return BenchmarkTable(name, data, out, trained, entries, columns, epochs=epochs, seeds=seeds, runs=runs)
 
 
 # ---- measuring -------------------------------------------------------------------------------------------------------

@@ -57,6 +57,7 @@ class CoinganFigures(CoinganTable):
         if len(lambda_rows(rows)) > 1:
             write_svg(self.out / "lambda.svg", lambda_chart(rows))
         _write_pictures(self)
+        logger.info("Figures: %s", self.out)
         return rows
 
 

@@ -15,6 +15,7 @@ from monai_wsss.benchmark.comparison_cases import ComparedCases
 from monai_wsss.benchmark.comparison_charts import calibration_charts, threshold_charts
 from monai_wsss.benchmark.formatting import values_of
 from monai_wsss.benchmark.kept_cases import KeptCases
+from monai_wsss.benchmark.ladders import Ladder, Rung
 from monai_wsss.benchmark.leaderboard import HEADS, Outcome, Standing, cells_of, footnotes, reasons_of, standings
 from monai_wsss.benchmark.method_recipes import Pair
 from monai_wsss.benchmark.prepared import PreparedData
@@ -55,7 +56,13 @@ class ComparedRow:
 
 
 def write_comparison(
-    path: Path, title: str, outcomes: Sequence[Outcome], metric: str, rows: Sequence[ComparedRow], data: PreparedData
+    path: Path,
+    title: str,
+    outcomes: Sequence[Outcome],
+    metric: str,
+    rows: Sequence[ComparedRow],
+    data: PreparedData,
+    ladders: Sequence[tuple[Ladder, Sequence[Rung]]] = (),
 ) -> Path:
     """Write the page, whole or not at all.
 
@@ -66,6 +73,7 @@ def write_comparison(
         metric: what methods are ranked by, see :func:`~monai_wsss.benchmark.leaderboard.standings`.
         rows: of the pairs that were measured, in any order.
         data: what they were measured on.
+        ladders: ablations on the same data, see :func:`~monai_wsss.benchmark.ladders.kept_ladders`.
 
     Returns:
         The path.
@@ -98,6 +106,7 @@ def write_comparison(
         "costs": {"columns": ["Method", "Encoder", *_titles(_COSTS)], "rows": _costs(lines, metric)},
         "costs_note": _COSTS_NOTE,
         "reasons": reasons_of(outcomes),
+        "ladders": [_ladder(ladder, rungs) for ladder, rungs in ladders],
         "thresholds": threshold_charts(named),
         "calibration": calibration_charts(named),
         "gallery": None if compared is None else compared.gallery(),
@@ -124,6 +133,19 @@ def _subjects(lines: Sequence[Standing]) -> list[str]:
         row.metrics["dice_subject"].get("n") for line in lines for row in line.rows if "dice_subject" in row.metrics
     ]
     return [f"Dice per subject is that of {count(found[0], 'subject')} with a finding."] if found and found[0] else []
+
+
+def _ladder(ladder: Ladder, rungs: Sequence[Rung]) -> dict[str, Any]:
+    """Give a ladder as a table: marks, the mean and deviation over the seeds, and the step from the first row."""
+    rows = []
+    for rung in rungs:
+        number = f"{rung.mean:.3f}" + (f" ± {rung.deviation:.3f}" if len(rung.values) > 1 else "")
+        bar = interval_bar(rung.mean, rung.mean - rung.deviation, rung.mean + rung.deviation)
+        step = "–" if rung is rungs[0] else f"{rung.mean - rungs[0].mean:+.3f}".replace("-", "−")
+        rows.append(
+            {"name": rung.name, "has": rung.has, "seeds": len(rung.values), "number": number, "bar": bar, "step": step}
+        )
+    return {"title": ladder.title, "parts": ladder.parts, "rows": rows}
 
 
 def _titles(part: slice) -> list[str]:

@@ -37,7 +37,7 @@ from monai_wsss.benchmark.cosa_branches import branch_maps, branch_masks, cuts_o
 from monai_wsss.benchmark.cosa_data import CosaSlices, CosaTiles, cosa_data
 from monai_wsss.benchmark.cosa_followed import CONFIDENCE, FOLLOWED, PERPLEXITY, Follower
 from monai_wsss.benchmark.cosa_recipes import ADDITIVE, ALL, COSA_BUDGETS, cosa_recipes
-from monai_wsss.benchmark.cosa_table import CosaTable
+from monai_wsss.benchmark.cosa_table import CosaTable, cosa_title
 from monai_wsss.benchmark.formatting import Column, format_rows
 from monai_wsss.benchmark.prepared import Cases
 from monai_wsss.benchmark.rows import Measured, Row
@@ -82,7 +82,7 @@ class CosaFigures(CosaTable):
 
     def format(self, rows: Sequence[Row]) -> str:
         """Give the last measurements as Markdown."""
-        return final_labels(rows)
+        return f"**{self.title}**\n\n{final_labels(rows)}"
 
 
 def final_labels(rows: Sequence[Row]) -> str:
@@ -114,13 +114,14 @@ def make_cosa_figures(
         rows: which rows to make, see there.
     """
     kind, data = cosa_data(datalist, split)
-    recipes = cosa_recipes(COSA_BUDGETS[kind])
+    budget = COSA_BUDGETS[kind]
+    recipes = cosa_recipes(budget)
     followed = {name: recipes[of] for name, of in _FOLLOWED.items()}
     entries = [Entry(name, partial(_points, name), name, words={"points": _POINTS}) for name in followed]
     charts = {f"{name}.svg": draw for name, draw in COSA_FIGURES.items()}
     name = f"cosa_figures_{data.header['name']}"
     table = CosaFigures(name, data, out, {**recipes, **followed}, entries, _COLUMNS, seeds=seeds, figures=charts)
-    return replace(table, runs=runs, rows=rows)
+    return replace(table, runs=runs, rows=rows, title=cosa_title("Figures 3 and 7 to 9", data, budget))
 
 
 def _points(name: str, table: BenchmarkTable, trained: Sequence[Trained]) -> Iterator[Measured]:

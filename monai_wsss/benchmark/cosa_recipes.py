@@ -11,11 +11,15 @@ What is fixed for 32,000 iterations in the paper is scaled to these short runs: 
 assignment network averages over about the last twentieth of the run, as with 0.9994 over 32,000, and the threshold
 follows in the same time.  The presets ``paper`` and ``released`` have poolings, scales and thresholds of their own, but
 the encoder, the width, the warm-up and the average of these runs: they are run small.
+
+CoSA-MS has one row with the encoder of the others, and one for each of the paper's segmenters (`SEGMENTERS`), a quarter
+as wide and from scratch, since no package has their weights: these are trained on request alone.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -42,8 +46,11 @@ from monai_wsss.networks import (
     ModalityNetworks,
     TwoBranchNetwork,
     TwoFusedMaps,
+    deeplab_segmenter,
     fused_cam_network,
     load_encoder_weights,
+    resnet38_segmenter,
+    swin_segmenter,
 )
 
 __all__ = [
@@ -52,6 +59,7 @@ __all__ = [
     "COSA_BUDGETS",
     "ONE_SEED",
     "ORACLE",
+    "SEGMENTERS",
     "SUBTRACTIVE",
     "WITHOUT_DT",
     "AllChannels",
@@ -59,17 +67,18 @@ __all__ = [
     "cosa_recipes",
 ]
 
-_NETWORK: dict[str, Any] = {
+Words = dict[str, Any]
+
+_NETWORK: Words = {
     "encoder": "lite0",
     "levels": [2, 3, 4],
     "stride": 4,
     "width": 48,
     "pretrained": "imagenet",
 }
-_BRANCHES: dict[str, Any] = {"decoder": "large_fov", "decoder_width": 64, "pooling": "topk", "pooled": "maps"}
+_BRANCHES: Words = {"decoder": "large_fov", "decoder_width": 64, "pooling": "topk", "pooled": "maps"}
 _OPTIMIZER = AdamWOneCycle(learning_rate=2e-3, encoder_learning_rate=3e-4)
-
-Words = dict[str, Any]
+_CPL: Words = {"maps": "cpl"}
 
 
 @dataclass(frozen=True)
@@ -153,9 +162,15 @@ GUIDES: dict[str, Words] = {
 
 _PRESETS = {f"preset {preset}, run small": {"preset": preset} for preset in ("paper", "released")}
 _SECOND = "CoSA-MS, same encoder"
+SEGMENTERS: dict[str, tuple[Callable[..., nn.Module], Words]] = {
+    "CoSA-MS, DeepLab on ResNet101, run small": (deeplab_segmenter, {"width": 16}),
+    "CoSA-MS, ResNet38, run small": (resnet38_segmenter, {"width": 16, "frozen": "none"}),
+    "CoSA-MS, Swin (SwinUNETR), run small": (swin_segmenter, {"feature_size": 12}),
+}
+"""Rows on request: the paper's standalone segmenters, each with its builder and a quarter of its width, untrained."""
 _PLAIN = "plain CAM"
 _BOUND = f"{FULL_SUPERVISION} (masks), same network"
-ONE_SEED = (*SUBTRACTIVE, *GUIDES, *_PRESETS, "SEAM's equivariance", "AFA", "BMP")
+ONE_SEED = (*SUBTRACTIVE, *GUIDES, *_PRESETS, *SEGMENTERS, "SEAM's equivariance", "AFA", "BMP")
 """Rows of the first seed alone."""
 
 
@@ -168,7 +183,8 @@ def cosa_recipes(budget: CosaBudget) -> dict[str, Recipe]:
     rows = {**ADDITIVE, **SUBTRACTIVE, **GUIDES, **_PRESETS}
     return {
         **{name: _cosa_recipe(budget, words) for name, words in rows.items()},
-        _SECOND: _on_masks(budget, _build_student, teacher=ALL, pseudo={"maps": "cpl"}),
+        _SECOND: _on_masks(budget, _build_student, teacher=ALL, pseudo=_CPL),
+        **{name: _standalone(budget, *segmenter) for name, segmenter in SEGMENTERS.items()},
         _PLAIN: _weak(budget, "cam", _build_cam),
         "SEAM's equivariance": _weak(budget, "seam", _build_seam),
         "AFA": _weak(budget, "afa", partial(_build_mutual, kind=AFA)),
@@ -228,6 +244,16 @@ def _on_masks(budget: CosaBudget, build: Any, **options: Any) -> Recipe:
         epochs=budget.full,
         words={"method": kind, **_network_words(budget)},
         **options,
+    )
+
+
+def _standalone(budget: CosaBudget, segmenter: Callable[..., nn.Module], size: Words) -> Recipe:
+    """Give the recipe of another segmenter on the same pseudo-masks: one rate, since nothing is pretrained."""
+    return replace(
+        _on_masks(budget, _build_student, teacher=ALL, pseudo=_CPL),
+        build=partial(_build_standalone, segmenter=segmenter, size=size),
+        optimizer=AdamWOneCycle(_OPTIMIZER.learning_rate),
+        words={"method": "second stage", "segmenter": segmenter.__name__, "pretrained": "none", **size},
     )
 
 
@@ -312,6 +338,12 @@ def _build_mutual(channels: int, num_classes: int, *, budget: CosaBudget, kind: 
 
 def _build_student(channels: int, num_classes: int, *, budget: CosaBudget) -> WSSSMethod:
     return PseudoMaskSupervision.build(_filled(FusedSegmenter(_encoder(budget, channels), num_classes + 1)))
+
+
+def _build_standalone(
+    channels: int, num_classes: int, *, segmenter: Callable[..., nn.Module], size: Words
+) -> WSSSMethod:
+    return PseudoMaskSupervision.build(segmenter(num_classes + 1, channels, **size))
 
 
 def _build_full(channels: int, num_classes: int, *, budget: CosaBudget) -> WSSSMethod:

@@ -40,12 +40,20 @@ from monai_wsss.benchmark.cosa_branches import (
     segmentation_logits,
 )
 from monai_wsss.benchmark.cosa_data import CosaSlices, CosaTiles, cosa_data
-from monai_wsss.benchmark.cosa_recipes import ALL, COSA_BUDGETS, ONE_SEED, WITHOUT_DT, CosaBudget, cosa_recipes
+from monai_wsss.benchmark.cosa_recipes import (
+    ALL,
+    COSA_BUDGETS,
+    ONE_SEED,
+    SEGMENTERS,
+    WITHOUT_DT,
+    CosaBudget,
+    cosa_recipes,
+)
 from monai_wsss.benchmark.encoder_table import measure_cases, rule_of_kind
 from monai_wsss.benchmark.formatting import Column, format_rows, values_of
 from monai_wsss.benchmark.prepared import Cases, add_case
 from monai_wsss.benchmark.recipes import FULL_SUPERVISION
-from monai_wsss.benchmark.rows import Measured, Row
+from monai_wsss.benchmark.rows import Measured, Row, folder_name
 from monai_wsss.benchmark.table import BenchmarkTable, Entry, Trained
 from monai_wsss.engines.checkpoint import latest_checkpoint, read_checkpoint
 from monai_wsss.methods import CoSA
@@ -60,6 +68,7 @@ Metrics = dict[str, dict[str, Any]]
 _EVERY = 4
 _CUTS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 _BEST_CUT, _BEST_XI = "S, best cut (chosen with masks)", "CPL, best xi (chosen with masks)"
+_CRF_PAIRS = "Without and with a CRF: mIoU, Dice, and images per second of one processor core"
 _BEST_OF_THESE = "CPL at the best of these (chosen with masks)"
 
 
@@ -93,12 +102,18 @@ COSA_SECTIONS: dict[str, list[Column]] = {
         *(Column(f"xi {cut:g}", "miou_pooled", f"CPL at {cut:g}") for cut in _CUTS),
         Column("the best of these (chosen with masks)", "miou_pooled", _BEST_OF_THESE),
     ],
+    _CRF_PAIRS: [
+        *_miou("S", "S + CRF"),
+        Column("S: Dice", "dice_pooled", "S"),
+        Column("S + CRF: Dice", "dice_pooled", "S + CRF"),
+        Column("images per second", "cpu_seconds_per_image", "S", kind="rate"),
+        Column("images per second with CRF", "cpu_seconds_per_image", "S + CRF", kind="rate"),
+    ],
     "Costs: seconds of one processor core": [
         Column("steps", "steps", "S"),
         Column("per step", "cpu_seconds_per_step", "S"),
         Column("peak memory, MB", "peak_memory_mb", "S"),
         Column("per image", "cpu_seconds_per_image", "S"),
-        Column("per image with CRF", "cpu_seconds_per_image", "S + CRF"),
     ],
 }
 """Title -> columns of the tables that are printed from the same rows."""
@@ -107,12 +122,15 @@ COSA_SECTIONS: dict[str, list[Column]] = {
 def cosa_sections(rows: Sequence[Row]) -> dict[str, str]:
     """Give the tables of rows as Markdown, by their titles; rows without a value in a table are left out of it.
 
+    Of the pairs without and with a CRF, rows that have no CRF are left out, too.
+
     Args:
         rows: rows of all seeds, in their order.
     """
     result = {}
     for title, columns in COSA_SECTIONS.items():
-        names = {row.name for row in rows for column in columns if values_of([row], column.metric, column.of)}
+        telling = [column for column in columns if title != _CRF_PAIRS or column.of == "S + CRF"]
+        names = {row.name for row in rows for column in telling if values_of([row], column.metric, column.of)}
         shown = [row for row in rows if row.name in names]
         if shown:
             result[title] = format_rows(shown, columns)
@@ -121,7 +139,13 @@ def cosa_sections(rows: Sequence[Row]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class CosaTable(BenchmarkTable):
-    """A table whose methods are restored as a whole: the online network and the thresholds are not in ``model.pt``."""
+    """A table whose methods are restored as a whole: the online network and the thresholds are not in ``model.pt``.
+
+    Attributes:
+        title: stands above the table, and says that it was run small.
+    """
+
+    title: str = ""
 
     def trained(self, recipe: str, seed: int) -> Trained:
         """Give a recipe with the weights of both networks and its thresholds, trained where they are missing.
@@ -162,7 +186,7 @@ class CosaTable(BenchmarkTable):
         told = super().format(rows).removeprefix(main).strip()
         learned = sorted({row.name for row in rows if row.name in self.recipes and self._learns_masks(row.name)})
         masks = f"Read masks in training: {'; '.join(learned)}." if learned else ""
-        parts = [main, *(f"{title}\n\n{text}" for title, text in others), masks, told]
+        parts = [f"**{self.title}**", main, *(f"{title}\n\n{text}" for title, text in others), masks, told]
         return "\n\n".join(part for part in parts if part)
 
     def _learns_masks(self, recipe: str) -> bool:
@@ -187,7 +211,7 @@ def make_cosa_table(
         seeds: seeds of each row; the subtractive rows, guides, presets, AFA and BMP have the first one alone.
         split: where the unseen images lie.
         runs: folder with rows of earlier sessions, see :class:`~monai_wsss.benchmark.BenchmarkTable`.
-        rows: which rows to make, see there.
+        rows: which rows to make, see there; none: all but those of :data:`SEGMENTERS`.
     """
     kind, data = cosa_data(datalist, split)
     budget = COSA_BUDGETS[kind]
@@ -197,7 +221,23 @@ def make_cosa_table(
         entries.append(Entry("trivial: Otsu on the blue channel", partial(_blue, data), None))
     columns = next(iter(COSA_SECTIONS.values()))
     name = f"cosa_{data.header['name']}"
-    return CosaTable(name, data, out, recipes, entries, columns, seeds=seeds, runs=runs, rows=rows)
+    rows = rows or [folder_name(entry.name) for entry in entries if entry.name not in SEGMENTERS]
+    title = cosa_title("Tables 3 and 4a", data, budget)
+    return CosaTable(name, data, out, recipes, entries, columns, seeds=seeds, runs=runs, rows=rows, title=title)
+
+
+def cosa_title(what: str, data: Data, budget: CosaBudget) -> str:
+    """Tell what of the paper a table or its figures are, and that they were run small.
+
+    Args:
+        what: tables or figures of the paper.
+        data: what they are made on.
+        budget: of the kind of data.
+    """
+    return (
+        f"{what} of Yang et al. (ECCV 2024), run small on {data.header['name']}: EfficientNet-Lite0, "
+        f"{budget.epochs} epochs, items of {budget.grid} pixels. Not the paper's run"
+    )
 
 
 def _entry(data: Data, kind: str, budget: CosaBudget, name: str) -> Entry:

@@ -31,7 +31,7 @@ class Column:
             deviation over patients, of several seeds the means of both; ``"ratio"``: mean divided by that of the best
             line of full supervision in the column ``bound``; ``"ratio alike"``: in the line's own column; ``"ratio
             best"``: in any column; ``"p"``: p-value of Welch's t-test against a line; ``"count"``: the number
-            of rows, which is that of the seeds.
+            of rows, which is that of the seeds; ``"rate"``: as ``"value"``, of 1 / value, such as images per second.
         bound: for ``"ratio"``, the column of full supervision's rows to divide by; None takes any.
         against: for ``"p"``, the name of the line to compare with; None takes the first line.
     """
@@ -39,7 +39,7 @@ class Column:
     head: str
     metric: str
     of: str | None = None
-    kind: Literal["value", "patients", "ratio", "ratio alike", "ratio best", "p", "count"] = "value"
+    kind: Literal["value", "patients", "ratio", "ratio alike", "ratio best", "p", "count", "rate"] = "value"
     bound: str | None = None
     against: str | None = None
 
@@ -94,6 +94,10 @@ def _cell(column: Column, rows: Sequence[Row], *, bounds: Sequence[Row], other: 
     if column.kind == "patients":
         spreads = values_of(rows, column.metric, column.of, "std")
         return f"{np.mean(values):.3f} ± {np.mean(spreads):.3f}" if spreads else f"{np.mean(values):.3f}"
+    if column.kind == "rate":
+        values = [1 / value for value in values if value > 0]
+        if not values:
+            return _NOTHING
     spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
     return f"{np.mean(values):.3f}{spread}"
 

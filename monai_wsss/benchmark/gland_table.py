@@ -120,6 +120,7 @@ def make_gland_table(
     width: int = 8,
     batch_size: int = 32,
     window: int = 112,
+    runs: Path | None = None,
 ) -> GlandTable:
     """Make the ablation of the gland paper, Table 2, run small.
 
@@ -134,9 +135,11 @@ def make_gland_table(
         width: width of the small ResNet38.
         batch_size: patches per training step.
         window: side of the windows in which whole images are segmented, in pixels; the training patches' side.
+        runs: folder with rows of earlier runs, see :class:`~monai_wsss.benchmark.BenchmarkTable`.
     """
     data = Patches(datalist, split, every, samples, window)
-    return _table("gland", "2", data, out, epochs=epochs, seeds=seeds, width=width, batch_size=batch_size)
+    words: dict[str, Any] = {"epochs": epochs, "seeds": seeds, "width": width, "batch_size": batch_size, "runs": runs}
+    return _table("gland", "2", data, out, **words)
 
 
 def make_gland_comparison(datalist: Path, out: Path, **options: Unpack[GlandOptions]) -> GlandTable:
@@ -248,6 +251,7 @@ def _table(
     seeds: Sequence[int],
     width: int,
     batch_size: int,
+    runs: Path | None = None,
 ) -> GlandTable:
     recipes = gland_recipes(width, batch_size=batch_size)
     against = None if name == "gland" else OURS
@@ -258,7 +262,7 @@ def _table(
     ]
     entries = [_entry(data, f"{row} > segmenter") for row in ROWS[name]]
     return GlandTable(
-        name, data, out, recipes, entries, columns, epochs=epochs, seeds=seeds, settings={"width": width},
+        name, data, out, recipes, entries, columns, epochs=epochs, seeds=seeds, settings={"width": width}, runs=runs,
         title=_title(data, width, f"Table {number}"), published=number,
     )  # fmt: skip
 

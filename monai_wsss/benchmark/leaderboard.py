@@ -6,17 +6,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from monai_wsss.benchmark.formatting import values_of
 from monai_wsss.benchmark.method_recipes import Pair
-from monai_wsss.benchmark.rows import Row
+from monai_wsss.benchmark.recipes import FULL_SUPERVISION
+from monai_wsss.benchmark.rows import Row, read_kept_rows
 from monai_wsss.metrics.bootstrap import bootstrap_interval, bootstrap_weights, subject_mean_estimate
 from monai_wsss.metrics.comparison import LEAST_PAIRS, paired_test
 
-__all__ = ["HEADS", "Outcome", "Standing", "cells_of", "footnotes", "format_leaderboard", "reasons_of", "standings"]
+__all__ = [
+    "HEADS", "Outcome", "Standing", "cells_of", "footnotes", "format_leaderboard", "kept_outcomes", "reasons_of",
+    "standings",
+]  # fmt: skip
 
 _SAMPLES = 1000
 _NOTHING = "–"
@@ -61,6 +66,19 @@ class Outcome:
             "reason": self.reason,
             "row": None if self.row is None else self.row.to_json(),
         }
+
+
+def kept_outcomes(folder: Path) -> list[Outcome]:
+    """Read the outcomes of all runs whose JSON lies in a folder, by the names of their folders, then by seed.
+
+    Args:
+        folder: ``<runs>/methods_<data>/<split>``.
+    """
+    outcomes = []
+    for row in read_kept_rows(folder):
+        shown, _, encoder = row.name.rpartition(", ")
+        outcomes.append(Outcome(Pair("full" if shown == FULL_SUPERVISION else shown, encoder), row.seed, row))
+    return outcomes
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@
 
 | below the folder             | what it is                                                                        |
 |------------------------------|-----------------------------------------------------------------------------------|
-| ``runs/methods/<split>/…``   | one JSON per run: settings, their SHA-256, versions, data, metrics, time, memory   |
+| ``runs/methods_<data>/…``    | one JSON per run: settings, their SHA-256, versions, data, metrics, time, memory   |
 | ``failures/…``               | one JSON per run that failed, with its reason; the next call tries it again         |
 | ``steps.json``               | the steps that the budget has become                                              |
 | ``weights/<digest>/…``       | weights and checkpoints, by the settings that decide them                         |
@@ -22,28 +22,29 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from hashlib import sha256
 from itertools import product
 from pathlib import Path
 from traceback import format_exception
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from monai.utils import set_determinism
 
-from monai_wsss._checks import DataError, check_choice, check_device
+from monai_wsss._checks import DataError
 from monai_wsss._files import atomic_path, make_directory, write_json
 from monai_wsss._spread import over_ray
 from monai_wsss.benchmark.comparison_page import ComparedRow, write_comparison
 from monai_wsss.benchmark.kept_cases import read_kept_cases
+from monai_wsss.benchmark.ladders import kept_ladders
 from monai_wsss.benchmark.leaderboard import Outcome, format_leaderboard
 from monai_wsss.benchmark.method_budget import BudgetRecord, TrainingBudget
-from monai_wsss.benchmark.method_data import facts_of, method_data
+from monai_wsss.benchmark.method_data import facts_of
 from monai_wsss.benchmark.method_measures import measure_method, rule_words
-from monai_wsss.benchmark.method_recipes import ENCODERS, METHODS, Pair, method_recipes, pairs_of, why_not
+from monai_wsss.benchmark.method_recipes import ENCODERS, Pair, method_recipes, why_not
 from monai_wsss.benchmark.prepared import PreparedData
 from monai_wsss.benchmark.recipes import Recipe
 from monai_wsss.benchmark.rows import folder_name
@@ -55,10 +56,9 @@ from monai_wsss.benchmark.training import seconds_per_step
 from monai_wsss.data import load_datalist
 from monai_wsss.engines import local_device
 
-__all__ = ["MethodBenchmark", "make_method_benchmark"]
+__all__ = ["MethodBenchmark"]
 
 logger = logging.getLogger(__name__)
-_TABLE = "methods"
 
 _Group = list[tuple[Pair, int]]  # runs that share a training
 
@@ -77,8 +77,7 @@ class MethodBenchmark:
         processes: so many trainings at once, each with one thread; 1: one after the other, with the threads of torch.
         device: trains, such as "cuda:0"; None takes a GPU where there is one.  What is measured is computed on the CPU.
         ray: see :func:`~monai_wsss.inferers.over_ray`; None: the workers around :meth:`run`, if any.
-        name: of the files of the leaderboard.
-        figures: none.
+        runs: folder of the JSON of runs, such as one of earlier sessions; None: ``runs`` below ``out``.
     """
 
     data: PreparedData
@@ -90,8 +89,10 @@ class MethodBenchmark:
     processes: int = 1
     device: str | None = None
     ray: str | None = None
-    name: str = "leaderboard"
-    figures: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    runs: Path | None = None
+    name: ClassVar[str] = "leaderboard"
+    """Of the files of the leaderboard."""
+    figures: ClassVar[Mapping[str, Any]] = {}
     _counted: dict[Pair, int] = field(default_factory=dict, init=False, repr=False)
 
     def run(self) -> list[Outcome]:
@@ -131,7 +132,9 @@ class MethodBenchmark:
         with atomic_path(self.out / f"{self.name}.md") as temporary:
             temporary.write_text(format_leaderboard(outcomes, metric, self._title) + "\n", encoding="utf-8")
         page = self.out / "comparison.html"
-        logger.info("%s", write_comparison(page, self._title, outcomes, metric, self._compared(outcomes), self.data))
+        ladders = kept_ladders(self._runs, self.data.header["name"], self.data.split, self.data.content_sha256)
+        compared = self._compared(outcomes)
+        logger.info("%s", write_comparison(page, self._title, outcomes, metric, compared, self.data, ladders))
         return outcomes
 
     @cached_property
@@ -164,7 +167,7 @@ class MethodBenchmark:
             own = [outcome for outcome in outcomes if outcome.pair == pair and outcome.row is not None]
             if not own:
                 continue
-            runs = [self.out / "runs" / _TABLE / self._place(pair, one.seed or 0) for one in own]
+            runs = [self._runs / self._table / self._place(pair, one.seed or 0) for one in own]
             records = [json.loads(run.with_suffix(".json").read_text(encoding="utf-8")) for run in runs]
             assert own[0].row is not None
             cases = read_kept_cases(self._cases_file(pair, own[0].seed or 0), own[0].row.metrics)
@@ -181,6 +184,14 @@ class MethodBenchmark:
             f"{','.join(map(str, seeds))} --budget {self.steps(pair)}-steps --split {self.data.split}"
             + ("" if side is None else f" --side {side}")
         )
+
+    @property
+    def _runs(self) -> Path:
+        return self.runs or self.out / "runs"
+
+    @property
+    def _table(self) -> str:
+        return f"methods_{self.data.header['name']}"
 
     def _place(self, pair: Pair, seed: int) -> Path:
         return Path(self.data.split) / folder_name(pair.name) / f"seed{seed}"
@@ -265,10 +276,10 @@ class MethodBenchmark:
         entry = Entry(pair.name, measure, list(recipes)[-1], words=words)
         parts = self._parts(recipes)
         weights = self.out / "weights" / self._digest(recipes, parts)[:12]
-        runs = self.out / "runs"
-        settings = {"parts": parts}
-        own: dict[str, Any] = {"seeds": [seed], "runs": runs, "settings": settings, "device": self._trains_on}
-        return RunTable(_TABLE, self.data, weights, recipes, [entry], [], epochs=1, **own)
+        own: dict[str, Any] = {"seeds": [seed], "runs": self._runs, "device": self._trains_on}
+        return RunTable(
+            self._table, self.data, weights, recipes, [entry], [], epochs=1, settings={"parts": parts}, **own
+        )
 
     @property
     def _trains_on(self) -> str:
@@ -323,65 +334,6 @@ class MethodBenchmark:
         method = recipe.build(len(self.data.modalities), len(self.data.header["classes"]))
         loader = self.data.loader(self.data.items(recipe, 0, masks=method.uses_masks), recipe, 0)
         return seconds_per_step(method, recipe, loader, self._trains_on)
-
-
-def make_method_benchmark(
-    datalist: Path,
-    out: Path,
-    *,
-    methods: Sequence[str] = ("cam", "full"),
-    encoders: Sequence[str] = ("small",),
-    seeds: Sequence[int] = (0, 1, 2),
-    budget: str = "300-steps",
-    split: str = "validation",
-    side: int | None = None,
-    processes: int = 1,
-    device: str | None = None,
-    ray: str | None = None,
-) -> MethodBenchmark:
-    """Compare methods on one prepared dataset: the same images, encoders and length of training for all.
-
-    Args:
-        datalist: path of a prepared ``datalist.json``.
-        out: folder for weights, runs and the leaderboard; a killed call goes on there.
-        methods: of :data:`~monai_wsss.benchmark.method_recipes.METHODS`.
-        encoders: of :data:`~monai_wsss.benchmark.method_recipes.ENCODERS`.
-        seeds: seeds of each.
-        budget: of each training: a time (``"20m"``), ``"8-epochs"`` or ``"300-steps"``.
-        split: where to measure.
-        side: side of slices, and of patches, as the networks see them, in pixels; None for the usual.
-        processes: so many trainings at once, each with one thread.  A time is turned into steps before they begin, so
-            trainings that hinder one another take longer, and no method gets fewer steps.  Scripts need
-            ``if __name__ == "__main__":`` for more than one, as all programs do that start processes.  Where
-            ``torchrun`` has started several processes, they share the trainings.
-        device: trains, such as "cuda:0" or "cpu"; None takes a GPU where there is one, and each process of ``torchrun``
-            its own.
-        ray: "local", "auto" or an address: trainings are shared by the processes of a cluster, see
-            :func:`~monai_wsss.inferers.over_ray`.
-
-    Raises:
-        ValueError: an unknown method, encoder or form of the budget, a name that is given twice, no process, or two
-            ways to share.
-        DataError: the output folder holds data, or the device is not there.
-    """
-    for method in methods:
-        check_choice("methods", method, METHODS)
-    for encoder in encoders:
-        check_choice("encoders", encoder, ENCODERS)
-    for name, given in {"methods": methods, "encoders": encoders, "seeds": seeds}.items():
-        if len(set(given)) < len(given) or not given:
-            raise ValueError(f"Expected `{name}` to hold each name once, and one at least, got {list(given)}.")
-    if processes < 1:
-        raise ValueError(f"Expected `processes` of at least 1, got {processes}.")
-    if ray is not None and processes > 1:
-        raise ValueError(f"Expected `processes` or `ray`, got both ({processes}, {ray!r}): leave one out.")
-    if ray is None:  # else it is there on other machines
-        check_device(device)
-    if (out / "datalist.json").exists():
-        raise DataError(f"The output folder {out} holds data: choose another --out.")
-    length = TrainingBudget.read(budget)
-    kind, data = method_data(datalist, split, side)
-    return MethodBenchmark(data, kind, out, pairs_of(methods, encoders), length, tuple(seeds), processes, device, ray)
 
 
 def _reason(error: Exception) -> str:

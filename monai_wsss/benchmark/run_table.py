@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import platform
+from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
 from importlib.metadata import version
@@ -22,8 +23,15 @@ __all__ = ["RunTable"]
 _LIBRARIES = ("torch", "monai", "numpy")
 
 
+@dataclass(frozen=True)
 class RunTable(BenchmarkTable):
-    """The table of one run, whose JSON tells the versions of everything."""
+    """The table of one run, whose JSON tells the versions of everything.
+
+    Attributes:
+        device: trains, such as "cuda:0".
+    """
+
+    device: str = "cpu"
 
     @property
     def told(self) -> dict[str, Any]:

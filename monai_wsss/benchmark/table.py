@@ -99,7 +99,6 @@ class BenchmarkTable:
         runs: folder of rows that are kept with the code, or None.
         rows: which rows to make, by the names of their folders, e.g. ``"cam_from_scratch"``; none: all.  Others are
             taken where they are finished.
-        device: trains; what is measured is computed on the CPU.
 
     Raises:
         DataError: :meth:`run` finds data of another kind, or weights of other settings in ``out``.
@@ -118,7 +117,8 @@ class BenchmarkTable:
     settings: Mapping[str, Any] = field(default_factory=dict)
     runs: Path | None = None
     rows: Sequence[str] = ()
-    device: str = "cpu"
+    device = "cpu"
+    """Trains; what is measured is computed on the CPU."""
 
     def run(self) -> list[Row]:
         """Train and measure what is missing; write ``<name>.json``, ``<name>.md`` and the figures.
@@ -289,7 +289,9 @@ class BenchmarkTable:
         }
         digest = sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()
         source = {"settings_sha256": digest, "data_sha256": self.data.content_sha256}
-        folder = self.runs / self.name / self.data.split / folder_name(name)
+        data = self.data.header["name"]
+        table = self.name if data in self.name else f"{self.name}_{data}"  # rows of several data lie side by side
+        folder = self.runs / table / self.data.split / folder_name(name)
         file = folder / f"seed{'_'.join(map(str, seeds))}.json"
         return file, {"source": source, "settings": words, **self.told}
 

@@ -21,6 +21,7 @@ from monai_wsss.bundle_scan.config_scan import scan_expressions
 from monai_wsss.engines import check_overrides, with_weights
 from monai_wsss.inferers import VolumeInferer
 from monai_wsss.refinement import ToMaskd
+from monai_wsss.reports.provenance import other_than_trained
 from monai_wsss.transforms import LoadImageOrderedd, SaveImageMaskd
 
 __all__ = ["SHOWN", "BundleRunner", "inference_parser", "own_error"]
@@ -100,7 +101,7 @@ class BundleRunner:
         self.preprocessing = parser.get_parsed_content("preprocessing")
         self.postprocessing = parser.get_parsed_content("postprocessing")
         self.inferer = parser.get_parsed_content("inferer")
-        self._weak = _weak_sequences(self.network)
+        self._weak = [*_weak_sequences(self.network), *other_than_trained(self.network, weights)]
         steps = self.preprocessing.transforms
         self._loaded = 1 + max((n for n, step in enumerate(steps) if isinstance(step, _LOADING)), default=-1)
         for transform in self.postprocessing.transforms:

@@ -51,6 +51,7 @@ _REFINED_TABLES = ("encoder", "levers")
 _ENCODER_TABLES = ("encoder", "levers", "decisions", "choice")
 _KEPT_TABLES = ("coingan", "coingan-figures", "cosa", "cosa-figures")
 _FIXED_TABLES = (*_KEPT_TABLES, *_ENCODER_TABLES)
+_ABLATIONS = ("cam", "cmer", "cmer-unet", "bmp", "gland")
 _CMER_PAPER = tuple(name for name in _TABLES if name.startswith("cmer-") and name != "cmer-unet")
 
 COMMANDS = (
@@ -208,10 +209,10 @@ COMMANDS = (
             ),
             Argument(
                 "--runs",
-                "encoder, CoSA and CoinGAN tables: rows of earlier runs, kept and added to",
+                "rows of earlier runs, kept and added to; --methods shows the ablations of the papers that lie there",
                 kind=Path,
                 metavar="DIR",
-                only=_FIXED_TABLES,
+                only=(*_FIXED_TABLES, *_ABLATIONS, _OTHER_FORM),
             ),
         ),
     ),

@@ -62,6 +62,9 @@ VOC_CLASSES = (
 )
 """The 20 classes of VOC, in the order of their values in the masks."""
 
+VOC_CONTEXT = {"bird": "tree branches", "boat": "the sea", "train": "railways"}
+"""Class of VOC -> what always accompanies it without a label: the examples of CoSA (Yang et al., ECCV 2024), Fig. 4."""
+
 _LISTS = {"training": ("train_aug", "trainaug", "train"), "validation": ("val",), "test": ()}
 """Lists that are searched where none is named; the first one found is taken."""
 
@@ -211,7 +214,8 @@ def prepare_voc(
 ) -> Path:
     """Turn a folder laid out as VOC 2012 into a prepared folder; every image is a subject of its own.
 
-    Images keep their sizes, so training has to crop or resize them.  A mask is the one that the line names, else that
+    Images keep their sizes, so training has to crop or resize them.  With the classes of VOC, the datalist names those
+    that have an unlabeled context, for their C-mIoU.  A mask is the one that the line names, else that
     of ``SegmentationClass``, else that of ``SegmentationClassAug``.  Its palette indices are read, not its colors, and
     no metric counts 255 (contours).
 
@@ -265,4 +269,5 @@ def prepare_voc(
     if simulated:
         labels = f"simulated: labels of {simulated} of {len(photographs)} images from masks (present with any pixel)"
     _logger.info("The labels are %s.", labels)
-    return write_photographs(target, photographs, names, labels=labels, simulated=simulated > 0)
+    entries = {"context": VOC_CONTEXT} if tuple(names) == VOC_CLASSES else {}
+    return write_photographs(target, photographs, names, labels=labels, simulated=simulated > 0, entries=entries)

@@ -13,7 +13,8 @@
 Each branch is measured by every ``label_filter`` and, all but `Y`, on request after a CRF.  The CRF reads the image as
 it was before its normalization where a batch has that (``intensity``), and the softmax of logits.  Logits are those of
 the method's label passes: means over scales and mirror images in BMP, sums in CoSA, as in its released code.  The
-number is the mean IoU over the K classes and the background, of pixels pooled over the images, as in the papers.
+number is the mean IoU over the K classes and the background, of pixels pooled over the images, as in the papers; where
+the datalist names classes with an unlabeled context, that over these classes (C-mIoU, CoSA, Tab. 4b) stands beside it.
 
 | ``label_filter`` | classes that a mask may hold                                                        |
 |------------------|-------------------------------------------------------------------------------------|
@@ -43,7 +44,7 @@ from monai_wsss.data import load_header
 from monai_wsss.engines.branch_cases import BranchCase, batches_of, cases_of
 from monai_wsss.engines.branch_masks import decided_masks, threshold_of
 from monai_wsss.engines.checkpoint import latest_checkpoint, read_checkpoint, with_weights
-from monai_wsss.metrics import PixelCounts, count_pixels, iou_score, miou_pooled
+from monai_wsss.metrics import PixelCounts, class_miou_pooled, count_pixels, iou_score, miou_pooled
 from monai_wsss.metrics.segmentation import where_referenced
 from monai_wsss.networks.reading_record import check_order
 from monai_wsss.refinement import ClassMapRefinement, DenseCRF, LabeledImages, MaskRule
@@ -76,9 +77,10 @@ class BranchEvaluation:
         device: of the networks.
         label_maker: a function that gives what makes the labels `Y` when it is asked, with a method ``mask`` as those
             of :mod:`~monai_wsss.refinement.class_labels`; None: there is no branch `Y`.
+        context: the classes that something unlabeled always accompanies, for their C-mIoU.
 
     Raises:
-        ValueError: no network or filter, an unknown filter, or another ``crf``.
+        ValueError: no network or filter, an unknown filter, another ``crf``, or a ``context`` of other classes.
 
     Example:
         >>> from monai_wsss.inferers import MinMax, MultiScaleSeeds
@@ -104,6 +106,7 @@ class BranchEvaluation:
         grid: Sequence[int] | None = None,
         device: torch.device | str = "cpu",
         label_maker: Callable[[], Any] | None = None,
+        context: Sequence[str] = (),
     ) -> None:
         if not networks or not label_filters:
             raise ValueError(
@@ -111,6 +114,8 @@ class BranchEvaluation:
             )
         for label_filter in label_filters:
             check_choice("label_filters", label_filter, _FILTERS)
+        for name in context:
+            check_choice("context", name, tuple(classes))
         self.networks = dict(networks)
         self.seeds = seeds
         self.thresholds = tuple(thresholds)
@@ -124,6 +129,7 @@ class BranchEvaluation:
         self.grid = grid
         self.device = device
         self.label_maker = label_maker
+        self.context = tuple(context)
         self._measure_level: Callable[..., None] | None = None
 
     @classmethod
@@ -173,7 +179,7 @@ class BranchEvaluation:
             check_order(core.network, header, path or str(weights))
         if getattr(core, "online", None) is core.network:
             networks = {"network": core.network}
-        words = {"background": header.get("background", True), **words}
+        words = {"background": header.get("background", True), "context": header.get("context", ())} | words
         if not hasattr(core, "online"):
             words["label_maker"] = lambda: core.label_maker
         evaluation = cls(networks, core.seeds, [threshold_of(maker) for maker in makers], header["classes"], **words)
@@ -209,8 +215,9 @@ class BranchEvaluation:
 
         Returns:
             One row per network, branch, filter and CRF: ``split``, ``network``, ``branch``, ``label_filter``, ``crf``,
-            ``threshold`` (None for `S`), ``images``, ``left_out``, ``images_per_second``, ``miou`` and ``iou`` (a
-            dict over ``background`` and the classes; None where no reference holds the class).
+            ``threshold`` (None for `S`), ``images``, ``left_out``, ``images_per_second``, ``miou``, ``context_miou``
+            where there is a ``context``, and ``iou`` (a dict over ``background`` and the classes); None where no
+            reference holds the class.
 
         Raises:
             DataError: no image can be measured.
@@ -339,17 +346,14 @@ class BranchEvaluation:
         values = [float(threshold()) for threshold in self.thresholds]
         return dict(zip(("M", "M_aux"), values, strict=False)) | {"M+M_aux": float(np.mean(values))}
 
-    def _row(
-        self,
-        key: Key,
-        counts: Sequence[PixelCounts],
-        seconds: Mapping[Any, float],
-        common: Row,
-    ) -> Row:
+    def _row(self, key: Key, counts: Sequence[PixelCounts], seconds: Mapping[Any, float], common: Row) -> Row:
         network, branch, label_filter, with_crf = key
         total = PixelCounts.sum_of(counts)
         ious = where_referenced(iou_score(total), total).tolist()
-        miou = float(miou_pooled(total, background=self.background))
+        means = {"miou": miou_pooled(total, background=self.background)}
+        if self.context:
+            labels = [self.classes.index(name) + 1 for name in self.context]
+            means["context_miou"] = class_miou_pooled(total, labels)
         return {
             **common,
             "network": network,
@@ -358,7 +362,7 @@ class BranchEvaluation:
             "crf": with_crf,
             "threshold": self.cuts.get(branch),
             "images_per_second": common["images"] / max(seconds[network] + seconds[key], 1e-9),
-            "miou": None if np.isnan(miou) else miou,
+            **{name: None if np.isnan(mean) else float(mean) for name, mean in means.items()},
             "iou": {
                 name: None if np.isnan(iou) else iou
                 for name, iou in zip(("background", *self.classes), ious, strict=True)

@@ -25,7 +25,8 @@ def run_settings(trainer: WSSSTrainer) -> dict[str, Any]:
     """Give what a resumed run must have in common with its beginning, besides its length, as plain values.
 
     That is the seed of the data's random draws, the learning rates with which the optimizers begin, and the settings of
-    the method.  Call it before a checkpoint is loaded and before the first step.
+    the method, but not where their values are from, which another version may word otherwise.  Call it before a
+    checkpoint is loaded and before the first step.
     """
     parts = (getattr(trainer.data_loader, name, None) for name in ("dataset", "sampler"))
     rates = {
@@ -34,6 +35,7 @@ def run_settings(trainer: WSSSTrainer) -> dict[str, Any]:
     }
     method = {"method": type(trainer.core).__name__, **getattr(trainer.core, "settings", {})}
     settings = {"seed": [getattr(part, "seed", None) for part in parts], "learning_rate": rates, **method}
+    settings.pop("sources", None)
     plain: dict[str, Any] = json.loads(json.dumps(settings, default=str))
     return plain
 

@@ -127,6 +127,11 @@ class WSSSTrainer(SupervisedTrainer):
         if max_iterations is not None:
             max_epochs = epochs_of(max_iterations, train_data_loader)
         core: Any = getattr(method, "module", method)
+        if accumulation_steps > 1 and any(core.steps_of(player) > 1 for player in core.players):
+            raise ValueError(
+                "Expected `accumulation_steps` 1 where a player has several steps on a batch, got "
+                f"{accumulation_steps}: its gradients would be accumulated over its own steps."
+            )
         by_player = _by_player("optimizers", optimizers, core.players)
         # CoinGAN's first player is several parts, of which its network is one.
         network, optimizer = getattr(core, core.players[0], core.network), by_player[core.players[0]]
@@ -255,18 +260,12 @@ class WSSSTrainer(SupervisedTrainer):
         self._stepped.clear()
         output: dict[str, float] = {"loss": 0.0}
         for player, optimizer in self.optimizers.items():
-            with torch.autocast(self.state.device.type, enabled=self.amp, **self.amp_kwargs):
-                losses = self.method(batch, self.progress, player)
-            self.fire_event(IterationEvents.FORWARD_COMPLETED)
-            prefix = f"{player}/" if len(self.optimizers) > 1 else ""
-            total = torch.stack([plain_tensor(loss).float() for loss in losses.values()]).sum()
-            logged = losses | self.core.monitors(player)
-            read = torch.stack([plain_tensor(value).detach().float() for value in (*logged.values(), total)])
-            *values, of_player = self._finite(list(losses), own_and_mean(read), batch)
-            output |= {prefix + name: value for name, value in zip(logged, values, strict=True)}
+            for left in reversed(range(self.core.steps_of(player))):
+                logged, of_player = self._play(player, optimizer, batch)
+                if left and self.scaler is not None:
+                    self.scaler.update()  # a scaler lets an optimizer step once
+            output |= logged  # of several steps the last
             output["loss"] += of_player
-            self.fire_event(IterationEvents.LOSS_COMPLETED)
-            self._step(player, optimizer, total)
         # Updated once for all players: another scale would not fit the gradients that later players have accumulated.
         if self.scaler is not None and self._accumulated:
             self.scaler.update()
@@ -276,6 +275,20 @@ class WSSSTrainer(SupervisedTrainer):
         self.state.output = output
         self.fire_event(IterationEvents.MODEL_COMPLETED)
         return output
+
+    def _play(self, player: str, optimizer: Optimizer, batch: dict[str, Any]) -> tuple[dict[str, float], float]:
+        """Let a player compute its losses on a batch and step; give what is logged of it, and the sum of its losses."""
+        with torch.autocast(self.state.device.type, enabled=self.amp, **self.amp_kwargs):
+            losses = self.method(batch, self.progress, player)
+        self.fire_event(IterationEvents.FORWARD_COMPLETED)
+        prefix = f"{player}/" if len(self.optimizers) > 1 else ""
+        total = torch.stack([plain_tensor(loss).float() for loss in losses.values()]).sum()
+        logged = losses | self.core.monitors(player)
+        read = torch.stack([plain_tensor(value).detach().float() for value in (*logged.values(), total)])
+        *values, of_player = self._finite(list(losses), own_and_mean(read), batch)
+        self.fire_event(IterationEvents.LOSS_COMPLETED)
+        self._step(player, optimizer, total)
+        return {prefix + name: value for name, value in zip(logged, values, strict=True)}, of_player
 
     @property
     def _position(self) -> int:

@@ -5,7 +5,7 @@
 
 from monai_wsss._doors import open_doors
 from monai_wsss._spread import over_ray
-from monai_wsss.inferers.conversion import AddConversiond
+from monai_wsss.inferers.conversion import AddConversiond, ConversionInferer
 from monai_wsss.inferers.gradient_cam import GradientCAMInferer
 from monai_wsss.inferers.multi_scale import multi_scale_branches
 from monai_wsss.inferers.multi_view import multi_view_maps
@@ -21,6 +21,7 @@ from monai_wsss.inferers.whole_slide import SlideResult, segment_slide
 __all__ = [
     "AboveHealthyLevel",
     "AddConversiond",
+    "ConversionInferer",
     "GradientCAMInferer",
     "MinMax",
     "MultiScaleSeeds",

@@ -124,6 +124,10 @@ class WSSSMethod(nn.Module):
 
         return grouped_parameters(network, options)
 
+    def steps_of(self, player: str) -> int:
+        """Tell how many steps a player makes on a batch before it is the next one's turn; one by default."""
+        return 1
+
     def monitors(self, player: str) -> dict[str, torch.Tensor]:
         """Give scalars to log beside the :meth:`losses` that this player has just had; none by default.
 

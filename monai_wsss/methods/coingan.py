@@ -28,7 +28,7 @@ import torch
 from torch import nn
 
 from monai_wsss._checks import check_choice, float32_or_wider
-from monai_wsss._processes import gather_objects, is_distributed
+from monai_wsss._processes import broadcast_buffers, gather_objects, is_distributed
 from monai_wsss.engines import ImagePool, Progress, Term, takes_arguments_of
 from monai_wsss.methods.base import WSSSMethod, describe
 from monai_wsss.methods.coingan_network import NETWORK_WORDS, coingan_network, reverse_of
@@ -54,10 +54,11 @@ class CoinGAN(WSSSMethod):
         back: G', D' and the term of the cycle; None: there is one generator.
         pool: earlier converted images for D.
         judge_diseased: D learns to tell diseased images from healthy ones, too.
+        d_steps: steps of D for each step of G, on the same converted images; of those from the pool each has others.
         presence_quantile: share of the healthy training images whose pooled map does not exceed the presence level.
 
     Raises:
-        ValueError: a quantile outside [0, 1].
+        ValueError: a quantile outside [0, 1], no step of D, or a network that stores no mean of healthy images.
 
     Example:
         >>> batch = {"image": torch.rand(4, 1, 16, 16), "label": torch.tensor([[0.0], [1.0], [0.0], [1.0]])}
@@ -80,14 +81,22 @@ class CoinGAN(WSSSMethod):
         back: WayBack | None = None,
         pool: ImagePool | None = None,
         judge_diseased: bool = False,
+        d_steps: int = 1,
         presence_quantile: float = 0.95,
     ) -> None:
         super().__init__(network)
+        if getattr(getattr(network, "buffer", None), "inference", None) == "batch":
+            raise ValueError(
+                "Expected a network that stores the mean of healthy images, without which it converts no image after "
+                "the training, got `inference` 'batch': choose 'calibrated' or 'last_batch'."
+            )
+        if d_steps < 1:
+            raise ValueError(f"Expected `d_steps` of at least 1, got {d_steps}.")
         if not 0 <= presence_quantile <= 1:
             raise ValueError(f"Expected `presence_quantile` in [0, 1], got {presence_quantile}.")
         self.discriminator, self.back, self.pool = discriminator, back, pool or ImagePool(0)
         self.adversarial, self.identity = adversarial, identity
-        self.judge_diseased = judge_diseased
+        self.judge_diseased, self.d_steps = judge_diseased, d_steps
         self.presence_quantile = presence_quantile
         self._made: Made | None = None
         self.watch = CollapseWatch()
@@ -177,10 +186,15 @@ class CoinGAN(WSSSMethod):
             parts.append(self.back.discriminator if player == "discriminator" else self.back.generator)
         return nn.ModuleList(parts)
 
+    def steps_of(self, player: str) -> int:
+        """Tell how many steps a player makes on a batch."""
+        return self.d_steps if player == "discriminator" else 1
+
     def losses(self, batch: dict[str, Any], progress: Progress, player: str) -> dict[str, torch.Tensor]:
         """Give ``adversarial``, and for the generator ``identity`` and ``cycle`` where they are on; weighted.
 
-        The generator's call makes the converted images, and the discriminator's call on the same batch takes them over.
+        The generator's call makes the converted images, and the discriminator's calls on the same batch, as many as it
+        has steps, take them over.
         """
         images = LabeledImages.from_batch(batch)
         ill, well = (np.flatnonzero(kind).tolist() for kind in (images.held.any(1), ~images.held.any(1)))
@@ -230,7 +244,7 @@ class CoinGAN(WSSSMethod):
             )
         self._made = None
         if both:
-            self._made = Made(key, converted.detach(), None if back is None else made_ill.detach())
+            self._made = Made(key, converted.detach(), None if back is None else made_ill.detach(), self.d_steps)
             self.watch.measure(progress.epoch, self.network, (diseased, converted), (healthy, same), reference)
         return losses
 
@@ -244,7 +258,10 @@ class CoinGAN(WSSSMethod):
         if made is None or made.key is not key:
             with torch.no_grad():
                 converted = self.network.translate(diseased, self.network.reference_of(healthy))
-                made = Made(key, converted, None if self.back is None else self.back.generator.translate(healthy))
+                made_ill = None if self.back is None else self.back.generator.translate(healthy)
+            made = Made(key, converted, made_ill, self.d_steps)
+        if made.steps > 1:
+            self._made = made._replace(steps=made.steps - 1)
         told = float32_or_wider(self.pool(made.converted))
         told = torch.cat((told, diseased)) if self.judge_diseased else told
         loss = self.adversarial.loss
@@ -270,6 +287,7 @@ class CoinGAN(WSSSMethod):
         their pooled maps.
         """
         network = self.network
+        broadcast_buffers(network.buffers())  # statistics of batch norms, where they were chosen
         network.calibrate_reference(batch["image"].to(device) for batch in healthy_part(train_data_loader))
         pooled: list[torch.Tensor] = []
 

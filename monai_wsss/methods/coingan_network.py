@@ -13,6 +13,9 @@
 | ``blank_reference``                        | whether the mean of healthy images is, until it is calibrated,  |
 |                                            | that of a gray image of ``image_size``: programs that try a     |
 |                                            | network without its weights get an answer                       |
+| ``norm``                                   | ``instance``, ``batch`` or ``none``, behind all convolutions    |
+|                                            | but the contrastive one and the head; statistics of a batch     |
+|                                            | are those of one process                                        |
 | ``reduction`` .. ``min_contrast``          | ``heat`` of :class:`~monai_wsss.networks.CycleGenerator`        |
 | all others                                 | :class:`~monai_wsss.networks.CycleGenerator`                    |
 
@@ -24,6 +27,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 
 from monai_wsss._checks import as_flag, check_choice
 from monai_wsss.methods.coingan_settings import COINGAN_NETWORKS
@@ -42,7 +46,12 @@ ATTENTION = (
 REFERENCE = ("inference", "resize", "detach", "over_processes", "image_size")
 HEAT = ("reduction", "sign", "smooth", "pooling", "topk_share", "min_contrast")
 SWITCHES = ("use_cconv", "use_ca", "use_sa")
-NETWORK_WORDS = ("blank_reference", *SWITCHES, *CONTRASTIVE, *ATTENTION, *REFERENCE, *HEAT)
+NORMS: dict[str, tuple[type[nn.Module], ...]] = {
+    "instance": (nn.InstanceNorm2d, nn.InstanceNorm3d),
+    "batch": (nn.BatchNorm2d, nn.BatchNorm3d),
+    "none": (nn.Identity,),
+}
+NETWORK_WORDS = ("blank_reference", "norm", *SWITCHES, *CONTRASTIVE, *ATTENTION, *REFERENCE, *HEAT)
 """Words that are not those of ``CycleGenerator`` itself."""
 
 
@@ -57,7 +66,8 @@ def coingan_network(preset: str, spatial_dims: int, in_channels: int, **changes:
     # Zones of two sides cannot share weights; only who asks for both is told so.
     if "share_weights" not in changes and words["kernel_size"] != words["epz_kernel_size"]:
         words["share_weights"] = False
-    told = dict(words)
+    told, norm = dict(words), words.pop("norm")
+    check_choice("norm", norm, tuple(NORMS))
     blank = as_flag("blank_reference", words.pop("blank_reference", False))
     if blank and words.get("image_size") is None:
         raise ValueError("Expected `image_size` with `blank_reference`, got None.")
@@ -76,10 +86,39 @@ def coingan_network(preset: str, spatial_dims: int, in_channels: int, **changes:
         heat=heat,
         **words,
     )
-    network.settings = {"preset": preset, **told}  # type: ignore[assignment]
+    _use_norm(network, norm)
+    network.settings = {"preset": preset, **_of_parts(network), **told}  # type: ignore[assignment]
     if blank:
         network.calibrate_reference([torch.zeros(1, in_channels, *reference["image_size"])])
     return network
+
+
+def _of_parts(network: CycleGenerator) -> dict[str, Any]:
+    """Give the words that no preset sets, as the parts of a network have them."""
+    words: dict[str, tuple[str, ...]] = {
+        "contrastive": ("match_kernel_sums", "temperature"),
+        "attention": ("affinity_scale", "reference_temperature"),
+        "buffer": ("resize",),
+    }
+    of_parts = [(getattr(network, part), names) for part, names in words.items()]
+    return {
+        name: getattr(part, name)
+        for part, names in [*of_parts, (network, ("reduction", "sign", "smooth", "pooling", "min_contrast"))]
+        if part is not None
+        for name in names
+    }
+
+
+def _use_norm(network: nn.Module, norm: str) -> None:
+    """Put other norms in the place of a generator's instance norms."""
+    if norm == "instance":
+        return
+    for module in list(network.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, NORMS["instance"]):
+                flat = isinstance(child, nn.InstanceNorm2d)
+                batch = nn.BatchNorm2d if flat else nn.BatchNorm3d
+                setattr(module, name, batch(child.num_features) if norm == "batch" else nn.Identity())
 
 
 def reverse_of(network: CycleGenerator, preset: str, spatial_dims: int, in_channels: int) -> CycleGenerator:
@@ -88,5 +127,6 @@ def reverse_of(network: CycleGenerator, preset: str, spatial_dims: int, in_chann
     size = {
         "width": stem.out_channels, "num_down": downs, "num_res_blocks": len(network.blocks),
         "embed_stride": network.stride // 2**downs, "output": network.output,
+        "norm": next(name for name, kinds in NORMS.items() if isinstance(network.stem[1], kinds)),
     }  # fmt: skip
     return coingan_network(preset, spatial_dims, in_channels, **size, **dict.fromkeys(SWITCHES, False))

@@ -30,11 +30,13 @@ class Made(NamedTuple):
         key: the images of the batch, by which it is known again.
         converted: of the diseased images.
         diseased: of the healthy images, where there is a way back.
+        steps: of the discriminators that are still to come.
     """
 
     key: torch.Tensor
     converted: torch.Tensor
     diseased: torch.Tensor | None
+    steps: int
 
 
 class WayBack(nn.Module):

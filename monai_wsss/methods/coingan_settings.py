@@ -63,6 +63,7 @@ COINGAN_WORDS = _table(
         "pool_size": ((0, "ours: the paper names none"), (50, "CycleGAN"), (50, "CycleGAN"), (0, "ours")),
         "pool_share": ((0.5, "CycleGAN"),),
         "judge_diseased": ((False, "Eq. 10"),),
+        "d_steps": ((1, "CycleGAN"),),
         "ndf": ((64, "CycleGAN"), (64, "CycleGAN"), (64, "CycleGAN"), (32, "ours: for small images")),
         "num_layers_d": ((3, "CycleGAN"), (3, "CycleGAN"), (3, "CycleGAN"), (2, "ours: below 70 pixels")),
         "presence_quantile": ((0.95, "ours"),),
@@ -78,6 +79,7 @@ COINGAN_NETWORKS = _table(
         "num_res_blocks": ((9, "Implementation Details"),),
         "embed_stride": ((1, "ours: zones of 5 pixels are those of borders at full resolution alone"),),
         "csa_position": (("stem", "Eq. 1: upstream of the deep network"),),
+        "norm": (("instance", "CycleGAN"),),
         "output": (("image", "CycleGAN"),),
         "use_cconv": ((True, "Table 6"),),
         "use_ca": ((True, "Table 6"),),
@@ -127,6 +129,7 @@ class CoinganSettings:
         pool_size: earlier converted images that a discriminator learns from, too; 0: none.
         pool_share: share of the images that are exchanged for earlier ones.
         judge_diseased: the discriminator learns to tell diseased images from healthy ones, too.
+        d_steps: steps of the discriminators for each one of the generators.
         ndf: channels of a discriminator's first layer.
         num_layers_d: its layers between the first and the last: with 3, a patch has 70 pixels, with 2, 34.
         presence_quantile: share of the healthy training images that are below the presence level.
@@ -145,6 +148,7 @@ class CoinganSettings:
     pool_size: int
     pool_share: float
     judge_diseased: bool
+    d_steps: int
     ndf: int
     num_layers_d: int
     presence_quantile: float
@@ -207,6 +211,7 @@ class CoinganSettings:
             "back": back,
             "pool": pool(2 * self.seed),
             "judge_diseased": self.judge_diseased,
+            "d_steps": self.d_steps,
             "presence_quantile": self.presence_quantile,
         }
 

@@ -152,7 +152,7 @@ class CoSA(TwoBranchMethod):
         if settings.detach_seeds is not None:
             network.detach_seeds = settings.detach_seeds
         method = cls(network, **settings.parts(network.num_classes))
-        method.settings |= {"preset": preset, **settings.record(preset, network.num_classes)}
+        method.settings |= {"preset": preset} | settings.record(preset, network.num_classes, method.settings)
         return method
 
     @classmethod

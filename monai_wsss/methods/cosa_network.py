@@ -58,7 +58,8 @@ def cosa_network(
         ValueError: an unknown preset, encoder or other choice; TypeError: an unknown word.
     """
     check_choice("preset", preset, tuple(COSA_NETWORKS))
-    words = {name: one.value for name, one in COSA_NETWORKS[preset].items()} | changes
+    given = COSA_NETWORKS[preset]
+    words = {name: one.value for name, one in given.items()} | changes
     if isinstance(encoder, str):
         words["encoder"], encoder = encoder, None
     told = dict(words)
@@ -70,7 +71,9 @@ def cosa_network(
     if not isinstance(encoder, (VisionTransformer, TwoFusedMaps)):
         encoder = TwoFusedMaps(encoder, **{word: own[word] for word in ("width", "stride") if word in own})
     network = TwoBranchNetwork.with_auxiliary(encoder, num_classes, **words)
-    network.settings = {"preset": preset, **told}  # type: ignore[assignment]
+    kept = {name: name in given and given[name].value == value for name, value in told.items()}
+    sources = {name: given[name].source if kept[name] else "set otherwise" for name in told}
+    network.settings = {"preset": preset, **told, "sources": sources}  # type: ignore[assignment]
     return network
 
 

@@ -16,6 +16,7 @@ averaging in proportion to short runs, on an encoder whose ImageNet weights are 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
@@ -373,8 +374,8 @@ class CosaSettings:
             threshold, scale=self.perplexity_scale, power=self.perplexity_power, epsilon=self.epsilon
         )
 
-    def record(self, preset: str, num_classes: int) -> dict[str, Any]:
-        """Give the words as values that JSON can hold, and under ``sources`` where each is from."""
+    def record(self, preset: str, num_classes: int, network: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Give the words as values that JSON can hold, and under ``sources`` where each is from, and the network's."""
         words = {field.name: getattr(self, field.name) for field in fields(self)}
         given = type(self).of_preset(preset)
         sources = {
@@ -387,7 +388,7 @@ class CosaSettings:
         assert isinstance(ramp, WeightRamp)
         words["warm_up"] = f"{ramp.shape} until {ramp.end:g}" if ramp.shape != "none" else "none"
         words["scales"] = list(self.scales)
-        return {**words, "sources": sources}
+        return {**words, "sources": (network or {}).get("sources", {}) | sources}
 
 
 def _warm_up(given: Any) -> WeightRamp:

@@ -183,7 +183,12 @@ class CycleGenerator(ActivationNetwork):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Give |I - G(I)|: ``(B, C, *S) -> (B, G, *S)``, with the stored reference."""
-        return difference_map(image, self.translate(image, None), self.reduction, self.sign, self.smooth)
+        return self.difference(image, self.translate(image, None))
+
+    @torch.jit.export
+    def difference(self, image: torch.Tensor, converted: torch.Tensor) -> torch.Tensor:
+        """Give the map of images whose converted images are there: two ``(B, C, *S)`` to ``(B, G, *S)``."""
+        return difference_map(image, converted, self.reduction, self.sign, self.smooth)
 
     def class_maps(self, image: torch.Tensor) -> torch.Tensor:
         """Give the same as a call: the maps have the input's resolution."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from monai.config import KeysCollection
+from monai.networks import eval_mode
 from monai.transforms import MapTransform
 from torch import nn
 
@@ -28,7 +29,8 @@ class ToMaskd(MapTransform):
     """Replace a network's output for a whole image (G*K, *S) by its mask (1, *S), uint8 0..K.
 
     For activations it also adds ``cam`` (K, *S), the score map in [0, 1] that was cut, and ``presence`` (K,), the
-    pooled raw logits that the presence gate compares with the presence level. The rule is that of the network which
+    pooled raw maps that the presence gate compares with the presence level: logits, but where maps are differences of
+    two images (``presence_kind`` is ``difference`` then). The rule is that of the network which
     made the prediction: an inferer with ``tell_rule=True`` writes it into the metadata of the maps. Maps that tell
     nothing are cut by the rule of ``network``, read each time, since training measures its healthy level anew before
     each validation.
@@ -121,6 +123,8 @@ class ToMaskd(MapTransform):
             item[key] = mask[0]
             if cam is not None and presence is not None:
                 item["cam"], item["presence"] = cam[0], presence[0]
+                if rule.min_contrast is not None:  # of maps that are never negative, and so are no logits
+                    item["presence_kind"] = "difference"
         if rule.output_kind == "segmentation":
             item["label_filter"] = gate
             if logits is not None:
@@ -153,7 +157,6 @@ class ToMaskd(MapTransform):
         axis = None if told is None else told.slicing_axis
         return self.refinement(rule, scores, self.refinement.image_of(item), label, axis)
 
-    @torch.no_grad()
     def _classified(self, item: Mapping[Hashable, Any], rule: MaskRule, told: ToldRule | None) -> torch.Tensor | None:
         """Give the logits (1, K) of a segmenter's own classifier where the label filter asks it, else None."""
         branches = getattr(self.network, "branches", None)
@@ -174,5 +177,7 @@ class ToMaskd(MapTransform):
                 f"classifier, got {image.ndim - 2}: take 'none' or 'given'."
             )
         image = image.to(next(self.network.parameters()).device)
-        logits: torch.Tensor = branches(image if self.grid is None else resize_linear(image, self.grid)).logits
+        # An evaluator decides masks after it has put the network back into training mode.
+        with eval_mode(self.network):
+            logits: torch.Tensor = branches(image if self.grid is None else resize_linear(image, self.grid)).logits
         return logits.float()

@@ -59,6 +59,10 @@ CHART_COLORS = {
         "rule": "#dde2e8",
         "accent": "#14619e",
         "second": "#b3520a",
+        "third": "#8900ff",
+        "fourth": "#b38a7a",
+        "fifth": "#00002c",
+        "sixth": "#481900",
         "band": "#b9d5ec",
     },
     "dark": {
@@ -68,18 +72,22 @@ CHART_COLORS = {
         "rule": "#313840",
         "accent": "#6cb4f0",
         "second": "#f2a35e",
+        "third": "#623fff",
+        "fourth": "#8a5280",
+        "fifth": "#c3c9b5",
+        "sixth": "#ac3e3e",
         "band": "#2b4d69",
     },
 }
 """Values of the style sheet's variables on a light and on a dark background."""
 
-# Curves differ in color and in dashes, so that they differ in gray too.
+# Curves differ in color, for readers with any kind of color blindness (25 or more, CIE76), and in dashes.
 CHART_STYLE = Markup("""\
 svg text { fill: var(--soft); font-size: 12px; font-family: inherit; }
 svg .grid { stroke: var(--rule); }
 svg .axis, svg .whisker { stroke: var(--soft); }
-svg .c0 { color: var(--accent); } svg .c1 { color: var(--second); } svg .c2 { color: #3a9a62; }
-svg .c3 { color: #a15bb5; } svg .c4 { color: #8a8f98; } svg .c5 { color: #c0504d; }
+svg .c0 { color: var(--accent); } svg .c1 { color: var(--second); } svg .c2 { color: var(--third); }
+svg .c3 { color: var(--fourth); } svg .c4 { color: var(--fifth); } svg .c5 { color: var(--sixth); }
 svg .curve { fill: none; stroke: currentColor; stroke-width: 2.25; stroke-linecap: round; stroke-linejoin: round; }
 svg .curve.c1 { stroke-dasharray: 6 4; } svg .curve.c2 { stroke-dasharray: 1 5; }
 svg .curve.c3 { stroke-dasharray: 10 4 1 4; } svg .curve.c5 { stroke-dasharray: 12 5; }

@@ -10,7 +10,7 @@ Those are the healthy images that were *evaluated*.  `conversions.png` shows the
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +52,14 @@ class ConversionRecord:
     def __init__(self) -> None:
         self._sums: dict[str, np.ndarray] = {}
         self._counts = dict.fromkeys(_SHOWN, 0)
-        self._cases: dict[str, list[tuple[Any, Any, Any, Any]]] = {kind: [] for kind in _SHOWN}
+        self._cases: dict[str, list[tuple[Any, ...]]] = {kind: [] for kind in _SHOWN}
 
     def __bool__(self) -> bool:
         return any(self._counts.values())
 
-    def add(self, label: Any, image: Any, converted: Any, mask: Any, reference: Any = None) -> None:
+    def add(
+        self, label: Any, image: Any, converted: Any, mask: Any, reference: Any = None, box: Sequence[Any] | None = None
+    ) -> None:
         """Take a case.
 
         Args:
@@ -66,13 +68,15 @@ class ConversionRecord:
             converted: of its shape.
             mask: (1, *S), the predicted one.
             reference: (1, *S), or None.
+            box: first x, first y, last x and last y of a region to mark in a 2D image, or None.
         """
         kind = "finding" if bool(convert_to_numpy(torch.as_tensor(label)).any()) else "healthy"
         for name, values in ((kind, image), (f"{kind}_converted", converted)):
             pmf = intensity_pmf(torch.as_tensor(values), value_range=VALUE_RANGE)
             self._sums[name] = self._sums.get(name, 0.0) + pmf
         if len(self._cases[kind]) < _SHOWN[kind]:
-            self._cases[kind].append(_shown(image, converted, mask, reference))
+            corners = None if box is None else tuple(int(corner) for corner in box)
+            self._cases[kind].append((*_shown(image, converted, mask, reference), corners))
         self._counts[kind] += 1
 
     def content(self) -> dict[str, Any]:
@@ -101,8 +105,8 @@ class ConversionRecord:
         """Write ``intensities.json`` and ``conversions.png``, and add a sentence to ``notes.txt``."""
         write_json(folder / CHART, self.content())
         cases = [case for of_kind in self._cases.values() for case in of_kind]
-        images, converted, masks, references = (list(column) for column in zip(*cases, strict=True))
-        grid = render_conversions(images, [[one] for one in converted], masks=masks, references=references)
+        images, converted, masks, references, boxes = (list(column) for column in zip(*cases, strict=True))
+        grid = render_conversions(images, [[one] for one in converted], boxes=boxes, masks=masks, references=references)
         with atomic_path(folder / GRID) as temporary:
             temporary.write_bytes(grid)
         notes = folder / "notes.txt"

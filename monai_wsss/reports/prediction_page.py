@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_wsss.reports.case_table import CasePictures, cell, count
+from monai_wsss.reports.prediction_rows import PRESENCES
 from monai_wsss.reports.templates import write_page
 
 __all__ = ["write_prediction_page"]
@@ -90,9 +91,9 @@ def _table(records: Sequence[Mapping[str, Any]], out: Path) -> dict[str, Any]:
     """Prepare the table: per case its amounts, its presence scores, its size, and whether it departs from the rest."""
     amounts = [_amounts(record["row"]) for record in records]
     kinds = list(dict.fromkeys(kind for found in amounts for kind in found))
-    scores = list(dict.fromkeys(name for one in records for name in one["row"] if name.endswith("_presence_logit")))
+    scores = list(dict.fromkeys(name for one in records for name in one["row"] if name.endswith(PRESENCES)))
     columns = ["Case", *(f"{name}, {_UNITS[unit]}" for name, unit in kinds)]
-    columns += [f"Score, {name.removesuffix('_presence_logit')}" for name in scores]
+    columns += [f"Score, {name.rpartition('_presence_')[0]}" for name in scores]
     pictures = CasePictures()
     rows = []
     for number, (record, found) in enumerate(zip(records, amounts, strict=True), start=1):

@@ -13,7 +13,10 @@ from monai_wsss._files import atomic_path
 from monai_wsss._pictures import pixel_area, voxel_volume
 from monai_wsss.metrics.aggregate import write_table
 
-__all__ = ["prediction_row", "write_predictions"]
+__all__ = ["PRESENCES", "prediction_row", "write_predictions"]
+
+PRESENCES = ("_presence_logit", "_presence_difference")
+"""Ends of the columns that hold what decides on presence: a logit, or how far an image and its conversion differ."""
 
 
 def prediction_row(
@@ -24,7 +27,7 @@ def prediction_row(
     Args:
         name: of the case.
         result: with ``pred``, the mask (1, *S), ``pred_path`` and ``image``, and perhaps ``presence``, (K,),
-            ``label_filter`` and the paths of heat map and converted image.
+            ``presence_kind``, ``label_filter`` and the paths of heat map and converted image.
         classes: names of the classes, (K).
         output_dir: paths are relative to it.
         replaced: sequences that the data lack, and the ones in their place.
@@ -52,7 +55,9 @@ def prediction_row(
     for number, found in enumerate(classes, start=1):
         row[f"{found}_{unit}"] = round(float((result["pred"] == number).sum()) * size, 3)
         if "presence" in result:
-            row[f"{found}_presence_logit"] = round(float(result["presence"][number - 1]), 4)
+            row[f"{found}_presence_{result.get('presence_kind', 'logit')}"] = round(
+                float(result["presence"][number - 1]), 4
+            )
     return row
 
 

@@ -31,6 +31,7 @@ from monai_wsss.data.datalist_checks import placed_items
 __all__ = [
     "assumed_units",
     "collect_provenance",
+    "other_than_trained",
     "read_run",
     "recorded_encoder_weights",
     "recorded_supervision",
@@ -47,6 +48,8 @@ _INFERRING = {
     "cam.variant": "cam",
 }
 """Attributes of an inferer that decide the result, and their names in a record."""
+_WITHOUT_EFFECT = ("preset", "blank_reference", "over_processes")
+"""Words of a network that change nothing by themselves once it has weights."""
 _ABSENT = object()
 _START = r"(?<![\w.])"
 _HOME_FOLDERS = re.compile(rf"{_START}(?:[A-Za-z]:)?[/\\](?:home|Users)[/\\][^/\\\s:;,'\"]+|{_START}/root(?=/|$)")
@@ -235,6 +238,34 @@ def recorded_encoder_weights(
     """
     found = _record_of(run_dir, weights).get("encoder_weights")
     return found if isinstance(found, dict) else None
+
+
+def other_than_trained(network: Any, weights: str | os.PathLike[str]) -> list[str]:
+    """Tell in which words a network differs from the one that was trained, as the ``run.json`` beside its weights says.
+
+    Words such as the readings of an attention change what a network computes, and not the shape of any weight, so that
+    weights of other words load without a complaint.
+
+    Args:
+        network: with ``settings``, a dict of plain values; one without them differs in nothing.
+        weights: the weights file; a record of other weights says nothing about it.
+
+    Returns:
+        one sentence each; nothing where nothing is recorded.
+
+    Raises:
+        DataError: ``weights`` cannot be read.
+    """
+    told, trained = _plain(getattr(network, "settings", {})), _record_of(Path(weights).parent, weights).get("config")
+    if not isinstance(trained, dict) or "method" not in trained:  # an evaluation wrote the record anew
+        return []
+    return [
+        f"The weights were trained with {word} {json.dumps(trained[word])}, and this network has {json.dumps(value)}: "
+        f"what they hold, features and levels, belongs to the former, so train with the latter, or give "
+        f"--network_def#{word} the value of the training."
+        for word, value in told.items()
+        if word in trained and word not in _WITHOUT_EFFECT and trained[word] != value
+    ]
 
 
 def _record_of(run_dir: str | os.PathLike[str], weights: str | os.PathLike[str] | None) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,7 +30,7 @@ from ignite.engine import Engine, Events
 from monai_wsss._checks import DataError
 from monai_wsss._files import atomic_path, file_sha256, make_directory
 from monai_wsss._locks import hold_folder, release_folder
-from monai_wsss.data import load_header
+from monai_wsss.data import lesion_boxes, load_header
 from monai_wsss.data.modalities import canonical_modality
 from monai_wsss.engines import SegmentationScores, is_main_process
 from monai_wsss.networks import recorded_reading
@@ -42,6 +43,7 @@ from monai_wsss.reports.prediction_rows import prediction_row, write_predictions
 from monai_wsss.reports.provenance import (
     assumed_units,
     collect_provenance,
+    other_than_trained,
     read_run,
     recorded_encoder_weights,
     recorded_supervision,
@@ -130,6 +132,9 @@ class RunRecord:
         )
         self._remove_leftovers()
         network = getattr(getattr(engine, "core", engine), "network", None)
+        if self.weights is not None and network is not None:
+            for sentence in other_than_trained(network, self.weights):
+                logger.warning("%s", sentence)
         record |= {"replaced": self.replaced, "reading": recorded_reading(network)}
         record |= {"encoder_weights": self._encoder_weights(engine)}
         header = load_header(self.datalist)
@@ -252,6 +257,11 @@ class RunFolder(RunRecord):
         stand_ins = {name: self.replaced.get(canonical_modality(name)) for name in self.modalities or ()}
         return [f"{name} ({other} instead)" if other else name for name, other in stand_ins.items()]
 
+    @cached_property
+    def boxes(self) -> dict[str, tuple[int, int, int, int]]:
+        """Give the boxes of lesions, by case, that the grid of conversions marks in data that have some."""
+        return lesion_boxes(self.datalist)
+
     def _more(self) -> dict[str, Any]:
         log, scheme = self._training_log, self.scores.table.scheme
         return {
@@ -279,7 +289,8 @@ class RunFolder(RunRecord):
             reference = _array(item["mask"])[0] if "mask" in item else None
             if "converted" in result:
                 image = result["image"].detach().cpu()
-                self.conversions.add(item["label"], image, result["converted"], result["pred"], item.get("mask"))
+                marks = (item.get("mask"), self.boxes.get(str(item["id"])))
+                self.conversions.add(item["label"], image, result["converted"], result["pred"], *marks)
             panel = render_panel(result["image"], cam, mask, reference, channel_names=self.channel_names)
             with atomic_path(folder / f"{row}.png") as temporary:
                 temporary.write_bytes(panel)

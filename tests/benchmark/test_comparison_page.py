@@ -21,6 +21,7 @@ from monai_wsss.benchmark.comparison_charts import reliability
 from monai_wsss.benchmark.comparison_page import ComparedRow, write_comparison
 from monai_wsss.benchmark.encoder_table import Decided, table_of
 from monai_wsss.benchmark.kept_cases import read_kept_cases, write_kept_cases
+from monai_wsss.benchmark.ladders import LADDERS
 from monai_wsss.benchmark.method_recipes import Pair
 from monai_wsss.metrics import CaseTable
 
@@ -97,6 +98,12 @@ def measured(data: MadeUp, pair: Pair, folder, shift: int, **words) -> tuple[Out
     return Outcome(pair, 0, row), ComparedRow(pair, command, [record], read_kept_cases(path, metrics))
 
 
+CLIMBED = {
+    ("base", "S", "validation", 0): 0.5, ("base", "S", "validation", 1): 0.6, ("+ GC", "S", "validation", 0): 0.5,
+}  # fmt: skip
+"""Rows of an ablation with their mIoU."""
+
+
 def made_page(folder, data: MadeUp | None = None, metric: str = "dice_subject") -> str:
     data = data or MadeUp()
     found = [
@@ -110,7 +117,10 @@ def made_page(folder, data: MadeUp | None = None, metric: str = "dice_subject") 
         Outcome(Pair("bmp", "small"), 0, reason="RuntimeError: no memory left"),
     ]
     rows = [row for _, row in found]
-    path = write_comparison(folder / "comparison.html", "made-up, 30 steps", outcomes, metric, rows, data)
+    ladder = next(one for one in LADDERS if one.table == "cosa")
+    rungs = ladder.climbed([Row(*seed, {"miou_pooled": {"mean": value}}) for seed, value in CLIMBED.items()])
+    ladders = [(ladder, rungs)]
+    path = write_comparison(folder / "comparison.html", "made-up, 30 steps", outcomes, metric, rows, data, ladders)
     return path.read_text(encoding="utf-8")
 
 
@@ -171,6 +181,13 @@ def test_tells_ranks_costs_reasons_and_what_makes_a_row_again(page):
     assert "p against cam" in text
     # 0.0078 = 2 / 2**8: all signs of eight subjects agree.
     assert text.count("0.008") == 2
+
+
+def test_an_ablation_has_a_mark_for_each_part_and_a_step_from_the_first_row(page):
+    text = Parsed(page).text
+    section = text[text.index("CoSA, Table 3") :]
+    assert "base no no no no no 2 0.550 ± 0.071 –" in section
+    assert "+ GC ✓ yes no no no no 1 0.500 −0.050" in section
 
 
 def test_cases_are_sorted_by_disagreement_with_all_rows_side_by_side(page):

@@ -32,6 +32,7 @@ from monai_wsss.benchmark.cosa_recipes import (
     ALL,
     COSA_BUDGETS,
     ORACLE,
+    SEGMENTERS,
     SUBTRACTIVE,
     WITHOUT_DT,
     cosa_recipes,
@@ -208,6 +209,25 @@ def test_sections_leave_out_rows_without_a_value():
     assert len(sections) == 5
 
 
+def test_the_printed_tables_say_in_their_title_that_they_were_run_small(skin, tmp_path):
+    for make in (make_cosa_table, make_cosa_figures):
+        table = make(skin, tmp_path)
+        title = table.format([row(ALL, "S", miou_pooled=0.6)]).splitlines()[0]
+        assert f"run small on {table.data.header['name']}" in title
+        assert "Not the paper's run" in title
+
+
+def test_pairs_without_and_with_a_crf_tell_images_per_second():
+    """As Table 4c of the paper: both mIoU and both speeds, of rows that have a CRF."""
+    rows = [
+        row("base", "S", miou_pooled=0.6, cpu_seconds_per_image=0.1),
+        row(ALL, "S", miou_pooled=0.7, cpu_seconds_per_image=0.1),
+        row(ALL, "S + CRF", miou_pooled=0.8, cpu_seconds_per_image=0.25),
+    ]
+    (pairs,) = (text for title, text in cosa_sections(rows).items() if "images per second" in title)
+    assert pairs.splitlines()[2:] == [f"| {ALL} | 0.700 | 0.800 | – | – | 10.000 | 4.000 |"]
+
+
 @pytest.mark.parametrize("kind", ["tiles", pytest.param("slices", marks=pytest.mark.slow)])
 def test_a_small_run_measures_both_branches_of_both_networks(kind, skin, brain, tmp_path, short):
     few = [folder_name(name) for name in (WITHOUT_DT, ORACLE, BOUND)]
@@ -257,6 +277,28 @@ def test_a_second_stage_learns_from_class_maps(skin, tmp_path, short):
     settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
     assert settings["weights_sha256"]
     assert len(list(folder.glob("*.png"))) == 3
+
+
+def test_the_paper_s_segmenters_learn_from_the_same_class_maps_on_request(skin, tmp_path, short):
+    """R101, WR38 and MONAI's Swin: trained where their rows are named, never by default."""
+    recipes = cosa_recipes(COSA_BUDGETS["tiles"])
+    same = recipes["CoSA-MS, same encoder"]
+    parts = {}
+    for name in SEGMENTERS:
+        assert (recipes[name].teacher, recipes[name].pseudo) == (same.teacher, same.pseudo) == (ALL, {"maps": "cpl"})
+        network = recipes[name].build(3, 1).network
+        parts[name.partition(", ")[2]] = network.settings.get("backbone") or network.settings["segmenter"]
+        assert network.eval()(torch.zeros(1, 3, 40, 33)).shape == (1, 2, 40, 33)
+    assert parts == {
+        "DeepLab on ResNet101, run small": "DilatedResNet",
+        "ResNet38, run small": "ResNet38",
+        "Swin (SwinUNETR), run small": "SwinUNETR",
+    }
+    table = make_cosa_table(skin, tmp_path, seeds=(0,))
+    assert {entry.name for entry in table.entries} >= SEGMENTERS.keys()
+    assert {folder_name(entry.name) for entry in table.entries} - set(table.rows) == set(map(folder_name, SEGMENTERS))
+    asked = make_cosa_table(skin, tmp_path, seeds=(0,), rows=[folder_name(name) for name in SEGMENTERS])
+    assert list(asked.rows) == [folder_name(name) for name in SEGMENTERS]
 
 
 def test_the_energy_of_the_released_code_is_in_the_unit_of_the_images():

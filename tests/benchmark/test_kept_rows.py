@@ -58,7 +58,7 @@ def make(datalist: Path, out: Path, runs: Path, calls: list[int], *, rate: float
 def test_kept_rows_need_no_weights(datalist, tmp_path):
     calls: list[int] = []
     rows = make(datalist, tmp_path / "a", tmp_path / "runs", calls).run()
-    kept = tmp_path / "runs" / "kept" / "validation" / "plain" / "seed3.json"
+    kept = tmp_path / "runs" / "kept_brain_phantoms" / "validation" / "plain" / "seed3.json"
     text = kept.read_text(encoding="utf-8")
     assert calls == [3]
     assert str(tmp_path) not in text

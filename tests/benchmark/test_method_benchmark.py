@@ -18,6 +18,7 @@ from workers_here import workers_here
 
 from monai_wsss._checks import DataError
 from monai_wsss.benchmark import make_method_benchmark, method_recipes, shared_work
+from monai_wsss.benchmark.leaderboard import kept_outcomes
 from monai_wsss.benchmark.spread_runs import LOST
 from monai_wsss.data import make_phantoms, prepare_folder
 from monai_wsss.engines import trainer
@@ -54,7 +55,9 @@ def test_runs_are_kept_with_their_settings_and_never_repeated(datalist, tmp_path
     assert 0 <= cam.metrics["image_auroc"]["mean"] <= 1
     assert len(cam.metrics["dice_subject"]["subjects"]) == 2
     assert [outcome.row.reads_masks for outcome in outcomes if outcome.row] == [False, False, True]
-    kept = json.loads((tmp_path / "runs/methods/validation/cam_small/seed0.json").read_text(encoding="utf-8"))
+    kept = json.loads(
+        (tmp_path / "runs/methods_brain_phantoms/validation/cam_small/seed0.json").read_text(encoding="utf-8")
+    )
     assert kept["source"].keys() == {"settings_sha256", "data_sha256"}
     assert kept["settings"]["recipe"]["steps"] == 2
     assert "epochs" not in kept["settings"]["recipe"]
@@ -82,6 +85,19 @@ def test_runs_are_kept_with_their_settings_and_never_repeated(datalist, tmp_path
         (changed,) = compare(datalist, tmp_path, "cam", budget="3-steps").run()
     assert "per epoch" in caplog.text
     assert changed.row.metrics["steps"] == {"mean": 3}
+
+
+def test_runs_of_earlier_sessions_are_taken_from_a_folder_and_added_to_it(datalist, tmp_path, caplog):
+    words = {"methods": ["cam"], "seeds": [0], "budget": "2-steps", "side": 32, "runs": tmp_path / "runs"}
+    earlier = make_method_benchmark(datalist, tmp_path / "earlier", **words).run()
+    assert (tmp_path / "runs/methods_brain_phantoms/validation/cam_small/seed0.json").is_file()
+    assert kept_outcomes(tmp_path / "runs/methods_brain_phantoms/validation") == earlier
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "monai_wsss"):
+        assert make_method_benchmark(datalist, tmp_path / "later", **words).run() == earlier
+    assert "per epoch" not in caplog.text
+    assert not list((tmp_path / "later").rglob("model.pt"))
+    assert "kept no cases" in (tmp_path / "later" / "comparison.html").read_text(encoding="utf-8")
 
 
 def test_a_run_that_fails_does_not_stop_the_others_and_is_tried_again(datalist, tmp_path, monkeypatch):
@@ -168,7 +184,9 @@ def test_workers_of_a_cluster_count_the_steps_and_share_the_runs(datalist, tmp_p
         outcomes = make_method_benchmark(datalist, tmp_path / "out", **words).run()
     records = json.loads((tmp_path / "out" / "steps.json").read_text(encoding="utf-8")).values()
     assert [one.row.metrics["steps"]["mean"] for one in outcomes] == [record["steps"] for record in records]
-    kept = json.loads((tmp_path / "out/runs/methods/validation/cam_small/seed0.json").read_text(encoding="utf-8"))
+    kept = json.loads(
+        (tmp_path / "out/runs/methods_brain_phantoms/validation/cam_small/seed0.json").read_text(encoding="utf-8")
+    )
     assert kept["device"] == "cpu"
     assert (tmp_path / "out" / "comparison.html").is_file()
 

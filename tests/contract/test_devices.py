@@ -29,6 +29,7 @@ from monai_wsss.engines import WSSSTrainer
 from monai_wsss.inferers import (
     AboveHealthyLevel,
     AddConversiond,
+    ConversionInferer,
     GradientCAMInferer,
     MinMax,
     MultiScaleSeeds,
@@ -211,6 +212,8 @@ def maps_of_scales(image: torch.Tensor) -> list[torch.Tensor]:
 
 
 INFERERS: dict[str, Callable[[torch.Tensor], Any]] = {
+    # With metadata, which a tensor elsewhere cannot have here, it concatenates the same maps and converted images.
+    "ConversionInferer": lambda image: ConversionInferer()(image, tiny(CycleGenerator).to(image.device)),
     "AddConversiond": lambda image: list(
         AddConversiond("pred", tiny(CycleGenerator).to(image.device))({"image": image[0], "pred": image[0]}).values()
     ),

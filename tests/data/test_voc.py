@@ -147,6 +147,8 @@ def test_the_default_classes_are_those_of_voc(tmp_path):
     item = load_datalist(path, "training", masks=True)[1]
     assert [VOC_CLASSES[index] for index in np.flatnonzero(item["label"])] == ["dog", "person"]
     assert load_header(path)["classes"][0::19] == ["aeroplane", "tvmonitor"]
+    # Fig. 4 of CoSA: what the C-mIoU of its Table 4b is about.
+    assert load_header(path)["context"] == {"bird": "tree branches", "boat": "the sea", "train": "railways"}
     assert set(np.unique(read_labels(item["mask"]))) == {12}
     assert "mask" not in load_datalist(path, "training", masks=True)[0]
 

@@ -92,6 +92,25 @@ def test_every_branch_of_every_network_is_what_it_is_by_hand():
     assert cuts == pytest.approx({"M": 0.4, "M_aux": 0.6, "M+M_aux": 0.5, "S": None})
 
 
+def test_classes_with_a_context_are_measured_apart(datalist, tmp_path):
+    """The C-mIoU of CoSA's Table 4b, of every branch: the mean IoU of the classes that the datalist names."""
+    header = json.loads(datalist.read_text(encoding="utf-8"))
+    datalist.write_text(json.dumps(header | {"context": {"ring": "finger"}}), encoding="utf-8")
+    log = BranchLog(
+        BranchEvaluation.of(CoTraining(), datalist), {"validation": [item(0), item(1, (1.0, 1.0))]}, tmp_path
+    )
+    rows = log.measure()
+    assert len(rows) == 2 * 4 * 2
+    for row in rows:
+        assert row["context_miou"] == pytest.approx(row["iou"]["ring"]) != row["miou"]
+    with open(tmp_path / "branches_once.csv", newline="", encoding="utf-8") as file:
+        written = [float(line["context_miou"]) for line in csv.DictReader(file)]
+    assert written == pytest.approx([row["context_miou"] for row in rows])
+    assert all("context_miou" not in row for row in evaluation().measure([item()]))
+    with pytest.raises(ValueError, match="Expected `context` to be one of disk, ring, got 'square'"):
+        evaluation(context=["square"])
+
+
 def test_predicted_labels_are_those_of_each_network():
     one = item()
     one["image"][:, 1] *= 0.7  # below 0.75: its logit is negative

@@ -156,6 +156,14 @@ def test_a_setting_of_the_method_is_compared(tmp_path):
         make_trainer(tmp_path, rule="fixed").run()
 
 
+def test_where_a_value_is_from_is_not_compared(tmp_path):
+    """A version that names a source, or words one better, goes on with the runs of the one before it."""
+    for sources in ({"momentum": "Sec. 4"}, {"momentum": "Sec. 4.1", "encoder": "ours"}):
+        trainer = make_trainer(tmp_path, epochs=1)
+        trainer.core.settings |= {"sources": sources}
+        trainer.run()
+
+
 def test_checkpoints_of_earlier_versions_go_on_and_it_is_said(run, caplog):
     for name in ("epoch_0002.pt", "epoch_0003.pt"):
         without("settings")(run / "checkpoints" / name)

@@ -302,6 +302,32 @@ def test_players_that_accumulate_keep_their_gradients_apart():
     assert method.runner.weight.item() == pytest.approx(3 + 0.1 * (4.0 + 3.2) / 2)
 
 
+class Hasty(TwoPlayers):
+    """The runner has two steps on each batch."""
+
+    def steps_of(self, player):
+        return 2 if player == "runner" else 1
+
+
+@pytest.mark.parametrize("scale", [None, 256.0])
+def test_a_player_may_have_several_steps_on_a_batch(scale):
+    method = Hasty()
+    optimizers = {name: torch.optim.SGD(method.player_parameters(name), lr=0.1) for name in method.players}
+    loader = [{"image": torch.zeros(1, 1, 8, 8), "label": torch.zeros(1, 1)}]
+    trainer = WSSSTrainer(method, optimizers, loader, 1, progress_bar=False)
+    if scale is not None:
+        scale_losses(trainer, scale)
+    trainer.run()
+    assert method.calls == ["chaser", "runner", "runner", "finalize"]
+    # chaser: 1 - 0.1 * 2 (1 - 3) = 1.4; runner then: 3 + 0.2 (3 - 1.4) = 3.32, and 3.32 + 0.2 (3.32 - 1.4) = 3.704
+    assert method.chaser.weight.item() == pytest.approx(1.4)
+    assert method.runner.weight.item() == pytest.approx(3.704)
+    assert trainer.state.output["runner/gap"] == pytest.approx(-(1.92**2)), "the last of its steps is logged"
+    assert trainer.state.output["loss"] == pytest.approx(4.0 - 1.92**2)
+    with pytest.raises(ValueError, match="`accumulation_steps` 1 where a player has several steps on a batch, got 2"):
+        WSSSTrainer(method, optimizers, loader, 1, accumulation_steps=2, progress_bar=False)
+
+
 class Quadratic(WSSSMethod):
     """Mean over the batch of (w - x)^2: gradients add up over batches."""
 

@@ -170,6 +170,28 @@ def test_conversions_are_made_once_and_shared():
     assert method.network.calls == 6
 
 
+def test_the_discriminator_may_have_several_steps_on_the_same_conversions():
+    batch = make_batch()
+    method = make("cyclegan", d_steps=3, pool_size=2, pool_share=1.0)
+    assert [method.steps_of(player) for player in method.players] == [1, 3]
+    converted: list[torch.Tensor] = []
+    translate = method.network.translate
+
+    def counted(*images: torch.Tensor, **words: Any) -> torch.Tensor:
+        converted.append(translate(*images, **words))
+        return converted[-1]
+
+    method.network.translate = counted
+    method(batch, START, "generator")
+    made = len(converted)
+    for _ in range(3):
+        method(batch, START, "discriminator")
+    assert len(converted) == made, "nothing is converted once more"
+    assert int(method.pool.seen) == int(method.back.pool.seen) == 3 * 2
+    method(batch, START, "discriminator")
+    assert len(converted) > made, "a fourth step is of another iteration"
+
+
 def test_each_player_reaches_its_own_parameters_alone():
     batch, method = make_batch(), make("cyclegan")
     own = {player: list(method.player_parameters(player)) for player in method.players}
@@ -499,6 +521,27 @@ def test_the_plain_reverse_generator_has_the_size_of_the_other():
     assert method.settings["lam"] == 0.3
 
 
+ROW = {"use_cconv": False, "use_ca": False, "use_sa": False}
+
+
+@pytest.mark.parametrize(
+    ("norm", "kind"), [("instance", nn.InstanceNorm2d), ("batch", nn.BatchNorm2d), ("none", nn.Identity)]
+)
+def test_norms_are_a_word_of_both_generators(norm, kind):
+    network = CoinGAN.network_from_preset(width=4, num_res_blocks=1, norm=norm)
+    method = CoinGAN.from_preset("cyclegan", network=network, **SMALL)
+    kinds = (nn.InstanceNorm2d, nn.BatchNorm2d, nn.Identity)
+    for made in (network, method.back.generator):
+        assert {type(part) for part in made.modules() if isinstance(part, kinds)} == {kind}
+        assert sum(isinstance(part, kind) for part in made.modules()) == 1 + 3 + 2 + 3
+    assert network.settings["norm"] == norm
+    for player in method.players:
+        torch.stack(list(method(make_batch(), START, player).values())).sum().backward()
+    torch.jit.script(network)
+    volumes = CoinGAN.network_from_preset(width=4, num_res_blocks=1, norm=norm, spatial_dims=3, **ROW)
+    assert volumes.translate(torch.zeros(2, 1, 16, 16, 16)).shape == (2, 1, 16, 16, 16)
+
+
 @pytest.mark.parametrize("words", [{"num_down": 2, "embed_stride": 2}, {"width": 6, "num_res_blocks": 0}])
 def test_a_network_of_its_own_has_a_reverse_of_its_size(words):
     network = CycleGenerator(**({"width": 4, "num_res_blocks": 1, "output": "residual"} | words))
@@ -554,6 +597,13 @@ def test_a_residual_generator_that_goes_back_and_forth_is_warned_of(caplog):
         (lambda: CoinGAN.from_preset("best"), ValueError, "`preset` to be one of"),
         (lambda: make(gan_mode="wgan"), ValueError, "`gan_mode` to be one of minimax, nonsaturating, lsgan"),
         (lambda: make(w_nothing=1), TypeError, "w_nothing"),
+        (
+            lambda: CoinGAN.from_preset(network=CoinGAN.network_from_preset(width=4, inference="batch")),
+            ValueError,
+            "stores the mean of healthy images, .* got `inference` 'batch'",
+        ),
+        (lambda: make(d_steps=0), ValueError, "`d_steps` of at least 1, got 0"),
+        (lambda: CoinGAN.network_from_preset(norm="layer"), ValueError, "`norm` to be one of instance, batch, none"),
         (lambda: make(presence_quantile=95), ValueError, r"`presence_quantile` in \[0, 1\], got 95"),
         (lambda: CoinGAN.network_from_preset(num_classes=2), ValueError, "a difference has no classes, got 2"),
         (lambda: make(num_classes=2), ValueError, "a difference has no classes, got 2: choose one class"),

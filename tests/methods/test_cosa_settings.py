@@ -152,7 +152,20 @@ def test_the_record_tells_sources_and_what_was_set_otherwise():
     assert told["warm_up"] == "iteration until 6000"
     assert told["sources"]["csc_temperature"] == "set otherwise"
     assert told["sources"]["momentum"] == "Sec. 4.1"
-    assert set(told["sources"]) == set(COSA_WORDS["paper"])
+    assert set(told["sources"]) >= set(COSA_WORDS["paper"])
+
+
+def test_the_record_tells_the_sources_of_the_network_s_words():
+    """Beside those of the method; what was set otherwise says so, and what a user's encoder takes the place of."""
+    with torch.device("meta"):
+        paper = CoSA.network_from_preset("paper", num_classes=2, decoder_width=4)
+    sources = paper.settings["sources"]
+    assert sources.keys() == COSA_NETWORKS["paper"].keys()
+    assert (sources["encoder"], sources["decoder"], sources["early_block"]) == ("Sec. 4.1", "Sec. 4.1", "released")
+    assert sources["decoder_width"] == "set otherwise"
+    told = CoSA.tiny(2, 1, 2).settings["sources"]
+    assert told.keys() == COSA_WORDS["default"].keys() | COSA_NETWORKS["default"].keys()
+    assert (told["pooling"], told["encoder"], told["momentum"]) == ("Sec. 4.1", "set otherwise", "set otherwise")
 
 
 def test_networks_of_the_presets():

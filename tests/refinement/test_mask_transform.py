@@ -232,6 +232,21 @@ def test_a_real_network_with_two_branches_and_one_without():
     assert "presence" not in alone
 
 
+def test_the_classifier_is_asked_in_evaluation_mode_and_is_not_changed():
+    """MONAI's evaluators decide masks after they put the network back into training mode."""
+    torch.manual_seed(0)
+    asked = TwoBranchNetwork.tiny().train()
+    images = [torch.rand(1, 16, 16) * scale for scale in (1.0, 3.0)]
+    with torch.no_grad():
+        expected = [asked.eval().branches(image[None]).logits[0] for image in images]
+    before = {name: value.clone() for name, value in asked.train().state_dict().items()}
+    transform = ToMaskd("pred", asked, gate="predicted")
+    for image, logits in zip(images, expected, strict=True):
+        torch.testing.assert_close(transform({"pred": image.repeat(2, 1, 1), "image": image})["presence"], logits)
+    assert asked.training
+    assert all(torch.equal(value, before[name]) for name, value in asked.state_dict().items())
+
+
 def test_activations_have_no_label_filter():
     transform = ToMaskd("pred", network())
     assert "label_filter" not in transform({"pred": torch.zeros(1, 4, 4)})

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from monai_wsss._labels import CLASS_COLORS
+from monai_wsss.reports.charts import CHART_COLORS
 from monai_wsss.reports.panels import MASK_COLOR
 
 LIMIT = 25  # CIE76; two colors that differ by 2.3 can just be told apart side by side
@@ -49,6 +50,14 @@ def least_difference(colors, vision: np.ndarray) -> float:
     return min(float(np.linalg.norm(one - other)) for one, other in combinations(seen, 2))
 
 
+def contrast(one, other) -> float:
+    """Give the ratio of relative luminances of two sRGB colors, WCAG 2."""
+    values = np.array([one, other]) / 255
+    linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+    dark, light = sorted((linear @ TO_XYZ[1]).tolist())
+    return (light + 0.05) / (dark + 0.05)
+
+
 @pytest.mark.parametrize("vision", VISIONS)
 def test_eight_classes_differ_for_every_kind_of_color_vision(vision):
     assert len(CLASS_COLORS) >= 8
@@ -59,6 +68,14 @@ def test_the_simulation_confuses_what_these_readers_confuse():
     """Red and green of one lightness are one color without green cones, and differ without blue ones."""
     pair = [(190, 105, 60), (120, 135, 60)]
     assert least_difference(pair, VISIONS["deuteranopia"]) < 12 < 40 < least_difference(pair, VISIONS["tritanopia"])
+
+
+@pytest.mark.parametrize("scheme", CHART_COLORS)
+def test_six_curves_differ_for_every_kind_of_color_vision_and_stand_out(scheme):
+    names = ("accent", "second", "third", "fourth", "fifth", "sixth", "paper")
+    *curves, paper = (tuple(bytes.fromhex(CHART_COLORS[scheme][name][1:])) for name in names)
+    assert min(least_difference(curves, vision) for vision in VISIONS.values()) >= LIMIT
+    assert min(contrast(curve, paper) for curve in curves) >= 3, "of graphics, WCAG 1.4.11"
 
 
 def test_the_first_class_has_the_color_of_outlines():

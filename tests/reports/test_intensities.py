@@ -68,6 +68,20 @@ def test_without_one_kind_there_is_no_distance():
         assert "<svg" in intensity_view(json.dumps(record.content()))["svg"]
 
 
+def test_the_grid_marks_the_box_of_a_lesion(tmp_path):
+    image, mask = gray(0.0), torch.zeros(1, 32, 32)
+    grids = []
+    for name, box in (("plain", None), ("boxed", [torch.tensor(8), torch.tensor(10), torch.tensor(20), 24])):
+        record = ConversionRecord()
+        record.add([1.0], image, image, mask, box=box)
+        (tmp_path / name).mkdir()
+        record.write(tmp_path / name)
+        grids.append(np.asarray(Image.open(tmp_path / name / "conversions.png")).astype(int))
+    changed = grids[1][grids[0] != grids[1]]
+    assert changed.size > 100
+    assert (changed == 255).all(), "a white frame, and nothing else"
+
+
 def test_the_grid_shows_the_first_cases_and_the_telling_slice(tmp_path):
     record = ConversionRecord()
     reference = torch.zeros(1, 24, 32, 5)

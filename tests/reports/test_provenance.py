@@ -24,7 +24,7 @@ from monai_wsss.engines import WSSSTrainer, one_cycle
 from monai_wsss.inferers import GradientCAMInferer, VolumeInferer
 from monai_wsss.methods import ClassActivationMapping
 from monai_wsss.reports import collect_provenance, provenance, write_run
-from monai_wsss.reports.provenance import settings_of
+from monai_wsss.reports.provenance import other_than_trained, settings_of
 
 NOTHING = {"config": None, "seed": None, "data": None, "weights": None, "uses_masks": []}
 
@@ -185,3 +185,25 @@ def test_bad_paths(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="Cannot write"):
         write_run(tmp_path / "file", {})
+
+
+def test_words_that_no_weight_shows_are_compared_with_the_training_s(tmp_path):
+    weights, network = tmp_path / "model.pt", torch.nn.Identity()
+    weights.write_bytes(b"abc")
+    assert other_than_trained(network, weights) == [], "nothing recorded, nothing told"
+    run = collect_provenance(
+        config={"method": "CoinGAN", "preset": "paper", "specificity": "channel", "image_size": [64, 64]},
+        seed=0, data=None, weights=None, uses_masks=[],
+    )  # fmt: skip
+    write_run(tmp_path, run)
+    assert other_than_trained(network, weights) == []
+    network.settings = {"preset": "default", "specificity": "channel", "image_size": (64, 64), "new": 1}
+    assert other_than_trained(network, weights) == []
+    network.settings |= {"specificity": "sigmoid"}
+    (sentence,) = other_than_trained(network, weights)
+    assert 'trained with specificity "channel", and this network has "sigmoid"' in sentence
+    assert "--network_def#specificity" in sentence
+    write_run(tmp_path, {**run, "weights_sha256": "of another file"})
+    assert other_than_trained(network, weights) == []
+    write_run(tmp_path, {**run, "config": {"specificity": "channel"}})
+    assert other_than_trained(network, weights) == [], "the record of an evaluation"
