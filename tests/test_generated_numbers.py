@@ -7,6 +7,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def measuring() -> Any:
     spec = importlib.util.spec_from_file_location("measure_bundles", RESULTS / "measure_bundles.py")
     assert spec is not None
     assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # its dataclass looks itself up
     spec.loader.exec_module(module)
     return module
 

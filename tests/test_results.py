@@ -36,7 +36,7 @@ def generator() -> Any:
 
 
 def test_tables_and_numbers_are_written_from_the_kept_rows(generator):
-    assert {path.name for path in generator.PAGES} >= {"README.md", "which_method.md", "encoders.md", "lgg_cam.md"}
+    assert {path.name for path in generator.PAGES} >= {"README.md", "which_method.md", "encoders.md", "methods.md"}
     for path, text in generator.contents().items():
         assert path.read_text(encoding="utf-8") == text, "run `python docs/results/generate.py`"
 
