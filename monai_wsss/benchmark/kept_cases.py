@@ -81,7 +81,7 @@ def write_kept_cases(path: Path, table: CaseTable, decided: Sequence[Decided], m
         | {key: str(value) for key, value in row.items() if key.split("/")[0] in _COUNTED}
         for row in table.rows
     ]
-    told = {
+    told: dict[str, Any] = {
         "metrics": {name: entry["mean"] for name, entry in metrics.items()},
         "rows": rows,
         "sweep": table.sweep(),
@@ -93,7 +93,7 @@ def write_kept_cases(path: Path, table: CaseTable, decided: Sequence[Decided], m
         told["uncertain"] = [float(each.float().mean()) for each in uncertain]
     masks = [one.mask[0].to(torch.uint8).numpy() for one in small]
     scores, uncertainties = ([_bytes(each) for each in maps] for maps in ([one.scores for one in small], uncertain))
-    more: dict[str, np.ndarray] = {}
+    more: dict[str, Any] = {}
     if uncertain:
         more["uncertainties"] = np.concatenate([each.ravel() for each in uncertainties])
         more["uncertainty_shapes"] = np.array([each.shape for each in uncertainties])
