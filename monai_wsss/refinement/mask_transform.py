@@ -83,7 +83,7 @@ class ToMaskd(MapTransform):
         ['cam', 'pred', 'presence']
     """
 
-    taken_words = ("presence_level", "topk_pixels")
+    taken_words = frozenset({"presence_level", "topk_pixels"})
     """Names of ``words``, for whoever checks overrides of a configuration."""
 
     def __init__(
