@@ -50,7 +50,7 @@ class ToMaskBySliced(ToMaskd):
         0
     """
 
-    taken_words = frozenset(inspect.signature(ToMaskd).parameters) - {"words"} | set(ToMaskd.taken_words)
+    taken_words = frozenset(inspect.signature(ToMaskd).parameters) - {"words"} | ToMaskd.taken_words
     """What ``**words`` takes, so that overrides are checked before anything is built."""
 
     def __init__(
