@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypedDict, Unpack
 
@@ -85,7 +85,7 @@ class ToMaskd(MapTransform):
         ['cam', 'pred', 'presence']
     """
 
-    taken_words: Collection[str] = ("presence_level", "topk_pixels")
+    taken_words = frozenset({"presence_level", "topk_pixels"})
     """Names of ``words``, for whoever checks overrides of a configuration."""
 
     def __init__(
