@@ -190,9 +190,10 @@ def _class_estimates(arrays: CaseArrays, label: int) -> dict[str, Estimate]:
     estimates["presence_auroc"] = presence_estimate(
         scores[scored], labels[scored], arrays.subject[scored], num_subjects=len(arrays.subjects)
     )
+    areas = arrays.column("pixel_auroc", label)
+    if arrays.swept.any() or not np.isnan(areas).all():
+        estimates["pixel_auroc"] = subject_mean_estimate(arrays.subject_mean(areas))
     if arrays.swept.any():
-        areas = arrays.subject_mean(arrays.column("pixel_auroc", label))
-        estimates["pixel_auroc"] = subject_mean_estimate(areas)
         estimates["oracle_dice_subject"] = subject_mean_estimate(_dice_at_oracle(arrays, label))
     return estimates
 

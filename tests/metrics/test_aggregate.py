@@ -516,7 +516,8 @@ def test_rows_are_plain(tmp_path):
 def test_every_metric_has_a_definition():
     metrics = table_of(cases(classes=2), ("core", "edema"), context=("core",)).summary(bootstrap=2)
     assert all(metric_definition(name) for name in metrics)
-    assert {name.split("/")[0].removesuffix("_px") for name in metrics} == set(METRIC_DEFINITIONS)
+    of_ensembles = {name for name in METRIC_DEFINITIONS if name.startswith("error_auroc")}
+    assert {name.split("/")[0].removesuffix("_px") for name in metrics} == set(METRIC_DEFINITIONS) - of_ensembles
     assert metric_definition("unknown") == ""
 
 
@@ -592,3 +593,13 @@ def test_classes_with_a_context_have_a_mean_of_their_own():
     assert "context_miou_pooled" not in table_of(made, classes).summary(bootstrap=20)
     with pytest.raises(ValueError, match="Expected `context` to name classes, got boat"):
         CaseTable(classes, context=["boat"])
+
+
+def test_a_heat_map_alone_has_an_area_under_its_curve_and_no_best_threshold():
+    reference = np.zeros((1, 8, 8), dtype=np.uint8)
+    reference[0, 2:5, 2:5] = 1
+    table = CaseTable(["tumor"])
+    table.add(**plain(prediction=reference, reference=reference, heat=7.0 - reference))
+    metrics = table.summary(bootstrap=3)
+    assert metrics["pixel_auroc"]["mean"] == 0
+    assert "oracle_dice_subject" not in metrics
