@@ -126,10 +126,12 @@ def test_kept_rows_are_those_of_the_recipes_of_today():
             own = told["recipe"] and {name: value for name, value in told["recipe"].items() if name != "teacher"}
             assert own == kept, path
             continue
-        if told["table"] == "methods":
+        if told["table"].startswith("methods") and "members" in told:
+            continue  # of runs whose own rows are compared
+        if told["table"].startswith("methods"):
             pair = Pair(told["measured"]["method"], told["row"].rpartition(", ")[2])
             steps, kind = told["recipe"]["steps"], "tiles" if "crop" in told["data"] else "slices"
-            (recipe,) = method_recipes(pair, kind, steps).values()
+            recipe = list(method_recipes(pair, kind, steps).values())[-1]
             own = {name: value for name, value in told["recipe"].items() if name != "teacher"}
             assert own == json.loads(json.dumps({**recipe.settings, **recipe.unusual})), path
             continue
