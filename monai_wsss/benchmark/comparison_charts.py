@@ -123,7 +123,8 @@ def _groups(rows: Named, size: int = _LINES) -> list[tuple[str, list[str], Named
     found: list[tuple[str, list[str], Named]] = []
     for start in range(0, len(known), size):
         group = known[start : start + size]
-        title = "all rows" if len(known) <= size else f"rows {start + 1} to {start + len(group)}"
+        many = f"rows {start + 1} to {start + len(group)}" if len(group) > 1 else f"row {start + 1}"
+        title = "all rows" if len(known) <= size else many
         found.append((title, list(group[0][1].pixels), group))
     return found
 
