@@ -7,7 +7,6 @@ The rows are those that the papers' own tables (``--table cosa`` and its like) k
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 from monai_wsss.benchmark.bmp_recipes import TABLE_SIX
 from monai_wsss.benchmark.coingan_recipes import LADDER
 from monai_wsss.benchmark.cosa_recipes import ADDITIVE
-from monai_wsss.benchmark.rows import Row
+from monai_wsss.benchmark.rows import Row, read_kept
 
 __all__ = ["LADDERS", "Ladder", "Rung", "kept_ladders"]
 
@@ -152,8 +151,7 @@ def kept_ladders(runs: Path, data: str, split: str, data_sha256: str) -> list[tu
     """
     found = []
     for ladder in LADDERS:
-        files = sorted((runs / f"{ladder.table}_{data}" / split).glob("*/*.json"))
-        contents = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+        contents = read_kept(runs / f"{ladder.table}_{data}" / split)
         own = [content for content in contents if content["source"].get("data_sha256") == data_sha256]
         rungs = ladder.climbed([Row(**row) for content in own for row in content["rows"]])
         if rungs:
