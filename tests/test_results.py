@@ -108,6 +108,14 @@ def test_kept_verdicts_on_mutants_hold_no_paths():
         assert not any(str(value).startswith("/") for value in entry.values())
 
 
+def test_seeds_of_a_kept_row_differ_in_nothing_else():
+    """A page averages them."""
+    for folder in {path.parent for path in (RESULTS / "runs").rglob("seed*.json")}:
+        told = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("seed*.json")]
+        alike = [{**one["settings"], "seeds": None, "data_sha256": one["source"]["data_sha256"]} for one in told]
+        assert all(one == alike[0] for one in alike), folder
+
+
 def check_run_of_methods(path: Path, told: dict[str, Any]) -> None:
     """Hold all stages of a run against the recipes of today, and the members of an ensemble against their own rows."""
     if "members" in told:

@@ -290,9 +290,8 @@ class BenchmarkTable:
         digest = sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()
         source = {"settings_sha256": digest, "data_sha256": self.data.content_sha256}
         data = f"_{self.data.header['name']}"
-        table = (
-            self.name if f"{data}_" in f"{self.name}_" else self.name + data
-        )  # rows of several data lie side by side
+        # Rows of several data lie side by side.
+        table = self.name if f"{data}_" in f"{self.name}_" else self.name + data
         folder = self.runs / table / self.data.split / folder_name(name)
         file = folder / f"seed{'_'.join(map(str, seeds))}.json"
         return file, {"source": source, "settings": words, **self.told}
