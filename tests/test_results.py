@@ -108,6 +108,34 @@ def test_kept_verdicts_on_mutants_hold_no_paths():
         assert not any(str(value).startswith("/") for value in entry.values())
 
 
+def test_seeds_of_a_kept_row_differ_in_nothing_else():
+    """A page averages them."""
+    for folder in {path.parent for path in (RESULTS / "runs").rglob("seed*.json")}:
+        told = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("seed*.json")]
+        alike = [{**one["settings"], "seeds": None, "data_sha256": one["source"]["data_sha256"]} for one in told]
+        assert all(one == alike[0] for one in alike), folder
+
+
+def check_run_of_methods(path: Path, told: dict[str, Any]) -> None:
+    """Hold all stages of a run against the recipes of today, and the members of an ensemble against their own rows."""
+    if "members" in told:
+        kept = {
+            json.loads(run.read_text("utf-8"))["source"]["settings_sha256"] for run in path.parents[1].rglob("seed*")
+        }
+        assert {member["settings_sha256"] for member in told["members"]} <= kept, path
+        return
+    stages = [told["recipe"]]
+    while stages[0]["teacher"]:
+        stages.insert(0, stages[0]["teacher"])
+    steps = sum(stage["steps"] for stage in stages)
+    data, modalities = told["data"], stages[0].get("modalities", ())
+    kind = "patches" if "every" in data else "tiles" if "crop" in data else "slices"
+    pair = Pair(told["measured"]["method"], told["row"].rpartition(", ")[2])
+    made = method_recipes(pair, kind, steps, modalities).values()
+    own = [{name: value for name, value in stage.items() if name != "teacher"} for stage in stages]
+    assert own == json.loads(json.dumps([{**recipe.settings, **recipe.unusual} for recipe in made])), path
+
+
 def test_kept_rows_are_those_of_the_recipes_of_today():
     """A page must not show rows that the command would make anew."""
     for path in sorted((RESULTS / "runs").rglob("*.json")):
@@ -126,14 +154,9 @@ def test_kept_rows_are_those_of_the_recipes_of_today():
             own = told["recipe"] and {name: value for name, value in told["recipe"].items() if name != "teacher"}
             assert own == kept, path
             continue
-        if told["table"].startswith("methods") and "members" in told:
-            continue  # of runs whose own rows are compared
         if told["table"].startswith("methods"):
-            pair = Pair(told["measured"]["method"], told["row"].rpartition(", ")[2])
-            steps, kind = told["recipe"]["steps"], "tiles" if "crop" in told["data"] else "slices"
-            recipe = list(method_recipes(pair, kind, steps).values())[-1]
-            own = {name: value for name, value in told["recipe"].items() if name != "teacher"}
-            assert own == json.loads(json.dumps({**recipe.settings, **recipe.unusual})), path
+            assert path.parents[2].name.startswith("methods_"), path
+            check_run_of_methods(path, told)
             continue
         data = told["data"]
         kind = "patches" if "every" in data else "tiles" if "crop" in data else "slices"

@@ -7,17 +7,17 @@ The rows are those that the papers' own tables (``--table cosa`` and its like) k
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from monai_wsss.benchmark.bmp_recipes import TABLE_SIX
 from monai_wsss.benchmark.coingan_recipes import LADDER
 from monai_wsss.benchmark.cosa_recipes import ADDITIVE
-from monai_wsss.benchmark.rows import Row
+from monai_wsss.benchmark.rows import Row, read_kept
 
 __all__ = ["LADDERS", "Ladder", "Rung", "kept_ladders"]
 
@@ -148,14 +148,26 @@ def kept_ladders(runs: Path, data: str, split: str, data_sha256: str) -> list[tu
         data_sha256: digest of the data; rows of other data are passed over.
 
     Returns:
-        The ladders that have rows, each with its rungs.
+        The ladders that have rows, each with its rungs; rows whose seeds were made with different settings, such as
+        another length, have none.
     """
     found = []
     for ladder in LADDERS:
-        files = sorted((runs / f"{ladder.table}_{data}" / split).glob("*/*.json"))
-        contents = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+        contents = read_kept(runs / f"{ladder.table}_{data}" / split)
         own = [content for content in contents if content["source"].get("data_sha256") == data_sha256]
-        rungs = ladder.climbed([Row(**row) for content in own for row in content["rows"]])
+        mixed = _mixed(own)
+        rows = [Row(**row) for content in own for row in content["rows"]]
+        rungs = ladder.climbed([row for row in rows if row.name not in mixed])
         if rungs:
             found.append((ladder, rungs))
     return found
+
+
+def _mixed(contents: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Give the names of rows whose seeds differ in more than the seed."""
+    settings: dict[str, Any] = {}
+    mixed = set()
+    for content in contents:
+        told = {key: value for key, value in content["settings"].items() if key != "seeds"}
+        mixed |= {row["name"] for row in content["rows"] if settings.setdefault(row["name"], told) != told}
+    return mixed

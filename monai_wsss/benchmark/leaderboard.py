@@ -14,7 +14,7 @@ import numpy as np
 from monai_wsss.benchmark.formatting import values_of
 from monai_wsss.benchmark.method_recipes import ALL_WEAK, Pair
 from monai_wsss.benchmark.recipes import FULL_SUPERVISION
-from monai_wsss.benchmark.rows import Row, read_kept_rows
+from monai_wsss.benchmark.rows import Row, read_kept
 from monai_wsss.metrics.bootstrap import bootstrap_interval, bootstrap_weights, subject_mean_estimate
 from monai_wsss.metrics.comparison import LEAST_PAIRS, paired_test
 
@@ -105,9 +105,12 @@ def kept_outcomes(folder: Path) -> list[Outcome]:
         folder: ``<runs>/methods_<data>/<split>``.
     """
     outcomes = []
-    for row in read_kept_rows(folder):
-        shown, _, encoder = row.name.rpartition(", ")
-        outcomes.append(Outcome(Pair("full" if shown == FULL_SUPERVISION else shown, encoder), row.seed, row))
+    for content in read_kept(folder):
+        members = tuple(member["run"] for member in content["settings"].get("members", ()))
+        for row in (Row(**each) for each in content["rows"]):
+            shown, _, encoder = row.name.rpartition(", ")
+            pair = Pair("full" if shown == FULL_SUPERVISION else shown, encoder)
+            outcomes.append(Outcome(pair, row.seed, row, members=members))
     return outcomes
 
 

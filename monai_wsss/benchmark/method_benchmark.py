@@ -62,6 +62,7 @@ __all__ = ["MethodBenchmark"]
 
 logger = logging.getLogger(__name__)
 
+_TABLE = "methods"
 Ensembles = Literal["mean", "vote", "none"]
 _Group = list[tuple[Pair, int]]  # runs that share a training
 
@@ -207,7 +208,8 @@ class MethodBenchmark:
 
     @property
     def _table(self) -> str:
-        return f"methods_{self.data.header['name']}"
+        """Name the folder of the runs, which tells the data; the settings of a run do not, nor does its digest."""
+        return f"{_TABLE}_{self.data.header['name']}"
 
     def _place(self, pair: Pair, seed: int | None) -> Path:
         return run_place(self.data.split, pair.name, self.ensembles if seed is None else f"seed{seed}")
@@ -312,9 +314,7 @@ class MethodBenchmark:
         parts = self._parts(recipes)
         weights = self.out / "weights" / self._digest(recipes, parts)[:12]
         own: dict[str, Any] = {"seeds": [seed], "runs": self._runs, "device": self._trains_on}
-        return RunTable(
-            self._table, self.data, weights, recipes, [entry], [], epochs=1, settings={"parts": parts}, **own
-        )
+        return RunTable(_TABLE, self.data, weights, recipes, [entry], [], epochs=1, settings={"parts": parts}, **own)
 
     @property
     def _trains_on(self) -> str:

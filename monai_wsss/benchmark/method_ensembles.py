@@ -164,7 +164,8 @@ class MethodEnsembles:
         trained = {(member.pair.trained, member.seed): member.row for member in members}
         seconds = [row.seconds for row in trained.values() if row.seconds is not None]
         row = Row(
-            name=pair.name,
+            # Votes and the mean of the same runs, kept side by side, are no seeds of one row.
+            name=pair.name if self.aggregate == "mean" else f"{pair.method} by votes, {pair.encoder}",
             column="",
             split=self.data.split,
             seed=None,

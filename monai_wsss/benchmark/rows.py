@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from monai_wsss._files import make_directory, write_json
 
-__all__ = ["Measured", "Row", "folder_name", "read_kept_rows", "read_rows", "write_rows"]
+__all__ = ["Measured", "Row", "folder_name", "read_kept", "read_kept_rows", "read_rows", "write_rows"]
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,16 @@ def read_kept_rows(folder: Path) -> list[Row]:
     Args:
         folder: ``<runs>/<table>/<split>``.
     """
-    contents = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*/*.json"))]
-    return [Row(**row) for content in contents for row in content["rows"]]
+    return [Row(**row) for content in read_kept(folder) for row in content["rows"]]
+
+
+def read_kept(folder: Path) -> list[dict[str, Any]]:
+    """Read all files of rows that a table keeps in a folder, in alphabetical order of the rows, then by seed.
+
+    Args:
+        folder: ``<runs>/<table>/<split>``.
+    """
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*/*.json"))]
 
 
 def write_rows(path: Path, rows: Iterable[Row], source: dict[str, Any], **told: Any) -> None:

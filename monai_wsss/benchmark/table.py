@@ -289,8 +289,9 @@ class BenchmarkTable:
         }
         digest = sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()
         source = {"settings_sha256": digest, "data_sha256": self.data.content_sha256}
-        data = self.data.header["name"]
-        table = self.name if data in self.name else f"{self.name}_{data}"  # rows of several data lie side by side
+        data = f"_{self.data.header['name']}"
+        # Rows of several data lie side by side.
+        table = self.name if f"{data}_" in f"{self.name}_" else self.name + data
         folder = self.runs / table / self.data.split / folder_name(name)
         file = folder / f"seed{'_'.join(map(str, seeds))}.json"
         return file, {"source": source, "settings": words, **self.told}

@@ -36,11 +36,12 @@ def test_rungs_are_rows_of_the_table_from_nothing_to_all_parts(ladder):
     assert len({frozenset(parts) for parts in ladder.rungs.values()}) == len(ladder.rungs)
 
 
-def keep(runs: Path, table: str, row: str, seed: int, value: float, digest: str = "d") -> None:
+def keep(runs: Path, table: str, row: str, seed: int, value: float, digest: str = "d", epochs: int = 3) -> None:
     own = Row(row, "S", "validation", seed, {"miou_pooled": {"mean": value}})
     other = Row(row, "CPL", "validation", seed, {"miou_pooled": {"mean": 0.9}})
     file = runs / table / "validation" / folder_name(row) / f"seed{seed}.json"
-    write_rows(file, [own, other], {"data_sha256": digest})
+    settings = {"row": row, "seeds": [seed], "recipe": {"epochs": epochs}}
+    write_rows(file, [own, other], {"data_sha256": digest}, settings=settings)
 
 
 def test_a_ladder_is_read_from_rows_of_the_same_data(tmp_path):
@@ -59,3 +60,11 @@ def test_a_ladder_is_read_from_rows_of_the_same_data(tmp_path):
     assert rungs[1].deviation == 0
     assert kept_ladders(tmp_path, "some", "test", "d") == []
     assert kept_ladders(tmp_path, "another", "validation", "d") == []
+
+
+def test_seeds_of_different_lengths_are_not_averaged(tmp_path):
+    keep(tmp_path, "cosa_some", "base", 0, 0.5)
+    keep(tmp_path, "cosa_some", "base", 1, 0.1, epochs=1)
+    keep(tmp_path, "cosa_some", "+ GC", 0, 0.6, epochs=1)
+    ((_, rungs),) = kept_ladders(tmp_path, "some", "validation", "d")
+    assert [(rung.name, rung.values) for rung in rungs] == [("+ GC", (0.6,))]

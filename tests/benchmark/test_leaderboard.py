@@ -7,8 +7,9 @@ from __future__ import annotations
 import pytest
 
 from monai_wsss.benchmark import Outcome, Row
-from monai_wsss.benchmark.leaderboard import format_leaderboard, standings
+from monai_wsss.benchmark.leaderboard import format_leaderboard, kept_outcomes, standings
 from monai_wsss.benchmark.method_recipes import OWN_GENERATOR, Pair
+from monai_wsss.benchmark.rows import write_rows
 
 CAM, COSA, FULL = Pair("cam", "small"), Pair("cosa", "small"), Pair("full", "small")
 COINGAN, CMER = Pair("coingan", OWN_GENERATOR), Pair("cmer", "small")
@@ -81,3 +82,18 @@ def test_what_has_no_result_is_shown_empty_with_its_reason():
     assert f"| cosa | small |{' – |' * 11}" in lines
     assert "Read masks in training: full supervision, small." in lines
     assert lines[-2:] == ["- cosa, small, seed 0 (failed): It broke.", "- cmer, small (refused): One modality alone."]
+
+
+def test_kept_ensembles_tell_their_members_and_are_no_seeds_of_one_another(tmp_path):
+    members = [{"run": f"cam, small, seed {seed}"} for seed in (0, 1)]
+    for file, by, dice in (("mean", "", 0.8), ("vote", " by votes", 0.6)):
+        row = Row(f"ensemble of seeds: cam{by}, small", "", "validation", None, {"dice_subject": {"mean": dice}})
+        write_rows(tmp_path / "ensemble_of_seeds_cam_small" / f"{file}.json", [row], {}, settings={"members": members})
+    write_rows(tmp_path / "cam_small" / "seed0.json", [measured(CAM, [0.5]).row], {}, settings={})
+    lines = standings(kept_outcomes(tmp_path), "dice_subject")
+    found = [(line.pair.method, line.value, line.members) for line in lines]
+    assert found == [
+        ("ensemble of seeds: cam", 0.8, 2),
+        ("ensemble of seeds: cam by votes", 0.6, 2),
+        ("cam", 0.5, 0),
+    ]

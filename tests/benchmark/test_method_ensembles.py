@@ -171,7 +171,7 @@ def test_a_member_without_weights_is_a_reason_and_the_runs_stand(datalist, done,
     again = tmp_path / "again"
     shutil.copytree(out, again)
     shutil.rmtree(again / "weights")
-    for path in again.glob("runs/methods/*/ensemble*/mean.json"):
+    for path in again.glob("runs/methods_*/*/ensemble*/mean.json"):
         path.unlink()
     outcomes = compare(datalist, again, "cam", seeds=(0, 1)).run()
     assert [one.state for one in outcomes] == ["measured", "measured", "failed"]

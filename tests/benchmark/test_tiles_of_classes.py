@@ -148,7 +148,7 @@ def test_every_method_is_measured_class_by_class(datalist, tmp_path):
         assert row.simulated_supervision
         of_class = [row.metrics[f"dice_subject/{name}"]["mean"] for name in CLASSES]
         assert row.metrics["dice_subject"]["mean"] == pytest.approx(np.mean(of_class))
-    run = json.loads((tmp_path / "runs/methods/validation/cam_small/seed0.json").read_text(encoding="utf-8"))
+    run = json.loads((tmp_path / "runs/methods_heart/validation/cam_small/seed0.json").read_text(encoding="utf-8"))
     assert run["settings"]["measured"] == {"method": "cam", "rule": "otsu", "gate": "predicted", "topk_pixels": 64}
     for name in ("leaderboard.md", "comparison.html"):
         text = (tmp_path / name).read_text(encoding="utf-8")
