@@ -222,7 +222,8 @@ class MethodBenchmark:
         budget = f"{self.budget.amount:g} {self.budget.kind} per training"
         simulated = self.data.header.get("simulated_supervision", False)
         labels = f"; simulated supervision: labels are {self.data.header.get('labels', '')}" if simulated else ""
-        return f"{self.data.header['name']}, split {self.data.split}, {budget}{labels}"
+        votes = "; ensembles by votes" if self.ensembles == "vote" else ""
+        return f"{self.data.header['name']}, split {self.data.split}, {budget}{votes}{labels}"
 
     def _outcomes(self, pairs: Sequence[Pair], work: SharedWork) -> dict[tuple[Pair, int], Outcome]:
         """Count the steps of all pairs, then train and measure each with each seed."""

@@ -181,6 +181,11 @@ def test_a_member_without_weights_is_a_reason_and_the_runs_stand(datalist, done,
     assert "- ensemble of seeds: cam, small (failed): " in text
 
 
+@pytest.mark.parametrize(("ensembles", "told"), [("vote", True), ("mean", False)])
+def test_the_page_tells_that_ensembles_vote(datalist, tmp_path, ensembles, told):
+    assert ("ensembles by votes" in compare(datalist, tmp_path, "cam", ensembles=ensembles)._title) is told
+
+
 def test_an_unknown_aggregate_is_refused(datalist, tmp_path):
     with pytest.raises(ValueError, match="mean, vote, none"):
         compare(datalist, tmp_path, "cam", ensembles="median")
