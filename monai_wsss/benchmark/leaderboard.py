@@ -316,6 +316,10 @@ def cells_of(line: Standing, metric: str) -> list[tuple[str, float | str | None]
         value = _mean(values_of(rows, name))
         return _number(value, digits), value
 
+    memory = shown("peak_memory_mb", 0)
+    if values_of(rows, "gpu_memory_mb"):
+        number, value = shown("gpu_memory_mb", 0)
+        memory = f"{number} of the GPU", value
     return [
         (line.pair.method, line.pair.method),
         (line.pair.encoder, line.pair.encoder),
@@ -328,7 +332,7 @@ def cells_of(line: Standing, metric: str) -> list[tuple[str, float | str | None]
         shown("image_auroc") if of_dice else (headline, line.value),
         shown("steps", 0),
         (_number(minutes, 1), minutes),
-        shown("peak_memory_mb", 0),
+        memory,
         shown("parameters", 0),
     ]
 

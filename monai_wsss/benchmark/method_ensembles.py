@@ -201,8 +201,8 @@ class MethodEnsembles:
         recipe = list(table.recipes)[-1]
         if not (table.folder(recipe, member.seed) / "model.pt").is_file():
             raise DataError(
-                f"The weights of {member.name} are gone: remove its JSON below {self.runs}, and the next call "
-                "trains it again."
+                f"The weights of {member.name} are not in {self.out}: remove its JSON below {self.runs}, and the next "
+                "call trains it again, or leave ensembles out by --ensembles none."
             )
         trained = table.trained(recipe, member.seed)
         network: Any = trained.method.network
@@ -321,7 +321,7 @@ def _mean_rank_auroc(cases: Sequence[Mapping[str, Any]], scores: Sequence[Sequen
 def _costs(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
     """Give steps and parameters of all trainings, and the memory of the one that needed most."""
     costs: dict[str, dict[str, float]] = {}
-    for name, joined in (("steps", sum), ("parameters", sum), ("peak_memory_mb", max)):
+    for name, joined in (("steps", sum), ("parameters", sum), ("peak_memory_mb", max), ("gpu_memory_mb", max)):
         known = [row.metrics[name]["mean"] for row in rows if name in row.metrics]
         if len(known) == len(rows):
             costs[name] = {"mean": joined(known)}

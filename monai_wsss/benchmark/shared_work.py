@@ -9,8 +9,9 @@ counter in their store hands each of them the next item; what became of all item
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -57,22 +58,28 @@ class Ranks:
         store, rank, size = next(rendezvous("env://", timeout=_PATIENCE))
         return cls(dist.PrefixStore("monai_wsss.benchmark", store), rank, size)
 
-    @contextmanager
-    def first_alone(self, folder: Path) -> Iterator[None]:
-        """Let rank 0 do what is inside; the others do it afterwards, and find what it has written into a folder.
+    def first(self, work: Callable[[Item], Result], item: Item, folder: Path) -> Result:
+        """Let rank 0 do an item; give all processes its result, and let them see what it has written into a folder.
+
+        Args:
+            work: does the item.
+            item: what to do.
+            folder: the folder that all write into.
 
         Raises:
             DataError: a process does not see the folder of rank 0.
         """
         if self.rank > 0:
+            told: Result = pickle.loads(bytes.fromhex(self.store.get("first").decode()))  # noqa: S301 (of rank 0 of this run)
             check_shared(Path(self.store.get("sign").decode()), f"the output folder {folder}")
-            yield
             self.store.set(f"seen {self.rank}", "")
-            return
+            return told
         with shared_folder(folder) as sign:
-            yield
+            result = work(item)
             self.store.set("sign", str(sign.absolute()))
+            self.store.set("first", pickle.dumps(result).hex())
             self.store.wait([f"seen {rank}" for rank in range(1, self.size)])
+        return result
 
     def each(self, work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
         """Do all items, each in one of the processes; give every process all results, in the order of the items.
@@ -117,7 +124,7 @@ class SharedWork:
         """Do an item before all others, as one of the workers does it.
 
         Args:
-            work: does it; in each process of ``torchrun``, first in rank 0, whose files the others find.
+            work: does it; of the processes of ``torchrun``, rank 0, whose result and files the others get.
             item: what to do.
 
         Raises:
@@ -128,9 +135,9 @@ class SharedWork:
             ((_, result),) = self._over_ray(workers, work, [item])
             made: Result = result
             return made
-        alone = self.ranks.first_alone(self.out) if self.ranks else nullcontext()
-        with alone, one_thread() if self.processes > 1 else nullcontext():
-            return work(self.device, item)
+        with one_thread() if self.processes > 1 else nullcontext():
+            here = partial(work, self.device)
+            return self.ranks.first(here, item, self.out) if self.ranks else here(item)
 
     def each(self, work: Work[Item, Result], items: Sequence[Item]) -> Iterable[tuple[Item, Result | None]]:
         """Give all items with their results, in whatever order they end.

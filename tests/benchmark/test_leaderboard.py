@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from monai_wsss.benchmark import Outcome, Row
@@ -97,3 +99,11 @@ def test_kept_ensembles_tell_their_members_and_are_no_seeds_of_one_another(tmp_p
         ("ensemble of seeds: cam by votes", 0.6, 2),
         ("cam", 0.5, 0),
     ]
+
+
+def test_the_memory_of_a_gpu_is_told_as_such():
+    row = measured(CAM, [0.5]).row
+    host, gpu = {"peak_memory_mb": {"mean": 900.0}}, {"gpu_memory_mb": {"mean": 2345.0}}
+    for more, text in ((host, "| 900 |"), ({**host, **gpu}, "| 2345 of the GPU |")):
+        outcome = Outcome(CAM, 0, replace(row, metrics={**row.metrics, **more}))
+        assert text in format_leaderboard([outcome], "dice_subject", "title")

@@ -175,7 +175,7 @@ def test_a_member_without_weights_is_a_reason_and_the_runs_stand(datalist, done,
         path.unlink()
     outcomes = compare(datalist, again, "cam", seeds=(0, 1)).run()
     assert [one.state for one in outcomes] == ["measured", "measured", "failed"]
-    assert "weights of cam, small, seed 0 are gone: remove its JSON" in outcomes[-1].reason
+    assert "The weights of cam, small, seed 0 are not in" in outcomes[-1].reason
     assert list((again / "failures").glob("ensemble*/mean.json"))
     text = format_leaderboard(outcomes, "dice_subject", "title")
     assert "- ensemble of seeds: cam, small (failed): " in text

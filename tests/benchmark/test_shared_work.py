@@ -60,10 +60,9 @@ ranks = Ranks.of_torchrun()
 work = SharedWork(folder, device="cpu", ranks=ranks)
 
 def counted(device, item):
-    if ranks.rank == 0:
-        time.sleep(1.0)
-        (folder / "counted").write_text(str(item))
-    return (folder / "counted").read_text()
+    time.sleep(1.0)
+    (folder / "counted").write_text(f"{ranks.rank} {item}")
+    return ranks.rank, item
 
 found = work.first(counted, 7)
 results = list(work.each(noted, list(range(5))))
@@ -79,7 +78,8 @@ def test_processes_of_torchrun_do_each_item_once_and_know_all_results(tmp_path):
     done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     told = [json.loads((tmp_path / f"rank{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]
-    assert [one[0] for one in told] == ["7", "7"], "rank 1 waits for what rank 0 writes"
+    assert [one[0] for one in told] == [[0, 7], [0, 7]], "rank 1 waits for what rank 0 has found"
+    assert (tmp_path / "counted").read_text() == "0 7"
     assert [one[1] for one in told] == [True, False]
     assert told[0][2] == told[1][2] == [[item, ["cpu", item * item]] for item in range(5)]
     assert [len((tmp_path / f"{item}.txt").read_text().splitlines()) for item in range(5)] == [1] * 5
