@@ -327,6 +327,7 @@ def test_what_kept_rows_do_not_tell_is_as_it_was():
         "Tiles.crop": 160,
         "Tiles.scales": (0.5, 1.0),
         "Tiles.colors": "as_they_are",
+        "Tiles.several_classes": False,  # whether other tables may refuse them; weights do not depend on it
     }
     network = encoder_recipes.encoder_recipes(encoder_recipes.BUDGETS["tiles"], refined="par")["CAM, from scratch"]
     norms = [part for part in network.build(3, 1).network.modules() if isinstance(part, torch.nn.BatchNorm2d)]

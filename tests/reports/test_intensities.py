@@ -103,7 +103,9 @@ def test_pictures_of_rows_and_columns_are_drawn_upright():
     image = MetaTensor(torch.zeros(1, 20, 40), meta={"order": "rows_columns"})
     record = ConversionRecord()
     record.add([1.0], image, image.as_tensor(), torch.zeros(1, 20, 40), torch.zeros(1, 20, 40))
-    assert [part.shape for part in record._cases["finding"][0]] == [(1, 40, 20), (1, 40, 20), (40, 20), (40, 20)]
+    *parts, boxes = record._cases["finding"][0]
+    assert [part.shape for part in parts] == [(1, 40, 20), (1, 40, 20), (40, 20), (40, 20)]
+    assert boxes is None
 
 
 @pytest.fixture(scope="module")
