@@ -39,6 +39,8 @@ __all__ = ["ComparedRow", "write_comparison"]
 
 _SCORES, _COSTS = slice(2, 9), slice(9, 13)
 _PARTS = (
+    ("class_map_pixel_auroc", "Class map: pixel AUROC"),
+    ("class_map_oracle_dice_subject", "Class map: Dice at its best threshold"),
     ("pixel_auroc", "Score map: pixel AUROC"),
     ("oracle_dice_subject", "Score map: Dice at its best threshold"),
     ("dice_subject", "Final mask: Dice"),

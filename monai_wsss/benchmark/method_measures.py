@@ -71,6 +71,25 @@ class GradientMaps(nn.Module):
         return maps
 
 
+class ClassMaps(nn.Module):
+    """The class maps of a network with two branches, as a network of their own: ``(B, C, *S) -> (B, K, *S)``.
+
+    Args:
+        network: a :class:`~monai_wsss.networks.TwoBranchNetwork`.
+    """
+
+    output_kind = "activation"
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Give the maps."""
+        maps: torch.Tensor = self.network.branches(image).seeds
+        return maps
+
+
 def measure_method(
     data: PreparedData,
     kind: str,
@@ -97,6 +116,7 @@ def measure_method(
     decided = _with_scores(cases, maps, rule, decide_cases(cases, maps, rule, None))
     measured = table_of(data, cases, decided)
     metrics = measured.summary()
+    metrics |= _class_map_quality(data, one)
     if cases_file is not None:
         write_kept_cases(cases_file, measured, decided, metrics)
     if "dice_subject" in metrics:
@@ -188,6 +208,21 @@ def _with_scores(
         one if "region" in case else one._replace(scores=rule.score_maps(scores)[0])
         for case, scores, one in zip(cases, maps, decided, strict=True)
     ]
+
+
+def _class_map_quality(data: PreparedData, one: Trained) -> Metrics:
+    """Measure the class maps beside the segmentation of a network with two branches, from 0 to the peak of the image.
+
+    Both numbers are of maps before any decision; the best threshold reads masks and is no result.
+    """
+    network: Any = one.method.network
+    if not hasattr(network, "branches"):
+        return {}
+    cases, maps = data.whole_maps(one.recipe, ClassMaps(network))
+    rule = MaskRule(rule="max", gate="none")
+    found = table_of(data, cases, _with_scores(cases, maps, rule, decide_cases(cases, maps, rule, None))).summary()
+    names = ("pixel_auroc", "oracle_dice_subject")
+    return {f"class_map_{name}": found[name] for name in names if name in found}
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ import logging
 import shutil
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,13 +18,14 @@ from PIL import Image
 from workers_here import workers_here
 
 from monai_wsss._checks import DataError
-from monai_wsss.benchmark import make_method_benchmark, method_recipes, shared_work
+from monai_wsss.benchmark import make_method_benchmark, method_measures, method_recipes, shared_work
 from monai_wsss.benchmark.leaderboard import kept_outcomes
 from monai_wsss.benchmark.spread_runs import LOST
 from monai_wsss.data import make_phantoms, prepare_folder
 from monai_wsss.engines import trainer
 from monai_wsss.engines.checkpoint import save_checkpoint
 from monai_wsss.methods import CoSA
+from monai_wsss.metrics import CaseTable
 from monai_wsss.networks import ConvPyramid
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of networks that have learned nothing in two steps
@@ -241,6 +243,28 @@ def test_the_other_methods_run_on_slices(datalist, tmp_path, method):
     (outcome,) = compare(datalist, tmp_path, method).run()
     assert outcome.state == "measured", outcome.reason
     assert "image_auroc" in outcome.row.metrics
+    apart = {"class_map_pixel_auroc", "class_map_oracle_dice_subject"}
+    assert apart & outcome.row.metrics.keys() == (apart if method in ("afa", "bmp") else set())
+
+
+def test_class_maps_are_measured_apart_from_the_segmentation(tmp_path):
+    """A network whose class maps are right and whose segmentation is empty."""
+    mask = torch.zeros(1, 8, 8)
+    mask[:, 2:5, 2:5] = 1
+    cases = [{"id": "a", "subject": "a", "label": np.ones(1), "mask": mask.to(torch.uint8), "image": mask}]
+
+    class Branches(torch.nn.Module):
+        def branches(self, image: torch.Tensor) -> SimpleNamespace:
+            return SimpleNamespace(seeds=image)
+
+    data = SimpleNamespace(
+        whole_maps=lambda recipe, network: (cases, [network(mask[None])]), case_table=lambda: CaseTable(["finding"])
+    )
+    one = SimpleNamespace(recipe=None, method=SimpleNamespace(network=Branches()))
+    found = method_measures._class_map_quality(data, one)  # part of what a row measures
+    assert {name: entry["mean"] for name, entry in found.items()} == {
+        "class_map_pixel_auroc": 1.0, "class_map_oracle_dice_subject": 1.0,
+    }  # fmt: skip
 
 
 def test_without_masks_methods_are_ranked_by_image_level_labels(datalist, tmp_path, caplog):
