@@ -55,7 +55,8 @@ _UNCERTAINTY = tuple(
 )
 _ENSEMBLE_NOTES = (
     "Ensembles: every finished run is a member, whatever its results, and full supervision never is; neither masks nor "
-    "labels chose any. Their image AUROC is that of the members' ranks, averaged.",
+    "labels chose any. Each method counts the same, however many seeds it has. Their image AUROC is that of the "
+    "members' ranks, averaged.",
 )
 
 

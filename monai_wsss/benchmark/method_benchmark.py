@@ -27,7 +27,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from hashlib import sha256
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from traceback import format_exception
 from typing import Any, ClassVar, Literal
@@ -83,6 +83,7 @@ class MethodBenchmark:
         ray: see :func:`~monai_wsss.inferers.over_ray`; None: the workers around :meth:`run`, if any.
         runs: folder of the JSON of runs, such as one of earlier sessions; None: ``runs`` below ``out``.
         ensembles: how runs of weak methods decide together, ``"mean"`` or ``"vote"``; ``"none"`` for no such rows.
+        one_seed: methods that have the first seed alone.
     """
 
     data: PreparedData
@@ -96,6 +97,7 @@ class MethodBenchmark:
     ray: str | None = None
     runs: Path | None = None
     ensembles: Ensembles = "mean"
+    one_seed: Sequence[str] = ()
     name: ClassVar[str] = "leaderboard"
     """Of the files of the leaderboard."""
     figures: ClassVar[Mapping[str, Any]] = {}
@@ -131,7 +133,7 @@ class MethodBenchmark:
         outcomes: list[Outcome] = []
         for pair in self.pairs:
             without = [Outcome(pair, None, reason=refused[pair])] if pair in refused else []
-            outcomes += without or [found[pair, seed] for seed in self.seeds]
+            outcomes += without or [found[pair, seed] for seed in self.seeds_of(pair)]
         if not work.writes:
             return outcomes
         outcomes += self._ensembles(outcomes)
@@ -190,6 +192,7 @@ class MethodBenchmark:
         seeds = self.seeds if first.members else [one.seed for one in outcomes]
         methods = ",".join(dict.fromkeys(pair.method for pair in pairs))
         encoders = ",".join(dict.fromkeys(pair.encoder for pair in pairs if pair.encoder in ENCODERS))
+        once = {pair.method for pair in pairs if len(seeds) > 1 and pair.method in self.one_seed}
         steps = {self.steps(pair) for pair in pairs}
         budget = f"{steps.pop()}-steps" if len(steps) == 1 else self.budget.text
         grid = self.data.settings.get("grid")
@@ -197,7 +200,9 @@ class MethodBenchmark:
         return (
             f"monai-wsss benchmark --data DIR --out DIR --methods {methods}"
             + (f" --encoders {encoders}" if encoders else "")
-            + f" --seeds {','.join(map(str, seeds))} --budget {budget} --split {self.data.split}"
+            + f" --seeds {','.join(map(str, seeds))}"
+            + (f" --one-seed {','.join(sorted(once))}" if once else "")
+            + f" --budget {budget} --split {self.data.split}"
             + ("" if side is None else f" --side {side}")
             + (f" --ensembles {self.ensembles}" if first.members else "")
         )
@@ -230,7 +235,7 @@ class MethodBenchmark:
         counted, outcomes = work.first(self._steps_on, pairs)
         self._counted.update(counted)
         groups: dict[tuple[str, int], _Group] = {}
-        for pair, seed in product(pairs, self.seeds):
+        for pair, seed in chain.from_iterable(product([pair], self.seeds_of(pair)) for pair in pairs):
             if (pair, seed) not in outcomes:
                 # What is trained once is done by one process.
                 groups.setdefault((pair.trained, seed), []).append((pair, seed))
@@ -247,7 +252,7 @@ class MethodBenchmark:
             try:
                 here.steps(pair)
             except Exception as error:  # one method must not stop the others
-                failed |= {(pair, seed): self._failed(pair, seed, error) for seed in self.seeds}
+                failed |= {(pair, seed): self._failed(pair, seed, error) for seed in self.seeds_of(pair)}
         return here._counted, failed
 
     def _group_on(self, device: str | None, runs: _Group) -> list[Outcome]:
@@ -300,6 +305,14 @@ class MethodBenchmark:
                 outcome = Outcome(pair, None, row)
             found.append(replace(outcome, members=tuple(member.name for member in members)))
         return found
+
+    def seeds_of(self, pair: Pair) -> Sequence[int]:
+        """Give the seeds of a pair.
+
+        Args:
+            pair: method and encoder.
+        """
+        return self.seeds[:1] if pair.method in self.one_seed else self.seeds
 
     def table(self, pair: Pair, seed: int) -> BenchmarkTable:
         """Give the table of one run, with the recipes of its length.

@@ -37,6 +37,7 @@ def make_method_benchmark(
     side: int | None = None,
     runs: Path | None = None,
     ensembles: Ensembles = "mean",
+    one_seed: Sequence[str] = (),
     **sharing: Unpack[SharingOptions],
 ) -> MethodBenchmark:
     """Compare methods on one prepared dataset: the same images, encoders and length of training for all.
@@ -53,6 +54,7 @@ def make_method_benchmark(
         runs: folder with the JSON of runs of earlier sessions, kept and added to; None: ``runs`` below ``out``.
         ensembles: what several finished runs of weak methods decide together: by the ``"mean"`` of their
             probabilities, by ``"vote"`` of their masks, or ``"none"``.  Nothing is trained for it.
+        one_seed: those of the methods that have the first seed alone.
         sharing: who trains.
 
             - ``processes``: so many trainings at once, each with one thread.  A time is turned into steps before they
@@ -65,8 +67,8 @@ def make_method_benchmark(
               :func:`~monai_wsss.inferers.over_ray`.
 
     Raises:
-        ValueError: an unknown method, encoder or ensemble, another form of the budget, a name that is given twice, no
-            process, or two ways to share.
+        ValueError: an unknown method, encoder or ensemble, another form of the budget, a name that is given twice, a
+            method of one seed that is not compared, no process, or two ways to share.
         DataError: the output folder holds data, or the device is not there.
     """
     for method in methods:
@@ -77,6 +79,8 @@ def make_method_benchmark(
     for name, given in {"methods": methods, "encoders": encoders, "seeds": seeds}.items():
         if len(set(given)) < len(given) or not given:
             raise ValueError(f"Expected `{name}` to hold each name once, and one at least, got {list(given)}.")
+    for method in one_seed:
+        check_choice("one_seed", method, tuple(methods))
     processes, ray = sharing.get("processes", 1), sharing.get("ray")
     if processes < 1:
         raise ValueError(f"Expected `processes` of at least 1, got {processes}.")
@@ -88,5 +92,5 @@ def make_method_benchmark(
         raise DataError(f"The output folder {out} holds data: choose another --out.")
     length = TrainingBudget.read(budget)
     kind, data = method_data(datalist, split, side)
-    words: dict[str, Any] = {"runs": runs, "ensembles": ensembles, **sharing}
+    words: dict[str, Any] = {"runs": runs, "ensembles": ensembles, "one_seed": tuple(one_seed), **sharing}
     return MethodBenchmark(data, kind, out, pairs_of(methods, encoders), length, tuple(seeds), **words)

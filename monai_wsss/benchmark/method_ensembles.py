@@ -8,8 +8,9 @@
 | ensemble of all weak methods | all finished runs of all methods but full supervision, of two trainings or more |
 
 Every run that finished is a member, whatever its results: neither masks nor labels choose among them, and networks that
-were trained on masks are never members.  Each member's output becomes probabilities around its own cut
-(:func:`~monai_wsss.refinement.rule_probabilities`), and their mean, or their votes, decide.  Nothing is trained.
+were trained on masks are never members.  Each method counts the same with each encoder, however many seeds it has.
+Each member's output becomes probabilities around its own cut (:func:`~monai_wsss.refinement.rule_probabilities`), and
+their mean, or their votes, decide.  Nothing is trained.
 
 Cases are taken a few at a time: the maps of a few cases by all members are in memory, and nothing else of full size.
 The row of all members also writes masks, entropy and disagreement of each case below ``uncertainty``, in the geometry
@@ -188,10 +189,13 @@ class MethodEnsembles:
             place = run_place(self.data.split, member.pair.name, f"seed{member.seed}")
             path = (self.runs / place).with_suffix(".json")
             told.append({"run": member.name, **json.loads(path.read_text(encoding="utf-8"))["source"]})
+        weights = _weights(members)
+        measured: dict[str, Any] = {"aggregate": self.aggregate, "uncertainty": list(_UNCERTAINTIES)}
         return {
             "table": self.runs.name,
             "row": pair.name,
-            "measured": {"aggregate": self.aggregate, "uncertainty": list(_UNCERTAINTIES)},
+            # Rows of as many seeds for each method were kept before there were weights.
+            "measured": measured | ({"weights": weights} if len(set(weights)) > 1 else {}),
             "members": told,
             "split": self.data.split,
         }
@@ -213,6 +217,7 @@ class MethodEnsembles:
         voices = [self._voice(member) for member in members]
         cases = self.data.whole_maps(None, None)[0]
         table = self.data.case_table()
+        weights = _weights(members)
         small: list[Decided] = []
         scores: list[list[torch.Tensor]] = [[] for _ in voices]
         rankings = {name: ErrorRanking() for name in _UNCERTAINTIES}
@@ -222,7 +227,7 @@ class MethodEnsembles:
             if self.kind != "tiles":
                 self._score(voices, part, maps, scores)
             for place, case in enumerate(part):
-                decision = self._decide(case, voices, [of_member[place] for of_member in maps])
+                decision = self._decide(case, voices, [of_member[place] for of_member in maps], weights)
                 decided = _decided(case, decision)
                 add_decided(table, case, decided)
                 _rank(rankings, case, decided, decision)
@@ -240,10 +245,14 @@ class MethodEnsembles:
         if self.kind == "tiles":
             scored = measured_tiles(self.data)
             scores = [tile_scores(scored, voice.network) for voice in voices]
-        return metrics | _mean_rank_auroc(scored, scores)
+        return metrics | _mean_rank_auroc(scored, scores, weights)
 
     def _decide(
-        self, case: Mapping[str, Any], voices: Sequence[_Voice], maps: Sequence[torch.Tensor]
+        self,
+        case: Mapping[str, Any],
+        voices: Sequence[_Voice],
+        maps: Sequence[torch.Tensor],
+        weights: Sequence[float],
     ) -> EnsembleDecision:
         """Decide one case by the maps of each member, in its region alone where it has one."""
         region = torch.as_tensor(case["region"])[None] if "region" in case else None
@@ -251,7 +260,7 @@ class MethodEnsembles:
             rule_probabilities(voice.rule, of_member, region=region)
             for voice, of_member in zip(voices, maps, strict=True)
         )
-        return decide_ensemble(members, vote=self.aggregate == "vote")
+        return decide_ensemble(members, vote=self.aggregate == "vote", weights=weights)
 
     def _score(
         self,
@@ -266,6 +275,11 @@ class MethodEnsembles:
             if voice.shown is not voice.network:
                 own = self.data.case_maps(voice.recipe, voice.network, part)
             found += [image_scores(voice.network, each, self.kind)[0] for each in own]
+
+
+def _weights(members: Sequence[Member]) -> list[float]:
+    """Give what each member counts: a share of its method's single vote, so that nobody chooses what counts more."""
+    return [1 / sum(other.pair == member.pair for other in members) for member in members]
 
 
 def _parts(cases: Cases) -> Iterator[Cases]:
@@ -311,10 +325,12 @@ def _writer(folder: Path) -> Callable[[dict[Any, Any]], Any]:
     return Compose([SaveImageMapd(_UNCERTAINTIES, folder), SaveImageMaskd("mask", folder, palette="classes")])
 
 
-def _mean_rank_auroc(cases: Sequence[Mapping[str, Any]], scores: Sequence[Sequence[torch.Tensor]]) -> Metrics:
+def _mean_rank_auroc(
+    cases: Sequence[Mapping[str, Any]], scores: Sequence[Sequence[torch.Tensor]], weights: Sequence[float]
+) -> Metrics:
     """Measure the image-level score of an ensemble: the members' ranks of the images, averaged; their scales differ."""
     ranks = [rankdata(np.stack([each.numpy() for each in of_member]), axis=0) for of_member in scores]
-    mean = torch.as_tensor(np.mean(ranks, axis=0))
+    mean = torch.as_tensor(np.average(ranks, axis=0, weights=weights))
     return image_auroc([case["subject"] for case in cases], [case["label"] for case in cases], list(mean))
 
 

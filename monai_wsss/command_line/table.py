@@ -148,6 +148,13 @@ COMMANDS = (
                 other_defaults={"gland": 6},
             ),
             Argument("--seeds", "seeds of every recipe", (0, 1, 2), whole_numbers),
+            Argument(
+                "--one-seed",
+                "--methods: those that have the first seed alone",
+                (),
+                names,
+                only=(_OTHER_FORM,),
+            ),
             Argument("--split", "the split to measure on", "validation", choices=SPLITS),
             Argument(
                 "--sets",

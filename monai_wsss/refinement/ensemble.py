@@ -22,7 +22,7 @@ mask: whether they are high where the mask is wrong is what :class:`monai_wsss.m
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -103,7 +103,9 @@ def _within(rule: MaskRule, scores: torch.Tensor, label: torch.Tensor | None, re
 
 
 @torch.no_grad()
-def decide_ensemble(members: Iterable[torch.Tensor], *, vote: bool = False) -> EnsembleDecision:
+def decide_ensemble(
+    members: Iterable[torch.Tensor], *, vote: bool = False, weights: Sequence[float] | None = None
+) -> EnsembleDecision:
     """Decide one mask of several members, and how unsure they are at each pixel.
 
     Members are taken one after the other, so a generator needs the memory of a single one.
@@ -112,12 +114,14 @@ def decide_ensemble(members: Iterable[torch.Tensor], *, vote: bool = False) -> E
         members: of each (B, K+1, *S), background first, sums of 1, as of :func:`rule_probabilities`.
         vote: whether each member counts as its mask alone and not by its probabilities.  Of as many votes for each,
             background and lower classes win.
+        weights: what each member counts, above 0 and of any sum; None: all of them the same.
 
     Returns:
         Mask, mean, entropy and disagreement.
 
     Raises:
-        ValueError: no member, members of different shapes, or what are no probabilities.
+        ValueError: no member, members of different shapes, what are no probabilities, or weights of another number or
+            not above 0.
 
     Example:
         >>> sure, unsure = torch.tensor([[[[0.1, 0.0]], [[0.9, 1.0]]]]), torch.tensor([[[[0.5, 1.0]], [[0.5, 0.0]]]])
@@ -129,7 +133,7 @@ def decide_ensemble(members: Iterable[torch.Tensor], *, vote: bool = False) -> E
     """
     total: torch.Tensor | None = None
     own = torch.zeros(())
-    count = 0
+    counts: list[float] = []
     for number, member in enumerate(members, start=1):
         check_shape("members", member, "(B, K+1, *S)")
         if total is not None and member.shape != total.shape:
@@ -145,15 +149,29 @@ def decide_ensemble(members: Iterable[torch.Tensor], *, vote: bool = False) -> E
             )
         if vote:
             taken = F.one_hot(_winners(taken)[:, 0], taken.shape[1]).movedim(-1, 1).double()
-        total = taken if total is None else total + taken
-        own = own.to(taken.device) + _entropy(taken)
-        count = number
+        counts.append(_weight(weights, number))
+        total = counts[-1] * taken if total is None else total + counts[-1] * taken
+        own = own.to(taken.device) + counts[-1] * _entropy(taken)
     if total is None:
         raise ValueError("Expected `members` to hold at least one network's probabilities, got none.")
-    mean = total / count
+    if weights is not None and len(weights) > len(counts):
+        raise ValueError(f"Expected one of `weights` per member, got {len(weights)} for {len(counts)}.")
+    mean = total / sum(counts)
     entropy = _entropy(mean)
-    disagreement = (entropy - own / count).clamp(0, 1)
+    disagreement = (entropy - own / sum(counts)).clamp(0, 1)
     return EnsembleDecision(_winners(mean).to(torch.uint8), mean.float(), entropy.float(), disagreement.float())
+
+
+def _weight(weights: Sequence[float] | None, number: int) -> float:
+    """Give what a member counts, the first having the number 1."""
+    if weights is None:
+        return 1.0
+    if number > len(weights):
+        raise ValueError(f"Expected one of `weights` per member, got {len(weights)} for {number} or more.")
+    weight = float(weights[number - 1])
+    if not (0 < weight < math.inf):
+        raise ValueError(f"Expected `weights` above 0, got {weight} for member {number}.")
+    return weight
 
 
 def _winners(probabilities: torch.Tensor) -> torch.Tensor:

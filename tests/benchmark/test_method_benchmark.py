@@ -104,6 +104,23 @@ def test_runs_of_earlier_sessions_are_taken_from_a_folder_and_added_to_it(datali
     assert "kept no cases" in (tmp_path / "later" / "comparison.html").read_text(encoding="utf-8")
 
 
+def test_some_methods_have_the_first_seed_alone(datalist, tmp_path):
+    words = {
+        "methods": ["cam", "gradcam++"],
+        "seeds": [1, 0],
+        "budget": "2-steps",
+        "side": 32,
+        "one_seed": ["gradcam++"],
+    }
+    outcomes = make_method_benchmark(datalist, tmp_path, **words).run()
+    assert [(one.pair.method, one.seed) for one in outcomes[:3]] == [("cam", 1), ("cam", 0), ("gradcam++", 1)]
+    page = (tmp_path / "comparison.html").read_text(encoding="utf-8")
+    assert "--methods cam,gradcam++ --encoders small --seeds 1,0 --one-seed gradcam++ --budget 2-steps" in page
+    assert "--methods gradcam++ --encoders small --seeds 1 --budget 2-steps" in page
+    with pytest.raises(ValueError, match="`one_seed` to be one of cam, gradcam"):
+        make_method_benchmark(datalist, tmp_path, **words | {"one_seed": ["bmp"]})
+
+
 def test_a_run_that_fails_does_not_stop_the_others_and_is_tried_again(datalist, tmp_path, monkeypatch):
     def broken(*args: object, **words: object) -> None:
         raise RuntimeError("no memory\nleft")

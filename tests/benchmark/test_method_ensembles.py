@@ -17,7 +17,7 @@ from PIL import Image
 from monai_wsss.benchmark import Outcome, Row, make_method_benchmark, method_ensembles
 from monai_wsss.benchmark.kept_cases import read_kept_cases
 from monai_wsss.benchmark.leaderboard import format_leaderboard
-from monai_wsss.benchmark.method_ensembles import planned_ensembles
+from monai_wsss.benchmark.method_ensembles import MethodEnsembles, planned_ensembles
 from monai_wsss.benchmark.method_recipes import OWN_GENERATOR, Pair
 from monai_wsss.data import make_phantoms
 from monai_wsss.metrics import error_auroc
@@ -64,6 +64,18 @@ def test_all_finished_runs_of_weak_methods_are_members_and_no_others():
         ),
     ]
     assert planned_ensembles(outcomes[2:]) == []
+
+
+def test_each_method_counts_the_same_however_many_seeds_it_has(datalist, done, tmp_path):
+    """And a row whose methods have equally many seeds is found again by settings without weights."""
+    whole = compare(datalist, tmp_path, "cam", "seam", seeds=(0, 1))
+    part = compare(datalist, tmp_path, "cam", "seam", seeds=(0, 1), one_seed=["seam"], runs=done[0] / "runs")
+    bench = MethodEnsembles(whole.data, whole.kind, done[0], done[0] / "runs" / "methods_brain_phantoms", whole.table)
+    *_, (pair, members) = planned_ensembles(part.run())
+    assert [one.name for one in members] == ["cam, small, seed 0", "cam, small, seed 1", "seam, small, seed 0"]
+    assert bench._settings(pair, members)["measured"]["weights"] == [0.5, 0.5, 1]
+    *_, (pair, members) = planned_ensembles(done[1])
+    assert "weights" not in bench._settings(pair, members)["measured"]
 
 
 def test_one_training_that_is_explained_twice_is_no_ensemble():

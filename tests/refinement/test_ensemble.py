@@ -102,6 +102,28 @@ def test_votes_count_masks_alone():
     assert decide_ensemble(members[:2], vote=True).mask.item() == 0, "of a tie the background wins"
 
 
+@pytest.mark.parametrize("vote", [False, True])
+def test_a_member_of_twice_the_weight_counts_as_two(vote):
+    first, second = member(0), member(1)
+    weighted = decide_ensemble([first, second], vote=vote, weights=[1, 0.5])
+    for found, expected in zip(weighted, decide_ensemble([first, first, second], vote=vote), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("weights", "words"),
+    [
+        ([1], "got 1 for 2"),
+        ([1, 1, 1], "got 3 for 2"),
+        ([1, 0], "above 0, got 0.0 for member 2"),
+        ([1, np.nan], "above"),
+    ],
+)
+def test_weights_that_fit_no_members_are_refused(weights, words):
+    with pytest.raises(ValueError, match=words):
+        decide_ensemble([member(0), member(1)], weights=weights)
+
+
 @pytest.mark.parametrize(
     ("members", "words"),
     [
