@@ -16,14 +16,15 @@ All methods have the same images, splits and optimizer, and one of two encoders:
 | `seam`      | that of `cam`                                  | classification, equivariance                   |
 | `cmer`      | that of `cam`, once per modality               | preset `default`                               |
 | `gland`     | fused maps with CCA and MPFP, then a segmenter | classification, then pseudo-masks with PLF     |
-| `afa`       | four maps, All-MLP decoder                     | preset `default`                               |
-| `bmp`       | four maps, All-MLP decoder                     | preset `default`                               |
+| `afa`       | four maps, All-MLP decoder                     | preset `default`; `small`: `scratch`           |
+| `bmp`       | four maps, All-MLP decoder                     | preset `default`; `small`: `scratch`           |
 | `cosa`      | an early and a final fused map, LargeFOV       | preset `default`                               |
 | `coingan`   | a generator of its own, whatever the encoder   | preset `default`                               |
 | `full`      | fused maps at stride 4, a segmenter            | reads masks: the upper bound                   |
 
-Warm-ups are shares of the run, as in the table of CoSA, and CoSA's averages are as long as a twentieth of it.  Whatever
-depends on the data, such as the pooling, follows from their kind alone.  Weights are those of the last step, and masks
+Warm-ups are shares of the run, as in the table of CoSA, and CoSA's averages are as long as a twentieth of it.  What
+depends on the data and on the encoder is what the package's presets and bundles have for them: on slices a network from
+scratch pools the maximum, as plain CAM's preset `default` does, and others the top of their maps.  Weights are those of the last step, and masks
 are decided by the rule of the kind of the data: nothing is chosen by masks.
 """
 
@@ -222,7 +223,7 @@ def method_recipes(pair: Pair, kind: str, steps: int, modalities: Sequence[str] 
     if pair.method == "cmer":
         words |= {"modalities": list(modalities)}
     method = "cam" if pair.method == "gradcam++" else pair.method
-    told = {"method": method, **_told(kind), **words, "steps": steps} | ({"strong": True} if method == "cosa" else {})
+    told = {"method": method, **_told(kind, pair.encoder), **words, "steps": steps} | ({"strong": True} if method == "cosa" else {})
     # Segmenters learn from larger images than classifiers, where these learn from tiles.
     batch_size = BUDGETS[kind].image_batch_size if method == "full" else _BATCH
     build = partial(_BUILDERS[method], **words)
@@ -233,15 +234,15 @@ def _reading(told: Words, batch_size: int = _BATCH) -> Words:
     return {"batch_size": batch_size, "views": "none", "words": told}
 
 
-def _told(kind: str) -> Words:
-    """Tell what networks have by the kind of the data, and what they have in common."""
-    return {**_FUSED, **_pooling(kind), "input_range": BUDGETS[kind].input_range}
+def _told(kind: str, encoder: str) -> Words:
+    """Tell what networks have by the kind of the data and the encoder, and what they have in common."""
+    return {**_FUSED, **_pooling(kind, encoder), "input_range": BUDGETS[kind].input_range}
 
 
 def _two_stages(pair: Pair, kind: str, steps: int) -> dict[str, Recipe]:
     """Give the classifier and the segmenter of the gland method, with half of the steps each."""
     words: Words = {"encoder": pair.encoder, "kind": kind}
-    told = {"method": "gland", **_told(kind), **words, "steps": max(steps // 2, 1)}
+    told = {"method": "gland", **_told(kind, pair.encoder), **words, "steps": max(steps // 2, 1)}
     first, second = f"{pair.trained} > classifier", f"{pair.trained} > segmenter"
     optimizer = _optimizer(pair.encoder)
     return {
@@ -278,7 +279,13 @@ def _optimizer(encoder: str) -> AdamWOneCycle:
     return AdamWOneCycle(learning_rate=2e-3, encoder_learning_rate=None if encoder == "small" else 3e-4)
 
 
-def _pooling(kind: str) -> Words:
+def _pooling(kind: str, encoder: str) -> Words:
+    """Give the pooling of all methods that pool class maps.
+
+    With ImageNet's weights the maximum is unstable: see the lever ``max`` in ``docs/results/encoders.md``.
+    """
+    if kind == "slices" and encoder == "small":
+        return {"pooling": "max"}
     return {"pooling": "topk", "topk_share": BUDGETS[kind].topk_share}
 
 
@@ -300,7 +307,7 @@ def _filled(network: Any, encoder: str) -> Any:
 
 
 def _class_maps(encoder: str, kind: str, channels: int, num_classes: int) -> Any:
-    return fused_cam_network(_encoder(encoder, kind, channels), num_classes, **_FUSED, **_pooling(kind))
+    return fused_cam_network(_encoder(encoder, kind, channels), num_classes, **_FUSED, **_pooling(kind, encoder))
 
 
 def _cam(channels: int, num_classes: int, *, encoder: str, kind: str) -> WSSSMethod:
@@ -320,17 +327,20 @@ def _cmer(channels: int, num_classes: int, *, encoder: str, kind: str, modalitie
 def _mutual(channels: int, num_classes: int, *, encoder: str, kind: str, method: type[BMP]) -> WSSSMethod:
     """Build AFA or BMP, their labels as fine as small images need, their warm-ups as long as short runs need."""
     maps = _encoder(encoder, kind, channels, levels=(1, 2, 3, 4))
+    preset = "scratch" if encoder == "small" else "default"
+    words: Words = {"scales": (0.5, 1.0) if kind == "tiles" else (1.0,)}
     if encoder != "small":
         maps = AttentionPyramid(maps, heads=8)
-    network = method.network_from_preset(encoder=maps, num_classes=num_classes, decoder_width=_DECODER_WIDTH)
-    words: Words = {"dilations": (1, 2, 4), "downscale": 1.0, "scales": (0.5, 1.0) if kind == "tiles" else (1.0,)}
-    ramps: Words = {"c2s_ramp": _WARM_UP, "s2c_ramp": 0.5, "propagation_ramp": 0.5}
-    return method.from_preset(network=_filled(network, encoder), **ramps, **words)
+        words |= {"dilations": (1, 2, 4), "downscale": 1.0}
+        words |= {"c2s_ramp": _WARM_UP, "s2c_ramp": 0.5, "propagation_ramp": 0.5}
+    built: Words = {"encoder": maps, "num_classes": num_classes, "decoder_width": _DECODER_WIDTH}
+    network = method.network_from_preset(preset, **built)
+    return method.from_preset(preset, network=_filled(network, encoder), **words)
 
 
 def _cosa(channels: int, num_classes: int, *, encoder: str, kind: str, **words: Any) -> WSSSMethod:
     maps = TwoFusedMaps(_encoder(encoder, kind, channels), **_FUSED)
-    branches: Words = {"decoder": "large_fov", "decoder_width": _DECODER_WIDTH, "pooled": "maps", **_pooling(kind)}
+    branches: Words = {"decoder": "large_fov", "decoder_width": _DECODER_WIDTH, "pooled": "maps", **_pooling(kind, encoder)}
     network = TwoBranchNetwork.with_auxiliary(maps, num_classes, **branches)
     return CoSA.from_preset(network=_filled(network, encoder), **words)
 

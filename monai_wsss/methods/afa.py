@@ -33,7 +33,7 @@ class AFA(BMP):
 
     The arguments are those of :class:`~monai_wsss.methods.BMP`, with ``s2c=None`` and
     ``labels=``:class:`~monai_wsss.refinement.LearnedAffinity`.  Build it by words with :meth:`from_preset`: presets
-    ``"default"`` and ``"paper"``.
+    ``"default"``, ``"scratch"`` and ``"paper"``.
 
     Example:
         >>> import torch

@@ -30,7 +30,7 @@ lies between 0.5 and 1.0; without BSP and before it begins, the background in S^
 
 AFA's ``"paper"`` has a balanced cross-entropy with weight 0.1, labels spread by the learned affinity from iteration
 6000 on, no feedback, no OFD, and seeds that its losses do not train.  AFA's ``"default"`` has the same terms, with the
-warm-ups and the treatment of healthy images of BMP's default.
+warm-ups and the treatment of healthy images of BMP's default, and its ``"scratch"`` what BMP's has for small encoders.
 """
 
 from __future__ import annotations
@@ -75,12 +75,13 @@ _SCRATCH: dict[str, Any] = {
     "propagation_ramp": 0.7,
 }
 _AFA: dict[str, Any] = {"c2s_weight": 0.1, "s2c_weight": 0.0, "propagation": "affinity", "c2s_loss": "balanced"}
+_SMALL: dict[str, Any] = {"encoder": "conv_pyramid", "decoder_width": 32, "pooled": "maps"}
 _WITHOUT_OFD: dict[str, Any] = {"ofd": False, "detach_seeds": True}
 
 # For each preset the words of the method, and those of its network.
 BMP_PRESETS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "default": ({}, {}),
-    "scratch": (_SCRATCH, {"encoder": "conv_pyramid", "decoder_width": 32, "pooled": "maps"}),
+    "scratch": (_SCRATCH, _SMALL),
     "paper": (
         {
             "s2c_input": "scores",
@@ -107,6 +108,7 @@ BMP_PRESETS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 AFA_PRESETS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "default": (_AFA, _WITHOUT_OFD),
+    "scratch": ({**_SCRATCH, **_AFA}, {**_SMALL, **_WITHOUT_OFD}),
     "paper": ({**_RELEASED, **_AFA, "propagation_ramp": WeightRamp("iteration", end=6000)}, _WITHOUT_OFD),
 }
 

@@ -20,6 +20,7 @@ from monai_wsss.benchmark.method_recipes import (
     why_not,
 )
 from monai_wsss.command_line.table import COMMANDS
+from monai_wsss.methods import ClassActivationMapping
 
 MRI = Facts("slices", ("T1", "FLAIR"), ("tumor",))
 TISSUE = Facts("patches", ("red", "green", "blue"), ("gland", "other"))
@@ -78,6 +79,20 @@ def test_every_method_is_built_and_read_alike(method, encoder):
     if method not in ("gland", "coingan"):
         cam = next(iter(recipes_of("cam", encoder=encoder)[0].values()))
         assert (recipe.optimizer, recipe.batch_size) == (cam.optimizer, cam.batch_size)
+
+
+def test_the_small_encoder_has_the_presets_for_training_from_scratch():
+    default = ClassActivationMapping.network_from_preset(in_channels=2).settings["pooling"]
+    for encoder, pooling, preset in (("small", default, "scratch"), ("efficientnet", "topk", "default")):
+        for method in ("cam", "bmp", "afa"):
+            recipes, channels = recipes_of(method, encoder=encoder)
+            (recipe,) = recipes.values()
+            built = recipe.build(channels, 1)
+            expected = {"cam": ("pooling", pooling)}.get(method, ("preset", preset))
+            assert built.settings[expected[0]] == expected[1]
+            assert recipe.settings["pooling"] == pooling
+    (on_tiles,) = recipes_of("cam", "tiles")[0].values()
+    assert on_tiles.build(3, 1).settings["pooling"] == "topk"
 
 
 def test_gradcam_explains_the_network_of_plain_cam():
