@@ -63,14 +63,15 @@ OF_AFA: dict[str, Any] = {
 AS_ANY_OTHER_IMAGE = {
     "healthy_is_background": False, "healthy_affinity": True, "train_mode_labels": True, "row_stochastic": False,
 }  # fmt: skip
+FROM_SCRATCH: dict[str, Any] = {
+    "encoder": ConvPyramid, "levels": (16, 32, 64, 64), "decoder_width": 32, "pooled": "maps",
+    "seed_scale": AboveHealthyLevel, "scales": (1.0,), "first_downscale": 1.0, "downscale": 1.0,
+    "dilations": (1, 2, 4), "labels_ramp": step(0.7), "c2s_ramp": step(0.4), "affinity_ramp": step(0.4),
+    "s2c_ramp": step(0.7), "ready_below": 0.4,
+}  # fmt: skip
 PRESETS: dict[tuple[type[BMP], str], dict[str, Any]] = {
     (BMP, "default"): {},
-    (BMP, "scratch"): {
-        "encoder": ConvPyramid, "levels": (16, 32, 64, 64), "decoder_width": 32, "pooled": "maps",
-        "seed_scale": AboveHealthyLevel, "scales": (1.0,), "first_downscale": 1.0, "downscale": 1.0,
-        "dilations": (1, 2, 4), "labels_ramp": step(0.7), "c2s_ramp": step(0.4), "affinity_ramp": step(0.4),
-        "s2c_ramp": step(0.7), "ready_below": 0.4,
-    },
+    (BMP, "scratch"): FROM_SCRATCH,
     (BMP, "paper"): {
         "prior": "none", "prior_detached": False, "labels_ramp": iterations(4000), "c2s_ramp": iterations(2000),
         "affinity_ramp": iterations(2000), "s2c_ramp": iterations(4000), "feedback": FeedbackThroughSpreading,
@@ -82,6 +83,7 @@ PRESETS: dict[tuple[type[BMP], str], dict[str, Any]] = {
         "affinity_ramp": iterations(2000), "s2c_ramp": iterations(2000),
     },
     (AFA, "default"): OF_AFA,
+    (AFA, "scratch"): {**FROM_SCRATCH, **OF_AFA},
     (AFA, "paper"): {
         **OF_AFA, **AS_ANY_OTHER_IMAGE, "labels_ramp": iterations(6000), "c2s_ramp": iterations(2000),
         "affinity_ramp": iterations(2000),
