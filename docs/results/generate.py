@@ -14,9 +14,9 @@ A single number stands in a mark of its own, which no browser shows and which be
     <!--= SOURCE METRIC FORMAT -->0.61 [0.50, 0.70]<!--/-->
 
 SOURCE is a file of `runs/shipped/` without `.json`, such as `brain_mri_cam/lgg_mri_64`, or the folder of a row of
-another table with all its seeds, without `validation/`: `encoder_ph2/cam_imagenet_weights`.  Of several rows or columns
-the first is meant, or what stands behind a colon, written as folders are: `encoder_ph2/cam_imagenet_weights:par`, and
-`brain_mri_coingan/lgg_mri_64:otsu_on_flair`.  FORMAT:
+another table with all its seeds, without `validation/`: `encoder_ph2/cam_imagenet_weights`; with `/seed0` it is that
+seed alone.  Of several rows or columns the first is meant, or what stands behind a colon, written as folders are:
+`encoder_ph2/cam_imagenet_weights:par`, and `brain_mri_coingan/lgg_mri_64:otsu_on_flair`.  FORMAT:
 
     2, 3, …     the mean over seeds, with as many digits; 2 may be left out
     ci          the mean and its 95 % interval, of one row: 0.61 [0.50, 0.70]
@@ -24,6 +24,7 @@ the first is meant, or what stands behind a colon, written as folders are: `enco
     sd          the mean and the standard deviation over seeds: 0.611 ± 0.007
     n           the number of subjects
     / SOURCE    the mean divided by that of another source: 0.85
+    - SOURCE    the mean less that of another source: 0.013
 """
 
 from __future__ import annotations
@@ -149,8 +150,9 @@ def _formatted(values: list[dict[str, Any]], form: str, metric: str, runs: Path)
     mean = float(np.mean(means))
     if form.isdigit():
         return f"{mean:.{form}f}"
-    if form.startswith("/ "):
-        return f"{mean / np.mean([one['mean'] for one in _values(form[2:], metric, runs)]):.2f}"
+    if form.startswith(("/ ", "- ")):
+        other = float(np.mean([one["mean"] for one in _values(form[2:], metric, runs)]))
+        return f"{mean / other:.2f}" if form.startswith("/") else f"{mean - other:.3f}"
     if form == "sd" and others:
         return f"{mean:.3f} ± {np.std(means, ddof=1):.3f}"
     if form == "n" and "n" in first:
@@ -172,9 +174,10 @@ def _values(source: str, metric: str, runs: Path) -> list[dict[str, Any]]:
 def _rows_of(source: str, runs: Path) -> list[Row]:
     """Give the rows that a mark means, of all seeds."""
     name, _, part = source.partition(":")
-    table, _, row = name.rpartition("/")
-    file, folder = runs / "shipped" / f"{name}.json", runs / table / "validation" / row
-    paths = [file] if file.is_file() else sorted(folder.glob("*.json"))
+    table, _, row = name.partition("/")
+    shipped, folder = runs / "shipped" / f"{name}.json", runs / table / "validation" / row
+    files = [path for path in (shipped, folder.with_name(f"{folder.name}.json")) if path.is_file()]
+    paths = files or sorted(folder.glob("*.json"))
     rows = [Row(**one) for path in paths for one in json.loads(path.read_text(encoding="utf-8"))["rows"]]
     if part:
         rows = [
