@@ -77,6 +77,9 @@ NOTHING = "No row yet."
 PENDING: frozenset[str] = frozenset()
 """Shipped weights on data that `measure_bundles.py` has not measured yet: their marks keep what was typed before."""
 WEIGHTS = "shipped weights"
+CHOSEN_WITHOUT_MASKS = {"lgg": {"coingan", "full"}}
+"""Data sets on whose validation masks settings were chosen, and the methods that have none of these settings."""
+SEEN = "Has settings that were chosen with masks of these patients: its numbers are optimistic."
 
 
 def contents() -> dict[Path, str]:
@@ -310,7 +313,15 @@ def _choice(phantoms: str, runs: Path) -> str:
 def _methods(name: str, runs: Path) -> str:
     """Give the leaderboard of all runs on a data set."""
     outcomes = kept_outcomes(runs / f"methods_{name}" / "validation")
-    return format_leaderboard(outcomes, "dice_subject", f"{name}, validation split") if outcomes else NOTHING
+    if not outcomes:
+        return NOTHING
+    text = format_leaderboard(outcomes, "dice_subject", f"{name}, validation split")
+    if name not in CHOSEN_WITHOUT_MASKS:
+        return text
+    others = {outcome.pair.method for outcome in outcomes} - CHOSEN_WITHOUT_MASKS[name]
+    for method in others:
+        text = text.replace(f"\n| {method} |", f"\n| {method} † |")
+    return f"{text}\n\n† {SEEN}"
 
 
 def _tells_presence(row: Row) -> bool:

@@ -54,9 +54,9 @@ _UNCERTAINTY = tuple(
     f"error_auroc_{name}{pooled}" for name in ("entropy", "disagreement") for pooled in ("", "_pooled")
 )
 _ENSEMBLE_NOTES = (
-    "Ensembles: every finished run is a member, whatever its results, and full supervision never is; neither masks nor "
-    "labels chose any. Each method counts the same, however many seeds it has. Their image AUROC is that of the "
-    "members' ranks, averaged.",
+    "Ensembles: every finished run is a member, whatever its results, and full supervision never is. Each method "
+    "counts the same with each encoder, however many seeds it has; gradcam++ counts beside the cam that it explains. "
+    "Their image AUROC is that of the members' ranks, averaged.",
 )
 
 
@@ -239,7 +239,7 @@ def footnotes(lines: Sequence[Standing], metric: str) -> list[str]:
     learned = sorted({line.pair.name for line in lines if any(row.reads_masks for row in line.rows)})
     together = any(line.pair.is_ensemble and line.rows for line in lines)
     return [
-        f"Sorted by {by}. Weights are those of the last step: no mask chose anything.",
+        f"Sorted by {by}. Weights are those of the last step; no mask chose weights or thresholds.",
         "Intervals and p are by subject, each subject averaged over the seeds; p is that of all signs of the "
         f"differences to cam with the same encoder, one test per row, and there is none below {LEAST_PAIRS} subjects. "
         "A generator of its own is held against the best encoder of cam and of full supervision.",

@@ -133,7 +133,7 @@ class MethodBenchmark:
         outcomes: list[Outcome] = []
         for pair in self.pairs:
             without = [Outcome(pair, None, reason=refused[pair])] if pair in refused else []
-            outcomes += without or [found[pair, seed] for seed in self.seeds_of(pair)]
+            outcomes += without or [found[pair, seed] for seed in self._seeds_of(pair)]
         if not work.writes:
             return outcomes
         outcomes += self._ensembles(outcomes)
@@ -235,7 +235,7 @@ class MethodBenchmark:
         counted, outcomes = work.first(self._steps_on, pairs)
         self._counted.update(counted)
         groups: dict[tuple[str, int], _Group] = {}
-        for pair, seed in chain.from_iterable(product([pair], self.seeds_of(pair)) for pair in pairs):
+        for pair, seed in chain.from_iterable(product([pair], self._seeds_of(pair)) for pair in pairs):
             if (pair, seed) not in outcomes:
                 # What is trained once is done by one process.
                 groups.setdefault((pair.trained, seed), []).append((pair, seed))
@@ -252,7 +252,7 @@ class MethodBenchmark:
             try:
                 here.steps(pair)
             except Exception as error:  # one method must not stop the others
-                failed |= {(pair, seed): self._failed(pair, seed, error) for seed in self.seeds_of(pair)}
+                failed |= {(pair, seed): self._failed(pair, seed, error) for seed in self._seeds_of(pair)}
         return here._counted, failed
 
     def _group_on(self, device: str | None, runs: _Group) -> list[Outcome]:
@@ -306,12 +306,7 @@ class MethodBenchmark:
             found.append(replace(outcome, members=tuple(member.name for member in members)))
         return found
 
-    def seeds_of(self, pair: Pair) -> Sequence[int]:
-        """Give the seeds of a pair.
-
-        Args:
-            pair: method and encoder.
-        """
+    def _seeds_of(self, pair: Pair) -> Sequence[int]:
         return self.seeds[:1] if pair.method in self.one_seed else self.seeds
 
     def table(self, pair: Pair, seed: int) -> BenchmarkTable:

@@ -8,9 +8,9 @@
 | ensemble of all weak methods | all finished runs of all methods but full supervision, of two trainings or more |
 
 Every run that finished is a member, whatever its results: neither masks nor labels choose among them, and networks that
-were trained on masks are never members.  Each method counts the same with each encoder, however many seeds it has.
-Each member's output becomes probabilities around its own cut (:func:`~monai_wsss.refinement.rule_probabilities`), and
-their mean, or their votes, decide.  Nothing is trained.
+were trained on masks are never members.  Each method counts the same with each encoder, however many seeds it has, and
+Grad-CAM++ counts beside the CAM that it explains.  Each member's output becomes probabilities around its own cut
+(:func:`~monai_wsss.refinement.rule_probabilities`), and their mean, or their votes, decide.  Nothing is trained.
 
 Cases are taken a few at a time: the maps of a few cases by all members are in memory, and nothing else of full size.
 The row of all members also writes masks, entropy and disagreement of each case below ``uncertainty``, in the geometry
@@ -21,6 +21,8 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -195,7 +197,7 @@ class MethodEnsembles:
             "table": self.runs.name,
             "row": pair.name,
             # Rows of as many seeds for each method were kept before there were weights.
-            "measured": measured | ({"weights": weights} if len(set(weights)) > 1 else {}),
+            "measured": measured if weights is None else {**measured, "weights": weights},
             "members": told,
             "split": self.data.split,
         }
@@ -252,7 +254,7 @@ class MethodEnsembles:
         case: Mapping[str, Any],
         voices: Sequence[_Voice],
         maps: Sequence[torch.Tensor],
-        weights: Sequence[float],
+        weights: Sequence[int] | None,
     ) -> EnsembleDecision:
         """Decide one case by the maps of each member, in its region alone where it has one."""
         region = torch.as_tensor(case["region"])[None] if "region" in case else None
@@ -277,9 +279,15 @@ class MethodEnsembles:
             found += [image_scores(voice.network, each, self.kind)[0] for each in own]
 
 
-def _weights(members: Sequence[Member]) -> list[float]:
-    """Give what each member counts: a share of its method's single vote, so that nobody chooses what counts more."""
-    return [1 / sum(other.pair == member.pair for other in members) for member in members]
+def _weights(members: Sequence[Member]) -> list[int] | None:
+    """Give what each member counts, so that each pair counts the same; None where all members do.
+
+    They are whole numbers: of fractions such as 1/3 equal votes would not be equal.
+    """
+    seeds = Counter(member.pair for member in members)
+    if len(set(seeds.values())) == 1:
+        return None
+    return [math.lcm(*seeds.values()) // seeds[member.pair] for member in members]
 
 
 def _parts(cases: Cases) -> Iterator[Cases]:
@@ -326,7 +334,7 @@ def _writer(folder: Path) -> Callable[[dict[Any, Any]], Any]:
 
 
 def _mean_rank_auroc(
-    cases: Sequence[Mapping[str, Any]], scores: Sequence[Sequence[torch.Tensor]], weights: Sequence[float]
+    cases: Sequence[Mapping[str, Any]], scores: Sequence[Sequence[torch.Tensor]], weights: Sequence[int] | None
 ) -> Metrics:
     """Measure the image-level score of an ensemble: the members' ranks of the images, averaged; their scales differ."""
     ranks = [rankdata(np.stack([each.numpy() for each in of_member]), axis=0) for of_member in scores]

@@ -22,10 +22,11 @@ All methods have the same images, splits and optimizer, and one of two encoders:
 | `coingan`   | a generator of its own, whatever the encoder   | preset `default`                               |
 | `full`      | fused maps at stride 4, a segmenter            | reads masks: the upper bound                   |
 
-Warm-ups are shares of the run, as in the table of CoSA, and CoSA's averages are as long as a twentieth of it.  What
-depends on the data and on the encoder is what the package's presets and bundles have for them: on slices a network from
-scratch pools the maximum, as plain CAM's preset `default` does, and others the top of their maps.  Weights are those of the last step, and masks
-are decided by the rule of the kind of the data: nothing is chosen by masks.
+Warm-ups are shares of the run, those of the table of CoSA or of the preset `scratch`, and CoSA's averages are as long
+as a twentieth of it.  What depends on the data and on the encoder is what the package's presets and bundles have for
+them: on slices a network from scratch pools the maximum, as plain CAM's preset `default` does, and others the top of
+their maps.  Weights are those of the last step, and masks are decided by the rule of the kind of the data: no mask
+chooses weights or thresholds.
 """
 
 from __future__ import annotations
@@ -223,7 +224,9 @@ def method_recipes(pair: Pair, kind: str, steps: int, modalities: Sequence[str] 
     if pair.method == "cmer":
         words |= {"modalities": list(modalities)}
     method = "cam" if pair.method == "gradcam++" else pair.method
-    told = {"method": method, **_told(kind, pair.encoder), **words, "steps": steps} | ({"strong": True} if method == "cosa" else {})
+    told = {"method": method, **_told(kind, pair.encoder), **words, "steps": steps} | (
+        {"strong": True} if method == "cosa" else {}
+    )
     # Segmenters learn from larger images than classifiers, where these learn from tiles.
     batch_size = BUDGETS[kind].image_batch_size if method == "full" else _BATCH
     build = partial(_BUILDERS[method], **words)
@@ -235,7 +238,11 @@ def _reading(told: Words, batch_size: int = _BATCH) -> Words:
 
 
 def _told(kind: str, encoder: str) -> Words:
-    """Tell what networks have by the kind of the data and the encoder, and what they have in common."""
+    """Tell what networks have by the kind of the data and the encoder, and what they have in common.
+
+    The pooling is that of the methods that pool class maps.  AFA, BMP, the gland method and full supervision are told
+    it, too, and do not use it; what they have stands among the settings of the built method.
+    """
     return {**_FUSED, **_pooling(kind, encoder), "input_range": BUDGETS[kind].input_range}
 
 
@@ -340,7 +347,12 @@ def _mutual(channels: int, num_classes: int, *, encoder: str, kind: str, method:
 
 def _cosa(channels: int, num_classes: int, *, encoder: str, kind: str, **words: Any) -> WSSSMethod:
     maps = TwoFusedMaps(_encoder(encoder, kind, channels), **_FUSED)
-    branches: Words = {"decoder": "large_fov", "decoder_width": _DECODER_WIDTH, "pooled": "maps", **_pooling(kind, encoder)}
+    branches: Words = {
+        "decoder": "large_fov",
+        "decoder_width": _DECODER_WIDTH,
+        "pooled": "maps",
+        **_pooling(kind, encoder),
+    }
     network = TwoBranchNetwork.with_auxiliary(maps, num_classes, **branches)
     return CoSA.from_preset(network=_filled(network, encoder), **words)
 

@@ -114,7 +114,8 @@ def decide_ensemble(
         members: of each (B, K+1, *S), background first, sums of 1, as of :func:`rule_probabilities`.
         vote: whether each member counts as its mask alone and not by its probabilities.  Of as many votes for each,
             background and lower classes win.
-        weights: what each member counts, above 0 and of any sum; None: all of them the same.
+        weights: what each member counts, above 0; None: all of them the same.  Take whole numbers, so that equal votes
+            are equal.
 
     Returns:
         Mask, mean, entropy and disagreement.
@@ -133,7 +134,7 @@ def decide_ensemble(
     """
     total: torch.Tensor | None = None
     own = torch.zeros(())
-    counts: list[float] = []
+    taking_part: list[float] = []
     for number, member in enumerate(members, start=1):
         check_shape("members", member, "(B, K+1, *S)")
         if total is not None and member.shape != total.shape:
@@ -149,16 +150,16 @@ def decide_ensemble(
             )
         if vote:
             taken = F.one_hot(_winners(taken)[:, 0], taken.shape[1]).movedim(-1, 1).double()
-        counts.append(_weight(weights, number))
-        total = counts[-1] * taken if total is None else total + counts[-1] * taken
-        own = own.to(taken.device) + counts[-1] * _entropy(taken)
+        taking_part.append(_weight(weights, number))
+        total = taking_part[-1] * taken if total is None else total + taking_part[-1] * taken
+        own = own.to(taken.device) + taking_part[-1] * _entropy(taken)
     if total is None:
         raise ValueError("Expected `members` to hold at least one network's probabilities, got none.")
-    if weights is not None and len(weights) > len(counts):
-        raise ValueError(f"Expected one of `weights` per member, got {len(weights)} for {len(counts)}.")
-    mean = total / sum(counts)
+    if weights is not None and len(weights) > len(taking_part):
+        raise ValueError(f"Expected one of `weights` per member, got {len(weights)} for {len(taking_part)}.")
+    mean = total / sum(taking_part)
     entropy = _entropy(mean)
-    disagreement = (entropy - own / sum(counts)).clamp(0, 1)
+    disagreement = (entropy - own / sum(taking_part)).clamp(0, 1)
     return EnsembleDecision(_winners(mean).to(torch.uint8), mean.float(), entropy.float(), disagreement.float())
 
 
@@ -170,7 +171,7 @@ def _weight(weights: Sequence[float] | None, number: int) -> float:
         raise ValueError(f"Expected one of `weights` per member, got {len(weights)} for {number} or more.")
     weight = float(weights[number - 1])
     if not (0 < weight < math.inf):
-        raise ValueError(f"Expected `weights` above 0, got {weight} for member {number}.")
+        raise ValueError(f"Expected finite `weights` above 0, got {weight} for member {number}.")
     return weight
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from PIL import Image
 from monai_wsss.benchmark import Outcome, Row, make_method_benchmark, method_ensembles
 from monai_wsss.benchmark.kept_cases import read_kept_cases
 from monai_wsss.benchmark.leaderboard import format_leaderboard
-from monai_wsss.benchmark.method_ensembles import MethodEnsembles, planned_ensembles
+from monai_wsss.benchmark.method_ensembles import planned_ensembles
 from monai_wsss.benchmark.method_recipes import OWN_GENERATOR, Pair
 from monai_wsss.data import make_phantoms
 from monai_wsss.metrics import error_auroc
@@ -67,15 +68,41 @@ def test_all_finished_runs_of_weak_methods_are_members_and_no_others():
 
 
 def test_each_method_counts_the_same_however_many_seeds_it_has(datalist, done, tmp_path):
-    """And a row whose methods have equally many seeds is found again by settings without weights."""
-    whole = compare(datalist, tmp_path, "cam", "seam", seeds=(0, 1))
-    part = compare(datalist, tmp_path, "cam", "seam", seeds=(0, 1), one_seed=["seam"], runs=done[0] / "runs")
-    bench = MethodEnsembles(whole.data, whole.kind, done[0], done[0] / "runs" / "methods_brain_phantoms", whole.table)
-    *_, (pair, members) = planned_ensembles(part.run())
-    assert [one.name for one in members] == ["cam, small, seed 0", "cam, small, seed 1", "seam, small, seed 0"]
-    assert bench._settings(pair, members)["measured"]["weights"] == [0.5, 0.5, 1]
-    *_, (pair, members) = planned_ensembles(done[1])
-    assert "weights" not in bench._settings(pair, members)["measured"]
+    shutil.copytree(done[0], tmp_path / "out")
+    part = compare(datalist, tmp_path / "out", "cam", "seam", seeds=(0, 1), one_seed=["seam"])
+    together = part.run()[-1]
+    assert together.members == ("cam, small, seed 0", "cam, small, seed 1", "seam, small, seed 0")
+    kept = json.loads(next((tmp_path / "out").glob("runs/*/*/ensemble_of_all*/mean.json")).read_text(encoding="utf-8"))
+    assert kept["settings"]["measured"]["weights"] == [1, 1, 2]
+    members = [of_member(part, "cam", 0), of_member(part, "cam", 1), of_member(part, "seam", 0)]
+    decided = [decide_ensemble(of_case, weights=[1, 1, 2]) for of_case in zip(*members, strict=True)]
+    check_written(tmp_path / "out", part.data.whole_maps(None, None)[0], decided)
+    assert "weights" not in json.dumps(json.loads((done[0] / "leaderboard.json").read_text(encoding="utf-8")))
+
+
+def test_ranks_are_averaged_by_weight():
+    cases = [{"subject": str(number), "label": [number % 2]} for number in range(4)]
+    right, wrong = ([torch.tensor([sign * (number % 2)]) for number in range(4)] for sign in (1.0, -1.0))
+    for weights, expected in (([2, 1], 1), ([1, 2], 0), (None, 0.5)):
+        found = method_ensembles._mean_rank_auroc(cases, [right, wrong], weights)
+        assert found["image_auroc"]["mean"] == expected
+
+
+@pytest.mark.parametrize("seeds", [(3, 1, 3, 1), (3, 1, 1, 3, 1, 1), (2, 3)])
+def test_equal_votes_of_methods_with_unequal_seeds_are_equal(seeds):
+    """Half of the methods see the finding in all of their seeds, or thirds of it: the background wins a tie."""
+    members = [
+        finished(Pair(f"method {place}", "small"), seed) for place, count in enumerate(seeds) for seed in range(count)
+    ]
+    weights = method_ensembles._weights(
+        [planned for _, of_row in planned_ensembles(members)[-1:] for planned in of_row]
+    )
+    assert weights is not None
+    background, finding = torch.tensor([1.0, 0.0]).reshape(1, 2, 1, 1), torch.tensor([0.0, 1.0]).reshape(1, 2, 1, 1)
+    for finds in product([False, True], repeat=len(members)):
+        for_it = sum(weight for weight, one in zip(weights, finds, strict=True) if one)
+        decided = decide_ensemble([finding if one else background for one in finds], vote=True, weights=weights)
+        assert decided.mask.item() == (2 * for_it > sum(weights))
 
 
 def test_one_training_that_is_explained_twice_is_no_ensemble():
@@ -111,28 +138,36 @@ def test_rows_of_ensembles_stand_in_the_table_the_json_and_the_page(done):
     assert str(out) not in page
 
 
-def test_masks_and_uncertainty_are_those_of_the_members(datalist, done):
-    out, outcomes = done
-    bench = compare(datalist, out, "cam", "seam", seeds=(0, 1))
-    cases = bench.data.whole_maps(None, None)[0]
-    probabilities = []
-    for method in ("cam", "seam"):
-        for seed in (0, 1):
-            table = bench.table(Pair(method, "small"), seed)
-            one = table.trained(list(table.recipes)[-1], seed)
-            rule = MaskRule.of(one.method.network, rule="negative_reference")
-            maps = bench.data.whole_maps(one.recipe, one.method.network)[1]
-            probabilities.append([rule_probabilities(rule, each) for each in maps])
+def of_member(bench, method: str, seed: int) -> list[torch.Tensor]:
+    """Give the probabilities of a member for each case."""
+    table = bench.table(Pair(method, "small"), seed)
+    one = table.trained(list(table.recipes)[-1], seed)
+    rule = MaskRule.of(one.method.network, rule="negative_reference")
+    return [rule_probabilities(rule, each) for each in bench.data.whole_maps(one.recipe, one.method.network)[1]]
+
+
+def check_written(out: Path, cases, decided) -> None:
+    """Compare the written masks and maps of the ensemble of all methods with decisions."""
     (folder,) = out.glob("uncertainty/*/*/mean")
-    areas = []
-    for place, case in enumerate(cases):
-        decision = decide_ensemble([of_member[place] for of_member in probabilities])
+    for case, decision in zip(cases, decided, strict=True):
         for name, expected in {
             "masks": decision.mask, "entropy": decision.entropy, "disagreement": decision.disagreement,
         }.items():  # fmt: skip
             with Image.open(folder / name / f"{case['id']}.png") as picture:
                 values = np.asarray(picture).T / (1 if name == "masks" else 65535)
             np.testing.assert_allclose(values, expected[0, 0], atol=1e-4)
+
+
+def test_masks_and_uncertainty_are_those_of_the_members(datalist, done):
+    out, outcomes = done
+    bench = compare(datalist, out, "cam", "seam", seeds=(0, 1))
+    cases = bench.data.whole_maps(None, None)[0]
+    members = [of_member(bench, method, seed) for method in ("cam", "seam") for seed in (0, 1)]
+    decided = [decide_ensemble(of_case) for of_case in zip(*members, strict=True)]
+    check_written(out, cases, decided)
+    (folder,) = out.glob("uncertainty/*/*/mean")
+    areas = []
+    for case, decision in zip(cases, decided, strict=True):
         area = error_auroc(decision.entropy[0], decision.mask[0], torch.as_tensor(case["mask"]))
         areas.append((case["subject"], area))
     found = outcomes[-1].row.metrics.get("error_auroc_entropy")

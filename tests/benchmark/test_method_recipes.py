@@ -84,12 +84,14 @@ def test_every_method_is_built_and_read_alike(method, encoder):
 def test_the_small_encoder_has_the_presets_for_training_from_scratch():
     default = ClassActivationMapping.network_from_preset(in_channels=2).settings["pooling"]
     for encoder, pooling, preset in (("small", default, "scratch"), ("efficientnet", "topk", "default")):
-        for method in ("cam", "bmp", "afa"):
+        for method in ("cam", "seam", "cmer", "cosa", "bmp", "afa"):
             recipes, channels = recipes_of(method, encoder=encoder)
             (recipe,) = recipes.values()
             built = recipe.build(channels, 1)
-            expected = {"cam": ("pooling", pooling)}.get(method, ("preset", preset))
-            assert built.settings[expected[0]] == expected[1]
+            if method in ("bmp", "afa"):
+                assert built.settings["preset"] == preset
+                continue
+            assert {part.pooling for part in built.network.modules() if hasattr(part, "pooling")} == {pooling}
             assert recipe.settings["pooling"] == pooling
     (on_tiles,) = recipes_of("cam", "tiles")[0].values()
     assert on_tiles.build(3, 1).settings["pooling"] == "topk"
