@@ -201,6 +201,8 @@ class BMP(TwoBranchMethod):
         losses = {"classification": classification}
         if self.c2s is not None:
             made = label is not None
+            if made and Term.any_begun(progress, self.c2s):
+                self.observe_segmentation(segmentation, images)
             losses["c2s"] = self.c2s(progress, segmentation, lambda l_seg: l_seg(segmentation, label), when=made)
         if self.s2c is not None:
             bsp = self._begun(progress)

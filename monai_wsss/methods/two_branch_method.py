@@ -64,6 +64,7 @@ class TwoBranchMethod(WSSSMethod):
         self.seeds = seeds
         self.radius = asked[0] if asked else None
         self.train_mode_labels = train_mode_labels
+        self._marked: torch.Tensor | None = None
 
     def parameter_groups(
         self, learning_rate: float, *, encoder_learning_rate: float | None = None, player: str | None = None
@@ -149,6 +150,31 @@ class TwoBranchMethod(WSSSMethod):
         images = LabeledImages(image, label)
         seeds, segmentation = self.seeds_and_segmentation(images)
         return self.label_maker.mask(images, seeds, segmentation)[:, None].to(torch.uint8)
+
+    @torch.no_grad()
+    def observe_segmentation(self, segmentation: torch.Tensor, images: LabeledImages) -> None:
+        """Record in how many images with a finding the segmentation marks a pixel, for the collapse warning.
+
+        Args:
+            segmentation: logits (B, K + 1, *S), of training.
+            images: the batch.
+        """
+        marks = (segmentation[:, 1:].amax(dim=1) > segmentation[:, 0]).flatten(1).any(dim=1)
+        found = images.found.to(marks)
+        now = torch.stack(((marks & found).sum(), found.sum()))
+        self._marked = now if self._marked is None else self._marked + now
+
+    def collapse_warnings(self) -> list[str]:
+        """Add to those of every method that a segmentation that is taught marks hardly anything."""
+        sentences = super().collapse_warnings()
+        marked, count = (0, 0) if self._marked is None else self._marked.tolist()
+        self._marked = None
+        if marked < 0.1 * count:
+            sentences.append(
+                f"the segmentation marks nothing in {1 - marked / count:.0%} of the images with a finding, so masks "
+                "will be empty: train longer, or with another seed or decoder; of CoSA without `raw`."
+            )
+        return sentences
 
     def seeds_and_segmentation(self, images: LabeledImages) -> tuple[torch.Tensor, torch.Tensor]:
         """Give C' and S' of images, computed in the mode for labels."""

@@ -386,6 +386,15 @@ def test_as_printed_the_feedback_passes_through_the_refinement():
     assert method.network.decoder.linear_pred.weight.grad is None
 
 
+def test_a_segmentation_that_marks_nothing_is_told():
+    method, batch = method_of(c2s_ramp=0.5), make_batch()
+    for parameter in method.network.decoder.linear_pred.parameters():
+        torch.nn.init.zeros_(parameter)
+    for progress, expected in ((EARLY, False), (LATE, True)):
+        method(batch, progress)
+        assert any("the segmentation marks nothing in 100%" in text for text in method.collapse_warnings()) == expected
+
+
 def test_the_branches_teach_once_the_classifier_has_learned():
     method, batch = method_of(ready_below=0.1), make_batch()
     first = method(batch, LATE)

@@ -412,6 +412,25 @@ def test_a_healthy_level_can_be_measured_for_weights_from_a_file():
     torch.testing.assert_close(level, healthy.quantile(0.5))
 
 
+def test_a_segmentation_that_marks_nothing_is_told():
+    """Logits that are equal are background: so a decoder whose features all died ends."""
+    method, batch = method_of(warm_up=0.5), make_batch()
+    told = "the segmentation marks nothing in 100% of the images with a finding"
+    method(batch, EARLY)  # the online network begins as a copy
+    for parameter in method.online.decoder.linear_pred.parameters():
+        torch.nn.init.zeros_(parameter)
+    method(batch, EARLY)
+    assert not any(told in text for text in method.collapse_warnings()), "nothing teaches it yet"
+    method(batch, LATE)
+    assert any(told in text for text in method.collapse_warnings())
+    images = LabeledImages.from_batch(batch)
+    logits = torch.zeros(len(images), 3, *images.image.shape[2:])
+    logits[:, 1, 0, 0] = 1
+    method.observe_segmentation(logits, images)
+    assert not any(told in text for text in method.collapse_warnings())
+    assert not any(told in text for text in method.collapse_warnings()), "nothing was seen since the last call"
+
+
 def test_a_run_shorter_than_its_warm_up_is_told():
     method = method_of(warm_up=6000)
     method(make_batch(), Progress(epoch=1, iteration=3, fraction=2 / 100))
