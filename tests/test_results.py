@@ -136,6 +136,10 @@ def check_run_of_methods(path: Path, told: dict[str, Any]) -> None:
     assert own == json.loads(json.dumps([{**recipe.settings, **recipe.unusual} for recipe in made])), path
 
 
+EARLIER = ("methods_lgg_top_10_percent",)
+"""Rows of settings that were given up, which a page tells and no table shows."""
+
+
 def test_kept_rows_are_those_of_the_recipes_of_today():
     """A page must not show rows that the command would make anew."""
     for path in sorted((RESULTS / "runs").rglob("*.json")):
@@ -153,6 +157,8 @@ def test_kept_rows_are_those_of_the_recipes_of_today():
             kept = recipe and json.loads(json.dumps({**recipe.settings, **recipe.unusual}))
             own = told["recipe"] and {name: value for name, value in told["recipe"].items() if name != "teacher"}
             assert own == kept, path
+            continue
+        if path.parents[2].name in EARLIER:
             continue
         if told["table"].startswith("methods"):
             assert path.parents[2].name.startswith("methods_"), path
