@@ -371,9 +371,10 @@ def _sheet(
     width, height = size
     step = height + _GAP
     bottom = _CAPTION + len(rows) * step - _GAP
-    sheet = Image.new("RGB", (len(rows[0]) * (width + _GAP) - _GAP, bottom + (_CAPTION if below else 0)), "#14171c")
-    draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(size=12)
+    wide = max(len(rows[0]) * (width + _GAP) - _GAP, int(sum(font.getlength(text) + 14 for text, _ in below)))
+    sheet = Image.new("RGB", (wide, bottom + (_CAPTION if below else 0)), "#14171c")
+    draw = ImageDraw.Draw(sheet)
     for column, (name, _) in enumerate(rows[0]):
         draw.text((column * (width + _GAP) + 4, 3), name, fill=_INK, font=font)
     for row, tiles in enumerate(rows):
@@ -395,6 +396,5 @@ def picture_png(sheet: Image.Image, telling: tuple[int, int, int, int]) -> bytes
     """Write a picture of several tiles as PNG, with the place of the most telling one; no time, no name."""
     about = PngImagePlugin.PngInfo()
     about.add_text(TELLING_TILE, " ".join(map(str, telling)))
-    file = io.BytesIO()
-    sheet.save(file, "PNG", compress_level=4, pnginfo=about)
+    sheet.save(file := io.BytesIO(), "PNG", compress_level=4, pnginfo=about)
     return file.getvalue()

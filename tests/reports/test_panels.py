@@ -17,7 +17,7 @@ from PIL import Image
 
 from monai_wsss._labels import CLASS_COLORS
 from monai_wsss.reports import choose_cases, render_panel
-from monai_wsss.reports.panels import MASK_COLOR, REFERENCE_COLOR, TELLING_TILE
+from monai_wsss.reports.panels import MASK_COLOR, REFERENCE_COLOR, TELLING_TILE, render_comparison
 from monai_wsss.reports.planes import display_of, telling_slices
 
 TILE, CAPTION, GAP = 192, 20, 4
@@ -190,6 +190,17 @@ def test_a_mask_is_seen_on_an_image_of_its_own_color_and_is_open_at_the_edge_of_
     filled = tiles_of(render_panel(image, None, mask, None, channel_names=names))[-1].astype(int)
     light = (filled > 240).all(axis=-1)
     assert light.any(axis=0).nonzero()[0].tolist() == [95], "of 192 columns that beside the border alone"
+
+
+def test_a_long_line_below_is_shown_whole():
+    image, mask, note = np.zeros((1, 20, 20)), square(10, 10, 20), "a note that says at length what was done "
+    short, long = (
+        Image.open(io.BytesIO(render_comparison(image, {"+ DT": mask}, mask, channel_names=["a"], note=text)))
+        for text in ("", 5 * note)
+    )
+    assert short.width == 2 * TILE + GAP
+    ends = np.asarray(long.convert("L"))[-CAPTION:].max(axis=0) > 100
+    assert short.width < np.nonzero(ends)[0].max() < long.width - 5
 
 
 def test_identical_input_gives_identical_bytes_without_metadata():
