@@ -16,6 +16,7 @@ import pytest
 from monai_wsss.benchmark import Row
 from monai_wsss.benchmark.choice_table import choice_recipes
 from monai_wsss.benchmark.coingan_recipes import coingan_recipes
+from monai_wsss.benchmark.cosa_figures import _FOLLOWED
 from monai_wsss.benchmark.cosa_recipes import COSA_BUDGETS, cosa_recipes
 from monai_wsss.benchmark.decision_table import CLASSIFIER, SELF_TRAINED
 from monai_wsss.benchmark.encoder_recipes import BUDGETS, decision_recipes, encoder_recipes, lever_recipes
@@ -136,6 +137,18 @@ def check_run_of_methods(path: Path, told: dict[str, Any]) -> None:
     assert own == json.loads(json.dumps([{**recipe.settings, **recipe.unusual} for recipe in made])), path
 
 
+def test_rows_of_the_comparison_are_marked_where_masks_chose_their_settings(generator):
+    for name, (clean, chosen) in generator.CHOSEN_WITH_MASKS.items():
+        text = generator._methods(name, RESULTS / "runs")
+        if text == generator.NOTHING:
+            continue
+        assert f"† {chosen} chosen with masks" in text
+        kept = generator.kept_outcomes(RESULTS / "runs" / f"methods_{name}" / "validation")
+        for method in {outcome.pair.method for outcome in kept}:
+            assert (f"\n| {method} † |" in text) == (method not in clean)
+            assert (f"\n| {method} |" in text) == (method in clean)
+
+
 EARLIER = ("methods_lgg_top_10_percent",)
 """Rows of settings that were given up, which a page tells and no table shows."""
 
@@ -153,7 +166,7 @@ def test_kept_rows_are_those_of_the_recipes_of_today():
             tiles = "crop" in told["data"]
             of_cosa = told["table"].startswith("cosa")
             made = cosa_recipes(COSA_BUDGETS["tiles" if tiles else "slices"]) if of_cosa else coingan_recipes()
-            recipe = made.get(told["row"])  # none of a trivial answer
+            recipe = made.get(_FOLLOWED.get(told["row"], told["row"]))  # none of a trivial answer
             kept = recipe and json.loads(json.dumps({**recipe.settings, **recipe.unusual}))
             own = told["recipe"] and {name: value for name, value in told["recipe"].items() if name != "teacher"}
             assert own == kept, path

@@ -151,8 +151,9 @@ def deciding_network(network: Any, method: str, kind: str, data: PreparedData | 
 
 
 def rule_words(method: str, kind: str, data: PreparedData | None = None) -> dict[str, Any]:
-    """Name the rule that decides class maps, and its gate: those of the kind of the data, no mask chooses them.
+    """Name the rule that decides class maps, and its gate: those of the kind of the data, but of some methods.
 
+    Grad-CAM++ has no healthy level, and is cut at half of an image's peak; CoinGAN's differences are cut by Otsu.
     Segmentations are decided by their own highest class.
 
     Args:

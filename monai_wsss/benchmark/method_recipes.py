@@ -25,8 +25,8 @@ All methods have the same images, splits and optimizer, and one of two encoders:
 Warm-ups are shares of the run, those of the table of CoSA or of the preset `scratch`, and CoSA's averages are as long
 as a twentieth of it.  What depends on the data and on the encoder is what the package's presets and bundles have for
 them: on slices a network from scratch pools the maximum, as plain CAM's preset `default` does, and others the top of
-their maps.  Weights are those of the last step, and masks are decided by the rule of the kind of the data: no mask
-chooses weights or thresholds.
+their maps.  Weights are those of the last step, and masks are decided by the rule of the kind of the data, those of
+Grad-CAM++ at half of the peak and of CoinGAN by Otsu: no mask chooses weights, and none a threshold of a run.
 """
 
 from __future__ import annotations

@@ -219,7 +219,7 @@ class CoSA(TwoBranchMethod):
         if begun:
             self.follow_healthy_level(images)
         self._waits = begun and not self.seeds.ready
-        if Term.any_begun(progress, self.c2s) and not self._waits:
+        if Term.any_begun(progress, self.c2s, self.auxiliary_c2s) and not self._waits:
             self.observe_segmentation(segmentation, images)
         return losses | {name: term(progress, *terms[name], when=not self._waits) for name, term in on.items()}
 

@@ -23,6 +23,9 @@ from monai_wsss.refinement import LabeledImages
 __all__ = ["TwoBranchMethod", "classification_loss"]
 
 
+_ENOUGH = 20  # images with a finding, to tell that the segmentation marks hardly any
+
+
 class TwoBranchMethod(WSSSMethod):
     """Base of methods whose network has a classification and a segmentation branch.
 
@@ -153,7 +156,7 @@ class TwoBranchMethod(WSSSMethod):
 
     @torch.no_grad()
     def observe_segmentation(self, segmentation: torch.Tensor, images: LabeledImages) -> None:
-        """Record in how many images with a finding the segmentation marks a pixel, for the collapse warning.
+        """Record in how many images with a finding the segmentation marks a pixel of any class, for the warning.
 
         Args:
             segmentation: logits (B, K + 1, *S), of training.
@@ -169,10 +172,10 @@ class TwoBranchMethod(WSSSMethod):
         sentences = super().collapse_warnings()
         marked, count = (0, 0) if self._marked is None else self._marked.tolist()
         self._marked = None
-        if marked < 0.1 * count:
+        if count >= _ENOUGH and marked < 0.1 * count:
             sentences.append(
                 f"the segmentation marks nothing in {1 - marked / count:.0%} of the images with a finding, so masks "
-                "will be empty: train longer, or with another seed or decoder; of CoSA without `raw`."
+                "may be empty: train longer, or with another seed or decoder."
             )
         return sentences
 

@@ -134,7 +134,7 @@ def decide_ensemble(
     """
     total: torch.Tensor | None = None
     own = torch.zeros(())
-    taking_part: list[float] = []
+    counted: list[float] = []
     for number, member in enumerate(members, start=1):
         check_shape("members", member, "(B, K+1, *S)")
         if total is not None and member.shape != total.shape:
@@ -150,16 +150,16 @@ def decide_ensemble(
             )
         if vote:
             taken = F.one_hot(_winners(taken)[:, 0], taken.shape[1]).movedim(-1, 1).double()
-        taking_part.append(_weight(weights, number))
-        total = taking_part[-1] * taken if total is None else total + taking_part[-1] * taken
-        own = own.to(taken.device) + taking_part[-1] * _entropy(taken)
+        counted.append(_weight(weights, number))
+        total = counted[-1] * taken if total is None else total + counted[-1] * taken
+        own = own.to(taken.device) + counted[-1] * _entropy(taken)
     if total is None:
         raise ValueError("Expected `members` to hold at least one network's probabilities, got none.")
-    if weights is not None and len(weights) > len(taking_part):
-        raise ValueError(f"Expected one of `weights` per member, got {len(weights)} for {len(taking_part)}.")
-    mean = total / sum(taking_part)
+    if weights is not None and len(weights) > len(counted):
+        raise ValueError(f"Expected one of `weights` per member, got {len(weights)} for {len(counted)}.")
+    mean = total / sum(counted)
     entropy = _entropy(mean)
-    disagreement = (entropy - own / sum(taking_part)).clamp(0, 1)
+    disagreement = (entropy - own / sum(counted)).clamp(0, 1)
     return EnsembleDecision(_winners(mean).to(torch.uint8), mean.float(), entropy.float(), disagreement.float())
 
 
