@@ -33,7 +33,10 @@ SMALL: dict[str, Any] = {
 
 __all__ = ["offline"]  # the fixture that keeps this file's runs off the network
 
-pytestmark = pytest.mark.filterwarnings("ignore:Epoch .* maps of positive images")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Epoch .* maps of positive images"),
+    pytest.mark.filterwarnings("ignore:Epoch .* the segmentation marks nothing"),
+]
 
 
 @pytest.fixture(scope="module")

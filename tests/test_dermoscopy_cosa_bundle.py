@@ -44,7 +44,10 @@ AT_ONCE: dict[str, Any] = {"method#warm_up": 1e-3}
 
 __all__ = ["offline"]  # the fixture that keeps this file's runs off the network
 
-pytestmark = pytest.mark.filterwarnings("ignore:Epoch .* maps of positive images")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Epoch .* maps of positive images"),
+    pytest.mark.filterwarnings("ignore:Epoch .* the segmentation marks nothing"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -58,6 +58,7 @@ AT_ONCE = {
 # One epoch on two subjects may well end with maps that are all or nothing, or with one modality behind the others.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Epoch .* maps of positive images"),
+    pytest.mark.filterwarnings("ignore:Epoch .* the segmentation marks nothing"),
     pytest.mark.filterwarnings("ignore:Epoch .* is a weak peer"),
     # Nor has a generator learned in a few steps what to change.
     pytest.mark.filterwarnings("ignore:Epoch .* the generator changes images"),

@@ -27,6 +27,7 @@ def datalist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Epoch .* maps of positive images")
+@pytest.mark.filterwarnings("ignore:Epoch .* the segmentation marks nothing")
 @pytest.mark.filterwarnings("ignore:Epoch .* will not end in this run")
 def test_a_small_run_has_both_branches_of_all_classes_and_draws_their_curves(datalist, tmp_path):
     out = tmp_path / "out"

@@ -86,6 +86,7 @@ def test_the_table_has_both_branches_and_the_ratio(datalist, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Epoch .* maps of positive images")
+@pytest.mark.filterwarnings("ignore:Epoch .* the segmentation marks nothing")
 @pytest.mark.filterwarnings("ignore:Epoch .* will not end in this run")  # of three iterations
 def test_a_small_run_leaves_the_table_and_trains_nothing_twice(datalist, tmp_path):
     few = {name: BMP_RECIPES[name] for name in ("classification branch only", "+ affinity (all of BMP)")}

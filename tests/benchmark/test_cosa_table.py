@@ -47,6 +47,7 @@ from monai_wsss.refinement import LabeledImages
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Epoch .* maps of positive images"),
+    pytest.mark.filterwarnings("ignore:Epoch .* the segmentation marks nothing"),
     pytest.mark.filterwarnings("ignore:Epoch .* will not end in this run"),
 ]
 LATE = Progress(epoch=20, iteration=20, fraction=0.9)
