@@ -16,6 +16,8 @@ import pytest
 from monai_wsss.benchmark import Row
 from monai_wsss.benchmark.choice_table import choice_recipes
 from monai_wsss.benchmark.coingan_recipes import coingan_recipes
+
+# Private: which rows the figures follow is told by their names alone.
 from monai_wsss.benchmark.cosa_figures import _FOLLOWED
 from monai_wsss.benchmark.cosa_recipes import COSA_BUDGETS, cosa_recipes
 from monai_wsss.benchmark.decision_table import CLASSIFIER, SELF_TRAINED

@@ -77,13 +77,12 @@ class MethodBenchmark:
         out: folder for all that is written.
         pairs: methods with their encoders, in their order.
         budget: how long each is trained.
-        seeds: seeds of each pair.
+        seeds: method to its seeds; those with one have the first of the others.
         processes: so many trainings at once, each with one thread; 1: one after the other, with the threads of torch.
         device: trains, such as "cuda:0"; None takes a GPU where there is one.  What is measured is computed on the CPU.
         ray: see :func:`~monai_wsss.inferers.over_ray`; None: the workers around :meth:`run`, if any.
         runs: folder of the JSON of runs, such as one of earlier sessions; None: ``runs`` below ``out``.
         ensembles: how runs of weak methods decide together, ``"mean"`` or ``"vote"``; ``"none"`` for no such rows.
-        one_seed: methods that have the first seed alone.
     """
 
     data: PreparedData
@@ -91,13 +90,12 @@ class MethodBenchmark:
     out: Path
     pairs: Sequence[Pair]
     budget: TrainingBudget
-    seeds: Sequence[int] = (0, 1, 2)
+    seeds: Mapping[str, Sequence[int]]
     processes: int = 1
     device: str | None = None
     ray: str | None = None
     runs: Path | None = None
     ensembles: Ensembles = "mean"
-    one_seed: Sequence[str] = ()
     name: ClassVar[str] = "leaderboard"
     """Of the files of the leaderboard."""
     figures: ClassVar[Mapping[str, Any]] = {}
@@ -189,10 +187,11 @@ class MethodBenchmark:
         pairs = [first.pair]
         if first.members:
             pairs = [pair for pair in self.pairs if any(name.startswith(f"{pair.name}, ") for name in first.members)]
-        seeds = self.seeds if first.members else [one.seed for one in outcomes]
+        longest = max((self._seeds_of(pair) for pair in pairs), key=len, default=())
+        seeds = longest if first.members else [one.seed for one in outcomes]
         methods = ",".join(dict.fromkeys(pair.method for pair in pairs))
         encoders = ",".join(dict.fromkeys(pair.encoder for pair in pairs if pair.encoder in ENCODERS))
-        once = {pair.method for pair in pairs if len(seeds) > 1 and pair.method in self.one_seed}
+        once = {pair.method for pair in pairs if len(seeds) > 1 and len(self._seeds_of(pair)) == 1}
         steps = {self.steps(pair) for pair in pairs}
         budget = f"{steps.pop()}-steps" if len(steps) == 1 else self.budget.text
         grid = self.data.settings.get("grid")
@@ -307,7 +306,7 @@ class MethodBenchmark:
         return found
 
     def _seeds_of(self, pair: Pair) -> Sequence[int]:
-        return self.seeds[:1] if pair.method in self.one_seed else self.seeds
+        return self.seeds[pair.method]
 
     def table(self, pair: Pair, seed: int) -> BenchmarkTable:
         """Give the table of one run, with the recipes of its length.

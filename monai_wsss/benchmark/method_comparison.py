@@ -92,5 +92,6 @@ def make_method_benchmark(
         raise DataError(f"The output folder {out} holds data: choose another --out.")
     length = TrainingBudget.read(budget)
     kind, data = method_data(datalist, split, side)
-    words: dict[str, Any] = {"runs": runs, "ensembles": ensembles, "one_seed": tuple(one_seed), **sharing}
-    return MethodBenchmark(data, kind, out, pairs_of(methods, encoders), length, tuple(seeds), **words)
+    words: dict[str, Any] = {"runs": runs, "ensembles": ensembles, **sharing}
+    seeds_of = {method: tuple(seeds[:1] if method in one_seed else seeds) for method in methods}
+    return MethodBenchmark(data, kind, out, pairs_of(methods, encoders), length, seeds_of, **words)

@@ -201,8 +201,7 @@ class BMP(TwoBranchMethod):
         losses = {"classification": classification}
         if self.c2s is not None:
             made = label is not None
-            if made and Term.any_begun(progress, self.c2s):
-                self.observe_segmentation(segmentation, images)
+            self.observe_segmentation(segmentation, images, when=made and Term.any_begun(progress, self.c2s))
             losses["c2s"] = self.c2s(progress, segmentation, lambda l_seg: l_seg(segmentation, label), when=made)
         if self.s2c is not None:
             bsp = self._begun(progress)
@@ -212,9 +211,7 @@ class BMP(TwoBranchMethod):
             tokens = None if first is None else resize_nearest(first[:, None], outputs.seeds.shape[2:])[:, 0]
             # Healthy images have positive pairs alone, which draw every affinity to 1.
             told = (tokens, None if self.healthy_affinity else images.found, images.label_values)
-            losses["affinity"] = self.affinity(
-                progress, pairs, lambda l_aff: l_aff(pairs, *told), when=first is not None
-            )
+            losses["affinity"] = self.affinity(progress, pairs, lambda l_a: l_a(pairs, *told), when=first is not None)
         return losses
 
     @torch.no_grad()

@@ -73,8 +73,7 @@ class CoSA(TwoBranchMethod):
         online: the network that is trained, the one player; ``network`` itself without ``average``.
 
     Raises:
-        ValueError: a network without an auxiliary classifier, or one that another method holds as its assignment
-            network; a batch whose strong view, boxes or intensities do not fit.
+        ValueError: a network without an auxiliary classifier, or the assignment network of another method; a bad batch.
 
     Example:
         >>> batch = {"image": torch.rand(2, 1, 32, 32), "label": torch.tensor([[0.0], [1.0]])}
@@ -219,8 +218,8 @@ class CoSA(TwoBranchMethod):
         if begun:
             self.follow_healthy_level(images)
         self._waits = begun and not self.seeds.ready
-        if Term.any_begun(progress, self.c2s, self.auxiliary_c2s) and not self._waits:
-            self.observe_segmentation(segmentation, images)
+        taught = begun and not (self._waits or self.may_leave_parameters_unused)
+        self.observe_segmentation(segmentation, images, when=taught)
         return losses | {name: term(progress, *terms[name], when=not self._waits) for name, term in on.items()}
 
     def assignments(self, images: LabeledImages) -> tuple[torch.Tensor, ...]:
@@ -257,6 +256,5 @@ class CoSA(TwoBranchMethod):
     def collapse_warnings(self) -> list[str]:
         """Add to those of every method that the run is shorter than the warm-up, and that there is no healthy level."""
         waits = ["no image without each class has come yet, so the branches teach nothing."] if self._waits else []
-        begun = [term.ramp for term in (getattr(self, name) for name in _TERMS) if term]
-        short = short_run_sentences({"warm_up": begun[0]} if begun else {}, self._progress)
-        return super().collapse_warnings() + waits + short
+        begun = [("warm_up", term.ramp) for term in (getattr(self, name) for name in _TERMS) if term]
+        return super().collapse_warnings() + waits + short_run_sentences(dict(begun[:1]), self._progress)

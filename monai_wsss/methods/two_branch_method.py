@@ -155,13 +155,16 @@ class TwoBranchMethod(WSSSMethod):
         return self.label_maker.mask(images, seeds, segmentation)[:, None].to(torch.uint8)
 
     @torch.no_grad()
-    def observe_segmentation(self, segmentation: torch.Tensor, images: LabeledImages) -> None:
+    def observe_segmentation(self, segmentation: torch.Tensor, images: LabeledImages, *, when: bool = True) -> None:
         """Record in how many images with a finding the segmentation marks a pixel of any class, for the warning.
 
         Args:
             segmentation: logits (B, K + 1, *S), of training.
             images: the batch.
+            when: False where nothing teaches it yet.
         """
+        if not when:
+            return
         marks = (segmentation[:, 1:].amax(dim=1) > segmentation[:, 0]).flatten(1).any(dim=1)
         found = images.found.to(marks)
         now = torch.stack(((marks & found).sum(), found.sum()))

@@ -84,6 +84,7 @@ def test_ranks_are_averaged_by_weight():
     cases = [{"subject": str(number), "label": [number % 2]} for number in range(4)]
     right, wrong = ([torch.tensor([sign * (number % 2)]) for number in range(4)] for sign in (1.0, -1.0))
     for weights, expected in (([2, 1], 1), ([1, 2], 0), (None, 0.5)):
+        # Private: a row of a training that has learned nothing tells no order.
         found = method_ensembles._mean_rank_auroc(cases, [right, wrong], weights)
         assert found["image_auroc"]["mean"] == expected
 
@@ -94,6 +95,7 @@ def test_equal_votes_of_methods_with_unequal_seeds_are_equal(seeds):
     members = [
         finished(Pair(f"method {place}", "small"), seed) for place, count in enumerate(seeds) for seed in range(count)
     ]
+    # Private: ties of votes come of weights alone.
     weights = method_ensembles._weights(
         [planned for _, of_row in planned_ensembles(members)[-1:] for planned in of_row]
     )
