@@ -73,7 +73,7 @@ class CoSA(TwoBranchMethod):
         online: the network that is trained, the one player; ``network`` itself without ``average``.
 
     Raises:
-        ValueError: a network without an auxiliary classifier, or the assignment network of another method; a bad batch.
+        ValueError: no auxiliary classifier; another method's assignment network; views, boxes, intensities that misfit.
 
     Example:
         >>> batch = {"image": torch.rand(2, 1, 32, 32), "label": torch.tensor([[0.0], [1.0]])}
