@@ -14,7 +14,10 @@ from typing import Any
 import pytest
 
 from monai_wsss.benchmark import Row
+from monai_wsss.benchmark.bmp_recipes import BMP_BOUND, BMP_RECIPES
+from monai_wsss.benchmark.cam_recipes import CAM_RECIPES
 from monai_wsss.benchmark.choice_table import choice_recipes
+from monai_wsss.benchmark.cmer_recipes import BOUND_RECIPES, CMER_RECIPES
 from monai_wsss.benchmark.coingan_recipes import coingan_recipes
 
 # Private: which rows the figures follow is told by their names alone.
@@ -22,8 +25,10 @@ from monai_wsss.benchmark.cosa_figures import _FOLLOWED
 from monai_wsss.benchmark.cosa_recipes import COSA_BUDGETS, cosa_recipes
 from monai_wsss.benchmark.decision_table import CLASSIFIER, SELF_TRAINED
 from monai_wsss.benchmark.encoder_recipes import BUDGETS, decision_recipes, encoder_recipes, lever_recipes
+from monai_wsss.benchmark.gland_recipes import gland_recipes
 from monai_wsss.benchmark.method_recipes import Pair, method_recipes
-from monai_wsss.benchmark.rows import write_rows
+from monai_wsss.benchmark.recipes import Recipe
+from monai_wsss.benchmark.rows import folder_name, write_rows
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 
@@ -151,6 +156,67 @@ def test_rows_of_the_comparison_are_marked_where_masks_chose_their_settings(gene
             assert (f"\n| {method} |" in text) == (method in clean)
 
 
+RECIPES_OF_PAPERS = {
+    "cam": CAM_RECIPES,
+    "cmer": {**CMER_RECIPES, **BOUND_RECIPES},
+    "bmp": {**BMP_RECIPES, **BMP_BOUND},
+    "gland": gland_recipes(8, batch_size=32),
+}
+
+
+def check_row_of_a_paper(path: Path, told: dict[str, Any]) -> None:
+    """Hold a row of the table of one method against its recipes: that of its name, or the one it measures otherwise."""
+    if told["recipe"] is None:
+        return
+    recipes = RECIPES_OF_PAPERS[told["table"]]
+    stages, stage = [], told["recipe"]
+    while stage:
+        stages.insert(0, {name: value for name, value in stage.items() if name not in ("teacher", "epochs")})
+        stage = stage["teacher"]
+    own = told["row"]
+    measured_otherwise = max((name for name in recipes if own.startswith(f"{name}, ")), key=len, default="max")
+    names = [name for name in (own, f"{own} > segmenter", measured_otherwise) if name in recipes][:1]
+    while teacher := recipes[names[0]].teacher:
+        names.insert(0, teacher)
+    made = [recipes[name] for name in names]
+    # lgg_mri_64 has three channels and one class, GlaS three and two.
+    classes = 2 if told["table"] == "gland" else 1
+    today = [{**one.settings, **one.unusual} | _built(one, classes) for one in made]
+    assert stages == json.loads(json.dumps(today)), path
+
+
+def _built(recipe: Recipe, classes: int) -> dict[str, Any]:
+    return {} if recipe.words else {"built": recipe.built_settings(3, classes)}
+
+
+@pytest.mark.parametrize(
+    ("table", "names", "column", "head"),
+    [
+        ("cam_some", ["lse", "max", "trivial: whole slice", "full supervision (masks)"], "logit", "dice_subject"),
+        ("cmer_some", ["KD", "full supervision (masks), same networks", "plain CAM"], "fused", "fused dice"),
+        ("bmp_some", ["+ c2s", "classification branch only", "full supervision (masks), same network"], "S", "S"),
+        ("gland_some", ["default: top 25 %", "baseline, average pooling", "full supervision (masks)"], "", "mIoU"),
+    ],
+)
+def test_tables_of_one_method_have_the_order_and_columns_of_their_command(
+    generator, tmp_path, table, names, column, head
+):
+    metric = "miou_pooled" if "gland" in table else "dice_subject"
+    for name in names:
+        for seed in (0, 1):
+            row = Row(name, column, "validation", seed, {metric: {"mean": 0.4 if "full" in name else 0.2}})
+            write_rows(tmp_path / table / "validation" / folder_name(name) / f"seed{seed}.json", [row], {})
+    first, _, *lines = generator._table(table, tmp_path).splitlines()
+    heads = first.strip("| ").split(" | ")
+    known = RECIPES_OF_PAPERS[table.partition("_")[0]]
+    order = [line.strip("| ").split(" | ")[0].partition(" / ")[0] for line in lines]
+    assert sorted(order) == sorted(names)
+    assert order == sorted(order, key=lambda name: [*known, name].index(name))
+    cells = dict(zip(heads, lines[0].strip("| ").split(" | "), strict=True))
+    ratio = next(name for name in heads if name.startswith("ratio") and "reliable" not in name)
+    assert (cells["seeds"], cells[head], cells[ratio]) == ("2", "0.200 ± 0.000", "0.50")
+
+
 EARLIER = ("methods_lgg_top_10_percent",)
 """Rows of settings that were given up, which a page tells and no table shows."""
 
@@ -178,6 +244,9 @@ def test_kept_rows_are_those_of_the_recipes_of_today():
         if told["table"].startswith("methods"):
             assert path.parents[2].name.startswith("methods_"), path
             check_run_of_methods(path, told)
+            continue
+        if told["table"] in RECIPES_OF_PAPERS:
+            check_row_of_a_paper(path, told)
             continue
         data = told["data"]
         kind = "patches" if "every" in data else "tiles" if "crop" in data else "slices"

@@ -38,7 +38,13 @@ from typing import Any
 import numpy as np
 
 from monai_wsss._checks import DataError
+from monai_wsss.benchmark.bmp_recipes import BMP_BOUND, BMP_RECIPES
+from monai_wsss.benchmark.bmp_table import BMP_COLUMNS
+from monai_wsss.benchmark.cam_recipes import CAM_RECIPES
+from monai_wsss.benchmark.cam_table import CAM_COLUMNS
 from monai_wsss.benchmark.choice_study import format_choice
+from monai_wsss.benchmark.cmer_recipes import CMER_RECIPES
+from monai_wsss.benchmark.cmer_table import cmer_columns
 from monai_wsss.benchmark.coingan_table import COINGAN_ROWS, coingan_sections
 from monai_wsss.benchmark.cosa_figures import final_labels
 from monai_wsss.benchmark.cosa_recipes import COSA_BUDGETS, cosa_recipes
@@ -46,6 +52,8 @@ from monai_wsss.benchmark.cosa_table import cosa_sections
 from monai_wsss.benchmark.encoder_recipes import BUDGETS, default_lever, encoder_recipes, lever_recipes
 from monai_wsss.benchmark.encoder_table import encoder_columns
 from monai_wsss.benchmark.formatting import Column, format_rows, values_of
+from monai_wsss.benchmark.gland_recipes import ROWS
+from monai_wsss.benchmark.gland_table import gland_columns
 from monai_wsss.benchmark.leaderboard import format_leaderboard, kept_outcomes
 from monai_wsss.benchmark.lever_rule import format_lever_rule
 from monai_wsss.benchmark.published_numbers import not_rebuilt, published_tables
@@ -74,6 +82,7 @@ PAGES = [
     *(bundle / "docs" / "README.md" for bundle in BUNDLES),
 ]
 NOTHING = "No row yet."
+SIMULATED = "Simulated supervision: labels were made from masks on request."
 PENDING: frozenset[str] = frozenset()
 """Shipped weights on data that `measure_bundles.py` has not measured yet: their marks keep what was typed before."""
 WEIGHTS = "shipped weights"
@@ -81,8 +90,18 @@ CHOSEN_WITH_MASKS: dict[str, tuple[frozenset[str], str]] = {
     "lgg": (frozenset({"coingan", "full"}), "Pooling, and the preset of AFA and BMP, were"),
     "ph2": (frozenset({"full"}), "Pooling, rule and scales, and of cosa where its class maps begin, were"),
     "glas": (frozenset({"gland", "full"}), "Pooling was"),
+    "dsb": (frozenset({"full"}), "Pooling, rule and scales were"),
+    "cxr": (frozenset({"full"}), "Pooling, rule and scales were"),
 }
 """Data set -> methods without a setting that was chosen with masks of its validation split, and what was chosen so."""
+
+PAPERS = {
+    "cam": [*CAM_RECIPES],
+    "cmer": [*CMER_RECIPES],
+    "bmp": [*BMP_RECIPES, *BMP_BOUND],
+    "gland": [*ROWS["gland"]],
+}
+"""Table of one method -> its rows in their order."""
 
 
 def contents() -> dict[Path, str]:
@@ -254,9 +273,25 @@ def _table(name: str, runs: Path) -> str:
         return "\n\n".join(f"**{title}**\n\n{table}" for title, table in cosa_sections(rows).items())
     if name.startswith("methods"):
         return _of_classes(rows)
+    if name.partition("_")[0] in PAPERS:
+        return _of_paper(name.partition("_")[0], rows)
     columns = encoder_columns(background="glas" not in name.split("_"), bounded=name.startswith("encoder"))
     counted = Column("seeds", "dice_pooled", kind="count")
     return format_rows(rows, [counted, *(column for column in columns if _is_filled(column, rows))])
+
+
+def _of_paper(kind: str, rows: list[Row]) -> str:
+    """Give the ablation of a method, in the order and with the columns of its command."""
+    names = PAPERS[kind]
+    rows = sorted(rows, key=lambda row: (row.name.startswith("trivial"), _place(row, names)))
+    if kind == "cmer":
+        columns = cmer_columns([name for name in dict.fromkeys(row.column for row in rows) if "fused" not in name])
+    else:
+        columns = {"cam": CAM_COLUMNS, "bmp": BMP_COLUMNS, "gland": gland_columns()}[kind]
+    dice = next(column for column in reversed(columns) if column.kind == "ratio")
+    counted = Column("seeds", dice.metric, dice.bound, "count")
+    table = format_rows(rows, [counted, *(column for column in columns if _is_filled(column, rows))])
+    return f"{table}\n\n{SIMULATED}" if any(row.simulated_supervision for row in rows) else table
 
 
 def _of_classes(rows: list[Row]) -> str:
@@ -275,7 +310,7 @@ def _of_classes(rows: list[Row]) -> str:
     ]
     table = format_rows(rows, [column for column in columns if _is_filled(column, rows)])
     simulated = any(row.simulated_supervision for row in rows)
-    return f"{table}\n\nSimulated supervision: labels were made from masks on request." if simulated else table
+    return f"{table}\n\n{SIMULATED}" if simulated else table
 
 
 def _rule(name: str, runs: Path) -> str:
@@ -337,7 +372,12 @@ def _in_order(rows: list[Row]) -> list[Row]:
     names += ["scales 1", "scales 0.5, 1", "scales 0.5, 1, 1.5"]
     names += list(cosa_recipes(COSA_BUDGETS["tiles"]))
     names += [name for budget in BUDGETS.values() for name in lever_recipes(budget, in_channels=4)]
-    return sorted(rows, key=lambda row: names.index(row.name) if row.name in names else len(names))
+    return sorted(rows, key=lambda row: _place(row, names))
+
+
+def _place(row: Row, names: list[str]) -> int:
+    """Give the place of a row among names, the end where it has none."""
+    return names.index(row.name) if row.name in names else len(names)
 
 
 def _is_filled(column: Column, rows: list[Row]) -> bool:

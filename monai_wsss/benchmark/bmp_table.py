@@ -35,11 +35,11 @@ from monai_wsss.cams import rescale_maps
 from monai_wsss.refinement import DenseCRF, to_mask
 from monai_wsss.transforms import resize_in_plane
 
-__all__ = ["BmpTable", "make_bmp_table"]
+__all__ = ["BMP_COLUMNS", "BmpTable", "make_bmp_table"]
 
 _EVERY = 4
 _RUNGS = tuple(TABLE_SIX)[:-1]
-_COLUMNS = [
+BMP_COLUMNS = [
     *(Column(head, "dice_subject", head) for head in ("C train", "S train", "C", "S", "S + CRF")),
     Column("CRF, s", "crf_seconds", "S + CRF"),
     Column("ratio", "dice_subject", "S", "ratio", bound="S"),
@@ -92,7 +92,7 @@ def make_bmp_table(
     entries = [Entry(name, partial(_both_branches, data, name not in _RUNGS), name) for name in recipes]
     entries += [Entry(name, partial(_segmentation_branch, data, True), name) for name in BMP_BOUND]
     trained = {**recipes, **BMP_BOUND}
-    return BmpTable("bmp", data, out, trained, entries, _COLUMNS, epochs=epochs, seeds=seeds, runs=runs)
+    return BmpTable("bmp", data, out, trained, entries, BMP_COLUMNS, epochs=epochs, seeds=seeds, runs=runs)
 
 
 def _both_branches(

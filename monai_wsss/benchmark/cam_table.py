@@ -24,10 +24,10 @@ from monai_wsss.refinement import MaskRule, mixture_rule
 from monai_wsss.refinement.oracle import oracle_raw_threshold
 from monai_wsss.transforms import resize_in_plane
 
-__all__ = ["make_cam_table"]
+__all__ = ["CAM_COLUMNS", "make_cam_table"]
 
 _METRICS = ("dice_subject", "dice_pooled", "assd", "r_under", "r_over", "healthy_clean", "presence_auroc")
-_COLUMNS = [
+CAM_COLUMNS = [
     *(Column(metric, metric) for metric in _METRICS),
     Column("ratio to full supervision", "dice_subject", kind="ratio"),
 ]
@@ -68,7 +68,7 @@ def make_cam_table(
         *(Entry(f"trivial: FLAIR > {level} SD", partial(_flair, data, level), None) for level in _LEVELS),
         Entry("trivial: whole slice where the network sees a finding", partial(_whole, data), "max", "first"),
     ]
-    return BenchmarkTable("table", data, out, CAM_RECIPES, entries, _COLUMNS, epochs=epochs, seeds=seeds, runs=runs)
+    return BenchmarkTable("cam", data, out, CAM_RECIPES, entries, CAM_COLUMNS, epochs=epochs, seeds=seeds, runs=runs)
 
 
 def _by_rule(data: Slices, table: BenchmarkTable, trained: Sequence[Trained]) -> Iterator[Measured]:

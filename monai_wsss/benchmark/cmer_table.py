@@ -32,7 +32,7 @@ from monai_wsss.benchmark.table import BenchmarkTable, Entry, Trained
 from monai_wsss.inferers import GradientCAMInferer
 from monai_wsss.refinement import MaskRule, mixture_rule
 
-__all__ = ["make_cmer_full_resolution", "make_cmer_table"]
+__all__ = ["cmer_columns", "make_cmer_full_resolution", "make_cmer_table"]
 
 _DEFAULT = "CMER (default: better peers teach)"
 _FUSED = ("fused", "fused, reliable")
@@ -68,7 +68,6 @@ def make_cmer_table(
     """
     data = Slices(datalist, split, grid)
     entries = [Entry(recipe, partial(_by_group, data), recipe) for recipe in recipes]
-    columns = [Column(f"{group} dice", "dice_subject", group) for group in (*data.modalities, *_FUSED)]
     if recipes is CMER_RECIPES:
         for recipe in ("plain CAM", _DEFAULT):
             title = f"{recipe}, Grad-CAM++ (one view, half of the maximum)"
@@ -76,9 +75,22 @@ def make_cmer_table(
         for recipe in ("plain CAM", _DEFAULT):
             entries.append(Entry(f"{recipe}, {MIXTURE_OF_ALL}", partial(_mixture, data), recipe))
         entries += [Entry(recipe, partial(_bound, data), recipe) for recipe in BOUND_RECIPES]
-        columns += [Column(f"ratio, {group}", "dice_subject", group, "ratio", bound="fused") for group in _FUSED]
     trained = {**recipes, **BOUND_RECIPES}
+    columns = cmer_columns(data.modalities, ratios=recipes is CMER_RECIPES)
     return BenchmarkTable(name, data, out, trained, entries, columns, epochs=epochs, seeds=seeds, runs=runs)
+
+
+def cmer_columns(modalities: Sequence[str], *, ratios: bool = True) -> list[Column]:
+    """Give the columns of a table of CMER: the Dice of each modality and of the fusions.
+
+    Args:
+        modalities: names of the modalities.
+        ratios: whether the fusions are also divided by full supervision.
+    """
+    columns = [Column(f"{group} dice", "dice_subject", group) for group in (*modalities, *_FUSED)]
+    if ratios:
+        columns += [Column(f"ratio, {group}", "dice_subject", group, "ratio", bound="fused") for group in _FUSED]
+    return columns
 
 
 # ---- measuring -------------------------------------------------------------------------------------------------------

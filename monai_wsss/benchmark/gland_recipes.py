@@ -120,10 +120,8 @@ def two_stages(
     """
     begin = [None, None] if initial is None else [initial / "classifier.pt", initial / "model.pt"]
     shared: dict[str, Any] = {"optimizer": _OPTIMIZER, "share": share, **options}
-    # Weights of other levels, as those of earlier versions, are not taken for these.
-    words = {"levels": list(settings["pyramid"])} if settings.get("pyramid") else {}
     build = partial(_classifier, width=width, settings=settings)
-    classifier = Recipe(build, begin=begin[0], words=words, **shared)
+    classifier = Recipe(build, begin=begin[0], **shared)
     return {
         f"{name} > classifier": classifier,
         f"{name} > segmenter": _taught(name, plf, begin=begin[1], **shared),

@@ -52,6 +52,7 @@ from monai_wsss.reports import box_chart
 
 __all__ = [
     "GlandTable",
+    "gland_columns",
     "make_gland_adaptation",
     "make_gland_attention",
     "make_gland_comparison",
@@ -254,17 +255,25 @@ def _table(
     runs: Path | None = None,
 ) -> GlandTable:
     recipes = gland_recipes(width, batch_size=batch_size)
-    against = None if name == "gland" else OURS
-    columns = [
-        *(Column(*column) for column in _COLUMNS.items()),
-        Column("ratio of mIoU to full supervision", "miou_pooled", kind="ratio"),
-        Column(f"p against {'the baseline' if against is None else against}", "miou_pooled", kind="p", against=against),
-    ]
+    columns = gland_columns(None if name == "gland" else OURS)
     entries = [_entry(data, f"{row} > segmenter") for row in ROWS[name]]
     return GlandTable(
         name, data, out, recipes, entries, columns, epochs=epochs, seeds=seeds, settings={"width": width}, runs=runs,
         title=_title(data, width, f"Table {number}"), published=number,
     )  # fmt: skip
+
+
+def gland_columns(against: str | None = None) -> list[Column]:
+    """Give the columns of a table of glands.
+
+    Args:
+        against: the row that others are tested against; None takes the first, the baseline.
+    """
+    return [
+        *(Column(*column) for column in _COLUMNS.items()),
+        Column("ratio of mIoU to full supervision", "miou_pooled", kind="ratio"),
+        Column(f"p against {'the baseline' if against is None else against}", "miou_pooled", kind="p", against=against),
+    ]
 
 
 def _title(data: Patches, width: int, what: str) -> str:

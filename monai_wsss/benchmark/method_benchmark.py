@@ -329,14 +329,8 @@ class MethodBenchmark:
         return self.device or str(local_device())
 
     def _parts(self, recipes: Mapping[str, Recipe]) -> dict[str, Any]:
-        """Ask the built methods for all their settings, defaults too, so that no run of other defaults is reused."""
-        parts = {}
-        for key, recipe in recipes.items():
-            method: Any = recipe.build(len(self.data.modalities), len(self.data.header["classes"]))
-            told = {name: value for name, value in method.settings.items() if name != "sources"}
-            count = sum(parameter.numel() for parameter in method.parameters())
-            parts[key] = json.loads(json.dumps({**told, "parameters": count}, default=str))
-        return parts
+        shape = len(self.data.modalities), len(self.data.header["classes"])
+        return {key: recipe.built_settings(*shape) for key, recipe in recipes.items()}
 
     def _digest(self, recipes: Mapping[str, Recipe], parts: Mapping[str, Any]) -> str:
         """Give the SHA-256 of all that decides weights besides the seed."""
@@ -379,6 +373,9 @@ class MethodBenchmark:
         return seconds_per_step(method, recipe, loader, self._trains_on)
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
+    """Tell why a run failed: of an error in a transform what MONAI wraps, which names the object alone."""
+    while str(error).startswith("applying transform") and error.__cause__ is not None:
+        error = error.__cause__
     reason = " ".join(str(error).split()) or type(error).__name__
     return reason if isinstance(error, ValueError) else f"{type(error).__name__}: {reason}"

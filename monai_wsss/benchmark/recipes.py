@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -136,3 +137,18 @@ class Recipe:
         own = {name: getattr(self, name) for name in ("by_subject", "views", "rules")}
         begin = {} if self.begin is None else {"begin_sha256": file_sha256(self.begin)}
         return {**{name: value for name, value in own.items() if value != usual[name]}, **begin}
+
+    def built_settings(self, in_channels: int, num_classes: int) -> dict[str, Any]:
+        """Ask the built method for all its settings, defaults too, so that no run of other defaults is reused.
+
+        Args:
+            in_channels: channels of the images.
+            num_classes: classes of the labels.
+
+        Returns:
+            plain values, among them the number of parameters.
+        """
+        method: Any = self.build(in_channels, num_classes)
+        told = {name: value for name, value in method.settings.items() if name != "sources"}
+        count = sum(parameter.numel() for parameter in method.parameters())
+        return dict(json.loads(json.dumps({**told, "parameters": count}, default=str)))

@@ -179,9 +179,9 @@ class BenchmarkTable:
         pseudo_masks = None
         if settings.teacher is not None and not finished:
             pseudo_masks = self.pseudo_masks(settings.teacher, seed, **settings.pseudo)
+        self._claim(recipe, seed)  # builds, so before the seed is set
         set_determinism(seed)
         method = settings.build(len(self.data.modalities), len(self.data.header["classes"]))
-        _claim_folder(folder, settings.settings)
         if finished:
             with_weights(method.network, folder / "model.pt")
         else:
@@ -243,6 +243,8 @@ class BenchmarkTable:
         if rows is not None:
             return rows
         if all(weight.is_file() for weight in weights):
+            for seed in seeds:
+                self._claim(entry.recipe, seed)
             rows = read_rows(path, _source(weights, words))
         if rows is not None:
             if kept is not None:
@@ -302,8 +304,21 @@ class BenchmarkTable:
             return None
         one = self.recipes[recipe]
         length = {"epochs": one.epochs or self.epochs} if one.steps is None else {}
-        own = {**one.settings, **one.unusual, **length}
+        own = {**one.settings, **one.unusual, **length, **self._built(one)}
         return {**own, "teacher": self._chain(one.teacher)}
+
+    def _claim(self, recipe: str | None, seed: int) -> None:
+        """Refuse a folder with weights of other settings."""
+        if recipe is None:
+            return
+        settings = self.recipes[recipe]
+        _claim_folder(self.folder(recipe, seed), {**settings.settings, **self._built(settings)})
+
+    def _built(self, recipe: Recipe) -> dict[str, Any]:
+        """Give what the built method tells of itself, where the recipe does not tell it by its words."""
+        if recipe.words:
+            return {}
+        return {"built": recipe.built_settings(len(self.data.modalities), len(self.data.header["classes"]))}
 
     def _costs(self, recipe: str, seed: int) -> dict[str, dict[str, float]]:
         """Give what the last training of a row cost, as metrics; nothing where it is not recorded."""

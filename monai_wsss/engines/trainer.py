@@ -222,7 +222,8 @@ class WSSSTrainer(SupervisedTrainer):
             try:
                 Workflow.run(self)
             except RuntimeError as error:
-                raise _of_several_sizes(error) or error from error
+                _refuse_several_sizes(error)
+                raise  # with its own cause
         self._finalize()
         self._trained = True
         if self.model_path is not None and is_main_process():
@@ -370,17 +371,17 @@ class WSSSTrainer(SupervisedTrainer):
         return [self.state.max_epochs, self.state.epoch_length, *own]
 
 
-def _of_several_sizes(error: RuntimeError) -> DataError | None:
-    """Explain torch's complaint that it cannot stack the images of a batch; None for other errors."""
+def _refuse_several_sizes(error: RuntimeError) -> None:
+    """Explain torch's complaint that it cannot stack the images of a batch; do nothing for other errors."""
     sizes = re.search(r"equal size, but got (\[[\d, ]+\]) at entry 0 and (\[[\d, ]+\])", str(error))
     # A worker process stacks in shared memory, where torch reports only that it cannot resize.
     if sizes is None and "resize storage that is not resizable" not in str(error):
-        return None
+        return
     example = f", e.g. {sizes[1]} and {sizes[2]}" if sizes else ""
-    return DataError(
+    raise DataError(
         f"The images of a batch are of several sizes{example}: bring them to one size (patches of one size when they "
         "are prepared, or a transform such as ResizeInPlaned), or take a batch size of 1."
-    )
+    ) from error
 
 
 def _by_player(name: str, given: Any, players: tuple[str, ...]) -> dict[str, Any]:

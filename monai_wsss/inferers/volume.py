@@ -109,7 +109,9 @@ class VolumeInferer(Inferer):
             try:
                 return network(view, *args, **kwargs) if self.cam is None else self.cam(view, network, *args, **kwargs)
             except RuntimeError as error:
-                raise misfit(error) or error from error
+                if told := misfit(error):
+                    raise told from error
+                raise  # with its own cause
 
         def whole(patch: torch.Tensor) -> torch.Tensor:
             return multi_view_maps(view_maps, patch, views=self.views, scales=self.scales, reduction=self.reduction)

@@ -31,7 +31,7 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform, RandomizableTransform
 
 from monai_wsss._checks import check_choice
-from monai_wsss.transforms.stain import change_picture
+from monai_wsss.transforms.color_pictures import SeenPictures, change_picture
 
 __all__ = ["COLOR_OPERATIONS", "RandColorOperationd", "change_color"]
 
@@ -161,7 +161,7 @@ class RandColorOperationd(RandomizableTransform, MapTransform):
 
     Raises:
         ValueError: an unknown operation or none, strengths out of range, or no color image, see
-            :func:`~monai_wsss.transforms.stain.check_color_picture`.
+            :func:`~monai_wsss.transforms.color_pictures.check_color_picture`.
 
     Example:
         >>> change = RandColorOperationd("image", operations=["color"], strengths=(1, 1)).set_random_state(seed=0)
@@ -193,6 +193,7 @@ class RandColorOperationd(RandomizableTransform, MapTransform):
         self.operations = tuple(operations)
         self.strengths = tuple(strengths)
         self.white = white
+        self._seen = SeenPictures()
         self._drawn = ("identity", 1)
 
     def randomize(self, data: Any = None) -> None:
@@ -208,5 +209,5 @@ class RandColorOperationd(RandomizableTransform, MapTransform):
             operation, strength = self._drawn
             change = partial(change_color, operation=operation, strength=strength, white=self.white)
             for key in self.key_iterator(item):
-                item[key] = change_picture(change, key, item, self.white)
+                item[key] = change_picture(change, key, item, self.white, self._seen)
         return item

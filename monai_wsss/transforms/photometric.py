@@ -17,7 +17,7 @@ import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform, RandomizableTransform
 
-from monai_wsss.transforms.stain import change_picture
+from monai_wsss.transforms.color_pictures import SeenPictures, change_picture
 
 __all__ = ["RandPhotometricDistortiond", "shift_saturation_and_hue"]
 
@@ -85,7 +85,7 @@ class RandPhotometricDistortiond(RandomizableTransform, MapTransform):
 
     Raises:
         ValueError: a negative amount, factors not in ascending order, or no color image, see
-            :func:`~monai_wsss.transforms.stain.check_color_picture`.
+            :func:`~monai_wsss.transforms.color_pictures.check_color_picture`.
 
     Example:
         >>> distort = RandPhotometricDistortiond("image", change_prob=1.0).set_random_state(seed=0)
@@ -120,6 +120,7 @@ class RandPhotometricDistortiond(RandomizableTransform, MapTransform):
         self.saturation = tuple(saturation)
         self.hue = hue
         self.white = white
+        self._seen = SeenPictures()
         self._changes: list[partial[torch.Tensor]] = []
 
     def randomize(self, data: Any = None) -> None:
@@ -155,5 +156,5 @@ class RandPhotometricDistortiond(RandomizableTransform, MapTransform):
         self.randomize()
         if self._do_transform:
             for key in self.key_iterator(item):
-                item[key] = change_picture(self._distort, key, item, self.white)
+                item[key] = change_picture(self._distort, key, item, self.white, self._seen)
         return item

@@ -21,7 +21,7 @@ computes densities, so that hematoxylin and eosin come out exchanged (``tests/tr
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -29,16 +29,14 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform, RandomizableTransform
-from monai.utils import convert_to_dst_type, convert_to_tensor
 
 from monai_wsss._intensity import GLASS
+from monai_wsss.transforms.color_pictures import SeenPictures, change_picture, check_color_picture
 
 __all__ = [
     "HEStains",
     "NormalizeStaind",
     "RandStainJitterd",
-    "change_picture",
-    "check_color_picture",
     "estimate_stains",
     "jitter_stains",
     "normalize_stains",
@@ -53,73 +51,11 @@ REFERENCE_CONCENTRATIONS = (1.9705, 1.0308)
 _HED = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78))
 """Hematoxylin, eosin, DAB, one per row (Ruifrok and Johnston 2001); in H&E the third takes the remainder."""
 
-_ROUNDING = 1e-4  # of white, by which a resampled image may exceed its range
-_AS_BRIGHT = 0.25  # share of the mean of its whole image that a crop of it has at least, but for dark corners
-_NEARLY_BLACK = 0.05  # largest value of an image from 0 to 1 in which nothing can be seen
 _LEAST_DENSITY = 0.15  # beta of Macenko et al.: pixels that are paler in any channel say little about the stains
 _LEAST_SHARE = 0.01  # share of the pixels that must be denser
 _LEAST_PIXELS = 64
 _LEAST_ANGLE = math.radians(5.0)  # between the two stains; a single color gives a single direction
 _LARGEST_SAMPLE = 200_000  # pixels that an estimate uses: enough for percentiles, and bounded on slides
-
-
-def check_color_picture(
-    name: str, picture: torch.Tensor, white: float, mean: torch.Tensor | np.ndarray | Sequence[float] | None = None
-) -> None:
-    """Check that this is a color image with values from 0 to ``white``.
-
-    Fractions up to 1 where 255 is white are an image from 0 to 1, or a nearly black crop.  The mean that the datalist
-    holds tells which: an image that was scaled to 1 meanwhile is about as bright as that mean, scaled likewise.
-    Without it, only a crop that is nearly black by either reading passes.
-
-    Args:
-        name: the image's key, for the message.
-        picture: the image.
-        white: the value of white, 255 or 1.
-        mean: the mean of the whole image or of its subject, (3), as the datalist holds it (``intensity_mean``), if any.
-
-    Raises:
-        ValueError: another shape than (3, H, W), values outside of [0, white] by more than rounding, or values from 0
-            to 1 although 255 is white.
-
-    Example:
-        >>> check_color_picture("image", torch.rand(3, 8, 8), white=1.0)
-    """
-    if picture.ndim != 3 or picture.shape[0] != 3:
-        raise ValueError(
-            f"Expected `{name}` to be a color picture (3, H, W), got {tuple(picture.shape)}: read it in RGB; "
-            "gray pictures have no stains and no hue."
-        )
-    low, high = float(picture.min()), float(picture.max())
-    rounding = _ROUNDING * white
-    if not (low >= -rounding and high <= white + rounding):
-        raise ValueError(
-            f"Expected `{name}` to hold values from 0 to {white:g}, got {low:.4g} to {high:.4g}: put transforms of "
-            "color before those that normalize, and give the value of white as `white`."
-        )
-    if not white > 1 or not 0 < high <= 1 or bool((picture == picture.round()).all()):
-        return
-    told = None if mean is None else torch.as_tensor(mean).float()
-    if told is None:
-        from_0_to_1 = high > _NEARLY_BLACK
-    else:
-        as_bright = float(picture.mean()) > _AS_BRIGHT * float(told.mean()) / white
-        from_0_to_1 = as_bright or float(told.max()) <= 1
-    if from_0_to_1:
-        raise ValueError(f"Expected `{name}` to hold values from 0 to {white:g}, got 0 to 1: give `white=1`.")
-
-
-def change_picture(
-    function: Callable[[torch.Tensor], torch.Tensor], key: Hashable, item: Mapping[Hashable, Any], white: float
-) -> torch.Tensor | np.ndarray:
-    """Check a color image of an item and apply a function of plain tensors to it.
-
-    Type and metadata stay, values are float32.
-    """
-    picture: torch.Tensor | np.ndarray = item[key]
-    plain = convert_to_tensor(picture, dtype=torch.float32, track_meta=False)
-    check_color_picture(str(key), plain, white, item.get("intensity_mean"))
-    return convert_to_dst_type(function(plain.clamp(0, white)), picture, dtype=torch.float32)[0]
 
 
 def _densities(picture: torch.Tensor, white: float) -> torch.Tensor:
@@ -381,6 +317,7 @@ class RandStainJitterd(RandomizableTransform, MapTransform):
         self.scale = scale
         self.shift = shift
         self.white = white
+        self._seen = SeenPictures()
 
     def randomize(self, data: Any = None) -> None:
         """Draw the decision to change an item, and the amounts."""
@@ -394,5 +331,5 @@ class RandStainJitterd(RandomizableTransform, MapTransform):
         jitter = partial(jitter_stains, scale=self._factors, shift=self._added, white=self.white)
         if self._do_transform:
             for key in self.key_iterator(item):
-                item[key] = change_picture(jitter, key, item, self.white)
+                item[key] = change_picture(jitter, key, item, self.white, self._seen)
         return item

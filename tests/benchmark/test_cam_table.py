@@ -50,7 +50,7 @@ def test_a_small_table_is_whole_and_is_not_trained_twice(tmp_path, caplog):
     assert seeds["trivial: FLAIR > 0.0 SD"] == [None]
     for part in ("Grad-CAM++", "full supervision (masks)", "trivial: FLAIR", "trivial: whole slice", "plain (paper)"):
         assert any(part in label for label in seeds)
-    assert [Row(**row) for row in json.loads((tmp_path / "out" / "table.json").read_text(encoding="utf-8"))] == rows
+    assert [Row(**row) for row in json.loads((tmp_path / "out" / "cam.json").read_text(encoding="utf-8"))] == rows
     for row in rows:
         assert row.reads_masks == ("masks" in row.label)
         assert (row.seconds is None) == ("FLAIR" in row.name)

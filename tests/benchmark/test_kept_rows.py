@@ -7,12 +7,14 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from monai_wsss._checks import DataError
 from monai_wsss.benchmark import (
     AdamWOneCycle,
     BenchmarkTable,
@@ -39,8 +41,9 @@ def datalist(tmp_path_factory) -> Path:
     return Path(make_phantoms(tmp_path_factory.mktemp("phantoms"), subjects=(2, 2, 0))) / "datalist.json"
 
 
-def build(channels: int, classes: int) -> ClassActivationMapping:
-    return ClassActivationMapping.from_preset("default", in_channels=channels, num_classes=classes)
+def build(channels: int, classes: int, pooling: str = "max") -> ClassActivationMapping:
+    words = {"in_channels": channels, "num_classes": classes, "members": 1, "pooling": pooling}
+    return ClassActivationMapping(ClassActivationMapping.network_from_preset(**words))
 
 
 def make(datalist: Path, out: Path, runs: Path, calls: list[int], *, rate: float = 1e-3, rule: str = "logit"):
@@ -90,6 +93,25 @@ def test_rows_of_a_folder_are_kept_later(datalist, tmp_path):
     assert calls == [3]
     assert make(datalist, tmp_path / "elsewhere", tmp_path / "runs", calls).run() == rows
     assert calls == [3]
+
+
+def test_a_recipe_without_words_asks_the_built_method(datalist, tmp_path):
+    """A method that is built otherwise has rows, and a folder of weights, of its own."""
+    table = make(datalist, tmp_path / "out", tmp_path / "runs", calls := [])
+    tables = [
+        replace(table, recipes={"plain": replace(table.recipes["plain"], build=partial(build, pooling=one), words={})})
+        for one in ("max", "average", "max")
+    ]
+    tables[0].run()
+    with pytest.raises(DataError, match="trained with other settings"):
+        tables[1].run()
+    replace(tables[1], out=tmp_path / "other").run()
+    assert calls == [3, 3]
+    replace(tables[1], out=tmp_path / "third").run()
+    assert calls == [3, 3]
+    kept = json.loads(next((tmp_path / "runs").rglob("seed3.json")).read_text(encoding="utf-8"))
+    assert kept["settings"]["recipe"]["built"]["pooling"] == "average"
+    assert kept["settings"]["recipe"]["built"]["parameters"] > 1000
 
 
 def test_all_that_decides_a_row_and_is_unusual_is_in_its_digest(datalist, tmp_path):

@@ -138,6 +138,15 @@ def test_a_run_that_fails_does_not_stop_the_others_and_is_tried_again(datalist, 
     assert not record.exists()
 
 
+def test_an_error_in_a_transform_is_told_by_its_cause(datalist, tmp_path, monkeypatch):
+    def broken(*args: object, **words: object) -> None:
+        raise RuntimeError("applying transform <object at 0x7f>") from ValueError("The image is dark.")
+
+    monkeypatch.setattr(CoSA, "from_preset", broken)
+    (failed,) = compare(datalist, tmp_path, "cosa").run()
+    assert (failed.state, failed.reason) == ("failed", "The image is dark.")
+
+
 def test_a_time_is_turned_into_recorded_steps(datalist, tmp_path):
     (outcome,) = compare(datalist, tmp_path, "cam", budget="0.5s").run()
     (record,) = json.loads((tmp_path / "steps.json").read_text(encoding="utf-8")).values()

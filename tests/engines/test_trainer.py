@@ -17,7 +17,7 @@ from ignite.engine import Events
 from monai.data import DataLoader, DistributedSampler
 from monai.engines import SupervisedTrainer
 from monai.handlers import LrScheduleHandler, from_engine
-from monai.transforms import Compose, RandFlipd, RandGaussianNoised, RandRotate90d
+from monai.transforms import Compose, Lambda, RandFlipd, RandGaussianNoised, RandRotate90d
 from torch import nn
 
 from monai_wsss._checks import DataError
@@ -428,6 +428,21 @@ def test_images_of_other_channels_are_one_sentence():
     )
     with pytest.raises(ValueError, match="of 3 channels, got 1: choose other images"):
         trainer.run()
+
+
+def test_an_error_in_a_transform_keeps_its_cause():
+    """MONAI's error names the object alone."""
+
+    def refuse(item):
+        raise ValueError("too dark")
+
+    method = ClassActivationMapping.tiny()
+    dataset = EpochCacheDataset(make_items(4), Compose([]), Compose([Lambda(refuse)]), progress=False)
+    loader = DataLoader(dataset, batch_size=4)
+    trainer = WSSSTrainer(method, torch.optim.SGD(method.parameters(), lr=0.1), loader, 1, progress_bar=False)
+    with pytest.raises(RuntimeError, match=r"^applying transform") as caught:
+        trainer.run()
+    assert str(caught.value.__cause__) == "too dark"
 
 
 def test_a_full_device_is_told_in_torch_s_words(tmp_path):

@@ -259,8 +259,8 @@ def test_pictures_that_are_none(transform, picture, words):
         transform({"image": picture})
 
 
-@pytest.mark.parametrize("transform", [NormalizeStaind("image"), RandStainJitterd("image", prob=1.0)])
-def test_the_datalist_tells_a_nearly_black_crop_from_an_image_from_0_to_1(transform):
+def test_the_datalist_tells_a_nearly_black_crop_from_an_image_from_0_to_1():
+    transform = NormalizeStaind("image")
     crop, levels = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0)), np.array([180.0, 120.0, 160.0])
     black = 0.2 * crop  # of 255; neither reading leaves it unseen
     assert transform({"image": black, "intensity_mean": levels})["image"].shape == crop.shape
