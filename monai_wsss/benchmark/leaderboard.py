@@ -22,6 +22,7 @@ __all__ = [
     "HEADS",
     "UNCERTAINTY_HEADS",
     "UNCERTAINTY_NOTE",
+    "WITHOUT_MASKS",
     "Outcome",
     "Standing",
     "cells_of",
@@ -50,8 +51,24 @@ UNCERTAINTY_NOTE = (
     "an error, and those without a right pixel, rank nothing: by case they are left out, and these are their numbers."
 )
 """What they mean."""
+WITHOUT_MASKS = (
+    "No image with a finding has a mask in this split: methods are ranked by what image-level labels can tell, which "
+    "is not how good their masks are."
+)
+"""Warns of a ranking that read no masks."""
 _UNCERTAINTY = tuple(
     f"error_auroc_{name}{pooled}" for name in ("entropy", "disagreement") for pooled in ("", "_pooled")
+)
+_BY_SUBJECT = (
+    "Intervals and p are by subject, each subject averaged over the seeds; p is that of all signs of the differences "
+    f"to cam with the same encoder, one test per row, and there is none below {LEAST_PAIRS} subjects. A row whose "
+    "encoder cam or full supervision does not have, such as a generator of its own or an ensemble of several encoders, "
+    "is held against the best encoder of theirs."
+)
+_BY_SEED = (
+    "An interval in brackets is by subject, of one training or one ensemble. After ± stands the standard deviation "
+    "over several seeds: rows do not keep the scores of the images, which an interval of their mean would need. "
+    "There is no p without masks."
 )
 _ENSEMBLE_NOTES = (
     "Ensembles: every finished run is a member, whatever its results, and full supervision never is. Each method "
@@ -127,6 +144,7 @@ class Standing:
         ratio: the value divided by that of full supervision; None without it.
         p: of the paired test against plain CAM with the same encoder; None without it, or for too few subjects.
         members: how many runs make an ensemble; 0 for others.
+        spread: the standard deviation of the value over several seeds; None where subjects are resampled instead.
     """
 
     pair: Pair
@@ -136,6 +154,7 @@ class Standing:
     ratio: float | None = None
     p: float | None = None
     members: int = 0
+    spread: float | None = None
 
 
 def standings(outcomes: Sequence[Outcome], metric: str) -> list[Standing]:
@@ -160,7 +179,8 @@ def standings(outcomes: Sequence[Outcome], metric: str) -> list[Standing]:
         ratio = value / bound if metric == "dice_subject" and value is not None and bound else None
         tested = cam is not None and cam != pair
         p = _tested(rows, by_pair[cam]) if tested and cam is not None else None
-        lines.append(Standing(pair, rows, value, _interval(rows, metric), ratio, p, members[pair]))
+        spread = _spread(rows, metric)
+        lines.append(Standing(pair, rows, value, _interval(rows, metric), ratio, p, members[pair], spread))
     return sorted(lines, key=lambda line: -np.inf if line.value is None else line.value, reverse=True)
 
 
@@ -181,7 +201,7 @@ def _by_subject(rows: Sequence[Row]) -> np.ndarray:
 
 def _interval(rows: Sequence[Row], metric: str) -> tuple[float, float] | None:
     if metric != "dice_subject":
-        # Image-level scores are not kept by subject: that of a single seed was measured, several have none.
+        # Image-level scores are not kept by subject: that of a single seed was measured, several have a spread.
         found = [row.metrics[metric]["ci95"] for row in rows if metric in row.metrics]
         return (found[0][0], found[0][1]) if len(found) == 1 else None
     values = _by_subject(rows)
@@ -191,6 +211,11 @@ def _interval(rows: Sequence[Row], metric: str) -> tuple[float, float] | None:
         subject_mean_estimate(values), bootstrap_weights(len(values), samples=_SAMPLES, seed=0)
     )
     return None if interval is None else (interval.low, interval.high)
+
+
+def _spread(rows: Sequence[Row], metric: str) -> float | None:
+    values = values_of(rows, metric)
+    return None if metric == "dice_subject" or len(values) < 2 else float(np.std(values, ddof=1))
 
 
 def _tested(rows: Sequence[Row], others: Sequence[Row]) -> float | None:
@@ -225,7 +250,8 @@ def format_leaderboard(outcomes: Sequence[Outcome], metric: str, title: str) -> 
         table += [f"| {' | '.join([name, *cells])} |" for name, cells in uncertain]
         table += ["", UNCERTAINTY_NOTE]
     without = ["", "Without a result:", "", *reasons] if reasons else []
-    return "\n".join([*lines, "", *footnotes(found, metric), *table, *without])
+    warned = [] if metric == "dice_subject" else [WITHOUT_MASKS]
+    return "\n".join([*lines, "", *warned, *footnotes(found, metric), *table, *without])
 
 
 def footnotes(lines: Sequence[Standing], metric: str) -> list[str]:
@@ -240,12 +266,27 @@ def footnotes(lines: Sequence[Standing], metric: str) -> list[str]:
     together = any(line.pair.is_ensemble and line.rows for line in lines)
     return [
         f"Sorted by {by}. Weights are those of the last step; no mask chose weights or thresholds.",
-        "Intervals and p are by subject, each subject averaged over the seeds; p is that of all signs of the "
-        f"differences to cam with the same encoder, one test per row, and there is none below {LEAST_PAIRS} subjects. "
-        "A generator of its own is held against the best encoder of cam and of full supervision.",
+        _BY_SUBJECT if metric == "dice_subject" else _BY_SEED,
+        *_of_healthy_images(lines),
         *([*_ENSEMBLE_NOTES, *_against_the_best(lines, metric)] if together else []),
         *([f"Read masks in training: {'; '.join(learned)}."] if learned else []),
     ]
+
+
+def _of_healthy_images(lines: Sequence[Standing]) -> list[str]:
+    """Say how many healthy images stand behind their column, or why it is empty; nothing where nothing was measured."""
+    rows = [row for line in lines for row in line.rows]
+    found = [row.metrics["healthy_clean"] for row in rows if "healthy_clean" in row.metrics]
+    if not found:
+        reason = "no image of the split lacks the finding; of tiles, the whole images are measured"
+        return [f"Healthy clean is empty: {reason}."] if rows else []
+    images = next((entry["images"] for entry in found if "images" in entry), None)
+    subjects = next((entry["n"] for entry in found if "n" in entry), None)
+    share = "Healthy clean: share of the healthy images whose mask is empty"
+    if images is not None:
+        return [f"{share} (n = {images})."]
+    # Rows of earlier versions did not count the images.
+    return [f"{share}." if subjects is None else f"{share} (images of n = {subjects} subjects)."]
 
 
 def _against_the_best(lines: Sequence[Standing], metric: str) -> list[str]:
@@ -312,6 +353,8 @@ def cells_of(line: Standing, metric: str) -> list[tuple[str, float | str | None]
     headline = _number(line.value)
     if line.interval is not None:
         headline += f" [{line.interval[0]:.3f}, {line.interval[1]:.3f}]"
+    elif line.spread is not None:
+        headline += f" ± {line.spread:.3f}"
 
     def shown(name: str, digits: int = 3) -> tuple[str, float | None]:
         value = _mean(values_of(rows, name))

@@ -44,7 +44,7 @@ from monai_wsss.benchmark.method_measures import (
     image_auroc,
     image_scores,
     measured_tiles,
-    subject_dice,
+    tell_subjects,
     tile_scores,
 )
 from monai_wsss.benchmark.method_recipes import ALL_WEAK, ENSEMBLE, Pair
@@ -239,8 +239,7 @@ class MethodEnsembles:
                            "mask": decided.mask})  # fmt: skip
         metrics: Metrics = table.summary()
         write_kept_cases((self.out / "cases" / self._place(pair)).with_suffix(".npz"), table, small, metrics)
-        if "dice_subject" in metrics:
-            metrics["dice_subject"]["subjects"] = subject_dice(table)
+        tell_subjects(metrics, table)
         for name, ranking in rankings.items():
             metrics |= ranking.summary(f"error_auroc_{name}")
         scored: Sequence[Mapping[str, Any]] = cases

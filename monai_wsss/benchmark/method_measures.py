@@ -41,6 +41,7 @@ __all__ = [
     "measured_tiles",
     "rule_words",
     "subject_dice",
+    "tell_subjects",
     "tile_scores",
 ]
 
@@ -119,8 +120,7 @@ def measure_method(
     metrics |= _class_map_quality(data, one)
     if cases_file is not None:
         write_kept_cases(cases_file, measured, decided, metrics)
-    if "dice_subject" in metrics:
-        metrics["dice_subject"]["subjects"] = subject_dice(measured)
+    tell_subjects(metrics, measured)
     if kind == "tiles":
         scored = measured_tiles(data)
         scores = tile_scores(scored, network)
@@ -198,6 +198,19 @@ def subject_dice(table: CaseTable) -> list[float | None]:
         known = [value for value in known if value is not None]
         values.append(float(np.mean(known)) if known else None)
     return values
+
+
+def tell_subjects(metrics: Metrics, table: CaseTable) -> None:
+    """Add to a summary what a leaderboard needs: the Dice of each subject, and the number of healthy images.
+
+    Args:
+        metrics: of the table; changed.
+        table: of the cases.
+    """
+    if "dice_subject" in metrics:
+        metrics["dice_subject"]["subjects"] = subject_dice(table)
+    if "healthy_clean" in metrics:
+        metrics["healthy_clean"]["images"] = sum(row.get("healthy") == 1 for row in table.rows)
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ import pytest
 
 from monai_wsss.benchmark import Outcome, Row
 from monai_wsss.benchmark.leaderboard import format_leaderboard, kept_outcomes, standings
-from monai_wsss.benchmark.method_recipes import OWN_GENERATOR, Pair
+from monai_wsss.benchmark.method_recipes import ALL_WEAK, OWN_GENERATOR, Pair
 from monai_wsss.benchmark.rows import write_rows
 
 CAM, COSA, FULL = Pair("cam", "small"), Pair("cosa", "small"), Pair("full", "small")
@@ -67,6 +67,45 @@ def test_without_masks_image_level_scores_rank():
     text = format_leaderboard(outcomes, "image_auroc", "data")
     assert "Sorted by image AUROC, which needs no mask." in text
     assert "| cosa | small | 1 | – | – | – | – | – | 0.800 [0.700, 0.900] |" in text
+
+
+def test_several_seeds_without_masks_have_a_spread_and_the_ranking_a_warning():
+    def scored(seed: int, auroc: float) -> Outcome:
+        metrics = {"image_auroc": {"mean": auroc, "ci95": [auroc - 0.1, auroc + 0.1], "n": 8}}
+        return Outcome(CAM, seed, Row(CAM.name, "", "validation", seed, metrics))
+
+    outcomes = [scored(0, 0.7), scored(1, 0.8)]
+    text = format_leaderboard(outcomes, "image_auroc", "data")
+    assert "| cam | small | 2 | – | – | – | – | – | 0.750 ± 0.071 |" in text
+    assert "After ± stands the standard deviation over several seeds" in text
+    assert "which is not how good their masks are." in text
+    assert standings(outcomes, "image_auroc")[0].interval is None
+    by_dice = format_leaderboard([measured(CAM, [0.5] * 6, seed) for seed in (0, 1)], "dice_subject", "data")
+    assert "±" not in by_dice
+    assert "how good their masks are" not in by_dice
+
+
+def test_healthy_images_are_counted_or_their_lack_is_told():
+    row = measured(CAM, [0.5] * 6).row
+    for entry, told in (
+        (None, " is empty: no image of the split lacks the finding; of tiles, the whole images are measured."),
+        ({"mean": 0.5, "n": 3, "images": 20}, ": share of the healthy images whose mask is empty (n = 20)."),
+        ({"mean": 0.5, "n": 3}, ": share of the healthy images whose mask is empty (images of n = 3 subjects)."),
+    ):
+        metrics = row.metrics if entry is None else {**row.metrics, "healthy_clean": entry}
+        text = format_leaderboard([Outcome(CAM, 0, replace(row, metrics=metrics))], "dice_subject", "title")
+        assert f"Healthy clean{told}" in text
+    assert "Healthy clean" not in format_leaderboard([Outcome(CAM, 0, reason="No.")], "dice_subject", "title")
+
+
+def test_the_footnote_tells_which_rows_are_held_against_the_best_encoder():
+    together = Pair(ALL_WEAK, "several encoders")
+    other = Pair("cam", "resnet")
+    outcomes = [measured(CAM, [0.4] * 6), measured(other, [0.5] * 6), measured(together, [0.6] * 6)]
+    outcomes += [measured(FULL, [0.8] * 6), measured(Pair("full", "resnet"), [0.75] * 6)]
+    assert of(standings(outcomes, "dice_subject"), together).ratio == pytest.approx(0.6 / 0.8)
+    text = format_leaderboard(outcomes, "dice_subject", "title")
+    assert "such as a generator of its own or an ensemble of several encoders, is held against the best encoder" in text
 
 
 def test_what_has_no_result_is_shown_empty_with_its_reason():
