@@ -20,6 +20,7 @@ from monai_wsss.benchmark.leaderboard import (
     HEADS,
     UNCERTAINTY_HEADS,
     UNCERTAINTY_NOTE,
+    WITHOUT_MASKS,
     Outcome,
     Standing,
     cells_of,
@@ -60,12 +61,14 @@ class ComparedRow:
         command: trains and measures the row again.
         records: the JSON of each run that was measured, in the order of the seeds.
         cases: of the first of them; None where they were not kept.
+        remark: what the command does not tell of the steps.
     """
 
     pair: Pair
     command: str
     records: Sequence[Mapping[str, Any]]
     cases: KeptCases | None = None
+    remark: str = ""
 
 
 def write_comparison(
@@ -113,6 +116,7 @@ def write_comparison(
         "lead": _lead(title, lines, outcomes),
         "simulated": str(header.get("labels", "")) if header.get("simulated_supervision", False) else None,
         "by_masks": metric == "dice_subject",
+        "without_masks": WITHOUT_MASKS,
         "board": _board(lines, metric, by_pair, outcomes),
         "notes": [*footnotes(lines, metric), *_subjects(lines)],
         "parts": _parts(lines),
@@ -195,6 +199,8 @@ def _board(
                 "bar": interval_bar(line.value, *line.interval) if line.value is not None and line.interval else "",
                 "reads_masks": any(row.reads_masks for row in line.rows),
                 "reasons": list(dict.fromkeys((one.state, one.reason) for one in empty)),
+                "command": "" if kept is None else kept.command,
+                "remark": "" if kept is None else kept.remark,
                 "facts": [] if kept is None else _facts(kept),
                 "settings": "" if kept is None or not kept.records else _settings(kept.records[0]),
             }
@@ -208,7 +214,7 @@ def _board(
 
 def _facts(row: ComparedRow) -> list[tuple[str, str]]:
     """Give what reproduces a row, with labels."""
-    facts = [("Command", row.command)]
+    facts = [("Command", row.command), ("Steps", row.remark)]
     for record in row.records:
         seeds = ", ".join(map(str, record["settings"].get("seeds", [])))
         digest = record["source"]["settings_sha256"]
@@ -218,7 +224,7 @@ def _facts(row: ComparedRow) -> list[tuple[str, str]]:
         record = row.records[0]
         facts += [("Data, SHA-256", record["source"]["data_sha256"]), ("Code, SHA-256", record.get("code_sha256", ""))]
         versions = {"monai_wsss": record.get("version", ""), **record.get("versions", {})}
-        facts.append(("Versions", ", ".join(f"{name} {number}" for name, number in versions.items())))
+        facts.append(("Versions", ", ".join(f"{name} {number}" for name, number in versions.items() if number)))
     return [(label, value) for label, value in facts if value]
 
 

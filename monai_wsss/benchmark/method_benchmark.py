@@ -178,15 +178,16 @@ class MethodBenchmark:
             records = [json.loads(run.with_suffix(".json").read_text(encoding="utf-8")) for run in runs]
             assert own[0].row is not None
             cases = read_kept_cases(self._cases_file(pair, own[0].seed), own[0].row.metrics)
-            compared.append(ComparedRow(pair, self._command(own), records, cases))
+            compared.append(ComparedRow(pair, self._command(own), records, cases, self._remark(own[0])))
         return compared
 
     def _command(self, outcomes: Sequence[Outcome]) -> str:
-        """Write the command that makes a row again, with its steps, whatever budget they were counted from."""
+        """Write the command that makes a row again, with its steps, whatever budget they were counted from.
+
+        An ensemble whose members differ in their steps has the budget itself, see :meth:`_remark`.
+        """
         first = outcomes[0]
-        pairs = [first.pair]
-        if first.members:
-            pairs = [pair for pair in self.pairs if any(name.startswith(f"{pair.name}, ") for name in first.members)]
+        pairs = self._behind(first)
         longest = max((self._seeds_of(pair) for pair in pairs), key=len, default=())
         seeds = longest if first.members else [one.seed for one in outcomes]
         methods = ",".join(dict.fromkeys(pair.method for pair in pairs))
@@ -204,6 +205,23 @@ class MethodBenchmark:
             + f" --budget {budget} --split {self.data.split}"
             + ("" if side is None else f" --side {side}")
             + (f" --ensembles {self.ensembles}" if first.members else "")
+        )
+
+    def _behind(self, outcome: Outcome) -> list[Pair]:
+        """Give the pairs behind a row: its own, or those of an ensemble's members."""
+        if not outcome.members:
+            return [outcome.pair]
+        return [pair for pair in self.pairs if any(name.startswith(f"{pair.name}, ") for name in outcome.members)]
+
+    def _remark(self, outcome: Outcome) -> str:
+        """Tell the steps of an ensemble's members where no one number of steps makes it again; else nothing."""
+        steps = {pair.name: self.steps(pair) for pair in self._behind(outcome)}
+        if self.budget.kind != "seconds" or len(set(steps.values())) < 2:
+            return ""
+        told = "; ".join(f"{name}: {number}" for name, number in steps.items())
+        return (
+            "The time gives the same steps again beside this folder's steps.json alone; the commands of the members' "
+            f"rows have them ({told})."
         )
 
     @property

@@ -64,9 +64,9 @@ def run_place(split: str, name: str, run: str) -> Path:
 
 
 def made_by() -> dict[str, Any]:
-    """Tell the digest of the code and the versions of Python and of libraries, for JSON."""
+    """Tell the version and the digest of the code, and the versions of Python and of libraries, for JSON."""
     versions = {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}}
-    return {"code_sha256": _code_sha256(), "versions": versions}
+    return {"version": __version__, "code_sha256": _code_sha256(), "versions": versions}
 
 
 @cache

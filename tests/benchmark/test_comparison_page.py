@@ -9,6 +9,7 @@ import hashlib
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
@@ -22,7 +23,9 @@ from monai_wsss.benchmark.comparison_page import ComparedRow, write_comparison
 from monai_wsss.benchmark.encoder_table import Decided, table_of
 from monai_wsss.benchmark.kept_cases import read_kept_cases, write_kept_cases
 from monai_wsss.benchmark.ladders import LADDERS
-from monai_wsss.benchmark.method_recipes import ALL_WEAK, Pair
+from monai_wsss.benchmark.method_measures import tell_subjects
+from monai_wsss.benchmark.method_recipes import ALL_WEAK, ENSEMBLE, Pair
+from monai_wsss.benchmark.rows import folder_name
 from monai_wsss.metrics import CaseTable
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -62,7 +65,9 @@ class MadeUp:
         return self.cases, []
 
 
-def decided(data: MadeUp, shift: int, *, empty: int | None = None, false_alarm: int | None = None) -> list[Decided]:
+def decided(
+    data: MadeUp, shift: int, *, empty: int | None = None, false_alarm: int | None = None, uncertain: bool = False
+) -> list[Decided]:
     """Move the references, so that a row of a larger shift is worse; one case is missed, one healthy one marked."""
     found = []
     for place, case in enumerate(data.cases):
@@ -72,7 +77,7 @@ def decided(data: MadeUp, shift: int, *, empty: int | None = None, false_alarm: 
         if place == false_alarm:
             mask[0, :5, :5] = 1
         scores = torch.stack([(mask[0] == k) * 0.7 + 0.1 for k in range(1, len(data.header["classes"]) + 1)])
-        found.append(Decided(mask, case.get("mask"), None, scores))
+        found.append(Decided(mask, case.get("mask"), None, scores, torch.full_like(scores, 0.1) if uncertain else None))
     return found
 
 
@@ -80,9 +85,10 @@ def measured(data: MadeUp, pair: Pair, folder, shift: int, **words) -> tuple[Out
     choices = decided(data, shift, **words)
     table = table_of(data, data.cases, choices)
     metrics = table.summary(bootstrap=20)
-    path = folder / f"{pair.method}.npz"
+    path = folder / f"{folder_name(pair.method)}.npz"
     write_kept_cases(path, table, choices, metrics)
     subjects = [row["dice"] for row in table.subject_rows] if len(data.header["classes"]) == 1 else [0.5] * 8
+    tell_subjects(metrics, table)
     if "dice_subject" in metrics:
         metrics["dice_subject"]["subjects"] = subjects
     metrics |= {"steps": {"mean": 30}, "parameters": {"mean": 1234567}, "peak_memory_mb": {"mean": 512.0}}
@@ -179,6 +185,10 @@ def test_tells_ranks_costs_reasons_and_what_makes_a_row_again(page):
     ):
         assert words in text, words
     assert "p against cam" in text
+    assert "Healthy clean: share of the healthy images whose mask is empty (n = 8)." in text
+    assert "Class maps apart from the segmentation are measured of AFA, BMP and CoSA" in text
+    assert "of the classifier nothing is measured apart" in text
+    assert "Versions monai_wsss 0.1.0, torch 2" in text
     # 0.0078 = 2 / 2**8: all signs of eight subjects agree.
     assert text.count("0.008") == 2
 
@@ -261,17 +271,22 @@ def test_ensembles_show_their_uncertainty_and_sort_cases_by_it(tmp_path):
     record = {
         "source": {"settings_sha256": DIGEST, "data_sha256": "da7a" * 16},
         "settings": {"members": [{"run": "cam, small, seed 0"}, {"run": "cosa, small, seed 0"}]},
+        "versions": {"python": "3"},
     }
     members = ("cam, small, seed 0", "cosa, small, seed 0")
     outcome = Outcome(pair, None, Row(pair.name, "", "validation", None, metrics), members=members)
     single = measured(data, CAM, tmp_path, 4)
     assert single[1].cases.uncertainties([0]) == {}
-    rows = [ComparedRow(pair, "monai-wsss benchmark", [record], kept), single[1]]
+    rows = [ComparedRow(pair, "monai-wsss benchmark", [record], kept, "cam, small: 3"), single[1]]
     path = write_comparison(tmp_path / "c.html", "made-up", [single[0], outcome], "dice_subject", rows, data)
     page = path.read_text(encoding="utf-8")
     text = Parsed(page).text
     assert "ensemble of all weak methods, small 0.750 [0.700, 0.800] – 0.750 [0.700, 0.800] – 3, 1" in text
     assert "2 runs" in text
+    # Ensembles were kept without the version of the package.
+    assert "Versions python 3" in text
+    assert "Command monai-wsss benchmark Steps cam, small: 3" in text
+    assert "ensemble of all weak methods, small: monai-wsss benchmark cam, small: 3" in text
     assert "Member cam, small, seed 0 Member cosa, small, seed 0" in text
     assert '">Uncertainty' in page
     fifth = page[page.index('<tbody id="case-5"') :]
@@ -352,22 +367,37 @@ document.body.dataset.wide = document.documentElement.scrollWidth > window.inner
 """
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome on this machine")
-def test_opens_in_a_browser_sorts_and_shows_cases(page, tmp_path):
-    digest = base64.b64encode(hashlib.sha256(DRIVER.encode()).digest()).decode()
+def seen_in_browser(page: str, folder, driver: str, *words: str, address: str = "") -> tuple[SimpleNamespace, str]:
+    """Run a script at the end of the page, and give what it wrote on the body, and what the browser logged."""
+    digest = base64.b64encode(hashlib.sha256(driver.encode()).digest()).decode()
     tested = page.replace("script-src ", f"script-src 'sha256-{digest}' ").replace(
-        "</body>", f"<script>{DRIVER}</script></body>"
+        "</body>", f"<script>{driver}</script></body>"
     )
-    (tmp_path / "page.html").write_text(tested, encoding="utf-8")
+    (folder / "page.html").write_text(tested, encoding="utf-8")
+    words = ("--enable-logging=stderr", "--virtual-time-budget=2000", *words, "--dump-dom")
+    done = browse(folder, f"{(folder / 'page.html').as_uri()}{address}", *words)
+    found = re.findall(r'data-([a-z]+)="([^"]*)"', re.search(r"<body[^>]*>", done.stdout)[0])
+    return SimpleNamespace(**dict(found)), done.stderr
+
+
+def browse(folder, address: str, *words: str) -> subprocess.CompletedProcess:
     command = [
         BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
-        "--disable-component-update", "--disable-sync", "--no-first-run", f"--user-data-dir={tmp_path / 'profile'}",
-        "--enable-logging=stderr", "--virtual-time-budget=2000", "--dump-dom",
-        f"{(tmp_path / 'page.html').as_uri()}#case-7",
+        "--disable-component-update", "--disable-sync", "--no-first-run", f"--user-data-dir={folder / 'profile'}",
+        *words, address,
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=120, check=False)
-    assert "CONSOLE" not in done.stderr
-    seen = SimpleNamespace(**dict(re.findall(r'data-([a-z]+)="([^"]*)"', re.search(r"<body[^>]*>", done.stdout)[0])))
+    return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=120, check=False)
+
+
+IN_A_BROWSER = pytest.mark.skipif(
+    BROWSER is None, reason="no chromium, chromium-browser or google-chrome on this machine"
+)
+
+
+@IN_A_BROWSER
+def test_opens_in_a_browser_sorts_and_shows_cases(page, tmp_path):
+    seen, log = seen_in_browser(page, tmp_path, DRIVER, address="#case-7")
+    assert "CONSOLE" not in log
     assert not hasattr(seen, "errors")
     assert seen.linked == "large-7"
     assert seen.before == "row-1 row-2 row-3 row-4 row-5"
@@ -377,3 +407,57 @@ def test_opens_in_a_browser_sorts_and_shows_cases(page, tmp_path):
     assert seen.panels == "4"
     assert seen.focus == "case-2"
     assert seen.wide == "false"
+
+
+def crowded_page(folder) -> str:
+    """Write a page as wide as pages become: many rows with long names, ensembles with uncertainty, long commands."""
+    data = MadeUp()
+    pairs = [Pair(method, "dense_pyramid") for method in ("cam", "gradcam++", "seam", "afa", "bmp", "cosa", "full")]
+    pairs += [Pair(f"{ENSEMBLE}seeds: gradcam++", "dense_pyramid"), Pair(ALL_WEAK, "several encoders")]
+    outcomes, rows = [], []
+    for shift, pair in enumerate(pairs):
+        outcome, row = measured(data, pair, folder, shift, uncertain=pair.is_ensemble)
+        if pair.is_ensemble:
+            outcome.row.metrics["error_auroc_entropy"] = {"mean": 0.75, "ci95": [0.7, 0.8]}
+        command = f"monai-wsss benchmark --data DIR --out DIR --methods {','.join(one.method for one in pairs)}"
+        members = tuple(one.name for one in pairs[:7]) if pair.is_ensemble else ()
+        outcomes.append(replace(outcome, members=members))
+        rows.append(replace(row, command=f"{command} --seeds 0,1,2 --budget {shift}-steps --split validation"))
+    path = write_comparison(folder / "crowded.html", "made-up", outcomes, "dice_subject", rows, data)
+    return path.read_text(encoding="utf-8")
+
+
+PRINTED = """
+for (const sheet of document.styleSheets)
+  for (const rule of sheet.cssRules)
+    if (rule instanceof CSSMediaRule && rule.conditionText === "print") rule.media.mediaText = "all";
+const shown = (query) => [...document.querySelectorAll(query)].filter((one) => one.getClientRects().length).length;
+document.body.dataset.commands = shown(".commands code");
+document.body.dataset.buttons = shown(".board button.open");
+document.body.dataset.needed = document.documentElement.scrollWidth;
+document.body.dataset.given = window.innerWidth;
+"""
+
+
+@IN_A_BROWSER
+def test_on_paper_the_commands_stand_in_place_of_the_buttons(tmp_path):
+    page = crowded_page(tmp_path)
+    # The width of a landscape page of the paper "letter" between margins of 15 mm, in CSS pixels.
+    seen, _ = seen_in_browser(page, tmp_path, PRINTED, "--hide-scrollbars", "--window-size=942,700")
+    assert (seen.commands, seen.buttons) == ("9", "0")
+    assert int(seen.needed) <= int(seen.given) == 942
+
+
+@IN_A_BROWSER
+def test_the_printed_page_lies_on_its_side_and_nothing_is_wider(tmp_path):
+    # A page that needs more width than the paper has is printed smaller as a whole, and this link with it.
+    link = '<a href="https://example.org" style="display:block;width:400px;height:20px">400 px</a>'
+    (tmp_path / "page.html").write_text(crowded_page(tmp_path).replace("</header>", f"{link}</header>"), "utf-8")
+    browse(tmp_path, (tmp_path / "page.html").as_uri(), f"--print-to-pdf={tmp_path / 'page.pdf'}")
+    pdf = (tmp_path / "page.pdf").read_bytes()
+    for box in set(re.findall(rb"/MediaBox ?\[([^]]+)\]", pdf)):
+        _, _, width, height = map(float, box.split())
+        assert width > height
+    (marked,) = (part for part in pdf.split(b"endobj") if b"(https://example.org" in part)
+    left, _, right, _ = map(float, re.search(rb"/Rect ?\[([^]]+)\]", marked)[1].split())
+    assert right - left == pytest.approx(400 * 72 / 96, abs=2)

@@ -15,7 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
-from monai_wsss.benchmark import Outcome, Row, make_method_benchmark, method_ensembles
+from monai_wsss import __version__
+from monai_wsss.benchmark import Outcome, Row, make_method_benchmark, method_benchmark, method_ensembles
 from monai_wsss.benchmark.kept_cases import read_kept_cases
 from monai_wsss.benchmark.leaderboard import format_leaderboard
 from monai_wsss.benchmark.method_ensembles import planned_ensembles
@@ -138,6 +139,33 @@ def test_rows_of_ensembles_stand_in_the_table_the_json_and_the_page(done):
     assert "--methods cam,seam --encoders small --seeds 0,1 --budget 2-steps" in page
     assert "kept no cases" not in page
     assert str(out) not in page
+
+
+def test_an_ensemble_tells_its_version_and_how_many_healthy_images_it_saw(done):
+    kept = json.loads(next(done[0].glob("runs/*/*/ensemble_of_all*/mean.json")).read_text(encoding="utf-8"))
+    assert kept["version"] == __version__
+    counts = {one.row.metrics["healthy_clean"]["images"] for one in done[1]}
+    assert len(counts) == 1
+    assert f"whose mask is empty (n = {counts.pop()})." in (done[0] / "leaderboard.md").read_text(encoding="utf-8")
+
+
+def test_members_of_unequal_length_are_told_with_their_steps(datalist, tmp_path, monkeypatch):
+    def timed(method, recipe, *others: object) -> float:
+        return 2.0 if recipe.words["method"] == "seam" else 1.0
+
+    monkeypatch.setattr(method_benchmark, "seconds_per_step", timed)
+    words = {"methods": ["cam", "seam"], "seeds": [0, 1], "budget": "2s", "side": 32}
+    make_method_benchmark(datalist, tmp_path, **words).run()
+    page = (tmp_path / "comparison.html").read_text(encoding="utf-8")
+    told = page[page.index('<ul class="small commands">') : page.index('<section id="parts">')]
+    commands = {item.split(": <code>")[0]: item for item in told.split("<li>")[1:]}
+    of_cam, of_seam = commands["ensemble of seeds: cam, small"], commands["ensemble of seeds: seam, small"]
+    assert "--budget 2-steps" in of_cam
+    assert "--budget 1-steps" in of_seam
+    everyone = commands["ensemble of all weak methods, small"]
+    assert "--budget 2s" in everyone
+    assert "rows have them (cam, small: 2; seam, small: 1)." in everyone
+    assert "steps.json" not in of_cam + of_seam + commands["cam, small"]
 
 
 def of_member(bench, method: str, seed: int) -> list[torch.Tensor]:
