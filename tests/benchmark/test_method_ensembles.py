@@ -327,6 +327,9 @@ def test_members_of_all_kinds_decide_together(datalist, tmp_path):
     assert outcomes[-1].pair == Pair("ensemble of all weak methods", "several encoders")
     # Grad-CAM++ has trained nothing.
     assert outcomes[-1].row.metrics["steps"]["mean"] == 6
+    found = agreements([outcomes[-1].row])
+    assert [*found] == ["cam, small", "gradcam++, small", "bmp, small", "coingan, own generator"]
+    assert all(0 <= value <= 1 for of_seeds in found.values() for value in of_seeds.values())
 
 
 @pytest.mark.slow
@@ -334,9 +337,11 @@ def test_members_of_all_kinds_decide_together(datalist, tmp_path):
 def test_tiles_and_tissues_have_ensembles(kind, words, tmp_path):
     datalist = Path(make_phantoms(tmp_path / "data", kind=kind, subjects=(2, 2, 0))) / "datalist.json"
     *runs, together = make_method_benchmark(
-        datalist, tmp_path / "out", methods=["cam"], seeds=[0, 1], budget="1-step", **words
+        datalist, tmp_path / "out", methods=["cam", "seam"], seeds=[0], budget="1-step", **words
     ).run()
     assert [one.state for one in (*runs, together)] == ["measured"] * 3, together.reason
+    assert all(0 <= one[0] <= 1 for one in agreements([together.row]).values())
+    assert len(agreements([together.row])) == 2
     assert 0 <= together.row.metrics["error_auroc_entropy_pooled"]["mean"] <= 1
     assert list(tmp_path.glob("out/uncertainty/*/*/mean/disagreement/*"))
 
