@@ -82,7 +82,7 @@ TYPED: dict[str, dict[str, tuple[str, ...]]] = {
 }
 """Pages whose numbers stand in marks, and by its reason what may be typed there all the same, with words around it."""
 GENERATED_OR_CODE = re.compile(
-    r"^```.*?^```$|<!-- (?:table|rule|choice|methods|numbers) \w+ -->\n.*?<!-- end -->|`[^`]*`|Python \d\.\d+"
+    r"^```.*?^```$|<!-- (?:table|rule|choice|methods|agreement|numbers) \w+ -->\n.*?<!-- end -->|`[^`]*`|Python \d\.\d+"
     f"|{MARK.pattern}",
     re.DOTALL | re.MULTILINE,
 )

@@ -79,6 +79,22 @@ def test_the_rule_of_defaults_is_applied_to_the_kept_rows(generator, tmp_path, m
     ]
 
 
+def test_agreement_between_methods_is_studied_once_a_row_has_it(generator, tmp_path):
+    page = "<!-- agreement methods -->\nold\n<!-- end -->\n"
+    metrics: dict[str, Any] = {}
+    for place, name in enumerate(("cam", "seam", "bmp"), start=1):
+        row = Row(f"{name}, small", "", "validation", 0, {"dice_subject": {"mean": place / 10}})
+        write_rows(tmp_path / "methods_some" / "validation" / name / "seed0.json", [row], {})
+        metrics[f"agreement/{name}, small, seed 0"] = {"mean": place / 5}
+    together = tmp_path / "methods_some" / "validation" / "together" / "mean.json"
+    write_rows(together, [Row("ensemble of all weak methods, small", "", "validation", None, {})], {})
+    assert generator.generate(page, tmp_path).splitlines()[1] == "No row yet."
+    write_rows(together, [Row("ensemble of all weak methods, small", "", "validation", None, metrics)], {})
+    lines = generator.generate(page, tmp_path).splitlines()
+    assert lines[3] == "| some | 3 | +1.00 | bmp, small | 0.300 | 0.200 | 0.300 |"
+    assert "+1.00 on some." in lines[5]
+
+
 def test_an_encoder_at_another_size_is_held_against_itself_and_not_against_random_weights(generator, tmp_path):
     metrics, usual = ("presence_auroc", "healthy_clean"), "CAM, ImageNet weights"
     keep(tmp_path, "encoder_some", "CAM, from scratch", (0.90, 0.90), metrics)

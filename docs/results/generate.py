@@ -5,7 +5,8 @@
 `<!-- table NAME -->` marks the place of a table, `<!-- rule NAME -->` that of the verdicts on its rows by the rule of
 defaults: of levers, and of ImageNet's weights against none in a table of encoders.  `<!-- choice PHANTOMS -->` marks
 that of the study of scores without masks, from all tables of the name `choice_…`; PHANTOMS is the one of phantoms.
-`<!-- methods NAME -->` marks the leaderboard of all methods on a data set.
+`<!-- methods NAME -->` marks the leaderboard of all methods on a data set, and `<!-- agreement PREFIX -->` the study of
+the agreement between methods, from all tables of the name `PREFIX_…`.
 `<!-- numbers BUNDLE -->` marks what its shipped weights reach, see `measure_bundles.py`.  Which metrics and data sets
 are stated stands in `eval_metrics` of the bundle's metadata, whose values are written, too.
 
@@ -42,7 +43,7 @@ from monai_wsss.benchmark.bmp_recipes import BMP_BOUND, BMP_RECIPES
 from monai_wsss.benchmark.bmp_table import BMP_COLUMNS
 from monai_wsss.benchmark.cam_recipes import CAM_RECIPES
 from monai_wsss.benchmark.cam_table import CAM_COLUMNS
-from monai_wsss.benchmark.choice_study import format_choice
+from monai_wsss.benchmark.choice_study import format_choice, format_method_choice
 from monai_wsss.benchmark.cmer_recipes import CMER_RECIPES
 from monai_wsss.benchmark.cmer_table import cmer_columns
 from monai_wsss.benchmark.coingan_table import COINGAN_ROWS, coingan_sections
@@ -118,8 +119,9 @@ def generate(page: str, runs: Path = HERE / "runs") -> str:
     Raises:
         DataError: a mark of a single number names what is not there.
     """
-    marks = re.compile(r"(<!-- (table|rule|choice|methods|numbers) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-    write = {"table": _table, "rule": _rule, "choice": _choice, "methods": _methods, "numbers": _numbers}
+    marks = re.compile(r"(<!-- (table|rule|choice|methods|agreement|numbers) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+    write = {"table": _table, "rule": _rule, "choice": _choice, "methods": _methods}
+    write |= {"agreement": _agreement, "numbers": _numbers}
 
     def block(found: re.Match[str]) -> str:
         return (
@@ -360,6 +362,13 @@ def _methods(name: str, runs: Path) -> str:
     for method in {outcome.pair.method for outcome in outcomes} - clean:
         text = text.replace(f"\n| {method} |", f"\n| {method} † |").replace(f"\n| {method}, ", f"\n| {method} †, ")
     return f"{text}\n\n† {chosen} chosen with masks of these very images: take the numbers as optimistic."
+
+
+def _agreement(prefix: str, runs: Path) -> str:
+    """Give the study of the agreement between methods, of every data set whose ensemble has measured it."""
+    folders = sorted(runs.glob(f"{prefix}_*"))
+    tables = {folder.name.removeprefix(f"{prefix}_"): read_kept_rows(folder / "validation") for folder in folders}
+    return format_method_choice(tables) or NOTHING
 
 
 def _tells_presence(row: Row) -> bool:

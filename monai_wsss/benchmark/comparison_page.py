@@ -29,6 +29,7 @@ from monai_wsss.benchmark.leaderboard import (
     standings,
     uncertainty_rows,
 )
+from monai_wsss.benchmark.method_agreement import AGREEMENT_HEADS, AGREEMENT_NOTE, agreement_rows, agreements
 from monai_wsss.benchmark.method_recipes import Pair
 from monai_wsss.benchmark.prepared import PreparedData
 from monai_wsss.reports.case_table import cell, count
@@ -125,6 +126,11 @@ def write_comparison(
             "rows": uncertainty_rows(lines),
             "note": UNCERTAINTY_NOTE,
             "ensembles": any(line.pair.is_ensemble and line.rows for line in lines),
+        },
+        "agreement": {
+            "columns": [_title(head) for head in AGREEMENT_HEADS],
+            "rows": agreement_rows(agreements(row for line in lines for row in line.rows)),
+            "note": AGREEMENT_NOTE,
         },
         "costs": {"columns": ["Method", "Encoder", *_titles(_COSTS)], "rows": _costs(lines, metric)},
         "costs_note": _COSTS_NOTE,

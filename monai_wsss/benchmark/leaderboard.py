@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from monai_wsss.benchmark.formatting import values_of
+from monai_wsss.benchmark.method_agreement import AGREEMENT_HEADS, AGREEMENT_NOTE, agreement_rows, agreements
 from monai_wsss.benchmark.method_recipes import ALL_WEAK, Pair
 from monai_wsss.benchmark.recipes import FULL_SUPERVISION
 from monai_wsss.benchmark.rows import Row, read_kept
@@ -243,15 +244,20 @@ def format_leaderboard(outcomes: Sequence[Outcome], metric: str, title: str) -> 
     uncertain = uncertainty_rows(found)
     lines += [f"| {' | '.join(text for text, _ in cells_of(line, metric))} |" for line in found]
     reasons = [f"- {name} ({state}): {reason}" for name, state, reason in reasons_of(outcomes)]
-    table: list[str] = []
-    if uncertain:
-        heads = ("ensemble", *UNCERTAINTY_HEADS)
-        table = ["", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-        table += [f"| {' | '.join([name, *cells])} |" for name, cells in uncertain]
-        table += ["", UNCERTAINTY_NOTE]
+    agreeing = agreement_rows(agreements(row for line in found for row in line.rows))
+    table = _below(("ensemble", *UNCERTAINTY_HEADS), uncertain, UNCERTAINTY_NOTE)
+    table += _below(("row", *AGREEMENT_HEADS), agreeing, AGREEMENT_NOTE)
     without = ["", "Without a result:", "", *reasons] if reasons else []
     warned = [] if metric == "dice_subject" else [WITHOUT_MASKS]
     return "\n".join([*lines, "", *warned, *footnotes(found, metric), *table, *without])
+
+
+def _below(heads: Sequence[str], rows: Sequence[tuple[str, list[str]]], note: str) -> list[str]:
+    """Give the lines of a table and of its note; nothing without rows."""
+    if not rows:
+        return []
+    lines = ["", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    return [*lines, *(f"| {' | '.join([name, *cells])} |" for name, cells in rows), "", note]
 
 
 def footnotes(lines: Sequence[Standing], metric: str) -> list[str]:

@@ -12,9 +12,10 @@ were trained on masks are never members.  Each method counts the same with each 
 Grad-CAM++ counts beside the CAM that it explains.  Each member's output becomes probabilities around its own cut
 (:func:`~monai_wsss.refinement.rule_probabilities`), and their mean, or their votes, decide.  Nothing is trained.
 
-Cases are taken a few at a time: the maps of a few cases by all members are in memory, and nothing else of full size.
-The row of all members also writes masks, entropy and disagreement of each case below ``uncertainty``, in the geometry
-of its image; their files are named as the cases are.
+Cases are taken a few at a time: the maps of a few cases by all members are in memory, and the probabilities of one.
+The row of all members also tells how well each agrees with the other methods
+(:mod:`~monai_wsss.benchmark.method_agreement`), and writes masks, entropy and disagreement of each case below
+``uncertainty``, in the geometry of its image; their files are named as the cases are.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from monai_wsss._labels import IGNORED
 from monai_wsss.benchmark.encoder_table import Decided, add_decided
 from monai_wsss.benchmark.kept_cases import made_small, write_kept_cases
 from monai_wsss.benchmark.leaderboard import Outcome
+from monai_wsss.benchmark.method_agreement import MethodAgreement
 from monai_wsss.benchmark.method_measures import (
     deciding_network,
     image_auroc,
@@ -223,13 +225,18 @@ class MethodEnsembles:
         small: list[Decided] = []
         scores: list[list[torch.Tensor]] = [[] for _ in voices]
         rankings = {name: ErrorRanking() for name in _UNCERTAINTIES}
+        # Of the seeds of one method there are no others to agree with, and nothing is told.
+        pairs, seeds = [member.pair for member in members], [member.seed for member in members]
+        agreement = MethodAgreement(pairs, seeds, weights=weights, num_classes=len(self.data.header["classes"]))
         write = None if folder is None else _writer(folder)
         for part in _parts(cases):
             maps = [self.data.case_maps(voice.recipe, voice.shown, part) for voice in voices]
             if self.kind != "tiles":
                 self._score(voices, part, maps, scores)
             for place, case in enumerate(part):
-                decision = self._decide(case, voices, [of_member[place] for of_member in maps], weights)
+                each = _probabilities(case, voices, [of_member[place] for of_member in maps])
+                decision = decide_ensemble(each, vote=self.aggregate == "vote", weights=weights)
+                agreement.add(each)
                 decided = _decided(case, decision)
                 add_decided(table, case, decided)
                 _rank(rankings, case, decided, decision)
@@ -242,26 +249,12 @@ class MethodEnsembles:
         tell_subjects(metrics, table)
         for name, ranking in rankings.items():
             metrics |= ranking.summary(f"error_auroc_{name}")
+        metrics |= agreement.summary()
         scored: Sequence[Mapping[str, Any]] = cases
         if self.kind == "tiles":
             scored = measured_tiles(self.data)
             scores = [tile_scores(scored, voice.network) for voice in voices]
         return metrics | _mean_rank_auroc(scored, scores, weights)
-
-    def _decide(
-        self,
-        case: Mapping[str, Any],
-        voices: Sequence[_Voice],
-        maps: Sequence[torch.Tensor],
-        weights: Sequence[int] | None,
-    ) -> EnsembleDecision:
-        """Decide one case by the maps of each member, in its region alone where it has one."""
-        region = torch.as_tensor(case["region"])[None] if "region" in case else None
-        members = (
-            rule_probabilities(voice.rule, of_member, region=region)
-            for voice, of_member in zip(voices, maps, strict=True)
-        )
-        return decide_ensemble(members, vote=self.aggregate == "vote", weights=weights)
 
     def _score(
         self,
@@ -301,6 +294,16 @@ def _parts(cases: Cases) -> Iterator[Cases]:
         part, pixels = [*part, case], pixels + own
     if part:
         yield part
+
+
+def _probabilities(
+    case: Mapping[str, Any], voices: Sequence[_Voice], maps: Sequence[torch.Tensor]
+) -> list[torch.Tensor]:
+    """Give the probabilities of one case by each member, in its region alone where it has one."""
+    region = torch.as_tensor(case["region"])[None] if "region" in case else None
+    return [
+        rule_probabilities(voice.rule, of_member, region=region) for voice, of_member in zip(voices, maps, strict=True)
+    ]
 
 
 def _decided(case: Mapping[str, Any], decision: EnsembleDecision) -> Decided:

@@ -74,7 +74,10 @@ def choose_method(header: Mapping[str, Any], labels: Sequence[Any] = (), *, gpu:
     small = few if 0 < len(shown) < _MEASURED else ""
     if names and set(names) <= set(SEQUENCES):
         more = "; CMER is for studies that lack a sequence now and then" if len(names) > 1 else ""
-        return "cam", f"MRI of one class: plain CAM had the best masks per subject{small}{more}"
+        beside = (
+            "; BMP was its equal in tables of their own, and above it side by side with the same encoder and length"
+        )
+        return "cam", f"MRI of one class: plain CAM, the simplest{small}{beside}{more}"
     return "cam", f"one class: plain CAM is the method to begin with{small}; CoinGAN is not for a first try"
 
 

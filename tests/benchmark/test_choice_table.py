@@ -20,6 +20,7 @@ from monai_wsss.benchmark.choice_study import (
     correlations,
     cut_correlations,
     format_choice,
+    format_method_choice,
     model_choice,
 )
 from monai_wsss.benchmark.choice_table import CUTS, choice_recipes
@@ -194,9 +195,72 @@ def test_the_left_out_data_set_does_not_choose():
     assert "| a | deletion | +1.00 | 0.400 | 0.200 | 0.400 |" in left_out
     one = sections["Chosen on phantoms and one data set, reported on the others"].splitlines()
     assert "| phantoms and a | deletion | – | +1.00 | -1.00 |" in one
-    assert sections["Verdict"].startswith("None works")
+    assert sections["Verdict on models"].startswith("None works")
     tables.pop("odd")
-    assert format_choice(tables, phantoms="phantoms")["Verdict"].startswith("It works")
-    cuts = next(text for title, text in sections.items() if title.startswith("Cuts"))
+    assert format_choice(tables, phantoms="phantoms")["Verdict on models"].startswith("It works")
+    cuts = next(text for title, text in sections.items() if title.startswith("Cuts: rank"))
     assert "| cut 0.5 for all | Dice 0.500 |" in cuts
     assert "| best cut of each model (reads masks) | Dice 0.700 |" in cuts
+
+
+def cuts_of(good: str, other: str) -> list[Row]:
+    """Three models without cuts, and one at three cuts: one score in the order of Dice, the other against it."""
+    rows = [row(str(n), presence_auroc=n, dice_subject=n / 10) for n in range(3)]
+    for c in (0.3, 0.5, 0.7):
+        scores = {good: CHOICE_SCORES[good] * c, other: -CHOICE_SCORES[other] * c}
+        rows.append(row("0", f"cut {c}", dice_subject=c, **scores))
+    return rows
+
+
+def test_a_score_of_cuts_is_reported_on_data_that_did_not_choose_it():
+    tables = {
+        "phantoms": cuts_of("agreement", "blanked_fall"),
+        "a": cuts_of("agreement", "blanked_fall"),
+        "b": cuts_of("agreement", "blanked_fall"),
+        "odd": cuts_of("blanked_fall", "agreement"),
+    }
+    sections = format_choice(tables, phantoms="phantoms")
+    lines = sections["Cuts: a score chosen on some data sets, reported on the others"].splitlines()
+    assert "| phantoms and a | agreement | – | +1.00, Dice 0.700 | -1.00, Dice 0.300 |" in lines
+    assert "| all but odd | agreement | – | – | -1.00, Dice 0.300 |" in lines
+    assert "| all but a | agreement | +1.00, Dice 0.700 | – | – |" in lines
+    assert lines[-1] == "| – | cut 0.5, the simplest | Dice 0.500 | Dice 0.500 | Dice 0.500 |"
+    verdict = sections["Verdict on cuts"]
+    assert verdict.startswith("None works")
+    assert verdict.endswith("+1.00 on a, +1.00 on b, -1.00 on odd. The simplest is kept, a cut of 0.5 for all.")
+    tables.pop("odd")
+    assert format_choice(tables, phantoms="phantoms")["Verdict on cuts"].startswith("It works")
+    # Data without rows at cuts choose none.
+    tables["b"] = [each for each in tables["b"] if not each.column]
+    text = format_choice(tables, phantoms="phantoms")["Cuts: a score chosen on some data sets, reported on the others"]
+    assert text.splitlines()[0] == "| chosen on | score | a |"
+
+
+def compared(*methods: tuple[str, float, float], ensemble: str = "ensemble of all weak methods, small") -> list[Row]:
+    """Rows of methods by name, agreement and Dice: two seeds with both around their means, one that is no member."""
+    rows, metrics = [], {"dice_subject": {"mean": 0.99}}
+    for name, agreement, dice in methods:
+        for seed, step in ((0, -0.01), (1, 0.01)):
+            rows.append(Row(f"{name}, small", "", "validation", seed, {"dice_subject": {"mean": dice + step}}))
+            metrics[f"agreement/{name}, small, seed {seed}"] = {"mean": agreement - step}
+        rows.append(Row(f"{name}, small", "", "validation", 2, {"dice_subject": {"mean": 0.0}}))
+    rows.append(Row("full supervision, small", "", "validation", 0, {"dice_subject": {"mean": 0.95}}))
+    return [*rows, Row(ensemble, "", "validation", None, metrics)]
+
+
+def test_agreement_between_methods_is_held_against_their_dice():
+    follows = compared(("cam", 0.5, 0.4), ("seam", 0.6, 0.5), ("bmp", 0.7, 0.6))
+    against = compared(("cam", 0.7, 0.4), ("seam", 0.6, 0.5), ("bmp", 0.5, 0.6))
+    text = format_method_choice({"one": follows, "without": [follows[0]], "two": follows})
+    lines = text.splitlines()
+    assert "| one | 3 | +1.00 | bmp, small | 0.600 | 0.500 | 0.600 |" in lines
+    assert "without" not in text
+    assert lines[-1].startswith("Agreement follows the Dice of methods by the rule")
+    text = format_method_choice({"one": follows, "odd": against})
+    assert "| odd | 3 | -1.00 | cam, small | 0.400 | 0.500 | 0.600 |" in text.splitlines()
+    assert "Agreement does not follow the Dice of methods" in text
+    assert text.endswith("(at least 0.5 on each): +1.00 on one, -1.00 on odd.")
+    few = format_method_choice({"few": compared(("cam", 0.5, 0.4), ("seam", 0.6, 0.5))})
+    assert "| few | 2 | – |" in few
+    assert "no data set has enough methods" in few
+    assert format_method_choice({"without": [follows[0]]}) == ""

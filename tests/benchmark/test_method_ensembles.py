@@ -19,6 +19,7 @@ from monai_wsss import __version__
 from monai_wsss.benchmark import Outcome, Row, make_method_benchmark, method_benchmark, method_ensembles
 from monai_wsss.benchmark.kept_cases import read_kept_cases
 from monai_wsss.benchmark.leaderboard import format_leaderboard
+from monai_wsss.benchmark.method_agreement import MethodAgreement, agreement_rows, agreements
 from monai_wsss.benchmark.method_ensembles import planned_ensembles
 from monai_wsss.benchmark.method_recipes import OWN_GENERATOR, Pair
 from monai_wsss.data import make_phantoms
@@ -214,6 +215,84 @@ def test_masks_and_uncertainty_are_those_of_the_members(datalist, done):
     assert kept.uncertainties([0])[0].shape == (1, *kept.masks[0].shape)
 
 
+def of_pixels(*pixels: float) -> torch.Tensor:
+    """Give the probabilities (1, 2, 1, S) of a finding in each pixel."""
+    found = torch.tensor(pixels).reshape(1, 1, 1, -1)
+    return torch.cat((1 - found, found), dim=1)
+
+
+def test_a_method_is_held_against_the_mean_of_the_others_and_not_against_its_own_seeds():
+    """Grad-CAM++ explains the training of plain CAM, and is no other method to it."""
+    pairs = [Pair(method, "small") for method in ("cam", "cam", "gradcam++", "seam", "bmp", "bmp")]
+    agreement = MethodAgreement(pairs, [0, 1, 0, 0, 0, 1], weights=[1, 1, 2, 2, 1, 1], num_classes=1)
+    cam, seam, bmp = of_pixels(1, 1, 0, 0), of_pixels(0.4, 0.4, 0.8, 0), of_pixels(0.4, 0.8, 0.0, 0)
+    agreement.add([cam, of_pixels(1, 0, 0, 0), cam, seam, bmp, bmp])
+    empty = of_pixels(0, 0, 0, 0)
+    agreement.add([empty] * 6)
+    # To CAM the mean of SEAM and BMP is (0.4, 0.6, 0.4, 0): its second pixel alone.
+    expected = {"cam, small, seed 0": 2 / 3, "cam, small, seed 1": 0.0, "gradcam++, small, seed 0": 2 / 3}
+    # To SEAM that of CAM, Grad-CAM++ and BMP is (0.8, 0.77, 0, 0); to BMP with SEAM (0.8, 0.63, 0.27, 0).
+    expected |= {"seam, small, seed 0": 0.0, "bmp, small, seed 0": 2 / 3, "bmp, small, seed 1": 2 / 3}
+    found = agreement.summary()
+    assert found.keys() == {f"agreement/{name}" for name in expected}
+    for name, dice in expected.items():
+        assert found[f"agreement/{name}"] == {"mean": pytest.approx((dice + 1) / 2), "n": 2}
+
+
+def test_agreement_counts_methods_and_not_runs():
+    pairs = [Pair("cam", "small"), Pair("seam", "small"), *[Pair("bmp", "small")] * 3]
+    one, other = of_pixels(1, 0), of_pixels(0.2, 1)
+    found = []
+    for weights in ([3, 3, 1, 1, 1], None):
+        agreement = MethodAgreement(pairs, [0, 0, 0, 1, 2], weights=weights, num_classes=1)
+        agreement.add([one, of_pixels(1, 0.1), *[other] * 3])
+        found.append(agreement.summary()["agreement/cam, small, seed 0"]["mean"])
+    assert found == [pytest.approx(2 / 3), 0.0]
+
+
+def test_classes_are_averaged_and_one_method_tells_nothing():
+    one = torch.eye(3)[[1, 1, 2, 0]].T.reshape(1, 3, 1, 4)
+    other = torch.eye(3)[[1, 1, 0, 0]].T.reshape(1, 3, 1, 4)
+    agreement = MethodAgreement([Pair("cam", "a"), Pair("seam", "a")], [0, 0], weights=None, num_classes=2)
+    agreement.add([one, other])
+    assert [entry["mean"] for entry in agreement.summary().values()] == [0.5, 0.5]
+    for pairs in ([Pair("cam", "a"), Pair("gradcam++", "a")], [Pair("cam", "a"), Pair("cam", "b")]):
+        alone = MethodAgreement(pairs, [0, 1], weights=None, num_classes=2)
+        alone.add([one, other])
+        assert alone.summary() == {}
+    assert agreements([]) == {}
+
+
+def test_the_ensemble_of_all_methods_tells_agreement_in_its_json_the_table_and_the_page(datalist, done):
+    out, outcomes = done
+    together = outcomes[-1].row
+    assert not any(name.startswith("agreement/") for one in outcomes[:-1] for name in one.row.metrics)
+    bench = compare(datalist, out, "cam", "seam", seeds=(0, 1))
+    members = {Pair(method, "small"): [of_member(bench, method, seed) for seed in (0, 1)] for method in ("cam", "seam")}
+    expected = {}
+    for (pair, own), others in zip(members.items(), reversed(members.values()), strict=True):
+        for seed, each in enumerate(own):
+            dice = []
+            for case, *rest in zip(each, *others, strict=True):
+                mask, other = case.argmax(1) > 0, decide_ensemble(rest).mask[0] > 0
+                both = int(mask.sum() + other.sum())
+                dice.append(2 * float((mask & other).sum()) / both if both else 1.0)
+            expected[f"agreement/{pair.name}, seed {seed}"] = {"mean": pytest.approx(np.mean(dice)), "n": len(dice)}
+    found = {name: entry for name, entry in together.metrics.items() if name.startswith("agreement/")}
+    assert found == expected
+    (file,) = out.glob("runs/*/*/ensemble_of_all*/mean.json")
+    (kept,) = json.loads(file.read_text(encoding="utf-8"))["rows"]
+    assert kept["metrics"].keys() >= expected.keys()
+    lines = [f"| {' | '.join([name, *cells])} |" for name, cells in agreement_rows(agreements([together]))]
+    assert len(lines) == 2
+    text = (out / "leaderboard.md").read_text(encoding="utf-8")
+    assert "| row | runs | agreement with the others, without masks |" in text
+    assert all(line in text for line in lines)
+    page = (out / "comparison.html").read_text(encoding="utf-8")
+    section = page[page.index('<section id="agreement">') : page.index('<section id="costs">')]
+    assert all(name in section for name in ("cam, small", "seam, small", "No mask of a case is read"))
+
+
 def test_an_ensemble_is_kept_until_its_members_or_its_data_change(datalist, done, tmp_path, monkeypatch, caplog):
     out, outcomes = done
     again = tmp_path / "again"
@@ -276,6 +355,9 @@ def test_members_of_all_kinds_decide_together(datalist, tmp_path):
     assert outcomes[-1].pair == Pair("ensemble of all weak methods", "several encoders")
     # Grad-CAM++ has trained nothing.
     assert outcomes[-1].row.metrics["steps"]["mean"] == 6
+    found = agreements([outcomes[-1].row])
+    assert [*found] == ["cam, small", "gradcam++, small", "bmp, small", "coingan, own generator"]
+    assert all(0 <= value <= 1 for of_seeds in found.values() for value in of_seeds.values())
 
 
 @pytest.mark.slow
@@ -283,9 +365,11 @@ def test_members_of_all_kinds_decide_together(datalist, tmp_path):
 def test_tiles_and_tissues_have_ensembles(kind, words, tmp_path):
     datalist = Path(make_phantoms(tmp_path / "data", kind=kind, subjects=(2, 2, 0))) / "datalist.json"
     *runs, together = make_method_benchmark(
-        datalist, tmp_path / "out", methods=["cam"], seeds=[0, 1], budget="1-step", **words
+        datalist, tmp_path / "out", methods=["cam", "seam"], seeds=[0], budget="1-step", **words
     ).run()
     assert [one.state for one in (*runs, together)] == ["measured"] * 3, together.reason
+    assert all(0 <= one[0] <= 1 for one in agreements([together.row]).values())
+    assert len(agreements([together.row])) == 2
     assert 0 <= together.row.metrics["error_auroc_entropy_pooled"]["mean"] <= 1
     assert list(tmp_path.glob("out/uncertainty/*/*/mean/disagreement/*"))
 
@@ -299,4 +383,5 @@ def test_without_masks_nothing_is_said_of_errors(datalist, tmp_path):
     together = compare(without, tmp_path, "cam", seeds=(0, 1)).run()[-1]
     assert together.state == "measured"
     assert "image_auroc" in together.row.metrics
+    assert not any(name.startswith("agreement/") for name in together.row.metrics), "there is one method"
     assert "Sorted by image AUROC" in (tmp_path / "leaderboard.md").read_text(encoding="utf-8")
