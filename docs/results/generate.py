@@ -285,7 +285,7 @@ def _table(name: str, runs: Path) -> str:
 def _of_paper(kind: str, rows: list[Row]) -> str:
     """Give the ablation of a method, in the order and with the columns of its command."""
     names = PAPERS[kind]
-    rows = sorted(rows, key=lambda row: (row.name.startswith("trivial"), _place(row, names)))
+    rows = sorted(rows, key=lambda row: (row.name.startswith("trivial"), *_place_of_kind(row, names)))
     if kind == "cmer":
         columns = cmer_columns([name for name in dict.fromkeys(row.column for row in rows) if "fused" not in name])
     else:
@@ -382,6 +382,12 @@ def _in_order(rows: list[Row]) -> list[Row]:
     names += list(cosa_recipes(COSA_BUDGETS["tiles"]))
     names += [name for budget in BUDGETS.values() for name in lever_recipes(budget, in_channels=4)]
     return sorted(rows, key=lambda row: _place(row, names))
+
+
+def _place_of_kind(row: Row, names: list[str]) -> tuple[int, str]:
+    """Give the place of a row among names; what is measured of a named training otherwise stands behind it."""
+    base = max((name for name in names if row.name.startswith(f"{name}, ") or row.name == name), key=len, default="")
+    return (names.index(base) if base else len(names), row.name.removeprefix(base))
 
 
 def _place(row: Row, names: list[str]) -> int:
