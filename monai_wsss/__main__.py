@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 
 from monai_wsss.command_line.arguments import REQUIRED, Argument, Command
 from monai_wsss.command_line.table import COMMANDS, LAYOUTS, SPLITS
-from monai_wsss.command_line.telling import tell_bundles, tell_prediction, tell_training
+from monai_wsss.command_line.telling import NOT_ALL, tell_bundles, tell_prediction, tell_training
 
 __all__ = ["main"]
 
@@ -165,16 +165,20 @@ def _tell_report(report: Path) -> None:
     print(f"Report: {report}")
 
 
-def _run_table(table: Any) -> None:
-    """Train and measure the rows of a table; print the table and the paths of its figures."""
-    table.run()
+def _run_table(table: Any) -> int:
+    """Train and measure the rows of a table; print the table and the paths of its figures; give the exit code."""
+    made = table.run()
     if os.environ.get("RANK", "0") != "0":
-        return  # of the processes of torchrun one writes and tells
+        return 0  # of the processes of torchrun one writes and tells
     written = table.out / f"{table.name}.md"
     if written.is_file():  # figures alone write none
         print(written.read_text(encoding="utf-8"))
     for figure in table.figures:
         print(f"Figure: {table.out / figure}")
+    failed = sum(getattr(one, "state", "") == "failed" for one in made or ())  # rows of tables have no state
+    if failed:
+        print(f"{'1 run' if failed == 1 else f'{failed} runs'} failed, see {table.out / 'failures'}.")
+    return NOT_ALL if failed else 0
 
 
 def _tell_faults(bundle: str, faults: Sequence[Any]) -> None:
@@ -306,8 +310,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments; None takes those of the process.
 
     Returns:
-        0 done, 1 a mistake in data or arguments, 2 wrong usage, 3 done, but with cases that could not be read, or with
-        a training that did not learn, 130 stopped by Ctrl-C.
+        0 done, 1 a mistake in data or arguments, 2 wrong usage, 3 done, but with cases that could not be read, with a
+        training that did not learn, or with runs of a comparison that failed, 130 stopped by Ctrl-C.
 
     Example:
         >>> import tempfile

@@ -13,7 +13,7 @@ import math
 import numbers
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from monai.data.meta_tensor import MetaTensor
@@ -28,7 +28,9 @@ __all__ = [
     "check_label",
     "check_label_map",
     "check_seed",
+    "check_seeds",
     "check_shape",
+    "check_side",
     "check_sizes",
     "checked_once",
     "float32_or_wider",
@@ -188,6 +190,34 @@ def check_seed(seed: int) -> None:
     """
     if not isinstance(seed, numbers.Integral) or seed < 0:
         raise ValueError(f"Expected `seed` to be a whole number from 0 up, got {seed!r}.")
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Check the seeds of a table: whole numbers that NumPy takes, each once, since one that is twice counts as two.
+
+    Raises:
+        ValueError: none, a negative number, a fraction, no number, or one twice.
+
+    Example:
+        >>> check_seeds([0, 1, 2])
+    """
+    whole = all(isinstance(seed, numbers.Integral) and seed >= 0 for seed in seeds)
+    if not (seeds and whole and len(set(seeds)) == len(seeds)):
+        raise ValueError(f"Expected `seeds` to be whole numbers from 0 up, each once, got {list(seeds)}.")
+
+
+def check_side(side: int | None) -> None:
+    """Check the side of slices and patches in pixels, where one is given.
+
+    Raises:
+        ValueError: less than a pixel.
+
+    Example:
+        >>> check_side(64), check_side(None)
+        (None, None)
+    """
+    if side is not None and side < 1:
+        raise ValueError(f"Expected `side` of at least 1 pixel, got {side}.")
 
 
 def as_flag(name: str, value: bool | str) -> bool:

@@ -124,13 +124,14 @@ def test_no_help_loads_a_heavy_package():
         ("prepare prog", ["(default those of the paper)", "(default 224)", "{image,table}"]),
         ("prepare voc", ["(default VOC's 20)"]),
         ("prepare brats", ["(default 0.5,99.5)", "--percentiles A,B"]),
-        ("benchmark", ["(default 8; gland: 6)", "(default 0,1,2)", "(default cam)"]),
+        ("benchmark", ["(default 8; gland: 6)", "(default 0,1,2)", "(default cam)", "slices, tiles or patches"]),
     ],
 )
 def test_help_shows_the_defaults(command: str, words: list[str], capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     assert main([*command.split(), "--help"]) == 0
     text = capsys.readouterr().out
+    assert "(default )" not in text
     assert [word for word in words if word not in text] == []
 
 
@@ -180,6 +181,21 @@ def test_both_forms_of_the_benchmark_in_one_call_are_refused(argument, capsys):
         (["--budget", "20"], "error: Expected `budget` as a time such as 20m, or as 8-epochs or 300-steps, got '20'."),
         (["--budget", "0-steps"], "error: Expected `budget` as a time "),
         (["--processes", "0"], "error: Expected `processes` of at least 1, got 0."),
+        (["--methods", "cam", "--side", "0"], "error: Expected `side` of at least 1 pixel, got 0."),
+        (["--table", "encoder", "--side", "-5"], "error: Expected `side` of at least 1 pixel, got -5."),
+        (
+            ["--methods", "cam", "--seeds=-1"],
+            "error: Expected `seeds` to be whole numbers from 0 up, each once, got [-1].",
+        ),
+        (
+            ["--methods", "cam", "--seeds", "1,1"],
+            "error: Expected `seeds` to be whole numbers from 0 up, each once, got ",
+        ),
+        (
+            ["--table", "bmp", "--seeds=-1"],
+            "error: Expected `seeds` to be whole numbers from 0 up, each once, got [-1].",
+        ),
+        (["--seeds", "0,0"], "error: Expected `seeds` to be whole numbers from 0 up, each once, got [0, 0]."),
     ],
 )
 def test_methods_that_make_no_sense_are_refused_in_a_sentence(arguments, sentence, capsys, tmp_path):
@@ -216,3 +232,22 @@ def test_a_table_that_writes_figures_alone_ends_without_an_error(tmp_path, monke
     monkeypatch.setenv("RANK", "1")
     assert main(command) == 0
     assert capsys.readouterr().out == ""
+
+
+def test_runs_that_failed_are_told_by_the_exit_code_and_refused_ones_are_not(tmp_path, monkeypatch, capsys):
+    states: list[str] = []
+    bench = SimpleNamespace(
+        name="leaderboard", out=tmp_path, figures={}, run=lambda: [SimpleNamespace(state=state) for state in states]
+    )
+    monkeypatch.setattr("monai_wsss.benchmark.make_method_benchmark", lambda *args, **words: bench)
+    command = ["benchmark", "--data", str(tmp_path), "--out", str(tmp_path), "--methods", "cam"]
+    for states[:], code, told in (
+        (["measured", "refused"], 0, ""),
+        (["measured", "failed", "refused"], 3, f"1 run failed, see {tmp_path / 'failures'}.\n"),
+        (["failed", "failed"], 3, f"2 runs failed, see {tmp_path / 'failures'}.\n"),
+    ):
+        assert main(command) == code
+        assert capsys.readouterr().out == told
+    # Else torchrun would end the first process, which writes for all.
+    monkeypatch.setenv("RANK", "1")
+    assert main(command) == 0

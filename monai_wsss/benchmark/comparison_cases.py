@@ -20,10 +20,11 @@ from monai_wsss.reports.case_table import cell, outcome_of, picture_address, pix
 from monai_wsss.reports.case_tiles import CaseTiles
 from monai_wsss.reports.panels import choose_cases
 
-__all__ = ["ComparedCases", "disagreement"]
+__all__ = ["LISTED", "ComparedCases", "disagreement"]
 
 _BUDGET = 24 * 2**20  # bytes of all pictures of a page
-_LISTED = 1000
+LISTED = 1000
+"""So many cases a page lists; more only where those of the failures are more."""
 _WORST, _ALARMS = 3, 1
 _SMALL = 128
 _KINDS = {"worst": "lowest Dice", "false alarm": "most pixels on a healthy image"}
@@ -78,9 +79,10 @@ class ComparedCases:
         self.outlined = background and len(classes) == 1
         self.left = budget
         self.differing = [disagreement([kept.masks[place] for _, kept in rows]) for place in range(len(read))]
-        self.order = sorted(range(len(read)), key=lambda place: (-self.differing[place], place))
         self.uncertain = _uncertain(rows)
         self.worst = {name: _worst(kept) for name, kept in rows}
+        self.shown_first = list(dict.fromkeys(number - 1 for chosen in self.worst.values() for _, number in chosen))
+        self.listed = self._listed()
         self._drawn: dict[int, list[dict[str, Any]]] = {}
         self._draw()
 
@@ -103,7 +105,7 @@ class ComparedCases:
         columns += ["False alarms"] if self.background else []
         columns += ["Uncertainty"] if self.uncertain else []
         found = []
-        for place in self.order[:_LISTED]:
+        for place in self.listed:
             drawn = self._drawn.get(place, [])
             found.append(
                 {
@@ -118,7 +120,17 @@ class ComparedCases:
                     "panels": drawn,
                 }
             )
-        return {"columns": columns, "rows": found, "sorted": (3, "descending")}
+        cut = ""
+        if len(found) < len(self.read):
+            cut = f"{len(found)} of {len(self.read)} cases: those that differ most, and all that Failures shows."
+        return {"columns": columns, "rows": found, "sorted": (3, "descending"), "cut": cut}
+
+    def _listed(self) -> list[int]:
+        """Choose the cases of the table: those of the gallery, then those that differ most, which come first in it."""
+        order = sorted(range(len(self.read)), key=lambda place: (-self.differing[place], place))
+        wanted = list(dict.fromkeys([*self.shown_first, *order]))
+        listed = set(wanted[: max(LISTED, len(self.shown_first))])
+        return [place for place in order if place in listed]
 
     def _cells(self, place: int) -> list[dict[str, Any]]:
         """Give the cells of a case."""
@@ -150,8 +162,8 @@ class ComparedCases:
 
     def _draw(self) -> None:
         """Draw the cases of the gallery, then those on which the rows differ most, until the budget is spent."""
-        first = dict.fromkeys(number - 1 for chosen in self.worst.values() for _, number in chosen)
-        wanted = list(dict.fromkeys([*first, *self.order[:_LISTED]]))
+        first = self.shown_first
+        wanted = list(dict.fromkeys([*first, *self.listed]))
         # A case has two pictures at least 8 kB per row, so no more score maps than these are ever shown.
         wanted = wanted[: max(len(first), self.left // (2048 * (len(self.rows) + 1)))]
         maps = [(kept.scores(wanted), kept.uncertainties(wanted)) for _, kept in self.rows]

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from monai_wsss._checks import check_choice
+from monai_wsss._checks import check_choice, check_side
 from monai_wsss._labels import IGNORED
 from monai_wsss.benchmark.encoder_recipes import BUDGETS, encoder_recipes, lever_recipes
 from monai_wsss.benchmark.formatting import Column
@@ -194,8 +194,9 @@ def data_of(
         ``"tiles"``, ``"patches"`` or ``"slices"``, and the data.
 
     Raises:
-        ValueError: standardized colors of other data than tiles, or a side of tiles.
+        ValueError: standardized colors of other data than tiles, a side of tiles, or one of less than a pixel.
     """
+    check_side(side)
     header = load_header(datalist)
     if header["background"] and header.get("tiles"):
         if side is not None:

@@ -5,13 +5,16 @@
 | below the folder             | what it is                                                                        |
 |------------------------------|-----------------------------------------------------------------------------------|
 | ``runs/methods_<data>/…``    | one JSON per run: settings, their SHA-256, versions, data, metrics, time, memory   |
-| ``failures/…``               | one JSON per run that failed, with its reason; the next call tries it again         |
+| ``failures/…``               | one JSON per run that failed, with its whole reason; the next call tries it again   |
 | ``steps.json``               | the steps that the budget has become                                              |
 | ``weights/<digest>/…``       | weights and checkpoints, by the settings that decide them                         |
 | ``leaderboard.md``, ``.json`` | the table, and all outcomes                                                       |
 | ``cases/…``                  | per run what the page shows of its cases: small masks and score maps, curves       |
 | ``uncertainty/…``            | masks and uncertainty of the ensemble of all weak methods, named as the cases are  |
 | ``comparison.html``          | the page                                                                           |
+
+Reasons in ``failures`` may hold names of cases and paths, so that folder stays with the owner of the data, as do
+``weights`` and ``uncertainty``.  Leaderboard, page and log say "a case" and "a file" in their place.
 
 Runs that are finished are taken from their JSON while settings and data are the same; a run that was killed goes on at
 its last checkpoint.  Several processes share the runs out, each with one thread: those of this machine, those of
@@ -29,7 +32,6 @@ from functools import cached_property, partial
 from hashlib import sha256
 from itertools import chain, product
 from pathlib import Path
-from traceback import format_exception
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -39,6 +41,7 @@ from monai_wsss._checks import DataError
 from monai_wsss._files import atomic_path, make_directory, write_json
 from monai_wsss._spread import over_ray
 from monai_wsss.benchmark.comparison_page import ComparedRow, write_comparison
+from monai_wsss.benchmark.failures import keep_failure
 from monai_wsss.benchmark.kept_cases import read_kept_cases
 from monai_wsss.benchmark.ladders import kept_ladders
 from monai_wsss.benchmark.leaderboard import Outcome, format_leaderboard
@@ -52,7 +55,6 @@ from monai_wsss.benchmark.recipes import Recipe
 from monai_wsss.benchmark.rows import folder_name
 from monai_wsss.benchmark.run_table import RunTable, run_place
 from monai_wsss.benchmark.shared_work import Ranks, SharedWork
-from monai_wsss.benchmark.spread_runs import LOST
 from monai_wsss.benchmark.table import BenchmarkTable, Entry
 from monai_wsss.benchmark.training import seconds_per_step
 from monai_wsss.data import load_datalist
@@ -293,12 +295,9 @@ class MethodBenchmark:
 
     def _failed(self, pair: Pair, seed: int | None, error: Exception | None = None) -> Outcome:
         """Record why a run has no result: the error, or the end of its process."""
-        reason = LOST if error is None else _reason(error)
+        told = {"method": pair.method, "encoder": pair.encoder, "seed": seed}
+        reason = keep_failure(self._failure(pair, seed), told, error, self.data.datalist, self.out)
         logger.warning("%s%s failed: %s", pair.name, "" if seed is None else f", seed {seed}", reason)
-        failure = self._failure(pair, seed)
-        make_directory(failure.parent)
-        told = {"method": pair.method, "encoder": pair.encoder, "seed": seed, "reason": reason}
-        write_json(failure, {**told, "traceback": format_exception(error) if error else []})
         return Outcome(pair, seed, reason=reason)
 
     def _failure(self, pair: Pair, seed: int | None) -> Path:
@@ -389,11 +388,3 @@ class MethodBenchmark:
         method = recipe.build(len(self.data.modalities), len(self.data.header["classes"]))
         loader = self.data.loader(self.data.items(recipe, 0, masks=method.uses_masks), recipe, 0)
         return seconds_per_step(method, recipe, loader, self._trains_on)
-
-
-def _reason(error: BaseException) -> str:
-    """Tell why a run failed: of an error in a transform what MONAI wraps, which names the object alone."""
-    while str(error).startswith("applying transform") and error.__cause__ is not None:
-        error = error.__cause__
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return reason if isinstance(error, ValueError) else f"{type(error).__name__}: {reason}"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypedDict, Unpack, get_args
 
-from monai_wsss._checks import DataError, check_choice, check_device
+from monai_wsss._checks import DataError, check_choice, check_device, check_seeds
 from monai_wsss.benchmark.method_benchmark import Ensembles, MethodBenchmark
 from monai_wsss.benchmark.method_budget import TrainingBudget
 from monai_wsss.benchmark.method_data import method_data
@@ -68,7 +68,8 @@ def make_method_benchmark(
 
     Raises:
         ValueError: an unknown method, encoder or ensemble, another form of the budget, a name that is given twice, a
-            method of one seed that is not compared, no process, or two ways to share.
+            negative seed or one that is given twice, a side of less than a pixel, a method of one seed that is not
+            compared, no process, or two ways to share.
         DataError: the output folder holds data, or the device is not there.
     """
     for method in methods:
@@ -76,7 +77,8 @@ def make_method_benchmark(
     for encoder in encoders:
         check_choice("encoders", encoder, ENCODERS)
     check_choice("ensembles", ensembles, get_args(Ensembles))
-    for name, given in {"methods": methods, "encoders": encoders, "seeds": seeds}.items():
+    check_seeds(seeds)
+    for name, given in {"methods": methods, "encoders": encoders}.items():
         if len(set(given)) < len(given) or not given:
             raise ValueError(f"Expected `{name}` to hold each name once, and one at least, got {list(given)}.")
     for method in one_seed:

@@ -18,6 +18,7 @@ from monai.transforms import RandFlipd
 from torch import nn
 from torch.utils.data import Sampler
 
+from monai_wsss._checks import check_side
 from monai_wsss.benchmark.coingan_data import converts, scaling
 from monai_wsss.benchmark.cosa_data import CosaSlices, CosaTiles
 from monai_wsss.benchmark.cosa_recipes import COSA_BUDGETS
@@ -84,13 +85,14 @@ def method_data(datalist: Path, split: str, side: int | None = None) -> tuple[st
         ``"tiles"``, ``"patches"`` or ``"slices"``, and the data.
 
     Raises:
-        ValueError: a side of tiles.
+        ValueError: a side of tiles, or of less than a pixel.
     """
+    check_side(side)
     header = load_header(datalist)
     if not header["background"]:
-        return "patches", Patches(datalist, split, grid=side or BUDGETS["patches"].grid)
+        return "patches", Patches(datalist, split, grid=BUDGETS["patches"].grid if side is None else side)
     if not header.get("tiles"):
-        side = side or COSA_BUDGETS["slices"].grid
+        side = COSA_BUDGETS["slices"].grid if side is None else side
         return "slices", MethodSlices(datalist, split, (side, side))
     if side is not None:
         raise ValueError(f"Expected no `side` for tiles, got {side}: their size was chosen when they were cut.")

@@ -25,7 +25,7 @@ from markupsafe import Markup
 from monai.utils import set_determinism
 
 from monai_wsss import __version__
-from monai_wsss._checks import DataError
+from monai_wsss._checks import DataError, check_seeds
 from monai_wsss._files import atomic_path, file_sha256, make_directory, write_json
 from monai_wsss.benchmark.formatting import Column, format_rows, values_of
 from monai_wsss.benchmark.prepared import PreparedData
@@ -102,7 +102,8 @@ class BenchmarkTable:
 
     Raises:
         DataError: :meth:`run` finds data of another kind, or weights of other settings in ``out``.
-        ValueError: :meth:`run` is asked for a row that the table does not have.
+        ValueError: a seed is negative, or given twice, or there is none; or :meth:`run` is asked for a row that the
+            table does not have.
     """
 
     name: str
@@ -119,6 +120,9 @@ class BenchmarkTable:
     rows: Sequence[str] = ()
     device = "cpu"
     """Trains; what is measured is computed on the CPU."""
+
+    def __post_init__(self) -> None:
+        check_seeds(self.seeds)
 
     def run(self) -> list[Row]:
         """Train and measure what is missing; write ``<name>.json``, ``<name>.md`` and the figures.

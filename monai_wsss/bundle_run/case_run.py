@@ -20,13 +20,13 @@ from monai_wsss._pictures import as_stored
 from monai_wsss._spread import check_shared
 from monai_wsss.bundle_run.case_reading import CaseReader, ReadCase, size_of
 from monai_wsss.bundle_run.dicom_segmentation import has_highdicom, write_dicom_segmentation
-from monai_wsss.bundle_run.log_names import NameFilter
 from monai_wsss.bundle_run.records import digest_of, record_path
 from monai_wsss.bundle_run.runner import SHOWN, BundleRunner, inference_parser, own_error
 from monai_wsss.bundle_run.shipped import ShippedBundle
 from monai_wsss.bundle_run.slides import segment_slide_case
 from monai_wsss.bundle_run.trained import TrainedWeights
 from monai_wsss.data.input_cases import InputCase
+from monai_wsss.data.log_names import NameFilter
 from monai_wsss.reports.overlay import render_overlay
 from monai_wsss.reports.prediction_rows import prediction_row
 

@@ -31,10 +31,10 @@ from monai_wsss._spread import LOST, current_workers, over_ray, shared_folder
 from monai_wsss.bundle_run.case_reading import CaseReader, ReadCase
 from monai_wsss.bundle_run.case_run import CaseRun, SentRun
 from monai_wsss.bundle_run.dicom_segmentation import has_highdicom
-from monai_wsss.bundle_run.log_names import NameFilter, hidden_names
 from monai_wsss.bundle_run.records import digest_of, drop_stale, finished_case, state_of
 from monai_wsss.bundle_run.trained import TrainedWeights, weights_for
 from monai_wsss.data.input_cases import FoundInputs, InputCase, find_inputs
+from monai_wsss.data.log_names import NameFilter, hidden_names
 from monai_wsss.refinement.slice_axis import slicing_axis_of
 from monai_wsss.reports import collect_provenance, write_run
 from monai_wsss.reports.class_names import write_class_names

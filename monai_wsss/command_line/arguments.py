@@ -108,7 +108,7 @@ class Argument:
 
     Attributes:
         flag: ``--out``, or a word for an argument by position.
-        help: one line; a default that is a value is added to it.
+        help: one line; a default that is a value is added to it, unless it is empty.
         default: default of the parameter.  :data:`REQUIRED` means that there is none, None that the help text says what
             happens.  True or False make a flag without value, which sets the parameter to the opposite.
         kind: function that reads the text; None keeps the text.
@@ -143,7 +143,7 @@ class Argument:
             return {**options, "action": "store_const", "const": not self.default}
         if self.kind is setting:  # may be given several times
             return {**options, "type": setting, "action": "append", "metavar": "NAME=VALUE"}
-        if self.default is not None and self.default is not REQUIRED:
+        if self.default not in (None, (), REQUIRED):
             others = "".join(f"; {name}: {_shown(value)}" for name, value in self.other_defaults.items())
             options["help"] += f" (default {_shown(self.default)}{others})"
         if self.choices:

@@ -94,7 +94,14 @@ COMMANDS = (
         chooser=Argument("--table", "the table or figure", "cam", choices=tuple(_TABLES)),
         other_form=_OTHER_FORM,
         arguments=(
-            Argument("--data", "a prepared folder of slices", REQUIRED, datalist_in, "DIR", parameter="datalist"),
+            Argument(
+                "--data",
+                "a prepared folder: slices, tiles or patches",
+                REQUIRED,
+                datalist_in,
+                "DIR",
+                parameter="datalist",
+            ),
             Argument("--out", "weights, rows and the table; a killed run goes on there", REQUIRED, Path, "DIR"),
             Argument(
                 "--methods",

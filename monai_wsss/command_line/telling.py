@@ -9,7 +9,7 @@ from collections.abc import Sized
 from pathlib import Path
 from typing import Any
 
-__all__ = ["tell_bundles", "tell_prediction", "tell_training"]
+__all__ = ["NOT_ALL", "tell_bundles", "tell_prediction", "tell_training"]
 
 _WIDTH = 100
 _NAMED = 10

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from monai_wsss.benchmark import Outcome, Row
+from monai_wsss.benchmark import Outcome, Row, comparison_cases
 from monai_wsss.benchmark.comparison_charts import reliability
 from monai_wsss.benchmark.comparison_page import ComparedRow, write_comparison
 from monai_wsss.benchmark.encoder_table import Decided, table_of
@@ -220,6 +220,20 @@ def test_the_worst_cases_of_a_row_are_the_missed_and_the_false_alarm(page):
     of_cam = failures[failures.index("<h3>cam, small</h3>") :]
     assert '<a href="#case-5"><b>Case 5</b></a>: Dice 0.00, missed (lowest Dice)' in of_cam
     assert '<a href="#case-1"><b>Case 1</b></a>: false alarm, 25 pixels (most pixels on a healthy image)' in of_cam
+
+
+@pytest.mark.parametrize("most", [1, 12, 23])
+def test_says_how_many_cases_it_lists_and_lists_all_that_it_links_to(tmp_path, monkeypatch, page, most):
+    assert "cases: those that differ most" not in page
+    monkeypatch.setattr(comparison_cases, "LISTED", most)
+    cut = made_page(tmp_path)
+    listed, linked = (re.findall(pattern, cut) for pattern in (r'<tbody id="case-(\d+)"', r'href="#case-(\d+)"'))
+    assert set(linked) <= set(listed)
+    assert len(listed) == len(set(listed)) == max(most, len(set(linked))) < 24
+    assert f"{len(listed)} of 24 cases: those that differ most, and all that Failures shows." in Parsed(cut).text
+    # What is left of the table keeps its order.
+    whole = re.findall(r'<tbody id="case-(\d+)"', page)
+    assert listed == [number for number in whole if number in listed]
 
 
 def test_names_no_case_loads_nothing_and_allows_its_own_script_alone(page, tmp_path):

@@ -17,9 +17,9 @@ import pytest
 
 from monai_wsss.__main__ import main
 from monai_wsss.bundle_run import predict_masks
-from monai_wsss.bundle_run.log_names import NameFilter, hidden_names
 from monai_wsss.data import read_image
 from monai_wsss.data.input_cases import InputCase
+from monai_wsss.data.log_names import NameFilter, hidden_names
 
 CAM = "brain_mri_cam_segmentation"
 OBLIQUE = (0.9613, 0.1719, 0.2153, -0.1987, 0.9736, 0.1127)

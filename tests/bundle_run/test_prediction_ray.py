@@ -21,9 +21,9 @@ from monai_wsss._checks import DataError
 from monai_wsss.bundle_run import predict_masks
 from monai_wsss.bundle_run.case_reading import CaseReader
 from monai_wsss.bundle_run.case_run import CaseRun, SentRun
-from monai_wsss.bundle_run.log_names import NameFilter
 from monai_wsss.bundle_run.trained import weights_for
 from monai_wsss.data.input_cases import InputCase
+from monai_wsss.data.log_names import NameFilter
 
 SKIN = "dermoscopy_cam_segmentation"
 
