@@ -62,18 +62,8 @@ from monai_wsss.benchmark.rows import Row, folder_name, read_kept_rows
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-RESULTS = (
-    "encoders",
-    "cosa",
-    "coingan",
-    "choosing",
-    "methods",
-    "cardiac",
-    "lgg_cam",
-    "lgg_cmer",
-    "lgg_bmp",
-    "glas_gland",
-)
+OF_ONE_METHOD = ("lgg_cam", "lgg_cmer", "lgg_bmp", "glas_gland")
+RESULTS = ("encoders", "cosa", "coingan", "choosing", "methods", "cardiac", *OF_ONE_METHOD)
 BUNDLES = sorted(ROOT.glob("bundles/*_segmentation"))
 PAGES = [
     ROOT / "README.md",
@@ -291,9 +281,7 @@ def _of_paper(kind: str, rows: list[Row]) -> str:
     else:
         columns = {"cam": CAM_COLUMNS, "bmp": BMP_COLUMNS, "gland": gland_columns()}[kind]
     dice = next(column for column in reversed(columns) if column.kind == "ratio")
-    counted = Column("seeds", dice.metric, dice.bound, "count")
-    table = format_rows(rows, [counted, *(column for column in columns if _is_filled(column, rows))])
-    return f"{table}\n\n{SIMULATED}" if any(row.simulated_supervision for row in rows) else table
+    return _shown(rows, [Column("seeds", dice.metric, dice.bound, "count"), *columns])
 
 
 def _of_classes(rows: list[Row]) -> str:
@@ -310,9 +298,13 @@ def _of_classes(rows: list[Row]) -> str:
         Column("image AUROC", "image_auroc"),
         Column("steps", "steps"),
     ]
+    return _shown(rows, columns)
+
+
+def _shown(rows: list[Row], columns: list[Column]) -> str:
+    """Give a table of the columns that have values, which says where its labels are simulated."""
     table = format_rows(rows, [column for column in columns if _is_filled(column, rows)])
-    simulated = any(row.simulated_supervision for row in rows)
-    return f"{table}\n\n{SIMULATED}" if simulated else table
+    return f"{table}\n\n{SIMULATED}" if any(row.simulated_supervision for row in rows) else table
 
 
 def _rule(name: str, runs: Path) -> str:
