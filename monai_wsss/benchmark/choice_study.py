@@ -128,7 +128,9 @@ def format_choice(tables: Tables, *, phantoms: str) -> dict[str, str]:
             of_cuts, phantoms, cut, tables
         ),
         "Verdict on models": _verdict({name: found[name][score] for name, score in left_out.items()}, _KEPT_SCORE),
-        "Verdict on cuts": _verdict({name: of_cuts[name][score] for name, score in cut.items()}, _KEPT_CUT),
+        "Verdict on cuts": _verdict(
+            {name: of_cuts[name][score] for name, score in cut.items()}, _KEPT_CUT, "of models"
+        ),
     }
 
 
@@ -252,14 +254,12 @@ def _cut_cell(found: Correlations, score: str, rows: Sequence[Row]) -> str:
     return f"{_shown(found[score])}, Dice {np.mean(known):.3f}" if known else _NOTHING
 
 
-def _verdict(reported: Correlations, kept: str) -> str:
+def _verdict(reported: Correlations, kept: str, rule: str = "that was fixed beforehand") -> str:
     told = ", ".join(f"{_shown(value)} on {name}" for name, value in reported.items())
+    asked = f"the rule {rule} (at least {_WORKS} on each left out)"
     if reported and all(value >= _WORKS for value in reported.values()):
-        return f"It works by the rule that was fixed beforehand (at least {_WORKS} on each left out): {told}."
-    return (
-        f"None works by the rule that was fixed beforehand (at least {_WORKS} on each left out): {told}. The simplest "
-        f"is kept, {kept}."
-    )
+        return f"It works by {asked}: {told}."
+    return f"None works by {asked}: {told}. The simplest is kept, {kept}."
 
 
 def _at_half(rows: Sequence[Row]) -> float:
