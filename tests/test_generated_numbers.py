@@ -136,6 +136,7 @@ def runs(tmp_path: Path) -> Path:
         ("two/data dice 1", "0.8"),
         ("two/data:otsu_on_blue dice 1", "0.1"),
         ("table/cam dice / two/data", "0.75"),
+        ("table/cam dice 3/ two/data", "0.750"),
         ("two/data dice - table/cam", "0.200"),
         ("table/cam dice - two/data", "-0.200"),
         ("table/cam/seed2 dice 3", "0.700"),

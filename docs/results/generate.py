@@ -24,7 +24,7 @@ seed alone.  Of several rows or columns the first is meant, or what stands behin
     to          the interval alone: 0.50 to 0.70
     sd          the mean and the standard deviation over seeds: 0.611 ± 0.007
     n           the number of subjects
-    / SOURCE    the mean divided by that of another source: 0.85
+    / SOURCE    the mean divided by that of another source: 0.85; 3/ SOURCE with three digits
     - SOURCE    the mean less that of another source: 0.013
 """
 
@@ -167,9 +167,10 @@ def _formatted(values: list[dict[str, Any]], form: str, metric: str, runs: Path)
     mean = float(np.mean(means))
     if form.isdigit():
         return f"{mean:.{form}f}"
-    if form.startswith(("/ ", "- ")):
-        other = float(np.mean([one["mean"] for one in _values(form[2:], metric, runs)]))
-        return f"{mean / other:.2f}" if form.startswith("/") else f"{mean - other:.3f}"
+    sign, _, source = form.partition(" ")
+    if sign in ("/", "3/", "-"):
+        other = float(np.mean([one["mean"] for one in _values(source, metric, runs)]))
+        return f"{mean - other:.3f}" if sign == "-" else f"{mean / other:.{3 if sign == '3/' else 2}f}"
     if form == "sd" and others:
         return f"{mean:.3f} ± {np.std(means, ddof=1):.3f}"
     if form == "n" and "n" in first:

@@ -62,9 +62,9 @@ _UNCERTAINTY = tuple(
 )
 _BY_SUBJECT = (
     "Intervals and p are by subject, each subject averaged over the seeds; p is that of all signs of the differences "
-    f"to cam with the same encoder, one test per row, and there is none below {LEAST_PAIRS} subjects. A row whose "
-    "encoder cam or full supervision does not have, such as a generator of its own or an ensemble of several encoders, "
-    "is held against the best encoder of theirs."
+    f"to cam with the same encoder, one test per row, and there is none below {LEAST_PAIRS} subjects. Where cam or "
+    "full supervision was not trained with the encoder of a row, such as a generator of its own or an ensemble of "
+    "several encoders, the row is compared with their best encoder."
 )
 _BY_SEED = (
     "An interval in brackets is by subject, of one training or one ensemble. After ± stands the standard deviation "
@@ -284,7 +284,7 @@ def _of_healthy_images(lines: Sequence[Standing]) -> list[str]:
     rows = [row for line in lines for row in line.rows]
     found = [row.metrics["healthy_clean"] for row in rows if "healthy_clean" in row.metrics]
     if not found:
-        reason = "no image of the split lacks the finding; of tiles, the whole images are measured"
+        reason = "no measured image lacks the finding, or the data have no background (of tiles, whole images count)"
         return [f"Healthy clean is empty: {reason}."] if rows else []
     images = next((entry["images"] for entry in found if "images" in entry), None)
     subjects = next((entry["n"] for entry in found if "n" in entry), None)

@@ -222,8 +222,8 @@ class MethodBenchmark:
             return ""
         told = "; ".join(f"{name}: {number}" for name, number in steps.items())
         return (
-            "The time gives the same steps again beside this folder's steps.json alone; the commands of the members' "
-            f"rows have them ({told})."
+            "To make it again, copy this folder's steps.json, or run the commands of the members, which have these "
+            f"steps: {told}."
         )
 
     @property

@@ -146,7 +146,7 @@ class Recipe:
             num_classes: classes of the labels.
 
         Returns:
-            plain values, among them the number of parameters.
+            Plain values, among them the number of parameters.
         """
         method: Any = self.build(in_channels, num_classes)
         told = {name: value for name, value in method.settings.items() if name != "sources"}

@@ -241,7 +241,7 @@ class BenchmarkTable:
         name = self._name(entry)
         path = self.out / "rows" / self.data.split / folder_name(name) / f"seed{'_'.join(map(str, seeds))}.json"
         weights = [self.folder(entry.recipe, seed) / "model.pt" for seed in seeds] if entry.recipe else []
-        words = {**entry.words, **self.data.unusual}
+        source = {"recipe": self._chain(entry.recipe), "measured": {**entry.words, **self.data.unusual}}
         kept, told = self._kept(entry, name, seeds)
         rows = None if kept is None else read_rows(kept, told["source"])
         if rows is not None:
@@ -249,7 +249,7 @@ class BenchmarkTable:
         if all(weight.is_file() for weight in weights):
             for seed in seeds:
                 self._claim(entry.recipe, seed)
-            rows = read_rows(path, _source(weights, words))
+            rows = read_rows(path, _source(weights, source))
         if rows is not None:
             if kept is not None:
                 write_rows(kept, rows, **told)
@@ -273,7 +273,7 @@ class BenchmarkTable:
             )
             for measured in entry.measure(self, trained)
         ]
-        write_rows(path, rows, _source(weights, words))
+        write_rows(path, rows, _source(weights, source))
         if kept is not None:
             write_rows(kept, rows, **told)
         return rows
@@ -315,8 +315,14 @@ class BenchmarkTable:
         """Refuse a folder with weights of other settings."""
         if recipe is None:
             return
-        settings = self.recipes[recipe]
-        _claim_folder(self.folder(recipe, seed), {**settings.settings, **self._built(settings)})
+        _claim_folder(self.folder(recipe, seed), self._deciding(recipe))
+
+    def _deciding(self, recipe: str) -> dict[str, Any]:
+        """Give what decides the weights of a recipe besides data and epochs, those of its teachers included."""
+        one = self.recipes[recipe]
+        unusual = {name: value for name, value in one.unusual.items() if name not in ("views", "rules")}
+        teacher = {} if one.teacher is None else {"teacher": self._deciding(one.teacher)}
+        return {**one.settings, **unusual, **self._built(one), **teacher}
 
     def _built(self, recipe: Recipe) -> dict[str, Any]:
         """Give what the built method tells of itself, where the recipe does not tell it by its words."""
@@ -355,10 +361,10 @@ class BenchmarkTable:
         return None if of_teacher is None else own + of_teacher
 
 
-def _source(weights: Sequence[Path], words: Mapping[str, Any]) -> dict[str, Any]:
-    """Give what finished rows follow from."""
-    measured = {"measured": dict(words)} if words else {}
-    return {"version": __version__, "weights": [file_sha256(path) for path in weights], **measured}
+def _source(weights: Sequence[Path], told: Mapping[str, Any]) -> dict[str, Any]:
+    """Give what finished rows follow from: the weights, and what a recipe and its measurement tell, as JSON has it."""
+    plain = json.loads(json.dumps(dict(told)))
+    return {"version": __version__, "weights": [file_sha256(path) for path in weights], **plain}
 
 
 def _claim_folder(folder: Path, settings: dict[str, Any]) -> None:
@@ -373,5 +379,11 @@ def _claim_folder(folder: Path, settings: dict[str, Any]) -> None:
         return
     # Earlier versions wrote more of the settings here.
     found = json.loads(path.read_text(encoding="utf-8"))
-    if any(name not in found or found[name] != value for name, value in settings.items()):
-        raise DataError(f"{folder} holds weights that were trained with other settings: choose another folder.")
+    settings = json.loads(json.dumps(settings))
+    differing = [name for name, value in settings.items() if name in found and found[name] != value]
+    missing = [name for name in settings if name not in found]
+    if differing or missing:
+        earlier = "" if differing else f", or by an earlier version that did not record {', '.join(missing)}"
+        raise DataError(
+            f"{folder} holds weights that were trained with other settings{earlier}: choose another folder."
+        )

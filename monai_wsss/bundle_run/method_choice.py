@@ -75,7 +75,7 @@ def choose_method(header: Mapping[str, Any], labels: Sequence[Any] = (), *, gpu:
     if names and set(names) <= set(SEQUENCES):
         more = "; CMER is for studies that lack a sequence now and then" if len(names) > 1 else ""
         beside = (
-            "; BMP was its equal in tables of their own, and above it side by side with the same encoder and length"
+            "; BMP was below it in tables of their own, and above it side by side, with settings that masks had chosen"
         )
         return "cam", f"MRI of one class: plain CAM, the simplest{small}{beside}{more}"
     return "cam", f"one class: plain CAM is the method to begin with{small}; CoinGAN is not for a first try"

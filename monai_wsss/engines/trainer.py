@@ -372,7 +372,7 @@ class WSSSTrainer(SupervisedTrainer):
 
 
 def _refuse_several_sizes(error: RuntimeError) -> None:
-    """Explain torch's complaint that it cannot stack the images of a batch; do nothing for other errors."""
+    """Raise a sentence in place of torch's complaint that it cannot stack the images of a batch; pass other errors."""
     sizes = re.search(r"equal size, but got (\[[\d, ]+\]) at entry 0 and (\[[\d, ]+\])", str(error))
     # A worker process stacks in shared memory, where torch reports only that it cannot resize.
     if sizes is None and "resize storage that is not resizable" not in str(error):

@@ -18,7 +18,8 @@ Mean = torch.Tensor | np.ndarray | Sequence[float] | None
 _ROUNDING = 1e-4  # of white, by which a resampled image may exceed its range
 _AS_BRIGHT = 0.25  # share of the mean of its whole image that a crop of it has at least, but for dark corners
 _NEARLY_BLACK = 0.05  # largest value of an image from 0 to 1 in which nothing can be seen
-_DOUBTS = 8  # images that seem to be scaled to 1, and no other among them, are no dark crops
+_DOUBTS = 8  # so many doubtful images, with no brighter one among them, are refused
+_NEVER_SCALED = 2.0  # resampling takes no image from 0 to 1 above this
 
 
 class SeenPictures:
@@ -26,7 +27,8 @@ class SeenPictures:
 
     A crop of a fluorescence image, or the black corner of a photograph, holds nothing but fractions of 1 once it was
     resampled or jittered.  Images that were scaled to 1 hold nothing else.  So where the datalist's mean is one of 0 to
-    ``white``, seven images that seem to be scaled pass.  Further ones pass where another image did not seem so.
+    ``white``, seven images that seem to be scaled pass.  Further ones pass where another image was brighter.  The
+    worker processes of a loader count together.
 
     Example:
         >>> seen, mean = SeenPictures(), [11.0, 12.0, 10.0]
@@ -38,18 +40,18 @@ class SeenPictures:
     """
 
     def __init__(self) -> None:
-        self._others = False
-        self._in_doubt = 0
+        self._counts = torch.zeros(2, dtype=torch.int64).share_memory_()  # in doubt, brighter
 
     def remember(self, picture: torch.Tensor) -> None:
         """Remember an image (3, H, W) that did not seem to be scaled."""
-        self._others |= bool(picture.max() > 1)
+        if bool(picture.max() > _NEVER_SCALED):
+            self._counts[1] = 1
 
     def allow(self, mean: Mean) -> bool:
         """Tell whether an image that seems to be scaled to 1 may be a dark crop, by the mean of the datalist."""
-        self._in_doubt += 1
+        self._counts[0] += 1
         told = mean is not None and float(torch.as_tensor(mean).max()) > 1
-        return told and (self._others or self._in_doubt < _DOUBTS)
+        return told and (bool(self._counts[1]) or int(self._counts[0]) < _DOUBTS)
 
 
 def check_color_picture(

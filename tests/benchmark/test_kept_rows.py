@@ -114,6 +114,58 @@ def test_a_recipe_without_words_asks_the_built_method(datalist, tmp_path):
     assert kept["settings"]["recipe"]["built"]["parameters"] > 1000
 
 
+@pytest.mark.parametrize("change", ["views", "rules"])
+def test_rows_of_a_folder_are_measured_anew_for_another_reading_of_the_maps(datalist, tmp_path, change):
+    """Views and rules change rows and no weights."""
+    table = make(datalist, tmp_path / "out", tmp_path / "runs", calls := [])
+    other = {"views": "none", "rules": ("otsu",)}[change]
+    table.run()
+    changed = replace(table, recipes={"plain": replace(table.recipes["plain"], **{change: other})})
+    changed.run()
+    assert calls == [3, 3]
+    kept = json.loads(next((tmp_path / "runs").rglob("seed3.json")).read_text(encoding="utf-8"))
+    assert kept["settings"]["recipe"][change] == json.loads(json.dumps(other))
+
+
+@pytest.mark.parametrize("change", ["by_subject", "begin"])
+def test_weights_of_another_reading_of_the_images_are_refused(datalist, tmp_path, change):
+    table = make(datalist, tmp_path / "out", tmp_path / "runs", [])
+    table.run()
+    begin = tmp_path / "out" / "plain" / "seed3" / "model.pt"
+    other = {"by_subject": False, "begin": begin}[change]
+    changed = replace(table, recipes={"plain": replace(table.recipes["plain"], **{change: other})})
+    with pytest.raises(
+        DataError, match=r"other settings, or by an earlier version that did not record (by_sub|begin_)"
+    ):
+        changed.run()
+
+
+def test_weights_that_another_teacher_taught_are_refused(datalist, tmp_path):
+    table = make(datalist, tmp_path / "out", tmp_path / "runs", [])
+    first = table.recipes["plain"]
+    # Private: a table of two stages would be trained for the sake of one comparison.
+    for batch_size in (64, 32):
+        pair = {"teacher": replace(first, batch_size=batch_size), "plain": replace(first, teacher="teacher")}
+        two = replace(table, recipes=pair)
+        if batch_size == 64:
+            two._claim("plain", 3)
+            two._claim("plain", 3)
+        else:
+            with pytest.raises(DataError, match="trained with other settings"):
+                two._claim("plain", 3)
+
+
+def test_weights_of_a_version_that_recorded_less_are_refused_by_that_reason(datalist, tmp_path):
+    table = make(datalist, tmp_path / "out", tmp_path / "runs", [])
+    table = replace(table, recipes={"plain": replace(table.recipes["plain"], words={})})
+    table.run()
+    path = tmp_path / "out" / "plain" / "seed3" / "settings.json"
+    told = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({name: value for name, value in told.items() if name != "built"}), encoding="utf-8")
+    with pytest.raises(DataError, match="or by an earlier version that did not record built: choose another folder"):
+        replace(table, runs=None).run()
+
+
 def test_all_that_decides_a_row_and_is_unusual_is_in_its_digest(datalist, tmp_path):
     """What is as usual adds nothing: rows of before are found again."""
     table = make(datalist, tmp_path / "out", tmp_path / "runs", [])

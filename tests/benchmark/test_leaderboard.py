@@ -88,7 +88,7 @@ def test_several_seeds_without_masks_have_a_spread_and_the_ranking_a_warning():
 def test_healthy_images_are_counted_or_their_lack_is_told():
     row = measured(CAM, [0.5] * 6).row
     for entry, told in (
-        (None, " is empty: no image of the split lacks the finding; of tiles, the whole images are measured."),
+        (None, " is empty: no measured image lacks the finding, or the data have no background"),
         ({"mean": 0.5, "n": 3, "images": 20}, ": share of the healthy images whose mask is empty (n = 20)."),
         ({"mean": 0.5, "n": 3}, ": share of the healthy images whose mask is empty (images of n = 3 subjects)."),
     ):
@@ -105,7 +105,9 @@ def test_the_footnote_tells_which_rows_are_held_against_the_best_encoder():
     outcomes += [measured(FULL, [0.8] * 6), measured(Pair("full", "resnet"), [0.75] * 6)]
     assert of(standings(outcomes, "dice_subject"), together).ratio == pytest.approx(0.6 / 0.8)
     text = format_leaderboard(outcomes, "dice_subject", "title")
-    assert "such as a generator of its own or an ensemble of several encoders, is held against the best encoder" in text
+    assert (
+        "such as a generator of its own or an ensemble of several encoders, the row is compared with their best" in text
+    )
 
 
 def test_what_has_no_result_is_shown_empty_with_its_reason():

@@ -158,7 +158,7 @@ def test_the_method_follows_the_data():
     assert reason.startswith(
         "MRI of one class: plain CAM, the simplest, measured from some 450 images on, and these are 2"
     )
-    assert "BMP was its equal in tables of their own, and above it side by side" in reason
+    assert "BMP was below it in tables of their own, and above it side by side" in reason
     assert "CMER is for studies that lack a sequence" in reason
     assert "CoinGAN is not for a first try" in choose_method({"classes": ["opacity"]}, [[1], [0]])[1]
     colors = {"classes": ["cat", "dog"], "modality": {"0": "red", "1": "green", "2": "blue"}}

@@ -7,6 +7,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from monai.data import DataLoader, Dataset
 
 from monai_wsss.transforms import RandColorOperationd, RandPhotometricDistortiond, RandStainJitterd
 
@@ -45,3 +46,23 @@ def test_without_a_mean_that_says_otherwise_the_first_one_is_refused(change, tol
     change({"image": crop(200.0), **told})
     with pytest.raises(ValueError, match=SCALED):
         change({"image": crop(), **told})
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_an_overshoot_of_resampling_is_no_brighter_image(change):
+    change = change("image", prob=1.0)
+    for number in range(8):
+        image = crop() if number else torch.full((3, 8, 8), 1.002)
+        change({"image": image, "intensity_mean": MEAN})
+    with pytest.raises(ValueError, match=SCALED):
+        change({"image": crop(), "intensity_mean": MEAN})
+
+
+def test_worker_processes_count_together():
+    """Each has few of the images, and new ones come with each epoch."""
+    change = RandStainJitterd("image", prob=1.0)
+    items = [{"image": crop(), "intensity_mean": MEAN} for _ in range(4)]
+    loader = DataLoader(Dataset(items, change), batch_size=1, num_workers=2, collate_fn=lambda batch: batch)
+    list(loader)
+    with pytest.raises(RuntimeError, match="applying transform"):
+        list(loader)
