@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -182,13 +183,13 @@ def test_signs_are_those_of_good_scores():
     assert chosen_score({}) == "presence_auroc"
 
 
+def with_an_odd_one(make: Callable[[str, str], list[Row]], good: str, other: str) -> dict[str, list[Row]]:
+    """Phantoms and two data sets where one score is in the order of Dice, and one where the other is."""
+    return {**{name: make(good, other) for name in ("phantoms", "a", "b")}, "odd": make(other, good)}
+
+
 def test_the_left_out_data_set_does_not_choose():
-    tables = {
-        "phantoms": rows_of("deletion", "found"),
-        "a": rows_of("deletion", "found"),
-        "b": rows_of("deletion", "found"),
-        "odd": rows_of("found", "deletion"),
-    }
+    tables = with_an_odd_one(rows_of, "deletion", "found")
     sections = format_choice(tables, phantoms="phantoms")
     left_out = sections["Chosen on all data sets but one, reported on that one"].splitlines()
     assert "| odd | deletion | -1.00 | 0.000 | 0.200 | 0.400 |" in left_out
@@ -213,12 +214,7 @@ def cuts_of(good: str, other: str) -> list[Row]:
 
 
 def test_a_score_of_cuts_is_reported_on_data_that_did_not_choose_it():
-    tables = {
-        "phantoms": cuts_of("agreement", "blanked_fall"),
-        "a": cuts_of("agreement", "blanked_fall"),
-        "b": cuts_of("agreement", "blanked_fall"),
-        "odd": cuts_of("blanked_fall", "agreement"),
-    }
+    tables = with_an_odd_one(cuts_of, "agreement", "blanked_fall")
     sections = format_choice(tables, phantoms="phantoms")
     lines = sections["Cuts: a score chosen on some data sets, reported on the others"].splitlines()
     assert "| phantoms and a | agreement | – | +1.00, Dice 0.700 | -1.00, Dice 0.300 |" in lines
