@@ -193,17 +193,18 @@ def check_seed(seed: int) -> None:
 
 
 def check_seeds(seeds: Sequence[int]) -> None:
-    """Check the seeds of a table: whole numbers that NumPy takes, each once, since one that is twice counts as two.
+    """Check the seeds of a table: whole numbers that MONAI tells apart, no seed twice: it would count as two trainings.
 
     Raises:
-        ValueError: none, a negative number, a fraction, no number, or one twice.
+        ValueError: none, a negative number, one of 2**32 or more, a fraction, no number, or one twice.
 
     Example:
         >>> check_seeds([0, 1, 2])
     """
-    whole = all(isinstance(seed, numbers.Integral) and seed >= 0 for seed in seeds)
-    if not (seeds and whole and len(set(seeds)) == len(seeds)):
-        raise ValueError(f"Expected `seeds` to be whole numbers from 0 up, each once, got {list(seeds)}.")
+    # MONAI takes seeds modulo 2**32.
+    whole = all(isinstance(seed, numbers.Integral) and not isinstance(seed, bool) for seed in seeds)
+    if not (seeds and whole and all(0 <= seed < 2**32 for seed in seeds) and len(set(seeds)) == len(seeds)):
+        raise ValueError(f"Expected `seeds` to be whole numbers from 0 to 2**32 - 1, each once, got {list(seeds)}.")
 
 
 def check_side(side: int | None) -> None:

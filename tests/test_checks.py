@@ -4,11 +4,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from monai_wsss._checks import check_image, check_seed, misfit
+from monai_wsss._checks import check_image, check_seed, check_seeds, misfit
 from monai_wsss.data import draw_share, split_by_subject
 from monai_wsss.engines import Progress
 from monai_wsss.inferers import VolumeInferer
@@ -58,6 +59,13 @@ def test_channels_of_every_kind_of_convolution_are_counted(layer):
 
 def test_other_errors_are_left_alone():
     assert misfit(RuntimeError("out of memory")) is None
+
+
+@pytest.mark.parametrize("seeds", [[], [-1], [0.5], ["0"], [0, 0], [0, 2**32], [True, 0], [[0]]])
+def test_seeds_of_a_table_are_whole_numbers_that_monai_tells_apart(seeds):
+    check_seeds([0, 2**32 - 1, np.int64(1)])
+    with pytest.raises(ValueError, match=r"`seeds` to be whole numbers from 0 to 2\*\*32 - 1, each once"):
+        check_seeds(seeds)
 
 
 @pytest.mark.parametrize("seed", [-1, 0.5, "0", None])

@@ -185,17 +185,17 @@ def test_both_forms_of_the_benchmark_in_one_call_are_refused(argument, capsys):
         (["--table", "encoder", "--side", "-5"], "error: Expected `side` of at least 1 pixel, got -5."),
         (
             ["--methods", "cam", "--seeds=-1"],
-            "error: Expected `seeds` to be whole numbers from 0 up, each once, got [-1].",
+            "error: Expected `seeds` to be whole numbers from 0 to 2**32 - 1, each once, got [-1].",
         ),
         (
             ["--methods", "cam", "--seeds", "1,1"],
-            "error: Expected `seeds` to be whole numbers from 0 up, each once, got ",
+            "error: Expected `seeds` to be whole numbers from 0 to 2**32 - 1, each once, got ",
         ),
         (
             ["--table", "bmp", "--seeds=-1"],
-            "error: Expected `seeds` to be whole numbers from 0 up, each once, got [-1].",
+            "error: Expected `seeds` to be whole numbers from 0 to 2**32 - 1, each once, got [-1].",
         ),
-        (["--seeds", "0,0"], "error: Expected `seeds` to be whole numbers from 0 up, each once, got [0, 0]."),
+        (["--seeds", "0,0"], "error: Expected `seeds` to be whole numbers from 0 to 2**32 - 1, each once, got [0, 0]."),
     ],
 )
 def test_methods_that_make_no_sense_are_refused_in_a_sentence(arguments, sentence, capsys, tmp_path):

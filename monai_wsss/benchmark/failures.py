@@ -9,7 +9,6 @@ from pathlib import Path
 from traceback import format_exception
 from typing import Any
 
-from monai_wsss._checks import DataError
 from monai_wsss._files import make_directory, write_json
 from monai_wsss.benchmark.spread_runs import LOST
 from monai_wsss.data.log_names import filter_of_datalist
@@ -30,9 +29,11 @@ def keep_failure(path: Path, told: Mapping[str, Any], error: Exception | None, d
     reason = LOST if error is None else _reason(error)
     make_directory(path.parent)
     write_json(path, {**told, "reason": reason, "traceback": format_exception(error) if error else []})
+    if error is None:
+        return LOST
     try:
         return filter_of_datalist(datalist, out).clean(reason)
-    except DataError:  # the datalist is gone or damaged
+    except Exception:  # the datalist is gone or damaged, in whatever way: one failure must not end all runs
         return f"{type(error).__name__}, see the folder failures."
 
 

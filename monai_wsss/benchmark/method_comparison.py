@@ -68,8 +68,8 @@ def make_method_benchmark(
 
     Raises:
         ValueError: an unknown method, encoder or ensemble, another form of the budget, a name that is given twice, a
-            negative seed or one that is given twice, a side of less than a pixel, a method of one seed that is not
-            compared, no process, or two ways to share.
+            seed that is negative, 2**32 or more, or given twice, a side of less than a pixel, a method of one seed that
+            is not compared, no process, or two ways to share.
         DataError: the output folder holds data, or the device is not there.
     """
     for method in methods:

@@ -102,8 +102,8 @@ class BenchmarkTable:
 
     Raises:
         DataError: :meth:`run` finds data of another kind, or weights of other settings in ``out``.
-        ValueError: a seed is negative, or given twice, or there is none; or :meth:`run` is asked for a row that the
-            table does not have.
+        ValueError: a seed is negative, 2**32 or more, or given twice, or there is none; or :meth:`run` is asked for a
+            row that the table does not have.
     """
 
     name: str
