@@ -31,10 +31,7 @@ MARK = re.compile(r"<!--= [^<>]+ -->([^<]*)<!--/-->")
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
 ELSEWHERE: dict[str, tuple[str, ...]] = {
-    "docs/results/lgg_cam.md": (
-        *("0.611 ± 0.007", "0.85", "0.547 ± 0.030", "0.611", "0.58", "0.61", "0.717 ± 0.020"),
-        *("0.121", "0.047", "0.19", "0.26", "0.00", "0.05"),
-    ),
+    "docs/results/lgg_cam.md": ("0.58", "0.61", "0.19", "0.26", "0.00", "0.05"),
     "docs/results/lgg_bmp.md": ("0.579 ± 0.028", "0.85", "0.015", "0.685 ± 0.017"),
     "docs/results/glas_gland.md": ("0.588 ± 0.007", "0.94"),
     "bundles/chest_xray_coingan_segmentation/docs/README.md": ("0.40", "0.58"),  # of weights that are not shipped
@@ -76,6 +73,13 @@ TYPED: dict[str, dict[str, tuple[str, ...]]] = {
             "0.90 of full supervision on brain MRI and 0.95 on dermoscopy and glands",
         ),
         "a row without CoSA, which has one now": ("together had 0.598",),
+    },
+    "docs/results/lgg_cam.md": {
+        "what 16 patients cannot tell": ("less than about 0.05 mean little",),
+        "trials of the shipped weights, whose rows were not kept": (
+            *("(0.610 without phantoms)", "0.773 on the three", "0.50 on a four-sequence", "0.19, 0.26 and 0.00"),
+        ),
+        "printed by the tutorial": ("0.58 (0.45 to 0.68) against 0.61 (0.50 to 0.70)", "On phantoms 0.46 against 0.75"),
     },
     "docs/results/lgg_cmer.md": {"of the paper": ("reports 0.71 of full supervision",)},
     "docs/results/cardiac.md": {
