@@ -165,7 +165,7 @@ def test_members_of_unequal_length_are_told_with_their_steps(datalist, tmp_path,
     assert "--budget 1-steps" in of_seam
     everyone = commands["ensemble of all weak methods, small"]
     assert "--budget 2s" in everyone
-    assert "rows have them (cam, small: 2; seam, small: 1)." in everyone
+    assert "which have these steps: cam, small: 2; seam, small: 1." in everyone
     assert "steps.json" not in of_cam + of_seam + commands["cam, small"]
 
 
