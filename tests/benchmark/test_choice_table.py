@@ -217,9 +217,11 @@ def test_a_score_of_cuts_is_reported_on_data_that_did_not_choose_it():
     tables = with_an_odd_one(cuts_of, "agreement", "blanked_fall")
     sections = format_choice(tables, phantoms="phantoms")
     lines = sections["Cuts: a score chosen on some data sets, reported on the others"].splitlines()
-    assert "| phantoms and a | agreement | – | +1.00, Dice 0.700 | -1.00, Dice 0.300 |" in lines
-    assert "| all but odd | agreement | – | – | -1.00, Dice 0.300 |" in lines
-    assert "| all but a | agreement | +1.00, Dice 0.700 | – | – |" in lines
+    assert {
+        "| phantoms and a | agreement | – | +1.00, Dice 0.700 | -1.00, Dice 0.300 |",
+        "| all but odd | agreement | – | – | -1.00, Dice 0.300 |",
+        "| all but a | agreement | +1.00, Dice 0.700 | – | – |",
+    } <= set(lines)
     assert lines[-1] == "| – | cut 0.5, the simplest | Dice 0.500 | Dice 0.500 | Dice 0.500 |"
     verdict = sections["Verdict on cuts"]
     assert verdict.startswith("None works")
